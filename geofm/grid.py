@@ -1,0 +1,199 @@
+"""A pixel grid on the ground as one value, and reading rasters on it."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+import shapely
+from rasterio.coords import BoundingBox
+from rasterio.crs import CRS
+from rasterio.enums import Resampling
+from rasterio.io import DatasetReader
+from rasterio.transform import Affine, array_bounds
+from rasterio.vrt import WarpedVRT
+from rasterio.warp import transform as transform_points
+from rasterio.windows import Window
+
+#: Grids whose pixels lie closer than this, in pixels, are the same grid. Real files differ by
+#: 1e-10 from rounding; a hundredth of a pixel is below what any resampling could resolve.
+ALIGNMENT_TOLERANCE = 1e-2
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Where the pixels of an image lie: CRS, transform and shape.
+
+    Attributes:
+        crs: Coordinate reference system.
+        transform: Affine map from (column, row) to (x, y) of the CRS; (0, 0) is the outer corner
+            of the first pixel.
+        height: Number of rows.
+        width: Number of columns.
+    """
+
+    crs: CRS
+    transform: Affine
+    height: int
+    width: int
+
+    @classmethod
+    def of(cls, src: DatasetReader) -> Self:
+        """Grid of an open raster.
+
+        Args:
+            src: The raster.
+
+        Returns:
+            Its grid.
+
+        Raises:
+            ValueError: If the raster has no CRS.
+        """
+        if src.crs is None:
+            raise ValueError(f'{src.name}: no CRS; assign one, e.g. with `rio edit-info --crs`')
+        return cls(src.crs, src.transform, src.height, src.width)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.height, self.width
+
+    @property
+    def bounds(self) -> BoundingBox:
+        """Left, bottom, right and top in units of the CRS."""
+        return BoundingBox(*array_bounds(self.height, self.width, self.transform))
+
+    @property
+    def res(self) -> tuple[float, float]:
+        """Pixel width and height in units of the CRS."""
+        t = self.transform
+        return math.hypot(t.a, t.d), math.hypot(t.b, t.e)
+
+    def crop(self, row: int, col: int, height: int, width: int) -> Self:
+        """Part of the grid.
+
+        Args:
+            row: First row.
+            col: First column.
+            height: Number of rows.
+            width: Number of columns.
+
+        Returns:
+            The grid of that window; it may reach beyond this one.
+        """
+        transform = self.transform @ Affine.translation(col, row)
+        return replace(self, transform=transform, height=height, width=width)
+
+    def coarsen(self, factor: int) -> Self:
+        """Grid of blocks of pixels, e.g. of a ViT's patches.
+
+        Args:
+            factor: Pixels a block, along rows and along columns.
+
+        Returns:
+            A grid with the same outer corner; blocks that are not full are left off.
+        """
+        return replace(
+            self,
+            transform=self.transform @ Affine.scale(factor),
+            height=self.height // factor,
+            width=self.width // factor,
+        )
+
+    def footprint(self, crs: CRS | None = None) -> shapely.Polygon:
+        """Outline of the grid.
+
+        Args:
+            crs: CRS of the outline; that of the grid by default.
+
+        Returns:
+            The polygon through the four corners. Edges are not densified: over the few
+            kilometres of a patch their curvature is below a pixel.
+        """
+        cols, rows = (0, self.width, self.width, 0), (0, 0, self.height, self.height)
+        xs, ys = zip(
+            *(self.transform @ (c, r) for c, r in zip(cols, rows, strict=True)), strict=True
+        )
+        if crs is not None and crs != self.crs:
+            xs, ys = transform_points(self.crs, crs, xs, ys)
+        return shapely.Polygon(zip(xs, ys, strict=True))
+
+    def pixel_of(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], ...]:
+        """Pixel coordinates of points given in the CRS of the grid.
+
+        Args:
+            x: Eastings or longitudes.
+            y: Northings or latitudes.
+
+        Returns:
+            Fractional (row, column); (0, 0) is the outer corner of the first pixel.
+        """
+        cols, rows = ~self.transform @ (np.asarray(x, float), np.asarray(y, float))
+        return rows, cols
+
+    def window_in(self, other: Self) -> Window | None:
+        """Where this grid lies in another one, if both share their pixels.
+
+        Args:
+            other: Grid to look into.
+
+        Returns:
+            The window of *other* whose pixels are those of this grid, or None if the CRS,
+            pixel size, orientation or alignment differ, or if it reaches beyond *other*.
+        """
+        if self.crs != other.crs:
+            return None
+        to_other = ~other.transform @ self.transform
+        corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
+        col, row = (round(v) for v in to_other @ (0, 0))
+        for c, r in corners:
+            other_col, other_row = to_other @ (c, r)
+            if max(abs(other_col - col - c), abs(other_row - row - r)) > ALIGNMENT_TOLERANCE:
+                return None
+        inside = 0 <= col <= other.width - self.width and 0 <= row <= other.height - self.height
+        return Window(col, row, self.width, self.height) if inside else None
+
+
+def read_on_grid(
+    src: DatasetReader, grid: Grid, resampling: Resampling = Resampling.bilinear
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Read all bands of a raster on a grid.
+
+    Where the raster has the pixels of the grid, this is a plain window read and bit-exact.
+    Only where CRS, origin or pixel size differ is the raster warped.
+
+    Args:
+        src: Open raster.
+        grid: Grid to read on.
+        resampling: How to warp, if it must be warped.
+
+    Returns:
+        Pixels, float32 of shape (C, H, W), and where they are valid, bool of shape (H, W): inside
+        the raster, finite, and not its nodata value. Pixels that the raster does not cover
+        are NaN.
+    """
+    window = grid.window_in(Grid.of(src))
+    if window is not None:
+        pixels = src.read(window=window, out_dtype='float32')
+        nodata = src.nodata
+    else:
+        nodata = float('nan')
+        # Warped in float64: GDAL would not write NaN outside of an integer raster.
+        with WarpedVRT(
+            src,
+            crs=grid.crs,
+            transform=grid.transform,
+            height=grid.height,
+            width=grid.width,
+            resampling=resampling,
+            src_nodata=src.nodata,
+            nodata=nodata,
+            dtype='float32',
+        ) as vrt:
+            pixels = vrt.read(out_dtype='float32')
+    valid = np.isfinite(pixels).all(axis=0)
+    if nodata is not None and not np.isnan(nodata):
+        valid &= (pixels != np.float32(nodata)).all(axis=0)
+    return pixels, valid
