@@ -1,0 +1,452 @@
+"""The backbone: one ViT a sensor, their tokens fused into one sequence."""
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models._features import feature_take_indices
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..sensors import SENSORS, BandError, band_indices, sensor_channels
+from .attention import cls_attention_weights
+from .dates import DayOfYear
+from .fusion import CrossAttentionFusion, LinearFusion
+
+#: Columns of a `dates` tensor.
+_DATE_COLUMN = {key: i for i, key in enumerate(SENSORS)}
+
+
+def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
+    """Bands of an input of which only the number of channels is known."""
+    every = tuple(band for key in sensors for band in SENSORS[key].band_names)
+    choices = [every, *(SENSORS[key].band_names for key in sensors)]
+    for bands in choices:
+        if len(bands) == in_chans:
+            return bands
+    raise BandError(
+        f'in_chans={in_chans} does not tell which bands they are: it is neither all '
+        f'{len(every)} of {list(sensors)} nor those of one sensor. Name them with bands=[...]'
+    )
+
+
+class MultiSensorViT(nn.Module):
+    """Vision transformers, one a sensor, fused into one sequence of tokens.
+
+    Each sensor has a timm ``VisionTransformer`` with register tokens (Darcet et al., 2024) and
+    LayerScale. Its normalised tokens, CLS, registers and patches, are fused one by one with those
+    of the other sensor, which show the same ground. With a single sensor there is no fusion and
+    the tokens are those of the timm model.
+
+    A sensor that is not among the *bands*, or not *present* in a sample, is replaced by learned
+    stand-in tokens.
+
+    The class follows timm's model interface, so that timm, TorchGeo and
+    segmentation-models-pytorch can use it by name.
+
+    Args:
+        img_size: Side, in pixels, for which positions are stored; other sizes are interpolated.
+        patch_size: Side of a patch in pixels.
+        in_chans: Number of input channels.
+        num_classes: Number of classes of the head; 0: no head.
+        global_pool: How tokens are pooled for the head: the CLS token, or the mean of patches.
+        sensors: Keys of the sensors, of :data:`geofm.sensors.SENSORS`.
+        bands: Names of the input channels, in their order. Default: all bands of all sensors if
+            *in_chans* is their number, or all of one sensor.
+        fusion: How two sensors are fused.
+        query: Cross-attention: the sensor that asks; the other answers.
+        nhead: Cross-attention: number of heads.
+        nlayer: Cross-attention: number of layers.
+        dropout: Cross-attention: dropout.
+        shared: Cross-attention: one set of weights for all layers.
+        embed_dim: Width of the tokens.
+        depth: Number of blocks of each ViT.
+        num_heads: Number of attention heads of each ViT.
+        reg_tokens: Number of register tokens.
+        init_values: Initial LayerScale.
+        drop_rate: Dropout before the head.
+        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        vit_args: Further arguments of timm's ``VisionTransformer``.
+
+    Raises:
+        BandError: If the bands are unknown or given twice, do not match *in_chans*, or belong to
+            a sensor that the model does not have.
+        ValueError: If there are not one or two sensors, or the *query* is not one of them.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        patch_size: int = 16,
+        in_chans: int = 15,
+        num_classes: int = 0,
+        global_pool: Literal['token', 'avg'] = 'token',
+        sensors: Sequence[str] = ('s1', 's2'),
+        bands: Sequence[str] | None = None,
+        fusion: Literal['linear', 'xattn'] = 'linear',
+        query: str = 's1',
+        nhead: int = 4,
+        nlayer: int = 6,
+        dropout: float = 0.0,
+        shared: bool = True,
+        embed_dim: int = 192,
+        depth: int = 12,
+        num_heads: int = 3,
+        reg_tokens: int = 4,
+        init_values: float | None = 1e-5,
+        drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        **vit_args: Any,
+    ) -> None:
+        super().__init__()
+        if not 1 <= len(sensors) <= 2 or not set(sensors) <= set(SENSORS):
+            raise ValueError(f'sensors must be one or two of {list(SENSORS)}, not {list(sensors)}')
+        if global_pool not in ('token', 'avg'):
+            raise ValueError(f"global_pool must be 'token' or 'avg', not '{global_pool}'")
+        self.sensors = tuple(key for key in SENSORS if key in sensors)
+        self.bands = tuple(bands or _default_bands(self.sensors, in_chans))
+        if len(self.bands) != in_chans:
+            raise BandError(f'in_chans={in_chans}, but {len(self.bands)} bands: {list(self.bands)}')
+        given = sensor_channels(self.bands)
+        if foreign := set(given) - set(self.sensors):
+            raise BandError(f'bands of {sorted(foreign)}, but the model has {list(self.sensors)}')
+
+        # Encoders see the bands of their sensor in canonical order, whatever the input's order.
+        encoder_bands = {
+            key: [b for b in SENSORS[key].band_names if b in self.bands or key not in given]
+            for key in self.sensors
+        }
+        self._channels = {key: band_indices(encoder_bands[key], self.bands) for key in given}
+
+        self.patch_size = patch_size
+        self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
+        self.num_reg_tokens = reg_tokens
+        self.num_prefix_tokens = 1 + reg_tokens
+        self.has_class_token = True
+        self.in_chans = in_chans
+        self.global_pool = global_pool
+        self.depth = depth
+        self.grad_checkpointing = False
+        self.feature_info = [
+            {'module': f'blocks.{i}', 'num_chs': embed_dim, 'reduction': patch_size}
+            for i in range(depth)
+        ]
+
+        vit_args = {'no_embed_class': True, **vit_args}
+        self.encoders = nn.ModuleDict(
+            {
+                key: VisionTransformer(
+                    img_size=img_size,
+                    patch_size=patch_size,
+                    in_chans=len(encoder_bands[key]),
+                    num_classes=0,
+                    embed_dim=embed_dim,
+                    depth=depth,
+                    num_heads=num_heads,
+                    reg_tokens=reg_tokens,
+                    init_values=init_values,
+                    drop_path_rate=drop_path_rate,
+                    dynamic_img_size=True,
+                    **vit_args,
+                )
+                for key in self.sensors
+            }
+        )
+        self.day_of_year = DayOfYear(embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(len(self.sensors), embed_dim))
+        self.fusion: LinearFusion | CrossAttentionFusion | None = None
+        if len(self.sensors) == 2:
+            if fusion == 'linear':
+                self.fusion = LinearFusion(embed_dim)
+            elif fusion == 'xattn':
+                if query not in self.sensors:
+                    raise ValueError(f"query must be one of {list(self.sensors)}, not '{query}'")
+                index = self.sensors.index(query)
+                self.fusion = CrossAttentionFusion(embed_dim, index, nhead, nlayer, dropout, shared)  # type: ignore[arg-type]
+            else:
+                raise ValueError(f"fusion must be 'linear' or 'xattn', not '{fusion}'")
+            # A stand-in for CLS, each register, and a patch, of each sensor.
+            self.stand_in = nn.Parameter(torch.empty(2, self.num_prefix_tokens + 1, embed_dim))
+            nn.init.trunc_normal_(self.stand_in, std=0.02)
+        self.head_drop = nn.Dropout(drop_rate)
+        # TorchGeo takes the last child for the head, and the first leaf for the patch embedding.
+        self.head: nn.Module
+        self.reset_classifier(num_classes)
+
+    # -- timm's model interface -----------------------------------------------------------------
+
+    @property
+    def fc_norm(self) -> nn.Module:
+        """Norm between pooling and head: none, tokens are normalised already."""
+        return nn.Identity()
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that must not decay, beside biases and norms."""
+        tokens = {'mask_token', 'stand_in'}
+        of_vit = {'pos_embed', 'cls_token', 'reg_token'}
+        return tokens | {f'encoders.{key}.{name}' for key in self.sensors for name in of_vit}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Patterns by which timm groups parameters into layers.
+
+        Args:
+            coarse: Accepted for timm; there is one granularity.
+
+        Returns:
+            Patterns of the stem and of the blocks.
+        """
+        return {
+            'stem': (
+                r'^mask_token|^day_of_year'
+                r'|^encoders\.\w+\.(cls_token|reg_token|pos_embed|patch_embed|norm_pre)'
+            ),
+            'blocks': [
+                (r'^encoders\.\w+\.blocks\.(\d+)', None),
+                (r'^encoders\.\w+\.norm|^fusion|^stand_in', (99999,)),
+            ],
+        }
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute each block's activations in the backward pass, to save memory.
+
+        Args:
+            enable: Whether to.
+        """
+        self.grad_checkpointing = enable
+
+    def get_classifier(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Replace the head.
+
+        Args:
+            num_classes: Number of classes; 0: no head.
+            global_pool: New pooling, 'token' or 'avg'; None: as it was.
+        """
+        self.num_classes = num_classes
+        if global_pool is not None:
+            self.global_pool = global_pool  # type: ignore[assignment]
+        self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
+
+    # -- tokens ---------------------------------------------------------------------------------
+
+    def _encoder(self, key: str) -> VisionTransformer:
+        encoder = self.encoders[key]
+        assert isinstance(encoder, VisionTransformer)
+        return encoder
+
+    def _embed(self, key: str, x: Tensor, dates: Tensor | None, masks: Tensor | None) -> Tensor:
+        """Input of the first block of one sensor's ViT."""
+        encoder = self._encoder(key)
+        channels = self._channels[key]
+        first, last = channels[0], channels[-1]
+        # A run of channels is a view; anything else is gathered.
+        is_run = channels == list(range(first, last + 1))
+        tokens = encoder.patch_embed(x[:, first : last + 1] if is_run else x[:, channels])
+        if masks is not None:
+            token = self.mask_token[self.sensors.index(key)].to(tokens.dtype)
+            tokens = torch.where(masks.reshape(*tokens.shape[:3], 1), token, tokens)
+        tokens = encoder.norm_pre(encoder._pos_embed(tokens))
+        if dates is not None:
+            tokens = tokens + self.day_of_year(dates[:, _DATE_COLUMN[key]])[:, None].to(
+                tokens.dtype
+            )
+        return tokens
+
+    def _stand_in(self, key: str, grid: tuple[int, int]) -> Tensor:
+        """Tokens in place of an absent sensor's, of shape (1, L, D)."""
+        encoder = self._encoder(key)
+        token = self.stand_in[self.sensors.index(key)]
+        prefix = 0 if encoder.no_embed_class else self.num_prefix_tokens
+        positions = resample_abs_pos_embed(
+            encoder.pos_embed,
+            new_size=list(grid),
+            old_size=list(encoder.patch_embed.grid_size),
+            num_prefix_tokens=prefix,
+        )[:, prefix:]
+        # Patches keep their positions: as the query of cross-attention they must differ.
+        return torch.cat([token[None, :-1], token[-1] + positions], dim=1)
+
+    def _run(
+        self,
+        x: Tensor,
+        take: Sequence[int],
+        dates: Tensor | None,
+        masks: Tensor | None,
+        present: Tensor | None,
+    ) -> list[list[Tensor]]:
+        """Normalised tokens of every sensor after each of the blocks in *take*."""
+        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+        taken: list[list[Tensor]] = [[] for _ in take]
+        for i, key in enumerate(self.sensors):
+            encoder = self._encoder(key)
+            if key not in self._channels:
+                absent = self._stand_in(key, grid).expand(len(x), -1, -1).to(x.dtype)
+                for tokens_at in taken:
+                    tokens_at.append(absent)
+                continue
+            tokens = self._embed(key, x, dates, masks)
+            for depth, block in enumerate(encoder.blocks[: max(take) + 1]):
+                if self.grad_checkpointing and self.training:
+                    tokens = checkpoint(block, tokens, use_reentrant=False)
+                else:
+                    tokens = block(tokens)
+                if depth in take:
+                    normalised = encoder.norm(tokens)
+                    if present is not None and self.fusion is not None:
+                        stand_in = self._stand_in(key, grid).to(normalised.dtype)
+                        normalised = torch.where(present[:, i, None, None], normalised, stand_in)
+                    taken[list(take).index(depth)].append(normalised)
+        return taken
+
+    def _fuse(self, tokens: list[Tensor]) -> Tensor:
+        return self.fusion(tokens) if self.fusion is not None else tokens[0]
+
+    def forward_features(
+        self,
+        x: Tensor,
+        dates: Tensor | None = None,
+        masks: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Tensor:
+        """Tokens of a batch.
+
+        Args:
+            x: Normalised images of shape (B, C, H, W), channels as in :attr:`bands`; H and W
+                multiples of the patch size.
+            dates: Days since 1970-01-01 of each sensor of :data:`geofm.sensors.SENSORS`, int64 of
+                shape (B, 2); :data:`geofm.models.dates.NO_DATE` where unknown. None: unknown.
+            masks: True where a patch is hidden, in all sensors, bool of shape (B, N).
+            present: Whether each of :attr:`sensors` is present in a sample, bool of shape
+                (B, S). None: all are.
+
+        Returns:
+            Fused tokens of shape (B, 1 + registers + N, D): CLS, registers, patches row by row.
+        """
+        (tokens,) = self._run(x, [self.depth - 1], dates, masks, present)
+        return self._fuse(tokens)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = 'NCHW',
+        intermediates_only: bool = False,
+        dates: Tensor | None = None,
+        present: Tensor | None = None,
+    ) -> Any:
+        """Fused tokens after several blocks, as timm's ViTs give them.
+
+        Args:
+            x: As in :meth:`forward_features`.
+            indices: Blocks to take: a list, the last n if an int, all if None.
+            return_prefix_tokens: Return CLS and registers beside the patches.
+            norm: Accepted for timm: fusion needs normalised tokens, so they always are.
+            stop_early: Accepted for timm: blocks beyond the last one taken are never run when
+                *intermediates_only*.
+            output_fmt: 'NCHW' or 'NLC'.
+            intermediates_only: Leave out the final tokens.
+            dates: As in :meth:`forward_features`.
+            present: As in :meth:`forward_features`.
+
+        Returns:
+            The final tokens and a list of features, or the list alone; a feature is of shape
+            (B, D, H/p, W/p) or (B, N, D), in a tuple with the prefix tokens if these are asked for.
+
+        Raises:
+            ValueError: If *output_fmt* is neither.
+        """
+        if output_fmt not in ('NCHW', 'NLC'):
+            raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', not '{output_fmt}'")
+        take, _ = feature_take_indices(self.depth, indices)
+        last = [] if intermediates_only or self.depth - 1 in take else [self.depth - 1]
+        fused = [
+            self._fuse(tokens) for tokens in self._run(x, [*take, *last], dates, None, present)
+        ]
+
+        height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+        features: list[Any] = []
+        for tokens in fused[: len(take)]:
+            prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
+            if output_fmt == 'NCHW':
+                patches = patches.mT.unflatten(2, (height, width)).contiguous()
+            features.append((patches, prefix) if return_prefix_tokens else patches)
+        return features if intermediates_only else (fused[-1], features)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool tokens and apply the head.
+
+        Args:
+            x: Tokens of shape (B, L, D).
+            pre_logits: Stop before the head.
+
+        Returns:
+            Logits of shape (B, num_classes), or features of shape (B, D).
+        """
+        x = x[:, 0] if self.global_pool == 'token' else x[:, self.num_prefix_tokens :].mean(dim=1)
+        x = self.head_drop(x)
+        return x if pre_logits else self.head(x)
+
+    def forward(
+        self, x: Tensor, dates: Tensor | None = None, present: Tensor | None = None
+    ) -> Tensor:
+        """Logits, or features of a model without a head.
+
+        Args:
+            x: As in :meth:`forward_features`.
+            dates: As in :meth:`forward_features`.
+            present: As in :meth:`forward_features`.
+
+        Returns:
+            Tensor of shape (B, num_classes), or (B, D) without a head.
+        """
+        return self.forward_head(self.forward_features(x, dates, present=present))
+
+    def cls_attention(
+        self,
+        x: Tensor,
+        dates: Tensor | None = None,
+        block: int = -1,
+        present: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Attention of the CLS token to the patches.
+
+        Args:
+            x: As in :meth:`forward_features`.
+            dates: As in :meth:`forward_features`.
+            block: Block of the ViTs; negative counts from the last.
+            present: As in :meth:`forward_features`.
+
+        Returns:
+            For each sensor at hand by its key, and 'fusion' for the last layer of
+            cross-attention, weights of shape (B, heads, H/p, W/p). The softmax is over all tokens,
+            so that a map sums to what the CLS token does not give to itself and the registers.
+
+        Raises:
+            IndexError: If there is no such block.
+        """
+        if not -self.depth <= block < self.depth:
+            raise IndexError(f'block {block}: the model has {self.depth} blocks')
+        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+
+        def on_patches(weights: Tensor) -> Tensor:
+            return weights[..., self.num_prefix_tokens :].unflatten(-1, grid)
+
+        maps = {}
+        for key in self._channels:
+            tokens = self._embed(key, x, dates, masks=None)
+            blocks = self._encoder(key).blocks
+            index = block % self.depth
+            tokens = blocks[:index](tokens)
+            maps[key] = on_patches(cls_attention_weights(blocks[index], tokens))
+        if isinstance(self.fusion, CrossAttentionFusion):
+            (tokens_of,) = self._run(x, [self.depth - 1], dates, None, present)
+            maps['fusion'] = on_patches(self.fusion.attention(tokens_of)[:, :, 0])
+        return maps
