@@ -1,0 +1,88 @@
+"""From teacher logits to targets: centering, or Sinkhorn-Knopp, against collapse."""
+
+import torch
+import torch.distributed as dist
+from lightly.models.modules.center import Center
+from torch import Tensor, nn
+
+
+class EMACentering(nn.Module):
+    """Softmax of the teacher's logits, from which a moving average is taken off.
+
+    Caron et al., 2021, *Emerging Properties in Self-Supervised Vision Transformers*. The centre
+    of a step is that of the steps before it.
+
+    Args:
+        prototypes: Number K of prototypes.
+        momentum: Momentum of the centre.
+    """
+
+    def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.center = Center(size=(1, prototypes), momentum=momentum)
+
+    def forward(self, logits: Tensor, temperature: float, update: bool = True) -> Tensor:
+        """Targets for the student.
+
+        Args:
+            logits: Teacher logits of shape (M, K).
+            temperature: Teacher temperature.
+            update: Whether to move the centre.
+
+        Returns:
+            Probabilities, float32 of shape (M, K).
+        """
+        logits = logits.float()
+        targets = torch.softmax((logits - self.center.value) / temperature, dim=-1)
+        if update:
+            # A rank without a masked token has no mean of its own, but must join the others'.
+            self.center.update(logits if len(logits) else self.center.value)
+        return targets
+
+
+class SinkhornKnopp(nn.Module):
+    """Assignment of the batch to prototypes that uses every prototype equally.
+
+    Caron et al., 2020, *Unsupervised Learning of Visual Features by Contrasting Cluster
+    Assignments*; in DINOv2 for both heads, over the tokens of all ranks.
+
+    Args:
+        prototypes: Accepted for the same interface as :class:`EMACentering`.
+        iterations: Number of row and column normalisations.
+    """
+
+    def __init__(self, prototypes: int, iterations: int = 3) -> None:
+        super().__init__()
+        self.prototypes = prototypes
+        self.iterations = iterations
+
+    @torch.no_grad()
+    def forward(self, logits: Tensor, temperature: float, update: bool = True) -> Tensor:
+        """Targets for the student.
+
+        Args:
+            logits: Teacher logits of shape (M, K); M may differ between ranks.
+            temperature: Teacher temperature.
+            update: Accepted for the same interface as :class:`EMACentering`: there is no state.
+
+        Returns:
+            Probabilities, float32 of shape (M, K): each row sums to 1, and the sum over the
+            rows of all ranks is nearly the same for each prototype.
+        """
+        scaled = logits.float() / temperature
+        # One constant for all entries cancels in the first normalisation, and keeps exp finite.
+        largest = scaled.max() if scaled.numel() else scaled.new_tensor(-torch.inf)
+        weights = torch.exp(scaled - _total(largest, dist.ReduceOp.MAX))
+        rows = _total(scaled.new_tensor(float(len(logits))))
+        for _ in range(self.iterations):
+            weights = weights / (_total(weights.sum(dim=0)) * self.prototypes).clamp_min(1e-30)
+            weights = weights / (weights.sum(dim=1, keepdim=True) * rows).clamp_min(1e-30)
+        return weights * rows
+
+
+def _total(value: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
+    """Reduce a tensor over all ranks."""
+    if dist.is_available() and dist.is_initialized():
+        value = value.clone()
+        dist.all_reduce(value, op)
+    return value

@@ -1,0 +1,69 @@
+"""DINO and iBOT: cross-entropy of the student's predictions against the teacher's targets."""
+
+import torch
+from torch import Tensor, nn
+
+
+class DINOLoss(nn.Module):
+    """Cross-entropy between views of an image, on the CLS token.
+
+    Caron et al., 2021, and Oquab et al., 2023 (DINOv2): the mean over all pairs of a teacher's
+    global crop and another crop of the student. Unlike lightly's loss of that name it takes
+    targets, not teacher logits, so that centering and Sinkhorn-Knopp share it.
+
+    Args:
+        temperature: Student temperature.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Loss of a batch.
+
+        Args:
+            logits: Student logits of shape (V, B, K); the first T views are the teacher's
+                global crops, in the same order.
+            targets: Teacher probabilities of shape (T, B, K).
+
+        Returns:
+            Mean over the T x (V - 1) pairs of different crops, and over the batch.
+        """
+        views, batch, _ = logits.shape
+        log_probabilities = torch.log_softmax(logits.float() / self.temperature, dim=-1)
+        pairs = -torch.einsum('tbk,vbk->tv', targets, log_probabilities)
+        total = pairs.sum() - pairs.diagonal().sum()
+        return total / (len(targets) * (views - 1) * batch)
+
+
+class IBOTLoss(nn.Module):
+    """Cross-entropy between student and teacher on the patches hidden from the student.
+
+    Zhou et al., 2022 (iBOT), as in DINOv2: each image's masked patches weigh 1 in sum, and the
+    sum is divided by the number of all global crops, masked or not. Unlike lightly's
+    ``IBOTPatchLoss`` it takes targets, so that centering and Sinkhorn-Knopp share it.
+
+    Args:
+        temperature: Student temperature.
+    """
+
+    def __init__(self, temperature: float = 0.1) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, logits: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
+        """Loss of a batch.
+
+        Args:
+            logits: Student logits of the M masked patches, of shape (M, K).
+            targets: Teacher probabilities of the same patches, of shape (M, K).
+            masks: True where a patch is masked, bool of shape (2B, N) with M True.
+
+        Returns:
+            Scalar; 0 if nothing is masked.
+        """
+        log_probabilities = torch.log_softmax(logits.float() / self.temperature, dim=-1)
+        losses = -(targets * log_probabilities).sum(dim=-1)
+        weights = (1 / masks.sum(dim=1, keepdim=True).clamp_min(1)).expand_as(masks)[masks]
+        return (losses * weights).sum() / len(masks)
