@@ -1,0 +1,51 @@
+"""DINOv2's parameter groups."""
+
+import re
+from typing import Any
+
+from torch import nn
+
+_BLOCK = re.compile(r'\bblocks\.(\d+)\.')
+_STEM = re.compile(r'\b(patch_embed|pos_embed|cls_token|reg_token|mask_token|day_of_year)\b')
+
+
+def parameter_groups(
+    student: nn.Module, depth: int, layer_decay: float = 0.9, patch_embed_lr_mult: float = 0.2
+) -> list[dict[str, Any]]:
+    """Group parameters by how their learning rate and weight decay are scaled.
+
+    As in DINOv2: the learning rate falls by *layer_decay* a block from the last to the first, is
+    lower still in the patch embedding, and follows a schedule of its own in the heads' last
+    layers. Vectors (biases, norms, layer scales) and the gains of weight-normalised layers do
+    not decay. Fusion and heads lie above the last block and learn at the full rate.
+
+    Args:
+        student: Module with children ``backbone`` and heads.
+        depth: Number of blocks of the backbone.
+        layer_decay: Factor a block.
+        patch_embed_lr_mult: Further factor of the patch embedding.
+
+    Returns:
+        Groups for an optimiser with the keys ``params``, ``names``, ``lr_mult``, ``wd_mult`` and
+        ``last_layer``; those of equal treatment are one group.
+    """
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
+    for name, parameter in student.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        lr_mult = 1.0
+        if name.startswith('backbone.') and '.fusion.' not in name:
+            if block := _BLOCK.search(name):
+                lr_mult = layer_decay ** (depth - int(block[1]))
+            elif _STEM.search(name):
+                lr_mult = layer_decay ** (depth + 1)
+        if 'patch_embed' in name:
+            lr_mult *= patch_embed_lr_mult
+        wd_mult = 0.0 if parameter.ndim < 2 or name.endswith('weight_g') else 1.0
+        key = (lr_mult, wd_mult, 'last_layer' in name)
+        if key not in groups:
+            names = ('lr_mult', 'wd_mult', 'last_layer')
+            groups[key] = {'params': [], 'names': [], **dict(zip(names, key, strict=True))}
+        groups[key]['params'].append(parameter)
+        groups[key]['names'].append(name)
+    return list(groups.values())

@@ -1,0 +1,127 @@
+"""DINOv2's schedules: one table from step to value."""
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.float64]
+
+
+def cosine_schedule(
+    base: float, final: float, steps: int, warmup_steps: int = 0, start: float = 0.0
+) -> FloatArray:
+    """Linear warm-up, then half a cosine.
+
+    Args:
+        base: Value at the end of the warm-up.
+        final: Value that the cosine tends to.
+        steps: Length of the schedule, warm-up included.
+        warmup_steps: Length of the warm-up.
+        start: First value of the warm-up.
+
+    Returns:
+        One value a step, of shape (steps,). Step i after the warm-up holds
+        ``final + (base - final) * (1 + cos(pi * i / n)) / 2`` where n is the steps after it.
+    """
+    warmup = np.linspace(start, base, warmup_steps)
+    phase = np.arange(steps - warmup_steps) / max(1, steps - warmup_steps)
+    return np.concatenate([warmup, final + (base - final) * (1 + np.cos(np.pi * phase)) / 2])
+
+
+@dataclass(frozen=True)
+class Schedules:
+    """What changes from step to step. Each array has one value an optimiser step.
+
+    Attributes:
+        lr: Learning rate.
+        last_layer_lr: Learning rate of the heads' last layers: 0 while they are frozen.
+        weight_decay: Weight decay.
+        momentum: Momentum of the teacher.
+        teacher_temperature: Temperature of the teacher's softmax.
+    """
+
+    lr: FloatArray
+    last_layer_lr: FloatArray
+    weight_decay: FloatArray
+    momentum: FloatArray
+    teacher_temperature: FloatArray
+
+    def __len__(self) -> int:
+        """Number of steps."""
+        return len(self.lr)
+
+    def at(self, step: int) -> dict[str, float]:
+        """Values of a step; beyond the end, those of the last.
+
+        Args:
+            step: Optimiser step, from 0.
+
+        Returns:
+            Value by name.
+        """
+        step = min(step, len(self) - 1)
+        return {name: float(values[step]) for name, values in vars(self).items()}
+
+
+def dinov2_schedules(
+    steps: int,
+    steps_per_epoch: int,
+    *,
+    lr: float,
+    min_lr: float,
+    warmup_epochs: float,
+    freeze_last_layer_epochs: float,
+    weight_decay: tuple[float, float],
+    momentum: tuple[float, float],
+    teacher_temperature: tuple[float, float],
+    warmup_teacher_temperature_epochs: float,
+) -> Schedules:
+    """Schedules of DINOv2 (Oquab et al., 2023).
+
+    Args:
+        steps: Optimiser steps of the whole run.
+        steps_per_epoch: Optimiser steps of an epoch.
+        lr: Peak learning rate.
+        min_lr: Final learning rate.
+        warmup_epochs: Warm-up of the learning rate, from 0.
+        freeze_last_layer_epochs: How long the heads' last layers stay as they are.
+        weight_decay: First and final weight decay, along a cosine.
+        momentum: First and final momentum of the teacher, along a cosine.
+        teacher_temperature: First and final temperature, along a line.
+        warmup_teacher_temperature_epochs: Length of that line.
+
+    Returns:
+        The table.
+
+    Warns:
+        UserWarning: If a warm-up is longer than the run and had to be cut.
+    """
+
+    def in_steps(epochs: float, name: str) -> int:
+        wanted = round(epochs * steps_per_epoch)
+        if wanted > steps:
+            warnings.warn(
+                f'{name}={epochs:g} are {wanted} steps, but the run has {steps}: cut to these',
+                stacklevel=3,
+            )
+        return min(wanted, steps)
+
+    rates = cosine_schedule(lr, min_lr, steps, in_steps(warmup_epochs, 'warmup_epochs'))
+    last_layer = rates.copy()
+    last_layer[: in_steps(freeze_last_layer_epochs, 'freeze_last_layer_epochs')] = 0
+    first, final = teacher_temperature
+    return Schedules(
+        lr=rates,
+        last_layer_lr=last_layer,
+        weight_decay=cosine_schedule(*weight_decay, steps),
+        momentum=cosine_schedule(*momentum, steps),
+        teacher_temperature=cosine_schedule(
+            final,
+            final,
+            steps,
+            in_steps(warmup_teacher_temperature_epochs, 'warmup_teacher_temperature_epochs'),
+            start=first,
+        ),
+    )
