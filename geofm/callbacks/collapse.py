@@ -1,0 +1,113 @@
+"""Early warning of representation collapse."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.nn.functional import normalize
+
+
+def feature_std(features: Tensor) -> Tensor:
+    """Spread of L2-normalised features, as in SimSiam (Chen and He, 2021).
+
+    Args:
+        features: Shape (N, D).
+
+    Returns:
+        Mean over dimensions of the standard deviation, times sqrt(D): 0 if all features are the
+        same, near 1 if they are spread over the sphere.
+    """
+    features = normalize(features.float(), dim=1)
+    return features.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5
+
+
+def effective_rank(features: Tensor) -> Tensor:
+    """Effective rank of features about their mean (Roy and Vetterli, 2007).
+
+    Args:
+        features: Shape (N, D).
+
+    Returns:
+        Exponential of the entropy of the normalised singular values: from 1, all on a line, to
+        min(N, D), spread evenly; 0 if all features are the same.
+    """
+    features = features.float()
+    singular = torch.linalg.svdvals(features - features.mean(dim=0))
+    total = singular.sum()
+    if total <= torch.finfo(total.dtype).eps * features.abs().max() * len(features):
+        return total.new_zeros(())
+    return torch.special.entr(singular / total).sum().exp()
+
+
+class CollapseWatch(Callback):
+    """Log what tells a collapse, and warn while there is time to stop.
+
+    Logged as ``collapse/...``: the spread and the effective rank of the teacher's CLS features,
+    the entropy of its targets (``target_entropy``, which nears log K when they say nothing), and
+    the entropy of their mean (``mean_target_entropy``, which nears 0 when all images get the
+    same target). Both are divided by log K.
+    """
+
+    def __init__(
+        self,
+        min_std: float = 0.05,
+        min_rank: float = 2.0,
+        max_entropy: float = 0.999,
+        min_mean_entropy: float = 0.05,
+        patience: int = 20,
+        after_step: int = 500,
+        every_n_steps: int = 1,
+    ) -> None:
+        """Initialize a new CollapseWatch instance.
+
+        Args:
+            min_std: Spread of features below which they count as collapsed.
+            min_rank: Effective rank below which features count as collapsed.
+            max_entropy: Entropy of a target, as a share of log K, above which it says nothing.
+            min_mean_entropy: Entropy of the mean target, as a share of log K, below which all
+                images get the same.
+            patience: Measurements in a row with the same sign before it warns.
+            after_step: First step that counts: with DINOv2's small layer scales, the features of
+                new weights are all alike.
+            every_n_steps: Optimiser steps from one measurement to the next.
+        """
+        self.limits = {
+            'feature_std': (min_std, math.inf),
+            'effective_rank': (min_rank, math.inf),
+            'target_entropy': (-math.inf, max_entropy),
+            'mean_target_entropy': (min_mean_entropy, math.inf),
+        }
+        self.patience = patience
+        self.after_step = after_step
+        self.every_n_steps = every_n_steps
+        #: Measurements in a row that each sign has been on.
+        self.streaks = dict.fromkeys(self.limits, 0)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Measure, log, and warn."""
+        if trainer.global_step % self.every_n_steps:
+            return
+        log_prototypes = math.log(pl_module.hparams['prototypes'])
+        measured = {
+            'feature_std': feature_std(outputs['features']).item(),
+            'effective_rank': effective_rank(outputs['features']).item(),
+            'target_entropy': outputs['target_entropy'].item() / log_prototypes,
+            'mean_target_entropy': outputs['mean_target_entropy'].item() / log_prototypes,
+        }
+        pl_module.log_dict({f'collapse/{k}': v for k, v in measured.items()}, batch_size=1)
+        for name, value in measured.items():
+            lowest, highest = self.limits[name]
+            healthy = lowest <= value <= highest or trainer.global_step < self.after_step
+            self.streaks[name] = 0 if healthy else self.streaks[name] + 1
+            if self.streaks[name] == self.patience:
+                limit = f'below {lowest:g}' if value < lowest else f'above {highest:g}'
+                rank_zero_warn(
+                    f'the representation may be collapsing: {name} = {value:.3g} has been {limit} '
+                    f'for {self.patience} measurements, at step {trainer.global_step}. Consider a '
+                    'lower learning rate, a lower teacher temperature, or a larger batch'
+                )
