@@ -1,0 +1,58 @@
+# `make demo` and `make test` need nothing but make and a Python >= 3.12.
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types check clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TESTS ?= tests
+
+# The first interpreter that really runs (a pyenv shim may not), is new enough and can make a venv.
+define FIND_PYTHON
+works() { "$$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1; }; \
+for python in $(PYTHON) python3.12 python3.13 python3.14 python3 python; do \
+  if works "$$python"; then echo "$$python"; exit 0; fi; \
+done; \
+if command -v pyenv >/dev/null 2>&1; then \
+  for version in $$(pyenv versions --bare | sort -V); do \
+    python="$$(pyenv prefix "$$version" 2>/dev/null)/bin/python"; \
+    if works "$$python"; then echo "$$python"; exit 0; fi; \
+  done; \
+fi; \
+echo 'geofm needs Python >= 3.12 with the venv module, and none was found as python3.12,' >&2; \
+echo 'python3.13, python3.14, python3 or through pyenv. Install one (e.g. `pyenv install 3.12`' >&2; \
+echo 'or your system'"'"'s python3.12 and python3.12-venv), or name it: make PYTHON=/path/to/python' >&2; \
+exit 1
+endef
+
+help:
+	@echo 'make install   make .venv with the geofm command and pinned requirements'
+	@echo 'make demo      write sample data, pretrain, evaluate, draw: some minutes on 2 CPU cores'
+	@echo 'make test      lint, types and tests'
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml .ci/constraints.txt
+	@python="$$($(FIND_PYTHON))" && echo "using $$python" && "$$python" -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade --constraint .ci/constraints.txt pip
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable . --group dev
+	@touch $@
+
+demo: install
+	$(BIN)/python experiments/demo.py
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install
+	$(BIN)/mypy
+
+# One thread a process: tests run side by side.
+check: install
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto $(TESTS)
+
+test: lint types check
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
