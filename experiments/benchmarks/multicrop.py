@@ -1,0 +1,172 @@
+"""Compare the speed of multi-crop pipelines.
+
+Each turns a batch of Sentinel-2 images in DN (13 bands, 256 px) into 2 global crops of 192 px and 8
+local ones of 96 px: random box, antialiased bicubic resizing, flips, DINOv2's asymmetric blur and
+normalisation. Pipelines take turns, so that whatever else the machine does falls on all of them;
+compare the ratios of one run, not the figures of two.
+
+    python experiments/benchmarks/multicrop.py
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import kornia.augmentation as K
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+from torchvision.transforms import v2  # type: ignore[import-untyped]
+
+from geofm.sensors import SENTINEL2, band_statistics
+from geofm.transforms import MultiCrop, Normalize
+
+BANDS = SENTINEL2.band_names
+IMAGE, GLOBAL, LOCAL, N_LOCAL = 256, 192, 96, 8
+GLOBAL_SCALE, LOCAL_SCALE = (0.32, 1.0), (0.05, 0.32)
+SIGMA = (0.1, 2.0)
+#: Odd, and wide enough for three of the largest standard deviations on either side.
+KERNEL = 13
+#: Side, scale and probability of blur of each crop.
+CROPS = [
+    (GLOBAL, GLOBAL_SCALE, 1.0),
+    (GLOBAL, GLOBAL_SCALE, 0.1),
+    *[(LOCAL, LOCAL_SCALE, 0.5)] * N_LOCAL,
+]
+
+Pipeline = Callable[[Tensor], object]
+
+
+def torchvision_per_sample() -> Pipeline:
+    """Torchvision's transforms, an image at a time, as a data set would call them."""
+    mean, std = band_statistics(BANDS)
+    transforms = [
+        v2.Compose(
+            [
+                v2.RandomResizedCrop(
+                    size, scale, interpolation=v2.InterpolationMode.BICUBIC, antialias=True
+                ),
+                v2.RandomHorizontalFlip(),
+                v2.RandomVerticalFlip(),
+                v2.RandomApply([v2.GaussianBlur(KERNEL, SIGMA)], blur),
+                v2.Normalize(mean.tolist(), std.tolist()),
+            ]
+        )
+        for size, scale, blur in CROPS
+    ]
+    return lambda images: [
+        torch.stack([transform(image) for image in images]) for transform in transforms
+    ]
+
+
+def kornia_batched() -> Pipeline:
+    """Kornia's augmentations, a batch at a time; its resizing is not antialiased."""
+    mean, std = band_statistics(BANDS)
+    pipelines = [
+        nn.Sequential(
+            K.RandomResizedCrop(
+                (size, size), scale, resample='bicubic', align_corners=False, cropping_mode='slice'
+            ),
+            K.RandomHorizontalFlip(),
+            K.RandomVerticalFlip(),
+            K.RandomGaussianBlur((KERNEL, KERNEL), SIGMA, p=blur),
+            K.Normalize(mean, std),
+        )
+        for size, scale, blur in CROPS
+    ]
+    return lambda images: [pipeline(images) for pipeline in pipelines]
+
+
+def geofm(photometry: bool) -> Pipeline:
+    """This package, with all of its photometry and iBOT's masks, or with boxes and flips alone."""
+    normalize = Normalize(BANDS)
+    crop = MultiCrop(
+        BANDS,
+        GLOBAL,
+        LOCAL,
+        N_LOCAL,
+        global_scale=GLOBAL_SCALE,
+        local_scale=LOCAL_SCALE,
+        photometry=photometry,
+    )
+    return lambda images: crop(normalize({'image': images}))
+
+
+def measure(pipelines: dict[str, Pipeline], images: Tensor, rounds: int) -> dict[str, list[float]]:
+    """Time pipelines in turn.
+
+    Args:
+        pipelines: Pipelines by name.
+        images: Batch to give to each.
+        rounds: Number of times each runs, after one run to warm up.
+
+    Returns:
+        Samples per second of each pipeline in each round.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in pipelines}
+    for pipeline in pipelines.values():
+        pipeline(images)
+    for _ in track(range(rounds), description='Rounds'):
+        for name, pipeline in pipelines.items():
+            start = time.perf_counter()
+            pipeline(images)
+            speeds[name].append(len(images) / (time.perf_counter() - start))
+    return speeds
+
+
+def table(speeds: dict[str, list[float]], baseline: str) -> str:
+    """Markdown table of median speeds and of the medians of the ratios within a round."""
+    lines = ['| pipeline | samples/s | ratio | range of ratio |', '|---|---:|---:|---:|']
+    for name, values in speeds.items():
+        ratios = [value / base for value, base in zip(values, speeds[baseline], strict=True)]
+        lines.append(
+            f'| {name} | {statistics.median(values):.0f} | {statistics.median(ratios):.2f} '
+            f'| {min(ratios):.2f} to {max(ratios):.2f} |'
+        )
+    return '\n'.join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparison, print the table and write it with the figures of each round."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument('--batch-size', type=int, default=16)
+    parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--output', type=Path, default=Path(__file__).parents[1] / 'results')
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    mean, std = band_statistics(BANDS)
+    images = torch.randn(options.batch_size, len(BANDS), IMAGE, IMAGE)
+    images = images * std.view(-1, 1, 1) + mean.view(-1, 1, 1)
+    pipelines = {
+        'torchvision, per sample': torchvision_per_sample(),
+        'Kornia, batched': kornia_batched(),
+        'geofm': geofm(photometry=True),
+        'geofm, no photometry': geofm(photometry=False),
+    }
+    speeds = measure(pipelines, images, options.rounds)
+    text = table(speeds, baseline='torchvision, per sample')
+    print(text)
+    options.output.mkdir(parents=True, exist_ok=True)
+    about = {
+        'torch': torch.__version__,
+        'processor': platform.machine(),
+        'threads': options.threads,
+        'batch_size': options.batch_size,
+        'samples_per_second': {
+            name: [round(value, 1) for value in values] for name, values in speeds.items()
+        },
+    }
+    for name, content in (('multicrop.json', json.dumps(about, indent=2)), ('multicrop.md', text)):
+        temporary = options.output / f'.{name}.part'
+        temporary.write_text(content + '\n')
+        temporary.replace(options.output / name)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,249 @@
+"""Multi-crop of multi-sensor images: two global and n local crops, one geometry for all bands."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from kornia.augmentation.random_generator import ResizedCropGenerator
+from torch import Tensor, nn
+
+from geofm.sensors import BandError, check_bands, sensor_channels
+from geofm.transforms.masks import block_masks
+from geofm.transforms.photometry import Photometry, blur_sigma
+from geofm.transforms.resample import crop_and_resize
+
+#: Crops that both student and teacher see, as in DINO and DINOv2.
+N_GLOBAL = 2
+
+#: DINOv2's blur is asymmetric: the first global crop always, the second rarely, local ones half.
+GLOBAL_BLUR_PROBABILITIES = (1.0, 0.1)
+LOCAL_BLUR_PROBABILITY = 0.5
+
+#: Range of the blur's standard deviation, in pixels of the crop. Sentinel-2: DINOv2's. For
+#: Sentinel-1 it is multilooking, kept modest: more would wipe out point targets and speckle alike.
+BLUR_SIGMA = {'s1': (0.1, 1.0), 's2': (0.1, 2.0)}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Crops:
+    """Crops of a batch of B images, crop-major: row ``k * B + b`` is crop k of image b.
+
+    Attributes:
+        globals: Global crops, shape (2B, C, G, G).
+        locals: Local crops, shape (nB, C, L, L).
+        masks: Patch tokens of the global crops to mask, bool, shape (2B, N).
+        dates: Acquisition dates as they came with the batch, shape (B, 2), or None.
+        global_boxes: x0, y0, x1, y1 of each global crop in pixels of the image, int64, (2B, 4).
+        local_boxes: The same of the local crops, (nB, 4).
+        global_flips: Whether a global crop is flipped horizontally, vertically, bool, (2B, 2).
+        local_flips: The same of the local crops, (nB, 2).
+        global_valid_share: Share of valid pixels in each global box, (2B,).
+        local_valid_share: The same of the local boxes, (nB,).
+    """
+
+    globals: Tensor
+    locals: Tensor
+    masks: Tensor
+    dates: Tensor | None
+    global_boxes: Tensor
+    local_boxes: Tensor
+    global_flips: Tensor
+    local_flips: Tensor
+    global_valid_share: Tensor
+    local_valid_share: Tensor
+
+
+class MultiCrop(nn.Module):
+    """DINOv2's views of a batch: two global crops, n local crops and masks over the global ones.
+
+    A crop has one box, drawn by Kornia, and one pair of flips for all bands, so that a pixel shows
+    the same ground in Sentinel-1 and Sentinel-2. Crops are flipped both ways, as a view from above
+    has no up. Photometry then treats each sensor by its own rules.
+
+    Everything runs in batches on the device of the images. Random numbers are drawn on the CPU
+    from torch's generator, so the same seed draws the same crops on every device.
+
+    From Caron et al., `SwAV <https://arxiv.org/abs/2006.09882>`_, and Oquab et al.,
+    `DINOv2 <https://arxiv.org/abs/2304.07193>`_.
+    """
+
+    def __init__(
+        self,
+        bands: Sequence[str],
+        global_size: int = 224,
+        local_size: int = 96,
+        n_local: int = 8,
+        global_scale: tuple[float, float] = (0.32, 1.0),
+        local_scale: tuple[float, float] = (0.05, 0.32),
+        ratio: tuple[float, float] = (3 / 4, 4 / 3),
+        patch_size: int = 16,
+        mask_probability: float = 0.5,
+        mask_ratio: tuple[float, float] = (0.1, 0.5),
+        min_valid: float = 0.5,
+        max_tries: int = 10,
+        photometry: bool = True,
+    ) -> None:
+        """Initialize a new MultiCrop instance.
+
+        Args:
+            bands: Names of the channels of the images, in their order.
+            global_size: Side of the global crops G, in pixels.
+            local_size: Side of the local crops L, in pixels.
+            n_local: Number of local crops of each image.
+            global_scale: Range of the area of a global crop, as a share of the image.
+            local_scale: Range of the area of a local crop, as a share of the image.
+            ratio: Range of the aspect ratio (width / height) of a crop.
+            patch_size: Side of a patch token, in pixels.
+            mask_probability: Share of the global crops to mask.
+            mask_ratio: Lowest and highest share of the tokens to mask in a masked crop.
+            min_valid: Share of valid pixels that a crop needs; below, it is drawn again.
+            max_tries: Number of times a crop is drawn at most; then the one with the largest
+                share of valid pixels is kept, whatever that is.
+            photometry: Whether to blur crops and change gain, haze and speckle.
+
+        Raises:
+            BandError: If a band is unknown or given twice.
+            ValueError: If a crop size is not a positive multiple of the patch size, *n_local* is
+                negative, *min_valid* is not within 0 and 1, or *max_tries* is below 1.
+        """
+        super().__init__()
+        for name, size in (('global_size', global_size), ('local_size', local_size)):
+            if size <= 0 or size % patch_size:
+                raise ValueError(f'{name} {size} must be a positive multiple of {patch_size}')
+        if n_local < 0 or max_tries < 1:
+            raise ValueError(
+                f'n_local must be at least 0 and max_tries at least 1, got {n_local}, {max_tries}'
+            )
+        if not 0 <= min_valid <= 1:
+            raise ValueError(f'min_valid must lie within 0 and 1, got {min_valid}')
+        self.bands = check_bands(bands)
+        self.global_size, self.local_size, self.n_local = global_size, local_size, n_local
+        self.global_scale, self.local_scale, self.ratio = global_scale, local_scale, ratio
+        self.grid = (global_size // patch_size, global_size // patch_size)
+        self.mask_probability, self.mask_ratio = mask_probability, mask_ratio
+        self.min_valid, self.max_tries = min_valid, max_tries
+        self.photometry = Photometry(self.bands) if photometry else None
+
+    @torch.no_grad()
+    def forward(self, batch: Mapping[str, Any]) -> Crops:
+        """Crop a batch.
+
+        Args:
+            batch: Dictionary with 'image' (B, C, H, W), normalised and finite (see
+                :class:`~geofm.transforms.Normalize`), and optionally 'valid' bool (B, H, W), False
+                on ground without data or padding, and 'dates' (B, 2).
+
+        Returns:
+            The crops, on the device and in the dtype of the image.
+
+        Raises:
+            BandError: If the image does not have one channel a band.
+        """
+        images: Tensor = batch['image']
+        if images.ndim != 4 or images.shape[1] != len(self.bands):
+            raise BandError(
+                f'image of shape {tuple(images.shape)} given for {len(self.bands)} bands '
+                f'{list(self.bands)}: expected (B, {len(self.bands)}, H, W)'
+            )
+        counts = integral_image(batch['valid']) if 'valid' in batch else None
+        global_boxes, global_share = self._draw_boxes(images, counts, N_GLOBAL, self.global_scale)
+        local_boxes, local_share = self._draw_boxes(images, counts, self.n_local, self.local_scale)
+        global_flips = _draw_flips(len(global_boxes), images.device)
+        local_flips = _draw_flips(len(local_boxes), images.device)
+        # Crop-major: probabilities repeat over the images of each crop.
+        blur = torch.tensor(GLOBAL_BLUR_PROBABILITIES).repeat_interleave(len(images))
+        global_crops = self._crop(images, global_boxes, global_flips, self.global_size, blur)
+        blur = torch.full((len(local_boxes),), LOCAL_BLUR_PROBABILITY)
+        local_crops = self._crop(images, local_boxes, local_flips, self.local_size, blur)
+        masks = block_masks(len(global_crops), self.grid, self.mask_probability, self.mask_ratio)
+        return Crops(
+            globals=global_crops,
+            locals=local_crops,
+            masks=masks.to(images.device, non_blocking=True),
+            dates=batch.get('dates'),
+            global_boxes=global_boxes,
+            local_boxes=local_boxes,
+            global_flips=global_flips,
+            local_flips=local_flips,
+            global_valid_share=global_share,
+            local_valid_share=local_share,
+        )
+
+    def _draw_boxes(
+        self, images: Tensor, counts: Tensor | None, n_crops: int, scale: tuple[float, float]
+    ) -> tuple[Tensor, Tensor]:
+        """Boxes (nB, 4) of crops and the shares of valid pixels in them (nB,)."""
+        tries = 1 if counts is None else self.max_tries
+        n_boxes = n_crops * len(images)
+        # Made anew, as a module's move to a device would move this one's draws there.
+        generator = ResizedCropGenerator((1, 1), scale, self.ratio)
+        corners = generator(torch.Size((tries * n_boxes, *images.shape[1:])))['src']
+        # Kornia's corners are the centres of the corner pixels; boxes end after the last pixel.
+        boxes = torch.cat([corners[:, 0], corners[:, 2] + 1], dim=1).long()
+        boxes = boxes.view(tries, n_boxes, 4).to(images.device, non_blocking=True)
+        if counts is None:
+            return boxes[0], boxes.new_ones(n_boxes, dtype=torch.float32)
+        # All tries at once: to draw again only where needed, the host would have to wait.
+        share = valid_share(counts, boxes)
+        enough = share >= self.min_valid
+        chosen = torch.where(enough.any(0), enough.int().argmax(0), share.argmax(0))
+        box = torch.arange(n_boxes, device=images.device)
+        return boxes[chosen, box], share[chosen, box]
+
+    def _crop(
+        self, images: Tensor, boxes: Tensor, flips: Tensor, size: int, blur_probability: Tensor
+    ) -> Tensor:
+        """Crops (nB, C, size, size) with their photometry."""
+        if self.photometry is None:
+            return crop_and_resize(images, boxes, flips, size)
+        crops = images.new_empty(len(boxes), images.shape[1], size, size)
+        for sensor, channels in sensor_channels(self.bands).items():
+            sigma = blur_sigma(blur_probability, BLUR_SIGMA[sensor])
+            first, last = channels[0], channels[-1] + 1
+            if last - first == len(channels):
+                out = crops[:, first:last]
+                crop_and_resize(images[:, first:last], boxes, flips, size, sigma, out)
+            else:  # Bands of several sensors mixed; their channels can't be had without a copy.
+                crops[:, channels] = crop_and_resize(images[:, channels], boxes, flips, size, sigma)
+        return self.photometry(crops)
+
+
+def integral_image(valid: Tensor) -> Tensor:
+    """Number of valid pixels above and to the left of each pixel corner.
+
+    Args:
+        valid: Where there are data, bool, shape (B, H, W).
+
+    Returns:
+        Counts, int32, shape (B, H + 1, W + 1).
+    """
+    counts = valid.cumsum(-1, dtype=torch.int32).cumsum(-2, dtype=torch.int32)
+    return nn.functional.pad(counts, (1, 0, 1, 0))
+
+
+def valid_share(counts: Tensor, boxes: Tensor) -> Tensor:
+    """Share of valid pixels in boxes.
+
+    Args:
+        counts: Integral image of the valid pixels, shape (B, H + 1, W + 1).
+        boxes: x0, y0, x1, y1 in whole pixels, int64, shape (..., nB, 4); box ``k * B + b`` lies in
+            image b.
+
+    Returns:
+        Shares in 0..1, float32, shape (..., nB).
+    """
+    image = torch.arange(boxes.shape[-2], device=boxes.device) % len(counts)
+    left, top, right, bottom = boxes.unbind(-1)
+    inside = (
+        counts[image, bottom, right]
+        - counts[image, top, right]
+        - counts[image, bottom, left]
+        + counts[image, top, left]
+    )
+    return inside / ((right - left) * (bottom - top))
+
+
+def _draw_flips(n_crops: int, device: torch.device) -> Tensor:
+    """Horizontal and vertical flips, each with probability 0.5, bool (n_crops, 2)."""
+    return (torch.rand(n_crops, 2) < 0.5).to(device, non_blocking=True)
