@@ -180,7 +180,8 @@ def read_on_grid(
         nodata = src.nodata
     else:
         nodata = float('nan')
-        # Warped in float64: GDAL would not write NaN outside of an integer raster.
+        # Warped in float64: GDAL would not write NaN outside of an integer raster. Nodata is a
+        # matter of each band: else GDAL blends the nodata value of one band if another has data.
         with WarpedVRT(
             src,
             crs=grid.crs,
@@ -191,6 +192,7 @@ def read_on_grid(
             src_nodata=src.nodata,
             nodata=nodata,
             dtype='float32',
+            UNIFIED_SRC_NODATA='NO',
         ) as vrt:
             pixels = vrt.read(out_dtype='float32')
     valid = np.isfinite(pixels).all(axis=0)

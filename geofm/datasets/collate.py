@@ -1,0 +1,52 @@
+"""Batches of samples whose sizes differ."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torchgeo.datasets import stack_samples
+from torchgeo.datasets.utils import Sample
+
+#: Entries with pixels, whose last two axes are rows and columns.
+PIXEL_KEYS = ('image', 'valid', 'mask')
+
+
+def pad_and_stack(samples: Iterable[Sample], ignore_index: int = -1) -> Sample:
+    """Stack samples, the smaller ones padded at the bottom and right.
+
+    Nothing is resampled: a pixel keeps its value, row and column. Samples of one size are
+    stacked as they are.
+
+    Args:
+        samples: Samples with 'image' (C, H, W) and, optionally, 'valid' bool (H, W), 'mask'
+            (H, W) and entries of other kinds, which must have one shape.
+        ignore_index: Value of 'mask' in the padding.
+
+    Returns:
+        One sample with a leading axis. In the padding 'image' is 0 and 'valid' False; 'valid' is
+        added if sizes differ and no sample has it.
+    """
+    samples = list(samples)
+    heights, widths = zip(*(sample['image'].shape[-2:] for sample in samples), strict=True)
+    size = max(heights), max(widths)
+    if size == (min(heights), min(widths)):
+        return stack_samples(samples)
+    return stack_samples([_pad_sample(sample, size, ignore_index) for sample in samples])
+
+
+def _pad_sample(sample: Sample, size: tuple[int, int], ignore_index: int) -> Sample:
+    """A sample padded to a size."""
+    image = sample['image']
+    valid = torch.ones(image.shape[-2:], dtype=torch.bool, device=image.device)
+    fill = {'image': 0, 'valid': False, 'mask': ignore_index}
+    return {
+        key: _pad_to(value, size, fill[key]) if key in PIXEL_KEYS else value
+        for key, value in {'valid': valid, **sample}.items()
+    }
+
+
+def _pad_to(pixels: Tensor, size: tuple[int, int], value: float) -> Tensor:
+    """Pixels (..., H, W) with rows below and columns to the right, up to a size."""
+    height, width = pixels.shape[-2:]
+    return pad(pixels, (0, size[1] - width, 0, size[0] - height), value=value)

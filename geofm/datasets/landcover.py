@@ -1,0 +1,281 @@
+"""Labelled windows of the generated sample data."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path as FilePath
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import rasterio
+import torch
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from rasterio.windows import Window
+from torchgeo.datasets import NonGeoDataset
+from torchgeo.datasets.utils import Path, Sample
+
+from geofm.datasets.regions import Split
+from geofm.datasets.sample.classes import LAND_COVER
+from geofm.datasets.sample.writer import SCENES, land_cover_path
+from geofm.datasets.sen12mscrts import SEN12MSCRTS
+from geofm.grid import Grid
+from geofm.sensors import BANDS
+
+#: Which time steps to use: all of them, or those that Sentinel-2 sees without clouds.
+Dates = Literal['all', 'clear']
+
+#: Largest share of a patch that clouds may hide on a clear date.
+CLEAR = 0.02
+
+_LOG = logging.getLogger(__name__)
+
+
+class _Item(NamedTuple):
+    """A window of a pair: its place and its label."""
+
+    pair: int
+    row: int
+    col: int
+    label: int
+
+
+class SampleLandCover(NonGeoDataset):
+    """Land cover of windows of the sample data that ``geofm sample-data`` generates.
+
+    Every patch is cut into windows that do not overlap, on each of its time steps. A window's
+    label is the class that covers most of it, its mask the classes of its pixels. The data are
+    generated: they serve to try things out, and no result on them is science.
+
+    Attributes:
+        classes: Names of the classes.
+        index: One row a window, with the columns pair (row of ``pairs.index``), row, col, label.
+        left_out: Number of windows left out because no class covers enough of them.
+        pairs: The pairs of scenes that the windows are read from.
+    """
+
+    classes: tuple[str, ...] = tuple(land_cover.name for land_cover in LAND_COVER)
+
+    def __init__(
+        self,
+        paths: Path | Iterable[Path],
+        split: Split = 'train',
+        window: int = 64,
+        min_purity: float = 0.6,
+        bands: Sequence[str] = BANDS,
+        transforms: Callable[[Sample], Sample] | None = None,
+        dates: Dates = 'all',
+    ) -> None:
+        """Initialize a new SampleLandCover instance.
+
+        Args:
+            paths: Folders written by ``geofm sample-data``.
+            split: One of 'train', 'val', 'test' or 'all'.
+            window: Height and width of a window in pixels; what is left at the right and bottom
+                of a patch is not used.
+            min_purity: Share of a window, 0 to 1, that its class must cover; other windows are
+                left out and counted in :attr:`left_out`. 0 keeps all, e.g. for segmentation.
+            bands: Names of the bands to return, in the order to return them.
+            transforms: Applied to each sample, last.
+            dates: 'all' time steps, or only the 'clear' ones.
+
+        Raises:
+            BandError: If a band is unknown or given twice.
+            DatasetNotFoundError: If no S1 or S2 file is found.
+            ValueError: If an argument is out of range, a land-cover map or the table of scenes is
+                missing or does not fit, or no window is left.
+        """
+        if dates not in get_args(Dates):
+            raise ValueError(f"unknown dates '{dates}': choose from {list(get_args(Dates))}")
+        if window < 1 or not 0 <= min_purity <= 1:
+            raise ValueError(
+                f'window must be 1 or more and min_purity 0 to 1, got {window} and {min_purity}'
+            )
+        self.pairs = SEN12MSCRTS(paths, split, bands=bands)
+        self.paths = self.pairs.paths
+        self.split = split
+        self.window = window
+        self.min_purity = min_purity
+        self.bands = self.pairs.bands
+        self.transforms = transforms
+        self.dates = dates
+        self.left_out = 0
+        self.index = pd.DataFrame(self._items(), columns=list(_Item._fields))
+        if self.index.empty:
+            raise ValueError(
+                f"{self.paths}: no window of {window} pixels in split '{split}', dates '{dates}' "
+                f'has {min_purity:.0%} of one class; ask for less'
+            )
+        _LOG.info(
+            '%s: %d windows; %d left out, less than %.0f %% of one class',
+            self.paths,
+            len(self),
+            self.left_out,
+            100 * min_purity,
+        )
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.index)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a window.
+
+        Args:
+            index: Number of the window.
+
+        Returns:
+            The sample of :meth:`SEN12MSCRTS.read_pair` for the window, with
+
+            * mask: int64 (H, W), class of each pixel, a position in :attr:`classes`
+            * label: int64 (), the class that covers most of it
+
+        Raises:
+            IndexError: If there is no such window.
+            ValueError: If a file cannot be read.
+        """
+        if not -len(self) <= index < len(self):
+            raise IndexError(f'window {index} of {len(self)}: out of range')
+        pair, row, col, label = (int(v) for v in self.index.iloc[index])
+        window = Window(col, row, self.window, self.window)
+        sample = self.pairs.read_pair(pair, window)
+        mask = _read_land_cover(self._land_cover_of(pair), window)
+        sample['mask'] = torch.from_numpy(mask.astype(np.int64))
+        sample['label'] = torch.tensor(label)
+        return sample if self.transforms is None else self.transforms(sample)
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Draw a sample, with the names of its classes.
+
+        Args:
+            sample: A sample of this dataset, in raw units.
+            show_titles: Whether to write a title above each panel.
+            suptitle: Title of the figure; the label, and the prediction if any, by default.
+
+        Returns:
+            The figure.
+
+        Raises:
+            RGBBandsMissingError: If the dataset has neither B04, B03, B02 nor VV, VH.
+        """
+        if suptitle is None:
+            named = [
+                f'{key}: {self.classes[int(sample[key])]}'
+                for key in ('label', 'prediction')
+                if key in sample and sample[key].numel() == 1
+            ]
+            suptitle = ', '.join(named) or None
+        # A label's prediction is a name; the panels show maps.
+        maps = {
+            key: value
+            for key, value in sample.items()
+            if key != 'label' and (key != 'prediction' or value.ndim >= 2)
+        }
+        fig = self.pairs.plot(maps, show_titles=show_titles, suptitle=suptitle)
+        self._name_classes(fig)
+        return fig
+
+    def _name_classes(self, fig: Figure) -> None:
+        """Give each class of the maps in a figure its colour, and a legend."""
+        colors = np.array([land_cover.color for land_cover in LAND_COVER]) / 255
+        shown: set[int] = set()
+        for image in (image for ax in fig.axes for image in ax.images):
+            values = np.asarray(image.get_array())
+            if values.ndim == 2:
+                image.set(cmap=ListedColormap(colors), clim=(-0.5, len(colors) - 0.5))
+                shown |= set(np.unique(values).tolist())
+        if shown:
+            patches = [
+                Patch(color=color, label=name)
+                for i, (name, color) in enumerate(zip(self.classes, colors, strict=True))
+                if i in shown
+            ]
+            fig.legend(handles=patches, loc='outside lower center', ncols=len(patches))
+
+    def _items(self) -> list[_Item]:
+        """Windows of all pairs, with their labels; those that are mixed are counted."""
+        items = []
+        pairs = self.pairs.index
+        kept = np.ones(len(pairs), bool) if self.dates == 'all' else self._clear()
+        windows: dict[FilePath, list[tuple[int, int, int]]] = {}
+        for pair in np.flatnonzero(kept).tolist():
+            path = self._land_cover_of(pair)
+            if path not in windows:
+                windows[path] = self._windows(path, pair)
+            pure = [w for w in windows[path] if w[2] >= 0]
+            self.left_out += len(windows[path]) - len(pure)
+            items += [_Item(pair, *w) for w in pure]
+        return items
+
+    def _windows(self, path: FilePath, pair: int) -> list[tuple[int, int, int]]:
+        """Row, column and label of the windows of a patch; the label is -1 where mixed."""
+        land_cover = _read_land_cover(path)
+        row = self.pairs.index.iloc[pair]
+        with rasterio.open(path) as src, rasterio.open(row.s2) as s2:
+            if Grid.of(src).shape != Grid.of(s2).shape or not Grid.of(src).window_in(Grid.of(s2)):
+                raise ValueError(f'{path}: not on the pixel grid of {row.s2}')
+        labels, purity = window_labels(land_cover, self.window)
+        labels[purity < self.min_purity] = -1
+        places = np.argwhere(labels >= -1)
+        return [(int(y) * self.window, int(x) * self.window, int(labels[y, x])) for y, x in places]
+
+    def _land_cover_of(self, pair: int) -> FilePath:
+        """Path of the land-cover map of a pair."""
+        row = self.pairs.index.iloc[pair]
+        return land_cover_path(FilePath(row.s2).parents[4], (row.season, row.roi), row.patch)
+
+    def _clear(self) -> npt.NDArray[np.bool_]:
+        """Whether Sentinel-2 sees the ground of each pair."""
+        place = ['season', 'roi', 'patch', 'time_step']
+        clear: set[tuple[object, ...]] = set()
+        for root in {FilePath(s2).parents[4] for s2 in self.pairs.index.s2}:
+            if not (root / SCENES).is_file():
+                raise ValueError(
+                    f"{root / SCENES}: not found, so clear dates are not known; 'geofm "
+                    "sample-data' writes it with the data"
+                )
+            scenes = pd.read_csv(root / SCENES)
+            rows = scenes.loc[scenes.cloud_cover <= CLEAR, place]
+            clear |= {(root, *row) for row in rows.itertuples(index=False)}
+        keys = (
+            (FilePath(row.s2).parents[4], row.season, row.roi, row.patch, row.time_step)
+            for row in self.pairs.index.itertuples(index=False)
+        )
+        return np.array([key in clear for key in keys])
+
+
+def window_labels(
+    land_cover: npt.NDArray[np.uint8], window: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Class that covers most of each window of a map; of several, the first.
+
+    Args:
+        land_cover: Class values, shape (H, W).
+        window: Height and width of the windows.
+
+    Returns:
+        Class of each window, and the share of the window that it covers, both of shape
+        (H // window, W // window).
+    """
+    rows, cols = (n // window for n in land_cover.shape)
+    blocks = land_cover[: rows * window, : cols * window].reshape(rows, window, cols, window)
+    shares = np.stack([(blocks == i).mean(axis=(1, 3)) for i in range(len(LAND_COVER))])
+    return shares.argmax(axis=0), shares.max(axis=0)
+
+
+def _read_land_cover(path: FilePath, window: Window | None = None) -> npt.NDArray[np.uint8]:
+    """Class values of a map, or of a window of it."""
+    if not path.is_file():
+        raise ValueError(
+            f"{path}: no land-cover map; it comes with the data that 'geofm sample-data' writes"
+        )
+    with rasterio.open(path) as src:
+        land_cover = src.read(1, window=window)
+    if land_cover.max() >= len(LAND_COVER):
+        raise ValueError(
+            f'{path}: value {land_cover.max()} is none of the {len(LAND_COVER)} classes; the map '
+            "is not one that 'geofm sample-data' writes"
+        )
+    return land_cover

@@ -1,0 +1,179 @@
+"""The regions of interest (ROIs) of SEN12MS-CR-TS, its official splits and its world regions.
+
+The lists are those published with the data set's own loader (Ebel et al., "SEN12MS-CR-TS: A
+Remote Sensing Data Set for Multi-modal Multi-temporal Cloud Removal", IEEE TGRS 2022,
+github.com/PatrickTUM/SEN12MS-CR-TS). A ROI belongs to one split, so that no ground is both trained
+and tested on.
+"""
+
+from typing import Literal, get_args
+
+#: A ROI: season folder and number, as in ``('ROIs2017', 32)``.
+type Roi = tuple[str, int]
+
+#: Names of the splits; ``'all'`` is every ROI.
+Split = Literal['train', 'val', 'test', 'all']
+
+SPLITS: tuple[str, ...] = get_args(Split)
+
+#: Numbers of the ROIs of each season.
+ROIS: dict[str, tuple[int, ...]] = {
+    'ROIs1158': (106,),
+    'ROIs1868': (17, 36, 56, 73, 85, 100, 114, 119, 121, 126, 127, 139, 142, 143),
+    'ROIs1970': (
+        20,
+        21,
+        35,
+        40,
+        57,
+        65,
+        71,
+        82,
+        83,
+        91,
+        112,
+        116,
+        119,
+        128,
+        132,
+        133,
+        135,
+        139,
+        142,
+        144,
+        149,
+    ),
+    'ROIs2017': (8, 22, 25, 32, 49, 61, 63, 69, 75, 103, 108, 115, 116, 117, 130, 140, 146),
+}
+
+#: ROIs of the official val split.
+VAL_ROIS: frozenset[Roi] = frozenset(
+    {('ROIs1868', 17), ('ROIs1868', 127), ('ROIs1970', 65), ('ROIs2017', 22), ('ROIs2017', 117)}
+)
+
+#: ROIs of the official test split.
+TEST_ROIS: frozenset[Roi] = frozenset(
+    {
+        ('ROIs1158', 106),
+        ('ROIs1868', 73),
+        ('ROIs1868', 100),
+        ('ROIs1868', 119),
+        ('ROIs1868', 142),
+        ('ROIs1970', 20),
+        ('ROIs1970', 132),
+        ('ROIs1970', 139),
+        ('ROIs2017', 32),
+        ('ROIs2017', 63),
+        ('ROIs2017', 103),
+        ('ROIs2017', 108),
+        ('ROIs2017', 140),
+    }
+)
+
+# The published train list of asiaWest names ROIs1970/115 and ROIs1970/130, which do not exist;
+# ROIs2017/115 and ROIs2017/130 do, and are what is meant.
+#: World region of every ROI; spelt as published.
+REGIONS: dict[str, frozenset[Roi]] = {
+    'africa': frozenset(
+        {
+            ('ROIs1970', 21),
+            ('ROIs1970', 35),
+            ('ROIs1970', 40),
+            ('ROIs2017', 8),
+            ('ROIs2017', 22),
+            ('ROIs2017', 32),
+            ('ROIs2017', 61),
+            ('ROIs2017', 75),
+            ('ROIs2017', 140),
+        }
+    ),
+    'america': frozenset(
+        {
+            ('ROIs1158', 106),
+            ('ROIs1868', 36),
+            ('ROIs1868', 85),
+            ('ROIs1970', 65),
+            ('ROIs1970', 82),
+            ('ROIs1970', 132),
+            ('ROIs1970', 142),
+            ('ROIs2017', 49),
+            ('ROIs2017', 116),
+        }
+    ),
+    'asiaEast': frozenset(
+        {
+            ('ROIs1868', 73),
+            ('ROIs1868', 114),
+            ('ROIs1868', 119),
+            ('ROIs1868', 126),
+            ('ROIs1868', 143),
+            ('ROIs1970', 116),
+            ('ROIs1970', 135),
+            ('ROIs1970', 139),
+            ('ROIs2017', 25),
+            ('ROIs2017', 117),
+        }
+    ),
+    'asiaWest': frozenset(
+        {
+            ('ROIs1868', 100),
+            ('ROIs1868', 127),
+            ('ROIs1970', 57),
+            ('ROIs1970', 83),
+            ('ROIs1970', 112),
+            ('ROIs2017', 69),
+            ('ROIs2017', 115),
+            ('ROIs2017', 130),
+        }
+    ),
+    'europa': frozenset(
+        {
+            ('ROIs1868', 17),
+            ('ROIs1868', 56),
+            ('ROIs1868', 121),
+            ('ROIs1868', 139),
+            ('ROIs1868', 142),
+            ('ROIs1970', 20),
+            ('ROIs1970', 71),
+            ('ROIs1970', 91),
+            ('ROIs1970', 119),
+            ('ROIs1970', 128),
+            ('ROIs1970', 133),
+            ('ROIs1970', 144),
+            ('ROIs1970', 149),
+            ('ROIs2017', 63),
+            ('ROIs2017', 103),
+            ('ROIs2017', 108),
+            ('ROIs2017', 146),
+        }
+    ),
+}
+
+
+def split_of(season: str, roi: int) -> str:
+    """Split that a ROI belongs to.
+
+    Args:
+        season: Season folder, e.g. ``'ROIs2017'``.
+        roi: Number of the ROI.
+
+    Returns:
+        ``'val'`` or ``'test'`` for the ROIs of the official lists and ``'train'`` for all others,
+        those of one's own data included.
+    """
+    if (season, roi) in VAL_ROIS:
+        return 'val'
+    return 'test' if (season, roi) in TEST_ROIS else 'train'
+
+
+def region_of(season: str, roi: int) -> str | None:
+    """World region that a ROI lies in.
+
+    Args:
+        season: Season folder, e.g. ``'ROIs2017'``.
+        roi: Number of the ROI.
+
+    Returns:
+        A key of :data:`REGIONS`, or None for a ROI that is not on the official list.
+    """
+    return next((name for name, rois in REGIONS.items() if (season, roi) in rois), None)

@@ -1,0 +1,303 @@
+"""Writing generated sample data as a tree of files laid out like SEN12MS-CR-TS."""
+
+import csv
+import datetime
+import json
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rich.progress import track
+
+from geofm import __version__
+from geofm.datasets.regions import Roi, region_of
+from geofm.datasets.sample.classes import LAND_COVER
+from geofm.datasets.sample.landscape import draw_landscape
+from geofm.datasets.sample.plan import (
+    DEFAULT_ROIS,
+    PATCHES_PER_ROW,
+    dates_of,
+    patches_of,
+    randomness,
+)
+from geofm.datasets.sample.scene import draw_region, sentinel1, sentinel2
+from geofm.datasets.scan import PairKey, SceneName
+from geofm.grid import Grid
+
+MANIFEST = 'sample.json'
+SCENES = 'scenes.csv'
+SCENE_COLUMNS = ('season', 'roi', 'patch', 'time_step', 's1_date', 's2_date', 'cloud_cover')
+
+# Counts up whenever the same arguments give other files.
+_FORMAT = 1
+_MAX_TIME_STEPS = 30
+_MIN_SIZE = 16
+_SOURCE = """\
+GENERATED DATA, not measurements: no result on them says anything about the Earth.
+
+Written by geofm {version} (sample data format {format}, seed {seed}).
+
+The tree, the names, the data types, the coordinate reference system, the pixel size and the ranges
+of values are those of SEN12MS-CR-TS (Ebel et al., 2022, https://doi.org/10.1109/TGRS.2022.3146246).
+The numbers of its regions of interest are borrowed so that the official splits apply, but the
+places are made up, and not a pixel is taken from it.
+
+{rois} regions, {patches} patches each, {time_steps} time steps, {size} x {size} pixels.
+ROIs<season>/<roi>/S1|S2/<time step>/  VV and VH in dB; 13 bands of Level-1C digital numbers
+ROIs<season>/<roi>/LC/                 land-cover map of each patch: {classes}
+scenes.csv                             dates, and share of a patch that clouds hide from Sentinel-2
+sample.json                            what the set was made with, and the size of each file
+"""
+
+
+@dataclass(frozen=True)
+class SampleDataSummary:
+    """What `write_sample_data` wrote, or found.
+
+    Attributes:
+        path: Folder of the data.
+        rois: Number of regions of interest.
+        patches: Number of patches, over all regions.
+        pairs: Number of S1 and S2 pairs.
+        files: Number of files.
+        size: Size of all files in bytes.
+        reused: Whether the data were there already.
+    """
+
+    path: Path
+    rois: int
+    patches: int
+    pairs: int
+    files: int
+    size: int
+    reused: bool
+
+
+def write_sample_data(
+    dest: str | os.PathLike[str],
+    rois: Sequence[Roi] = DEFAULT_ROIS,
+    patches_per_roi: int = 4,
+    time_steps: int = 4,
+    size: int = 256,
+    seed: int = 0,
+) -> SampleDataSummary:
+    """Write generated data in the layout of SEN12MS-CR-TS, with land-cover maps.
+
+    The ground of each region is a made-up landscape, seen by both sensors on made-up dates of
+    2018. The same arguments give the same bytes, and a region is the same whatever other
+    regions are written. The folder appears at once when all is written; an interrupted run
+    leaves none.
+
+    Args:
+        dest: Folder to write. If it holds the same data already, nothing is written.
+        rois: Regions of interest, of those on the official list.
+        patches_per_roi: Patches of a region, 1 to 400, in a block as square as can be. They are
+            numbered as in the real data: 20 to a row.
+        time_steps: Time steps of each patch, 1 to 30.
+        size: Height and width of a patch in pixels. The real data have 256.
+        seed: Seed of all that is random.
+
+    Returns:
+        What the folder holds.
+
+    Raises:
+        ValueError: If an argument is out of range, or *dest* is a file or a folder that holds
+            anything else.
+    """
+    _check(rois, patches_per_roi, time_steps, size, seed)
+    dest = Path(dest)
+    wanted = {
+        'format': _FORMAT,
+        'seed': seed,
+        'rois': [f'{season}/{roi}' for season, roi in rois],
+        'patches_per_roi': patches_per_roi,
+        'time_steps': time_steps,
+        'size': size,
+    }
+    if dest.is_file() or (dest.is_dir() and any(dest.iterdir())):
+        return _summary(dest, _same_data(dest, wanted), reused=True)
+    part = dest.absolute().parent / f'.{dest.name}-{uuid.uuid4().hex}.part'
+    part.mkdir(parents=True)
+    try:
+        steps = _write_tree(part, rois, patches_per_roi, time_steps, size, seed)
+        for _ in track(steps, 'Sample data', total=len(rois) * time_steps):
+            pass
+        _write_source(part, wanted)
+        manifest = {**wanted, 'files': _sizes(part)}
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
+        if dest.is_dir():
+            dest.rmdir()
+        part.rename(dest)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return _summary(dest, manifest, reused=False)
+
+
+def land_cover_path(root: Path, roi: Roi, patch: int) -> Path:
+    """Where the land-cover map of a patch lies.
+
+    Args:
+        root: Folder of the data.
+        roi: Region of interest.
+        patch: Number of the patch.
+
+    Returns:
+        Path of the file.
+    """
+    season, number = roi
+    return root / season / str(number) / 'LC' / f'lc_{season}_{number}_patch_{patch}.tif'
+
+
+def _check(
+    rois: Sequence[Roi], patches_per_roi: int, time_steps: int, size: int, seed: int
+) -> None:
+    if not rois or len(set(rois)) < len(rois):
+        raise ValueError(f'rois must be one or more different regions, got {list(rois)}')
+    if unknown := [roi for roi in rois if region_of(*roi) is None]:
+        raise ValueError(f'{unknown} are not among the regions of SEN12MS-CR-TS')
+    limits: tuple[tuple[str, int, int, float], ...] = (
+        ('patches_per_roi', patches_per_roi, 1, PATCHES_PER_ROW**2),
+        ('time_steps', time_steps, 1, _MAX_TIME_STEPS),
+        ('size', size, _MIN_SIZE, math.inf),
+        ('seed', seed, 0, math.inf),
+    )
+    for name, value, lowest, highest in limits:
+        if not lowest <= value <= highest:
+            raise ValueError(f'{name} must be {lowest} to {highest}, got {value}')
+
+
+def _same_data(dest: Path, wanted: dict[str, Any]) -> dict[str, Any]:
+    """Manifest of the data at *dest*, if they are those wanted and complete."""
+    advice = 'nothing was written: choose another folder, or delete this one'
+    try:
+        found = json.loads((dest / MANIFEST).read_text())
+        files = found.pop('files')
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        raise ValueError(f'{dest}: there already, and not sample data of geofm; {advice}') from None
+    if found != wanted:
+        other = {k: v for k, v in found.items() if v != wanted.get(k)}
+        raise ValueError(f'{dest}: sample data made otherwise ({other}); {advice}')
+    if broken := [name for name, size in files.items() if _size(dest / name) != size]:
+        raise ValueError(
+            f'{dest}: sample data with {len(broken)} files missing or changed, e.g. {broken[0]}; '
+            f'{advice}'
+        )
+    return {**found, 'files': files}
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
+
+
+def _sizes(root: Path) -> dict[str, int]:
+    files = sorted(path for path in root.rglob('*') if path.is_file())
+    return {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
+
+
+def _summary(dest: Path, manifest: dict[str, Any], reused: bool) -> SampleDataSummary:
+    patches = len(manifest['rois']) * manifest['patches_per_roi']
+    return SampleDataSummary(
+        path=dest,
+        rois=len(manifest['rois']),
+        patches=patches,
+        pairs=patches * manifest['time_steps'],
+        files=len(manifest['files']),
+        size=sum(manifest['files'].values()),
+        reused=reused,
+    )
+
+
+def _write_source(root: Path, made_with: dict[str, Any]) -> None:
+    classes = ', '.join(f'{i} {c.name}' for i, c in enumerate(LAND_COVER))
+    text = _SOURCE.format(
+        version=__version__,
+        classes=classes,
+        rois=len(made_with['rois']),
+        patches=made_with['patches_per_roi'],
+        **{key: made_with[key] for key in ('format', 'seed', 'time_steps', 'size')},
+    )
+    (root / 'SOURCE.txt').write_text(text)
+
+
+def _write_tree(
+    root: Path, rois: Sequence[Roi], patches_per_roi: int, time_steps: int, size: int, seed: int
+) -> Iterator[None]:
+    """Write all files but the manifest, and yield after each time step of a region."""
+    with (root / SCENES).open('w', newline='') as file:
+        scenes = csv.writer(file, lineterminator='\n')
+        scenes.writerow(SCENE_COLUMNS)
+        for roi in rois:
+            for rows in _write_roi(root, roi, patches_per_roi, time_steps, size, seed):
+                scenes.writerows(rows)
+                yield
+
+
+def _write_roi(
+    root: Path, roi: Roi, patches_per_roi: int, time_steps: int, size: int, seed: int
+) -> Iterator[list[tuple[object, ...]]]:
+    """Write the files of a region, and yield the rows of `SCENES` of each time step."""
+    patches = patches_of(roi, patches_per_roi, size)
+    shape = max(p.rows.stop for p in patches), max(p.cols.stop for p in patches)
+    landscape = draw_landscape(randomness(seed, roi, 0), shape)
+    region = draw_region(randomness(seed, roi, 1))
+    for patch in patches:
+        land_cover = landscape.land_cover[None, patch.rows, patch.cols]
+        _write_land_cover(land_cover_path(root, roi, patch.number), land_cover, patch.grid)
+    for step, date in enumerate(dates_of(randomness(seed, roi, 2), time_steps)):
+        s1 = sentinel1(randomness(seed, roi, 3, step), landscape, region, date.s1)
+        s2, cloudy = sentinel2(
+            randomness(seed, roi, 4, step), landscape, region, date.s2, date.cover
+        )
+        days = {'s1': _day(date.s1), 's2': _day(date.s2)}
+        rows: list[tuple[object, ...]] = []
+        for patch in patches:
+            key = PairKey(*roi, patch.number, step)
+            for sensor, image in (('s1', s1), ('s2', s2)):
+                name = SceneName(sensor, key, days[sensor])
+                path = root / name.folder / name.filename
+                _write_raster(path, image[:, patch.rows, patch.cols], patch.grid)
+            cover = round(float(cloudy[patch.rows, patch.cols].mean()), 4)
+            rows.append((*key, *days.values(), cover))
+        yield rows
+
+
+def _day(day: int) -> datetime.date:
+    return datetime.date(2018, 1, 1) + datetime.timedelta(days=day - 1)
+
+
+def _write_raster(path: Path, image: npt.NDArray[Any], grid: Grid) -> None:
+    """Write a GeoTIFF as those of SEN12MS-CR-TS are: not compressed, pixel by pixel, no nodata."""
+    with _create(path, image, grid) as dst:
+        dst.write(image)
+
+
+def _write_land_cover(path: Path, image: npt.NDArray[np.uint8], grid: Grid) -> None:
+    """Write a land-cover map with its colours, and its classes as tags."""
+    with _create(path, image, grid) as dst:
+        dst.write(image)
+        dst.write_colormap(1, {i: (*c.color, 255) for i, c in enumerate(LAND_COVER)})
+        dst.update_tags(**{f'CLASS_{i}': c.name for i, c in enumerate(LAND_COVER)})
+
+
+def _create(path: Path, image: npt.NDArray[Any], grid: Grid) -> Any:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return rasterio.open(
+        path,
+        'w',
+        driver='GTiff',
+        count=len(image),
+        height=grid.height,
+        width=grid.width,
+        dtype=image.dtype,
+        crs=grid.crs,
+        transform=grid.transform,
+        interleave='pixel',
+    )

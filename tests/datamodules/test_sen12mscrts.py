@@ -1,0 +1,236 @@
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import kornia.augmentation as K
+import pytest
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningCLI
+from matplotlib import pyplot as plt
+from torch import Tensor
+from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
+from torchgeo.datamodules import BaseDataModule
+from torchgeo.datasets import unbind_samples
+
+from geofm.datamodules import SEN12MSCRTSDataModule
+from geofm.datasets import SEN12MSCRTS, EmptySplitError
+from geofm.datasets.scan import PairKey
+from geofm.sensors import BANDS, BandError, band_statistics
+from tests.datasets.tree import SIZE, grid_at, write_pair
+
+TRAIN = 5
+
+
+@pytest.fixture(scope='module')
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five training pairs of 32 pixels, one of val of 32, two of test of 24 and 32."""
+    root = tmp_path_factory.mktemp('crts')
+    for patch in range(TRAIN):
+        write_pair(root, PairKey('ROIs1868', 36, patch, 0), grid_at(4326, 7 + patch / 100, 47.5))
+    write_pair(root, PairKey('ROIs2017', 22, 0, 0), grid_at(32632, 600000, 5300000))
+    write_pair(root, PairKey('ROIs2017', 32, 0, 0), grid_at(32632, 500000, 5300000, size=24))
+    write_pair(root, PairKey('ROIs2017', 32, 1, 0), grid_at(32632, 501000, 5300000))
+    return root
+
+
+class Spy(LightningModule):
+    """A model that keeps what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.batches: dict[str, list[dict[str, Tensor]]] = {'train': [], 'val': [], 'test': []}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        self.batches['train'].append(batch)
+        return batch['image'].mean() * self.weight
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.batches['val'].append(batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self.batches['test'].append(batch)
+
+    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        return batch['dates']
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.0)
+
+
+def make_trainer(**kwargs: Any) -> Trainer:
+    return Trainer(
+        accelerator='cpu',
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize(
+    ('batch_size', 'sizes'), [(2, [2, 2]), (5, [5]), (8, [5])], ids=['drop', 'exact', 'short']
+)
+def test_only_a_batch_that_is_not_the_only_one_is_dropped(
+    tree: Path, batch_size: int, sizes: list[int]
+) -> None:
+    model = Spy()
+    make_trainer().fit(model, SEN12MSCRTSDataModule(str(tree), batch_size=batch_size))
+    assert [len(batch['image']) for batch in model.batches['train']] == sizes
+
+
+def test_what_reaches_the_model_is_normalised_band_by_band(tree: Path) -> None:
+    bands = ('B8A', 'VV')
+    datamodule = SEN12MSCRTSDataModule(str(tree), bands=bands)
+    model = Spy()
+    make_trainer().validate(model, datamodule, verbose=False)
+    (batch,) = model.batches['val']
+    raw = SEN12MSCRTS(tree, 'val', bands=bands)[0]['image']
+    expected = (raw - torch.tensor([3840.0, -11.4]).view(2, 1, 1)) / torch.tensor(
+        [2200.0, 4.6]
+    ).view(2, 1, 1)
+    torch.testing.assert_close(batch['image'][0], expected.clamp(-5, 5))
+    mean, std = band_statistics(bands)
+    assert torch.equal(datamodule.mean, mean)
+    assert torch.equal(datamodule.std, std)
+
+
+def test_torchgeo_undoes_the_normalisation_for_plots(tree: Path) -> None:
+    """As TorchGeo's tasks do at validation: denormalise the batch, plot one sample."""
+    datamodule = SEN12MSCRTSDataModule(str(tree))
+    model = Spy()
+    make_trainer().validate(model, datamodule, verbose=False)
+    (batch,) = model.batches['val']
+    augmentation = K.AugmentationSequential(
+        K.Denormalize(datamodule.mean, datamodule.std), data_keys=None, keepdim=True
+    )
+    sample = unbind_samples(augmentation(batch))[0]
+    raw = SEN12MSCRTS(tree, 'val')[0]
+    mean, std = (v.view(-1, 1, 1) for v in band_statistics(BANDS))
+    kept = ((raw['image'] - mean) / std).abs() < 5
+    torch.testing.assert_close(sample['image'][kept], raw['image'][kept], rtol=1e-4, atol=1e-2)
+    fig = datamodule.plot(sample)
+    assert fig is not None
+    assert len(fig.axes) == 2
+    plt.close(fig)
+
+
+def test_splits(tree: Path) -> None:
+    datamodule = SEN12MSCRTSDataModule(str(tree), batch_size=4)
+    model, trainer = Spy(), make_trainer()
+    assert datamodule.plot({}) is None
+    trainer.test(model, datamodule, verbose=False)
+    (batch,) = model.batches['test']
+    # Patches of 24 and 32 pixels in one batch: padded, never resampled.
+    assert batch['image'].shape == (2, 15, SIZE, SIZE)
+    assert batch['valid'].sum((1, 2)).tolist() == [24**2, SIZE**2]
+    predicted = trainer.predict(model, datamodule)
+    assert predicted is not None
+    assert sum(map(len, predicted)) == TRAIN + 3
+    datamodule.setup('fit')
+    loader = datamodule.train_dataloader()
+    assert isinstance(loader.sampler, RandomSampler)
+    val_loader = datamodule.val_dataloader()
+    assert not isinstance(val_loader, list)
+    assert isinstance(val_loader.sampler, SequentialSampler)
+
+
+def test_random_windows_are_parts_of_their_patches(tree: Path) -> None:
+    datamodule = SEN12MSCRTSDataModule(str(tree), batch_size=TRAIN, patch_size=16)
+    datamodule.setup('fit')
+    pairs = SEN12MSCRTS(tree)
+    places = set()
+    for _ in range(4):
+        (batch,) = datamodule.train_dataloader()
+        assert batch['image'].shape == (TRAIN, 15, 16, 16)
+        for image, transform in zip(batch['image'], batch['transform'], strict=True):
+            starts = torch.tensor(pairs.index['transform'].tolist())[:, [2, 5]]
+            offset = (transform[[2, 5]] - starts) / transform[[0, 4]]
+            (i,) = ((offset > -0.1) & (offset < 16.1)).all(1).nonzero().flatten().tolist()
+            col, row = (round(v) for v in offset[i].tolist())
+            assert torch.equal(image, pairs[i]['image'][:, row : row + 16, col : col + 16])
+            places.add((row, col))
+    assert len(places) > 10
+    # Patches that are smaller than the window are read whole.
+    datamodule = SEN12MSCRTSDataModule(str(tree), patch_size=64)
+    datamodule.setup('fit')
+    assert next(iter(datamodule.train_dataloader()))['image'].shape[-2:] == (SIZE, SIZE)
+
+
+def test_windows_differ_between_workers_and_repeat_with_the_seed(tree: Path) -> None:
+    datamodule = SEN12MSCRTSDataModule(str(tree), batch_size=1, num_workers=2, patch_size=4)
+    datamodule.setup('fit')
+
+    def draw() -> Tensor:
+        torch.manual_seed(7)
+        return torch.cat([batch['transform'] for batch in datamodule.train_dataloader()])
+
+    first, second = draw(), draw()
+    assert torch.equal(first, second)
+    rows = ((first[:, 5] - 47.5) / first[:, 4]).round().long().tolist()
+    assert rows[0] != rows[1] or rows[2] != rows[3]
+
+
+def test_lightning_shares_the_pairs_among_processes(tree: Path) -> None:
+    """Lightning can put its distributed sampler in: the data set is one of plain numbers."""
+    datamodule = SEN12MSCRTSDataModule(str(tree))
+    datamodule.setup('fit')
+    pairs = datamodule.train_dataloader().dataset
+    assert isinstance(pairs, SEN12MSCRTS)
+    shares: list[set[int]] = [
+        set(DistributedSampler(pairs, num_replicas=2, rank=rank)) for rank in range(2)
+    ]
+    assert set().union(*shares) == set(range(TRAIN))
+
+
+def test_fitting_without_validation_rois(tree: Path) -> None:
+    datamodule = SEN12MSCRTSDataModule(str(tree / 'ROIs1868'))
+    model = Spy()
+    with pytest.warns(UserWarning, match="fitting without validation: .*split='val'") as caught:
+        make_trainer().fit(model, datamodule)
+    assert sum('without validation' in str(w.message) for w in caught) == 1
+    assert model.batches['train']
+    assert not model.batches['val']
+    with pytest.raises(EmptySplitError, match="split='val'"):
+        make_trainer().validate(model, datamodule)
+
+
+def test_fitting_with_validation_does_not_warn(tree: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        SEN12MSCRTSDataModule(str(tree)).setup('fit')
+
+
+def test_built_by_the_command_line(tree: Path, tmp_path: Path) -> None:
+    config = tmp_path / 'config.json'
+    arguments = {'paths': str(tree), 'batch_size': 3, 'bands': ['VV', 'B02'], 'patch_size': 8}
+    data = {
+        'class_path': 'geofm.datamodules.SEN12MSCRTSDataModule',
+        'init_args': {**arguments, 'regions': ['africa', 'america']},
+    }
+    config.write_text(json.dumps({'data': data}))
+    cli = LightningCLI(
+        Spy,
+        datamodule_class=BaseDataModule,
+        subclass_mode_data=True,
+        run=False,
+        args=['--config', str(config), '--data.init_args.batch_size', '4'],
+    )
+    assert isinstance(cli.config, Namespace)
+    assert isinstance(cli.datamodule, SEN12MSCRTSDataModule)
+    cli.datamodule.setup('fit')
+    batch = next(iter(cli.datamodule.train_dataloader()))
+    assert batch['image'].shape == (4, 2, 8, 8)
+
+
+def test_bad_arguments() -> None:
+    with pytest.raises(ValueError, match='patch_size'):
+        SEN12MSCRTSDataModule(patch_size=0)
+    with pytest.raises(BandError, match='B13'):
+        SEN12MSCRTSDataModule(bands=['B13'])
