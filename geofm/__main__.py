@@ -1,0 +1,5 @@
+"""``python -m geofm``."""
+
+from .cli import main
+
+main()
