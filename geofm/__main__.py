@@ -1,5 +1,5 @@
 """``python -m geofm``."""
 
-from .cli import main
+from geofm.cli import main
 
 main()

@@ -180,7 +180,7 @@ def read_on_grid(
         nodata = src.nodata
     else:
         nodata = float('nan')
-        # Warped in float64: GDAL would not write NaN outside of an integer raster. Nodata is a
+        # Warped as float32: an integer raster could not say NaN where it has no data. Nodata is a
         # matter of each band: else GDAL blends the nodata value of one band if another has data.
         with WarpedVRT(
             src,

@@ -1,6 +1,6 @@
 """Callbacks: what watches a pretraining run."""
 
-from .collapse import CollapseWatch
-from .knn import OnlineKNN
+from geofm.callbacks.collapse import CollapseWatch
+from geofm.callbacks.knn import OnlineKNN
 
-__all__ = ['CollapseWatch', 'OnlineKNN']
+__all__ = ('CollapseWatch', 'OnlineKNN')

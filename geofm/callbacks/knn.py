@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torchgeo.datamodules import BaseDataModule
 
-from ..evaluation import backbone_encoder, extract_features, knn_accuracy
+from geofm.evaluation import backbone_encoder, extract_features, knn_accuracy
 
 
 class OnlineKNN(Callback):

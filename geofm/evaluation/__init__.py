@@ -1,15 +1,15 @@
 """How good are the features? Probes that need no training, and what they stand on."""
 
-from .benchmark import Score, benchmark_knn, print_scores, write_scores
-from .features import (
+from geofm.evaluation.benchmark import Score, benchmark_knn, print_scores, write_scores
+from geofm.evaluation.features import (
     LabelledFeatures,
     backbone_encoder,
     band_statistics_encoder,
     extract_features,
 )
-from .knn import knn_accuracy, knn_predict
+from geofm.evaluation.knn import knn_accuracy, knn_predict
 
-__all__ = [
+__all__ = (
     'LabelledFeatures',
     'Score',
     'backbone_encoder',
@@ -20,4 +20,4 @@ __all__ = [
     'knn_predict',
     'print_scores',
     'write_scores',
-]
+)

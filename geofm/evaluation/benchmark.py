@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets.utils import Sample
 
-from .features import Encoder, LabelledFeatures, extract_features
-from .knn import knn_accuracy
+from geofm.evaluation.features import Encoder, LabelledFeatures, extract_features
+from geofm.evaluation.knn import knn_accuracy
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Losses that lightly and TorchGeo lack."""
 
-from .centering import EMACentering, SinkhornKnopp
-from .distillation import DINOLoss, IBOTLoss
+from geofm.losses.centering import EMACentering, SinkhornKnopp
+from geofm.losses.distillation import DINOLoss, IBOTLoss
 
-__all__ = ['DINOLoss', 'EMACentering', 'IBOTLoss', 'SinkhornKnopp']
+__all__ = ('DINOLoss', 'EMACentering', 'IBOTLoss', 'SinkhornKnopp')

@@ -1,6 +1,6 @@
 """Backbones: importing this package registers them with timm."""
 
-from .checkpoints import (
+from geofm.models.checkpoints import (
     CheckpointError,
     create_backbone,
     export_torchgeo,
@@ -8,10 +8,10 @@ from .checkpoints import (
     load_backbone_weights,
     read_hparams,
 )
-from .multisensor import MultiSensorViT
-from .registry import MODEL_NAMES
+from geofm.models.multisensor import MultiSensorViT
+from geofm.models.registry import MODEL_NAMES
 
-__all__ = [
+__all__ = (
     'MODEL_NAMES',
     'CheckpointError',
     'MultiSensorViT',
@@ -20,4 +20,4 @@ __all__ = [
     'load_backbone',
     'load_backbone_weights',
     'read_hparams',
-]
+)

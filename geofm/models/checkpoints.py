@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .multisensor import MultiSensorViT
+from geofm.models.multisensor import MultiSensorViT
 
 #: What a DINOv2 task's checkpoint calls its teacher's backbone.
 _PREFIX = 'model.'

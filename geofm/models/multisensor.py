@@ -10,10 +10,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..sensors import SENSORS, BandError, band_indices, sensor_channels
-from .attention import cls_attention_weights
-from .dates import DayOfYear
-from .fusion import CrossAttentionFusion, LinearFusion
+from geofm.models.attention import cls_attention_weights
+from geofm.models.dates import DayOfYear
+from geofm.models.fusion import CrossAttentionFusion, LinearFusion
+from geofm.sensors import SENSORS, BandError, band_indices, sensor_channels
 
 #: Columns of a `dates` tensor.
 _DATE_COLUMN = {key: i for i, key in enumerate(SENSORS)}

@@ -4,8 +4,8 @@ from typing import Any
 
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from ..sensors import SENSORS
-from .multisensor import MultiSensorViT
+from geofm.models.multisensor import MultiSensorViT
+from geofm.sensors import SENSORS
 
 #: Width, depth and heads, as in DeiT and timm.
 SIZES: dict[str, dict[str, int]] = {
@@ -62,4 +62,4 @@ for _name, _architecture in _ARCHITECTURES.items():
 #: Names of all registered models.
 MODEL_NAMES: tuple[str, ...] = tuple(_ARCHITECTURES)
 # register_model adds entry points to __all__; they have no attribute here.
-__all__ = ['MODEL_NAMES', 'SIZES', 'VARIANTS']
+__all__ = ('MODEL_NAMES', 'SIZES', 'VARIANTS')

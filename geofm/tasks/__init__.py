@@ -1,5 +1,5 @@
 """Tasks: what a Trainer trains."""
 
-from .dinov2 import DINOv2
+from geofm.tasks.dinov2 import DINOv2
 
-__all__ = ['DINOv2']
+__all__ = ('DINOv2',)

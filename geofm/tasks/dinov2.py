@@ -13,11 +13,11 @@ from torch.optim import AdamW, Optimizer
 from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import BaseTask
 
-from ..losses import DINOLoss, EMACentering, IBOTLoss, SinkhornKnopp
-from ..models import MultiSensorViT, create_backbone, load_backbone_weights
-from ..transforms import Crops, MultiCrop
-from .parameters import parameter_groups
-from .schedules import Schedules, dinov2_schedules
+from geofm.losses import DINOLoss, EMACentering, IBOTLoss, SinkhornKnopp
+from geofm.models import MultiSensorViT, create_backbone, load_backbone_weights
+from geofm.tasks.parameters import parameter_groups
+from geofm.tasks.schedules import Schedules, dinov2_schedules
+from geofm.transforms import Crops, MultiCrop
 
 
 class DINOv2(BaseTask):
