@@ -61,8 +61,8 @@ def _help() -> str:
     return '\n'.join(lines)
 
 
-def _train(args: list[str]) -> None:
-    """Run one of LightningCLI's sub-commands."""
+def _train(args: list[str] | None) -> None:
+    """Run one of LightningCLI's sub-commands, with the arguments of the process if None."""
     import torch
 
     # Importing these lets a YAML name their classes without the module, and registers our models.
@@ -104,7 +104,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: Arguments; those of the process by default.
     """
-    args = list(sys.argv[1:] if args is None else args)
+    given, args = args, list(sys.argv[1:] if args is None else args)
     # A folder of SEN12MS-CR-TS holds 15,000 files: GDAL must not list it for each one it opens.
     os.environ.setdefault('GDAL_DISABLE_READDIR_ON_OPEN', 'EMPTY_DIR')
     if not args or args[0] in ('-h', '--help'):
@@ -112,7 +112,7 @@ def main(args: Sequence[str] | None = None) -> None:
     elif args[0] == '--version':
         print(f'geofm {geofm.__version__}')
     elif args[0] in LIGHTNING_COMMANDS:
-        _train(args)
+        _train(None if given is None else args)
     elif args[0] in COMMANDS:
         _run(args[0], args[1:])
     else:

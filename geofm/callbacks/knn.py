@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
 from torchgeo.datamodules import BaseDataModule
 
 from geofm.evaluation import backbone_encoder, extract_features, knn_accuracy
+from geofm.models import MultiSensorViT
 
 
 class OnlineKNN(Callback):
@@ -47,7 +47,7 @@ class OnlineKNN(Callback):
 
     def _measure(self, pl_module: LightningModule) -> None:
         backbone = pl_module.model
-        assert isinstance(backbone, nn.Module)
+        assert isinstance(backbone, MultiSensorViT)
         encoder = backbone_encoder(backbone)
         bank, queries = (
             extract_features(encoder, loader, self.datamodule.aug, pl_module.device)

@@ -1,1 +1,1 @@
-"""Commands of ``geofm``, beside those of Lightning: each a function whose signature is its usage."""
+"""Commands of ``geofm`` beside those of Lightning: functions whose signature is their usage."""

@@ -42,8 +42,10 @@ def benchmark(
     seed_everything(seed, verbose=False)
     untrained = create_backbone(read_hparams(checkpoint)).eval().to(device)
     encoders = {
-        'pretrained': backbone_encoder(pretrained),
-        'random weights': backbone_encoder(untrained),
+        'pretrained, CLS token': backbone_encoder(pretrained),
+        'pretrained, mean of patches': backbone_encoder(pretrained, 'patches'),
+        'random weights, CLS token': backbone_encoder(untrained),
+        'random weights, mean of patches': backbone_encoder(untrained, 'patches'),
         'band mean and std': band_statistics_encoder,
     }
     scores = benchmark_knn(encoders, data, k, device)

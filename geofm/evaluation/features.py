@@ -1,11 +1,13 @@
 """Features of labelled images: from a backbone, or plain statistics as a floor."""
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.progress import track
-from torch import Tensor, nn
+from torch import Tensor
+
+from geofm.models import MultiSensorViT
 
 #: From a normalised batch to features of shape (B, D).
 Encoder = Callable[[Mapping[str, Any]], Tensor]
@@ -23,19 +25,22 @@ class LabelledFeatures(NamedTuple):
     labels: Tensor
 
 
-def backbone_encoder(backbone: nn.Module) -> Encoder:
-    """Features of a geofm backbone, its CLS token by default.
+def backbone_encoder(backbone: MultiSensorViT, pool: Literal['cls', 'patches'] = 'cls') -> Encoder:
+    """Features of a geofm backbone.
 
     Args:
-        backbone: Model without a head, in evaluation mode.
+        backbone: The model, in evaluation mode.
+        pool: The CLS token, or the mean of the patch tokens.
 
     Returns:
         The encoder. It tells the backbone the dates where the batch has them.
     """
 
     def encode(batch: Mapping[str, Any]) -> Tensor:
-        features: Tensor = backbone(batch['image'], batch.get('dates'))
-        return features
+        tokens = backbone.forward_features(batch['image'], batch.get('dates'))
+        if pool == 'cls':
+            return tokens[:, 0]
+        return tokens[:, backbone.num_prefix_tokens :].mean(dim=1)
 
     return encode
 

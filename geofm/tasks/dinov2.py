@@ -389,6 +389,8 @@ class DINOv2(BaseTask):
         """The table of this run, made when first asked for: it needs the data's length."""
         if self.schedules is None:
             trainer, hparams = self.trainer, self.hparams
+            # Lightning builds the loaders later; their length and batch size are needed now.
+            trainer.fit_loop.setup_data()
             steps = trainer.estimated_stepping_batches
             if steps == float('inf'):
                 raise ValueError('schedules need an end: set max_epochs or max_steps')

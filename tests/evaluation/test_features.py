@@ -33,6 +33,9 @@ def test_features_come_with_their_labels_in_order() -> None:
     assert labels.tolist() == [0, 1, 0]
     image, dates = data[2]['image'][None], data[2]['dates'][None]
     torch.testing.assert_close(features[2], backbone(image, dates)[0])
+    patches, _ = extract_features(backbone_encoder(backbone, 'patches'), batches, lambda b: b)
+    tokens = backbone.forward_features(image, dates)[0, backbone.num_prefix_tokens :]
+    torch.testing.assert_close(patches[2], tokens.mean(dim=0))
 
 
 def test_data_without_labels_or_without_a_batch_are_refused() -> None:

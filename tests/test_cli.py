@@ -1,0 +1,156 @@
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import rasterio
+import torch
+import yaml
+
+from geofm.cli import COMMANDS, LIGHTNING_COMMANDS, main
+from geofm.datasets import write_sample_data
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
+
+#: The smallest that still is the same method.
+SMALL = [
+    '--model.init_args.global_size=32',
+    '--model.init_args.local_size=16',
+    '--model.init_args.n_local=1',
+    '--model.init_args.prototypes=16',
+    '--data.init_args.patch_size=32',
+    '--data.init_args.batch_size=2',
+]
+
+
+@pytest.fixture(scope='module')
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('data') / 'sample'
+    write_sample_data(path, patches_per_roi=1, time_steps=2, size=64)
+    return path
+
+
+@pytest.fixture(scope='module')
+def checkpoint(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `geofm fit` leaves behind."""
+    root = tmp_path_factory.mktemp('fit')
+    fit(root, sample, '--trainer.max_steps=2')
+    return root / 'lightning_logs' / 'version_0' / 'checkpoints' / 'last.ckpt'
+
+
+def fit(root: Path, sample: Path, *args: str) -> None:
+    main(
+        [
+            'fit',
+            f'--config={ROOT}/configs/pretrain/quickstart.yaml',
+            f'--trainer.default_root_dir={root}',
+            f'--data.init_args.paths={sample}',
+            '--trainer.accelerator=cpu',
+            '--trainer.enable_progress_bar=false',
+            '--trainer.limit_val_batches=1',
+            *SMALL,
+            *args,
+        ]
+    )
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    main(['--help'])
+    text = capsys.readouterr().out
+    for command in (*COMMANDS, *LIGHTNING_COMMANDS):
+        assert f'  {command} ' in text
+    assert max(len(line) for line in text.splitlines()) <= 80
+
+
+def test_help_comes_at_once() -> None:
+    code = "import sys; from geofm.cli import main; main(['--help']); print('torch' in sys.modules)"
+    output = subprocess.check_output([sys.executable, '-c', code], text=True)
+    assert output.endswith('False\n')
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match='0'):
+        main([command, '--help'])
+    assert f'usage: geofm {command}' in capsys.readouterr().out
+
+
+def test_unknown_command_is_refused() -> None:
+    with pytest.raises(SystemExit, match="no command 'pretrain'"):
+        main(['pretrain'])
+
+
+@pytest.mark.parametrize('config', CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_config_is_understood(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match='0'):
+        main(['fit', f'--config={config}', '--print_config'])
+    printed: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    given: dict[str, Any] = yaml.safe_load(config.read_text())
+    assert printed['model']['class_path'] == given['model']['class_path']
+
+
+def test_a_checkpoint_resumes_where_it_was(checkpoint: Path, sample: Path, tmp_path: Path) -> None:
+    assert torch.load(checkpoint, weights_only=True)['global_step'] == 2
+    fit(tmp_path, sample, '--trainer.max_steps=3', f'--ckpt_path={checkpoint}')
+    resumed = tmp_path / 'lightning_logs' / 'version_0' / 'checkpoints' / 'last.ckpt'
+    assert torch.load(resumed, weights_only=True)['global_step'] == 3
+
+
+def test_attention_lies_on_the_scene(checkpoint: Path, sample: Path, tmp_path: Path) -> None:
+    s1 = next(sample.rglob('s1_*.tif'))
+    s2 = next(s1.parents[2].joinpath('S2', s1.parent.name).glob('s2_*.tif'))
+    files = [f'--checkpoint={checkpoint}', f'--s1={s1}', f'--s2={s2}', f'--output={tmp_path}']
+    main(['attention', *files, '--window=32'])
+    (raster,) = tmp_path.glob('*.tif')
+    (figure,) = tmp_path.glob('*.png')
+    assert figure.stat().st_size > 10_000
+    with rasterio.open(raster) as result, rasterio.open(s2) as scene:
+        assert (result.crs, result.transform) == (scene.crs, scene.transform)
+        assert (result.bounds, result.shape) == (scene.bounds, scene.shape)
+        assert result.count == 2 * (1 + 3)
+
+
+def test_benchmark_prints_the_floors(
+    checkpoint: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = ['--data=SampleLandCoverDataModule', f'--data.paths={sample}', '--data.window=16']
+    output = tmp_path / 'scores.json'
+    main(['benchmark', f'--checkpoint={checkpoint}', *data, '--k=[1,3]', f'--output={output}'])
+    text = capsys.readouterr().out
+    for row in ('pretrained', 'random weights', 'band mean and std'):
+        assert row in text
+    assert {score['probe'] for score in yaml.safe_load(output.read_text())} == {'1-NN', '3-NN'}
+
+
+def test_wrong_input_takes_one_line_to_say(tmp_path: Path) -> None:
+    absent = tmp_path / 'absent.ckpt'
+    with pytest.raises(SystemExit, match=r'^geofm export: .*absent\.ckpt: no such file$'):
+        main(['export', f'--checkpoint={absent}', f'--output={tmp_path / "out.ckpt"}'])
+
+
+@pytest.mark.parametrize(('name', 'window'), [('classification', 16), ('segmentation', 32)])
+def test_torchgeo_tasks_start_from_the_checkpoint(
+    name: str, window: int, checkpoint: Path, sample: Path, tmp_path: Path
+) -> None:
+    weights = checkpoint
+    if name == 'segmentation':
+        weights = tmp_path / 'exported.ckpt'
+        main(['export', f'--checkpoint={checkpoint}', f'--output={weights}'])
+    main(
+        [
+            'fit',
+            f'--config={ROOT}/configs/finetune/{name}.yaml',
+            f'--model.init_args.weights={weights}',
+            f'--data.init_args.paths={sample}',
+            f'--data.init_args.window={window}',
+            '--data.init_args.batch_size=4',
+            f'--trainer.default_root_dir={tmp_path}',
+            '--trainer.accelerator=cpu',
+            '--trainer.max_steps=1',
+            '--trainer.limit_val_batches=1',
+            '--trainer.enable_progress_bar=false',
+        ]
+    )
+    assert list(tmp_path.rglob('*.ckpt'))

@@ -1,0 +1,104 @@
+"""The backbone in TorchGeo's own, unmodified tasks: by name, with a checkpoint's weights."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torchgeo.tasks import Classification, SemanticSegmentation
+
+from geofm.models import CheckpointError, create_backbone, export_torchgeo, load_backbone
+from geofm.tasks import DINOv2
+from tests.pairs import RandomPairsDataModule
+from tests.tasks.test_dinov2 import small_trainer
+
+
+@pytest.fixture(scope='module', params=['linear', 'xattn'])
+def checkpoint(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A checkpoint as `fit` writes it, with weights that no initialisation gives."""
+    name = f'geofm_vit_tiny_patch16_{request.param}'
+    small: dict[str, Any] = {'prototypes': 16, 'head_hidden_dim': 8, 'head_bottleneck_dim': 8}
+    task = DINOv2(name, global_size=32, local_size=16, n_local=1, **small)
+    for parameter in task.model.parameters():
+        nn.init.normal_(parameter, std=0.05)
+    folder = tmp_path_factory.mktemp(request.param)
+    trainer = small_trainer(folder, max_steps=1, limit_val_batches=0)
+    trainer.fit(task, datamodule=RandomPairsDataModule(batch_size=2, length=2))
+    path = folder / 'last.ckpt'
+    trainer.save_checkpoint(path)
+    return name, path
+
+
+def assert_loaded(model: nn.Module, path: Path) -> None:
+    """Every tensor of the checkpoint's backbone is the model's."""
+    weights = model.state_dict()
+    pretrained = load_backbone(path).state_dict()
+    assert set(weights) - set(pretrained) <= {'head.weight', 'head.bias'}
+    for key, value in pretrained.items():
+        assert torch.equal(weights[key], value), key
+
+
+def test_classification_takes_the_checkpoint_itself(checkpoint: tuple[str, Path]) -> None:
+    name, path = checkpoint
+    task = Classification(model=name, weights=str(path), in_channels=15, num_classes=8)
+    assert_loaded(task.model, path)
+    logits = task(torch.randn(2, 15, 64, 64))
+    assert logits.shape == (2, 8)
+    logits.sum().backward()
+    frozen = Classification(
+        model=name, weights=str(path), in_channels=15, num_classes=8, freeze_backbone=True
+    )
+    trainable = [n for n, p in frozen.model.named_parameters() if p.requires_grad]
+    assert trainable == ['head.weight', 'head.bias']
+
+
+def test_classification_of_one_sensor_takes_it_too(checkpoint: tuple[str, Path]) -> None:
+    name, path = checkpoint
+    for channels in (2, 13):
+        task = Classification(model=name, weights=str(path), in_channels=channels, num_classes=8)
+        assert_loaded(task.model, path)
+        assert task(torch.randn(1, channels, 32, 32)).shape == (1, 8)
+
+
+def test_segmentation_takes_what_export_makes_of_it(
+    checkpoint: tuple[str, Path], tmp_path: Path
+) -> None:
+    name, path = checkpoint
+    exported = export_torchgeo(path, tmp_path / 'new' / 'segmentation.ckpt')
+    assert [p.name for p in exported.parent.iterdir()] == ['segmentation.ckpt']
+    task = SemanticSegmentation(
+        model='dpt', backbone=f'tu-{name}', weights=str(exported), in_channels=15, num_classes=8
+    )
+    assert_loaded(task.model.encoder.model, path)
+    assert task(torch.randn(1, 15, 64, 64)).shape == (1, 8, 64, 64)
+
+
+def test_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
+    cases: dict[str, Any] = {
+        'text.ckpt': None,
+        'tensor.ckpt': torch.zeros(3),
+        'weights.ckpt': {'state_dict': {}},
+        'other.ckpt': {'state_dict': {'a': torch.zeros(1)}, 'hyper_parameters': {'lr': 1.0}},
+        'code.ckpt': {'state_dict': {}, 'hyper_parameters': {'f': Path}},
+    }
+    for name, content in cases.items():
+        path = tmp_path / name
+        if content is None:
+            path.write_text('not a checkpoint')
+        else:
+            torch.save(content, path)
+        with pytest.raises(CheckpointError, match=name):
+            load_backbone(path)
+    with pytest.raises(CheckpointError, match='no such file'):
+        load_backbone(tmp_path / 'absent.ckpt')
+
+
+def test_weights_that_do_not_fit_are_refused(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
+    _, path = checkpoint
+    content = torch.load(path, weights_only=True)
+    content['hyper_parameters']['model_args'] = {'depth': 3}
+    torch.save(content, tmp_path / 'shallow.ckpt')
+    with pytest.raises(CheckpointError, match=r'shallow\.ckpt: its weights do not fit'):
+        load_backbone(tmp_path / 'shallow.ckpt')
+    assert create_backbone(content['hyper_parameters']).depth == 3
