@@ -7,6 +7,8 @@ from typing import Literal
 from lightning.pytorch import seed_everything
 from torchgeo.datamodules import BaseDataModule
 
+# Imported so that data modules can be named without their module; TorchGeo's already are.
+import geofm.datamodules  # noqa: F401
 from geofm.evaluation import (
     backbone_encoder,
     band_statistics_encoder,

@@ -1,0 +1,69 @@
+"""The demo with three seeds, and the table of the README from their scores.
+
+    python experiments/demo_seeds.py [--seeds 0 1 2]
+
+writes `experiments/results/demo.json` and `demo.md`, and puts the table into README.md.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+RESULTS = Path(__file__).parent / 'results' / 'demo.json'
+README = Path(__file__).parents[1] / 'README.md'
+
+Accuracies = dict[str, dict[str, list[float]]]
+
+
+def run(seeds: list[int], output: Path) -> Accuracies:
+    """Accuracy by features and probe, one figure a seed; what has been run is not run again."""
+    accuracies: Accuracies = {}
+    for seed in seeds:
+        folder = output / f'seed_{seed}'
+        if not (folder / 'scores.json').exists():
+            demo = [sys.executable, str(Path(__file__).with_name('demo.py'))]
+            subprocess.run([*demo, f'--seed={seed}', f'--output={folder}'], check=True)
+        for score in json.loads((folder / 'scores.json').read_text()):
+            probes = accuracies.setdefault(score['features'], {})
+            probes.setdefault(score['probe'], []).append(score['accuracy'])
+    return accuracies
+
+
+def table(accuracies: Accuracies) -> str:
+    """Markdown table: mean over the seeds, and each one."""
+    probes = list(next(iter(accuracies.values())))
+    lines = ['| features | ' + ' | '.join(probes) + ' |', '|---|' + '---:|' * len(probes)]
+    for name, scores in accuracies.items():
+        cells = []
+        for probe in probes:
+            each = ', '.join(f'{100 * value:.1f}' for value in scores[probe])
+            cells.append(f'**{100 * mean(scores[probe]):.1f} %** ({each})')
+        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    """Run, and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
+    parser.add_argument('--output', type=Path, default=Path('output/demo_seeds'))
+    args = parser.parse_args()
+    accuracies = run(args.seeds, args.output)
+    RESULTS.write_text(json.dumps({'seeds': args.seeds, 'accuracy': accuracies}, indent=2) + '\n')
+    caption = (
+        f'k-NN accuracy of land cover on ROIs never seen, mean over {len(args.seeds)} seeds '
+        '(each of them), made by `python experiments/demo_seeds.py`.'
+    )
+    text = f'{table(accuracies)}\n\n{caption}\n'
+    RESULTS.with_suffix('.md').write_text(text)
+    marked = re.compile(r'(<!-- demo-table -->\n).*?(<!-- /demo-table -->)', re.DOTALL)
+    README.write_text(marked.sub(lambda m: m[1] + text + m[2], README.read_text()))
+    print(text)
+
+
+if __name__ == '__main__':
+    main()
