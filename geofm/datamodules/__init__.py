@@ -1,6 +1,13 @@
 """Lightning data modules in TorchGeo's style."""
 
 from geofm.datamodules.landcover import SampleLandCoverDataModule
+from geofm.datamodules.named_bands import NamedBandsDataModule
+from geofm.datamodules.sen12mscr import SEN12MSCRDataModule
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
 
-__all__ = ('SEN12MSCRTSDataModule', 'SampleLandCoverDataModule')
+__all__ = (
+    'NamedBandsDataModule',
+    'SEN12MSCRDataModule',
+    'SEN12MSCRTSDataModule',
+    'SampleLandCoverDataModule',
+)

@@ -2,64 +2,80 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
+import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from rasterio.windows import Window
 from torch.utils.data import DataLoader, Dataset
-from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets.utils import Sample
 
-from geofm.datasets import SEN12MSCRTS, EmptySplitError, pad_and_stack
+from geofm.datamodules.resumable import ResumableDataModule, StartMethod
+from geofm.datamodules.sampling import run_seed
+from geofm.datasets import SEN12MSCRTS, EmptySplitError, MultiDate, pad_and_stack
 from geofm.datasets.regions import Split
 from geofm.sensors import BANDS, band_statistics
 from geofm.transforms import Normalize
 
 
-class RandomWindows(Dataset[Sample]):
-    """One window of each pair, at a random place that is drawn anew each time.
+class Pairs(Protocol):
+    """Patches of which windows can be read, a row of the index each."""
 
-    Places come from PyTorch's generator, which the data loader seeds for each worker.
+    index: pd.DataFrame
+
+    def __len__(self) -> int:
+        """Number of patches."""
+
+    def read_pair(self, position: int, window: Window | None = None) -> Sample:
+        """Read a window of a patch."""
+
+
+class RandomWindows(Dataset[Sample]):
+    """One window of each patch, at a random place that is drawn anew each time.
+
+    Places come from PyTorch's generator: :class:`~geofm.datamodules.sampling.Seeded` makes them
+    a matter of seed, epoch and patch.
     """
 
-    def __init__(self, dataset: SEN12MSCRTS, size: int) -> None:
+    def __init__(self, dataset: Pairs, size: int) -> None:
         """Initialize a new RandomWindows instance.
 
         Args:
-            dataset: The pairs.
+            dataset: The patches.
             size: Height and width of the windows in pixels. A patch that is smaller is read
                 whole along that axis.
         """
         self.dataset = dataset
         self.size = size
+        self._shapes = dataset.index[['height', 'width']].to_numpy()
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Number of patches."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
-        """Read a random window of a pair.
+        """Read a random window of a patch.
 
         Args:
-            index: Number of the pair.
+            index: Number of the patch.
 
         Returns:
             The sample, see :meth:`geofm.datasets.SEN12MSCRTS.read_pair`.
 
         Raises:
-            IndexError: If there is no such pair.
+            IndexError: If there is no such patch.
         """
         if not 0 <= index < len(self):
-            raise IndexError(f'pair {index} of {len(self)}: out of range')
-        row = self.dataset.index.iloc[index]
-        height, width = min(self.size, row['height']), min(self.size, row['width'])
-        first_row = int(torch.randint(row['height'] - height + 1, ()))
-        first_col = int(torch.randint(row['width'] - width + 1, ()))
+            raise IndexError(f'patch {index} of {len(self)}: out of range')
+        rows, cols = self._shapes[index].tolist()
+        height, width = min(self.size, rows), min(self.size, cols)
+        first_row = int(torch.randint(rows - height + 1, ()))
+        first_col = int(torch.randint(cols - width + 1, ()))
         return self.dataset.read_pair(index, Window(first_col, first_row, width, height))
 
 
-class SEN12MSCRTSDataModule(BaseDataModule):
+class SEN12MSCRTSDataModule(ResumableDataModule):
     """Pairs of Sentinel-1 and Sentinel-2 patches from SEN12MS-CR-TS.
 
     Training shuffles the pairs; validation and testing take those of the official ROIs in
@@ -69,6 +85,9 @@ class SEN12MSCRTSDataModule(BaseDataModule):
     .. seealso:: :class:`geofm.datasets.SEN12MSCRTS`
     """
 
+    collate_fn = staticmethod(pad_and_stack)
+    pairs_class: type[SEN12MSCRTS] = SEN12MSCRTS
+
     def __init__(
         self,
         paths: str | list[str] = 'data',
@@ -77,6 +96,9 @@ class SEN12MSCRTSDataModule(BaseDataModule):
         bands: Sequence[str] = BANDS,
         regions: Sequence[str] | None = None,
         patch_size: int | None = None,
+        n_dates: int | None = None,
+        seed: int | None = None,
+        start_method: StartMethod | None = None,
         **kwargs: Any,
     ) -> None:
         """Initialize a new SEN12MSCRTSDataModule instance.
@@ -89,24 +111,37 @@ class SEN12MSCRTSDataModule(BaseDataModule):
             regions: World regions to keep, all by default.
             patch_size: Height and width in pixels of the window that is read at a random place
                 of each training pair; whole patches by default.
+            n_dates: Number of dates k of a patch that make one training sample, 'image'
+                (k, C, H, W), see :class:`~geofm.datasets.MultiDate`. An epoch is then one pass
+                over the patches. By default, each pair is a sample of its own, as it always is in
+                validation, testing and prediction.
+            seed: Seed of the order of the training samples and of the places of their windows;
+                by default that of Lightning's ``seed_everything``.
+            start_method: How processes that read are started; by default as Python does.
             **kwargs: Further arguments of :class:`~geofm.datasets.SEN12MSCRTS`.
 
         Raises:
             BandError: If a band is unknown or given twice.
-            ValueError: If *patch_size* is not positive.
+            ValueError: If *patch_size* or *n_dates* is not positive.
         """
         if patch_size is not None and patch_size < 1:
             raise ValueError(f'patch_size must be a positive number of pixels, not {patch_size}')
+        if n_dates is not None and n_dates < 1:
+            raise ValueError(f'n_dates must be at least 1, not {n_dates}')
+        if regions is not None:
+            kwargs['regions'] = regions
         super().__init__(
-            SEN12MSCRTS,
+            self.pairs_class,
             batch_size,
             num_workers,
             paths=paths,
             bands=tuple(bands),
-            regions=regions,
             **kwargs,
         )
         self.patch_size = patch_size
+        self.n_dates = n_dates
+        self.seed = run_seed(seed)
+        self.start_method = start_method
         # TorchGeo's tasks take these to undo the normalisation for plots.
         self.mean, self.std = band_statistics(bands)
         self.aug = Normalize(bands)
@@ -123,10 +158,7 @@ class SEN12MSCRTSDataModule(BaseDataModule):
                 split, with a warning.
         """
         if stage == 'fit':
-            pairs = self._pairs('train')
-            self.train_dataset = (
-                pairs if self.patch_size is None else RandomWindows(pairs, self.patch_size)
-            )
+            self.train_dataset = self._training_samples()
             try:
                 self.val_dataset = self._pairs('val')
             except EmptySplitError as err:
@@ -147,10 +179,7 @@ class SEN12MSCRTSDataModule(BaseDataModule):
         Returns:
             The data loader.
         """
-        dataset = self._valid_attribute('train_dataset')
-        devices = self.trainer.world_size if self.trainer else 1
-        full = len(dataset) // devices >= self.batch_size
-        return self._loader(dataset, shuffle=True, drop_last=full)
+        return self._training_loader(self._valid_attribute('train_dataset'), self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
         """Validation pairs in order.
@@ -158,7 +187,9 @@ class SEN12MSCRTSDataModule(BaseDataModule):
         Returns:
             The data loader; none while fitting on a tree without validation ROIs.
         """
-        return [] if self.val_dataset is None else self._loader(self.val_dataset)
+        if self.val_dataset is None:
+            return []
+        return self._ordered_loader(self.val_dataset, self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Sample]:
         """Test pairs in order.
@@ -166,7 +197,7 @@ class SEN12MSCRTSDataModule(BaseDataModule):
         Returns:
             The data loader.
         """
-        return self._loader(self._valid_attribute('test_dataset'))
+        return self._ordered_loader(self._valid_attribute('test_dataset'), self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[Sample]:
         """All pairs in order.
@@ -174,7 +205,7 @@ class SEN12MSCRTSDataModule(BaseDataModule):
         Returns:
             The data loader.
         """
-        return self._loader(self._valid_attribute('predict_dataset'))
+        return self._ordered_loader(self._valid_attribute('predict_dataset'), self.batch_size)
 
     def plot(self, *args: Any, **kwargs: Any) -> Figure | None:
         """Draw a sample, see :meth:`geofm.datasets.SEN12MSCRTS.plot`.
@@ -192,26 +223,17 @@ class SEN12MSCRTSDataModule(BaseDataModule):
             self.test_dataset,
             self.predict_dataset,
         ):
-            pairs = dataset.dataset if isinstance(dataset, RandomWindows) else dataset
-            if isinstance(pairs, SEN12MSCRTS):
-                return pairs.plot(*args, **kwargs)
+            patches = dataset.dataset if isinstance(dataset, RandomWindows) else dataset
+            if isinstance(patches, SEN12MSCRTS | MultiDate):
+                return patches.plot(*args, **kwargs)
         return None
 
     def _pairs(self, split: Split) -> SEN12MSCRTS:
         """The pairs of a split."""
-        return SEN12MSCRTS(split=split, **self.kwargs)
+        return self.pairs_class(split=split, **self.kwargs)
 
-    def _loader(
-        self, dataset: Dataset[Sample], *, shuffle: bool = False, drop_last: bool = False
-    ) -> DataLoader[Sample]:
-        """A data loader of pairs by number, to which Lightning can add a distributed sampler."""
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size,
-            shuffle=shuffle,
-            num_workers=self.num_workers,
-            collate_fn=pad_and_stack,
-            drop_last=drop_last,
-            pin_memory=torch.cuda.is_available(),
-            persistent_workers=self.num_workers > 0,
-        )
+    def _training_samples(self) -> Dataset[Sample]:
+        """The training pairs, or their windows, or several dates of these."""
+        pairs = self._pairs('train')
+        patches = pairs if self.n_dates is None else MultiDate(pairs, self.n_dates)
+        return patches if self.patch_size is None else RandomWindows(patches, self.patch_size)

@@ -2,13 +2,19 @@
 
 from geofm.datasets.collate import pad_and_stack
 from geofm.datasets.landcover import SampleLandCover
+from geofm.datasets.multidate import MultiDate
+from geofm.datasets.named_bands import NamedBands
 from geofm.datasets.sample import LAND_COVER, write_sample_data
+from geofm.datasets.sen12mscr import SEN12MSCR
 from geofm.datasets.sen12mscrts import SEN12MSCRTS, EmptySplitError
 
 __all__ = (
     'LAND_COVER',
+    'SEN12MSCR',
     'SEN12MSCRTS',
     'EmptySplitError',
+    'MultiDate',
+    'NamedBands',
     'SampleLandCover',
     'pad_and_stack',
     'write_sample_data',

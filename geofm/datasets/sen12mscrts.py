@@ -244,11 +244,12 @@ class SEN12MSCRTS(GeoDataset):
         image = np.concatenate((s1, s2))
         if self.bands != BANDS:
             image = image[band_indices(self.bands, BANDS)]
-        dates = np.array([row.s1_date, row.s2_date], 'datetime64[D]').astype(np.int64)
+        # Through NumPy's own type: a missing date stays one, as the smallest integer.
+        dates = np.array([row.s1_date.to_datetime64(), row.s2_date.to_datetime64()])
         sample: Sample = {
             'image': torch.from_numpy(image),
             'valid': torch.from_numpy(s1_valid & s2_valid),
-            'dates': torch.from_numpy(dates),
+            'dates': torch.from_numpy(dates.astype('datetime64[D]').astype(np.int64)),
             'bounds': torch.tensor(tuple(grid.bounds), dtype=torch.float64),
             'transform': torch.tensor(tuple(grid.transform)[:6], dtype=torch.float64),
             'crs': torch.tensor(int(row.epsg)),

@@ -231,8 +231,7 @@ class DINOv2(BaseTask):
             CLS logits of shape (2B, K), logits of the masked patches of shape (M, K'), and the
             CLS features of shape (2B, D).
         """
-        dates = None if crops.dates is None else crops.dates.repeat(2, 1)
-        tokens = self.model.forward_features(crops.globals, dates)
+        tokens = self.model.forward_features(crops.globals, crops.global_dates)
         cls, patches = tokens[:, 0], tokens[:, self.model.num_prefix_tokens :][crops.masks]
         return *_apply_heads(self.teacher_heads, cls, patches), cls
 
@@ -247,17 +246,15 @@ class DINOv2(BaseTask):
             the CLS features of the global crops, of shape (2B, D).
         """
         backbone = cast(MultiSensorViT, self.student['backbone'])
-        images = len(crops.globals) // 2
 
-        def tokens_of(views: Tensor, masks: Tensor | None) -> Tensor:
-            dates = None if crops.dates is None else crops.dates.repeat(len(views) // images, 1)
+        def tokens_of(views: Tensor, dates: Tensor | None, masks: Tensor | None) -> Tensor:
             return backbone.forward_features(views, dates, masks, self._present(len(views)))
 
-        tokens = tokens_of(crops.globals, crops.masks)
+        tokens = tokens_of(crops.globals, crops.global_dates, crops.masks)
         cls, patches = tokens[:, 0], tokens[:, backbone.num_prefix_tokens :][crops.masks]
         every_cls = [cls]
         if len(crops.locals):
-            every_cls.append(tokens_of(crops.locals, None)[:, 0])
+            every_cls.append(tokens_of(crops.locals, crops.local_dates, None)[:, 0])
         return *_apply_heads(self.student, torch.cat(every_cls), patches), cls
 
     def _present(self, crops: int) -> Tensor | None:
@@ -275,8 +272,8 @@ class DINOv2(BaseTask):
         """Losses of a batch.
 
         Args:
-            batch: Normalised ``image`` of shape (B, C, H, W), and where known ``valid`` and
-                ``dates``.
+            batch: Normalised ``image`` of shape (B, C, H, W), or (B, k, C, H, W) with k dates of
+                each, and where known ``valid`` and ``dates``.
             temperature: Teacher temperature.
             update_center: Whether the centres learn from this batch.
 

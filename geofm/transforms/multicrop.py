@@ -33,7 +33,9 @@ class Crops:
         globals: Global crops, shape (2B, C, G, G).
         locals: Local crops, shape (nB, C, L, L).
         masks: Patch tokens of the global crops to mask, bool, shape (2B, N).
-        dates: Acquisition dates as they came with the batch, shape (B, 2), or None.
+        global_dates: Acquisition dates of each global crop, int64, shape (2B, 2), or None if they
+            did not come with the batch.
+        local_dates: The same of the local crops, (nB, 2).
         global_boxes: x0, y0, x1, y1 of each global crop in pixels of the image, int64, (2B, 4).
         local_boxes: The same of the local crops, (nB, 4).
         global_flips: Whether a global crop is flipped horizontally, vertically, bool, (2B, 2).
@@ -45,7 +47,8 @@ class Crops:
     globals: Tensor
     locals: Tensor
     masks: Tensor
-    dates: Tensor | None
+    global_dates: Tensor | None
+    local_dates: Tensor | None
     global_boxes: Tensor
     local_boxes: Tensor
     global_flips: Tensor
@@ -60,6 +63,10 @@ class MultiCrop(nn.Module):
     A crop has one box, drawn by Kornia, and one pair of flips for all bands, so that a pixel shows
     the same ground in Sentinel-1 and Sentinel-2. Crops are flipped both ways, as a view from above
     has no up. Photometry then treats each sensor by its own rules.
+
+    Of images of several dates, the global crops take one date each, in turn, and each local crop
+    one at random: what changes with the season then need not be in the features. After Manas et
+    al., `SeCo <https://arxiv.org/abs/2103.16607>`_.
 
     Everything runs in batches on the device of the images. Random numbers are drawn on the CPU
     from torch's generator, so the same seed draws the same crops on every device.
@@ -132,7 +139,8 @@ class MultiCrop(nn.Module):
         Args:
             batch: Dictionary with 'image' (B, C, H, W), normalised and finite (see
                 :class:`~geofm.transforms.Normalize`), and optionally 'valid' bool (B, H, W), False
-                on ground without data or padding, and 'dates' (B, 2).
+                on ground without data or padding, and 'dates' (B, 2). With k dates of each image,
+                these are (B, k, C, H, W), (B, k, H, W) and (B, k, 2).
 
         Returns:
             The crops, on the device and in the dtype of the image.
@@ -141,27 +149,55 @@ class MultiCrop(nn.Module):
             BandError: If the image does not have one channel a band.
         """
         images: Tensor = batch['image']
-        if images.ndim != 4 or images.shape[1] != len(self.bands):
+        if images.ndim not in (4, 5) or images.shape[-3] != len(self.bands):
             raise BandError(
                 f'image of shape {tuple(images.shape)} given for {len(self.bands)} bands '
-                f'{list(self.bands)}: expected (B, {len(self.bands)}, H, W)'
+                f'{list(self.bands)}: expected (B, {len(self.bands)}, H, W), or '
+                f'(B, dates, {len(self.bands)}, H, W)'
             )
-        counts = integral_image(batch['valid']) if 'valid' in batch else None
-        global_boxes, global_share = self._draw_boxes(images, counts, N_GLOBAL, self.global_scale)
-        local_boxes, local_share = self._draw_boxes(images, counts, self.n_local, self.local_scale)
+        valid, dates = batch.get('valid'), batch.get('dates')
+        global_source, local_source = self._draw_sources(images)
+        several_dates = images.ndim == 5
+        if several_dates:
+            images = images.flatten(0, 1)
+            valid = None if valid is None else valid.flatten(0, 1)
+            dates = None if dates is None else dates.flatten(0, 1)
+        counts = None if valid is None else integral_image(valid)
+        global_boxes, global_share = self._draw_boxes(
+            images, counts, global_source, self.global_scale
+        )
+        local_boxes, local_share = self._draw_boxes(images, counts, local_source, self.local_scale)
         global_flips = _draw_flips(len(global_boxes), images.device)
         local_flips = _draw_flips(len(local_boxes), images.device)
         # Crop-major: probabilities repeat over the images of each crop.
-        blur = torch.tensor(GLOBAL_BLUR_PROBABILITIES).repeat_interleave(len(images))
-        global_crops = self._crop(images, global_boxes, global_flips, self.global_size, blur)
+        blur = torch.tensor(GLOBAL_BLUR_PROBABILITIES).repeat_interleave(
+            len(global_boxes) // N_GLOBAL
+        )
+        global_crops = self._crop(
+            images,
+            global_boxes,
+            global_flips,
+            self.global_size,
+            blur,
+            # Crops in the order of the images need none of them gathered.
+            global_source if several_dates else None,
+        )
         blur = torch.full((len(local_boxes),), LOCAL_BLUR_PROBABILITY)
-        local_crops = self._crop(images, local_boxes, local_flips, self.local_size, blur)
+        local_crops = self._crop(
+            images,
+            local_boxes,
+            local_flips,
+            self.local_size,
+            blur,
+            local_source if several_dates else None,
+        )
         masks = block_masks(len(global_crops), self.grid, self.mask_probability, self.mask_ratio)
         return Crops(
             globals=global_crops,
             locals=local_crops,
             masks=masks.to(images.device, non_blocking=True),
-            dates=batch.get('dates'),
+            global_dates=None if dates is None else dates[global_source],
+            local_dates=None if dates is None else dates[local_source],
             global_boxes=global_boxes,
             local_boxes=local_boxes,
             global_flips=global_flips,
@@ -170,12 +206,28 @@ class MultiCrop(nn.Module):
             local_valid_share=local_share,
         )
 
+    def _draw_sources(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Image that each crop is cut from, global (2B,) and local (nB,), the dates flattened."""
+        n_images = len(images)
+        n_dates = images.shape[1] if images.ndim == 5 else 1
+        global_date = torch.arange(N_GLOBAL).repeat_interleave(n_images) % n_dates
+        local_date = torch.zeros(self.n_local * n_images, dtype=torch.long)
+        if n_dates > 1:
+            local_date = torch.randint(n_dates, local_date.shape)
+        image = torch.arange(n_images)
+        sources = (
+            image.repeat(N_GLOBAL) * n_dates + global_date,
+            image.repeat(self.n_local) * n_dates + local_date,
+        )
+        global_source, local_source = (s.to(images.device, non_blocking=True) for s in sources)
+        return global_source, local_source
+
     def _draw_boxes(
-        self, images: Tensor, counts: Tensor | None, n_crops: int, scale: tuple[float, float]
+        self, images: Tensor, counts: Tensor | None, source: Tensor, scale: tuple[float, float]
     ) -> tuple[Tensor, Tensor]:
         """Boxes (nB, 4) of crops and the shares of valid pixels in them (nB,)."""
         tries = 1 if counts is None else self.max_tries
-        n_boxes = n_crops * len(images)
+        n_boxes = len(source)
         # Made anew, as a module's move to a device would move this one's draws there.
         generator = ResizedCropGenerator((1, 1), scale, self.ratio)
         corners = generator(torch.Size((tries * n_boxes, *images.shape[1:])))['src']
@@ -185,27 +237,35 @@ class MultiCrop(nn.Module):
         if counts is None:
             return boxes[0], boxes.new_ones(n_boxes, dtype=torch.float32)
         # All tries at once: to draw again only where needed, the host would have to wait.
-        share = valid_share(counts, boxes)
+        share = valid_share(counts, boxes, source)
         enough = share >= self.min_valid
         chosen = torch.where(enough.any(0), enough.int().argmax(0), share.argmax(0))
         box = torch.arange(n_boxes, device=images.device)
         return boxes[chosen, box], share[chosen, box]
 
     def _crop(
-        self, images: Tensor, boxes: Tensor, flips: Tensor, size: int, blur_probability: Tensor
+        self,
+        images: Tensor,
+        boxes: Tensor,
+        flips: Tensor,
+        size: int,
+        blur_probability: Tensor,
+        source: Tensor | None,
     ) -> Tensor:
         """Crops (nB, C, size, size) with their photometry."""
         if self.photometry is None:
-            return crop_and_resize(images, boxes, flips, size)
+            return crop_and_resize(images, boxes, flips, size, source=source)
         crops = images.new_empty(len(boxes), images.shape[1], size, size)
         for sensor, channels in sensor_channels(self.bands).items():
             sigma = blur_sigma(blur_probability, BLUR_SIGMA[sensor])
             first, last = channels[0], channels[-1] + 1
             if last - first == len(channels):
                 out = crops[:, first:last]
-                crop_and_resize(images[:, first:last], boxes, flips, size, sigma, out)
+                crop_and_resize(images[:, first:last], boxes, flips, size, sigma, out, source)
             else:  # Bands of several sensors mixed; their channels can't be had without a copy.
-                crops[:, channels] = crop_and_resize(images[:, channels], boxes, flips, size, sigma)
+                crops[:, channels] = crop_and_resize(
+                    images[:, channels], boxes, flips, size, sigma, source=source
+                )
         return self.photometry(crops)
 
 
@@ -222,24 +282,23 @@ def integral_image(valid: Tensor) -> Tensor:
     return nn.functional.pad(counts, (1, 0, 1, 0))
 
 
-def valid_share(counts: Tensor, boxes: Tensor) -> Tensor:
+def valid_share(counts: Tensor, boxes: Tensor, source: Tensor) -> Tensor:
     """Share of valid pixels in boxes.
 
     Args:
         counts: Integral image of the valid pixels, shape (B, H + 1, W + 1).
-        boxes: x0, y0, x1, y1 in whole pixels, int64, shape (..., nB, 4); box ``k * B + b`` lies in
-            image b.
+        boxes: x0, y0, x1, y1 in whole pixels, int64, shape (..., nB, 4).
+        source: Image that each box lies in, int64, shape (nB,).
 
     Returns:
         Shares in 0..1, float32, shape (..., nB).
     """
-    image = torch.arange(boxes.shape[-2], device=boxes.device) % len(counts)
     left, top, right, bottom = boxes.unbind(-1)
     inside = (
-        counts[image, bottom, right]
-        - counts[image, top, right]
-        - counts[image, bottom, left]
-        + counts[image, top, left]
+        counts[source, bottom, right]
+        - counts[source, top, right]
+        - counts[source, bottom, left]
+        + counts[source, top, left]
     )
     return inside / ((right - left) * (bottom - top))
 

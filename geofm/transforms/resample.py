@@ -19,6 +19,7 @@ def crop_and_resize(
     size: int,
     sigma: Tensor | None = None,
     out: Tensor | None = None,
+    source: Tensor | None = None,
 ) -> Tensor:
     """Crop boxes out of images, resize them to squares, and flip and blur them.
 
@@ -30,13 +31,14 @@ def crop_and_resize(
     Args:
         images: Images, shape (B, C, H, W), floating point and finite (0 x NaN is NaN).
         boxes: x0, y0, x1, y1 of each crop in pixels, with 0 <= x0 < x1 <= W, likewise for y,
-            shape (nB, 4). Crop ``k * B + b`` is cut from image b.
+            shape (nB, 4). Crop ``k * B + b`` is cut from image b, unless *source* says otherwise.
         flips: Whether to flip a crop horizontally and vertically, bool, shape (nB, 2).
         size: Side of the output S, in pixels.
         sigma: Standard deviation of a Gaussian blur of each crop, in pixels of the output, shape
             (nB,); 0 leaves the crop as it is. Best on the CPU, where finding the crops to blur
             makes nobody wait. None: no blur.
         out: Where to write the crops, shape (nB, C, S, S), e.g. some channels of a larger tensor.
+        source: Image that each crop is cut from, int64, shape (number of crops,).
 
     Returns:
         Crops, shape (nB, C, S, S), dtype and device of *images*.
@@ -58,9 +60,9 @@ def crop_and_resize(
         # Reading the boxes costs nothing on the CPU and there halves the arithmetic; on an
         # accelerator it would make the host wait, and many small products lose to a few big ones.
         if boxes.is_cpu:
-            _apply_to_boxes(images, boxes, rows, columns, out)
+            _apply_to_boxes(images, boxes, rows, columns, out, source)
         else:
-            _apply_to_images(images, rows, columns, out)
+            _apply_to_images(images, rows, columns, out, source)
     return out
 
 
@@ -124,22 +126,31 @@ def _cubic(x: Tensor) -> Tensor:
     return torch.where(x < 1, near, torch.where(x < CUBIC_SUPPORT, far, 0.0))
 
 
-def _apply_to_images(images: Tensor, rows: Tensor, columns: Tensor, out: Tensor) -> None:
-    """Rows @ image @ columns for whole images, a batch at a time."""
+def _apply_to_images(
+    images: Tensor, rows: Tensor, columns: Tensor, out: Tensor, source: Tensor | None = None
+) -> None:
+    """Rows @ image @ columns for whole images, as many crops at a time as there are images."""
     B, C, H, W = images.shape
     lines = images.reshape(B, C * H, W)
     for k in range(0, len(out), B):
-        resized = torch.bmm(lines, columns[k : k + B].mT).view(B, C, H, -1)
+        batch = lines if source is None else lines[source[k : k + B]]
+        resized = torch.bmm(batch, columns[k : k + B].mT).view(len(batch), C, H, -1)
         out[k : k + B] = rows[k : k + B, None] @ resized
 
 
 def _apply_to_boxes(
-    images: Tensor, boxes: Tensor, rows: Tensor, columns: Tensor, out: Tensor
+    images: Tensor,
+    boxes: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    out: Tensor,
+    source: Tensor | None = None,
 ) -> None:
     """Rows @ box @ columns, leaving out the pixels whose weights are zero."""
     B, C = images.shape[:2]
+    of_image = [k % B for k in range(len(boxes))] if source is None else source.tolist()
     corners = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).long()
     for k, (left, top, right, bottom) in enumerate(corners.tolist()):
-        box = images[k % B, :, top:bottom, left:right]
+        box = images[of_image[k], :, top:bottom, left:right]
         resized = torch.bmm(rows[k, :, top:bottom].expand(C, -1, -1), box)
         torch.matmul(resized, columns[k, :, left:right].mT, out=out[k])

@@ -11,12 +11,15 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 from matplotlib import pyplot as plt
 from torch import Tensor
-from torch.utils.data import DistributedSampler, RandomSampler, SequentialSampler
+from torch.utils.data import DataLoader, SequentialSampler
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets import unbind_samples
+from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler
 
 from geofm.datamodules import SEN12MSCRTSDataModule
-from geofm.datasets import SEN12MSCRTS, EmptySplitError
+from geofm.datamodules.resumable import StartMethod
+from geofm.datamodules.sampling import ResumableSampler, Seeded
+from geofm.datasets import SEN12MSCRTS, EmptySplitError, pad_and_stack
 from geofm.datasets.scan import PairKey
 from geofm.sensors import BANDS, BandError, band_statistics
 from tests.datasets.tree import SIZE, grid_at, write_pair
@@ -135,7 +138,8 @@ def test_splits(tree: Path) -> None:
     assert sum(map(len, predicted)) == TRAIN + 3
     datamodule.setup('fit')
     loader = datamodule.train_dataloader()
-    assert isinstance(loader.sampler, RandomSampler)
+    assert isinstance(loader.sampler, ResumableSampler)
+    assert loader.sampler.shuffle
     val_loader = datamodule.val_dataloader()
     assert not isinstance(val_loader, list)
     assert isinstance(val_loader.sampler, SequentialSampler)
@@ -146,8 +150,11 @@ def test_random_windows_are_parts_of_their_patches(tree: Path) -> None:
     datamodule.setup('fit')
     pairs = SEN12MSCRTS(tree)
     places = set()
-    for _ in range(4):
-        (batch,) = datamodule.train_dataloader()
+    loader = datamodule.train_dataloader()
+    assert isinstance(loader.sampler, ResumableSampler)
+    for epoch in range(4):
+        loader.sampler.set_epoch(epoch)
+        (batch,) = loader
         assert batch['image'].shape == (TRAIN, 15, 16, 16)
         for image, transform in zip(batch['image'], batch['transform'], strict=True):
             starts = torch.tensor(pairs.index['transform'].tolist())[:, [2, 5]]
@@ -163,30 +170,86 @@ def test_random_windows_are_parts_of_their_patches(tree: Path) -> None:
     assert next(iter(datamodule.train_dataloader()))['image'].shape[-2:] == (SIZE, SIZE)
 
 
-def test_windows_differ_between_workers_and_repeat_with_the_seed(tree: Path) -> None:
-    datamodule = SEN12MSCRTSDataModule(str(tree), batch_size=1, num_workers=2, patch_size=4)
-    datamodule.setup('fit')
+@pytest.mark.parametrize(('start_method', 'num_workers'), [('fork', 2), ('spawn', 1)])
+def test_windows_depend_on_seed_epoch_and_pair_alone(
+    tree: Path, start_method: StartMethod, num_workers: int
+) -> None:
+    def draw(seed: int, **kwargs: Any) -> list[Tensor]:
+        datamodule = SEN12MSCRTSDataModule(
+            str(tree), batch_size=1, patch_size=4, n_dates=2, seed=seed, **kwargs
+        )
+        datamodule.setup('fit')
+        loader = datamodule.train_dataloader()
+        assert isinstance(loader.sampler, ResumableSampler)
+        samples = []
+        # Workers stay for the second epoch.
+        for epoch in range(2):
+            loader.sampler.set_epoch(epoch)
+            samples += [torch.cat([b['transform'].flatten(), b['image'].flatten()]) for b in loader]
+        return samples
 
-    def draw() -> Tensor:
-        torch.manual_seed(7)
-        return torch.cat([batch['transform'] for batch in datamodule.train_dataloader()])
+    first = draw(seed=3)
+    assert len(first) == 2 * TRAIN
+    again = draw(seed=3, num_workers=num_workers, start_method=start_method)
+    for one, other in zip(first, again, strict=True):
+        assert torch.equal(one, other)
+    other_seed = {tuple(sample[:6].tolist()) for sample in draw(seed=4)}
+    assert len(other_seed & {tuple(sample[:6].tolist()) for sample in first}) < 5
+    rows = [((sample[5] - 47.5) / sample[4]).round().item() for sample in first]
+    assert len(set(rows)) > 3
 
-    first, second = draw(), draw()
-    assert torch.equal(first, second)
-    rows = ((first[:, 5] - 47.5) / first[:, 4]).round().long().tolist()
-    assert rows[0] != rows[1] or rows[2] != rows[3]
+
+@pytest.mark.parametrize(('start_method', 'num_workers'), [('fork', 2), ('spawn', 1)])
+def test_torchgeo_samplers_with_workers(
+    tree: Path, start_method: StartMethod, num_workers: int
+) -> None:
+    pairs = SEN12MSCRTS(tree, 'test')
+    torch.manual_seed(0)
+    queries = [
+        *RandomPatchSampler(pairs, size=8, length=6),
+        *GriddedPatchSampler(pairs, size=SIZE, stride=SIZE),
+    ]
+
+    def load(**kwargs: Any) -> list[dict[str, Tensor]]:
+        loader = DataLoader(pairs, 2, sampler=queries, collate_fn=pad_and_stack, **kwargs)
+        return list(loader)
+
+    alone = load()
+    together = load(num_workers=num_workers, multiprocessing_context=start_method)
+    assert len(alone) == len(together) > 4
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one['image'], other['image'])
+        assert torch.equal(one['transform'], other['transform'])
 
 
 def test_lightning_shares_the_pairs_among_processes(tree: Path) -> None:
-    """Lightning can put its distributed sampler in: the data set is one of plain numbers."""
+    """Lightning can put its distributed sampler in for evaluation: numbers are all it takes."""
     datamodule = SEN12MSCRTSDataModule(str(tree))
-    datamodule.setup('fit')
-    pairs = datamodule.train_dataloader().dataset
-    assert isinstance(pairs, SEN12MSCRTS)
-    shares: list[set[int]] = [
-        set(DistributedSampler(pairs, num_replicas=2, rank=rank)) for rank in range(2)
-    ]
-    assert set().union(*shares) == set(range(TRAIN))
+    datamodule.setup('test')
+    dataset = datamodule.test_dataloader().dataset
+    assert isinstance(dataset, Seeded)
+    assert torch.equal(dataset[1]['image'], SEN12MSCRTS(tree, 'test')[1]['image'])
+
+
+def test_dates_of_a_patch_together(tmp_path: Path) -> None:
+    for time_step in range(3):
+        for patch in range(2):
+            key = PairKey('ROIs1868', 36, patch, time_step)
+            write_pair(tmp_path, key, grid_at(4326, 7 + patch / 100, 47.5))
+    datamodule = SEN12MSCRTSDataModule(str(tmp_path), batch_size=2, n_dates=2, patch_size=16)
+    with pytest.warns(UserWarning, match='without validation'):
+        datamodule.setup('fit')
+    (batch,) = datamodule.train_dataloader()
+    assert batch['image'].shape == (2, 2, 15, 16, 16)
+    assert batch['dates'].shape == (2, 2, 2)
+    model = Spy()
+    with pytest.warns(UserWarning, match='without validation'):
+        make_trainer().fit(model, datamodule)
+    mean, std = (v.view(-1, 1, 1) for v in band_statistics(BANDS))
+    expected = ((batch['image'] - mean) / std).clamp(-5, 5)
+    torch.testing.assert_close(model.batches['train'][0]['image'], expected)
+    assert datamodule.plot({key: value[0] for key, value in batch.items()}) is not None
+    plt.close('all')
 
 
 def test_fitting_without_validation_rois(tree: Path) -> None:
@@ -232,5 +295,7 @@ def test_built_by_the_command_line(tree: Path, tmp_path: Path) -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match='patch_size'):
         SEN12MSCRTSDataModule(patch_size=0)
+    with pytest.raises(ValueError, match='n_dates'):
+        SEN12MSCRTSDataModule(n_dates=0)
     with pytest.raises(BandError, match='B13'):
         SEN12MSCRTSDataModule(bands=['B13'])

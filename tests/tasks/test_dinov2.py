@@ -326,3 +326,22 @@ def test_predict_embeds_with_the_teacher(tmp_path: Path) -> None:
 def test_not_a_geofm_model() -> None:
     with pytest.raises(TypeError):
         DINOv2(model='resnet18')
+
+
+def test_several_dates_of_an_image() -> None:
+    """Each view goes with its own date; k equal dates are as good as one."""
+    task = small_task(drop_path_rate=0.0).train()
+    dated = {key: torch.stack([value] * 2, dim=1) for key, value in batch().items()}
+    crops = task.multi_crop(dated)
+    assert crops.global_dates.shape == (8, 2)
+    assert crops.local_dates.shape == (8, 2)
+    losses, _ = task.losses(dated, temperature=0.05, update_center=False)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+    dated['dates'][:, 1] += 180
+    crops = task.multi_crop(dated)
+    _, _, cls = task.teacher_forward(crops)
+    views = crops.globals.split(4)
+    for date in range(2):
+        expected = task.model.forward_features(views[date], dated['dates'][:, date])[:, 0]
+        torch.testing.assert_close(cls[4 * date : 4 * date + 4], expected)

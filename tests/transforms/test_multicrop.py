@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from geofm.sensors import BANDS, BandError
-from geofm.transforms import Crops, MultiCrop, crop_and_resize
+from geofm.transforms import Crops, MultiCrop
 from geofm.transforms.multicrop import integral_image, valid_share
+from geofm.transforms.resample import _apply_to_images, crop_and_resize, resize_matrices
 
 S1 = [BANDS.index(band) for band in ('VV', 'VH')]
 S2 = [channel for channel in range(len(BANDS)) if channel not in S1]
@@ -88,14 +89,17 @@ def test_crops_differ_between_images_and_between_crops() -> None:
 def test_shapes_and_order() -> None:
     images = torch.zeros(3, len(BANDS), 40, 56)
     images += torch.arange(3).view(-1, 1, 1, 1)
-    dates = torch.tensor([[17_500, 17_504]] * 3)
+    dates = torch.tensor([[17_500, 17_504]]) + torch.arange(3).view(3, 1)
     batch = {'image': images, 'dates': dates}
     crops = MultiCrop(BANDS, 64, 32, n_local=5, patch_size=8, photometry=False)(batch)
     assert crops.globals.shape == (6, len(BANDS), 64, 64)
     assert crops.locals.shape == (15, len(BANDS), 32, 32)
     assert crops.masks.shape == (6, 64)
     assert crops.masks.dtype == torch.bool
-    assert crops.dates is dates
+    assert crops.global_dates is not None
+    assert crops.local_dates is not None
+    assert torch.equal(crops.global_dates, dates.repeat(2, 1))
+    assert torch.equal(crops.local_dates, dates.repeat(5, 1))
     for views in (crops.globals, crops.locals):  # Crop-major.
         image_of_crop = torch.arange(3.0).repeat(len(views) // 3)
         torch.testing.assert_close(views.mean((1, 2, 3)), image_of_crop)
@@ -175,7 +179,7 @@ def test_valid_share_equals_counting() -> None:
     torch.manual_seed(0)
     valid = torch.rand(2, 13, 17) < 0.5
     boxes = torch.tensor([[[0, 0, 17, 13], [3, 2, 4, 3], [5, 0, 9, 13], [16, 12, 17, 13]]])
-    shares = valid_share(integral_image(valid), boxes)
+    shares = valid_share(integral_image(valid), boxes, torch.arange(4) % 2)
     for k, (left, top, right, bottom) in enumerate(boxes[0].tolist()):
         expected = valid[k % 2, top:bottom, left:right].float().mean().item()
         assert shares[0, k].item() == pytest.approx(expected, abs=1e-6)
@@ -249,7 +253,8 @@ def test_dtype_follows_the_image(dtype: torch.dtype) -> None:
 def test_no_local_crops() -> None:
     crops = MultiCrop(BANDS, 32, 16, n_local=0)({'image': torch.randn(2, len(BANDS), 40, 40)})
     assert crops.locals.shape == (0, len(BANDS), 16, 16)
-    assert crops.dates is None
+    assert crops.global_dates is None
+    assert crops.local_dates is None
 
 
 def test_nothing_to_save() -> None:
@@ -274,3 +279,108 @@ def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
 def test_wrong_number_of_channels() -> None:
     with pytest.raises(BandError, match='B04'):
         MultiCrop(('B04', 'B03'))({'image': torch.zeros(1, 3, 40, 40)})
+
+
+def dated_batch(n_images: int, n_dates: int, size: int = 48) -> dict[str, torch.Tensor]:
+    """Images that tell, in each pixel, its row, its column, the image and the date."""
+    rows = torch.arange(size, dtype=torch.float32).view(size, 1).expand(size, size)
+    image = torch.arange(n_images, dtype=torch.float32).view(-1, 1, 1, 1)
+    date = torch.arange(n_dates, dtype=torch.float32).view(1, -1, 1, 1)
+    planes = [plane.expand(n_images, n_dates, size, size) for plane in (rows, rows.mT, image, date)]
+    days = 100 * torch.arange(n_images).view(-1, 1, 1) + torch.arange(n_dates).view(1, -1, 1)
+    return {
+        'image': torch.stack(planes, dim=2),
+        'dates': days + torch.tensor([0, 50]),
+        'valid': torch.ones(n_images, n_dates, size, size, dtype=torch.bool),
+    }
+
+
+@pytest.mark.parametrize('n_dates', [1, 2, 3])
+def test_global_crops_take_the_dates_in_turn_and_local_ones_at_random(n_dates: int) -> None:
+    torch.manual_seed(0)
+    crop = MultiCrop(('VV', 'VH', 'B03', 'B02'), 16, 16, n_local=6, photometry=False)
+    batch = dated_batch(5, n_dates)
+    crops = crop(batch)
+    assert crops.globals.shape == (10, 4, 16, 16)
+    assert crops.locals.shape == (30, 4, 16, 16)
+    drawn = []
+    for views, dates in ((crops.globals, crops.global_dates), (crops.locals, crops.local_dates)):
+        assert dates is not None
+        for k, view in enumerate(views):
+            # All bands of a crop are of one image and one date, and that date goes with it.
+            image, date = round(view[2].mean().item()), round(view[3].mean().item())
+            torch.testing.assert_close(view[2], torch.full((16, 16), float(image)))
+            torch.testing.assert_close(view[3], torch.full((16, 16), float(date)))
+            assert image == k % 5
+            assert torch.equal(dates[k], batch['dates'][image, date])
+            drawn.append(date)
+    assert drawn[:10] == [0] * 5 + [1 % n_dates] * 5
+    assert set(drawn[10:]) == set(range(n_dates))
+
+
+def test_crops_of_several_dates_show_the_ground_of_their_boxes() -> None:
+    """The ramps of two dates, cut by the boxes, are where the boxes say, in every band."""
+    torch.manual_seed(0)
+    crop = MultiCrop(('VV', 'VH', 'B03', 'B02'), 16, 16, n_local=4, photometry=False)
+    crops = crop(dated_batch(3, 2))
+    for views, boxes, flips in (
+        (crops.globals, crops.global_boxes, crops.global_flips),
+        (crops.locals, crops.local_boxes, crops.local_flips),
+    ):
+        for view, (left, top, right, bottom), (across, down) in zip(
+            views, boxes.tolist(), flips.tolist(), strict=True
+        ):
+            rows = top - 0.5 + (torch.arange(16) + 0.5) * (bottom - top) / 16
+            cols = left - 0.5 + (torch.arange(16) + 0.5) * (right - left) / 16
+            rows, cols = rows.flip(0) if down else rows, cols.flip(0) if across else cols
+            inner = slice(3, -3)
+            expected = rows.view(16, 1).expand(16, 16)
+            torch.testing.assert_close(
+                view[0, inner, inner], expected[inner, inner], atol=0.05, rtol=0
+            )
+            expected = cols.expand(16, 16)
+            torch.testing.assert_close(
+                view[1, inner, inner], expected[inner, inner], atol=0.05, rtol=0
+            )
+
+
+def test_one_date_is_as_no_axis_of_dates() -> None:
+    batch = {
+        'image': torch.randn(3, len(BANDS), 40, 40),
+        'valid': torch.rand(3, 40, 40) < 0.7,
+        'dates': torch.arange(6).view(3, 2),
+    }
+    crop = MultiCrop(BANDS, 32, 16, n_local=3)
+    torch.manual_seed(1)
+    plain = _tensors(crop(batch))
+    torch.manual_seed(1)
+    dated = _tensors(crop({key: value.unsqueeze(1) for key, value in batch.items()}))
+    for name, value in plain.items():
+        torch.testing.assert_close(dated[name], value)
+
+
+def test_valid_ground_is_that_of_the_date() -> None:
+    torch.manual_seed(0)
+    batch = dated_batch(8, 2)
+    batch['valid'][:, 1] = False
+    crops = MultiCrop(('VV', 'VH', 'B03', 'B02'), 16, 16, n_local=4)(batch)
+    assert (crops.global_valid_share[:8] == 1).all()
+    assert (crops.global_valid_share[8:] == 0).all()
+    assert crops.local_dates is not None
+    second = crops.local_dates[:, 0] % 100 == 1
+    assert torch.equal(crops.local_valid_share == 0, second)
+
+
+def test_crops_of_several_dates_are_the_same_on_an_accelerator() -> None:
+    """Where the host must not wait, whole images are resized; the crops are the same."""
+    torch.manual_seed(0)
+    images = torch.randn(6, 3, 20, 24)
+    boxes = torch.tensor([[0, 0, 24, 20], [3, 2, 17, 19], [5, 0, 9, 13], [0, 7, 20, 20]] * 2)
+    flips = torch.rand(8, 2) < 0.5
+    source = torch.tensor([5, 0, 3, 3, 1, 2, 4, 0])
+    expected = crop_and_resize(images, boxes, flips, 8, source=source)
+    rows = resize_matrices(boxes[:, 1], boxes[:, 3], flips[:, 1], 20, 8)
+    columns = resize_matrices(boxes[:, 0], boxes[:, 2], flips[:, 0], 24, 8)
+    out = torch.empty_like(expected)
+    _apply_to_images(images, rows, columns, out, source)
+    torch.testing.assert_close(out, expected)

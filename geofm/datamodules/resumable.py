@@ -1,0 +1,102 @@
+"""A data module whose training goes on in the middle of an epoch."""
+
+from typing import Any, Literal
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+from torchgeo.datamodules import BaseDataModule
+from torchgeo.datasets import stack_samples
+from torchgeo.datasets.utils import Sample
+
+from geofm.datamodules.sampling import ResumableLoader, ResumableSampler, Seeded, trainer_position
+
+#: How worker processes are started.
+StartMethod = Literal['fork', 'spawn', 'forkserver']
+
+
+class ResumableDataModule(BaseDataModule):
+    """Loaders whose samples depend on the seed alone.
+
+    Each process trains on samples of its own, in an order, and with random numbers in the
+    reading of a sample, that depend on the seed, the epoch and the sample, and not on the number
+    of workers. A run that is resumed from a checkpoint of the middle of an epoch goes on with the
+    next batch. Validation, testing and prediction read the samples in order, with the same random
+    numbers each time.
+    """
+
+    seed: int
+    start_method: StartMethod | None = None
+    collate_fn: Any = staticmethod(stack_samples)
+    _train_loader: ResumableLoader | None = None
+    _state: dict[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands, for a checkpoint.
+
+        Returns:
+            The state of the training loader.
+        """
+        return {} if self._train_loader is None else self._train_loader.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where a checkpoint was written.
+
+        Args:
+            state_dict: As of :meth:`state_dict`.
+        """
+        # The loader is there already if the strategy restores late; most often it is to come.
+        if self._train_loader is not None:
+            self._train_loader.load_state_dict(state_dict)
+        else:
+            self._state = state_dict
+
+    def _training_loader(self, dataset: Dataset[Sample], batch_size: int) -> DataLoader[Sample]:
+        """A loader that shuffles, deals out samples to the processes, and can be resumed.
+
+        The last batch is left off if it is not full, unless it is the only one.
+        """
+        trainer = self.trainer
+        samples = Seeded(dataset)
+        sampler = ResumableSampler(
+            samples,
+            self.seed,
+            num_replicas=trainer.world_size if trainer else None,
+            rank=trainer.global_rank if trainer else None,
+        )
+        loader = ResumableLoader(
+            samples,
+            batch_size=batch_size,
+            sampler=sampler,
+            drop_last=len(sampler) >= batch_size,
+            **self._loading(),
+        )
+        if trainer:
+            loader.position = lambda: trainer_position(trainer)
+        if self._state is not None:
+            loader.load_state_dict(self._state)
+            self._state = None
+        self._train_loader = loader
+        return loader
+
+    def _ordered_loader(self, dataset: Dataset[Sample], batch_size: int) -> DataLoader[Sample]:
+        """A loader of samples in order, to which Lightning can add a distributed sampler."""
+        return DataLoader(Seeded(dataset), batch_size=batch_size, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        """Arguments of all loaders."""
+        return {
+            'num_workers': self.num_workers,
+            'collate_fn': self.collate_fn,
+            'pin_memory': torch.cuda.is_available(),
+            'persistent_workers': self.num_workers > 0,
+            'multiprocessing_context': self.start_method if self.num_workers else None,
+        }
+
+    def teardown(self, stage: str) -> None:
+        """Forget the training loader, so that another run starts afresh.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+        """
+        if stage == 'fit':
+            self._train_loader = None

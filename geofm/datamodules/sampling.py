@@ -1,0 +1,285 @@
+"""Which samples an epoch sees, in which order and on which process, from any step on."""
+
+import os
+import random
+from collections.abc import Callable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, SupportsIndex
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Trainer
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
+from torchgeo.datasets.utils import Sample
+
+
+class Visit(int):
+    """Number of a sample that knows the epoch it is drawn in.
+
+    To a dataset it is a plain int; :class:`Seeded` asks it for more. So workers, which have copies
+    of the dataset of their own, learn the epoch with each sample, however long they live.
+
+    Attributes:
+        epoch: The epoch.
+        seed: Seed of the run.
+    """
+
+    epoch: int
+    seed: int
+
+    def __new__(cls, index: int, epoch: int = 0, seed: int = 0) -> 'Visit':
+        """Make a visit.
+
+        Args:
+            index: Number of the sample.
+            epoch: The epoch.
+            seed: Seed of the run.
+
+        Returns:
+            The visit.
+        """
+        visit = super().__new__(cls, index)
+        visit.epoch = epoch
+        visit.seed = seed
+        return visit
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Visit, (int(self), self.epoch, self.seed)
+
+
+class ResumableSampler(DistributedSampler[int]):
+    """Samples of one process, in an order that seed and epoch alone decide.
+
+    The processes deal out one permutation of the whole data set among them, so none sees what
+    another does. If the number of samples is not a multiple of theirs, the last few of the
+    permutation are left off, others in each epoch, rather than shown twice. The order knows nothing
+    of batches or processes: an epoch can be gone on with from any sample, by as many processes as
+    there are then.
+
+    Lightning leaves a sampler of this class in place, and tells it the epoch.
+    """
+
+    def __init__(
+        self,
+        dataset: Sized,
+        seed: int = 0,
+        shuffle: bool = True,
+        num_replicas: int | None = None,
+        rank: int | None = None,
+    ) -> None:
+        """Initialize a new ResumableSampler instance.
+
+        Args:
+            dataset: Any map-style dataset.
+            seed: Seed of the order.
+            shuffle: Whether to shuffle.
+            num_replicas: Number of processes; by default that of ``torch.distributed``, or 1.
+            rank: Number of this process; by default that of ``torch.distributed``, or 0.
+
+        Raises:
+            ValueError: If there are fewer samples than processes, or *rank* is not below
+                *num_replicas*.
+        """
+        together = dist.is_available() and dist.is_initialized()
+        if num_replicas is None:
+            num_replicas = dist.get_world_size() if together else 1
+        if rank is None:
+            rank = dist.get_rank() if together else 0
+        if len(dataset) < num_replicas:
+            raise ValueError(f'{len(dataset)} samples cannot be shared by {num_replicas} processes')
+        # Typed as a Dataset by PyTorch, which only takes its length.
+        any_dataset: Any = dataset
+        super().__init__(any_dataset, num_replicas, rank, shuffle, seed, drop_last=True)
+        self.n_samples = len(dataset)
+        self.start = 0
+
+    def __iter__(self) -> Iterator[int]:
+        """Go through the rest of the epoch.
+
+        Yields:
+            Numbers of samples, each a :class:`Visit`.
+        """
+        epoch, seed = self.epoch, self.seed
+        order = np.arange(self.n_samples)
+        if self.shuffle:
+            order = np.random.default_rng([seed, epoch]).permutation(order)
+        mine = order[self.start : self.total_size][self.rank :: self.num_replicas]
+        return (Visit(index, epoch, seed) for index in mine.tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn to an epoch: to its start, unless it is the one that is under way.
+
+        Args:
+            epoch: The epoch.
+        """
+        if epoch != self.epoch:
+            self.start = 0
+        super().set_epoch(epoch)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the sampler stands.
+
+        Returns:
+            Its seed, the epoch, and the number of samples of the epoch that all processes
+            together leave out.
+        """
+        return {'seed': self.seed, 'epoch': self.epoch, 'start': self.start}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from elsewhere.
+
+        Args:
+            state_dict: As of :meth:`state_dict`, of a run on any number of processes.
+        """
+        self.seed = state_dict['seed']
+        self.epoch = state_dict['epoch']
+        self.start = state_dict['start']
+
+
+class ResumableLoader(DataLoader[Sample]):
+    """A data loader that a checkpoint can hold: it goes on with the next batch of the epoch.
+
+    Its sampler must be a :class:`ResumableSampler`; with another one (Lightning's
+    ``overfit_batches`` brings its own) nothing is kept.
+
+    Attributes:
+        position: Gives the epoch and the number of its batches that are done. By default, all
+            batches handed out are. A trainer that is interrupted in the middle of a step knows
+            better: see :func:`trainer_position`.
+    """
+
+    position: Callable[[], tuple[int, int]] | None = None
+    _handed_out = 0
+
+    @property
+    def _batch_samples(self) -> int:
+        """Samples in a batch, over all processes."""
+        assert isinstance(self.sampler, ResumableSampler)
+        return (self.batch_size or 1) * self.sampler.num_replicas
+
+    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+        """Go through the rest of the epoch.
+
+        Yields:
+            Batches.
+        """
+        self._handed_out = 0
+        if isinstance(self.sampler, ResumableSampler):
+            self._handed_out = self.sampler.start // self._batch_samples
+        for batch in super().__iter__():
+            self._handed_out += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the loader stands, see :meth:`ResumableSampler.state_dict`.
+
+        Returns:
+            The state of the sampler after the batches that are done.
+        """
+        if not isinstance(self.sampler, ResumableSampler):
+            return {}
+        if self.position is not None:
+            epoch, batches = self.position()
+        else:
+            epoch, batches = self.sampler.epoch, self._handed_out
+            if batches >= len(self):
+                epoch, batches = epoch + 1, 0
+        start = batches * self._batch_samples
+        return {**self.sampler.state_dict(), 'epoch': epoch, 'start': start}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on from elsewhere.
+
+        Args:
+            state_dict: As of :meth:`state_dict`.
+        """
+        if state_dict and isinstance(self.sampler, ResumableSampler):
+            self.sampler.load_state_dict(state_dict)
+
+
+def run_seed(seed: int | None = None) -> int:
+    """Seed of what is drawn for the samples of a run, the same on all processes.
+
+    Args:
+        seed: A seed.
+
+    Returns:
+        That seed, or the one given to Lightning's ``seed_everything``, or 0.
+    """
+    return int(os.environ.get('PL_GLOBAL_SEED', 0)) if seed is None else seed
+
+
+def trainer_position(trainer: Trainer) -> tuple[int, int]:
+    """Where a trainer would go on, were it saved now.
+
+    In the middle of a step, as when SLURM asks a job to make way, Lightning does the step again.
+
+    Args:
+        trainer: The trainer, fitting.
+
+    Returns:
+        The epoch and the number of its batches that are done.
+    """
+    loop = trainer.fit_loop
+    epoch: Any = loop.epoch_progress.current
+    batches: Any = loop.epoch_loop.batch_progress.current
+    if epoch.started == epoch.processed:
+        return epoch.processed, 0
+    return epoch.processed, batches.processed
+
+
+class Seeded(Dataset[Sample]):
+    """A dataset whose random numbers depend on seed, epoch and sample alone.
+
+    What the dataset and its transforms draw from Python's, NumPy's and PyTorch's global
+    generators is then the same whatever the number of workers, how they are started, what was
+    drawn before, and whether the run was resumed. The generators are left as they were.
+    """
+
+    def __init__(self, dataset: Dataset[Sample]) -> None:
+        """Initialize a new Seeded instance.
+
+        Args:
+            dataset: The dataset.
+        """
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        assert isinstance(self.dataset, Sized)
+        return len(self.dataset)
+
+    def __getitem__(self, index: SupportsIndex) -> Sample:
+        """Read a sample.
+
+        Args:
+            index: A :class:`Visit`; a plain number is one of epoch 0 and seed 0.
+
+        Returns:
+            The sample.
+        """
+        number = index.__index__()
+        visit = index if isinstance(index, Visit) else Visit(number)
+        with _seeded(visit.seed, visit.epoch, number):
+            return self.dataset[visit]
+
+
+@contextmanager
+def _seeded(*keys: int) -> Iterator[None]:
+    """Seed the global generators of the CPU, and put them back afterwards."""
+    # Transforms of TorchGeo and of others draw from NumPy's legacy generator.
+    state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    # SeedSequence mixes the keys, so that neighbours share nothing. It takes no negative ones.
+    words = np.random.SeedSequence([key % 2**64 for key in keys]).generate_state(4, np.uint32)
+    first, second, high, low = (int(word) for word in words)
+    random.seed(first)
+    np.random.seed(second)  # noqa: NPY002
+    # Not torch.manual_seed, which would also wake the accelerator in each worker.
+    torch.default_generator.manual_seed(high << 32 | low)
+    try:
+        yield
+    finally:
+        random.setstate(state[0])
+        np.random.set_state(state[1])  # noqa: NPY002
+        torch.set_rng_state(state[2])

@@ -1,0 +1,251 @@
+"""SEN12MS-CR: pairs of Sentinel-1 and clear or cloudy Sentinel-2 patches, one date each."""
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Literal, Self, get_args
+
+import geopandas as gpd
+import pandas as pd
+from torchgeo.datasets import DatasetNotFoundError
+from torchgeo.datasets.utils import Path, Sample
+
+from geofm.datasets.regions import Roi, Split, split_of
+from geofm.datasets.scan import PairKey, Reason, Scene, complete_pairs, rois_of, scan_headers
+from geofm.datasets.sen12mscrts import SEN12MSCRTS, EmptySplitError
+from geofm.sensors import BANDS
+
+#: Clear or cloudy Sentinel-2, or each as a pair of its own.
+Sky = Literal['clear', 'cloudy', 'both']
+
+#: Time step that stands for each sky in the index.
+TIME_STEP = {'clear': 0, 'cloudy': 1}
+
+#: ROIs of the official val split, by season and number.
+VAL_ROIS: frozenset[Roi] = frozenset(
+    {
+        ('ROIs1158', 17),
+        ('ROIs1868', 17),
+        ('ROIs1868', 19),
+        ('ROIs1868', 80),
+        ('ROIs1868', 127),
+        ('ROIs1970', 65),
+        ('ROIs2017', 22),
+        ('ROIs2017', 84),
+        ('ROIs2017', 107),
+        ('ROIs2017', 130),
+    }
+)
+
+#: ROIs of the official test split.
+TEST_ROIS: frozenset[Roi] = frozenset(
+    {
+        ('ROIs1158', 31),
+        ('ROIs1158', 44),
+        ('ROIs1158', 106),
+        ('ROIs1158', 123),
+        ('ROIs1158', 140),
+        ('ROIs1868', 73),
+        ('ROIs1868', 119),
+        ('ROIs1970', 139),
+        ('ROIs2017', 63),
+        ('ROIs2017', 108),
+    }
+)
+
+#: What is known of the dates: between the launch of Sentinel-2A and the publication of the set.
+#: The files say the season, but not the year.
+PERIOD = (pd.Timestamp('2015-06-23'), pd.Timestamp('2020-09-01'))
+
+_FILE_NAME = re.compile(
+    r'(?P<season>ROIs\d{4}_[a-z]+)_(?P<kind>s1|s2|s2_cloudy)_(?P<roi>\d+)_p(?P<patch>\d+)\.tif',
+    re.ASCII,
+)
+
+# Maps of the land cover share the tree of SEN12MS but are no scenes.
+_LAND_COVER_NAME = re.compile(r'ROIs\d{4}_[a-z]+_lc_\d+_p\d+\.tif', re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class PatchName:
+    """What the name of a file of SEN12MS-CR says.
+
+    Attributes:
+        season: Seed and season, e.g. ``'ROIs1868_summer'``.
+        kind: ``'s1'``, ``'s2'`` or ``'s2_cloudy'``.
+        roi: Number of the ROI ("scene") within the season.
+        patch: Number of the patch in the ROI.
+    """
+
+    season: str
+    kind: str
+    roi: int
+    patch: int
+
+    @classmethod
+    def parse(cls, path: str | os.PathLike[str]) -> Self | None:
+        """Read a file's name; its folders say nothing that the name does not.
+
+        Args:
+            path: Path of the file.
+
+        Returns:
+            What the name says, or None if it is not the name of an S1 or S2 patch.
+        """
+        match = _FILE_NAME.fullmatch(PurePath(path).name)
+        if match is None:
+            return None
+        return cls(match['season'], match['kind'], int(match['roi']), int(match['patch']))
+
+    @property
+    def filename(self) -> str:
+        """The name itself, e.g. ``ROIs1868_summer_s1_19_p30.tif``."""
+        return f'{self.season}_{self.kind}_{self.roi}_p{self.patch}.tif'
+
+    @property
+    def folder(self) -> str:
+        """Folder of the file below the root of the tree, e.g. ``ROIs1868_summer_s1/s1_19``."""
+        return f'{self.season}_{self.kind}/{self.kind}_{self.roi}'
+
+
+def sen12mscr_split_of(season: str, roi: int) -> str:
+    """Split that a ROI of SEN12MS-CR belongs to.
+
+    SEN12MS-CR-TS shows some of the same ROIs. Those that it holds out and that are on no list of
+    SEN12MS-CR (ROIs1868/100 is one, as the authors say) are held out here too, so that a model
+    trained on one set can be tested on the other.
+
+    Args:
+        season: Seed and season, e.g. ``'ROIs1868_summer'``.
+        roi: Number of the ROI.
+
+    Returns:
+        ``'val'``, ``'test'``, or ``'train'`` for all other ROIs.
+    """
+    key = (season.split('_')[0], roi)
+    if key in VAL_ROIS:
+        return 'val'
+    return 'test' if key in TEST_ROIS else split_of(*key)
+
+
+class SEN12MSCR(SEN12MSCRTS):
+    """SEN12MS-CR: co-registered Sentinel-1, clear and cloudy Sentinel-2, one date each.
+
+    `SEN12MS-CR <https://patricktum.github.io/cloud_removal/sen12mscr/>`__ has 122,218 patch
+    triplets of 169 regions of interest (ROIs) around the world, in four seasons: Sentinel-1 GRD
+    (VV, VH, dB, float32), and a clear and a cloudy Sentinel-2 Level-1C image (13 bands, DN =
+    reflectance x 10,000, uint16), 256 x 256 pixels of 10 m in the UTM zone of the place. Patches
+    lie 128 pixels apart, so neighbours overlap by half: whatever is split must be split by ROI.
+
+    Files lie as in ``ROIs1868_summer_s1/s1_19/ROIs1868_summer_s1_19_p30.tif``,
+    ``ROIs1868_summer_s2/s2_19/ROIs1868_summer_s2_19_p30.tif`` and
+    ``ROIs1868_summer_s2_cloudy/s2_cloudy_19/ROIs1868_summer_s2_cloudy_19_p30.tif``; only the
+    names are looked at. They give no dates: 'dates' of a sample are missing, and the interval of
+    the index is the period from which all images are. An S1 and an S2 file are a pair if their
+    names have season, ROI and patch in common; the cloudy image makes another pair with the
+    same S1.
+
+    Splits are by ROI, after the lists of the authors (github.com/PatrickTUM/SEN12MS-CR-TS), see
+    :func:`sen12mscr_split_of`. In all else this is :class:`geofm.datasets.SEN12MSCRTS`.
+
+    If you use this dataset in your research, please cite the following paper:
+
+    * https://doi.org/10.1109/TGRS.2020.3024744
+
+    Attributes:
+        index: As of :class:`~geofm.datasets.SEN12MSCRTS`; ``season`` is e.g.
+            ``'ROIs1868_summer'``, ``time_step`` 0 for a clear S2 and 1 for a cloudy one.
+        sky: Which S2 images are used.
+    """
+
+    def __init__(
+        self,
+        paths: Path | Iterable[Path],
+        split: Split = 'train',
+        sky: Sky = 'both',
+        bands: Sequence[str] = BANDS,
+        transforms: Callable[[Sample], Sample] | None = None,
+    ) -> None:
+        """Initialize a new SEN12MSCR instance.
+
+        Args:
+            paths: Folders to search, or files.
+            split: One of 'train', 'val', 'test' or 'all'.
+            sky: Which S2 images to use: the 'clear' ones, the 'cloudy' ones, or 'both', each as a
+                pair of its own.
+            bands: Names of the bands to return, in the order to return them.
+            transforms: Applied to each sample, last.
+
+        Raises:
+            BandError: If a band is unknown or given twice.
+            DatasetNotFoundError: If no S1 or S2 file is found.
+            EmptySplitError: If there are files, but no pair for *split*; a ValueError.
+            ValueError: If *split* or *sky* is unknown.
+        """
+        if sky not in get_args(Sky):
+            raise ValueError(f"unknown sky '{sky}': choose from {list(get_args(Sky))}")
+        self.sky = sky
+        super().__init__(paths, split, bands=bands, transforms=transforms)
+
+    def _keeps(self, roi: Roi) -> bool:
+        """Whether a ROI is in the split."""
+        return self.split == 'all' or sen12mscr_split_of(*roi) == self.split
+
+    def _scan(self) -> gpd.GeoDataFrame:
+        """Find the pairs. Only files of the ROIs that are kept are opened."""
+        candidates = self._match()
+        kept = {k: v for k, v in candidates.items() if self._keeps((k.season, k.roi))}
+        rows = scan_headers(complete_pairs(kept, self.skipped), self.skipped)
+        self.skipped.warn()
+        if not candidates:
+            raise DatasetNotFoundError(self)
+        if rows.empty:
+            there = ', '.join(
+                f'{season}/{roi} ({sen12mscr_split_of(season, roi)})'
+                for season, roi in rois_of(candidates)
+            )
+            raise EmptySplitError(
+                f"{self.paths}: no pair for split='{self.split}' and sky='{self.sky}'; ROIs "
+                f'there: {there}' + (f'; files left out: {self.skipped}' if self.skipped else '')
+            )
+        start, end = PERIOD
+        intervals = pd.IntervalIndex.from_arrays(
+            [start] * len(rows), [end] * len(rows), closed='both', name='datetime'
+        )
+        return gpd.GeoDataFrame(rows.set_index(intervals), geometry='geometry', crs='EPSG:4326')
+
+    def _match(self) -> dict[PairKey, dict[str, list[Scene]]]:
+        """Scenes of each sensor for each key: S1 goes with the clear and with the cloudy S2."""
+        found: dict[tuple[str, int, int], dict[str, dict[str, Scene]]] = defaultdict(
+            lambda: {'s1': {}, 's2': {}, 's2_cloudy': {}}
+        )
+        for path in sorted(self.files):
+            name = PatchName.parse(path)
+            if name is not None:
+                scenes = found[name.season, name.roi, name.patch][name.kind]
+                # Of no date, which pandas reads as missing.
+                scenes.setdefault(os.path.realpath(path), Scene(path, None))  # type: ignore[arg-type]
+            elif not _LAND_COVER_NAME.fullmatch(PurePath(path).name):
+                self.skipped.add(Reason.NAME, path)
+        return {
+            PairKey(season, roi, patch, TIME_STEP[sky]): {
+                's1': list(kinds['s1'].values()),
+                's2': list(kinds['s2' if sky == 'clear' else 's2_cloudy'].values()),
+            }
+            for (season, roi, patch), kinds in found.items()
+            for sky in self._skies(kinds)
+        }
+
+    def _skies(self, kinds: Mapping[str, Mapping[str, Scene]]) -> list[str]:
+        """Which pairs a patch should have.
+
+        With both skies asked for, a patch of which only one S2 exists has that one pair; S1
+        alone is reported once.
+        """
+        if self.sky != 'both':
+            return [self.sky]
+        there = [sky for sky, kind in (('clear', 's2'), ('cloudy', 's2_cloudy')) if kinds[kind]]
+        return there or ['clear']
