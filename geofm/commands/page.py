@@ -1,0 +1,44 @@
+"""The command that makes a web page of a scene's products."""
+
+from pathlib import Path
+
+
+def page(
+    directory: Path,
+    s1: Path | None = None,
+    s2: Path | None = None,
+    scene: str | None = None,
+    output: Path | None = None,
+    title: str | None = None,
+    basemap: str | None = None,
+) -> None:
+    """Make a web page of a scene's products: map layers, and similarity at a click.
+
+    Args:
+        directory: Folder of the products that `geofm map` wrote.
+        s1: Sentinel-1 scene, for a picture below the maps.
+        s2: Sentinel-2 scene, for a picture below the maps.
+        scene: Scene to show, if the folder holds products of several.
+        output: Folder of the page; in the folder of the products if not given.
+        title: Title of the page; the scene's name if not given.
+        basemap: Address of map tiles on the Internet, with {z}, {x} and {y}; the page offers it,
+            and leaves it off at first.
+    """
+    try:
+        from geofm.maps.page import find_products, product_layers, scene_layers, write_page
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"a page needs '{error.name}': install it with `pip install geofm[maps]`"
+        ) from error
+
+    products = find_products(directory, scene)
+    product, path = next(iter(products.items()))
+    name = path.name.removesuffix(f'_{product}.tif')
+    index = write_page(
+        output or directory / f'{name}_page',
+        [*scene_layers(s1, s2), *product_layers(products)],
+        products.get('embedding'),
+        title=title or name,
+        basemap=basemap,
+    )
+    print(index)

@@ -1,0 +1,397 @@
+"""Map tiles of a raster: an XYZ pyramid of PNG files in Web Mercator."""
+
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import morecantile
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from matplotlib import colormaps
+from morecantile import Tile
+from rasterio.crs import CRS
+from rasterio.io import DatasetReader
+from rasterio.warp import transform as transform_points
+from rasterio.warp import transform_bounds
+from rich.progress import Progress
+from rio_tiler import reader
+from rio_tiler.expression import parse_expression
+from rio_tiler.models import ImageData
+from rio_tiler.utils import linear_rescale
+
+from geofm.grid import Grid
+
+Bytes = npt.NDArray[np.uint8]
+Colour = tuple[int, int, int]
+Resampling = Literal['nearest', 'bilinear', 'average']
+
+#: The tile matrix set of web maps: zoom z has 2^z x 2^z tiles of 256 x 256 px.
+WEB_MERCATOR = morecantile.tms.get('WebMercatorQuad')
+WEB_MERCATOR_CRS = CRS.from_epsg(3857)
+TILE_SIZE = 256
+
+# Where a pixel of the raster is to be seen as such, it is at least this many map pixels wide: its
+# edges then lie within a sixteenth of a pixel of where they belong.
+_SHARPNESS = 8
+
+
+@dataclass(frozen=True)
+class RGB:
+    """Three values as red, green and blue.
+
+    Attributes:
+        expression: The three, e.g. ``'b4;b3;b2'`` or ``'b1;b2;b1-b2'``.
+        ranges: Value that becomes 0 and value that becomes 255, of each.
+        gamma: Exponent applied between; below 1 it opens the shadows.
+        smooth: Whether to interpolate; False for values of patches.
+        fill: What all bands hold where there is no data, if the file doesn't say.
+    """
+
+    expression: str = 'b1;b2;b3'
+    ranges: tuple[tuple[float, float], ...] = ((0, 255), (0, 255), (0, 255))
+    gamma: float = 1
+    smooth: bool = True
+    fill: float | None = None
+
+    @property
+    def resampling(self) -> Resampling:
+        """Bilinear if smooth; else each pixel's own colour, averaged where the map is coarser."""
+        return 'bilinear' if self.smooth else 'average'
+
+    def paint(self, values: np.ma.MaskedArray[Any, Any]) -> Bytes:
+        """Stretch values to colours.
+
+        Args:
+            values: The three, of shape (3, H, W).
+
+        Returns:
+            Red, green, blue and opacity, uint8 of shape (4, H, W). Masked values may get any.
+        """
+        bands = zip(values.data, self.ranges, strict=True)
+        rgb = np.stack([_to_byte(_share(band, *limits) ** self.gamma) for band, limits in bands])
+        return np.concatenate([rgb, np.full_like(rgb[:1], 255)])
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """One value, coloured by a colour map.
+
+    Attributes:
+        low: Value of the first colour.
+        high: Value of the last colour.
+        band: Band of the raster, from 1.
+        colormap: Name of one of matplotlib's colour maps.
+        unit: What the value is, for a legend.
+    """
+
+    low: float
+    high: float
+    band: int = 1
+    colormap: str = 'viridis'
+    unit: str = ''
+    resampling: Resampling = field(default='average', init=False)
+    smooth: bool = field(default=False, init=False)
+
+    @property
+    def expression(self) -> str:
+        """The band."""
+        return f'b{self.band}'
+
+    def paint(self, values: np.ma.MaskedArray[Any, Any]) -> Bytes:
+        """Look values up in the colour map: (1, H, W) to RGBA, uint8 (4, H, W)."""
+        rgb = palette(self.colormap)[_to_byte(_share(values.data[0], self.low, self.high))]
+        return np.concatenate([rgb.transpose(2, 0, 1), np.full_like(rgb[None, ..., 0], 255)])
+
+
+@dataclass(frozen=True)
+class Classes:
+    """One value out of a list, each with its colour.
+
+    Attributes:
+        colors: Red, green and blue of each class. A value that is not among them is not drawn.
+        names: Names for a legend; a class without one is called by its number.
+        band: Band of the raster, from 1.
+    """
+
+    colors: Mapping[int, Colour]
+    names: Mapping[int, str] = field(default_factory=dict)
+    band: int = 1
+    resampling: Resampling = field(default='nearest', init=False)
+    smooth: bool = field(default=False, init=False)
+
+    @property
+    def expression(self) -> str:
+        """The band."""
+        return f'b{self.band}'
+
+    def paint(self, values: np.ma.MaskedArray[Any, Any]) -> Bytes:
+        """Look classes up: (1, H, W) to RGBA, uint8 (4, H, W)."""
+        rgba = np.zeros((4, *values.shape[1:]), np.uint8)
+        for value, color in self.colors.items():
+            rgba[:, values.data[0] == value] = np.array([*color, 255], np.uint8)[:, None]
+        return rgba
+
+
+#: How values become colours. All have the ``expression`` of rio-tiler that gives the values, the
+#: GDAL method of ``resampling`` that takes them to the map, whether they are to be interpolated on
+#: screen (``smooth``) or to stay visible as squares, and ``paint``.
+Style = RGB | Scalar | Classes
+
+
+def _share(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.float64]:
+    """Position of values between two limits, in [0, 1]; NaN, which is never seen, is 0."""
+    share = linear_rescale(values, (low, max(high, low + 1e-12)), (0, 1))
+    return np.nan_to_num(share)
+
+
+def _to_byte(share: npt.NDArray[np.float64]) -> Bytes:
+    """0..1 to 0..255 as rio-tiler does it: decimals are cut off in single precision."""
+    return (share * 255).astype(np.float32).astype(np.uint8)
+
+
+def palette(name: str) -> Bytes:
+    """Colours of a colour map.
+
+    Args:
+        name: Name of one of matplotlib's colour maps.
+
+    Returns:
+        256 colours from low to high, uint8 of shape (256, 3).
+    """
+    return colormaps[name](np.arange(256), bytes=True)[:, :3]
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Which part of the map a raster covers, at which zooms.
+
+    Attributes:
+        bounds: Left, bottom, right and top in metres of Web Mercator.
+        zooms: First and last zoom.
+    """
+
+    bounds: tuple[float, float, float, float]
+    zooms: tuple[int, int]
+
+    @classmethod
+    def cover(
+        cls,
+        grid: Grid,
+        smooth: bool = True,
+        zooms: tuple[int, int] | None = None,
+        most: int | None = None,
+    ) -> Self:
+        """Find the tiles that a raster needs.
+
+        Args:
+            grid: Grid of the raster.
+            smooth: Whether the raster is interpolated on the map. If so, the last zoom is the first
+                at which a map pixel is no larger than one of the raster; otherwise that at which it
+                is no larger than an eighth of one, so that the edges of pixels lie right.
+            zooms: First and last zoom, if not by this rule.
+            most: Most that the rule may choose.
+
+        Returns:
+            The pyramid. Its first zoom shows the whole raster within the size of one tile.
+
+        Raises:
+            ValueError: If the raster lies where Web Mercator does not reach, or a zoom is none.
+        """
+        corners = grid.footprint().bounds
+        bounds = transform_bounds(grid.crs, WEB_MERCATOR_CRS, *corners)
+        limit = WEB_MERCATOR.xy_bbox.right
+        if not np.isfinite(bounds).all() or np.abs(bounds).max() > limit:
+            raise ValueError(
+                f'{corners} ({grid.crs}) is not on a web map: that reaches from 85.05° '
+                f'south to 85.05° north'
+            )
+        if zooms is None:
+            pixel = _pixel_on_map(grid) / (1 if smooth else _SHARPNESS)
+            side = max(bounds[2] - bounds[0], bounds[3] - bounds[1])
+            last = WEB_MERCATOR.zoom_for_res(pixel, zoom_level_strategy='upper')
+            last = last if most is None else min(last, most)
+            first = WEB_MERCATOR.zoom_for_res(side / TILE_SIZE, zoom_level_strategy='lower')
+            zooms = min(first, last), last
+        if not 0 <= zooms[0] <= zooms[1] <= WEB_MERCATOR.maxzoom:
+            raise ValueError(
+                f'zooms={zooms}: give the first and the last, in 0..{WEB_MERCATOR.maxzoom}'
+            )
+        return cls(bounds, zooms)
+
+    @property
+    def tiles(self) -> Iterator[Tile]:
+        """Tiles that the bounds touch, zoom by zoom and column by column."""
+        left, bottom, right, top = self.bounds
+        for zoom in range(self.zooms[0], self.zooms[1] + 1):
+            # A hair inside: what ends on the edge of a tile does not touch the next.
+            hair = 1e-6 * WEB_MERCATOR.matrix(zoom).cellSize
+            first = WEB_MERCATOR._tile(left + hair, top - hair, zoom)
+            last = WEB_MERCATOR._tile(right - hair, bottom + hair, zoom)
+            for x in range(first.x, last.x + 1):
+                for y in range(first.y, last.y + 1):
+                    yield Tile(x, y, zoom)
+
+
+def _pixel_on_map(grid: Grid) -> float:
+    """The shorter side of a pixel amid a grid, in metres of Web Mercator."""
+    col, row = grid.width / 2, grid.height / 2
+    places = ((col, row), (col + 1, row), (col, row + 1))
+    xs, ys = zip(*(grid.transform @ place for place in places), strict=True)
+    xs, ys = transform_points(grid.crs, WEB_MERCATOR_CRS, xs, ys)
+    return min(math.hypot(xs[i] - xs[0], ys[i] - ys[0]) for i in (1, 2))
+
+
+def read_tile(src: DatasetReader, style: Style, tile: Tile) -> ImageData:
+    """Read and colour a tile.
+
+    Args:
+        src: The raster. Its nodata value or mask says where it has data; NaN is never data.
+        style: How to colour it.
+        tile: The tile.
+
+    Returns:
+        Red, green and blue, and where there is something to see.
+    """
+    image = reader.part(
+        src,
+        (*WEB_MERCATOR.xy_bounds(tile),),
+        height=TILE_SIZE,
+        width=TILE_SIZE,
+        dst_crs=WEB_MERCATOR_CRS,
+        bounds_crs=WEB_MERCATOR_CRS,
+        indexes=parse_expression(style.expression),
+        nodata=unsaid_nodata(src, style),
+        resampling_method=style.resampling,
+        reproject_method=style.resampling,
+    )
+    values, hidden = evaluate(image, style)
+    rgba = style.paint(values)
+    hidden |= rgba[3] == 0
+    rgb = np.where(hidden, np.uint8(0), rgba[:3])
+    mask = np.broadcast_to(hidden, rgb.shape)
+    return ImageData(np.ma.MaskedArray(rgb, mask), crs=image.crs, bounds=image.bounds)
+
+
+def unsaid_nodata(src: DatasetReader, style: Style) -> float | None:
+    """Value without data of a raster that has no nodata tag: the style's fill, or NaN."""
+    if src.nodata is not None:
+        return None
+    fill = style.fill if isinstance(style, RGB) else None
+    floating = np.issubdtype(np.dtype(src.dtypes[0]), np.floating)
+    return np.nan if fill is None and floating else fill
+
+
+def evaluate(
+    image: ImageData, style: Style
+) -> tuple[np.ma.MaskedArray[Any, Any], npt.NDArray[np.bool_]]:
+    """Values that a style colours, (C, H, W), and where they are hidden, (H, W).
+
+    Nodata counts if all bands have it, as a dark pixel may well be 0 in one; NaN counts in any.
+    """
+    values = image.apply_expression(style.expression).array
+    finite = np.isfinite(values.data).all(axis=0)
+    return values, np.ma.getmaskarray(image.array).all(axis=0) | ~finite
+
+
+def render_tiles(
+    raster: Path, style: Style, pyramid: Pyramid, folder: Path
+) -> Iterator[tuple[Tile, bool]]:
+    """Write the tiles of a raster, on all cores.
+
+    Args:
+        raster: Any raster that GDAL reads.
+        style: How to colour it.
+        pyramid: Which tiles to write.
+        folder: Folder for ``<zoom>/<x>/<y>.png``; made if it isn't there.
+
+    Yields:
+        Each tile, and whether it was written: one that has no data is not.
+    """
+
+    def write_column(tiles: list[Tile]) -> list[tuple[Tile, bool]]:
+        # A dataset must not be shared between threads.
+        with rasterio.open(raster) as src:
+            return [
+                (tile, _write_tile(read_tile(src, style, tile), tile, folder)) for tile in tiles
+            ]
+
+    columns = [list(tiles) for _, tiles in groupby(pyramid.tiles, lambda tile: (tile.z, tile.x))]
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for written in pool.map(write_column, columns):
+            yield from written
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _write_tile(image: ImageData, tile: Tile, folder: Path) -> bool:
+    if np.ma.getmaskarray(image.array).all():
+        return False
+    path = folder / str(tile.z) / str(tile.x) / f'{tile.y}.png'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(image.render(img_format='PNG'))
+    return True
+
+
+def write_tiles(
+    raster: Path, style: Style, output: Path, zooms: tuple[int, int] | None = None
+) -> set[Tile]:
+    """Write an XYZ pyramid of PNG files, transparent where there is no data.
+
+    Args:
+        raster: Any raster that GDAL reads.
+        style: How to colour it.
+        output: Folder for ``<zoom>/<x>/<y>.png``. One that is there already is replaced when the
+            new one is whole.
+        zooms: First and last zoom. Default: from the raster's pixel size, see
+            :meth:`Pyramid.cover`.
+
+    Returns:
+        The tiles that were written: those without data are not.
+
+    Raises:
+        ValueError: If the raster has no CRS, or lies where Web Mercator does not reach.
+    """
+    with rasterio.open(raster) as src:
+        pyramid = Pyramid.cover(Grid.of(src), style.smooth, zooms)
+    tiles = [*pyramid.tiles]
+    with Progress() as progress, replacing_folder(output) as folder:
+        rendered = render_tiles(raster, style, pyramid, folder)
+        done = progress.track(rendered, len(tiles), description='Tiles')
+        return {tile for tile, written in done if written}
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Fill a folder beside its final name, and give it that name when it is whole.
+
+    Args:
+        path: Final name; folders above it are made.
+
+    Yields:
+        An empty folder. After an exception it is removed, and a folder that had the final name
+        before is left as it was; else it takes that one's place.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    before = path.with_name(f'.{path.name}.{os.getpid()}.before')
+    temporary.mkdir()
+    try:
+        yield temporary
+        # A folder that is not empty cannot be replaced in one step.
+        if path.exists():
+            path.rename(before)
+        temporary.rename(path)
+        shutil.rmtree(before, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if before.exists() and not path.exists():
+            before.rename(path)
