@@ -35,11 +35,12 @@ install: $(STAMP)
 $(STAMP): pyproject.toml .ci/constraints.txt
 	@python="$$($(FIND_PYTHON))" && echo "using $$python" && "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint .ci/constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable . --group dev
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[maps]' --group dev
 	@touch $@
 
 demo: install
-	$(BIN)/python experiments/demo.py
+	@# Threads that wait must sleep: beside other work, spinning makes each step many times slower.
+	OMP_WAIT_POLICY=passive $(BIN)/python experiments/demo.py
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,7 +34,13 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     'sample-data': Command('data:sample_data', 'write a small generated data set', positional=True),
-    'attention': Command('maps:attention', 'draw attention maps that lie on a scene'),
+    'map': Command('maps:map_', 'map what a backbone sees of a scene', positional=True),
+    'attention': Command('maps:attention', 'map and draw where it looks'),
+    'pca': Command('maps:pca', 'map principal components of patch tokens'),
+    'embed': Command('maps:embed', 'write the embedding of every patch'),
+    'search': Command('maps:search', 'list places similar to one place', positional=True),
+    'figure': Command('maps:figure', 'draw a scene and its products', positional=True),
+    'page': Command('page:page', 'make a web page to explore a scene', positional=True),
     'benchmark': Command('models:benchmark', 'measure a backbone by k-NN, beside its floors'),
     'export': Command('models:export', "write a checkpoint's backbone for another tool"),
 }
@@ -92,6 +99,10 @@ def _run(name: str, args: list[str]) -> None:
     from jsonargparse import auto_cli
 
     command = COMMANDS[name]
+    # argparse takes '-0.78,38.1', a longitude and latitude, for an option.
+    for i in range(len(args) - 1, 0, -1):
+        if re.match(r'-\d.*,', args[i]) and args[i - 1].startswith('--'):
+            args[i - 1 : i + 1] = [f'{args[i - 1]}={args[i]}']
     try:
         auto_cli(command.load(), args=args, as_positional=command.positional, prog=f'geofm {name}')
     except (ValueError, OSError) as error:

@@ -103,7 +103,7 @@ def test_attention_lies_on_the_scene(checkpoint: Path, sample: Path, tmp_path: P
     s2 = next(s1.parents[2].joinpath('S2', s1.parent.name).glob('s2_*.tif'))
     files = [f'--checkpoint={checkpoint}', f'--s1={s1}', f'--s2={s2}', f'--output={tmp_path}']
     main(['attention', *files, '--window=32'])
-    (raster,) = tmp_path.glob('*.tif')
+    (raster,) = tmp_path.glob('*_attention.tif')
     (figure,) = tmp_path.glob('*.png')
     assert figure.stat().st_size > 10_000
     with rasterio.open(raster) as result, rasterio.open(s2) as scene:

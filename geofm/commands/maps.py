@@ -1,49 +1,338 @@
-"""Commands that draw what a backbone sees."""
+"""Commands that show what a backbone sees."""
 
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from geofm.maps import attention_map
-from geofm.models import load_backbone
+from geofm.maps import Options, Product, map_scene, plot_products, read_item, save_figure
+from geofm.maps import search as search_embeddings
+from geofm.maps.figure import DRAWN
+from geofm.maps.places import SearchResult
+from geofm.models.timm_vit import load_model
 
 
-def attention(
+def map_(
     checkpoint: Path,
-    output: Path,
     s1: Path | None = None,
     s2: Path | None = None,
+    item: Path | None = None,
+    output: Path = Path('maps'),
+    products: list[Product] | None = None,
     block: int = -1,
+    point: str | None = None,
     window: int = 224,
     overlap: float = 0.5,
     batch_size: int = 8,
-    upsampling: Literal['nearest', 'bilinear'] = 'nearest',
+    pixels: Literal['nearest', 'bilinear'] | None = None,
+    components: int = 3,
+    basis: Path | None = None,
+    segments: int = 8,
+    precision: Literal['float32', 'float16', 'int8'] = 'float32',
+    dates: dict[str, str] | None = None,
+    s1_bands: list[str] | None = None,
+    s2_bands: list[str] | None = None,
+    model: str | None = None,
+    bands: list[str] | None = None,
+    figure: Path | None = None,
     device: str | None = None,
 ) -> None:
-    """Draw where a backbone looks, as a GeoTIFF that lies on the scene and a PNG.
+    """Map what a backbone sees of a scene of any size, as rasters that lie on it.
+
+    A run that was stopped goes on where it was when it is given again.
 
     Args:
-        checkpoint: Checkpoint that `geofm fit` wrote.
+        checkpoint: Checkpoint that `geofm fit` wrote; with --model, a file of that model's weights.
+        s1: Sentinel-1 scene: VV and VH in dB, on any grid.
+        s2: Sentinel-2 scene: bands as DN. Its grid is that of the products.
+        item: STAC item with local Sentinel-1 and Sentinel-2 assets, instead of --s1 and --s2.
         output: Folder to write to.
-        s1: Sentinel-1 scene: VV and VH in dB.
-        s2: Sentinel-2 scene: 13 bands as DN.
-        block: Block of the ViTs; negative counts from the last.
+        products: Some of [attention, rollout, point, pca, segments, embedding]; all if not given.
+        block: Block whose attention to show; negative counts from the last.
+        point: LON,LAT of the place whose attention the product 'point' shows.
         window: Side of a window in pixels, a multiple of the patch size.
         overlap: Least share of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
-        upsampling: How a pixel gets the value of its patch.
-        device: Where to compute, e.g. cuda; chosen by itself if not given.
+        pixels: Write products on the pixels of the scene, and how; one pixel a patch if not given.
+        components: Number of principal components.
+        basis: PCA basis of another scene (*_pca.safetensors), for the same colours.
+        segments: Number of segments.
+        precision: How embeddings are stored.
+        dates: Days of acquisition, as --dates.s1 YYYY-MM-DD --dates.s2 YYYY-MM-DD; from file names
+            or metadata if not given.
+        s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
+        s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
+        model: Name of a timm model whose weights the checkpoint holds.
+        bands: Names of the model's channels, e.g. [B04,B03,B02].
+        figure: File to draw the scene and its products to, side by side, as PNG and as PDF.
+        device: Where to compute, e.g. cuda; on the CPU if not given.
     """
-    result = attention_map(
-        load_backbone(checkpoint),
-        s1,
-        s2,
-        output,
+    found = {} if dates is None else dict(dates)
+    if item is not None:
+        if s1 is not None or s2 is not None:
+            raise ValueError('give --item, or --s1 and --s2, not both')
+        rasters = read_item(item, output)
+        s1, s2, found = rasters.s1, rasters.s2, {**rasters.dates, **found}
+    names = _names(s1_bands, s2_bands)
+    options = Options(
         block=block,
         window=window,
         overlap=overlap,
         batch_size=batch_size,
-        upsampling=upsampling,
-        checkpoint=checkpoint,
+        point=None if point is None else _lonlat(point),
+        pixels=pixels,
+        components=components,
+        basis=basis,
+        segments=segments,
+        precision=precision,
+    )
+    backbone = load_model(checkpoint, model, bands)
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    files = map_scene(
+        backbone,
+        s1,
+        s2,
+        output,
+        products,
+        options,
+        dates=found,
+        names=names,
+        device=device,
+        command=command,
+    )
+    for path in files.values():
+        print(path)
+    if figure is not None:
+        _draw(files, s1, s2, figure, names)
+
+
+def attention(
+    checkpoint: Path,
+    s1: Path | None = None,
+    s2: Path | None = None,
+    output: Path = Path('maps'),
+    block: int = -1,
+    point: str | None = None,
+    window: int = 224,
+    overlap: float = 0.5,
+    batch_size: int = 8,
+    pixels: Literal['nearest', 'bilinear'] | None = 'nearest',
+    device: str | None = None,
+) -> None:
+    """Map where a backbone looks, and draw it; `geofm map` has more choices.
+
+    Args:
+        checkpoint: Checkpoint that `geofm fit` wrote.
+        s1: Sentinel-1 scene: VV and VH in dB, on any grid.
+        s2: Sentinel-2 scene: bands as DN. Its grid is that of the products.
+        output: Folder to write to.
+        block: Block whose attention to show; negative counts from the last.
+        point: LON,LAT of a place; its attention is mapped too.
+        window: Side of a window in pixels, a multiple of the patch size.
+        overlap: Least share of a window that the next one covers too, in [0, 1).
+        batch_size: Windows a forward pass.
+        pixels: How a pixel of the scene gets the value of its patch; null: one pixel a patch.
+        device: Where to compute, e.g. cuda; on the CPU if not given.
+    """
+    products: list[Product] = ['attention', 'rollout']
+    map_(
+        checkpoint,
+        s1,
+        s2,
+        output=output,
+        figure=output / f'{(s2 or s1 or output).stem}_attention',
+        products=products if point is None else [*products, 'point'],
+        block=block,
+        point=point,
+        window=window,
+        overlap=overlap,
+        batch_size=batch_size,
+        pixels=pixels,
         device=device,
     )
-    print(f'{result.raster}\n{result.figure}')
+
+
+def pca(
+    checkpoint: Path,
+    s1: Path | None = None,
+    s2: Path | None = None,
+    output: Path = Path('maps'),
+    components: int = 3,
+    basis: Path | None = None,
+    window: int = 224,
+    overlap: float = 0.5,
+    batch_size: int = 8,
+    pixels: Literal['nearest', 'bilinear'] | None = None,
+    device: str | None = None,
+) -> None:
+    """Map the principal components of patch tokens as colours; `geofm map` has more choices.
+
+    Args:
+        checkpoint: Checkpoint that `geofm fit` wrote.
+        s1: Sentinel-1 scene: VV and VH in dB, on any grid.
+        s2: Sentinel-2 scene: bands as DN. Its grid is that of the products.
+        output: Folder to write to.
+        components: Number of principal components.
+        basis: PCA basis of another scene (*_pca.safetensors), for the same colours.
+        window: Side of a window in pixels, a multiple of the patch size.
+        overlap: Least share of a window that the next one covers too, in [0, 1).
+        batch_size: Windows a forward pass.
+        pixels: Write products on the pixels of the scene, and how; one pixel a patch if not given.
+        device: Where to compute, e.g. cuda; on the CPU if not given.
+    """
+    map_(
+        checkpoint,
+        s1,
+        s2,
+        output=output,
+        products=['pca'],
+        components=components,
+        basis=basis,
+        window=window,
+        overlap=overlap,
+        batch_size=batch_size,
+        pixels=pixels,
+        device=device,
+    )
+
+
+def embed(
+    checkpoint: Path,
+    s1: Path | None = None,
+    s2: Path | None = None,
+    output: Path = Path('maps'),
+    precision: Literal['float32', 'float16', 'int8'] = 'float32',
+    window: int = 224,
+    overlap: float = 0.5,
+    batch_size: int = 8,
+    device: str | None = None,
+) -> None:
+    """Write the embedding of every patch, as GeoTIFF and GeoParquet; `geofm map` has more choices.
+
+    Args:
+        checkpoint: Checkpoint that `geofm fit` wrote.
+        s1: Sentinel-1 scene: VV and VH in dB, on any grid.
+        s2: Sentinel-2 scene: bands as DN. Its grid is that of the products.
+        output: Folder to write to.
+        precision: How numbers are stored; int8 with a scale for each dimension.
+        window: Side of a window in pixels, a multiple of the patch size.
+        overlap: Least share of a window that the next one covers too, in [0, 1).
+        batch_size: Windows a forward pass.
+        device: Where to compute, e.g. cuda; on the CPU if not given.
+    """
+    map_(
+        checkpoint,
+        s1,
+        s2,
+        output=output,
+        products=['embedding'],
+        precision=precision,
+        window=window,
+        overlap=overlap,
+        batch_size=batch_size,
+        device=device,
+    )
+
+
+def search(
+    embeddings: Path,
+    at: str | None = None,
+    top: int = 10,
+    output: list[Path] | None = None,
+) -> None:
+    """List the places whose embeddings are most similar to that of a place.
+
+    Args:
+        embeddings: Table of embeddings (*_embedding.parquet) that `geofm map` wrote.
+        at: LON,LAT of the place, in degrees. Needed.
+        top: Number of similar places.
+        output: Files to write: the places as .geojson or .gpkg, a map of them as .png or .pdf.
+    """
+    if at is None:
+        raise ValueError('similar to which place? Give --at LON,LAT')
+    result = search_embeddings(embeddings, _lonlat(at), top)
+    _print_places(result)
+    for path in output or ():
+        result.save(path)
+        print(path)
+
+
+def figure(
+    directory: Path,
+    s1: Path | None = None,
+    s2: Path | None = None,
+    output: Path | None = None,
+    title: str | None = None,
+    s1_bands: list[str] | None = None,
+    s2_bands: list[str] | None = None,
+) -> None:
+    """Draw a scene and its products side by side, with scale bar and north arrow: PNG and PDF.
+
+    Args:
+        directory: Folder of the products that `geofm map` wrote.
+        s1: Sentinel-1 scene.
+        s2: Sentinel-2 scene.
+        output: File to write, with or without .png or .pdf: both are written. In the folder of the
+            products if not given.
+        title: Title; the scene's name if not given.
+        s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
+        s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
+    """
+    # The raster that gives the grid gives the name; a model of one sensor may have had either.
+    stems = [path.stem for path in (s2, s1) if path is not None]
+    for stem in stems:
+        paths = {product: directory / f'{stem}_{product}.tif' for product in DRAWN}
+        if files := {product: path for product, path in paths.items() if path.exists()}:
+            break
+    else:
+        raise ValueError(f'{directory}: no products of {stems or "a scene"}; run `geofm map`')
+    names = _names(s1_bands, s2_bands)
+    _draw(files, s1, s2, output or directory / f'{stem}_figure', names, title)
+
+
+def _draw(
+    files: Mapping[str, Path],
+    s1: Path | None,
+    s2: Path | None,
+    output: Path,
+    names: Mapping[str, Sequence[str]],
+    title: str | None = None,
+) -> None:
+    drawn = plot_products(files, s1, s2, names=names, title=title)
+    stem = output.with_suffix('') if output.suffix in ('.png', '.pdf') else output
+    for path in save_figure(drawn, stem):
+        print(path)
+
+
+def _names(s1: Sequence[str] | None, s2: Sequence[str] | None) -> dict[str, Sequence[str]]:
+    return {key: bands for key, bands in (('s1', s1), ('s2', s2)) if bands is not None}
+
+
+def _lonlat(text: str) -> tuple[float, float]:
+    try:
+        lon, lat = (float(part) for part in text.split(','))
+    except ValueError as error:
+        raise ValueError(f"'{text}' is no place: give LON,LAT in degrees") from error
+    if not (-180 <= lon <= 180 and -90 <= lat <= 90):
+        raise ValueError(f"'{text}' is not on Earth: give LON,LAT in degrees")
+    return lon, lat
+
+
+def _print_places(result: SearchResult) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table('', 'similarity', 'longitude', 'latitude', 'distance', 'date')
+    dates = [name for name in result.places.columns if name.startswith('date_')]
+    for place in result.places.to_dict('records'):
+        days = dict.fromkeys(str(place[name]) for name in dates if place[name] is not None)
+        table.add_row(
+            str(place['rank'] or 'here'),
+            f'{place["similarity"]:.4f}',
+            f'{place["longitude"]:.5f}',
+            f'{place["latitude"]:.5f}',
+            f'{place["distance"] / 1000:.2f} km',
+            ', '.join(days),
+        )
+    Console().print(table)

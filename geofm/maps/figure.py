@@ -1,24 +1,32 @@
-"""Pictures of attention over a scene."""
+"""Figures of a scene and of what a backbone sees in it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import batched
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
-from matplotlib import colormaps
+from matplotlib import colormaps, patheffects
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyArrowPatch
+from matplotlib.transforms import Affine2DBase, ScaledTranslation
+from rasterio.io import DatasetReader
 
 from geofm.grid import Grid
-from geofm.maps.scene import Scene
+from geofm.maps.scene import Scene, SensorRaster
+from geofm.maps.writer import replacing
 from geofm.sensors import RGB_BANDS, SENSORS
 
 Array = npt.NDArray[np.float32]
+
+#: Products that a figure shows.
+DRAWN = ('pca', 'segments', 'foreground', 'attention', 'rollout', 'point')
 
 # Perceptually uniform, readable with any colour vision, and never black, so that the ground shows
 # through it.
@@ -28,55 +36,142 @@ _MOST_COLUMNS = 8
 _PANEL_INCHES = 2.4
 
 
-def plot_attention(
-    scene: Scene, raster: Path, heads: Mapping[str, int], title: str, max_side: int = 640
+class _Image(NamedTuple):
+    """A picture on a scene.
+
+    Attributes:
+        pixels: RGBA (rows, columns, 4), or values (rows, columns) to be coloured.
+        extent: Left, right, bottom and top in pixels of the scene.
+    """
+
+    pixels: Array
+    extent: tuple[float, float, float, float]
+
+
+class _Panel(NamedTuple):
+    title: str
+    image: _Image
+    norm: Normalize | None = None
+
+
+class _Band(NamedTuple):
+    """Panels that share a colour scale, in one or more lines."""
+
+    panels: Sequence[_Panel]
+    norm: Normalize | None = None
+
+
+def plot_products(
+    files: Mapping[str, Path],
+    s1: Path | None = None,
+    s2: Path | None = None,
+    *,
+    names: Mapping[str, Sequence[str]] | None = None,
+    title: str | None = None,
+    max_side: int = 640,
 ) -> Figure:
-    """Draw, for each source of attention, the scene, the mean over it, and every head.
+    """Draw a scene and its products side by side: pictures, features, and every attention head.
 
     Args:
-        scene: The scene.
-        raster: Attention on the grid of the scene; for each source the mean, then its heads.
-        heads: Number of heads of each source, in the order of the raster.
-        title: Title of the figure.
-        max_side: Longest side of a panel in pixels; larger scenes are read at this size.
+        files: Rasters of :func:`geofm.maps.map_scene` by product; drawn are 'pca', 'segments',
+            'foreground', 'rollout', 'point' and 'attention', of those that are there.
+        s1: Sentinel-1 raster of the scene.
+        s2: Sentinel-2 raster of the scene.
+        names: Name of each band of a raster by sensor, where the file does not say.
+        title: Title of the figure. Default: the name of the scene.
+        max_side: Longest side of a picture in pixels; larger scenes are read at this size.
 
     Returns:
-        The figure. It belongs to no window, and is safe to make in any thread.
+        The figure. It belongs to no window, and is safe to make in any thread; a notebook
+        shows it.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If neither raster is given, or one is unfit.
     """
-    pictures = _pictures(scene, max_side)
+    with _open(s1, s2, names or {}) as scene:
+        grid, stem = scene.grid, scene.path.stem
+        pictures = _pictures(scene, max_side)
     backdrop = pictures.get('s2') or pictures['s1']
-    # Cross-attention has no sensor of its own.
-    picture_of = {source: pictures.get(source, backdrop) for source in heads}
-    attention = _read_attention(raster, heads, backdrop.rgba.shape[:2])
+    top = [_Panel(p.title, _whole(p.rgba, grid)) for p in pictures.values()][::-1]
+    rows: list[_Band] = []
+    if 'pca' in files:
+        top.append(_Panel('PCA of patch tokens', _read_rgb(files['pca'], grid, max_side)))
+    for product in ('segments', 'foreground'):
+        if product in files:
+            top.append(_Panel(product.capitalize(), _read_classes(files[product], grid, max_side)))
+    for product in ('attention', 'rollout', 'point'):
+        if product in files:
+            rows += _attention_bands(product, files[product], grid, max_side, pictures, backdrop)
+    return _compose([_Band(top), *rows], grid, title or stem)
 
-    most = 2 + max(heads.values())
-    columns = math.ceil(most / math.ceil(most / _MOST_COLUMNS))
-    lines = [math.ceil((2 + count) / columns) for count in heads.values()]
-    panel = _PANEL_INCHES * _aspect(scene.grid) * scene.grid.height / scene.grid.width
-    panel = min(max(panel, 0.4 * _PANEL_INCHES), 2.5 * _PANEL_INCHES)
-    size = (columns * _PANEL_INCHES + 0.8, sum(lines) * (panel + 0.3) + 0.4)
-    figure = Figure(size, dpi=130, layout='constrained')
-    figure.suptitle(title, fontsize=10)
-    parts = figure.subfigures(len(heads), 1, squeeze=False, height_ratios=lines)[:, 0]
 
-    for part, n, (source, maps) in zip(parts, lines, attention.items(), strict=True):
-        axes = _panels(part, n, columns)
-        picture, norm = picture_of[source], _limits(maps)
-        _show(axes[0], picture.rgba, picture.title, scene.grid)
-        _scale_bar(axes[0], scene.grid)
-        drape = _drape(maps[0], picture.rgba, norm)
-        _show(axes[1], drape, f'{_title(source)}: mean of heads', scene.grid)
-        for head, values in enumerate(maps[1:]):
-            title = f'{_title(source)}: head {head}'
-            _show(axes[2 + head], values, title, scene.grid, norm)
-        bar = part.colorbar(ScalarMappable(norm, _CMAP), ax=axes, fraction=0.03, extend='both')
-        bar.set_label('attention / uniform', fontsize=7)
-        bar.ax.tick_params(labelsize=7)
+def draw_map(
+    values: Array,
+    grid: Grid,
+    title: str,
+    label: str,
+    marks: Mapping[str, tuple[float, float]] | None = None,
+) -> Figure:
+    """Draw one map with a colour scale, a scale bar and a north arrow.
+
+    Args:
+        values: Values of shape (rows, columns); NaN where unknown.
+        grid: Grid of the values.
+        title: Title.
+        label: What the values are.
+        marks: Texts to put at places, each given as column and row.
+
+    Returns:
+        The figure.
+    """
+    norm = _limits(values)
+    height = _PANEL_INCHES * 2.5 * grid.height * _aspect(grid) / grid.width
+    figure = Figure((_PANEL_INCHES * 2.5 + 1.2, height + 0.5), dpi=130, layout='constrained')
+    ax = figure.subplots()
+    _show(ax, _Panel(title, _whole(values, grid), norm), grid)
+    _scale_bar(ax, grid)
+    _north_arrow(ax, grid)
+    for text, (col, row) in (marks or {}).items():
+        ax.plot(col, row, 'o', ms=9, mfc='white', mec='black', mew=1)
+        ax.annotate(text, (col, row), ha='center', va='center_baseline', fontsize=6)
+    bar = figure.colorbar(ScalarMappable(norm, _CMAP), ax=ax, extend='both')
+    bar.set_label(label)
     return figure
 
 
-def _title(source: str) -> str:
-    return SENSORS[source].title.split()[0] if source in SENSORS else 'Cross-attention'
+def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
+    """Write a figure as PNG and as PDF.
+
+    Args:
+        figure: The figure.
+        stem: Path without the suffix.
+
+    Returns:
+        The two files.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, pdf = (stem.with_name(f'{stem.name}{suffix}') for suffix in ('.png', '.pdf'))
+    for path in (png, pdf):
+        with replacing(path) as temporary:
+            figure.savefig(temporary, dpi=200)
+    return png, pdf
+
+
+# -- what is drawn ------------------------------------------------------------------------------
+
+
+def _open(s1: Path | None, s2: Path | None, names: Mapping[str, Sequence[str]]) -> Scene:
+    """The scene, with all bands that the files have."""
+    bands: list[str] = []
+    for key, path in (('s1', s1), ('s2', s2)):
+        if path is not None:
+            raster = SensorRaster.open(path, SENSORS[key], bands=names.get(key))
+            raster.src.close()
+            bands += raster.bands
+    if not bands:
+        raise ValueError('no raster given: --s1, --s2 or both')
+    return Scene(bands, s1, s2, names=names)
 
 
 class _Picture(NamedTuple):
@@ -121,23 +216,103 @@ def _stretch(pixels: Array, valid: npt.NDArray[np.bool_]) -> Array:
     return rgba
 
 
-def _drape(values: Array, picture: Array, norm: Normalize) -> Array:
-    """Colours of a map, shaded by the brightness of a picture."""
+def _whole(pixels: Array, grid: Grid) -> _Image:
+    return _Image(pixels, (0, grid.width, grid.height, 0))
+
+
+def _read(src: DatasetReader, grid: Grid, max_side: int) -> tuple[npt.NDArray[Any], _Image]:
+    """Bands of a product at a size fit for a picture, and where they lie on the scene."""
+    shrink = max(1.0, max(src.shape) / max_side)
+    shape = tuple(max(1, round(side / shrink)) for side in src.shape)
+    pixels = src.read(out_shape=(src.count, *shape))
+    to_scene = ~grid.transform @ src.transform
+    (left, top), (right, bottom) = to_scene @ (0, 0), to_scene @ (src.width, src.height)
+    return pixels, _Image(np.zeros(shape, np.float32), (left, right, bottom, top))
+
+
+def _read_rgb(path: Path, grid: Grid, max_side: int) -> _Image:
+    with rasterio.open(path) as src:
+        pixels, image = _read(src, grid, max_side)
+        known = (pixels != src.nodata).all(axis=0)
+    rgba = np.concatenate([pixels / 255, known[None]]).astype(np.float32)
+    return image._replace(pixels=rgba.transpose(1, 2, 0))
+
+
+def _read_classes(path: Path, grid: Grid, max_side: int) -> _Image:
+    with rasterio.open(path) as src:
+        pixels, image = _read(src, grid, max_side)
+        colors = np.zeros((256, 4), np.float32)
+        for value, color in src.colormap(1).items():
+            colors[value] = np.array(color) / 255
+        colors[int(src.nodata), 3] = 0
+    return image._replace(pixels=colors[pixels[0]])
+
+
+def _attention_bands(
+    product: str,
+    path: Path,
+    grid: Grid,
+    max_side: int,
+    pictures: Mapping[str, _Picture],
+    backdrop: _Picture,
+) -> list[_Band]:
+    """Lines of panels of a raster of attention."""
+    with rasterio.open(path) as src:
+        values, image = _read(src, grid, max_side)
+        names = src.descriptions
+    sources = [name.split()[0] for name in names]
+
+    def drape(values: Array, source: str, norm: Normalize) -> _Image:
+        # Cross-attention has no sensor of its own.
+        picture = pictures.get(source, backdrop).rgba
+        return _whole(_drape(values, image, picture, grid, norm), grid)
+
+    if product != 'attention':
+        # One map a source, all on one line.
+        chosen = [i for i, name in enumerate(names) if ' head ' not in name]
+        norm = _limits(values[chosen])
+        what = 'rollout' if product == 'rollout' else 'from one patch'
+        panels = [
+            _Panel(f'{_title(s)}: {what}', drape(values[i], s, norm))
+            for i, s in ((i, sources[i]) for i in chosen)
+        ]
+        return [_Band(panels, norm)]
+    bands = []
+    for source in dict.fromkeys(sources):
+        mean, *heads = (i for i, s in enumerate(sources) if s == source)
+        norm = _limits(values[[mean, *heads]])
+        where = names[mean].removeprefix(source).removesuffix('mean').strip()
+        panels = [_Panel(f'{_title(source)}, {where}: mean', drape(values[mean], source, norm))]
+        for i in heads:
+            title = f'{_title(source)}: head {names[i].rpartition(" ")[2]}'
+            panels.append(_Panel(title, image._replace(pixels=values[i]), norm))
+        bands.append(_Band(panels, norm))
+    return bands
+
+
+def _title(source: str) -> str:
+    if source in SENSORS:
+        return SENSORS[source].title.split()[0]
+    return {'fusion': 'Cross-attention', 'vit': 'ViT'}.get(source, source)
+
+
+def _drape(values: Array, image: _Image, picture: Array, grid: Grid, norm: Normalize) -> Array:
+    """Colours of a map, shaded by the brightness of a picture of the whole scene."""
+    left, right, bottom, top = image.extent
+    rows, cols = (
+        ((np.arange(n) + 0.5) * side / n - start) / (end - start) * count
+        for n, side, start, end, count in zip(
+            picture.shape[:2], grid.shape, (top, left), (bottom, right), values.shape, strict=True
+        )
+    )
+    values = values[np.ix_(rows.astype(int), cols.astype(int))]
+    known = np.isfinite(values)[..., None]
     rgba = _CMAP(norm(np.nan_to_num(values))).astype(np.float32)
-    luma = picture[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32)
-    rgba[..., :3] *= 0.4 + 0.6 * np.sqrt(luma[..., None])
-    rgba[..., 3] = np.isfinite(values)
+    luma = (picture[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
+    # Ground that the map says nothing of is grey.
+    rgba[..., :3] = np.where(known, rgba[..., :3] * (0.4 + 0.6 * np.sqrt(luma)), luma)
+    rgba[..., 3] = picture[..., 3]
     return rgba
-
-
-def _read_attention(
-    raster: Path, heads: Mapping[str, int], shape: tuple[int, int]
-) -> dict[str, Array]:
-    """Maps of each source at the size of a picture: mean first, then heads."""
-    with rasterio.open(raster) as src:
-        pixels = src.read(out_shape=(src.count, *shape))
-    ends = np.cumsum([1 + count for count in heads.values()])[:-1]
-    return dict(zip(heads, np.split(pixels, ends), strict=True))
 
 
 def _limits(maps: Array) -> Normalize:
@@ -147,27 +322,65 @@ def _limits(maps: Array) -> Normalize:
     return Normalize(low, high)
 
 
-def _panels(part: SubFigure, lines: int, columns: int) -> list[Axes]:
-    axes = list(part.subplots(lines, columns, squeeze=False).flat)
-    for ax in axes:
-        ax.set_axis_off()
-    return axes
+# -- how it is laid out -------------------------------------------------------------------------
 
 
-def _show(ax: Axes, picture: Array, title: str, grid: Grid, norm: Normalize | None = None) -> None:
+def _compose(bands: Sequence[_Band], grid: Grid, title: str) -> Figure:
+    """Put panels of one size into lines, and beside each scale that they share its bar.
+
+    All is laid out in inches: a solver would give every line panels of another size.
+    """
+    most = max(len(band.panels) for band in bands)
+    columns = math.ceil(most / math.ceil(most / _MOST_COLUMNS))
+    lines = sum(math.ceil(len(band.panels) / columns) for band in bands)
+    tall = _PANEL_INCHES * _aspect(grid) * grid.height / grid.width
+    tall = min(max(tall, 0.4 * _PANEL_INCHES), 2.5 * _PANEL_INCHES)
+    gap, heading = 0.08, 0.24
+    width = columns * (_PANEL_INCHES + gap) + gap + (0.7 if any(b.norm for b in bands) else 0)
+    height = lines * (tall + heading) + 0.3 + gap
+    figure = Figure((width, height), dpi=130)
+    figure.suptitle(title, fontsize=10, y=1 - 0.08 / height, va='top')
+
+    def add(column: float, line: int, wide: float) -> Axes:
+        left = gap + column * (_PANEL_INCHES + gap)
+        bottom = height - 0.3 - (line + 1) * (tall + heading)
+        return figure.add_axes((left / width, bottom / height, wide / width, tall / height))
+
+    line = 0
+    for band in bands:
+        for row in batched(band.panels, columns):
+            for column, panel in enumerate(row):
+                ax = add(column, line, _PANEL_INCHES)
+                _show(ax, panel, grid)
+                if line == column == 0:
+                    _scale_bar(ax, grid)
+                    _north_arrow(ax, grid)
+            line += 1
+        if band.norm is not None:
+            bar = figure.colorbar(
+                ScalarMappable(band.norm, _CMAP), cax=add(len(row), line - 1, 0.1), extend='both'
+            )
+            bar.set_label('attention / uniform', fontsize=7)
+            bar.ax.tick_params(labelsize=7)
+    return figure
+
+
+def _show(ax: Axes, panel: _Panel, grid: Grid) -> None:
     """Draw a picture upright and in the proportions of the ground."""
-    ax.set_axis_on()
     ax.set(xticks=[], yticks=[], facecolor=_NO_DATA)
     ax.spines[:].set_visible(False)
-    ax.set_title(title, fontsize=8)
+    ax.set_title(panel.title, fontsize=8)
     ax.imshow(
-        picture,
+        panel.image.pixels,
         cmap=_CMAP,
-        norm=norm,
-        origin='lower' if grid.transform.e > 0 else 'upper',
+        norm=panel.norm,
+        extent=panel.image.extent,
         aspect=_aspect(grid),
         interpolation='nearest',
     )
+    # The last patches may reach beyond the scene.
+    rows = (0, grid.height) if grid.transform.e > 0 else (grid.height, 0)
+    ax.set(xlim=(0, grid.width), ylim=rows)
 
 
 def _metres(grid: Grid) -> tuple[float, float]:
@@ -208,3 +421,54 @@ def _scale_bar(ax: Axes, grid: Grid) -> None:
         transform=ax.transAxes,
         bbox={'facecolor': 'black', 'alpha': 0.5, 'linewidth': 0, 'pad': 1.5},
     )
+
+
+def north(grid: Grid) -> tuple[float, float]:
+    """Direction of grid north in a picture of a scene: right and up, of length 1.
+
+    Args:
+        grid: Grid of the scene; the picture has its first row on top, or at the bottom if the
+            rows go north.
+
+    Returns:
+        (0, 1) unless the grid is rotated.
+    """
+    t = ~grid.transform
+    up = 1 if grid.transform.e > 0 else -1
+    right, above = t.b, up * t.e * _aspect(grid)
+    length = math.hypot(right, above)
+    return right / length, above / length
+
+
+def _north_arrow(ax: Axes, grid: Grid) -> None:
+    right, above = north(grid)
+    figure = ax.get_figure(root=True)
+    assert figure is not None
+    # In inches around a point near the upper right corner.
+    place = figure.dpi_scale_trans + ScaledTranslation(0.92, 0.86, cast(Affine2DBase, ax.transAxes))
+    half = 0.12
+    outline = [patheffects.withStroke(linewidth=2.5, foreground='black')]
+    arrow = FancyArrowPatch(
+        (-half * right, -half * above),
+        (half * right, half * above),
+        arrowstyle='-|>',
+        mutation_scale=8,
+        color='white',
+        transform=place,
+        path_effects=outline,
+        clip_on=False,
+    )
+    arrow.set_in_layout(False)
+    ax.add_patch(arrow)
+    text = ax.text(
+        1.9 * half * right,
+        1.9 * half * above,
+        'N',
+        color='white',
+        fontsize=7,
+        ha='center',
+        va='center',
+        transform=place,
+        path_effects=outline,
+    )
+    text.set_in_layout(False)

@@ -15,10 +15,19 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine
+from rasterio.vrt import WarpedVRT
 from torch import Tensor
 
 from geofm.grid import Grid, read_on_grid
-from geofm.sensors import SENSORS, BandError, Sensor, band_indices, check_bands, sensor_channels
+from geofm.sensors import (
+    SENSORS,
+    SENTINEL1,
+    BandError,
+    Sensor,
+    band_indices,
+    check_bands,
+    sensor_channels,
+)
 
 _FILE_DATE = re.compile(r'(?<!\d)((?:19|20)\d{2})(-?)(\d{2})\2(\d{2})(?:T\d{6})?(?!\d)')
 
@@ -49,15 +58,22 @@ class SensorRaster:
     date: np.datetime64
 
     @classmethod
-    def open(cls, path: Path, sensor: Sensor, date: str | None = None) -> Self:
+    def open(
+        cls,
+        path: Path,
+        sensor: Sensor,
+        date: str | None = None,
+        bands: Sequence[str] | None = None,
+    ) -> Self:
         """Open a raster of a sensor.
 
         Args:
             path: Any raster that GDAL reads. Descriptions of its bands decide which is which,
                 e.g. 'B8A' or 'Sigma0_VV'; without any, it must have all bands of the sensor in
-                the sensor's order.
+                the sensor's order, or *bands* must name them.
             sensor: The sensor.
             date: Day of acquisition, YYYY-MM-DD. Default: from the file's name or metadata.
+            bands: Name of each band of the file, in its order, whatever it says of itself.
 
         Returns:
             The open raster.
@@ -76,46 +92,66 @@ class SensorRaster:
         try:
             Grid.of(src)
             day = acquisition_date(src) if date is None else _day(date, sensor)
-            return cls(sensor, src, name_bands(src, sensor), day)
+            return cls(sensor, src, name_bands(src, sensor, bands), day)
         except ValueError:
             src.close()
             raise
 
 
-def name_bands(src: DatasetReader, sensor: Sensor) -> dict[str, int]:
+def name_bands(
+    src: DatasetReader, sensor: Sensor, bands: Sequence[str] | None = None
+) -> dict[str, int]:
     """Find out which band of a raster is which.
 
     Args:
         src: Open raster.
         sensor: Sensor of the raster.
+        bands: Name of each band of the file, if known. Default: as the file describes them.
 
     Returns:
         For each band that was found, its name and its index in the file, from 0.
 
     Raises:
         BandError: If two bands have the same name; or if none has a name, and their number is not
-            that of the sensor's bands.
+            that of the sensor's bands; or if *bands* are not those of the sensor, or not as many as
+            the file has.
     """
-    named = [(_band_name(text or '', sensor), i) for i, text in enumerate(src.descriptions)]
+    if bands is not None:
+        given = check_bands(bands)
+        if len(given) != src.count or not set(given) <= set(sensor.band_names):
+            raise BandError(
+                f'{src.name}: {src.count} bands, but named {list(given)}: give one name of '
+                f'{", ".join(sensor.band_names)} for each, in the order of the file'
+            )
+        return {name: i for i, name in enumerate(given)}
+    named = [(band_name(text or '', sensor), i) for i, text in enumerate(src.descriptions)]
     known = [(name, i) for name, i in named if name is not None]
-    bands = dict(known)
-    if len(bands) < len(known):
+    found = dict(known)
+    if len(found) < len(known):
         names = [name for name, _ in known]
         twice = sorted({name for name in names if names.count(name) > 1})
         raise BandError(f'{src.name}: several bands are described as {twice}; rename all but one')
-    if bands:
-        return bands
+    if found:
+        return found
     if src.count != len(sensor.bands):
         raise BandError(
             f'{src.name}: {src.count} bands without names, but {sensor.title} has '
             f'{len(sensor.bands)}: {", ".join(sensor.band_names)}. Give a file with these, in this '
-            f'order, or set the band descriptions'
+            f'order, or set the band descriptions, or name the bands'
         )
     return {name: i for i, name in enumerate(sensor.band_names)}
 
 
-def _band_name(text: str, sensor: Sensor) -> str | None:
-    """Name of a band in its description: 'B4, central wavelength 665 nm', 'Sigma0_VV_dB'."""
+def band_name(text: str, sensor: Sensor) -> str | None:
+    """Find the name of a band in its description.
+
+    Args:
+        text: Description, e.g. 'B4, central wavelength 665 nm' or 'Sigma0_VV_dB'.
+        sensor: The sensor.
+
+    Returns:
+        Name as in the sensor's bands, None if it is none of them.
+    """
     match = re.match(r'B0*(\d{1,2})(A?)(?![0-9A-Z])', text.upper()) or re.search(
         r'(?<![A-Z])(VV|VH)(?![A-Z])', text.upper()
     )
@@ -156,7 +192,7 @@ def _day(text: str, sensor: Sensor) -> np.datetime64:
 
 
 def read_where_covered(
-    src: DatasetReader, grid: Grid
+    raster: SensorRaster, grid: Grid
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Read all bands on a grid that may reach beyond the raster.
 
@@ -164,30 +200,70 @@ def read_where_covered(
     :func:`geofm.grid.read_on_grid` does for grids inside the raster; otherwise it is warped.
 
     Args:
-        src: Open raster.
+        raster: Open raster.
         grid: Grid to read on.
 
     Returns:
-        Pixels, float32 of shape (C, H, W), and where they are valid, bool of shape (H, W). Pixels
-        that the raster does not cover are NaN.
+        Pixels, float32 of shape (C, H, W), and where they are valid, bool of shape (H, W), by the
+        rule of :class:`geofm.datasets.SEN12MSCRTS`: Sentinel-1 has data where no band is nodata,
+        Sentinel-2 where not all bands are (B10 may well be 0); 0 in all bands is fill, whether the
+        file says so or not. Pixels that the raster does not cover are NaN.
     """
-    own = Grid.of(src)
-    if own.crs == grid.crs:
-        to_grid = ~grid.transform @ own.transform
-        corners = (to_grid @ (0, 0), to_grid @ (own.width, own.height))
-        left, right = sorted(round(col) for col, _ in corners)
-        top, bottom = sorted(round(row) for _, row in corners)
-        left, right = max(left, 0), min(right, grid.width)
-        top, bottom = max(top, 0), min(bottom, grid.height)
-        if left < right and top < bottom:
-            part = grid.crop(top, left, bottom - top, right - left)
-            if part.window_in(own) is not None:
-                pixels = np.full((src.count, *grid.shape), np.nan, np.float32)
-                valid = np.zeros(grid.shape, bool)
-                inside = (slice(top, bottom), slice(left, right))
-                pixels[:, *inside], valid[inside] = read_on_grid(src, part)
-                return pixels, valid
-    return read_on_grid(src, grid)
+    src = raster.src
+    part = _shared_part(Grid.of(src), grid)
+    if part is None:
+        return _warp(raster, grid, Resampling.bilinear)
+    row, col, shared = part
+    pixels = np.full((src.count, *grid.shape), np.nan, np.float32)
+    valid = np.zeros(grid.shape, bool)
+    inside = (slice(row, row + shared.height), slice(col, col + shared.width))
+    pixels[:, *inside], _ = read_on_grid(src, shared)
+    valid[inside] = _has_data(pixels[:, *inside], raster, src.nodata)
+    return pixels, valid
+
+
+def _shared_part(own: Grid, grid: Grid) -> tuple[int, int, Grid] | None:
+    """Part of a grid that is part of a raster's own: its first row, its first column, and it."""
+    if own.crs != grid.crs:
+        return None
+    to_grid = ~grid.transform @ own.transform
+    corners = (to_grid @ (0, 0), to_grid @ (own.width, own.height))
+    left, right = sorted(round(col) for col, _ in corners)
+    top, bottom = sorted(round(row) for _, row in corners)
+    left, right = max(left, 0), min(right, grid.width)
+    top, bottom = max(top, 0), min(bottom, grid.height)
+    if left >= right or top >= bottom:
+        return None
+    part = grid.crop(top, left, bottom - top, right - left)
+    return None if part.window_in(own) is None else (top, left, part)
+
+
+def _warp(
+    raster: SensorRaster, grid: Grid, resampling: Resampling
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
+    """Bring a raster onto a grid; pixels without data bleed into none."""
+    src = raster.src
+    if src.nodata is not None:
+        pixels, _ = read_on_grid(src, grid, resampling)
+    else:
+        # 0 in all bands is fill, of which GDAL must know before it blends pixels.
+        with WarpedVRT(
+            src, src_nodata=0, nodata=float('nan'), dtype='float32', UNIFIED_SRC_NODATA='YES'
+        ) as filled:
+            pixels, _ = read_on_grid(filled, grid, resampling)
+    return pixels, _has_data(pixels, raster, None)
+
+
+def _has_data(
+    pixels: npt.NDArray[np.float32], raster: SensorRaster, nodata: float | None
+) -> npt.NDArray[np.bool_]:
+    """Where the bands of the sensor, among all of a file, hold data."""
+    pixels = pixels[list(raster.bands.values())]
+    valid = np.isfinite(pixels).all(axis=0) & (pixels != 0).any(axis=0)
+    if nodata is not None and not np.isnan(nodata):
+        known = pixels != np.float32(nodata)
+        valid &= known.all(axis=0) if raster.sensor is SENTINEL1 else known.any(axis=0)
+    return valid
 
 
 class Scene:
@@ -208,6 +284,7 @@ class Scene:
         s1: Path | None = None,
         s2: Path | None = None,
         dates: Mapping[str, str] | None = None,
+        names: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         """Open the rasters of the sensors that the bands belong to.
 
@@ -218,6 +295,8 @@ class Scene:
             s2: Sentinel-2 raster, in DN (reflectance x 10,000).
             dates: Days of acquisition as YYYY-MM-DD, by sensor ('s1', 's2'). Default: from the
                 file's name or metadata, unknown where there is none.
+            names: Name of each band of a file, in its order, by sensor. Default: as the file
+                describes its bands; all of the sensor's in its order if it does not.
 
         Raises:
             FileNotFoundError: If a file is missing.
@@ -227,8 +306,9 @@ class Scene:
         """
         self.bands = check_bands(bands)
         dates = dates or {}
-        if unknown := sorted(set(dates) - set(SENSORS)):
-            raise ValueError(f'dates given for unknown sensors {unknown}: known are {[*SENSORS]}')
+        names = names or {}
+        if unknown := sorted({*dates, *names} - set(SENSORS)):
+            raise ValueError(f'dates or bands of unknown sensors {unknown}: known: {[*SENSORS]}')
         self._channels = sensor_channels(self.bands)
         paths = {key: {'s1': s1, 's2': s2}[key] for key in self._channels}
         if not any(paths.values()):
@@ -238,7 +318,7 @@ class Scene:
             self.rasters: dict[str, SensorRaster] = {}
             for key, path in paths.items():
                 if path is not None:
-                    raster = SensorRaster.open(path, SENSORS[key], dates.get(key))
+                    raster = SensorRaster.open(path, SENSORS[key], dates.get(key), names.get(key))
                     stack.callback(raster.src.close)
                     self.rasters[key] = raster
             reference = self.rasters.get('s2', next(iter(self.rasters.values())))
@@ -297,7 +377,7 @@ class Scene:
         # Beyond the grid's own raster there is no scene, even if the other sensor goes on.
         valid = np.ones((height, width), bool)
         for key, raster in self.rasters.items():
-            pixels, has_data = read_where_covered(raster.src, grid)
+            pixels, has_data = read_where_covered(raster, grid)
             image[self._channels[key]] = pixels[self._indices[key]]
             valid &= has_data
         return {
@@ -327,7 +407,7 @@ class Scene:
         shrink = max(1.0, max(grid.shape) / max_side)
         height, width = (max(1, round(side / shrink)) for side in grid.shape)
         if shrink == 1:
-            pixels, valid = read_where_covered(raster.src, grid)
+            pixels, valid = read_where_covered(raster, grid)
             return pixels[indices], valid
         if Grid.of(raster.src) == grid:
             # GDAL takes an overview where there is one, and averages block by block otherwise.
@@ -342,5 +422,5 @@ class Scene:
             return pixels, np.isfinite(pixels).all(axis=0)
         scale = Affine.scale(grid.width / width, grid.height / height)
         small = replace(grid, transform=grid.transform @ scale, height=height, width=width)
-        pixels, valid = read_on_grid(raster.src, small, Resampling.average)
+        pixels, valid = _warp(raster, small, Resampling.average)
         return pixels[indices], valid

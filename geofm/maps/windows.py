@@ -164,42 +164,69 @@ class Strip(NamedTuple):
     valid: Mask
 
 
-def blend(tiling: Tiling, tiles: Iterable[Tile]) -> Iterator[Strip]:
-    """Average overlapping windows, with the weights of :attr:`Axis.weights`.
+class Sums(NamedTuple):
+    """Weighted sums over the rows that both a row of windows and the next one reach.
+
+    Attributes:
+        values: Sums at the patches, shape (C, rows, columns).
+        valid: Pixels that hold data, shape (rows x patch size, columns x patch size).
+    """
+
+    values: Floats
+    valid: Mask
+
+
+def blend_row(
+    tiling: Tiling, i: int, tiles: Iterable[Tile], above: Sums | None, channels: int
+) -> tuple[Strip, Sums]:
+    """Average the windows of one row with those of the row above, by :attr:`Axis.weights`.
 
     Args:
         tiling: The windows.
-        tiles: What is known of each of them, in the order of the tiling.
+        i: Row of windows.
+        tiles: What is known of its windows. Those without valid pixels may be left out.
+        above: What the row above left over; None for the first.
+        channels: Values a patch.
 
-    Yields:
-        Strips from top to bottom, each as soon as no later window reaches it. No more rows than a
-        window has are held.
+    Returns:
+        The rows of patches that no later window reaches, and what is left over for the next row of
+        windows. No more rows than a window has are held.
     """
     rows, cols, p = tiling.rows, tiling.cols, tiling.patch_size
-    values: Floats | None = None
+    values = np.zeros((channels, rows.size, cols.length), np.float32)
     valid = np.zeros((rows.size * p, cols.length * p), bool)
-    top = 0
-    for (i, j), tile_values, tile_valid in tiles:
-        if values is None:
-            values = np.zeros((len(tile_values), rows.size, cols.length), np.float32)
-        if rows.starts[i] > top:
-            done = rows.starts[i] - top
-            yield _strip(values[:, :done], valid[: done * p], p)
-            values = np.pad(values[:, done:], ((0, 0), (0, done), (0, 0)))
-            valid = np.pad(valid[done * p :], ((0, done * p), (0, 0)))
-            top = rows.starts[i]
-        weights = rows.weights[i][:, None] * cols.weights[j]
-        start = cols.starts[j]
+    if above is not None:
+        shared = above.values.shape[1]
+        values[:, :shared], valid[: shared * p] = above
+    for position, tile_values, tile_valid in tiles:
+        start = cols.starts[position.j]
+        weights = rows.weights[i][:, None] * cols.weights[position.j]
         values[:, :, start : start + cols.size] += weights * tile_values
         valid[:, start * p : (start + cols.size) * p] = tile_valid
-    if values is not None:
-        yield _strip(values, valid, p)
+    last = i == len(rows.starts) - 1
+    done = rows.size if last else rows.starts[i + 1] - rows.starts[i]
+    return (
+        _strip(values[:, :done], valid[: done * p], p),
+        Sums(values[:, done:], valid[done * p :]),
+    )
 
 
 def _strip(values: Floats, valid: Mask, p: int) -> Strip:
-    rows, cols = values.shape[1:]
-    any_valid = valid.reshape(rows, p, cols, p).any(axis=(1, 3))
-    return Strip(np.where(any_valid, values, np.float32(np.nan)), valid)
+    return Strip(np.where(any_valid(valid, p), values, np.float32(np.nan)), valid)
+
+
+def any_valid(valid: Mask, patch_size: int) -> Mask:
+    """Which patches have a valid pixel.
+
+    Args:
+        valid: Pixels that hold data, shape (rows x patch size, columns x patch size).
+        patch_size: Pixels a patch.
+
+    Returns:
+        Mask of shape (rows, columns).
+    """
+    rows, cols = valid.shape[0] // patch_size, valid.shape[1] // patch_size
+    return valid.reshape(rows, patch_size, cols, patch_size).any(axis=(1, 3))
 
 
 def regroup(strips: Iterable[Strip], rows: int) -> Iterator[Strip]:

@@ -1,6 +1,7 @@
 """The backbone: one ViT a sensor, their tokens fused into one sequence."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from geofm.models.attention import cls_attention_weights
+from geofm.models.attention import Observation, block_index, observe_blocks, take_rows
 from geofm.models.dates import DayOfYear
 from geofm.models.fusion import CrossAttentionFusion, LinearFusion
 from geofm.sensors import SENSORS, BandError, band_indices, sensor_channels
@@ -409,6 +410,63 @@ class MultiSensorViT(nn.Module):
         """
         return self.forward_head(self.forward_features(x, dates, present=present))
 
+    # -- what it attends to ---------------------------------------------------------------------
+
+    def observe(
+        self,
+        x: Tensor,
+        dates: Tensor | None = None,
+        present: Tensor | None = None,
+        *,
+        block: int | None = None,
+        query: Tensor | None = None,
+        rollout: bool = False,
+    ) -> Observation:
+        """Tokens and attention of a batch, in one forward pass.
+
+        Args:
+            x: As in :meth:`forward_features`.
+            dates: As in :meth:`forward_features`.
+            present: As in :meth:`forward_features`.
+            block: Block of the ViTs whose attention to return, negative from the end; None: no
+                attention.
+            query: Patch of each sample whose attention to return, row by row from 0, int64 of
+                shape (B,). None: the CLS token's.
+            rollout: Whether to return attention rollout, one map a sensor.
+
+        Returns:
+            Tokens; attention of each sensor at hand by its key, and under 'fusion' that of the
+            last layer of cross-attention, from the query sensor's token to the other sensor's
+            patches; attention rollout of each sensor at hand.
+
+        Raises:
+            IndexError: If there is no such block.
+        """
+        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+        index = None if block is None else block_index(block, self.depth)
+        asking = None if query is None else self.num_prefix_tokens + query
+        with ExitStack() as stack:
+            seen = {
+                key: stack.enter_context(
+                    observe_blocks(list(self._encoder(key).blocks), index, asking, rollout)
+                )
+                for key in self._channels
+            }
+            (tokens,) = self._run(x, [self.depth - 1], dates, None, present)
+
+        def on_patches(weights: Tensor) -> Tensor:
+            return weights[..., self.num_prefix_tokens :].unflatten(-1, grid)
+
+        attention = {k: on_patches(s.rows) for k, s in seen.items() if s.rows is not None}
+        if block is not None and isinstance(self.fusion, CrossAttentionFusion):
+            attention['fusion'] = on_patches(take_rows(self.fusion.attention(tokens), asking))
+        rolled = {k: s.product for k, s in seen.items() if s.product is not None}
+        return Observation(
+            self._fuse(tokens),
+            attention,
+            {key: on_patches(product[:, 0]) for key, product in rolled.items()},
+        )
+
     def cls_attention(
         self,
         x: Tensor,
@@ -432,21 +490,48 @@ class MultiSensorViT(nn.Module):
         Raises:
             IndexError: If there is no such block.
         """
-        if not -self.depth <= block < self.depth:
-            raise IndexError(f'block {block}: the model has {self.depth} blocks')
-        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+        return self.observe(x, dates, present, block=block).attention
 
-        def on_patches(weights: Tensor) -> Tensor:
-            return weights[..., self.num_prefix_tokens :].unflatten(-1, grid)
+    def patch_attention(
+        self,
+        x: Tensor,
+        query: Tensor,
+        dates: Tensor | None = None,
+        block: int = -1,
+        present: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Attention of chosen patches to the patches.
 
-        maps = {}
-        for key in self._channels:
-            tokens = self._embed(key, x, dates, masks=None)
-            blocks = self._encoder(key).blocks
-            index = block % self.depth
-            tokens = blocks[:index](tokens)
-            maps[key] = on_patches(cls_attention_weights(blocks[index], tokens))
-        if isinstance(self.fusion, CrossAttentionFusion):
-            (tokens_of,) = self._run(x, [self.depth - 1], dates, None, present)
-            maps['fusion'] = on_patches(self.fusion.attention(tokens_of)[:, :, 0])
-        return maps
+        Args:
+            x: As in :meth:`forward_features`.
+            query: Patch that asks in each sample, row by row from 0, int64 of shape (B,).
+            dates: As in :meth:`forward_features`.
+            block: Block of the ViTs; negative counts from the last.
+            present: As in :meth:`forward_features`.
+
+        Returns:
+            Maps as from :meth:`cls_attention`.
+
+        Raises:
+            IndexError: If there is no such block.
+        """
+        return self.observe(x, dates, present, block=block, query=query).attention
+
+    def attention_rollout(
+        self, x: Tensor, dates: Tensor | None = None, present: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Attention rollout (Abnar & Zuidema, 2020) from the CLS token to the patches.
+
+        The blocks of a sensor's ViT are rolled out; fusion comes after them and is left out.
+        Registers take part in the product of the blocks' matrices, and are left out of the result:
+        a map sums to what the CLS token does not draw from itself and the registers.
+
+        Args:
+            x: As in :meth:`forward_features`.
+            dates: As in :meth:`forward_features`.
+            present: As in :meth:`forward_features`.
+
+        Returns:
+            For each sensor at hand by its key, a map of shape (B, H/p, W/p).
+        """
+        return self.observe(x, dates, present, rollout=True).rollout

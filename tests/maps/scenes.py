@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pytest
 import rasterio
 import torch
 from rasterio.crs import CRS
@@ -12,6 +14,7 @@ from rasterio.transform import Affine
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
+from geofm.models.attention import Observation
 from geofm.sensors import SENSORS, sensor_channels
 
 UTM = CRS.from_epsg(32630)
@@ -54,13 +57,17 @@ def noise(key: str, height: int, width: int, seed: int = 0) -> npt.NDArray[np.fl
 
 
 class GroundModel(nn.Module):
-    """Attention of a patch is the mean of a normalised band over it: ground alone decides.
+    """What is seen of a patch is the mean of normalised bands over it: ground alone decides.
 
-    Head k of a sensor shows the sensor's k-th band. It is divided by the number of patches, so
-    that relative attention does not depend on the window.
+    Head k of a sensor shows the sensor's k-th band, rollout its first; a token has all bands. Maps
+    are divided by the number of patches, so that relative attention doesn't depend on the
+    window. CLS and a register come first, and are infinite: they must stay out of everything.
     """
 
     depth = 3
+    num_prefix_tokens = 2
+    has_class_token = True
+    pretrained_cfg: ClassVar = {'architecture': 'GroundModel'}
 
     def __init__(self, bands: Sequence[str], patch_size: int = 8, heads: int = 2) -> None:
         super().__init__()
@@ -69,17 +76,48 @@ class GroundModel(nn.Module):
         self.patch_size = patch_size
         self.heads = heads
         self.place = nn.Parameter(torch.zeros(()))
-        self.calls: list[tuple[tuple[int, ...], Tensor | None, int, Tensor | None]] = []
+        self.calls: list[Call] = []
 
-    def cls_attention(
+    def observe(
         self,
         x: Tensor,
         dates: Tensor | None = None,
-        block: int = -1,
         present: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        self.calls.append((tuple(x.shape), dates, block, present))
+        *,
+        block: int | None = None,
+        query: Tensor | None = None,
+        rollout: bool = False,
+    ) -> Observation:
+        self.calls.append(Call(tuple(x.shape), dates, present, block, query))
         patches = avg_pool2d(x, self.patch_size)
         count = patches.shape[-2] * patches.shape[-1]
+        prefix = torch.full((len(x), self.num_prefix_tokens, x.shape[1]), torch.inf)
         channels = sensor_channels(self.bands)
-        return {key: patches[:, c][:, : self.heads] / count for key, c in channels.items()}
+        maps = {key: patches[:, c][:, : self.heads] / count for key, c in channels.items()}
+        if query is not None:
+            # What the patch that asks has of its own.
+            own = patches.flatten(2)[torch.arange(len(x)), :, query]
+            maps = {key: maps[key] * own[:, c][:, : self.heads, None, None]
+                    for key, c in channels.items()}  # fmt: skip
+        return Observation(
+            torch.cat([prefix, patches.flatten(2).mT], dim=1),
+            {} if block is None else maps,
+            {key: patches[:, c[0]] / count for key, c in channels.items()} if rollout else {},
+        )
+
+
+class Call(NamedTuple):
+    """How a model was called."""
+
+    shape: tuple[int, ...]
+    dates: Tensor | None
+    present: Tensor | None
+    block: int | None
+    query: Tensor | None
+
+
+def cog_problems(path: Path) -> list[str]:
+    """What rio-cogeo finds amiss with a Cloud-Optimised GeoTIFF."""
+    cogeo = pytest.importorskip('rio_cogeo.cogeo', reason='rio-cogeo validates the rasters')
+    fine, errors, notes = cogeo.cog_validate(path, quiet=True)
+    return [*errors, *notes, *([] if fine else ['not valid'])]

@@ -145,12 +145,57 @@ def test_s1_on_another_grid_is_warped_onto_that_of_s2(tmp_path: Path) -> None:
 def test_nodata_of_either_sensor_is_invalid(tmp_path: Path) -> None:
     s1_pixels, s2_pixels = noise('s1', 16, 16), noise('s2', 16, 16)
     s1_pixels[0, 2, 3] = np.nan
-    s2_pixels[5, 7, 9] = -1
-    s1 = write(tmp_path / 's1.tif', s1_pixels)
+    s1_pixels[1, 5, 1] = -99
+    s2_pixels[:, 7, 9] = -1
+    s2_pixels[5, 8, 8] = -1  # one band alone may have that value
+    s2_pixels[:, 1, 1] = s1_pixels[:, 1, 2] = 0
+    s1 = write(tmp_path / 's1.tif', s1_pixels, nodata=-99)
     s2 = write(tmp_path / 's2.tif', s2_pixels, nodata=-1)
     with Scene(BANDS, s1, s2) as scene:
         invalid = ~scene.read(0, 0, 16, 16)['valid'].numpy()
-    assert sorted(zip(*invalid.nonzero(), strict=True)) == [(2, 3), (7, 9)]
+    expected = [(1, 1), (1, 2), (2, 3), (5, 1), (7, 9)]
+    assert sorted(zip(*invalid.nonzero(), strict=True)) == expected
+
+
+def test_a_band_of_zeros_is_data(tmp_path: Path) -> None:
+    """Sentinel-2 tagged with nodata 0, and B10 at 0 everywhere, as over dry ground."""
+    pixels = noise('s2', 16, 16)
+    pixels[10] = 0
+    pixels[:, 3, 4] = 0
+    with Scene(('B02',), None, write(tmp_path / 's2.tif', pixels, nodata=0)) as scene:
+        invalid = ~scene.read(0, 0, 16, 16)['valid'].numpy()
+    assert list(zip(*invalid.nonzero(), strict=True)) == [(3, 4)]
+
+
+def test_bands_of_other_kinds_do_not_count(tmp_path: Path) -> None:
+    pixels = np.concatenate([noise('s1', 16, 16), np.full((1, 16, 16), np.nan, np.float32)])
+    path = write(tmp_path / 's1.tif', pixels, descriptions=['VV', 'VH', 'incidence angle'])
+    with Scene(('VV',), path) as scene:
+        assert scene.read(0, 0, 16, 16)['valid'].all()
+
+
+def test_fill_does_not_bleed_into_what_is_warped(tmp_path: Path) -> None:
+    s2 = write(tmp_path / 's2.tif', noise('s2', 16, 16))
+    pixels = np.full((2, 16, 16), -10, np.float32)
+    pixels[:, :, 8:] = 0
+    s1 = write(tmp_path / 's1.tif', pixels, transform=NORTH_UP @ Affine.translation(0.4, 0))
+    with Scene(('VV', 'VH', 'B02'), s1, s2) as scene:
+        sample = scene.read(0, 0, 16, 16)
+    valid = sample['valid'].numpy()
+    assert valid[:, 2:7].all()
+    assert not valid[:, 10:].any()
+    np.testing.assert_allclose(sample['image'][:2].numpy()[:, valid], -10, atol=1e-4)
+
+
+def test_bands_may_be_named(tmp_path: Path) -> None:
+    """A Level-2A file: 12 bands, none named, no B10."""
+    names = [name for name in SENTINEL2.band_names if name != 'B10']
+    pixels = noise('s2', 16, 16)[[SENTINEL2.band_names.index(name) for name in names]]
+    path = write(tmp_path / 's2.tif', pixels)
+    with Scene(('B12', 'B11'), None, path, names={'s2': names}) as scene:
+        np.testing.assert_array_equal(scene.read(0, 0, 16, 16)['image'], pixels[[11, 10]])
+    with pytest.raises(BandError, match=r's2\.tif: 12 bands, but named'):
+        Scene(('B12',), None, path, names={'s2': names[:5]})
 
 
 def test_an_absent_sensor_is_zero_and_does_not_count(pair: tuple[Path, Path]) -> None:

@@ -1,18 +1,29 @@
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
 from rasterio.crs import CRS
+from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
 from geofm.grid import Grid
-from geofm.maps.windows import Strip, Tile, Tiling, blend
-from geofm.maps.writer import Upsampling, replacing, upsample, write_raster
+from geofm.maps.windows import Strip
+from geofm.maps.writer import (
+    Encoding,
+    Upsampling,
+    patch_grid,
+    replacing,
+    upsample,
+    write_patches,
+    write_pixels,
+)
 
-from .scenes import NORTH_UP, UTM
+from .scenes import NORTH_UP, UTM, cog_problems
 
 GRIDS = {
     'degrees': Grid(
@@ -37,14 +48,16 @@ def _strips(values: np.ndarray, valid: np.ndarray, p: int, rows: int = 5) -> Ite
 
 @pytest.mark.parametrize('upsampling', ['nearest', 'bilinear'])
 @pytest.mark.parametrize('grid', GRIDS.values(), ids=GRIDS.keys())
-def test_raster_lies_on_the_grid(tmp_path: Path, grid: Grid, upsampling: Upsampling) -> None:
+def test_pixels_lie_on_the_grid(tmp_path: Path, grid: Grid, upsampling: Upsampling) -> None:
     p = 8
-    shape = -(-grid.height // p), -(-grid.width // p)
+    shape = patch_grid(grid, p).shape
     values = np.random.default_rng(0).random((2, *shape), np.float32)
     valid = np.ones((shape[0] * p, shape[1] * p), bool)
     valid[3, 5] = False
     path = tmp_path / 'map.tif'
-    write_raster(path, grid, p, ['a', 'b'], _strips(values, valid, p), upsampling, {'k': 'v'})
+    write_pixels(path, grid, p, ['a', 'b'], _strips(values, valid, p), upsampling, {'k': 'v'})
+    assert [p.name for p in tmp_path.iterdir()] == ['map.tif']
+    assert cog_problems(path) == []
     with rasterio.open(path) as src:
         assert src.crs == grid.crs
         assert src.transform == grid.transform
@@ -54,8 +67,6 @@ def test_raster_lies_on_the_grid(tmp_path: Path, grid: Grid, upsampling: Upsampl
         assert np.isnan(src.nodata)
         assert src.descriptions == ('a', 'b')
         assert src.tags()['k'] == 'v'
-        assert src.profile['tiled']
-        assert src.compression.name == 'deflate'
         pixels = src.read()
     assert np.isnan(pixels[:, 3, 5]).all()
     assert np.isnan(pixels).sum() == 2
@@ -67,6 +78,79 @@ def test_raster_lies_on_the_grid(tmp_path: Path, grid: Grid, upsampling: Upsampl
         expected = _interpolate(values[0], p)[: grid.height, : grid.width]
         known = np.isfinite(pixels[0])
         np.testing.assert_allclose(pixels[0][known], expected[known], atol=1e-6)
+
+
+@pytest.mark.parametrize('grid', GRIDS.values(), ids=GRIDS.keys())
+def test_patches_lie_on_the_grid(tmp_path: Path, grid: Grid) -> None:
+    """Origin, pixel size times patch, CRS; and those that are not full count."""
+    p = 8
+    rows, cols = -(-grid.height // p), -(-grid.width // p)
+    values = np.random.default_rng(0).random((2, rows, cols), np.float32)
+    valid = np.zeros((rows * p, cols * p), bool)
+    valid[-1, -1] = valid[0] = True
+    path = tmp_path / 'map.tif'
+    write_patches(path, grid, p, ['a', 'b'], _strips(values, valid, p))
+    assert cog_problems(path) == []
+    with rasterio.open(path) as src:
+        assert src.crs == grid.crs
+        assert src.transform == grid.transform @ Affine.scale(p)
+        assert src.transform @ (0, 0) == grid.transform @ (0, 0)
+        assert src.transform @ (3, 2) == pytest.approx(grid.transform @ (24, 16), rel=1e-15)
+        assert src.shape == (rows, cols)
+        pixels = src.read()
+    known = np.zeros((rows, cols), bool)
+    known[-1, -1] = known[0] = True
+    np.testing.assert_array_equal(pixels, np.where(known, values, np.nan))
+
+
+ENCODINGS: dict[str, tuple[Encoding, dict[str, Any]]] = {
+    'half': (Encoding('float16'), {'dtype': 'float16'}),
+    'int8': (Encoding('int8', -128, [0.5, 1.0]), {'dtype': 'int8', 'scales': (0.5, 1.0)}),
+    'classes': (
+        Encoding('uint8', 255, colors={0: (1, 2, 3), 7: (4, 5, 6)}),
+        {'dtype': 'uint8', 'colorinterp': ColorInterp.palette},
+    ),
+    'rgb': (Encoding('uint8', 0, rgb=True), {'dtype': 'uint8', 'colorinterp': ColorInterp.red}),
+}
+
+
+@pytest.mark.parametrize(('encoding', 'expected'), ENCODINGS.values(), ids=ENCODINGS.keys())
+@pytest.mark.parametrize('side', [40, 700])
+def test_encodings(tmp_path: Path, encoding: Encoding, expected: dict[str, Any], side: int) -> None:
+    bands = 1 if encoding.colors else 3 if encoding.rgb else 2
+    grid = Grid(UTM, NORTH_UP, side, side)
+    values = np.random.default_rng(0).integers(1, 50, (bands, side, side)).astype(np.float32)
+    values[:, 3, 4] = np.nan
+    path, valid = tmp_path / 'map.tif', np.ones((side, side), bool)
+    write_patches(path, grid, 1, list('abc')[:bands], _strips(values, valid, 1, 50), {}, encoding)
+    assert cog_problems(path) == []
+    with rasterio.open(path) as src:
+        assert set(src.dtypes) == {expected['dtype']}
+        assert src.scales == expected.get('scales', (1.0,) * bands)
+        np.testing.assert_equal(src.nodata, encoding.nodata)
+        if 'colorinterp' in expected:
+            assert src.colorinterp[0] == expected['colorinterp']
+        if encoding.colors:
+            assert src.colormap(1)[7] == (4, 5, 6, 255)
+        masked = src.read(masked=True).astype(np.float64)
+        # Nothing but values of the scene is in the overviews: no nodata, and no classes between.
+        small = src.read(1, out_shape=(src.height // 2, src.width // 2), masked=True)
+        if encoding.colors and side > 256:
+            assert src.overviews(1)
+            assert set(small.compressed().tolist()) <= set(range(1, 50))
+        scales = np.array(src.scales)[:, None, None]
+    assert (masked.mask == np.isnan(values)).all()
+    np.testing.assert_array_equal(masked.filled(np.nan) * scales, values)
+
+
+def test_many_bands_are_written_in_low_strips(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr('geofm.maps.writer._STRIP_BYTES', 200_000)
+    values = np.random.default_rng(0).random((40, 100, 64), np.float32)
+    path, valid = tmp_path / 'map.tif', np.ones((100, 64), bool)
+    names = [str(i) for i in range(40)]
+    write_patches(path, Grid(UTM, NORTH_UP, 100, 64), 1, names, _strips(values, valid, 1, 30))
+    with rasterio.open(path) as src:
+        np.testing.assert_array_equal(src.read(), values)
 
 
 def _interpolate(values: np.ndarray, p: int) -> np.ndarray:
@@ -91,14 +175,12 @@ def test_unknown_patches_take_no_part_in_interpolation() -> None:
 
 def test_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
     def peak(height: int) -> int:
-        tiling = Tiling.cover((height, 256), 16, 64)
-        n = tiling.rows.size
-        values, valid = np.ones((4, n, n), np.float32), np.ones((16 * n, 16 * n), bool)
-        strips = blend(tiling, (Tile(position, values, valid) for position in tiling))
+        rows = height // 16
+        values, valid = np.ones((4, 4, 16), np.float32), np.ones((64, 256), bool)
+        strips = (Strip(values, valid) for _ in range(rows // 4))
+        grid = replace(Grid(UTM, NORTH_UP, height, 256))
         tracemalloc.start()
-        write_raster(
-            tmp_path / 'map.tif', Grid(UTM, NORTH_UP, height, 256), 16, list('abcd'), strips
-        )
+        write_pixels(tmp_path / 'map.tif', grid, 16, list('abcd'), strips)
         _, highest = tracemalloc.get_traced_memory()
         tracemalloc.stop()
         return highest

@@ -1,0 +1,194 @@
+"""Places that look alike to a model: search by cosine similarity among embeddings."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import geopandas as gpd
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import shapely
+from matplotlib.figure import Figure
+from pyproj import Geod
+from rasterio.crs import CRS
+from rasterio.warp import transform as transform_points
+
+from geofm.maps.embeddings import EmbeddingTable
+from geofm.maps.figure import draw_map
+from geofm.maps.windows import Floats
+from geofm.maps.writer import replacing
+
+_LONLAT = CRS.from_epsg(4326)
+_BATCH_ROWS = 16_384
+
+#: Drivers of the files that places are written to.
+_DRIVERS = {'.geojson': 'GeoJSON', '.gpkg': 'GPKG'}
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """Places similar to one place.
+
+    Attributes:
+        places: One row a place, most similar first; the first is the one asked for. Columns: rank
+            (0 for that one), similarity (cosine, -1..1), longitude and latitude of the centre,
+            distance in metres from the one asked for, the dates of the table, row and col
+            on the patch grid, and geometry, the footprint in EPSG:4326.
+        similarity: Similarity of every patch to the one asked for, float32 on the patch grid; NaN
+            where there is no patch.
+        table: What the file says of itself.
+        at: Longitude and latitude asked for.
+    """
+
+    places: gpd.GeoDataFrame
+    similarity: Floats
+    table: EmbeddingTable
+    at: tuple[float, float]
+
+    def plot(self) -> Figure:
+        """Draw the similarity of every patch, and number the places.
+
+        Returns:
+            The figure.
+        """
+        title = f'Cosine similarity to {self.at[0]:.4f}, {self.at[1]:.4f}'
+        marks = {
+            str(row.rank): (row.col + 0.5, row.row + 0.5)
+            for row in self.places.itertuples(index=False)
+        }
+        return draw_map(self.similarity, self.table.grid, title, 'cosine similarity', marks)
+
+    def save(self, path: Path) -> None:
+        """Write the places as GeoJSON or GeoPackage, or the picture as PNG or PDF.
+
+        Args:
+            path: File to write; its suffix says what.
+
+        Raises:
+            ValueError: If the suffix is none of these.
+        """
+        suffix = path.suffix.lower()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            if suffix in _DRIVERS:
+                self.places.to_file(temporary, driver=_DRIVERS[suffix], layer='places')
+            elif suffix in ('.png', '.pdf'):
+                self.plot().savefig(temporary)
+            else:
+                raise ValueError(f'{path}: give a .geojson, .gpkg, .png or .pdf')
+
+
+def search(path: Path, at: tuple[float, float], top: int = 10) -> SearchResult:
+    """Find the patches whose embeddings are most similar to that of a place.
+
+    The file is read piece by piece, twice; memory grows only with one number a patch.
+
+    Args:
+        path: GeoParquet of embeddings, as ``geofm map`` writes it.
+        at: Longitude and latitude of the place.
+        top: Number of similar places, beside the place itself.
+
+    Returns:
+        The places.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it holds no embeddings, *top* is not positive, or the place is outside of the
+            scene or where it has no data.
+    """
+    if top < 1:
+        raise ValueError(f'top={top} is not positive')
+    table = EmbeddingTable.read(path)
+    row, col = _patch_at(path, table, at)
+    query = next(
+        (b.vectors[k] for b in _batches(path, table) if (k := b.index_of(row, col)) is not None),
+        None,
+    )
+    if query is None:
+        raise ValueError(f'{path}: the scene has no data at {at[0]}, {at[1]}')
+    query = query / max(float(np.linalg.norm(query)), 1e-12)
+    grid = table.grid
+    similarity = np.full(grid.shape, np.nan, np.float32)
+    for batch in _batches(path, table):
+        lengths = np.linalg.norm(batch.vectors, axis=1)
+        similarity[batch.rows, batch.cols] = batch.vectors @ query / np.maximum(lengths, 1e-12)
+    order = similarity.copy()
+    # The place itself comes first, whatever rounding says.
+    order[row, col] = np.inf
+    flat = np.nan_to_num(order, nan=-np.inf).ravel()
+    known = int(np.isfinite(similarity).sum())
+    best = np.argsort(-flat, kind='stable')[: min(top + 1, known)]
+    return SearchResult(_places(path, table, best, similarity), similarity, table, at)
+
+
+class _Batch(NamedTuple):
+    """Some rows of a file: positions on the patch grid, and vectors (N, D)."""
+
+    rows: npt.NDArray[np.intp]
+    cols: npt.NDArray[np.intp]
+    vectors: Floats
+
+    def index_of(self, row: int, col: int) -> int | None:
+        """Index of the patch at a position, if it is here."""
+        found = np.flatnonzero((self.rows == row) & (self.cols == col))
+        return int(found[0]) if len(found) else None
+
+
+def _batches(path: Path, table: EmbeddingTable) -> Iterator[_Batch]:
+    scales = None if table.scales is None else np.array(table.scales, np.float32)
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(_BATCH_ROWS, columns=['row', 'col', 'embedding']):
+            vectors = batch.column('embedding')
+            values = vectors.flatten().to_numpy(zero_copy_only=False)
+            values = values.reshape(len(batch), -1).astype(np.float32)
+            yield _Batch(
+                batch.column('row').to_numpy(),
+                batch.column('col').to_numpy(),
+                values if scales is None else values * scales,
+            )
+
+
+def _patch_at(path: Path, table: EmbeddingTable, at: tuple[float, float]) -> tuple[int, int]:
+    grid = table.grid
+    x, y = transform_points(_LONLAT, grid.crs, [at[0]], [at[1]])
+    rows, cols = grid.pixel_of(x, y)
+    if not (0 <= rows[0] < grid.height and 0 <= cols[0] < grid.width):
+        left, bottom, right, top = grid.footprint(_LONLAT).bounds
+        raise ValueError(
+            f'{path}: {at[0]}, {at[1]} is outside of the scene, which is at longitudes '
+            f'{left:.4f} to {right:.4f} and latitudes {bottom:.4f} to {top:.4f}'
+        )
+    return int(rows[0]), int(cols[0])
+
+
+def _places(
+    path: Path, table: EmbeddingTable, best: npt.NDArray[np.intp], similarity: Floats
+) -> gpd.GeoDataFrame:
+    """The rows of the file at positions on the patch grid, in the order given."""
+    width = table.grid.width
+    rank = {int(position): k for k, position in enumerate(best)}
+    found: list[pa.RecordBatch] = []
+    with pq.ParquetFile(path) as file:
+        columns = [name for name in file.schema_arrow.names if name != 'embedding']
+        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+            positions = batch.column('row').to_numpy().astype(np.intp) * width
+            positions = positions + batch.column('col').to_numpy()
+            found.append(batch.filter(pa.array(np.isin(positions, best))))
+    frame = pa.Table.from_batches(found).to_pandas()
+    geometry = gpd.GeoSeries(shapely.from_wkb(frame.pop('geometry')), crs='EPSG:4326')
+    positions = frame['row'].to_numpy() * width + frame['col'].to_numpy()
+    centres = shapely.get_coordinates(shapely.centroid(geometry.array))
+    frame.insert(0, 'rank', [rank[int(position)] for position in positions])
+    frame.insert(1, 'similarity', similarity.ravel()[positions])
+    frame.insert(2, 'longitude', centres[:, 0])
+    frame.insert(3, 'latitude', centres[:, 1])
+    places = gpd.GeoDataFrame(frame, geometry=geometry).sort_values('rank', ignore_index=True)
+    lon, lat = places['longitude'].to_numpy(), places['latitude'].to_numpy()
+    _, _, distance = Geod(ellps='WGS84').inv(
+        np.full_like(lon, lon[0]), np.full_like(lat, lat[0]), lon, lat
+    )
+    places.insert(4, 'distance', distance)
+    return places

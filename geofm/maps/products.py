@@ -1,0 +1,490 @@
+"""What a backbone sees of a scene, as rasters and tables that lie on it."""
+
+import hashlib
+import json
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import rasterio
+import torch
+from rasterio.crs import CRS
+from rasterio.warp import transform as transform_points
+from rich.progress import Progress
+from torch import nn
+from torch.utils.data import default_collate
+
+from geofm import __version__
+from geofm.maps.embeddings import Precision, dimension_scales, write_embeddings
+from geofm.maps.pca import PCABasis
+from geofm.maps.scene import Scene
+from geofm.maps.segments import Segmenter, segment_colors
+from geofm.maps.survey import (
+    Observer,
+    Survey,
+    Wanted,
+    architecture,
+    describe_rasters,
+    open_survey,
+    weights_sha256,
+)
+from geofm.maps.windows import Strip, Tiling
+from geofm.maps.writer import (
+    Encoding,
+    Upsampling,
+    patch_grid,
+    replacing,
+    write_patches,
+    write_pixels,
+)
+from geofm.models.timm_vit import has_cls_token
+from geofm.sensors import SENSORS
+
+#: What can be made of a scene.
+Product = Literal['attention', 'rollout', 'point', 'pca', 'segments', 'embedding']
+
+# GDAL's default, a share of the machine's memory, is more than a row of windows needs.
+_CACHE_BYTES = 256 * 2**20
+
+_UNIT = 'relative to uniform attention over the patches of a window'
+
+
+@dataclass(frozen=True)
+class Options:
+    """How products are made.
+
+    Attributes:
+        block: Block of the ViTs whose attention is shown; negative counts from the last.
+        window: Side of a window in pixels, a multiple of the patch size. Best the image size that
+            the model was trained with.
+        overlap: Least share of a window that the next one covers too, in [0, 1).
+        batch_size: Windows a forward pass.
+        point: Longitude and latitude of the place whose attention 'point' shows.
+        pixels: How to bring values to the pixels of the scene: that of the patch ('nearest') or
+            interpolated between the centres of patches ('bilinear'; classes never are). None: one
+            pixel a patch. Embeddings always have one pixel a patch.
+        components: Number of principal components, at least 3.
+        basis: File of a PCA basis to use instead of the scene's own, e.g. of the scene beside it.
+        segments: Number of segments.
+        seed: Seed of k-means.
+        precision: How embeddings are stored.
+    """
+
+    block: int = -1
+    window: int = 224
+    overlap: float = 0.5
+    batch_size: int = 8
+    point: tuple[float, float] | None = None
+    pixels: Upsampling | None = None
+    components: int = 3
+    basis: Path | None = None
+    segments: int = 8
+    seed: int = 0
+    precision: Precision = 'float32'
+
+
+def map_scene(
+    model: nn.Module,
+    s1: Path | None,
+    s2: Path | None,
+    output: Path,
+    products: Sequence[Product] | None = None,
+    options: Options | None = None,
+    *,
+    dates: Mapping[str, str] | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
+    device: torch.device | str | None = None,
+    command: str = 'geofm.maps.map_scene',
+) -> dict[str, Path]:
+    """Map what a backbone sees of a scene of any size.
+
+    The scene is read in overlapping windows whose patches lie on one grid, and windows are blended
+    with a raised cosine. One pass over the windows gives all products. Memory does not grow with
+    the scene; finished windows are kept in a work folder beside the products until these are
+    whole, so the same call after a crash goes on where that was.
+
+    Products are Cloud-Optimised GeoTIFFs of one pixel a patch, from the outer corner of the scene
+    and in its CRS, on the grid of Sentinel-2 where it is given. Where a scene is not a whole number
+    of patches the last ones reach beyond it. A patch without any valid pixel is nodata.
+
+    - ``attention``: CLS attention of a block. For each source, the sensors and 'fusion' for
+      cross-attention, a band holds the mean over the heads, followed by one band a head. Attention
+      is a distribution over the tokens of a window, so it is multiplied by the number of patches:
+      1 is what uniform attention would give to a patch, in any window.
+    - ``rollout``: attention rollout (Abnar & Zuidema, 2020) of each sensor, in the same unit.
+    - ``point``: attention of one patch, in one window around it; nodata elsewhere.
+    - ``pca``: first three principal components of the patch tokens as red, green and blue, and
+      files of all components as numbers, of the foreground by the first, and of the basis.
+    - ``segments``: k-means of the patch tokens.
+    - ``embedding``: the patch tokens, as a raster of one band a dimension and as GeoParquet.
+
+    Args:
+        model: A :class:`geofm.models.MultiSensorViT`, a :class:`geofm.models.timm_vit.TimmViT`, or
+            a module with their ``bands``, ``sensors``, ``patch_size``, ``depth``,
+            ``num_prefix_tokens`` and ``observe``. It is put into eval mode.
+        s1: Sentinel-1 raster of VV and VH in dB, or None.
+        s2: Sentinel-2 raster in DN, or None.
+        output: Folder of the products; made if it isn't there.
+        products: What to make. Default: all that the model can, 'point' only if there is one.
+        options: How to make it.
+        dates: Days of acquisition as YYYY-MM-DD, by sensor ('s1', 's2'). Default: from each
+            file's name or metadata.
+        names: Name of each band of a raster by sensor, where the file does not say.
+        device: Device to run on. Default: where the model is.
+        command: Command to note in the files.
+
+    Returns:
+        The files, named ``<scene>_<product>.<suffix>``, by product: those above, and
+        'pca_components', 'pca_basis', 'foreground', 'embedding_table'.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a raster is unfit (no CRS, bands missing, smaller than a patch), the two do
+            not overlap or hold no data together, the model's sensor is not given, the model
+            cannot make a product, or an argument is out of range, such as the block.
+    """
+    options = options or Options()
+    backbone: Any = model.eval() if device is None else model.to(device).eval()
+    chosen = _choose(products, options, backbone)
+    with (
+        rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
+        Scene(backbone.bands, s1, s2, dates, names) as scene,
+        Progress() as progress,
+    ):
+        _report_sensors(scene, backbone.sensors, {'s1': s1, 's2': s2})
+        if min(scene.grid.shape) < backbone.patch_size:
+            height, width = scene.grid.shape
+            raise ValueError(
+                f'{scene.path}: {height} x {width} px is smaller than one patch of the model '
+                f'({backbone.patch_size} px)'
+            )
+        maker = _Maker.start(backbone, scene, output, chosen, options, command, progress)
+        if maker.survey.layout:
+            maker.survey.run(maker.observer, options.batch_size, progress)
+        # A point alone is seen in one window.
+        if maker.survey.layout and maker.survey.is_empty():
+            maker.survey.remove()
+            names_of = ' and '.join(raster.src.name for raster in scene.rasters.values())
+            raise ValueError(f'{names_of}: no pixel holds data in every band')
+        files = maker.make(chosen)
+    maker.survey.remove()
+    return files
+
+
+def _choose(
+    products: Sequence[Product] | None, options: Options, model: nn.Module
+) -> tuple[Product, ...]:
+    """The products to make, in their order."""
+    every: tuple[Product, ...] = get_args(Product)
+    if products is None:
+        cls = has_cls_token(model)
+        left_out = {'attention': not cls, 'rollout': not cls, 'point': options.point is None}
+        return tuple(p for p in every if not left_out.get(p))
+    if unknown := [p for p in products if p not in every]:
+        raise ValueError(f'unknown products {unknown}: choose from {list(every)}')
+    if not products:
+        raise ValueError(f'no products: choose from {list(every)}')
+    if 'point' in products and options.point is None:
+        raise ValueError("the product 'point' needs a point: give its longitude and latitude")
+    return tuple(p for p in every if p in products)
+
+
+def _check(options: Options, depth: int) -> None:
+    if not -depth <= options.block < depth:
+        raise ValueError(f'block {options.block}: the model has {depth} blocks')
+    if options.batch_size < 1:
+        raise ValueError(f'batch_size={options.batch_size} is not positive')
+    if options.components < 3:
+        raise ValueError(f'components={options.components}: a picture needs at least 3')
+
+
+def _report_sensors(
+    scene: Scene, sensors: tuple[str, ...], paths: Mapping[str, Path | None]
+) -> None:
+    """Warn of a sensor that the model knows and doesn't get, or gets and doesn't know."""
+    for key, path in paths.items():
+        title = SENSORS[key].title
+        if key in sensors and key not in scene.rasters:
+            warnings.warn(
+                f"no {title} raster given (--{key}): the model's learned stand-in takes its place",
+                stacklevel=3,
+            )
+        elif path is not None and key not in scene.rasters:
+            warnings.warn(f'{path} is not used: the model has no {title} bands', stacklevel=3)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes products out of a survey."""
+
+    observer: Observer
+    survey: Survey
+    scene: Scene
+    stem: Path
+    options: Options
+    basis: PCABasis | None
+    tags: Mapping[str, str]
+    progress: Progress
+
+    @classmethod
+    def start(
+        cls,
+        model: Any,
+        scene: Scene,
+        output: Path,
+        products: Sequence[Product],
+        options: Options,
+        command: str,
+        progress: Progress,
+    ) -> '_Maker':
+        """Check all that can be checked at once, and open the work folder."""
+        _check(options, model.depth)
+        weights = weights_sha256(model)
+        basis = None if options.basis is None else _load_basis(options.basis, weights)
+        if options.point is not None:
+            _patch_at(scene, model.patch_size, options.point)
+        tiling = Tiling.cover(scene.grid.shape, model.patch_size, options.window, options.overlap)
+        wanted = Wanted(
+            options.block if 'attention' in products else None,
+            'rollout' in products,
+            not {'pca', 'segments', 'embedding'}.isdisjoint(products),
+        )
+        observer = Observer(model, scene, wanted)
+        layout = observer.layout(*tiling.pixels(next(iter(tiling)))[2:])
+        manifest = {
+            'geofm': __version__,
+            'model': architecture(model),
+            'weights_sha256': weights,
+            'block': wanted.block,
+            'window': options.window,
+            'overlap': options.overlap,
+            'kinds': {kind: len(names) for kind, names in layout.items()},
+            'rasters': describe_rasters(scene),
+        }
+        digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:8]
+        folder = output / f'.{scene.path.stem}.{digest}.work'
+        tags = {
+            'TIFFTAG_SOFTWARE': f'geofm {__version__}',
+            'model': architecture(model),
+            'weights_sha256': weights,
+            'window': str(options.window),
+            'overlap': str(options.overlap),
+            'command': command,
+            **{key: Path(raster.src.name).name for key, raster in scene.rasters.items()},
+            **{f'{key}_date': str(r.date) for key, r in scene.rasters.items()},
+        }
+        return cls(
+            observer,
+            open_survey(folder, tiling, layout, manifest),
+            scene,
+            output / scene.path.stem,
+            options,
+            basis,
+            tags,
+            progress,
+        )
+
+    def make(self, products: Sequence[Product]) -> dict[str, Path]:
+        """Write the files of products."""
+        files: dict[str, Path] = {}
+        for product in products:
+            files |= getattr(self, f'_make_{product}')()
+        return files
+
+    # -- attention ------------------------------------------------------------------------------
+
+    def _make_attention(self) -> dict[str, Path]:
+        names = self.survey.layout['attention']
+        tags = {'block': self._block, 'unit': f'CLS attention {_UNIT}'}
+        return self._raster('attention', names, self._strips('attention'), tags)
+
+    def _make_rollout(self) -> dict[str, Path]:
+        names = self.survey.layout['rollout']
+        tags = {'block': f'0 to {self._block_of(-1)}', 'unit': f'attention rollout {_UNIT}'}
+        return self._raster('rollout', names, self._strips('rollout'), tags)
+
+    def _make_point(self) -> dict[str, Path]:
+        """Attention of a patch in the window around it."""
+        assert self.options.point is not None
+        survey, p = self.survey, self.survey.tiling.patch_size
+        row, col = _patch_at(self.scene, p, self.options.point)
+        rows, cols = survey.tiling.rows, survey.tiling.cols
+        top = min(max(row - rows.size // 2, 0), rows.length - rows.size)
+        left = min(max(col - cols.size // 2, 0), cols.length - cols.size)
+        sample = self.scene.read(top * p, left * p, rows.size * p, cols.size * p)
+        observer = Observer(self.observer.model, self.scene, Wanted(self.options.block))
+        query = (row - top) * cols.size + col - left
+        seen = observer.observe(default_collate([sample]), query)
+        names, maps = [], []
+        for source, values in seen.attention.items():
+            where = observer.where(source)
+            names += [f'{where} mean', *(f'{where} head {k}' for k in range(values.shape[1]))]
+            relative = rows.size * cols.size * values[0].float().cpu().numpy()
+            maps += [relative.mean(axis=0, keepdims=True), relative]
+        stacked = np.concatenate(maps)
+        valid = sample['valid'].numpy()
+
+        def strips() -> Iterator[Strip]:
+            for start in range(rows.length):
+                strip = np.full((len(stacked), 1, cols.length), np.nan, np.float32)
+                mask = np.zeros((p, cols.length * p), bool)
+                if top <= start < top + rows.size:
+                    k = start - top
+                    strip[:, 0, left : left + cols.size] = stacked[:, k]
+                    mask[:, left * p : (left + cols.size) * p] = valid[k * p : (k + 1) * p]
+                yield Strip(strip, mask)
+
+        tags = {
+            'block': self._block,
+            'point': '{}, {}'.format(*self.options.point),
+            'unit': f'attention of the patch at the point {_UNIT}',
+        }
+        return self._raster('point', names, strips(), tags)
+
+    # -- features -------------------------------------------------------------------------------
+
+    def _make_pca(self) -> dict[str, Path]:
+        basis = self.basis or PCABasis.fit(
+            lambda: self._strips('tokens', 'Fitting PCA'),
+            self.options.components,
+            self.tags['weights_sha256'],
+        )
+        saved = self._path('pca', '.safetensors')
+        basis.save(saved)
+        count = len(basis.components)
+        files = self._raster(
+            'pca',
+            [f'component {i} as {name}' for i, name in enumerate(('red', 'green', 'blue'))],
+            basis.colors(self._strips('tokens', 'Writing PCA')),
+            {'unit': 'standard deviations of the basis, -2 to 2 as 1 to 255', **self._last},
+            Encoding('uint8', 0, rgb=True),
+        )
+        files |= self._raster(
+            'pca_components',
+            [f'component {i}' for i in range(count)],
+            basis.project(self._strips('tokens', 'Writing components')),
+            {'std': ', '.join(f'{value:.6g}' for value in basis.std), **self._last},
+        )
+        files |= self._raster(
+            'foreground',
+            ['foreground'],
+            basis.foregrounds(self._strips('tokens', 'Writing foreground')),
+            self._last,
+            Encoding('uint8', 255, colors={0: (30, 30, 60), 1: (250, 200, 60)}),
+        )
+        return {**files, 'pca_basis': saved}
+
+    def _make_segments(self) -> dict[str, Path]:
+        grid = patch_grid(self.scene.grid, self.survey.tiling.patch_size)
+        segmenter = Segmenter(
+            lambda: self._strips('tokens', 'Clustering'),
+            self.options.segments,
+            grid.height * grid.width,
+            self.options.seed,
+        )
+        return self._raster(
+            'segments',
+            ['segment'],
+            segmenter.assign(self._strips('tokens', 'Writing segments')),
+            {'segments': str(self.options.segments), 'seed': str(self.options.seed), **self._last},
+            Encoding('uint8', 255, colors=segment_colors(self.options.segments)),
+        )
+
+    def _make_embedding(self) -> dict[str, Path]:
+        precision, scales = self.options.precision, None
+        if precision == 'int8':
+            scales = dimension_scales(self._strips('tokens', 'Scaling')).tolist()
+        encoding = Encoding(precision, -128 if scales else math.nan, scales)
+        path = self._path('embedding')
+        p = self.survey.tiling.patch_size
+        with replacing(path) as temporary:
+            write_patches(
+                temporary,
+                self.scene.grid,
+                p,
+                self.survey.layout['tokens'],
+                self._strips('tokens', 'Writing embedding'),
+                {**self.tags, **self._last},
+                encoding,
+            )
+        table = self._path('embedding', '.parquet')
+        with replacing(table) as temporary:
+            write_embeddings(
+                temporary,
+                patch_grid(self.scene.grid, p),
+                self._strips('tokens', 'Writing table'),
+                precision=precision,
+                scales=scales,
+                dates={key: raster.date for key, raster in self.scene.rasters.items()},
+                tags={**self.tags, **self._last},
+            )
+        return {'embedding': path, 'embedding_table': table}
+
+    # -- files ----------------------------------------------------------------------------------
+
+    @property
+    def _block(self) -> str:
+        return self._block_of(self.options.block)
+
+    @property
+    def _last(self) -> dict[str, str]:
+        """Tags of products of the final tokens."""
+        return {'block': self._block_of(-1)}
+
+    def _block_of(self, block: int) -> str:
+        return str(block % self.observer.model.depth)
+
+    def _strips(self, kind: str, doing: str | None = None) -> Iterator[Strip]:
+        strips = self.survey.strips(kind)
+        description = doing or f'Writing {kind}'
+        yield from self.progress.track(strips, self.survey.count, description=description)
+
+    def _path(self, product: str, suffix: str = '.tif') -> Path:
+        return self.stem.with_name(f'{self.stem.name}_{product}{suffix}')
+
+    def _raster(
+        self,
+        product: str,
+        names: Sequence[str],
+        strips: Iterable[Strip],
+        tags: Mapping[str, str],
+        encoding: Encoding | None = None,
+    ) -> dict[str, Path]:
+        path, pixels = self._path(product), self.options.pixels
+        grid, p = self.scene.grid, self.survey.tiling.patch_size
+        tags = {**self.tags, **tags}
+        with replacing(path) as temporary:
+            if pixels is None:
+                write_patches(temporary, grid, p, names, strips, tags, encoding)
+            else:
+                how = pixels if encoding is None or encoding.colors is None else 'nearest'
+                tags = {**tags, 'upsampling': how}
+                write_pixels(temporary, grid, p, names, strips, how, tags, encoding)
+        return {product: path}
+
+
+def _load_basis(path: Path, weights: str) -> PCABasis:
+    basis = PCABasis.load(path)
+    if basis.weights_sha256 != weights:
+        raise ValueError(
+            f'{path}: PCA basis of another model: weights {basis.weights_sha256[:12]}, but this '
+            f'one has {weights[:12]}'
+        )
+    return basis
+
+
+def _patch_at(scene: Scene, patch_size: int, point: tuple[float, float]) -> tuple[int, int]:
+    """Row and column of the patch at a longitude and latitude."""
+    x, y = transform_points(CRS.from_epsg(4326), scene.grid.crs, [point[0]], [point[1]])
+    rows, cols = scene.grid.pixel_of(x, y)
+    if not (0 <= rows[0] < scene.grid.height and 0 <= cols[0] < scene.grid.width):
+        raise ValueError(f'{scene.path}: {point[0]}, {point[1]} is outside of the scene')
+    row, col = int(rows[0]) // patch_size, int(cols[0]) // patch_size
+    patch = scene.read(row * patch_size, col * patch_size, patch_size, patch_size)
+    if not patch['valid'].any():
+        raise ValueError(f'{scene.path}: no data at the point {point[0]}, {point[1]}')
+    return row, col

@@ -1,0 +1,240 @@
+"""ViTs of timm with names for their channels, and models out of any checkpoint."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import Tensor, nn
+
+from geofm.models.attention import Observation, block_index, observe_blocks
+from geofm.models.checkpoints import CheckpointError, load_backbone
+from geofm.models.multisensor import MultiSensorViT
+from geofm.sensors import BandError, check_bands, sensor_channels
+
+
+class TimmViT(nn.Module):
+    """A ViT of timm whose channels have names, so that it can be shown a scene.
+
+    Its tokens and its attention are those of the ViT; it knows nothing of dates, nor of absent
+    sensors.
+
+    Args:
+        vit: A ``VisionTransformer``, ``Eva`` or another timm model of the same build: a patch
+            embedding, then blocks with an attention each.
+        bands: Names of its channels, in their order.
+
+    Attributes:
+        bands: Names of the channels.
+        sensors: Keys of the sensors that they belong to.
+        patch_size: Side of a patch in pixels.
+        depth: Number of blocks.
+        num_prefix_tokens: CLS and register tokens before the patches.
+        embed_dim: Width of the tokens.
+
+    Raises:
+        ValueError: If it is no such ViT, or its patches are not square.
+        BandError: If a band is unknown or given twice, or their number is not that of the channels.
+    """
+
+    def __init__(self, vit: nn.Module, bands: Sequence[str]) -> None:
+        super().__init__()
+        inner: Any = vit
+        wanted = ('patch_embed', 'blocks', 'forward_features', 'num_prefix_tokens')
+        if missing := [name for name in wanted if not hasattr(vit, name)]:
+            raise ValueError(f'{type(vit).__name__} is no ViT of timm: it has no {missing}')
+        height, width = inner.patch_embed.patch_size
+        if height != width:
+            raise ValueError(f'patches of {height} x {width} px: only square ones can be mapped')
+        channels = inner.patch_embed.proj.in_channels
+        self.bands = check_bands(bands)
+        if len(self.bands) != channels:
+            raise BandError(
+                f'the model has {channels} channels, but {len(self.bands)} bands are named: '
+                f'{list(self.bands)}'
+            )
+        self.vit = vit
+        self.sensors = tuple(sensor_channels(self.bands))
+        self.patch_size: int = height
+        self.depth = len(inner.blocks)
+        self.num_prefix_tokens: int = inner.num_prefix_tokens
+        self.embed_dim: int = inner.num_features
+        self.pretrained_cfg = getattr(vit, 'pretrained_cfg', None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Output of the ViT.
+
+        Args:
+            x: Normalised images of shape (B, C, H, W), channels as in :attr:`bands`.
+
+        Returns:
+            What the ViT returns.
+        """
+        output: Tensor = self.vit(x)
+        return output
+
+    def observe(
+        self,
+        x: Tensor,
+        dates: Tensor | None = None,
+        present: Tensor | None = None,
+        *,
+        block: int | None = None,
+        query: Tensor | None = None,
+        rollout: bool = False,
+    ) -> Observation:
+        """Tokens and attention of a batch, in one forward pass.
+
+        Args:
+            x: Normalised images of shape (B, C, H, W), channels as in :attr:`bands`.
+            dates: Not used.
+            present: Whether each of :attr:`sensors` is present, bool of shape (B, S); all must be.
+            block: Block whose attention to return, negative from the end; None: no attention.
+            query: Patch of each sample whose attention to return, int64 of shape (B,). None: CLS.
+            rollout: Whether to return attention rollout from CLS.
+
+        Returns:
+            As :meth:`geofm.models.MultiSensorViT.observe`. The one source of attention is called
+            after the sensor, or 'vit' if the bands are of two.
+
+        Raises:
+            IndexError: If there is no such block.
+            ValueError: If a sensor is not present, the size does not fit, or the model has no CLS
+                token that could ask.
+        """
+        vit: Any = self.vit
+        if present is not None and not present.all():
+            raise ValueError('the model needs all of its sensors: it knows no stand-in for one')
+        if (rollout or (block is not None and query is None)) and not has_cls_token(vit):
+            raise ValueError(
+                'the model has no CLS token, so there is no attention or rollout from it: ask for '
+                'products of patch tokens: pca, segments or embedding'
+            )
+        size = tuple(x.shape[-2:])
+        stored = tuple(vit.patch_embed.img_size or size)
+        if size != stored and not getattr(vit, 'dynamic_img_size', False):
+            raise ValueError(
+                f'the model takes {stored[0]} x {stored[1]} px, not {size[0]} x {size[1]}: set the '
+                'window to that, or create it with dynamic_img_size=True'
+            )
+        index = None if block is None else block_index(block, self.depth)
+        asking = None if query is None else self.num_prefix_tokens + query
+        with observe_blocks(list(vit.blocks), index, asking, rollout) as seen:
+            tokens: Tensor = vit.forward_features(x)
+        source = self.sensors[0] if len(self.sensors) == 1 else 'vit'
+        grid = (size[0] // self.patch_size, size[1] // self.patch_size)
+
+        def on_patches(weights: Tensor) -> Tensor:
+            return weights[..., self.num_prefix_tokens :].unflatten(-1, grid)
+
+        return Observation(
+            tokens,
+            {} if seen.rows is None else {source: on_patches(seen.rows)},
+            {} if seen.product is None else {source: on_patches(seen.product[:, 0])},
+        )
+
+
+def has_cls_token(model: nn.Module) -> bool:
+    """Whether a model has a CLS token.
+
+    Args:
+        model: A ViT of timm, a :class:`TimmViT`, or a model of this package.
+
+    Returns:
+        True if it has.
+    """
+    inner = model.vit if isinstance(model, TimmViT) else model
+    return getattr(inner, 'has_class_token', getattr(inner, 'cls_token', None) is not None)
+
+
+def load_model(
+    checkpoint: Path, model: str | None = None, bands: Sequence[str] | None = None
+) -> MultiSensorViT | TimmViT:
+    """Load a model to map with, out of any checkpoint.
+
+    Args:
+        checkpoint: What ``geofm fit`` wrote, with :class:`geofm.tasks.DINOv2` or with TorchGeo's
+            ``Classification`` or ``SemanticSegmentation`` on one of our models or a ViT of timm;
+            or, with *model*, a file of that model's weights, ``.pth`` or ``.safetensors``.
+        model: Name of a model for ``timm.create_model``.
+        bands: Names of its channels. Needed for a ViT of timm.
+
+    Returns:
+        The model, in evaluation mode, without a head.
+
+    Raises:
+        CheckpointError: If the file cannot be read, is of another kind, or does not fit.
+        BandError: If a band is unknown, or bands are needed and not given.
+    """
+    if model is not None:
+        return _create(model, _read_weights(checkpoint), checkpoint, bands)
+    try:
+        return load_backbone(checkpoint)
+    except (CheckpointError, LookupError) as error:
+        found = _fine_tuned(checkpoint)
+        if found is None and isinstance(error, CheckpointError):
+            raise
+        if found is None:
+            raise CheckpointError(f'{checkpoint}: not a readable PyTorch checkpoint') from error
+    name, weights = found
+    return _create(name, weights, checkpoint, bands)
+
+
+def _fine_tuned(checkpoint: Path) -> tuple[str, dict[str, Tensor]] | None:
+    """Name and weights of the backbone in a checkpoint of a TorchGeo task, if it is one."""
+    if not checkpoint.is_file():
+        return None
+    try:
+        content = torch.load(checkpoint, map_location='cpu', weights_only=True)
+        hparams, state = content['hyper_parameters'], content['state_dict']
+    except Exception:
+        # Whatever is wrong with the file, load_backbone has said it.
+        return None
+    for key, prefix in (('backbone', 'model.encoder.model.'), ('model', 'model.')):
+        weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        if isinstance(hparams.get(key), str) and weights:
+            return hparams[key].removeprefix('tu-'), weights
+    return None
+
+
+def _read_weights(checkpoint: Path) -> dict[str, Tensor]:
+    if not checkpoint.is_file():
+        raise CheckpointError(f'{checkpoint}: no such file')
+    try:
+        return load_state_dict(str(checkpoint), weights_only=True)
+    except Exception as error:
+        # A dozen kinds of error, by the kind of file that it is not.
+        raise CheckpointError(f'{checkpoint}: no readable file of weights: {error}') from error
+
+
+def _create(
+    name: str, weights: dict[str, Tensor], checkpoint: Path, bands: Sequence[str] | None
+) -> MultiSensorViT | TimmViT:
+    """Build a model by its name and load weights into it, all but a head's."""
+    weights = {key: value for key, value in weights.items() if not key.startswith('head.')}
+    ours = name.startswith('geofm_')
+    if bands is None and not ours:
+        raise BandError(f"which bands are the channels of '{name}'? Name them with --bands")
+    if ours:
+        channels = _channels(weights) if bands is None else len(bands)
+        model = timm.create_model(name, num_classes=0, in_chans=channels, bands=bands)
+    else:
+        channels = len(check_bands(bands or ()))
+        try:
+            model = timm.create_model(name, num_classes=0, in_chans=channels, dynamic_img_size=True)
+        except TypeError:
+            # Some have relative positions for one size only.
+            model = timm.create_model(name, num_classes=0, in_chans=channels)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{checkpoint}: its weights do not fit '{name}': {error}") from error
+    model.eval()
+    return model if isinstance(model, MultiSensorViT) else TimmViT(model, bands or ()).eval()
+
+
+def _channels(weights: dict[str, Tensor]) -> int:
+    """Input channels of one of our models: those of all its patch embeddings."""
+    return sum(v.shape[1] for k, v in weights.items() if k.endswith('patch_embed.proj.weight'))

@@ -1,0 +1,206 @@
+"""Embeddings as a table, and search in it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import shapely
+from matplotlib.figure import Figure
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+from rasterio.warp import transform as transform_points
+
+from geofm.grid import Grid
+from geofm.maps.embeddings import EmbeddingTable, Precision, dimension_scales, write_embeddings
+from geofm.maps.places import search
+from geofm.maps.windows import Strip
+
+from .scenes import NORTH_UP, UTM
+
+GRID = Grid(UTM, NORTH_UP @ Affine.scale(16), 9, 12)
+GRIDS = {
+    'utm': GRID,
+    'degrees': Grid(CRS.from_epsg(4326), Affine(1e-3, 0, 20, 0, -1e-3, 60), 9, 12),
+    'south-up': Grid(UTM, Affine(160, 0, 5e5, 0, 160, 4.2e6), 9, 12),
+}
+
+
+def _vectors() -> np.ndarray:
+    vectors = np.random.default_rng(0).standard_normal((6, 9, 12)).astype(np.float32)
+    vectors[:, 2, 3] = np.nan
+    return vectors
+
+
+def _strips(vectors: np.ndarray) -> Iterator[Strip]:
+    for part in np.array_split(vectors, 4, axis=1):
+        yield Strip(part, np.isfinite(part).all(axis=0))
+
+
+def _write(path: Path, grid: Grid = GRID, precision: Precision = 'float32') -> Path:
+    vectors = _vectors()
+    scales = dimension_scales(_strips(vectors)).tolist() if precision == 'int8' else None
+    dates = {'s1': np.datetime64('NaT', 'D'), 's2': np.datetime64('2018-02-24', 'D')}
+    count = write_embeddings(
+        path,
+        grid,
+        _strips(vectors),
+        precision=precision,
+        scales=scales,
+        dates=dates,
+        tags={'model': 'm'},
+    )
+    assert count == 9 * 12 - 1
+    return path
+
+
+def _lonlat(grid: Grid, row: float, col: float) -> tuple[float, float]:
+    x, y = grid.transform @ (col, row)
+    lon, lat = transform_points(grid.crs, CRS.from_epsg(4326), [x], [y])
+    return lon[0], lat[0]
+
+
+@pytest.mark.parametrize('precision', ['float32', 'float16', 'int8'])
+def test_geopandas_opens_the_table(tmp_path: Path, precision: Precision) -> None:
+    path = _write(tmp_path / 'a.parquet', precision=precision)
+    table = gpd.read_parquet(path)
+    assert table.crs == 'EPSG:4326'
+    vectors = np.stack(table['embedding'].to_list())
+    assert vectors.dtype == precision
+    about = EmbeddingTable.read(path)
+    assert about.grid == GRID
+    assert about.tags == {'model': 'm'}
+    values = vectors.astype(np.float32) * (about.scales or 1)
+    expected = _vectors()[:, table['row'], table['col']].T
+    largest = np.nanmax(np.abs(_vectors()), axis=(1, 2))
+    allowed = {'float32': 0, 'float16': largest / 2000, 'int8': largest / 253}[precision]
+    assert (np.abs(values - expected) <= allowed).all()
+    assert table['date_s2'].astype(str).unique().tolist() == ['2018-02-24']
+    assert table['date_s1'].isna().all()
+    field = pq.read_schema(path).field('embedding').type
+    assert field.list_size == 6
+    # A window read touches no other rows' geometry.
+    lon, lat = _lonlat(GRID, 4.5, 5.5)
+    near = gpd.read_parquet(path)
+    found = near[near.contains(shapely.Point(lon, lat))]
+    assert found[['row', 'col']].to_numpy().tolist() == [[4, 5]]
+
+
+@pytest.mark.parametrize('grid', GRIDS.values(), ids=GRIDS.keys())
+def test_footprints_lie_on_the_patches(tmp_path: Path, grid: Grid) -> None:
+    table = gpd.read_parquet(_write(tmp_path / 'a.parquet', grid))
+    for row in table.itertuples():
+        corners = [
+            _lonlat(grid, row.row + r, row.col + c) for r, c in ((0, 0), (0, 1), (1, 1), (1, 0))
+        ]
+        assert row.geometry.equals_exact(shapely.Polygon(corners), 1e-9)
+    bbox = pq.read_schema(tmp_path / 'a.parquet').metadata[b'geo'].decode()
+    left, bottom, right, top = table.total_bounds
+    assert f'"bbox": [{left}, {bottom}, {right}, {top}]' in bbox
+
+
+def test_groups_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = gpd.read_parquet(_write(tmp_path / 'a.parquet'))
+    monkeypatch.setattr('geofm.maps.embeddings._GROUP_ROWS', 30)
+    path = _write(tmp_path / 'b.parquet')
+    assert pq.ParquetFile(path).num_row_groups == 3
+    assert gpd.read_parquet(path).drop(columns='embedding').equals(whole.drop(columns='embedding'))
+
+
+@pytest.mark.parametrize('grid', GRIDS.values(), ids=GRIDS.keys())
+@pytest.mark.parametrize('precision', ['float32', 'float16', 'int8'])
+def test_search_is_brute_force(
+    tmp_path: Path, grid: Grid, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr('geofm.maps.places._BATCH_ROWS', 25)
+    result = search(_write(tmp_path / 'a.parquet', grid, precision), _lonlat(grid, 4.7, 5.2), top=7)
+    vectors = _vectors()
+    query = vectors[:, 4, 5]
+    lengths = np.linalg.norm(vectors, axis=0) * np.linalg.norm(query)
+    expected = np.einsum('dij,d->ij', vectors, query) / lengths
+    close = {'float32': 1e-6, 'float16': 2e-3, 'int8': 2e-2}[precision]
+    np.testing.assert_allclose(result.similarity, expected, atol=close)
+    assert np.isnan(result.similarity[2, 3])
+    places = result.places
+    assert len(places) == 8
+    assert places['rank'].tolist() == list(range(8))
+    assert places.loc[0, ['row', 'col']].tolist() == [4, 5]
+    assert places.loc[0, 'similarity'] == pytest.approx(1, abs=close)
+    assert places['similarity'].is_monotonic_decreasing
+    if precision == 'float32':
+        best = np.argsort(-np.nan_to_num(expected, nan=-9).ravel())[:8]
+        assert (places['row'] * 12 + places['col']).tolist() == best.tolist()
+    for place in places.itertuples():
+        lon, lat = _lonlat(grid, place.row + 0.5, place.col + 0.5)
+        assert (place.longitude, place.latitude) == pytest.approx((lon, lat), abs=1e-6)
+        assert place.geometry.contains(shapely.Point(lon, lat))
+    first = places.iloc[0]
+    metres = places.to_crs(places.estimate_utm_crs()).centroid
+    np.testing.assert_allclose(places['distance'], metres.distance(metres[0]), rtol=2e-3, atol=0.1)
+    assert first['distance'] == 0
+
+
+def test_fewer_patches_than_asked_for(tmp_path: Path) -> None:
+    result = search(_write(tmp_path / 'a.parquet'), _lonlat(GRID, 0.5, 0.5), top=1000)
+    assert len(result.places) == 107
+
+
+def test_results_are_saved(tmp_path: Path) -> None:
+    result = search(_write(tmp_path / 'a.parquet'), _lonlat(GRID, 4.5, 5.5), top=3)
+    for name in ('a.geojson', 'a.gpkg'):
+        result.save(tmp_path / 'new' / name)
+        read = gpd.read_file(tmp_path / 'new' / name)
+        assert read.crs == 'EPSG:4326'
+        assert read['rank'].tolist() == [0, 1, 2, 3]
+        assert read['date_s2'].astype(str).str.startswith('2018-02-24').all()
+    for name in ('a.png', 'a.pdf'):
+        result.save(tmp_path / 'new' / name)
+        assert (tmp_path / 'new' / name).stat().st_size > 5000
+    with pytest.raises(ValueError, match=r'a\.txt: give a \.geojson'):
+        result.save(tmp_path / 'a.txt')
+    assert not list(tmp_path.glob('.*'))
+
+
+def test_a_map_of_places(tmp_path: Path) -> None:
+    figure = search(_write(tmp_path / 'a.parquet'), _lonlat(GRID, 4.5, 5.5), top=3).plot()
+    assert isinstance(figure, Figure)
+    ax = figure.axes[0]
+    marks = {text.get_text(): text.get_position() for text in ax.texts}
+    assert {'0', '1', '2', '3', 'N'} <= set(marks)
+    # A mark's text stands in the middle of its patch.
+    place = next(a for a in ax.texts if a.get_text() == '0')
+    assert place.xy == (5.5, 4.5)  # type: ignore[attr-defined]
+
+
+def test_places_that_are_none_are_errors(tmp_path: Path) -> None:
+    path = _write(tmp_path / 'a.parquet')
+    cases: list[tuple[str, dict[str, Any]]] = [
+        (r'a\.parquet: 0, 0 is outside of the scene, which is at longitudes -3\.0', {'at': (0, 0)}),
+        ('no data at', {'at': _lonlat(GRID, 2.5, 3.5)}),
+        ('top=0', {'at': _lonlat(GRID, 1, 1), 'top': 0}),
+    ]
+    for message, kwargs in cases:
+        with pytest.raises(ValueError, match=message):
+            search(path, **kwargs)
+    with pytest.raises(FileNotFoundError, match=r'gone\.parquet'):
+        search(tmp_path / 'gone.parquet', (0, 0))
+    for other in ('text', None):
+        path = tmp_path / 'other.parquet'
+        if other:
+            path.write_text(other)
+        else:
+            gpd.GeoDataFrame({'a': [1]}, geometry=[shapely.Point(0, 0)]).to_parquet(path)
+        with pytest.raises(ValueError, match=r'other\.parquet: no table of embeddings'):
+            search(path, (0, 0))
+
+
+def test_scales_go_with_int8_alone(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='int8 needs scales'):
+        write_embeddings(tmp_path / 'a', GRID, _strips(_vectors()), precision='int8')
+    with pytest.raises(ValueError, match='int8 needs scales'):
+        write_embeddings(tmp_path / 'a', GRID, _strips(_vectors()), scales=[1.0] * 6)
+    empty = Strip(np.full((3, 1, 4), np.nan, np.float32), np.zeros((1, 4), bool))
+    assert dimension_scales([empty]).tolist() == [1, 1, 1]
