@@ -6,6 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
+SEED ?= 0
 
 # The first interpreter that really runs (a pyenv shim may not), is new enough and can make a venv.
 define FIND_PYTHON
@@ -40,7 +41,7 @@ $(STAMP): pyproject.toml .ci/constraints.txt
 
 demo: install
 	@# Threads that wait must sleep: beside other work, spinning makes each step many times slower.
-	OMP_WAIT_POLICY=passive $(BIN)/python experiments/demo.py
+	OMP_WAIT_POLICY=passive $(BIN)/python experiments/demo.py --seed $(SEED)
 
 lint: install
 	$(BIN)/ruff format --check .
