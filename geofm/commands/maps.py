@@ -135,7 +135,7 @@ def attention(
         pixels: How a pixel of the scene gets the value of its patch; null: one pixel a patch.
         device: Where to compute, e.g. cuda; on the CPU if not given.
     """
-    products: list[Product] = ['attention', 'rollout']
+    products: list[Product] = ['attention']
     map_(
         checkpoint,
         s1,

@@ -82,7 +82,7 @@ def test_map_search_and_figure(
 
 def test_each_product_alone(folder: Path, scene: list[str], tmp_path: Path) -> None:
     expected = {
-        'attention': ['attention.pdf', 'attention.png', 'attention.tif', 'rollout.tif'],
+        'attention': ['attention.pdf', 'attention.png', 'attention.tif'],
         'pca': ['foreground.tif', 'pca.safetensors', 'pca.tif', 'pca_components.tif'],
         'embed': ['embedding.parquet', 'embedding.tif'],
     }
