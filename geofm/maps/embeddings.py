@@ -25,7 +25,7 @@ Precision = Literal['float32', 'float16', 'int8']
 #: Footprints are given in longitude and latitude, as GeoParquet has it by default.
 _LONLAT = CRS.from_epsg(4326)
 
-_GROUP_ROWS = 32_768
+_GROUP_ROWS = 8_192
 
 
 def dimension_scales(strips: Iterable[Strip]) -> Floats:

@@ -30,6 +30,7 @@ from geofm.maps.survey import (
     architecture,
     describe_rasters,
     open_survey,
+    return_memory,
     weights_sha256,
 )
 from geofm.maps.windows import Strip, Tiling
@@ -293,6 +294,7 @@ class _Maker:
         files: dict[str, Path] = {}
         for product in products:
             files |= getattr(self, f'_make_{product}')()
+            return_memory()
         return files
 
     # -- attention ------------------------------------------------------------------------------
@@ -442,6 +444,7 @@ class _Maker:
         strips = self.survey.strips(kind)
         description = doing or f'Writing {kind}'
         yield from self.progress.track(strips, self.survey.count, description=description)
+        return_memory()
 
     def _path(self, product: str, suffix: str = '.tif') -> Path:
         return self.stem.with_name(f'{self.stem.name}_{product}{suffix}')

@@ -221,9 +221,12 @@ def _stack(sources: Sequence[_Source], vrt: Path) -> Path:
     ET.SubElement(root, 'GeoTransform').text = ', '.join(map(repr, grid.transform.to_gdal()))
     for number, layer in enumerate(layers, start=1):
         root.append(_band_element(layer, number, grid))
-    vrt.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(vrt) as temporary:
-        ET.ElementTree(root).write(temporary)
+    content = ET.tostring(root)
+    # A file that is there already keeps its time, by which a run that was killed knows its input.
+    if not vrt.is_file() or vrt.read_bytes() != content:
+        vrt.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(vrt) as temporary:
+            temporary.write_bytes(content)
     return vrt
 
 

@@ -249,7 +249,7 @@ class Survey:
                 path = self.folder / f'windows_{i:05}_{columns[0]:05}.npz'
                 self._look(observer, i, columns, path)
                 batches.append(path)
-                _return_memory()
+                return_memory()
                 progress.advance(task, len(columns))
             strip, sums = blend_row(
                 self.tiling, i, _tiles(i, batches, self.tiling), above, self.channels
@@ -394,7 +394,7 @@ def _unpack(bits: npt.NDArray[np.uint8], shape: Iterable[int]) -> Mask:
     return np.unpackbits(bits, count=height * width).reshape(height, width).astype(bool)
 
 
-def _return_memory() -> None:
+def return_memory() -> None:
     """Give memory that was freed back to the system.
 
     Blocks of GDAL's cache and tensors, a few MiB each, take turns, and leave the heap of glibc so

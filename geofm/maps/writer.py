@@ -30,7 +30,7 @@ Colors = Mapping[int, tuple[int, int, int]]
 _TILE = 256
 
 #: About the most memory that patch values of a row of tiles take.
-_STRIP_BYTES = 64 * 2**20
+_STRIP_BYTES = 32 * 2**20
 
 
 @contextmanager

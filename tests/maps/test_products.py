@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
@@ -320,6 +321,31 @@ def test_a_scene_of_many_windows_is_read_piece_by_piece(tmp_path: Path) -> None:
     assert _read(files['attention']).shape == (3, 188, 12)
     assert {call.shape[0] for call in model.calls} == {1, 2}
     assert {call.shape[1:] for call in model.calls} == {(13, 64, 64)}
+
+
+def test_memory_does_not_grow_with_the_scene(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of what NumPy holds; experiments/benchmarks/map_memory.py measures the whole process."""
+    monkeypatch.setattr('geofm.maps.writer._STRIP_BYTES', 2**15)
+    monkeypatch.setattr('geofm.maps.embeddings._GROUP_ROWS', 256)
+
+    def peak(height: int, product: Product) -> int:
+        path = write(tmp_path / f'{height}.tif', noise('s2', height, 96).astype('uint16'))
+        model, options = GroundModel(S2, patch_size=4), Options(window=64, overlap=0)
+        tracemalloc.start()
+        map_scene(model, None, path, tmp_path / 'out', [product], options)
+        _, highest = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return highest
+
+    products: tuple[Product, ...] = ('pca', 'embedding')
+    for product in products:
+        peak(256, product)  # imports and caches
+        low, high = peak(512, product), peak(2560, product)
+        # Tokens of five times as many patches are in the second scene.
+        more = (2560 - 512) // 4 * 24 * 13 * 4
+        assert high < low + more / 2
 
 
 def test_what_the_rasters_say_of_themselves(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,19 @@ def test_an_item_is_mapped(tmp_path: Path) -> None:
     with rasterio.open(files['embedding']) as a, rasterio.open(plain['embedding']) as b:
         assert a.transform == b.transform
         np.testing.assert_array_equal(a.read(), b.read())
+
+
+def test_a_virtual_raster_that_is_there_is_left_alone(tmp_path: Path) -> None:
+    _pair(tmp_path)
+    item = _item(tmp_path, {'S1': {'href': 'radar.tif'}})
+    (vrt,) = [path for path in (read_item(item, tmp_path).s1,) if path]
+    os.utime(vrt, ns=(1, 1))
+    read_item(item, tmp_path)
+    assert vrt.stat().st_mtime_ns == 1
+    write(tmp_path / 'radar.tif', noise('s1', 48, 32), descriptions=['VV', 'VH'])
+    read_item(item, tmp_path)
+    with rasterio.open(vrt) as src:
+        assert src.shape == (48, 32)
 
 
 def test_nodata_stays_nodata(tmp_path: Path) -> None:
