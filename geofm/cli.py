@@ -1,6 +1,7 @@
 """Command-line interface: ``geofm fit --config ...`` and the commands around it."""
 
 import importlib
+import inspect
 import os
 import re
 import sys
@@ -34,6 +35,9 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     'sample-data': Command('data:sample_data', 'write a small generated data set', positional=True),
+    'index': Command('data:index', 'catalogue a data set, and find bad files', positional=True),
+    'split': Command('data:split', 'split a data set by region of interest', positional=True),
+    'stats': Command('data:stats', 'work out the statistics of each band', positional=True),
     'map': Command('maps:map_', 'map what a backbone sees of a scene', positional=True),
     'attention': Command('maps:attention', 'map and draw where it looks'),
     'pca': Command('maps:pca', 'map principal components of patch tokens'),
@@ -44,6 +48,9 @@ COMMANDS: dict[str, Command] = {
     'benchmark': Command('models:benchmark', 'measure a backbone by k-NN, beside its floors'),
     'export': Command('models:export', "write a checkpoint's backbone for another tool"),
 }
+
+#: Values that a switch may be given.
+_SWITCHED = (['true'], ['false'])
 
 LIGHTNING_COMMANDS: dict[str, str] = {
     'fit': 'pretrain or fine-tune, from a YAML file',
@@ -94,6 +101,22 @@ def _train(args: list[str] | None) -> None:
     )
 
 
+def _spell_out(args: list[str], function: Any) -> list[str]:
+    """Options as jsonargparse knows them: ``--pairs-json FILE``, and switches without a value."""
+    switches = {
+        name for name, kind in inspect.get_annotations(function).items() if kind in (bool, 'bool')
+    }
+    spelt = []
+    for i, arg in enumerate(args):
+        option, equals, value = arg.partition('=')
+        if option.startswith('--'):
+            option = '--' + option[2:].replace('-', '_')
+            if option[2:] in switches and not equals and args[i + 1 : i + 2] not in _SWITCHED:
+                equals, value = '=', 'true'
+        spelt.append(option + equals + value)
+    return spelt
+
+
 def _run(name: str, args: list[str]) -> None:
     """Run one of our own commands; what is wrong with its input takes one line to say."""
     from jsonargparse import auto_cli
@@ -103,8 +126,10 @@ def _run(name: str, args: list[str]) -> None:
     for i in range(len(args) - 1, 0, -1):
         if re.match(r'-\d.*,', args[i]) and args[i - 1].startswith('--'):
             args[i - 1 : i + 1] = [f'{args[i - 1]}={args[i]}']
+    function = command.load()
+    args = _spell_out(args, function)
     try:
-        auto_cli(command.load(), args=args, as_positional=command.positional, prog=f'geofm {name}')
+        auto_cli(function, args=args, as_positional=command.positional, prog=f'geofm {name}')
     except (ValueError, OSError) as error:
         sys.exit(f'geofm {name}: {error}')
 

@@ -1,8 +1,23 @@
 """Commands that make and look through data."""
 
+import json
+import os
 from pathlib import Path
 
-from geofm.datasets import write_sample_data
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch.utils.data import DataLoader
+
+from geofm.datasets import SEN12MSCRTS, write_sample_data
+from geofm.datasets.catalogue import JOBS, Catalogue, update_catalogue
+from geofm.datasets.listing import listing_of
+from geofm.datasets.pairing import pair_scenes
+from geofm.datasets.regions import Split
+from geofm.datasets.scan import Skipped
+from geofm.datasets.splitting import split_tree
+from geofm.datasets.statistics import dataset_statistics, write_statistics
+from geofm.sensors import BANDS
 
 
 def sample_data(dest: Path, seed: int = 0) -> None:
@@ -15,3 +30,114 @@ def sample_data(dest: Path, seed: int = 0) -> None:
         seed: Seed of the landscape.
     """
     print(write_sample_data(dest, seed=seed))
+
+
+def index(
+    root: Path,
+    output: Path | None = None,
+    jobs: int = JOBS,
+    clouds: bool = False,
+    pairs_json: Path | None = None,
+) -> None:
+    """Make the catalogue of a folder of SEN12MS-CR-TS, or bring it up to date.
+
+    Each file's header and some of its rows are read once. Run again, only files that are new or
+    changed are read, and those that are gone leave the catalogue. Datasets use the catalogue that
+    lies beside the data.
+
+    Args:
+        root: Folder of the data.
+        output: Where to write the catalogue, a GeoParquet file; by default beside the data, or in
+            the user's cache if the folder cannot be written to.
+        jobs: Number of threads that read.
+        clouds: Work out the cloud cover of each Sentinel-2 file too, with s2cloudless.
+        pairs_json: Also write the pairs of all splits, [[s1, s2], ...], to this file.
+    """
+    catalogue = update_catalogue(root, output, jobs, clouds)
+    print(f'{catalogue.file}: {len(catalogue.table)} files')
+    _print_problems(catalogue)
+    if pairs_json is not None:
+        print(f'{pairs_json}: {_write_pairs(catalogue, pairs_json)} pairs')
+
+
+def split(
+    root: Path,
+    dest: Path,
+    copy: bool = False,
+    val: float | None = None,
+    test: float | None = None,
+    seed: int = 0,
+) -> None:
+    """Write the folders train, val and test with links to the files of a data set.
+
+    Files are split by region of interest (ROI), so that no ground is in two splits: after the
+    official lists or, if a share is given, at random.
+
+    Args:
+        root: Folder of SEN12MS-CR-TS or SEN12MS-CR.
+        dest: Folder to write; it must not exist.
+        copy: Copy the files rather than link to them.
+        val: Share of the ROIs for validation, 0 to 1.
+        test: Share of the ROIs for testing, 0 to 1.
+        seed: Seed of the draw.
+    """
+    shares = None if val is None and test is None else (val or 0.0, test or 0.0)
+    for name, files in split_tree(root, dest, copy, shares, seed).items():
+        print(f'{dest / name}: {files} files')
+
+
+def stats(
+    root: Path,
+    output: Path = Path('statistics.yaml'),
+    split: Split = 'train',
+    num_workers: int = 0,
+) -> None:
+    """Work out mean, standard deviation and percentiles of each band over the valid pixels.
+
+    The file is for the argument 'statistics' of the data module.
+
+    Args:
+        root: Folder of SEN12MS-CR-TS.
+        output: YAML file to write.
+        split: Split to look at.
+        num_workers: Number of processes that read.
+    """
+    pairs = SEN12MSCRTS(root, split)
+    loader = DataLoader(pairs, batch_size=None, num_workers=num_workers)
+    samples = track(loader, description='Reading pairs', total=len(pairs))
+    bands = dataset_statistics(samples, BANDS)
+    write_statistics(output, bands, {'root': str(root), 'split': split, 'pairs': len(pairs)})
+    for band, values in bands.items():
+        print(f'{band:<4} {values["mean"]:10.2f} ± {values["std"]:9.2f} {values["unit"]}')
+    print(output)
+
+
+def _print_problems(catalogue: Catalogue) -> None:
+    """Print one table of what is wrong."""
+    problems = catalogue.problems()
+    if problems.empty:
+        print('No problems.')
+        return
+    table = Table('Problem', 'Files', 'First', title='Problems', title_justify='left', box=None)
+    for problem, files, first in problems.itertuples(index=False, name=None):
+        table.add_row(str(problem), str(files), str(first))
+    # Paths are there to be copied: they are not cut to the width of the terminal.
+    Console(width=200 + int(problems['first'].str.len().max()), soft_wrap=True).print(table)
+
+
+def _write_pairs(catalogue: Catalogue, file: Path) -> int:
+    """Write the pairs of a catalogue; their number."""
+    skipped = Skipped()
+    listing = listing_of(catalogue, skipped)
+    pairs = pair_scenes(listing.scenes, ('s1', 's2'), 'time_step', skipped)
+    rows = listing.describe(pairs, skipped)
+    listed = [
+        [str(Path(path).absolute()) for path in pair] for pair in zip(rows.s1, rows.s2, strict=True)
+    ]
+    part = file.with_name(f'{file.name}.{os.getpid()}.part')
+    try:
+        part.write_text(json.dumps(listed, indent=0) + '\n')
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+    return len(listed)

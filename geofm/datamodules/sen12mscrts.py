@@ -15,6 +15,7 @@ from geofm.datamodules.resumable import ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
 from geofm.datasets import SEN12MSCRTS, EmptySplitError, MultiDate, pad_and_stack
 from geofm.datasets.regions import Split
+from geofm.datasets.statistics import read_statistics
 from geofm.sensors import BANDS, band_statistics
 from geofm.transforms import Normalize
 
@@ -99,6 +100,7 @@ class SEN12MSCRTSDataModule(ResumableDataModule):
         n_dates: int | None = None,
         seed: int | None = None,
         start_method: StartMethod | None = None,
+        statistics: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Initialize a new SEN12MSCRTSDataModule instance.
@@ -118,11 +120,14 @@ class SEN12MSCRTSDataModule(ResumableDataModule):
             seed: Seed of the order of the training samples and of the places of their windows;
                 by default that of Lightning's ``seed_everything``.
             start_method: How processes that read are started; by default as Python does.
+            statistics: YAML file with mean and standard deviation of each band, as ``geofm stats``
+                writes it; by default those of SEN12MS-CR-TS.
             **kwargs: Further arguments of :class:`~geofm.datasets.SEN12MSCRTS`.
 
         Raises:
             BandError: If a band is unknown or given twice.
-            ValueError: If *patch_size* or *n_dates* is not positive.
+            ValueError: If *patch_size* or *n_dates* is not positive, or *statistics* cannot be
+                read.
         """
         if patch_size is not None and patch_size < 1:
             raise ValueError(f'patch_size must be a positive number of pixels, not {patch_size}')
@@ -143,8 +148,10 @@ class SEN12MSCRTSDataModule(ResumableDataModule):
         self.seed = run_seed(seed)
         self.start_method = start_method
         # TorchGeo's tasks take these to undo the normalisation for plots.
-        self.mean, self.std = band_statistics(bands)
-        self.aug = Normalize(bands)
+        self.mean, self.std = (
+            band_statistics(bands) if statistics is None else read_statistics(statistics, bands)
+        )
+        self.aug = Normalize(bands, self.mean, self.std)
 
     def setup(self, stage: str) -> None:
         """Find the pairs of the splits that a stage needs.

@@ -28,6 +28,12 @@ SEARCH_CRS = CRS.from_epsg(4326)
 #: Number of pairs from which reading the headers takes seconds, so that progress is shown.
 PROGRESS_FROM = 2000
 
+#: Types of pixels that a sensor's files may have: dB are floats, DN integers.
+DTYPES = {
+    's1': ('float32', 'float64'),
+    's2': ('uint16', 'int16', 'uint32', 'int32'),
+}
+
 #: Opening a file is mostly waiting for the file system.
 SCAN_THREADS = 8
 
@@ -114,7 +120,9 @@ class Reason(StrEnum):
     UNREADABLE = 'not readable as a raster'
     BAND_COUNT = 'wrong number of bands'
     NO_EPSG = 'no CRS with an EPSG code'
+    DTYPE = 'wrong type of pixels'
     APART = 'S1 and S2 do not overlap on the ground'
+    BAD = 'marked as bad in the catalogue'
 
 
 @dataclass
@@ -253,6 +261,8 @@ def _read_header(sensor: str, path: str) -> tuple[Grid, int]:
         with rasterio.open(path) as src:
             if src.count != len(SENSORS[sensor].bands):
                 raise _LeftOutError(Reason.BAND_COUNT, path)
+            if not set(src.dtypes) <= set(DTYPES[sensor]):
+                raise _LeftOutError(Reason.DTYPE, path)
             epsg = src.crs.to_epsg() if src.crs else None
             if epsg is None:
                 raise _LeftOutError(Reason.NO_EPSG, path)
@@ -263,17 +273,21 @@ def _read_header(sensor: str, path: str) -> tuple[Grid, int]:
 
 def _describe(key: PairKey, pair: Pair) -> dict[str, object]:
     """Row of the table of pairs."""
-    s1_grid, _ = _read_header('s1', pair['s1'].path)
-    grid, epsg = _read_header('s2', pair['s2'].path)
+    headers = {sensor: _read_header(sensor, scene.path) for sensor, scene in pair.items()}
+    # S2, where there is one, gives the grid.
+    grid, epsg = headers[max(headers)]
     footprint = grid.footprint(SEARCH_CRS)
-    if s1_grid != grid and not footprint.intersects(s1_grid.footprint(SEARCH_CRS)):
+    if any(
+        other != grid and not footprint.intersects(other.footprint(SEARCH_CRS))
+        for other, _ in headers.values()
+    ):
         raise _LeftOutError(Reason.APART, pair['s1'].path)
     return {
-        's1': pair['s1'].path,
-        's2': pair['s2'].path,
+        's1': pair['s1'].path if 's1' in pair else None,
+        's2': pair['s2'].path if 's2' in pair else None,
         **key._asdict(),
-        's1_date': pd.Timestamp(pair['s1'].date),
-        's2_date': pd.Timestamp(pair['s2'].date),
+        's1_date': pd.Timestamp(pair['s1'].date) if 's1' in pair else pd.NaT,
+        's2_date': pd.Timestamp(pair['s2'].date) if 's2' in pair else pd.NaT,
         'epsg': epsg,
         'transform': tuple(grid.transform)[:6],
         'height': grid.height,
@@ -288,10 +302,11 @@ def scan_headers(pairs: Mapping[PairKey, Pair], skipped: Skipped) -> pd.DataFram
     Args:
         pairs: The pairs, in the order of the rows to return.
         skipped: Takes the files that make a pair unusable: unreadable, with a wrong number of
-            bands, without an EPSG code, or with S1 and S2 of different ground.
+            or type of bands, without an EPSG code, or with S1 and S2 of different ground.
 
     Returns:
-        One row a pair: ``s1`` and ``s2`` (paths), ``season``, ``roi``, ``patch``, ``time_step``,
+        One row a pair: ``s1`` and ``s2`` (paths, missing for a sensor that the pair has not),
+        ``season``, ``roi``, ``patch``, ``time_step``,
         ``s1_date`` and ``s2_date``; of the S2 file ``epsg``, ``transform`` (a, b, c, d, e, f),
         ``height``, ``width`` and ``geometry`` (outline in EPSG:4326).
     """

@@ -1,0 +1,58 @@
+"""Cloud cover of Sentinel-2 images, by s2cloudless.
+
+Zupanc, "Improving Cloud Detection with Machine Learning", 2017
+(github.com/sentinel-hub/sentinel2-cloud-detector). The model ships with the package.
+"""
+
+import os
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+import rasterio
+
+from geofm.sensors import SENTINEL2
+
+#: What s2cloudless expects: reflectance from 0 to 1, of DN = reflectance x 10,000.
+_DN_PER_REFLECTANCE = 10_000
+
+
+@cache
+def _detector() -> Any:
+    """The detector, with the settings of its authors for 10 m pixels."""
+    try:
+        s2cloudless = import_module('s2cloudless')
+    except ImportError as err:
+        raise ValueError(
+            'cloud cover needs s2cloudless, which is not installed: pip install s2cloudless'
+        ) from err
+    return s2cloudless.S2PixelCloudDetector(
+        threshold=0.4, average_over=4, dilation_size=2, all_bands=True
+    )
+
+
+def cloud_cover(path: str | os.PathLike[str]) -> float:
+    """Share of an image that clouds cover.
+
+    Args:
+        path: A Sentinel-2 Level-1C file, 13 bands in DN.
+
+    Returns:
+        Share from 0 to 1 of the pixels that have data; NaN if none has.
+
+    Raises:
+        RasterioError: If the file cannot be read.
+        ValueError: If s2cloudless is not installed or the file has other bands.
+    """
+    detector = _detector()
+    with rasterio.open(path) as src:
+        if src.count != len(SENTINEL2.bands):
+            raise ValueError(f'{path}: {src.count} bands, but {len(SENTINEL2.bands)} are needed')
+        pixels = src.read(out_dtype='float32')
+    valid = np.isfinite(pixels).all(axis=0) & (pixels != 0).any(axis=0)
+    if not valid.any():
+        return float('nan')
+    reflectance = np.moveaxis(np.where(valid, pixels, 0), 0, -1) / _DN_PER_REFLECTANCE
+    mask = detector.get_cloud_masks(reflectance[np.newaxis])[0]
+    return float(mask[valid].mean())

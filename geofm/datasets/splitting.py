@@ -1,0 +1,156 @@
+"""A tree of SEN12MS-CR-TS or SEN12MS-CR as three trees, none of which shows ground of another."""
+
+import math
+import os
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from rich.progress import track
+
+from geofm.datasets.regions import Roi, split_of
+from geofm.datasets.scan import SceneName
+from geofm.datasets.sen12mscr import PatchName, sen12mscr_split_of
+
+#: Names of the folders.
+_FOLDERS = ('train', 'val', 'test')
+
+# Land-cover maps go with the ROI that they show.
+_LAND_COVER = (
+    re.compile(r'lc_(ROIs\d{4})_(\d+)_patch_\d+\.tif', re.ASCII),
+    re.compile(r'(ROIs\d{4}_[a-z]+)_lc_(\d+)_p\d+\.tif', re.ASCII),
+)
+
+
+def roi_of(path: str | os.PathLike[str]) -> Roi | None:
+    """ROI that a file shows, by its name.
+
+    Args:
+        path: Path of a scene or land-cover map of either data set.
+
+    Returns:
+        Season (as in the name) and number, or None for other names.
+    """
+    scene = SceneName.parse(path)
+    if scene is not None:
+        return scene.key.season, scene.key.roi
+    patch = PatchName.parse(path)
+    if patch is not None:
+        return patch.season, patch.roi
+    for pattern in _LAND_COVER:
+        match = pattern.fullmatch(Path(path).name)
+        if match is not None:
+            return match[1], int(match[2])
+    return None
+
+
+def official_splits(rois: Iterable[Roi]) -> dict[Roi, str]:
+    """Splits after the official lists.
+
+    Args:
+        rois: ROIs of either data set.
+
+    Returns:
+        'train', 'val' or 'test' for each of them.
+    """
+    return {roi: (sen12mscr_split_of if '_' in roi[0] else split_of)(*roi) for roi in rois}
+
+
+def random_splits(rois: Iterable[Roi], val: float, test: float, seed: int) -> dict[Roi, str]:
+    """Splits drawn at random.
+
+    Args:
+        rois: ROIs of either data set. The same number and seed of season is the same place in
+            both, so these stay together.
+        val: Share of the ROIs, 0 to 1, for validation; rounded to the nearest number of ROIs, but
+            at least one if it is not 0.
+        test: Share for testing.
+        seed: Seed.
+
+    Returns:
+        'train', 'val' or 'test' for each of them.
+
+    Raises:
+        ValueError: If a share is not from 0 to 1, or nothing is left to train on.
+    """
+    if not (0 <= val <= 1 and 0 <= test <= 1):
+        raise ValueError(f'val and test must be shares from 0 to 1, not {val} and {test}')
+    rois = list(rois)
+    places = sorted({_place(roi) for roi in rois})
+    order = np.random.default_rng(seed).permutation(len(places))
+    counts = [
+        max(1, math.floor(share * len(places) + 0.5)) if share else 0 for share in (val, test)
+    ]
+    if sum(counts) >= len(places):
+        raise ValueError(
+            f'val={val} and test={test} of {len(places)} ROIs leave none to train on: ask for less'
+        )
+    names = ['val'] * counts[0] + ['test'] * counts[1]
+    drawn = {places[i]: name for i, name in zip(order, names, strict=False)}
+    return {roi: drawn.get(_place(roi), 'train') for roi in rois}
+
+
+def split_tree(
+    root: Path,
+    dest: Path,
+    copy: bool = False,
+    shares: tuple[float, float] | None = None,
+    seed: int = 0,
+) -> Counter[str]:
+    """Write the folders ``train``, ``val`` and ``test`` with the files of a tree.
+
+    Args:
+        root: The tree.
+        dest: Folder to write; it must not exist. It is whole, or not there at all.
+        copy: Whether to copy the files rather than to link to them.
+        shares: Shares of ROIs for validation and testing, drawn at random; by default, the
+            official lists.
+        seed: Seed of the draw.
+
+    Returns:
+        Number of files of each split.
+
+    Raises:
+        ValueError: If *dest* exists or lies in the tree, there is no scene, or the shares are no
+            shares.
+    """
+    root, dest = root.resolve(), dest.absolute()
+    if dest.exists() or dest.is_symlink():
+        raise ValueError(f'{dest}: exists already; delete it or name another folder')
+    if dest.parent.resolve().is_relative_to(root):
+        raise ValueError(f'{dest}: lies in the tree that is to be split; name a folder outside')
+    files = {path: roi for path in _files(root) if (roi := roi_of(path)) is not None}
+    if not files:
+        raise ValueError(f'{root}: no scene of SEN12MS-CR-TS or SEN12MS-CR')
+    rois = sorted(set(files.values()))
+    splits = official_splits(rois) if shares is None else random_splits(rois, *shares, seed)
+    part = dest.with_name(f'{dest.name}.{os.getpid()}.part')
+    try:
+        for path, roi in track(files.items(), description='Splitting', disable=len(files) < 2000):
+            target = part / splits[roi] / path.relative_to(root)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if copy:
+                shutil.copy2(path, target)
+            else:
+                target.symlink_to(path.resolve())
+        for name in _FOLDERS:
+            (part / name).mkdir(exist_ok=True)
+        part.rename(dest)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return Counter(dict.fromkeys(_FOLDERS, 0) | Counter(splits[roi] for roi in files.values()))
+
+
+def _place(roi: Roi) -> Roi:
+    """ROI under the name that both data sets share: without the season's name."""
+    return roi[0].split('_')[0], roi[1]
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Rasters of a tree, in order."""
+    for folder, folders, names in os.walk(root, followlinks=True):
+        folders.sort()
+        yield from (Path(folder) / name for name in sorted(names) if name.endswith('.tif'))

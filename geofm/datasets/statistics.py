@@ -1,0 +1,174 @@
+"""Statistics of each band over a dataset, in one pass and little memory."""
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import yaml
+from torch import Tensor
+
+from geofm.sensors import BandError, check_bands, sensor_of
+
+#: Percentiles that are worked out.
+PERCENTILES = (1, 2, 5, 25, 50, 75, 95, 98, 99)
+
+#: First value, width and number of the bins of each sensor's histograms, in its unit. Percentiles
+#: are as fine as a bin; what lies beyond goes to the outermost bins.
+_BINS = {'s1': (-100.0, 0.01, 15_000), 's2': (0.0, 1.0, 65_536)}
+
+
+class BandStatistics:
+    """Mean, standard deviation and percentiles of bands, sample by sample.
+
+    Moments are merged after Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for
+    Computing Sample Variances", 1979, which does not lose digits as sums of squares do.
+
+    Attributes:
+        bands: Names of the bands.
+        pixels: Number of valid pixels so far.
+    """
+
+    def __init__(self, bands: Sequence[str]) -> None:
+        """Initialize a new BandStatistics instance.
+
+        Args:
+            bands: Names of the bands, in the order of the channels.
+
+        Raises:
+            BandError: If a band is unknown or given twice.
+        """
+        self.bands = check_bands(bands)
+        self.pixels = 0
+        self._mean = np.zeros(len(self.bands))
+        self._squares = np.zeros(len(self.bands))
+        self._bins = [_BINS[sensor_of(band).name] for band in self.bands]
+        self._counts = [np.zeros(number, np.int64) for _, _, number in self._bins]
+
+    def update(self, image: Tensor, valid: Tensor) -> None:
+        """Add a sample.
+
+        Args:
+            image: Raw values, shape (C, H, W).
+            valid: Where they count, bool (H, W).
+        """
+        values = image[:, valid].double().numpy()
+        count = values.shape[1]
+        if not count:
+            return
+        mean = values.mean(axis=1)
+        total = self.pixels + count
+        step = mean - self._mean
+        self._squares += ((values - mean[:, None]) ** 2).sum(axis=1)
+        self._squares += step**2 * (self.pixels * count / total)
+        self._mean += step * (count / total)
+        self.pixels = total
+        for band, (first, width, number), counts in zip(
+            values, self._bins, self._counts, strict=True
+        ):
+            bins = np.clip(np.round((band - first) / width), 0, number - 1).astype(np.int64)
+            counts += np.bincount(bins, minlength=number)
+
+    def result(self) -> dict[str, dict[str, Any]]:
+        """The statistics.
+
+        Returns:
+            For each band ``unit``, ``mean``, ``std`` and ``percentiles`` by their number.
+
+        Raises:
+            ValueError: If there is no valid pixel.
+        """
+        if not self.pixels:
+            raise ValueError('no valid pixel: there is nothing to take statistics of')
+        std = np.sqrt(self._squares / self.pixels)
+        return {
+            band: {
+                'unit': sensor_of(band).unit,
+                'mean': float(self._mean[i]),
+                'std': float(std[i]),
+                'percentiles': self._percentiles(i),
+            }
+            for i, band in enumerate(self.bands)
+        }
+
+    def _percentiles(self, i: int) -> dict[int, float]:
+        """Smallest values that so many percent of the pixels do not exceed."""
+        first, width, _ = self._bins[i]
+        shares: npt.NDArray[np.float64] = self._counts[i].cumsum() / self.pixels
+        return {
+            p: round(float(first + width * np.searchsorted(shares, p / 100 * (1 - 1e-12))), 6)
+            for p in PERCENTILES
+        }
+
+
+def dataset_statistics(
+    samples: Iterable[Mapping[str, Tensor]], bands: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Statistics of the valid pixels of samples.
+
+    Args:
+        samples: Samples with 'image' (C, H, W) and 'valid' (H, W), as of
+            :meth:`geofm.datasets.SEN12MSCRTS.read_pair`.
+        bands: Names of the channels.
+
+    Returns:
+        See :meth:`BandStatistics.result`.
+
+    Raises:
+        ValueError: If there is no valid pixel, or a file cannot be read.
+    """
+    statistics = BandStatistics(bands)
+    for sample in samples:
+        statistics.update(sample['image'], sample['valid'])
+    return statistics.result()
+
+
+def write_statistics(
+    file: Path, bands: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]
+) -> None:
+    """Write statistics as YAML.
+
+    Args:
+        file: File to write.
+        bands: See :meth:`BandStatistics.result`.
+        about: What they are of.
+    """
+    part = file.with_name(f'{file.name}.{os.getpid()}.part')
+    try:
+        content = {**about, 'bands': {name: dict(values) for name, values in bands.items()}}
+        part.write_text(yaml.safe_dump(content, sort_keys=False))
+        part.replace(file)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def read_statistics(file: str | os.PathLike[str], bands: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of bands from a file.
+
+    Args:
+        file: YAML file, as of ``geofm stats``.
+        bands: Names of the bands, in the order to return them.
+
+    Returns:
+        Mean and standard deviation, float32 tensors of shape (C,).
+
+    Raises:
+        BandError: If the file lacks a band.
+        ValueError: If it is no such file.
+    """
+    try:
+        known = yaml.safe_load(Path(file).read_text())['bands']
+        missing = [band for band in bands if band not in known]
+        if missing:
+            raise BandError(f'{file}: has no statistics of the bands {missing}')
+        mean, std = (
+            torch.tensor([float(known[band][name]) for band in bands]) for name in ('mean', 'std')
+        )
+    except (OSError, yaml.YAMLError, KeyError, TypeError) as err:
+        raise ValueError(
+            f"{file}: cannot be read as statistics ({err}); 'geofm stats' writes them"
+        ) from err
+    return mean, std

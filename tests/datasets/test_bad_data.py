@@ -1,0 +1,253 @@
+import os
+import shutil
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+from rasterio.windows import Window
+from torch.utils.data import DataLoader
+
+from geofm.datasets import SEN12MSCRTS
+from geofm.datasets.catalogue import update_catalogue
+from geofm.datasets.inspection import GAPS, Problem, inspect
+from geofm.datasets.scan import PairKey, Reason
+from geofm.grid import Grid
+from tests.datasets.tree import SIZE, grid_at, random_pixels, write_pair, write_raster
+
+KEY = PairKey('ROIs1868', 36, 0, 0)
+GRID = grid_at(32632, 500000, 5300000)
+OWN_CRS = CRS.from_proj4('+proj=tmerc +lat_0=1 +lon_0=3 +k=0.99 +x_0=7 +ellps=bessel +units=m')
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def nan(path: Path) -> None:
+    write_raster(path, np.full((2, SIZE, SIZE), np.nan, 'float32'), GRID)
+
+
+def nodata(path: Path) -> None:
+    write_raster(path, np.full((2, SIZE, SIZE), -9999, 'float32'), GRID, nodata=-9999)
+
+
+def linear(path: Path) -> None:
+    power = np.random.default_rng(0).uniform(0.001, 3, (2, SIZE, SIZE)).astype('float32')
+    write_raster(path, power, GRID)
+
+
+def own_crs(path: Path) -> None:
+    grid = Grid(OWN_CRS, Affine.scale(10, -10), SIZE, SIZE)
+    write_raster(path, random_pixels(path.name[:2], grid, 1), grid)
+
+
+def break_link(path: Path) -> None:
+    path.unlink()
+    path.symlink_to('nowhere.tif')
+
+
+def duplicate(path: Path) -> None:
+    shutil.copy(path, path.with_name(path.name.replace('2018-02-2', '2018-03-2')))
+
+
+BREAKS: dict[str, tuple[Problem, str, Callable[[Path], object]]] = {
+    'zero bytes': (Problem.EMPTY, 's2', lambda path: path.write_bytes(b'')),
+    'no tiff': (Problem.UNREADABLE, 's1', lambda path: path.write_bytes(b'II*\0 and no more')),
+    'truncated': (Problem.TRUNCATED, 's2', truncate),
+    'bands': (
+        Problem.BAND_COUNT,
+        's2',
+        lambda path: write_raster(path, random_pixels('s2', GRID, 0)[:12], GRID),
+    ),
+    'dtype': (
+        Problem.DTYPE,
+        's2',
+        lambda path: write_raster(path, random_pixels('s2', GRID, 0).astype('float32'), GRID),
+    ),
+    'own crs': (Problem.NO_EPSG, 's1', own_crs),
+    'nan': (Problem.NO_DATA, 's1', nan),
+    'nodata': (Problem.NO_DATA, 's1', nodata),
+    'zeros': (
+        Problem.ZEROS,
+        's2',
+        lambda path: write_raster(path, np.zeros((13, SIZE, SIZE), 'uint16'), GRID),
+    ),
+    'linear': (Problem.LINEAR, 's1', linear),
+    'duplicate': (Problem.DUPLICATE, 's1', duplicate),
+    'name': (Problem.NAME, 's2', lambda path: path.rename(path.with_name('s2_patch.tif'))),
+    'broken link': (
+        Problem.UNREADABLE,
+        's1',
+        break_link,
+    ),
+}
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> Path:
+    for patch in range(4):
+        write_pair(tmp_path, KEY._replace(patch=patch), GRID)
+    return tmp_path
+
+
+@pytest.mark.parametrize('kind', BREAKS)
+def test_bad_files_are_marked_and_never_seen(pairs: Path, kind: str) -> None:
+    problem, sensor, break_it = BREAKS[kind]
+    path = next(pairs.rglob(f'{sensor}_*_patch_0.tif'))
+    break_it(path)
+    catalogue = update_catalogue(pairs)
+    problems = catalogue.problems()
+    assert problems['problem'].tolist() == [problem]
+    assert problems['files'].tolist() == [2 if kind == 'duplicate' else 1]
+    first = problems['first'][0]
+    assert first == min(catalogue.table['path'][catalogue.table['problem'].notna()])
+    assert first.startswith(str(path.parent.relative_to(pairs)))
+    with pytest.warns(UserWarning, match='files left out'):
+        ds = SEN12MSCRTS(pairs)
+    assert ds.index['patch'].tolist() == [1, 2, 3]
+    assert ds.skipped.count(Reason.BAD, *(r for r in Reason if r.value == problem.value)) >= 1
+
+
+def test_a_file_that_may_not_be_read(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = next(pairs.rglob('s1_*_patch_0.tif'))
+    path.chmod(0)
+    if os.access(path, os.R_OK):
+        # A superuser may read anything: refuse for the system.
+        really = Path.open
+
+        def refuse(self: Path, *args: object, **kwargs: object) -> object:
+            if self == path:
+                raise PermissionError(13, 'Permission denied')
+            return really(self, *args, **kwargs)  # type: ignore[call-overload]
+
+        monkeypatch.setattr(Path, 'open', refuse)
+    assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.PERMISSION]
+    path.chmod(0o644)
+    monkeypatch.undo()
+    # Neither size nor time have changed.
+    assert update_catalogue(pairs).problems().empty
+
+
+def test_a_few_gaps_are_told_and_masked(pairs: Path) -> None:
+    path = next(pairs.rglob('s1_*_patch_0.tif'))
+    pixels = random_pixels('s1', GRID, 1)
+    pixels[0, SIZE // 2, 3] = np.nan
+    write_raster(path, pixels, GRID)
+    assert update_catalogue(pairs).problems()['problem'].tolist() == [GAPS]
+    ds = SEN12MSCRTS(pairs)
+    assert len(ds) == 4
+    assert (~ds[0]['valid']).nonzero().tolist() == [[SIZE // 2, 3]]
+
+
+@pytest.mark.parametrize('sensor', ['s1', 's2'])
+def test_rows_that_look_bad_in_a_good_file(pairs: Path, sensor: str) -> None:
+    """All rows that are looked at are empty, or look like power, and the rest is sound."""
+    pixels = random_pixels(sensor, GRID, 1)
+    rows = [int(share * SIZE) for share in (0.1, 0.5, 0.9)]
+    strips = sorted({row + d for row in rows for d in range(-8, 9) if 0 <= row + d < SIZE})
+    pixels[:, strips[:-1]] = 0 if sensor == 's2' else 5
+    write_raster(next(pairs.rglob(f'{sensor}_*_patch_0.tif')), pixels, GRID)
+    assert Problem.ZEROS not in update_catalogue(pairs).problems()['problem'].tolist()
+    assert len(SEN12MSCRTS(pairs)) == 4
+
+
+def test_all_problems_in_one_table(pairs: Path) -> None:
+    truncate(next(pairs.rglob('s2_*_patch_0.tif')))
+    truncate(next(pairs.rglob('s2_*_patch_1.tif')))
+    linear(next(pairs.rglob('s1_*_patch_2.tif')))
+    problems = update_catalogue(pairs).problems()
+    assert dict(zip(problems['problem'], problems['files'], strict=True)) == {
+        Problem.TRUNCATED: 2,
+        Problem.LINEAR: 1,
+    }
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(data=st.data())
+def test_whatever_the_bytes_are_the_scan_finishes(tmp_path: Path, data: st.DataObject) -> None:
+    good = tmp_path / 'good.tif'
+    sensor = data.draw(st.sampled_from(['s1', 's2']))
+    write_raster(good, random_pixels(sensor, GRID, 0), GRID)
+    content = bytearray(good.read_bytes())
+    size = len(content)
+    for _ in range(data.draw(st.integers(0, 4))):
+        content[data.draw(st.integers(0, 600))] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.integers(0, size))
+    bad = tmp_path / 'bad.tif'
+    bad.write_bytes(data.draw(st.binary(max_size=400)) if cut == 1 else content[:cut])
+    inspect(bad, sensor)
+
+
+@given(cut=st.integers(0, 2 * SIZE * SIZE * 4))
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+def test_every_truncation_is_found(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / 'a.tif'
+    write_raster(path, random_pixels('s1', GRID, 0), GRID)
+    content = path.read_bytes()
+    path.write_bytes(content[: min(cut, len(content) - 1)])
+    # Cut within the header, GDAL may read what is left: then it misses the CRS.
+    assert inspect(path, 's1').problem is not None
+
+
+# Files that break after indexing
+
+
+@pytest.fixture
+def broken_later(pairs: Path) -> Path:
+    update_catalogue(pairs)
+    return pairs
+
+
+def test_a_file_that_breaks_later_is_named(broken_later: Path) -> None:
+    ds = SEN12MSCRTS(broken_later)
+    path = Path(ds.index['s2'].iloc[1])
+    truncate(path)
+    with pytest.raises(ValueError, match=path.name):
+        ds[1]
+
+
+def test_or_another_pair_is_drawn_and_counted(broken_later: Path) -> None:
+    ds = SEN12MSCRTS(broken_later, on_error='skip')
+    others = [ds[i]['image'] for i in (0, 2, 3)]
+    truncate(Path(ds.index['s2'].iloc[1]))
+    image = ds[1]['image']
+    assert any(torch.equal(image, other) for other in others)
+    assert ds.failures >= 1
+    assert ds.read_pair(1, Window(0, 0, 8, 8))['image'].shape == (15, 8, 8)
+    # A window that is not inside is an error of the caller.
+    with pytest.raises(ValueError, match='whole pixels'):
+        ds.read_pair(1, Window(0, 0, 99, 99))
+
+
+@pytest.mark.parametrize('method', ['fork', 'spawn'])
+def test_failures_are_counted_across_processes(broken_later: Path, method: str) -> None:
+    ds = SEN12MSCRTS(broken_later, on_error='skip')
+    truncate(Path(ds.index['s2'].iloc[1]))
+    loader = DataLoader(ds, batch_size=2, num_workers=2, multiprocessing_context=method)
+    assert sum(len(batch['image']) for batch in loader) == 4
+    assert ds.failures >= 1
+
+
+def test_if_nothing_can_be_read_that_is_an_error(broken_later: Path) -> None:
+    ds = SEN12MSCRTS(broken_later, on_error='skip')
+    for path in ds.index['s2']:
+        truncate(Path(path))
+    with pytest.raises(ValueError, match='cannot be read'):
+        ds[0]
+
+
+def test_days_of_the_tree(pairs: Path) -> None:
+    assert SEN12MSCRTS(pairs).index['s1_date'].iloc[0].date() == date(2018, 2, 28)

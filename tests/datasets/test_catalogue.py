@@ -1,0 +1,384 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import geopandas as gpd
+import numpy as np
+import pandas as pd
+import pytest
+import rasterio
+import torch
+
+from geofm.datasets import SEN12MSCRTS, EmptySplitError, catalogue, listing
+from geofm.datasets.catalogue import (
+    AFFINE,
+    CATALOGUE_NAME,
+    Catalogue,
+    beside,
+    find_catalogue,
+    in_cache,
+    update_catalogue,
+)
+from geofm.datasets.inspection import inspect
+from geofm.datasets.scan import PairKey, SceneName
+from geofm.models.dates import NO_DATE
+from geofm.sensors import SENTINEL1, SENTINEL2, BandError
+from tests.datasets.tree import grid_at, scene_path, write_pair, write_scene
+
+KEY = PairKey('ROIs1868', 36, 0, 0)
+GRID = grid_at(32632, 500000, 5300000)
+
+
+@pytest.fixture
+def own_tree(tree: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tree, tmp_path / 'crts'))
+
+
+def write_dates(root: Path) -> None:
+    """S1 on days 1, 11, 21 of January; S2 on days 9, 12, 30."""
+    for step, (s1, s2) in enumerate(((1, 9), (11, 12), (21, 30))):
+        key = KEY._replace(time_step=step)
+        write_pair(root, key, GRID, date(2018, 1, s1), date(2018, 1, s2))
+
+
+def test_rows_say_what_rasterio_and_the_names_say(own_tree: Path) -> None:
+    table = update_catalogue(own_tree).table
+    assert table['path'].tolist() == sorted(
+        str(path.relative_to(own_tree)) for path in own_tree.rglob('*.tif')
+    )
+    row: Any
+    for row in table.itertuples():
+        path = own_tree / row.path
+        name = SceneName.parse(path)
+        assert name is not None
+        key = PairKey(row.season, row.roi, row.patch, row.time_step)
+        assert (name.sensor, name.key, name.date) == (row.sensor, key, row.date.date())
+        assert (row.size, row.mtime) == (path.stat().st_size, path.stat().st_mtime_ns)
+        with rasterio.open(path) as src:
+            assert row.epsg == src.crs.to_epsg()
+            assert tuple(getattr(row, axis) for axis in AFFINE) == tuple(src.transform)[:6]
+            assert (row.width, row.height, row.bands) == (src.width, src.height, src.count)
+            assert row.dtype == src.dtypes[0]
+    assert table['problem'].isna().all()
+
+
+def test_the_file_is_geoparquet(own_tree: Path) -> None:
+    stored = gpd.read_parquet(update_catalogue(own_tree).file)
+    assert stored.crs.to_epsg() == 4326
+    pairs = SEN12MSCRTS(own_tree, 'all').index
+    shapes = stored[stored['sensor'] == 's2'].set_index('path').geometry
+    for path, shape in zip(pairs['s2'], pairs.geometry, strict=True):
+        assert shapes[str(Path(path).relative_to(own_tree))].equals(shape)
+
+
+def test_a_dataset_is_the_same_with_and_without(own_tree: Path) -> None:
+    for split in ('train', 'val', 'all'):
+        beside(own_tree).unlink(missing_ok=True)
+        without = SEN12MSCRTS(own_tree, split)
+        update_catalogue(own_tree)
+        ds = SEN12MSCRTS(own_tree, split)
+        pd.testing.assert_frame_equal(pd.DataFrame(ds.index), pd.DataFrame(without.index))
+        assert ds.index.crs == without.index.crs
+        for i in range(len(ds)):
+            for key, value in without[i].items():
+                assert torch.equal(value, ds[i][key])
+
+
+def test_with_a_catalogue_no_file_is_opened(
+    own_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    update_catalogue(own_tree)
+    monkeypatch.setattr(rasterio, 'open', None)
+    assert len(SEN12MSCRTS(own_tree, 'all')) == 11
+
+
+def test_only_what_is_new_or_changed_is_read(
+    own_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    really = inspect
+
+    def noting(path: str, sensor: str) -> object:
+        read.append(str(Path(path).relative_to(own_tree)))
+        return really(path, sensor)
+
+    monkeypatch.setattr(catalogue, 'inspect', noting)
+    first = update_catalogue(own_tree)
+    assert sorted(read) == first.table['path'].tolist()
+    read.clear()
+    content = first.file.read_bytes()
+    update_catalogue(own_tree)
+    assert read == []
+    assert first.file.read_bytes() == content
+    gone, changed = first.table['path'][[0, 3]]
+    (own_tree / gone).unlink()
+    os.utime(own_tree / changed, ns=(1, 1))
+    new = write_scene(own_tree, 's1', KEY._replace(patch=99), GRID, date(2018, 1, 1))
+    table = update_catalogue(own_tree).table
+    assert sorted(read) == sorted([changed, str(new.relative_to(own_tree))])
+    assert set(table['path']) == (set(first.table['path']) - {gone}) | set(read)
+    pd.testing.assert_frame_equal(Catalogue.read(first.file, own_tree).table, table)
+
+
+def test_a_stale_catalogue_is_used_with_a_warning(own_tree: Path) -> None:
+    found = update_catalogue(own_tree)
+    assert not found.is_stale
+    write_pair(own_tree, KEY._replace(patch=99), GRID)
+    assert Catalogue.read(found.file, own_tree).is_stale
+    with pytest.warns(UserWarning, match='older than the data.*geofm index'):
+        assert len(SEN12MSCRTS(own_tree, 'all')) == 11
+    assert not update_catalogue(own_tree).is_stale
+    assert len(SEN12MSCRTS(own_tree, 'all')) == 12
+
+
+def test_a_new_folder_of_the_root_makes_it_stale(own_tree: Path) -> None:
+    update_catalogue(own_tree)
+    (own_tree / 'ROIs9999').mkdir()
+    assert Catalogue.read(beside(own_tree), own_tree).is_stale
+
+
+def test_large_trees_get_a_catalogue_and_small_ones_do_not(
+    own_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    SEN12MSCRTS(own_tree)
+    assert find_catalogue(own_tree) is None
+    monkeypatch.setattr(listing, 'CATALOGUE_FROM', 10)
+    SEN12MSCRTS(own_tree)
+    assert find_catalogue(own_tree) == own_tree / CATALOGUE_NAME
+
+
+def test_read_only_data_have_it_in_the_cache(
+    own_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+
+    def refuse(self: Path, *args: object, **kwargs: object) -> None:
+        raise OSError(30, 'Read-only file system')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, 'touch', refuse)
+        made = update_catalogue(own_tree)
+    assert made.file == in_cache(own_tree)
+    assert made.file.is_relative_to(tmp_path / 'cache')
+    assert not beside(own_tree).exists()
+    assert find_catalogue(own_tree) == made.file
+    assert len(SEN12MSCRTS(own_tree, 'all')) == 11
+
+
+def test_what_is_no_catalogue_is_an_error(own_tree: Path) -> None:
+    beside(own_tree).write_bytes(b'nonsense')
+    with pytest.raises(ValueError, match=r'not a catalogue.*geofm index'):
+        SEN12MSCRTS(own_tree)
+    update_catalogue(own_tree)
+    assert len(SEN12MSCRTS(own_tree, 'all')) == 11
+
+
+def test_folders_with_and_without_a_catalogue(own_tree: Path, tmp_path: Path) -> None:
+    update_catalogue(own_tree)
+    other = tmp_path / 'other'
+    write_pair(other, KEY._replace(patch=50), GRID)
+    assert len(SEN12MSCRTS([own_tree, other], 'all')) == 12
+    assert len(SEN12MSCRTS([own_tree, other, own_tree], 'all')) == 12
+
+
+def test_bad_arguments(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='no such folder'):
+        update_catalogue(tmp_path / 'none')
+    with pytest.raises(ValueError, match='jobs'):
+        update_catalogue(tmp_path, jobs=0)
+    assert update_catalogue(tmp_path).table.empty
+
+
+def test_killed_at_any_moment_it_leaves_a_whole_catalogue(own_tree: Path) -> None:
+    """Ten random moments of a process that writes all the time."""
+    update_catalogue(own_tree)
+    code = (
+        'import os, signal, sys; from pathlib import Path\n'
+        'from geofm.datasets.catalogue import update_catalogue\n'
+        'signal.signal(signal.SIGCHLD, signal.SIG_IGN); root = Path(sys.argv[1])\n'
+        'for line in sys.stdin:\n'
+        '    writer = os.fork()\n'
+        '    while writer == 0:\n'
+        '        c = update_catalogue(root); c.table["mtime"] += 1; c.write()\n'
+        '    print(writer, flush=True)\n'
+    )
+    rng = np.random.default_rng()
+    process = subprocess.Popen(
+        [sys.executable, '-c', code, str(own_tree)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    for _ in range(10):
+        print(file=process.stdin)
+        writer = int(process.stdout.readline())
+        time.sleep(rng.uniform(0, 0.3))
+        os.kill(writer, signal.SIGKILL)
+        table = Catalogue.read(beside(own_tree), own_tree).table
+        assert len(table) == 22
+        assert table['problem'].isna().all()
+    process.communicate()
+    update_catalogue(own_tree).write()
+    assert list(own_tree.glob('*.part')) == []
+
+
+# Pairing and filters
+
+
+@pytest.fixture(params=[False, True], ids=['names', 'catalogue'])
+def dates_tree(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    write_dates(tmp_path)
+    if request.param:
+        update_catalogue(tmp_path)
+    return tmp_path
+
+
+def test_nearest(dates_tree: Path) -> None:
+    ds = SEN12MSCRTS(dates_tree, pairing='nearest')
+    days = [(row.s1_date.day, row.s2_date.day) for row in ds.index.itertuples()]
+    assert days == [(11, 9), (11, 12), (21, 30)]
+    assert ds.index['time_step'].tolist() == [0, 1, 2]
+    assert len(SEN12MSCRTS(dates_tree, pairing='nearest', max_day_gap=2)) == 2
+
+
+def test_nearest_is_what_a_search_finds(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    for sensor in ('s1', 's2'):
+        for patch in range(3):
+            for step, day in enumerate(rng.choice(np.arange(1, 29), 6, replace=False)):
+                key = KEY._replace(patch=patch, time_step=step)
+                write_scene(
+                    tmp_path, sensor, key, grid_at(32632, 5e5, 5.3e6, 4), date(2018, 1, day)
+                )
+    ds = SEN12MSCRTS(tmp_path, pairing='nearest')
+    assert len(ds) == 18
+    for row in ds.index.itertuples():
+        names = [SceneName.parse(p) for p in tmp_path.rglob(f's1_*_patch_{row.patch}.tif')]
+        gaps = [abs((name.date - row.s2_date.date()).days) for name in names if name is not None]
+        assert abs((row.s1_date - row.s2_date).days) == min(gaps)
+
+
+def test_max_day_gap(dates_tree: Path) -> None:
+    for gap, count in ((9, 3), (8, 2), (1, 1)):
+        assert len(SEN12MSCRTS(dates_tree, max_day_gap=gap)) == count
+    with pytest.raises(EmptySplitError, match='max_day_gap=0'):
+        SEN12MSCRTS(dates_tree, max_day_gap=0)
+
+
+def test_dates(dates_tree: Path) -> None:
+    ds = SEN12MSCRTS(dates_tree, dates=('2018-01-01', '2018-01-12'))
+    assert ds.index['time_step'].tolist() == [0, 1]
+    s2 = SEN12MSCRTS(dates_tree, dates=('2018-01-12', '2018-01-30'), sensors=['s2'])
+    assert s2.index['time_step'].tolist() == [1, 2]
+
+
+@pytest.mark.parametrize('sensor', [SENTINEL1, SENTINEL2], ids=['s1', 's2'])
+def test_one_sensor_needs_no_pair(dates_tree: Path, sensor: object) -> None:
+    assert sensor in (SENTINEL1, SENTINEL2)
+    name, other = ('s1', 's2') if sensor is SENTINEL1 else ('s2', 's1')
+    for path in dates_tree.rglob(f'{other}_*.tif'):
+        path.unlink()
+    if find_catalogue(dates_tree):
+        update_catalogue(dates_tree)
+    ds = SEN12MSCRTS(dates_tree, sensors=[name])
+    assert len(ds) == 3
+    sample = ds[1]
+    with rasterio.open(ds.index.iloc[1][name]) as src:
+        np.testing.assert_array_equal(sample['image'].numpy(), src.read())
+        assert sample['bounds'].tolist() == list(src.bounds)
+    assert sample['valid'].all()
+    assert (sample['dates'] == NO_DATE).tolist() == [name != 's1', name != 's2']
+    with pytest.raises(BandError, match='not of the sensors'):
+        SEN12MSCRTS(dates_tree, sensors=[name], bands=['VV', 'B04'])
+
+
+def test_cloud_cover(tmp_path: Path) -> None:
+    write_dates(tmp_path)
+    with pytest.raises(ValueError, match='geofm index --clouds'):
+        SEN12MSCRTS(tmp_path, max_cloud_cover=0.5)
+    made = update_catalogue(tmp_path)
+    with pytest.raises(ValueError, match='geofm index --clouds'):
+        SEN12MSCRTS(tmp_path, max_cloud_cover=0.5)
+    s2 = made.table['sensor'] == 's2'
+    made.table.loc[s2.to_numpy(), 'cloud_cover'] = np.array([0.1, 0.5, 0.9], 'float32')
+    made.write()
+    ds = SEN12MSCRTS(tmp_path, max_cloud_cover=0.5)
+    assert ds.index['time_step'].tolist() == [0, 1]
+    # What is known stays known.
+    covers = update_catalogue(tmp_path).table['cloud_cover'][s2]
+    assert covers.tolist() == pytest.approx([0.1, 0.5, 0.9])
+
+
+def test_clouds_of_real_images(shared_data: Path, tmp_path: Path) -> None:
+    pytest.importorskip('s2cloudless')
+    files = shared_data / 'real' / 'sen12mscrts_series_oriolac'
+    table = update_catalogue(files, tmp_path / 'c.parquet', clouds=True).table
+    covers = dict(zip(table['time_step'], table['cloud_cover'], strict=True))
+    assert covers[12] < 0.01
+    assert covers[15] == pytest.approx(0.16, abs=0.03)
+    assert covers[29] > 0.99
+
+
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        {'sensors': ['s3']},
+        {'sensors': 's1'},
+        {'sensors': []},
+        {'pairing': 'closest'},
+        {'max_day_gap': -1},
+        {'max_cloud_cover': 2.0},
+        {'max_cloud_cover': 0.2, 'sensors': ['s1']},
+        {'dates': ('2018-05-01', '2018-01-01')},
+        {'dates': ('spring', 'summer')},
+        {'on_error': 'ignore'},
+    ],
+    ids=str,
+)
+def test_wrong_filters_are_refused(tree: Path, wrong: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        SEN12MSCRTS(tree, **wrong)  # type: ignore[arg-type]
+
+
+# Lists of pairs
+
+
+def test_a_list_of_pairs(dates_tree: Path) -> None:
+    ds = SEN12MSCRTS(dates_tree)
+    # S1 of one time step with S2 of another, and one path relative to the list.
+    pairs = [
+        [ds.index['s1'].iloc[0], ds.index['s2'].iloc[1]],
+        [ds.index['s1'].iloc[2], str(Path(ds.index['s2'].iloc[0]).relative_to(dates_tree))],
+    ]
+    file = dates_tree / 'pairs.json'
+    file.write_text(json.dumps(pairs))
+    listed = SEN12MSCRTS(file)
+    assert listed.index['time_step'].tolist() == [0, 1]
+    assert [row.s1 for row in listed.index.itertuples()] == [pairs[1][0], pairs[0][0]]
+    assert torch.equal(listed[0]['image'][2:], ds[0]['image'][2:])
+    assert torch.equal(listed[0]['image'][:2], ds[2]['image'][:2])
+    with pytest.raises(EmptySplitError):
+        SEN12MSCRTS(file, 'val')
+    for wrong, message in (
+        ('{}]', 'not a list'),
+        ('[["a.tif", "b.tif"]]', 'not named like'),
+        (json.dumps([pairs[0], pairs[0]]), 'listed twice'),
+    ):
+        file.write_text(wrong)
+        with pytest.raises(ValueError, match=message):
+            SEN12MSCRTS(file)
+
+
+def test_paths_are_those_of_the_layout(dates_tree: Path) -> None:
+    row = SEN12MSCRTS(dates_tree).index.iloc[0]
+    assert row['s1'] == str(scene_path(dates_tree, 's1', KEY, date(2018, 1, 1)))

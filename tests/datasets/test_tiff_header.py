@@ -1,0 +1,155 @@
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rasterio.crs import CRS
+from rasterio.errors import RasterioError
+from rasterio.transform import Affine
+
+from geofm.datasets.tiff_header import NotPlainError, parse_header, read_header, read_rows
+
+UTM = CRS.from_epsg(32632)
+NORTH_UP = Affine(10, 0, 500000, 0, -10, 5300000)
+
+
+def write(path: Path, **profile: Any) -> Path:
+    profile = {
+        'driver': 'GTiff',
+        'width': 40,
+        'height': 24,
+        'count': 3,
+        'dtype': 'uint16',
+        'crs': UTM,
+        'transform': NORTH_UP,
+        'interleave': 'pixel',
+    } | profile
+    shape = (profile['count'], profile['height'], profile['width'])
+    pixels = np.random.default_rng(0).integers(1, 100, shape).astype(profile['dtype'])
+    with rasterio.open(path, 'w', **profile) as dst:
+        dst.write(pixels)
+    return path
+
+
+def check_against_rasterio(path: Path) -> None:
+    header = read_header(path)
+    with rasterio.open(path) as src:
+        assert (header.width, header.height, header.bands) == (src.width, src.height, src.count)
+        assert header.dtype == src.dtypes[0]
+        assert header.epsg == (src.crs.to_epsg() if src.crs else None)
+        assert header.transform == tuple(src.transform)[:6]
+        assert repr(header.nodata) == repr(src.nodata)
+        assert header.end <= path.stat().st_size
+        if header.strips is None:
+            return
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            rows = [read_rows(descriptor, header, i) for i in range(len(header.strips))]
+        finally:
+            os.close(descriptor)
+        np.testing.assert_array_equal(np.concatenate(rows), np.moveaxis(src.read(), 0, -1))
+
+
+def is_plain(path: Path) -> bool:
+    with path.open('rb') as file:
+        try:
+            parse_header(file.fileno())
+        except NotPlainError:
+            return False
+    return True
+
+
+@pytest.mark.parametrize(
+    'profile',
+    [
+        {},
+        {'ENDIANNESS': 'BIG'},
+        {'dtype': 'float32', 'count': 2, 'nodata': -9999.0},
+        {'dtype': 'int16', 'nodata': -1},
+        {'interleave': 'band'},
+        {'compress': 'deflate', 'predictor': 2},
+        {'tiled': True, 'blockxsize': 16, 'blockysize': 16},
+        {'crs': CRS.from_epsg(4326), 'transform': Affine(1e-4, 0, 12.1, 0, -1e-4, 47.3)},
+        {'transform': Affine(10, 1, 500000, 1, -10, 5300000)},
+        {'count': 1, 'dtype': 'uint8'},
+        {'count': 13, 'height': 700},
+    ],
+    ids=str,
+)
+def test_ordinary_files_are_parsed_as_rasterio_reads_them(
+    tmp_path: Path, profile: dict[str, Any]
+) -> None:
+    path = write(tmp_path / 'a.tif', **profile)
+    assert is_plain(path)
+    check_against_rasterio(path)
+
+
+@pytest.mark.parametrize(
+    'profile',
+    [
+        {'BIGTIFF': 'YES'},
+        {'crs': None},
+        {'crs': CRS.from_proj4('+proj=tmerc +lat_0=1 +lon_0=3 +k=0.99 +ellps=bessel +units=m')},
+        {'dtype': 'complex64'},
+    ],
+    ids=str,
+)
+def test_other_files_are_left_to_rasterio(tmp_path: Path, profile: dict[str, Any]) -> None:
+    path = write(tmp_path / 'a.tif', **profile)
+    assert not is_plain(path)
+    check_against_rasterio(path)
+
+
+def test_a_pixel_that_is_a_point_is_left_to_rasterio(tmp_path: Path) -> None:
+    path = write(tmp_path / 'a.tif')
+    with rasterio.open(path, 'r+') as dst:
+        dst.update_tags(AREA_OR_POINT='Point')
+    assert not is_plain(path)
+    check_against_rasterio(path)
+
+
+def test_sparse_files(tmp_path: Path) -> None:
+    path = tmp_path / 'a.tif'
+    profile = {'width': 9, 'height': 700, 'count': 13, 'dtype': 'uint16'}
+    rasterio.open(
+        path, 'w', driver='GTiff', crs=UTM, transform=NORTH_UP, SPARSE_OK=True, **profile
+    ).close()
+    check_against_rasterio(path)
+
+
+def test_real_files(shared_data: Path) -> None:
+    files = sorted((shared_data / 'real').rglob('*.tif'))
+    assert len(files) > 20
+    for path in files:
+        check_against_rasterio(path)
+
+
+def test_what_is_no_raster(tmp_path: Path) -> None:
+    path = tmp_path / 'a.tif'
+    path.write_bytes(b'no tiff')
+    with pytest.raises(RasterioError):
+        read_header(path)
+    with pytest.raises(FileNotFoundError):
+        read_header(tmp_path / 'b.tif')
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_broken_headers_are_never_more_than_not_plain(tmp_path: Path, data: st.DataObject) -> None:
+    """Any bytes, and any change to the bytes of a good file."""
+    good = tmp_path / 'good.tif'
+    if not good.exists():
+        write(good)
+    content = bytearray(good.read_bytes()[:1200])
+    if data.draw(st.booleans()):
+        content = bytearray(struct.pack('<4sI', b'II*\0', 8) + data.draw(st.binary(max_size=300)))
+    for _ in range(data.draw(st.integers(0, 5))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path / 'bad.tif'
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    is_plain(path)
