@@ -88,8 +88,8 @@ def main() -> None:
         '',
         'By phase correlation of the strength of edges, averaged over VV, VH and '
         f'{", ".join(S2_BANDS)}. Pixels of 10 m; a peak below {CLEAR:g} standard deviations does '
-        'not tell (clouds, or ground without edges). That limit was raised from 6, at which all pairs '
-        'tell, to 10 after a look at these same pairs; the medians below are with it and without.',
+        'not tell (clouds, or ground without edges). That limit was raised from 6, at which all '
+        'pairs tell, after a look at these same pairs; the medians below are with it and without.',
         '',
         '| Pair | Days | Rows down | Columns right | Peak | |',
         '|---|---:|---:|---:|---:|---|',

@@ -77,6 +77,7 @@ def test_segmentation_takes_what_export_makes_of_it(
 def test_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
     cases: dict[str, Any] = {
         'text.ckpt': None,
+        'pop.ckpt': '0',
         'tensor.ckpt': torch.zeros(3),
         'weights.ckpt': {'state_dict': {}},
         'other.ckpt': {'state_dict': {'a': torch.zeros(1)}, 'hyper_parameters': {'lr': 1.0}},
@@ -86,6 +87,9 @@ def test_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
         path = tmp_path / name
         if content is None:
             path.write_text('not a checkpoint')
+        elif isinstance(content, str):
+            # A pickle opcode that asks for an empty stack.
+            path.write_text(content)
         else:
             torch.save(content, path)
         with pytest.raises(CheckpointError, match=name):

@@ -71,7 +71,8 @@ def split(
     """Write the folders train, val and test with links to the files of a data set.
 
     Files are split by region of interest (ROI), so that no ground is in two splits: after the
-    official lists or, if a share is given, at random.
+    official lists or, if a share is given, at random. Folders of a random split are opened with
+    split='all': the data set's own splits are the official ones.
 
     Args:
         root: Folder of SEN12MS-CR-TS or SEN12MS-CR.
@@ -84,6 +85,8 @@ def split(
     shares = None if val is None and test is None else (val or 0.0, test or 0.0)
     for name, files in split_tree(root, dest, copy, shares, seed).items():
         print(f'{dest / name}: {files} files')
+    if shares is not None:
+        print("These are not the official splits: open each folder with split='all'.")
 
 
 def stats(

@@ -25,13 +25,11 @@ import pyproj
 import shapely
 from rasterio.crs import CRS
 from rasterio.errors import RasterioError
-from rasterio.transform import Affine
 from rich.progress import track
 
 from geofm.datasets.clouds import cloud_cover
 from geofm.datasets.inspection import GAPS, Finding, Problem, inspect
 from geofm.datasets.scan import SEARCH_CRS, SceneName
-from geofm.grid import Grid
 
 #: Name of the catalogue beside the data.
 CATALOGUE_NAME = '.geofm-catalogue.parquet'
@@ -286,21 +284,32 @@ def footprints(table: pd.DataFrame, crs: CRS = SEARCH_CRS) -> npt.NDArray[np.obj
         crs: CRS of the outlines.
 
     Returns:
-        Polygons; rows on the same grid share one, those without CRS have None.
+        Polygons through the four corners, as of :meth:`geofm.grid.Grid.footprint`; None for rows
+        without CRS, and for those whose corners lie nowhere in *crs*.
     """
-    numbers = grid_numbers(table)
-    shapes = np.array([None] * (int(numbers.max(initial=-1)) + 1), dtype=object)
-    first = np.full(len(shapes), -1)
-    first[numbers[::-1]] = np.arange(len(table))[::-1]
-    columns = {name: table[name].to_numpy()[first] for name in GRID}
-    for i in range(len(shapes)):
-        epsg = int(columns['epsg'][i])
-        if epsg > 0:
-            transform = Affine(*(float(columns[name][i]) for name in AFFINE))
-            size = int(columns['height'][i]), int(columns['width'][i])
-            with suppress(RasterioError):
-                shapes[i] = Grid(_crs(epsg), transform, *size).footprint(crs)
-    return shapes[numbers] if len(shapes) else np.empty(0, dtype=object)
+    a, b, c, d, e, f, height, width = (
+        table[name].to_numpy(float)[:, None] for name in (*AFFINE, 'height', 'width')
+    )
+    cols, rows = width * [0, 1, 1, 0], height * [0, 0, 1, 1]
+    corners = np.stack((a * cols + b * rows + c, d * cols + e * rows + f), axis=-1)
+    epsg = table['epsg'].to_numpy()
+    corners[epsg <= 0] = np.nan
+    for code in np.unique(epsg[epsg > 0]).tolist():
+        if _crs(code) != crs:
+            there = epsg == code
+            corners[there] = _project(corners[there], _crs(code), crs)
+    shapes = np.full(len(table), None, dtype=object)
+    known = np.isfinite(corners).all(axis=(1, 2))
+    shapes[known] = shapely.polygons(corners[known])
+    return shapes
+
+
+def _project(corners: npt.NDArray[np.float64], source: CRS, crs: CRS) -> npt.NDArray[np.float64]:
+    """Points (N, 4, 2) in another CRS; not finite where there is none."""
+    # Not rasterio's, which refuses all points if one lies outside of the projection's domain.
+    transformer = pyproj.Transformer.from_crs(source.to_epsg(), crs.to_epsg(), always_xy=True)
+    xs, ys = transformer.transform(corners[..., 0], corners[..., 1])
+    return np.stack((xs, ys), axis=-1)
 
 
 def grid_numbers(table: pd.DataFrame) -> npt.NDArray[np.int64]:
@@ -381,6 +390,9 @@ def _walk(root: Path) -> tuple[pd.DataFrame, dict[str, int]]:
         with entries:
             for entry in entries:
                 if entry.is_dir():
+                    # Snapshots and caches hold copies, which are no scenes of their own.
+                    if entry.name.startswith('.'):
+                        continue
                     waiting.append(prefix + entry.name)
                 elif _is_scene(entry.name):
                     try:
@@ -397,7 +409,11 @@ def _walk(root: Path) -> tuple[pd.DataFrame, dict[str, int]]:
 def _entries(root: Path) -> int:
     """A number that changes when a scene or folder of the root comes or goes."""
     with os.scandir(root) as entries:
-        names = sorted(e.name for e in entries if _is_scene(e.name) or e.is_dir())
+        names = sorted(
+            e.name
+            for e in entries
+            if _is_scene(e.name) or (e.is_dir() and not e.name.startswith('.'))
+        )
     return int.from_bytes(hashlib.sha256('\0'.join(names).encode()).digest()[:6], 'big')
 
 

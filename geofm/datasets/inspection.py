@@ -18,6 +18,9 @@ from geofm.sensors import SENSORS
 #: Where rows are looked at, as shares of the height.
 _ROWS = (0.1, 0.5, 0.9)
 
+#: No coordinate of the Earth is as large, in degrees, metres or feet.
+_FARTHEST = 1e9
+
 
 class Problem(StrEnum):
     """Why a file must not be used."""
@@ -30,6 +33,7 @@ class Problem(StrEnum):
     BAND_COUNT = 'wrong number of bands'
     DTYPE = 'wrong type of pixels'
     NO_EPSG = 'no CRS with an EPSG code'
+    TRANSFORM = 'transform that leads to no place on the ground'
     DUPLICATE = 'another file has the same sensor, ROI, patch and time step'
     NO_DATA = 'every pixel is NaN or nodata'
     ZEROS = 'every pixel is 0'
@@ -82,7 +86,7 @@ def inspect(path: str | os.PathLike[str], sensor: str) -> Finding:
             return _content(path, descriptor, header, sensor)
     except PermissionError:
         return Finding(header, Problem.PERMISSION)
-    except (OSError, RasterioError, ValueError):
+    except (OSError, RasterioError, ValueError, MemoryError):
         return Finding(header, Problem.UNREADABLE)
 
 
@@ -94,7 +98,15 @@ def _header_problem(header: Header, sensor: str, size: int) -> Problem | None:
         return Problem.DTYPE
     if header.epsg is None:
         return Problem.NO_EPSG
+    if not _leads_somewhere(header.transform):
+        return Problem.TRANSFORM
     return Problem.TRUNCATED if size < header.end else None
+
+
+def _leads_somewhere(transform: tuple[float, ...]) -> bool:
+    """Whether a transform can be inverted and stays within what any CRS of the Earth covers."""
+    a, b, _, d, e, _ = transform
+    return all(abs(value) < _FARTHEST for value in transform) and a * e != b * d
 
 
 def _content(path: str | os.PathLike[str], descriptor: int, header: Header, sensor: str) -> Finding:

@@ -18,7 +18,6 @@ from geofm.datasets.catalogue import (
     Catalogue,
     find_catalogue,
     footprints,
-    grid_numbers,
     update_catalogue,
 )
 from geofm.datasets.scan import (
@@ -30,6 +29,7 @@ from geofm.datasets.scan import (
     match_pairs,
     scan_headers,
 )
+from geofm.grid import ALIGNMENT_TOLERANCE
 
 #: Number of files from which a folder without a catalogue gets one. A smaller one is read in
 #: seconds each time, and a catalogue would only be one more thing that can be out of date.
@@ -249,8 +249,11 @@ def _apart(
     s1: pd.DataFrame, s2: pd.DataFrame, shapes: np.ndarray[tuple[int], np.dtype[np.object_]]
 ) -> np.ndarray[tuple[int], np.dtype[np.bool_]]:
     """Whether the files of each pair show different ground."""
-    numbers = grid_numbers(pd.concat([s1[GRID], s2[GRID]], ignore_index=True))
-    other = numbers[: len(s1)] != numbers[len(s1) :]
+    a, b = s1[GRID].to_numpy(float), s2[GRID].to_numpy(float)
+    # By rounding alone the corners of files on one grid differ, far less than by a pixel.
+    pixel = np.abs(b[:, [1, 2, 4, 5]]).max(axis=1, keepdims=True)
+    other = (np.abs(a - b) > ALIGNMENT_TOLERANCE * pixel).any(axis=1)
+    other |= (a[:, [0, 7, 8]] != b[:, [0, 7, 8]]).any(axis=1)
     apart = np.zeros(len(s1), bool)
     if other.any():
         apart[other] = ~shapely.intersects(footprints(s1[other]), shapes[other])
@@ -258,10 +261,7 @@ def _apart(
 
 
 def _transforms(table: pd.DataFrame) -> np.ndarray[tuple[int], np.dtype[np.object_]]:
-    """Affine coefficients of each row; rows on the same grid share one tuple."""
-    numbers = grid_numbers(table)
-    first = np.unique(numbers, return_index=True)[1]
-    coefficients = table[AFFINE].to_numpy()[first].tolist()
-    tuples = np.empty(len(first), dtype=object)
-    tuples[:] = [tuple(row) for row in coefficients]
-    return tuples[numbers]
+    """Affine coefficients of each row."""
+    tuples = np.empty(len(table), dtype=object)
+    tuples[:] = list(zip(*(table[name].tolist() for name in AFFINE), strict=True))
+    return tuples

@@ -609,7 +609,10 @@ def _read_moved_s1(
 
 
 def _read_s2(src: DatasetReader, grid: Grid, window: Window, target: _Target) -> None:
-    """DN of a window."""
+    """DN of a window, which must still lie where the index says."""
+    if grid.window_in(Grid.of(src)) != window:
+        # GDAL would stretch what it finds to the window, or read other ground.
+        raise OSError('its pixels no longer lie where they did when the files were scanned')
     src.read(window=window, out=target[0])
     _mark_s2(target, src.nodata)
 

@@ -152,5 +152,5 @@ def _place(roi: Roi) -> Roi:
 def _files(root: Path) -> Iterator[Path]:
     """Rasters of a tree, in order."""
     for folder, folders, names in os.walk(root, followlinks=True):
-        folders.sort()
+        folders[:] = sorted(name for name in folders if not name.startswith('.'))
         yield from (Path(folder) / name for name in sorted(names) if name.endswith('.tif'))

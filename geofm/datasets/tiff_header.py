@@ -287,6 +287,12 @@ def _header(tags: _Tags) -> Header:
         and tags.integer(_PREDICTOR, 1) == 1
         and len(offsets) == -(-height // rows)
     )
+    if plain:
+        # The sizes that the file states may be wrong; what the pixels need is known. A strip at 0
+        # is left out of the file.
+        row = width * bands * np.dtype(dtype).itemsize
+        needed = (min(rows, height - i * rows) * row for i in range(len(offsets)))
+        sizes = tuple(size if offset else 0 for size, offset in zip(needed, offsets, strict=True))
     return Header(
         width,
         height,

@@ -36,7 +36,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f'{checkpoint}: no such file')
     try:
         content = torch.load(checkpoint, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
         raise CheckpointError(
             f'{checkpoint}: not a readable PyTorch checkpoint, or it holds more than weights. '
             'Give a .ckpt that `geofm fit` wrote'

@@ -1,11 +1,13 @@
 import os
 import shutil
+import struct
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -251,3 +253,72 @@ def test_if_nothing_can_be_read_that_is_an_error(broken_later: Path) -> None:
 
 def test_days_of_the_tree(pairs: Path) -> None:
     assert SEN12MSCRTS(pairs).index['s1_date'].iloc[0].date() == date(2018, 2, 28)
+
+
+# Headers whose numbers cannot be true
+
+
+def patch_tag(path: Path, tag: int, kind: int, value: bytes) -> None:
+    """Overwrite the inline value of a tag, or what it points to."""
+    content = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from('<I', content, 4)
+    (count,) = struct.unpack_from('<H', content, start)
+    for at in range(start + 2, start + 2 + 12 * count, 12):
+        if struct.unpack_from('<H', content, at)[0] != tag:
+            continue
+        if len(value) <= 4:
+            struct.pack_into('<HHI4s', content, at, tag, kind, 1, value.ljust(4, b'\0'))
+        else:
+            (where,) = struct.unpack_from('<I', content, at + 8)
+            content[where : where + len(value)] = value
+        path.write_bytes(content)
+        return
+    raise AssertionError(f'no tag {tag}')
+
+
+PIXEL_SCALE = 33550
+
+
+@pytest.mark.parametrize('scale', [1e300, 0.0, float('nan'), float('inf')])
+def test_a_transform_that_maps_nothing_to_the_ground(pairs: Path, scale: float) -> None:
+    path = next(pairs.rglob('s2_*_patch_0.tif'))
+    patch_tag(path, PIXEL_SCALE, 12, struct.pack('<2d', scale, scale))
+    assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.TRANSFORM]
+    with pytest.warns(UserWarning, match='files left out'):
+        assert SEN12MSCRTS(pairs).index['patch'].tolist() == [1, 2, 3]
+
+
+def test_a_width_beyond_the_file_does_not_end_the_scan(pairs: Path) -> None:
+    path = next(pairs.rglob('s1_*_patch_0.tif'))
+    patch_tag(path, 256, 4, struct.pack('<I', 0x7FFFFF20))
+    assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.TRUNCATED]
+
+
+@pytest.mark.parametrize('size', [SIZE // 2, SIZE * 2])
+def test_a_file_that_was_replaced_is_not_stretched(broken_later: Path, size: int) -> None:
+    ds = SEN12MSCRTS(broken_later)
+    path = Path(ds.index['s2'].iloc[0])
+    other = grid_at(32632, 500_000, 5_300_000, size)
+    write_raster(path, random_pixels('s2', other, 0), other)
+    if size < SIZE:
+        with pytest.raises(ValueError, match=path.name):
+            ds[0]
+    else:
+        with rasterio.open(path) as src:
+            expected = src.read(window=Window(0, 0, SIZE, SIZE)).astype('float32')
+        np.testing.assert_array_equal(ds[0]['image'][2:].numpy(), expected)
+
+
+def test_a_replaced_file_elsewhere_is_refused(broken_later: Path) -> None:
+    ds = SEN12MSCRTS(broken_later)
+    path = Path(ds.index['s2'].iloc[0])
+    moved = grid_at(32632, 500_003, 5_300_000)
+    write_raster(path, random_pixels('s2', moved, 0), moved)
+    with pytest.raises(ValueError, match=f'{path.name}.*no longer'):
+        ds[0]
+
+
+def test_hidden_folders_are_not_looked_into(pairs: Path) -> None:
+    shutil.copytree(pairs / 'ROIs1868', pairs / '.snapshot' / 'ROIs1868')
+    assert update_catalogue(pairs).problems().empty
+    assert len(SEN12MSCRTS(pairs)) == 4
