@@ -77,7 +77,8 @@ def test_segmentation_takes_what_export_makes_of_it(
 def test_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
     cases: dict[str, Any] = {
         'text.ckpt': None,
-        'pop.ckpt': '0',
+        'stack.ckpt': '.',
+        'number.ckpt': 'G',
         'tensor.ckpt': torch.zeros(3),
         'weights.ckpt': {'state_dict': {}},
         'other.ckpt': {'state_dict': {'a': torch.zeros(1)}, 'hyper_parameters': {'lr': 1.0}},
@@ -88,7 +89,7 @@ def test_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
         if content is None:
             path.write_text('not a checkpoint')
         elif isinstance(content, str):
-            # A pickle opcode that asks for an empty stack.
+            # Opcodes of pickle that find an empty stack, and the end of the file.
             path.write_text(content)
         else:
             torch.save(content, path)

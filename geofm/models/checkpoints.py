@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,16 @@ from geofm.models.multisensor import MultiSensorViT
 
 #: What a DINOv2 task's checkpoint calls its teacher's backbone.
 _PREFIX = 'model.'
+
+#: What reading a file that is no checkpoint may raise: its bytes are run as pickle's opcodes.
+_UNREADABLE = (
+    pickle.UnpicklingError,
+    struct.error,
+    RuntimeError,
+    EOFError,
+    ValueError,
+    LookupError,
+)
 
 
 class CheckpointError(ValueError):
@@ -36,7 +47,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         raise CheckpointError(f'{checkpoint}: no such file')
     try:
         content = torch.load(checkpoint, map_location='cpu', weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, LookupError) as error:
+    except _UNREADABLE as error:
         raise CheckpointError(
             f'{checkpoint}: not a readable PyTorch checkpoint, or it holds more than weights. '
             'Give a .ckpt that `geofm fit` wrote'
