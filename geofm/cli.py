@@ -46,6 +46,7 @@ COMMANDS: dict[str, Command] = {
     'figure': Command('maps:figure', 'draw a scene and its products', positional=True),
     'page': Command('page:page', 'make a web page to explore a scene', positional=True),
     'benchmark': Command('models:benchmark', 'measure a backbone by k-NN, beside its floors'),
+    'replay': Command('training:replay', 'do a step again that was not finite', positional=True),
     'export': Command('models:export', "write a checkpoint's backbone for another tool"),
 }
 

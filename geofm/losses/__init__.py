@@ -2,5 +2,13 @@
 
 from geofm.losses.centering import EMACentering, SinkhornKnopp
 from geofm.losses.distillation import DINOLoss, IBOTLoss
+from geofm.losses.gram import GramLoss, resize_tokens
 
-__all__ = ('DINOLoss', 'EMACentering', 'IBOTLoss', 'SinkhornKnopp')
+__all__ = (
+    'DINOLoss',
+    'EMACentering',
+    'GramLoss',
+    'IBOTLoss',
+    'SinkhornKnopp',
+    'resize_tokens',
+)

@@ -21,23 +21,27 @@ class EMACentering(nn.Module):
         super().__init__()
         self.center = Center(size=(1, prototypes), momentum=momentum)
 
-    def forward(self, logits: Tensor, temperature: float, update: bool = True) -> Tensor:
+    def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """Targets for the student.
 
         Args:
             logits: Teacher logits of shape (M, K).
             temperature: Teacher temperature.
-            update: Whether to move the centre.
 
         Returns:
             Probabilities, float32 of shape (M, K).
         """
-        logits = logits.float()
-        targets = torch.softmax((logits - self.center.value) / temperature, dim=-1)
-        if update:
-            # A rank without a masked token has no mean of its own, but must join the others'.
-            self.center.update(logits if len(logits) else self.center.value)
-        return targets
+        return torch.softmax((logits.float() - self.center.value) / temperature, dim=-1)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor) -> None:
+        """Move the centre towards the mean of a batch, over all ranks.
+
+        Args:
+            logits: Teacher logits of shape (M, K).
+        """
+        # A rank without a masked token has no mean of its own, but must join the others'.
+        self.center.update(logits.float() if len(logits) else self.center.value)
 
 
 class SinkhornKnopp(nn.Module):
@@ -57,13 +61,12 @@ class SinkhornKnopp(nn.Module):
         self.iterations = iterations
 
     @torch.no_grad()
-    def forward(self, logits: Tensor, temperature: float, update: bool = True) -> Tensor:
+    def forward(self, logits: Tensor, temperature: float) -> Tensor:
         """Targets for the student.
 
         Args:
             logits: Teacher logits of shape (M, K); M may differ between ranks.
             temperature: Teacher temperature.
-            update: Accepted for the same interface as :class:`EMACentering`: there is no state.
 
         Returns:
             Probabilities, float32 of shape (M, K): each row sums to 1, and the sum over the
@@ -78,6 +81,13 @@ class SinkhornKnopp(nn.Module):
             weights = weights / (_total(weights.sum(dim=0)) * self.prototypes).clamp_min(1e-30)
             weights = weights / (weights.sum(dim=1, keepdim=True) * rows).clamp_min(1e-30)
         return weights * rows
+
+    def update(self, logits: Tensor) -> None:
+        """Do nothing: there is no state.
+
+        Args:
+            logits: Accepted for the same interface as :class:`EMACentering`.
+        """
 
 
 def _total(value: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:

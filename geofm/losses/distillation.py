@@ -52,18 +52,19 @@ class IBOTLoss(nn.Module):
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, logits: Tensor, targets: Tensor, masks: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, targets: Tensor, masks: Tensor, masked: Tensor) -> Tensor:
         """Loss of a batch.
 
         Args:
             logits: Student logits of the M masked patches, of shape (M, K).
             targets: Teacher probabilities of the same patches, of shape (M, K).
             masks: True where a patch is masked, bool of shape (2B, N) with M True.
+            masked: Where these are in the flattened masks, int64 of shape (M,).
 
         Returns:
             Scalar; 0 if nothing is masked.
         """
         log_probabilities = torch.log_softmax(logits.float() / self.temperature, dim=-1)
         losses = -(targets * log_probabilities).sum(dim=-1)
-        weights = (1 / masks.sum(dim=1, keepdim=True).clamp_min(1)).expand_as(masks)[masks]
-        return (losses * weights).sum() / len(masks)
+        weights = 1 / masks.sum(dim=1).clamp_min(1)
+        return (losses * weights[masked // masks.shape[1]]).sum() / len(masks)

@@ -155,6 +155,36 @@ def load_backbone_weights(backbone: nn.Module, checkpoint: str | os.PathLike[str
     _load_strictly(backbone, _backbone_weights(_read(checkpoint)), checkpoint)
 
 
+def read_task_weights(
+    checkpoint: str | os.PathLike[str], state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Weights of a whole task, student, teacher and heads, for one that goes on with them.
+
+    Args:
+        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`.
+        state: Weights of the task that is to go on. What the checkpoint does not have, a centre
+            or a Gram teacher, is taken from there.
+
+    Returns:
+        Weights for the task's ``load_state_dict``.
+
+    Raises:
+        CheckpointError: If the file cannot be read, is of another kind, or does not fit.
+    """
+    checkpoint = Path(checkpoint)
+    found = _read(checkpoint)['state_dict']
+    own = ('dino_center.', 'ibot_center.', 'gram_backbone.')
+    missing = [key for key in state if key not in found and not key.startswith(own)]
+    other = [key for key in state if key in found and found[key].shape != state[key].shape]
+    if missing or other:
+        raise CheckpointError(
+            f'{checkpoint}: cannot be gone on from with this model and these heads: '
+            f'{len(missing)} weights are missing, {len(other)} have another shape, such as '
+            f'{(missing + other)[0]}'
+        )
+    return {key: found.get(key, value) for key, value in state.items()}
+
+
 def export_torchgeo(checkpoint: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
     """Write the file that TorchGeo's ``SemanticSegmentation`` takes as *weights*.
 

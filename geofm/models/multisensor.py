@@ -1,10 +1,13 @@
 """The backbone: one ViT a sensor, their tokens fused into one sequence."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 
 import torch
+from timm.layers.drop import DropPath
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
@@ -14,6 +17,16 @@ from torch.utils.checkpoint import checkpoint
 from geofm.models.attention import Observation, block_index, observe_blocks, take_rows
 from geofm.models.dates import DayOfYear
 from geofm.models.fusion import CrossAttentionFusion, LinearFusion
+from geofm.models.packed import (
+    Kept,
+    drops_paths,
+    embed_patches,
+    lay_out,
+    run_block,
+    run_last_block,
+    take_out,
+)
+from geofm.models.packed_attention import Groups
 from geofm.sensors import SENSORS, BandError, band_indices, sensor_channels
 
 #: Columns of a `dates` tensor.
@@ -31,6 +44,38 @@ def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
         f'in_chans={in_chans} does not tell which bands they are: it is neither all '
         f'{len(every)} of {list(sensors)} nor those of one sensor. Name them with bands=[...]'
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """Crops of one size, and what of their tokens is wanted.
+
+    Attributes:
+        image: Normalised crops of shape (B, C, H, W).
+        dates: See :meth:`MultiSensorViT.forward_features`.
+        masks: The same.
+        present: The same.
+        patches: Patches whose tokens are wanted beside CLS, counted through all crops: indices
+            into (B x N,), int64 of shape (M,). None: no patches.
+    """
+
+    image: Tensor
+    dates: Tensor | None = None
+    masks: Tensor | None = None
+    present: Tensor | None = None
+    patches: Tensor | None = None
+
+
+class ViewTokens(NamedTuple):
+    """Fused tokens of a view.
+
+    Attributes:
+        cls: CLS tokens of shape (B, D).
+        patches: Tokens of the patches that were wanted, of shape (M, D).
+    """
+
+    cls: Tensor
+    patches: Tensor
 
 
 class MultiSensorViT(nn.Module):
@@ -68,7 +113,7 @@ class MultiSensorViT(nn.Module):
         reg_tokens: Number of register tokens.
         init_values: Initial LayerScale.
         drop_rate: Dropout before the head.
-        drop_path_rate: Stochastic depth of the last block; it grows linearly from 0.
+        drop_path_rate: Stochastic depth, the same in all blocks, as in DINOv2.
         vit_args: Further arguments of timm's ``VisionTransformer``.
 
     Raises:
@@ -130,6 +175,7 @@ class MultiSensorViT(nn.Module):
         self.global_pool = global_pool
         self.depth = depth
         self.grad_checkpointing = False
+        self._run_block, self._run_last_block = run_block, run_last_block
         self.feature_info = [
             {'module': f'blocks.{i}', 'num_chs': embed_dim, 'reduction': patch_size}
             for i in range(depth)
@@ -148,13 +194,17 @@ class MultiSensorViT(nn.Module):
                     num_heads=num_heads,
                     reg_tokens=reg_tokens,
                     init_values=init_values,
-                    drop_path_rate=drop_path_rate,
                     dynamic_img_size=True,
                     **vit_args,
                 )
                 for key in self.sensors
             }
         )
+        if drop_path_rate:
+            for key in self.sensors:
+                for block in self._encoder(key).blocks:
+                    block.drop_path1 = DropPath(drop_path_rate)
+                    block.drop_path2 = DropPath(drop_path_rate)
         self.day_of_year = DayOfYear(embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(len(self.sensors), embed_dim))
         self.fusion: LinearFusion | CrossAttentionFusion | None = None
@@ -217,6 +267,11 @@ class MultiSensorViT(nn.Module):
         """
         self.grad_checkpointing = enable
 
+    def compile_blocks(self) -> None:
+        """Compile the blocks as :meth:`forward_views` runs them, with ``torch.compile``."""
+        self._run_block = torch.compile(run_block)
+        self._run_last_block = torch.compile(run_last_block)
+
     def get_classifier(self) -> nn.Module:
         """The head."""
         return self.head
@@ -240,22 +295,23 @@ class MultiSensorViT(nn.Module):
         assert isinstance(encoder, VisionTransformer)
         return encoder
 
-    def _embed(self, key: str, x: Tensor, dates: Tensor | None, masks: Tensor | None) -> Tensor:
+    def _embed(self, key: str, view: View) -> Tensor:
         """Input of the first block of one sensor's ViT."""
         encoder = self._encoder(key)
-        channels = self._channels[key]
+        index, channels = self.sensors.index(key), self._channels[key]
         first, last = channels[0], channels[-1]
         # A run of channels is a view; anything else is gathered.
         is_run = channels == list(range(first, last + 1))
-        tokens = encoder.patch_embed(x[:, first : last + 1] if is_run else x[:, channels])
-        if masks is not None:
-            token = self.mask_token[self.sensors.index(key)].to(tokens.dtype)
-            tokens = torch.where(masks.reshape(*tokens.shape[:3], 1), token, tokens)
+        image = view.image[:, first : last + 1] if is_run else view.image[:, channels]
+        tokens = embed_patches(encoder.patch_embed, image)
+        if view.masks is not None:
+            hidden = view.masks if view.masks.ndim == 2 else view.masks[:, index]
+            token = self.mask_token[index].to(tokens.dtype)
+            tokens = torch.where(hidden.reshape(*tokens.shape[:3], 1), token, tokens)
         tokens = encoder.norm_pre(encoder._pos_embed(tokens))
-        if dates is not None:
-            tokens = tokens + self.day_of_year(dates[:, _DATE_COLUMN[key]])[:, None].to(
-                tokens.dtype
-            )
+        if view.dates is not None:
+            encoding = self.day_of_year(view.dates[:, _DATE_COLUMN[key]])
+            tokens = tokens + encoding[:, None].to(tokens.dtype)
         return tokens
 
     def _stand_in(self, key: str, grid: tuple[int, int]) -> Tensor:
@@ -281,26 +337,20 @@ class MultiSensorViT(nn.Module):
         present: Tensor | None,
     ) -> list[list[Tensor]]:
         """Normalised tokens of every sensor after each of the blocks in *take*."""
-        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
         taken: list[list[Tensor]] = [[] for _ in take]
-        for i, key in enumerate(self.sensors):
+        view = View(x, dates, masks, present)
+        for key in self.sensors:
             encoder = self._encoder(key)
             if key not in self._channels:
-                absent = self._stand_in(key, grid).expand(len(x), -1, -1).to(x.dtype)
+                absent = self._stand_in(key, self._grid(x)).expand(len(x), -1, -1).to(x.dtype)
                 for tokens_at in taken:
                     tokens_at.append(absent)
                 continue
-            tokens = self._embed(key, x, dates, masks)
+            tokens = self._embed(key, view)
             for depth, block in enumerate(encoder.blocks[: max(take) + 1]):
-                if self.grad_checkpointing and self.training:
-                    tokens = checkpoint(block, tokens, use_reentrant=False)
-                else:
-                    tokens = block(tokens)
+                tokens = self._checkpointed(block, tokens)
                 if depth in take:
-                    normalised = encoder.norm(tokens)
-                    if present is not None and self.fusion is not None:
-                        stand_in = self._stand_in(key, grid).to(normalised.dtype)
-                        normalised = torch.where(present[:, i, None, None], normalised, stand_in)
+                    normalised = self._replace_absent(key, encoder.norm(tokens), view)
                     taken[list(take).index(depth)].append(normalised)
         return taken
 
@@ -321,7 +371,8 @@ class MultiSensorViT(nn.Module):
                 multiples of the patch size.
             dates: Days since 1970-01-01 of each sensor of :data:`geofm.sensors.SENSORS`, int64 of
                 shape (B, 2); :data:`geofm.models.dates.NO_DATE` where unknown. None: unknown.
-            masks: True where a patch is hidden, in all sensors, bool of shape (B, N).
+            masks: True where a patch is hidden, bool of shape (B, N), or (B, S, N) where not
+                all of :attr:`sensors` hide the same.
             present: Whether each of :attr:`sensors` is present in a sample, bool of shape
                 (B, S). None: all are.
 
@@ -330,6 +381,122 @@ class MultiSensorViT(nn.Module):
         """
         (tokens,) = self._run(x, [self.depth - 1], dates, masks, present)
         return self._fuse(tokens)
+
+    def forward_views(self, views: Sequence[View]) -> list[ViewTokens]:
+        """Tokens of crops of several sizes, of which few are wanted: how to train.
+
+        All crops run as one packed sequence. In the last block, projection, MLP and what follows
+        run for CLS and the wanted patches alone, unless the fusion needs every token.
+
+        Args:
+            views: Crops of one size each.
+
+        Returns:
+            What is wanted of each view: as from :meth:`forward_features`, but for rounding.
+            Stochastic depth leaves out a random subset of each view's crops in each branch.
+        """
+        kept = [self._kept(view) for view in views]
+        if isinstance(self.fusion, CrossAttentionFusion):
+            # Every token of the other sensor is a key, so none can be left out before.
+            every = [self._run_views(key, views) for key in self.sensors]
+            rows = [
+                self._fuse(list(tokens))[part.sequences, part.tokens]
+                for part, *tokens in zip(kept, *every, strict=True)
+            ]
+        else:
+            wanted = [self._run_wanted(key, views, kept) for key in self.sensors]
+            rows = list(self._fuse(wanted).split([len(part.tokens) for part in kept]))
+        return [
+            ViewTokens(part[: len(view.image)], part[len(view.image) :])
+            for view, part in zip(views, rows, strict=True)
+        ]
+
+    def _kept(self, view: View) -> Kept:
+        """Where the CLS tokens and the wanted patches of a view are."""
+        crops = torch.arange(len(view.image), device=view.image.device)
+        patches = crops.new_empty(0) if view.patches is None else view.patches
+        height, width = self._grid(view.image)
+        return Kept(
+            torch.cat([crops, patches // (height * width)]),
+            torch.cat([crops * 0, self.num_prefix_tokens + patches % (height * width)]),
+        )
+
+    def _run_views(self, key: str, views: Sequence[View]) -> list[Tensor]:
+        """All normalised tokens of one sensor's crops."""
+        if key not in self._channels:
+            return [
+                self._stand_in(key, self._grid(view.image)).expand(len(view.image), -1, -1)
+                for view in views
+            ]
+        crops, groups = self._run_blocks(key, views, self.depth)
+        return [
+            self._replace_absent(key, self._encoder(key).norm(tokens), view)
+            for tokens, view in zip(take_out(crops, groups), views, strict=True)
+        ]
+
+    def _run_wanted(self, key: str, views: Sequence[View], kept: Sequence[Kept]) -> Tensor:
+        """Normalised tokens of one sensor, those that are wanted, of shape (M, D)."""
+        if key not in self._channels:
+            return torch.cat(
+                [
+                    self._stand_in(key, self._grid(view.image))[0, part.tokens]
+                    for view, part in zip(views, kept, strict=True)
+                ]
+            )
+        encoder = self._encoder(key)
+        crops, groups = self._run_blocks(key, views, self.depth - 1)
+        # Crops are counted through all views.
+        first = [0, *accumulate(len(view.image) for view in views)]
+        together = Kept(
+            torch.cat([part.sequences + first[i] for i, part in enumerate(kept)]),
+            torch.cat([part.tokens for part in kept]),
+        )
+        last = self._checkpointed(
+            self._run_last_block, encoder.blocks[-1], groups, together, *crops
+        )
+        rows = encoder.norm(last)
+        return torch.cat(
+            [
+                self._replace_absent(key, tokens, view, part)
+                for tokens, view, part in zip(
+                    rows.split([len(part.tokens) for part in kept]), views, kept, strict=True
+                )
+            ]
+        )
+
+    def _run_blocks(
+        self, key: str, views: Sequence[View], count: int
+    ) -> tuple[tuple[Tensor, ...], Groups]:
+        """Tokens of one sensor's crops after the first blocks of its ViT, and their layout."""
+        blocks = self._encoder(key).blocks
+        crops, groups = lay_out(
+            [self._embed(key, view) for view in views], drop=drops_paths(blocks[0])
+        )
+        for block in blocks[:count]:
+            crops = self._checkpointed(self._run_block, block, groups, *crops)
+        return crops, groups
+
+    def _checkpointed(self, run: Callable[..., Any], *args: Any) -> Any:
+        """Run a block, and if so asked again in the backward pass."""
+        if self.grad_checkpointing and self.training:
+            return checkpoint(run, *args, use_reentrant=False)
+        return run(*args)
+
+    def _replace_absent(
+        self, key: str, tokens: Tensor, view: View, kept: Kept | None = None
+    ) -> Tensor:
+        """Put the stand-in's tokens where a sensor is not present in a crop."""
+        if view.present is None or self.fusion is None:
+            return tokens
+        stand_in = self._stand_in(key, self._grid(view.image)).to(tokens.dtype)
+        present = view.present[:, self.sensors.index(key)]
+        if kept is None:
+            return torch.where(present[:, None, None], tokens, stand_in)
+        return torch.where(present[kept.sequences, None], tokens, stand_in[0, kept.tokens])
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        """Patches down and across."""
+        return x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
 
     def forward_intermediates(
         self,
@@ -372,7 +539,7 @@ class MultiSensorViT(nn.Module):
             self._fuse(tokens) for tokens in self._run(x, [*take, *last], dates, None, present)
         ]
 
-        height, width = x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+        height, width = self._grid(x)
         features: list[Any] = []
         for tokens in fused[: len(take)]:
             prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
@@ -442,7 +609,7 @@ class MultiSensorViT(nn.Module):
         Raises:
             IndexError: If there is no such block.
         """
-        grid = (x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size)
+        grid = self._grid(x)
         index = None if block is None else block_index(block, self.depth)
         asking = None if query is None else self.num_prefix_tokens + query
         with ExitStack() as stack:

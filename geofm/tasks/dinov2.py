@@ -1,23 +1,59 @@
 """DINOv2 task for self-supervised learning (SSL)."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, cast
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from lightly.loss import KoLeoLoss
 from lightly.models.modules import DINOv2ProjectionHead
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import BaseTask
 
-from geofm.losses import DINOLoss, EMACentering, IBOTLoss, SinkhornKnopp
-from geofm.models import MultiSensorViT, create_backbone, load_backbone_weights
+from geofm.datamodules.sampling import run_seed
+from geofm.losses import (
+    DINOLoss,
+    EMACentering,
+    GramLoss,
+    IBOTLoss,
+    SinkhornKnopp,
+    resize_tokens,
+)
+from geofm.models import (
+    MultiSensorViT,
+    View,
+    create_backbone,
+    load_backbone_weights,
+    read_task_weights,
+)
+from geofm.models.packed_attention import choose_attention
+from geofm.tasks.nonfinite import AUTOCAST, Step, gradient_norms, write_dump
 from geofm.tasks.parameters import parameter_groups
+from geofm.tasks.randomness import batch_seed, seeded
 from geofm.tasks.schedules import Schedules, dinov2_schedules
 from geofm.transforms import Crops, MultiCrop
+
+
+class Outputs(NamedTuple):
+    """What a network makes of the crops of B images.
+
+    Attributes:
+        cls: CLS logits, (2B, K) of the teacher, ((2 + n) B, K) of the student.
+        patches: Logits of the M masked patches, (M, K').
+        features: CLS features of the global crops, (2B, D).
+        tokens: Patch tokens of the global crops, (2B, N, D), if Gram anchoring wants them.
+    """
+
+    cls: Tensor
+    patches: Tensor
+    features: Tensor
+    tokens: Tensor | None = None
 
 
 class DINOv2(BaseTask):
@@ -34,23 +70,32 @@ class DINOv2(BaseTask):
 
     * https://arxiv.org/abs/2304.07193 (DINOv2)
     * https://arxiv.org/abs/2309.16588 (registers)
+    * https://arxiv.org/abs/2508.10104 (DINOv3, if you use Gram anchoring)
     """
 
-    ignore = ('weights',)
+    ignore = ('weights', 'continue_from')
 
     model: MultiSensorViT
     student: nn.ModuleDict
     teacher_heads: nn.ModuleDict
+    dino_center: EMACentering | SinkhornKnopp
+    ibot_center: EMACentering | SinkhornKnopp
 
     def __init__(
         self,
         model: str = 'geofm_vit_small_patch16_linear',
         weights: str | None = None,
+        continue_from: str | None = None,
         in_channels: int = 15,
         bands: Sequence[str] | None = None,
         model_args: dict[str, Any] | None = None,
         drop_path_rate: float = 0.3,
+        grad_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        # Several sensors
         sensor_dropout: float = 0.0,
+        one_sensor_masks: float = 0.0,
+        global_sensors: tuple[str, str] | None = None,
         # Crops and masks
         global_size: int = 224,
         local_size: int = 96,
@@ -72,6 +117,9 @@ class DINOv2(BaseTask):
         dino_weight: float = 1.0,
         ibot_weight: float = 1.0,
         koleo_weight: float = 0.1,
+        gram_weight: float = 0.0,
+        gram_size: int | None = None,
+        gram_refresh_steps: int | None = None,
         # Optimisation
         lr: float = 4e-3,
         scale_lr: bool = True,
@@ -92,13 +140,22 @@ class DINOv2(BaseTask):
         Args:
             model: Name of a geofm model, for ``timm.create_model``.
             weights: Checkpoint of this project to start from.
+            continue_from: Checkpoint of this task whose student, teacher, heads and centres to go
+                on with, on a schedule of its own: for a phase at a higher resolution.
             in_channels: Number of input channels.
             bands: Names of the input channels. Default: see
                 :class:`geofm.models.MultiSensorViT`.
             model_args: Further arguments of the model.
-            drop_path_rate: Stochastic depth of the student.
+            drop_path_rate: Stochastic depth of the student, the same in all blocks.
+            grad_checkpointing: Whether to save memory and compute the blocks twice.
+            compile_blocks: Whether to compile the blocks with ``torch.compile``.
             sensor_dropout: Probability that one of two sensors is hidden from the student in a
                 crop, so that the backbone learns to do without.
+            one_sensor_masks: Share of the masked patches that are hidden in one sensor only, to
+                be told from the other.
+            global_sensors: Sensors that student and teacher see of the global crops, e.g.
+                ``['s1', 's2']``: the features of the one are learned from the other. All by
+                default.
             global_size: Side of the two global crops in pixels.
             local_size: Side of the local crops in pixels.
             n_local: Number of local crops.
@@ -118,6 +175,11 @@ class DINOv2(BaseTask):
             dino_weight: Weight of the DINO loss.
             ibot_weight: Weight of the iBOT loss.
             koleo_weight: Weight of the KoLeo loss, summed over the global crops.
+            gram_weight: Weight of Gram anchoring, to an earlier teacher; DINOv3 takes 2.
+            gram_size: Side of the global crops that this teacher sees, in pixels, if larger;
+                DINOv3 takes twice *global_size*.
+            gram_refresh_steps: Optimiser steps after which it is replaced by the present teacher;
+                by default it stays what the run starts with.
             lr: Peak learning rate, of a batch of 1024 if it is scaled.
             scale_lr: Whether to multiply *lr* by sqrt(batch / 1024), over all ranks.
             min_lr: Final learning rate.
@@ -135,11 +197,17 @@ class DINOv2(BaseTask):
 
         Raises:
             TypeError: If *model* is not a geofm model.
-            ValueError: If sensors are to be dropped from a model with one sensor.
+            ValueError: If what needs two sensors is asked of a model with one.
+            CheckpointError: If a checkpoint cannot be read or does not fit.
         """
         self.weights = weights
         super().__init__()
         self.schedules: Schedules | None = None
+        self.seed = run_seed()
+        self._step: Step | None = None
+        if continue_from is not None:
+            self.load_state_dict(read_task_weights(continue_from, self.state_dict()))
+        self._refresh_gram_teacher()
 
     def configure_models(self) -> None:
         """Initialize student, teacher and the cropping of their input."""
@@ -157,10 +225,18 @@ class DINOv2(BaseTask):
             head.load_state_dict(self.student[name].state_dict())
         self.model.requires_grad_(False)
         self.teacher_heads.requires_grad_(False)
-        if hparams['sensor_dropout']:
-            if len(backbone.sensors) < 2:
-                raise ValueError('sensor_dropout needs a model with two sensors')
-        elif backbone.fusion is not None:
+        for network in (backbone, self.model):
+            if hparams['compile_blocks']:
+                network.compile_blocks()
+        backbone.set_grad_checkpointing(hparams['grad_checkpointing'])
+        self.gram_backbone = copy.deepcopy(self.model) if hparams['gram_weight'] else None
+        for name in ('sensor_dropout', 'one_sensor_masks', 'global_sensors'):
+            if hparams[name] and len(backbone.sensors) < 2:
+                raise ValueError(f'{name} needs a model with two sensors')
+        if unknown := set(hparams['global_sensors'] or ()) - set(backbone.sensors):
+            raise ValueError(f'global_sensors {sorted(unknown)}: not of {list(backbone.sensors)}')
+        hides = hparams['sensor_dropout'] or hparams['global_sensors']
+        if backbone.fusion is not None and not hides:
             # Never used, so never given a gradient, which distributed training would wait for.
             backbone.stand_in.requires_grad_(False)
 
@@ -176,6 +252,9 @@ class DINOv2(BaseTask):
             mask_ratio=hparams['mask_ratio'],
             min_valid=hparams['min_valid'],
             photometry=hparams['photometry'],
+            anchor_size=(hparams['gram_size'] or hparams['global_size'])
+            if hparams['gram_weight']
+            else None,
         )
 
     def _heads(self) -> nn.ModuleDict:
@@ -197,7 +276,7 @@ class DINOv2(BaseTask):
     def configure_losses(self) -> None:
         """Initialize losses, and what turns the teacher's logits into targets."""
         hparams = self.hparams
-        centering = {'ema': EMACentering, 'sinkhorn_knopp': SinkhornKnopp}[hparams['centering']]
+        centering = EMACentering if hparams['centering'] == 'ema' else SinkhornKnopp
         ibot_prototypes = hparams['prototypes']
         if hparams['separate_ibot_head']:
             ibot_prototypes = hparams['ibot_prototypes'] or ibot_prototypes
@@ -206,68 +285,110 @@ class DINOv2(BaseTask):
         self.dino_loss = DINOLoss(hparams['student_temperature'])
         self.ibot_loss = IBOTLoss(hparams['student_temperature'])
         self.koleo_loss = KoLeoLoss()
-        self.loss_weights = {
-            'dino': hparams['dino_weight'],
-            'ibot': hparams['ibot_weight'],
-            'koleo': hparams['koleo_weight'],
-        }
+        self.gram_loss = GramLoss()
+        terms = ('dino', 'ibot', 'koleo', 'gram')
+        self.loss_weights = {name: hparams[f'{name}_weight'] for name in terms}
 
     def train(self, mode: bool = True) -> 'DINOv2':
         """Set the training mode of the student; the teacher always evaluates."""
         super().train(mode)
         self.model.eval()
         self.teacher_heads.eval()
+        if self.gram_backbone is not None:
+            self.gram_backbone.eval()
         return self
 
     # -- the method -----------------------------------------------------------------------------
 
-    def teacher_forward(self, crops: Crops) -> tuple[Tensor, Tensor, Tensor]:
-        """Teacher on the global crops.
+    def teacher_forward(self, crops: Crops) -> Outputs:
+        """Teacher on the global crops, nothing hidden.
 
         Args:
             crops: Crops of a batch of B images.
 
         Returns:
-            CLS logits of shape (2B, K), logits of the masked patches of shape (M, K'), and the
-            CLS features of shape (2B, D).
+            Logits of CLS tokens and of the patches that the student does not see.
         """
-        tokens = self.model.forward_features(crops.globals, crops.global_dates)
-        cls, patches = tokens[:, 0], tokens[:, self.model.num_prefix_tokens :][crops.masks]
-        return *_apply_heads(self.teacher_heads, cls, patches), cls
+        present = self._only('teacher', len(crops.globals))
+        view = View(crops.globals, crops.global_dates, None, present, crops.masked)
+        (tokens,) = self.model.forward_views([view])
+        return Outputs(*_apply_heads(self.teacher_heads, *tokens), tokens.cls)
 
-    def student_forward(self, crops: Crops) -> tuple[Tensor, Tensor, Tensor]:
+    def student_forward(self, crops: Crops) -> Outputs:
         """Student on all crops, with patches of the global ones hidden.
 
         Args:
             crops: Crops of a batch of B images, n of them local.
 
         Returns:
-            CLS logits of shape ((2 + n) B, K), logits of the masked patches of shape (M, K'), and
-            the CLS features of the global crops, of shape (2B, D).
+            Logits of the CLS tokens of all crops and of the hidden patches.
         """
         backbone = cast(MultiSensorViT, self.student['backbone'])
-
-        def tokens_of(views: Tensor, dates: Tensor | None, masks: Tensor | None) -> Tensor:
-            return backbone.forward_features(views, dates, masks, self._present(len(views)))
-
-        tokens = tokens_of(crops.globals, crops.global_dates, crops.masks)
-        cls, patches = tokens[:, 0], tokens[:, backbone.num_prefix_tokens :][crops.masks]
-        every_cls = [cls]
+        images, patches = crops.masks.shape
+        anchored = self.gram_backbone is not None
+        wanted = torch.arange(crops.masks.numel(), device=self.device) if anchored else crops.masked
+        present = self._only('student', images)
+        if present is None:
+            present = self._drop_sensors(images)
+        views = [View(crops.globals, crops.global_dates, self._hidden(crops), present, wanted)]
         if len(crops.locals):
-            every_cls.append(tokens_of(crops.locals, crops.local_dates, None)[:, 0])
-        return *_apply_heads(self.student, torch.cat(every_cls), patches), cls
+            present = self._drop_sensors(len(crops.locals))
+            views.append(View(crops.locals, crops.local_dates, None, present))
+        tokens = backbone.forward_views(views)
 
-    def _present(self, crops: int) -> Tensor | None:
+        features, hidden = tokens[0]
+        every = hidden.view(images, patches, -1) if anchored else None
+        if anchored:
+            hidden = hidden[crops.masked]
+        cls = torch.cat([view.cls for view in tokens])
+        return Outputs(*_apply_heads(self.student, cls, hidden), features, every)
+
+    @torch.no_grad()
+    def gram_forward(self, crops: Crops) -> Tensor:
+        """Gram teacher on the anchors: global crops without photometry, perhaps larger.
+
+        Args:
+            crops: Crops of a batch of B images.
+
+        Returns:
+            Patch tokens on the student's grid, of shape (2B, N, D).
+        """
+        assert self.gram_backbone is not None
+        assert crops.anchors is not None
+        tokens = self.gram_backbone.forward_features(crops.anchors, crops.global_dates)
+        side = crops.anchors.shape[-1] // self.model.patch_size
+        patches = tokens[:, self.model.num_prefix_tokens :]
+        return resize_tokens(patches, (side, side), self.multi_crop.grid)
+
+    def _only(self, network: Literal['student', 'teacher'], crops: int) -> Tensor | None:
+        """Which sensors a network sees of the global crops; None: all."""
+        if not self.hparams['global_sensors']:
+            return None
+        sensor = self.hparams['global_sensors'][network == 'teacher']
+        seen = torch.tensor([key == sensor for key in self.model.sensors])
+        return seen.expand(crops, -1).to(self.device, non_blocking=True)
+
+    def _drop_sensors(self, crops: int) -> Tensor | None:
         """Which sensors the student sees in each crop: both, or now and then one."""
         rate = self.hparams['sensor_dropout']
         if not rate:
             return None
-        hidden = torch.rand(crops, device=self.device) < rate
-        which = torch.rand(crops, device=self.device) < 0.5
-        return ~torch.stack([hidden & which, hidden & ~which], dim=1)
+        hidden, which = torch.rand(crops) < rate, torch.rand(crops) < 0.5
+        seen = ~torch.stack([hidden & which, hidden & ~which], dim=1)
+        return seen.to(self.device, non_blocking=True)
+
+    def _hidden(self, crops: Crops) -> Tensor:
+        """Patches that the student does not see: of all sensors, or some of one sensor only."""
+        rate = self.hparams['one_sensor_masks']
+        if not rate:
+            return crops.masks
+        shape = crops.masks.shape
+        one, which = torch.rand(shape) < rate, torch.rand(shape) < 0.5
+        shown = torch.stack([one & which, one & ~which], dim=1)
+        return crops.masks[:, None] & ~shown.to(self.device, non_blocking=True)
 
     def losses(
-        self, batch: Sample, temperature: float, update_center: bool
+        self, batch: Sample, temperature: float, update_centers: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses of a batch.
 
@@ -275,36 +396,60 @@ class DINOv2(BaseTask):
             batch: Normalised ``image`` of shape (B, C, H, W), or (B, k, C, H, W) with k dates of
                 each, and where known ``valid`` and ``dates``.
             temperature: Teacher temperature.
-            update_center: Whether the centres learn from this batch.
+            update_centers: Whether the centres learn from this batch.
 
         Returns:
-            The three losses by name, and for those who watch: mean entropy of the teacher's CLS
+            The losses by name, and for those who watch: mean entropy of the teacher's CLS
             targets in nats, entropy of their mean, and CLS features of shape (2B, D).
         """
         crops: Crops = self.multi_crop(batch)
         with torch.no_grad():
-            teacher_cls, teacher_patches, features = self.teacher_forward(crops)
-            cls_targets = self.dino_center(teacher_cls, temperature, update_center)
-            patch_targets = self.ibot_center(teacher_patches, temperature, update_center)
-        cls, patches, backbone_cls = self.student_forward(crops)
+            teacher = self.teacher_forward(crops)
+        student = self.student_forward(crops)
+        anchor = None if student.tokens is None else self.gram_forward(crops)
 
-        images = len(crops.globals) // 2
+        # Half precision is too coarse for what follows.
         with torch.autocast(self.device.type, enabled=False):
-            koleo = [self.koleo_loss(view.float()) for view in backbone_cls.chunk(2)]
-        losses = {
-            'dino': self.dino_loss(
-                cls.unflatten(0, (-1, images)), cls_targets.unflatten(0, (2, images))
-            ),
-            'ibot': self.ibot_loss(patches, patch_targets, crops.masks),
-            # An image alone has no neighbour to keep away from.
-            'koleo': torch.stack(koleo).sum() if images > 1 else cls.new_zeros(()),
-        }
+            with torch.no_grad():
+                cls_targets = self.dino_center(teacher.cls, temperature)
+                patch_targets = self.ibot_center(teacher.patches, temperature)
+                if update_centers:
+                    self.dino_center.update(teacher.cls)
+                    self.ibot_center.update(teacher.patches)
+            images = len(crops.globals) // 2
+            losses = {
+                'dino': self.dino_loss(
+                    student.cls.unflatten(0, (-1, images)), cls_targets.unflatten(0, (2, images))
+                ),
+                'ibot': self.ibot_loss(student.patches, patch_targets, crops.masks, crops.masked),
+                'koleo': self._koleo(student.features),
+            }
+            if student.tokens is not None and anchor is not None:
+                losses['gram'] = self.gram_loss(student.tokens, anchor)
         watched = {
             'target_entropy': _entropy(cls_targets).mean(),
             'mean_target_entropy': _entropy(cls_targets.mean(dim=0)),
-            'features': features,
+            'features': teacher.features,
         }
         return losses, watched
+
+    def _koleo(self, features: Tensor) -> Tensor:
+        """KoLeo of each global crop on its own, summed."""
+        if len(features) < 4:
+            # An image alone has no neighbour to keep away from.
+            return features.new_zeros((), dtype=torch.float32)
+        return torch.stack([self.koleo_loss(view.float()) for view in features.chunk(2)]).sum()
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Weighted sum of the losses.
+
+        Args:
+            losses: Losses by name, from :meth:`losses`.
+
+        Returns:
+            Scalar.
+        """
+        return torch.stack([self.loss_weights[name] * losses[name] for name in losses]).sum()
 
     def training_step(
         self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
@@ -323,19 +468,47 @@ class DINOv2(BaseTask):
             FloatingPointError: If the loss is not finite.
         """
         values = self._schedules().at(self.global_step)
-        losses, watched = self.losses(batch, values['teacher_temperature'], update_center=True)
-        loss = torch.stack([self.loss_weights[name] * losses[name] for name in losses]).sum()
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        seed = batch_seed(self.seed, 'train', number, self.global_rank)
+        self._step = Step(
+            self.global_step, batch, seed, values['teacher_temperature'], self._centers()
+        )
+        with seeded(seed, self.device):
+            losses, watched = self.losses(batch, values['teacher_temperature'], True)
+        loss = self.total(losses)
         if not torch.isfinite(loss):
-            terms = {name: value.item() for name, value in losses.items()}
-            raise FloatingPointError(
-                f'loss is not finite at step {self.global_step}: {terms}. Lower the learning rate '
-                'or clip_grad, or resume from an earlier checkpoint'
-            )
+            self._stop('loss', losses)
         size = len(batch['image'])
         self.log('train_loss', loss, prog_bar=True, batch_size=size)
         self.log_dict({f'train_{k}': v for k, v in losses.items()}, batch_size=size)
         self.log_dict({f'schedule/{k}': v for k, v in values.items()}, batch_size=size)
         return {'loss': loss, **watched}
+
+    def _centers(self) -> dict[str, Tensor]:
+        """The centres as they are, by their names in a checkpoint."""
+        return {
+            f'{name}.{key}': value.clone()
+            for name in ('dino_center', 'ibot_center')
+            for key, value in getattr(self, name).state_dict().items()
+        }
+
+    def _stop(self, what: str, values: Mapping[str, Tensor]) -> None:
+        """Stop a run whose numbers are not finite, keeping what it takes to see why.
+
+        Raises:
+            FloatingPointError: Always.
+        """
+        assert self._step is not None
+        terms = {name: value.item() for name, value in values.items()}
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        path = write_dump(self, self._step, terms, folder)
+        files = getattr(getattr(self.trainer, 'datamodule', None), 'files', None)
+        of = f' Files of the batch: {files(self._step.batch)}.' if files is not None else ''
+        raise FloatingPointError(
+            f'{what} is not finite at step {self._step.number}: {terms}. The step is kept in '
+            f'{path} (`geofm replay` does it again).{of} Look at these data, lower the learning '
+            'rate or clip_grad, or resume from an earlier checkpoint'
+        )
 
     def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Compute the same losses on held-out images.
@@ -345,7 +518,7 @@ class DINOv2(BaseTask):
             batch_idx: Integer displaying index of this batch.
             dataloader_idx: Index of the current dataloader.
         """
-        self._log_losses('val', batch)
+        self._log_losses('val', batch, batch_idx)
 
     def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Compute the same losses on test images.
@@ -355,14 +528,15 @@ class DINOv2(BaseTask):
             batch_idx: Integer displaying index of this batch.
             dataloader_idx: Index of the current dataloader.
         """
-        self._log_losses('test', batch)
+        self._log_losses('test', batch, batch_idx)
 
-    def _log_losses(self, split: str, batch: Sample) -> None:
+    def _log_losses(self, split: str, batch: Sample, batch_idx: int) -> None:
         temperature = self.hparams['teacher_temperature'][1]
-        losses, _ = self.losses(batch, temperature, update_center=False)
+        # The same crops in every epoch, so that losses can be compared.
+        with seeded(batch_seed(self.seed, split, batch_idx, self.global_rank), self.device):
+            losses, _ = self.losses(batch, temperature)
         size = len(batch['image'])
-        loss = torch.stack([self.loss_weights[name] * losses[name] for name in losses]).sum()
-        self.log(f'{split}_loss', loss, batch_size=size, sync_dist=True)
+        self.log(f'{split}_loss', self.total(losses), batch_size=size, sync_dist=True)
         self.log_dict(
             {f'{split}_{k}': v for k, v in losses.items()}, batch_size=size, sync_dist=True
         )
@@ -379,6 +553,22 @@ class DINOv2(BaseTask):
             CLS features of shape (B, D).
         """
         return self.model(batch['image'], batch.get('dates'))
+
+    # -- a run ----------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Say which attention runs."""
+        dtype = AUTOCAST.get(str(self.trainer.precision), torch.float32)
+        method, reason = choose_attention(self.device, dtype)
+        rank_zero_info(f'Attention of packed crops: {method} ({reason})')
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the run's seed: its crops are drawn again from there."""
+        checkpoint['seed'] = self.seed
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the seed of the run that is resumed."""
+        self.seed = checkpoint.get('seed', self.seed)
 
     # -- optimisation ---------------------------------------------------------------------------
 
@@ -455,11 +645,21 @@ class DINOv2(BaseTask):
             optimizer: The optimizer.
             gradient_clip_val: Largest norm; that of the task if None.
             gradient_clip_algorithm: Accepted for Lightning: DINOv2 clips by norm.
+
+        Raises:
+            FloatingPointError: If a gradient is not finite, unless a scaler is there for that.
         """
         largest = gradient_clip_val or self.hparams['clip_grad']
+        norms = gradient_norms(self.student)
+        # In half precision, the gradient scaler leaves such a step out and scales down.
+        if (
+            self.trainer.precision != '16-mixed'
+            and not torch.stack([*norms.values()]).isfinite().all()
+        ):
+            self._stop('gradient', norms)
         if largest:
-            for module in self.student.values():
-                nn.utils.clip_grad_norm_(module.parameters(), largest)
+            for name, module in self.student.items():
+                nn.utils.clip_grads_with_norm_(module.parameters(), largest, norms[name])
 
     def optimizer_step(
         self,
@@ -473,13 +673,27 @@ class DINOv2(BaseTask):
         Here, and not at the end of the batch, where a callback may save a checkpoint first.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        momentum = self._schedules().at(self.global_step)['momentum']
+        self.move_teacher(self._schedules().at(self.global_step)['momentum'])
+        every = self.hparams['gram_refresh_steps']
+        if every and (self.global_step + 1) % every == 0:
+            self._refresh_gram_teacher()
+
+    @torch.no_grad()
+    def move_teacher(self, momentum: float) -> None:
+        """Move the teacher towards the student.
+
+        Args:
+            momentum: Share of the teacher that stays.
+        """
         teacher: list[Tensor] = [*self.model.parameters(), *self.teacher_heads.parameters()]
         student: list[Tensor] = [*self.student['backbone'].parameters()]
         for name in self.teacher_heads:
             student += self.student[name].parameters()
-        with torch.no_grad():
-            torch._foreach_lerp_(teacher, student, 1 - momentum)
+        torch._foreach_lerp_(teacher, student, 1 - momentum)
+
+    def _refresh_gram_teacher(self) -> None:
+        if self.gram_backbone is not None:
+            self.gram_backbone.load_state_dict(self.model.state_dict())
 
 
 def _apply_heads(heads: nn.ModuleDict, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:

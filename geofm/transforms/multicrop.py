@@ -33,6 +33,9 @@ class Crops:
         globals: Global crops, shape (2B, C, G, G).
         locals: Local crops, shape (nB, C, L, L).
         masks: Patch tokens of the global crops to mask, bool, shape (2B, N).
+        masked: Where they are, indices into the flattened masks, int64, shape (M,).
+        anchors: The global crops again, at another size and without photometry, shape
+            (2B, C, A, A), or None.
         global_dates: Acquisition dates of each global crop, int64, shape (2B, 2), or None if they
             did not come with the batch.
         local_dates: The same of the local crops, (nB, 2).
@@ -47,6 +50,8 @@ class Crops:
     globals: Tensor
     locals: Tensor
     masks: Tensor
+    masked: Tensor
+    anchors: Tensor | None
     global_dates: Tensor | None
     local_dates: Tensor | None
     global_boxes: Tensor
@@ -90,6 +95,7 @@ class MultiCrop(nn.Module):
         min_valid: float = 0.5,
         max_tries: int = 10,
         photometry: bool = True,
+        anchor_size: int | None = None,
     ) -> None:
         """Initialize a new MultiCrop instance.
 
@@ -108,6 +114,7 @@ class MultiCrop(nn.Module):
             max_tries: Number of times a crop is drawn at most; then the one with the largest
                 share of valid pixels is kept, whatever that is.
             photometry: Whether to blur crops and change gain, haze and speckle.
+            anchor_size: Side A of the anchors, in pixels, for Gram anchoring; None: no anchors.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -115,7 +122,10 @@ class MultiCrop(nn.Module):
                 negative, *min_valid* is not within 0 and 1, or *max_tries* is below 1.
         """
         super().__init__()
-        for name, size in (('global_size', global_size), ('local_size', local_size)):
+        sizes = {'global_size': global_size, 'local_size': local_size}
+        if anchor_size is not None:
+            sizes['anchor_size'] = anchor_size
+        for name, size in sizes.items():
             if size <= 0 or size % patch_size:
                 raise ValueError(f'{name} {size} must be a positive multiple of {patch_size}')
         if n_local < 0 or max_tries < 1:
@@ -131,6 +141,7 @@ class MultiCrop(nn.Module):
         self.mask_probability, self.mask_ratio = mask_probability, mask_ratio
         self.min_valid, self.max_tries = min_valid, max_tries
         self.photometry = Photometry(self.bands) if photometry else None
+        self.anchor_size = anchor_size
 
     @torch.no_grad()
     def forward(self, batch: Mapping[str, Any]) -> Crops:
@@ -191,11 +202,21 @@ class MultiCrop(nn.Module):
             blur,
             local_source if several_dates else None,
         )
+        anchors = None
+        if self.anchor_size is not None:
+            source = global_source if several_dates else None
+            anchors = crop_and_resize(
+                images, global_boxes, global_flips, self.anchor_size, source=source
+            )
         masks = block_masks(len(global_crops), self.grid, self.mask_probability, self.mask_ratio)
+        # Found while they are on the CPU: an accelerator would have to be waited for.
+        masked = masks.flatten().nonzero().squeeze(1)
         return Crops(
             globals=global_crops,
             locals=local_crops,
             masks=masks.to(images.device, non_blocking=True),
+            masked=masked.to(images.device, non_blocking=True),
+            anchors=anchors,
             global_dates=None if dates is None else dates[global_source],
             local_dates=None if dates is None else dates[local_source],
             global_boxes=global_boxes,

@@ -7,9 +7,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import seed_everything
+from torch import Tensor
 
 from geofm.callbacks import CollapseWatch
 from geofm.callbacks.collapse import effective_rank, feature_std
+from geofm.losses import SinkhornKnopp
 from tests.pairs import RandomPairsDataModule
 from tests.tasks.test_dinov2 import small_task, small_trainer
 
@@ -37,14 +39,18 @@ def test_features_all_alike_have_no_spread_and_no_rank() -> None:
     assert feature_std(torch.randn(500, 64)).item() == pytest.approx(1, abs=0.02)
 
 
+class NoCentering(SinkhornKnopp):
+    def forward(self, logits: Tensor, temperature: float) -> Tensor:
+        return (logits / 0.01).softmax(-1)
+
+
 def run(tmp_path: Path, broken: bool) -> CollapseWatch:
     seed_everything(0)
     watch = CollapseWatch(patience=5, after_step=10)
     task = small_task(lr=2e-2, warmup_epochs=0, freeze_last_layer_epochs=0, momentum=(0.9, 1.0))
     if broken:
         # Sharp targets and nothing to centre them.
-        task.dino_center.forward = lambda logits, t, update=True: (logits / 0.01).softmax(-1)
-        task.ibot_center.forward = lambda logits, t, update=True: (logits / 0.01).softmax(-1)
+        task.dino_center, task.ibot_center = NoCentering(1), NoCentering(1)
     trainer = small_trainer(tmp_path, max_epochs=10, callbacks=[watch], limit_val_batches=0)
     trainer.fit(task, datamodule=RandomPairsDataModule(batch_size=8, length=32))
     assert {f'collapse/{name}' for name in watch.limits} <= set(trainer.callback_metrics)

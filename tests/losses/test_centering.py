@@ -16,16 +16,18 @@ def test_ema_centre_is_the_moving_average_of_earlier_batches() -> None:
         weights = np.exp(shifted - shifted.max(axis=1, keepdims=True))
         expected = weights / weights.sum(axis=1, keepdims=True)
         np.testing.assert_allclose(centering(logits, 0.05).numpy(), expected, atol=1e-5)
+        centering.update(logits)
         centre = 0.9 * centre + 0.1 * logits.numpy().mean(axis=0)
     np.testing.assert_allclose(centering.center.value[0].numpy(), centre, atol=1e-6)
 
 
 def test_ema_centre_stays_where_it_is_when_told_or_when_there_is_nothing() -> None:
     centering = EMACentering(prototypes=6)
-    centering(torch.randn(5, 6), 0.05)
+    centering.update(torch.randn(5, 6))
     centre = centering.center.value.clone()
-    centering(torch.randn(5, 6), 0.05, update=False)
+    centering(torch.randn(5, 6), 0.05)
     assert centering(torch.randn(0, 6), 0.05).shape == (0, 6)
+    centering.update(torch.randn(0, 6))
     torch.testing.assert_close(centering.center.value, centre)
 
 

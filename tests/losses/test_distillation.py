@@ -4,6 +4,7 @@ import pytest
 import torch
 from lightly.loss import DINOLoss as LightlyDINOLoss
 from lightly.loss import IBOTPatchLoss
+from torch import Tensor
 
 from geofm.losses import DINOLoss, IBOTLoss
 
@@ -34,13 +35,17 @@ def test_dino_loss_equals_lightlys() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+def places(masks: Tensor) -> Tensor:
+    return masks.flatten().nonzero().squeeze(1)
+
+
 def test_ibot_loss_weighs_each_image_alike_and_counts_those_without_masks() -> None:
     masks = torch.tensor([[True, True, True, False], [False] * 4, [False, True, False, False]])
     logits = torch.randn(4, 5)
     targets = torch.randn(4, 5).softmax(dim=-1)
     entropies = -(targets * (logits / 0.1).log_softmax(dim=-1)).sum(dim=-1)
     expected = (entropies[:3].mean() + entropies[3]) / 3
-    torch.testing.assert_close(IBOTLoss(0.1)(logits, targets, masks), expected)
+    torch.testing.assert_close(IBOTLoss(0.1)(logits, targets, masks, places(masks)), expected)
 
 
 def test_ibot_loss_equals_lightlys() -> None:
@@ -49,12 +54,12 @@ def test_ibot_loss_equals_lightlys() -> None:
     masked = int(masks.sum())
     student, teacher = torch.randn(masked, 16), torch.randn(masked, 16)
     expected = IBOTPatchLoss(output_dim=16)(teacher, student, masks, teacher_temp=0.05)
-    loss = IBOTLoss(0.1)(student, (teacher / 0.05).softmax(dim=-1), masks.flatten(1))
+    loss = IBOTLoss(0.1)(student, (teacher / 0.05).softmax(dim=-1), masks.flatten(1), places(masks))
     torch.testing.assert_close(loss, expected)
 
 
 def test_ibot_loss_without_masks_is_zero_and_can_be_differentiated() -> None:
-    logits = torch.randn(0, 5, requires_grad=True)
-    loss = IBOTLoss()(logits, torch.zeros(0, 5), torch.zeros(2, 4, dtype=torch.bool))
+    logits, masks = torch.randn(0, 5, requires_grad=True), torch.zeros(2, 4, dtype=torch.bool)
+    loss = IBOTLoss()(logits, torch.zeros(0, 5), masks, places(masks))
     loss.backward()
     assert loss.item() == 0

@@ -190,7 +190,7 @@ def test_gradients_are_clipped_in_each_sub_network(tmp_path: Path) -> None:
     assert max(norms) == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_resumed_run_equals_an_unbroken_one_bit_for_bit(tmp_path: Path) -> None:
     seed_everything(0)
     whole = Record()
     task = small_task()
@@ -212,6 +212,8 @@ def test_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     checkpoint = tmp_path / 'b' / 'half.ckpt'
     trainer.save_checkpoint(checkpoint)
 
+    # Whatever happened in between, the resumed run draws what the unbroken one drew.
+    seed_everything(7)
     resumed = Record()
     task_again = small_task()
     small_trainer(tmp_path / 'c', max_epochs=4, callbacks=[resumed], limit_val_batches=0).fit(
@@ -219,7 +221,7 @@ def test_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     )
     assert interrupted.steps + resumed.steps == whole.steps == list(range(1, 17))
     assert interrupted.schedules + resumed.schedules == whole.schedules
-    assert interrupted.losses == whole.losses[:8]
+    assert interrupted.losses + resumed.losses == whole.losses
 
 
 def test_checkpoint_holds_the_teacher_where_torchgeo_looks_for_it(tmp_path: Path) -> None:
@@ -245,35 +247,11 @@ def test_checkpoint_holds_the_teacher_where_torchgeo_looks_for_it(tmp_path: Path
     assert 'weights' not in continued.hparams
 
 
-def test_loss_that_is_not_finite_stops_the_run_and_names_the_term(tmp_path: Path) -> None:
-    class Broken(RandomPairsDataModule):
-        def setup(self, stage: str) -> None:
-            super().setup(stage)
-            assert isinstance(self.train_dataset, RandomPairs)
-            self.train_dataset.images[6] = torch.nan
-
-    trainer = small_trainer(tmp_path, max_epochs=1, limit_val_batches=0)
-    with pytest.raises(FloatingPointError, match=r"not finite at step 1: .*'dino': nan"):
-        trainer.fit(small_task(), datamodule=Broken())
-
-
-def test_sensor_dropout_hides_one_sensor_at_a_time() -> None:
-    task = small_task(sensor_dropout=0.5)
-    present = task._present(4000)
-    assert present is not None
-    assert present.any(dim=1).all()
-    share = (~present).float().mean(dim=0)
-    torch.testing.assert_close(share, torch.tensor([0.25, 0.25]), atol=0.03, rtol=0)
-    assert small_task()._present(4) is None
-    with pytest.raises(ValueError, match='two sensors'):
-        small_task(sensor_dropout=0.5, model='geofm_vit_tiny_patch16_s2', in_channels=13)
-
-
 def test_losses_of_a_step_are_those_of_the_parts() -> None:
     """The step against the method written out, crop by crop, head by head."""
     task = small_task(drop_path_rate=0.0, centering='sinkhorn_knopp').train()
     torch.manual_seed(3)
-    losses, _ = task.losses(batch(), temperature=0.05, update_center=False)
+    losses, _ = task.losses(batch(), temperature=0.05)
     torch.manual_seed(3)
     crops = task.multi_crop(batch())
     images, registers = 4, 5
@@ -335,12 +313,12 @@ def test_several_dates_of_an_image() -> None:
     crops = task.multi_crop(dated)
     assert crops.global_dates.shape == (8, 2)
     assert crops.local_dates.shape == (8, 2)
-    losses, _ = task.losses(dated, temperature=0.05, update_center=False)
+    losses, _ = task.losses(dated, temperature=0.05)
     assert all(torch.isfinite(loss) for loss in losses.values())
 
     dated['dates'][:, 1] += 180
     crops = task.multi_crop(dated)
-    _, _, cls = task.teacher_forward(crops)
+    cls = task.teacher_forward(crops).features
     views = crops.globals.split(4)
     for date in range(2):
         expected = task.model.forward_features(views[date], dated['dates'][:, date])[:, 0]

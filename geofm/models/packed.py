@@ -1,0 +1,300 @@
+"""Crops of several sizes through a ViT's block as one packed sequence of tokens.
+
+Linear layers see the tokens of all crops as the rows of one matrix; attention stays within each
+crop. As in DINOv2 (Oquab et al., 2023, section 5), where it is called sequence packing.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
+from torch import Tensor, nn
+
+from geofm.models.packed_attention import Groups, attend
+
+#: Sequences of each group that a branch runs on; None: all of them.
+_Subsets = list[Tensor] | None
+
+
+class Kept(NamedTuple):
+    """Tokens whose output is wanted.
+
+    Attributes:
+        sequences: The sequence that each belongs to, counted over all groups, int64 of (M,).
+        tokens: Its place in that sequence, int64 of shape (M,).
+    """
+
+    sequences: Tensor
+    tokens: Tensor
+
+
+def lay_out(crops: Sequence[Tensor], drop: bool) -> tuple[tuple[Tensor, ...], Groups]:
+    """Lay crops out for :func:`run_block`.
+
+    Args:
+        crops: Tokens of the crops of each size, of shape (B, L, D).
+        drop: Whether blocks leave crops out, for which each size stays a tensor of its own;
+            otherwise all are packed once and for all.
+
+    Returns:
+        The crops, or all of their tokens as one tensor (1, T, D); and which sequences they are.
+    """
+    groups = tuple((crop.shape[0], crop.shape[1]) for crop in crops)
+    if drop or len(crops) == 1:
+        return tuple(crops), groups
+    return (torch.cat([crop.flatten(0, 1) for crop in crops])[None],), groups
+
+
+def take_out(crops: Sequence[Tensor], groups: Groups) -> list[Tensor]:
+    """Undo :func:`lay_out`.
+
+    Args:
+        crops: The crops, or all of their tokens as one tensor.
+        groups: Which sequences they are.
+
+    Returns:
+        Tokens of the crops of each size, of shape (B, L, D).
+    """
+    if len(crops) == len(groups):
+        return list(crops)
+    parts = crops[0][0].split([count * length for count, length in groups])
+    return [part.unflatten(0, group) for part, group in zip(parts, groups, strict=True)]
+
+
+def drops_paths(block: nn.Module) -> bool:
+    """Whether a block of timm's ViT, as it is now, leaves out some of its input at random.
+
+    Args:
+        block: The block.
+
+    Returns:
+        True if it is being trained with stochastic depth.
+    """
+    blk: Any = block
+    return _drop_rate(blk.drop_path1) > 0
+
+
+def run_block(block: nn.Module, groups: Groups, *crops: Tensor) -> tuple[Tensor, ...]:
+    """Run a block of timm's ViT on crops of several sizes.
+
+    Where the block has stochastic depth and is being trained, each of its two branches runs on
+    a random subset of the crops of each size, as in DINOv2: what is dropped costs nothing.
+
+    Args:
+        block: The block.
+        groups: Which sequences the crops are.
+        crops: Tokens of the crops, as :func:`lay_out` gives them.
+
+    Returns:
+        As many tensors of the same shapes.
+    """
+    blk: Any = block
+
+    def attention(x: Tensor, groups: Groups) -> Tensor:
+        return blk.ls1(_project(blk.attn, _attend(blk.attn, blk.norm1(x), groups)))
+
+    def mlp(x: Tensor, groups: Groups) -> Tensor:
+        return blk.ls2(_mlp(blk.mlp, blk.norm2(x)))
+
+    attended = _add_branch(crops, groups, attention, blk.drop_path1)
+    return _add_branch(attended, groups, mlp, blk.drop_path2)
+
+
+def run_last_block(block: nn.Module, groups: Groups, kept: Kept, *crops: Tensor) -> Tensor:
+    """Run the last block of a ViT, and of it only what the wanted tokens need.
+
+    All tokens are keys and values; projection and MLP run for the wanted ones alone.
+
+    Args:
+        block: The block.
+        groups: Which sequences the crops are.
+        kept: Which tokens are wanted.
+        crops: Tokens of the crops, as :func:`lay_out` gives them.
+
+    Returns:
+        The wanted tokens, of shape (M, D).
+    """
+    blk: Any = block
+    before = _pack(crops)[_rows(groups, kept)]
+    chosen = _draw_subsets(groups, _drop_rate(blk.drop_path1), before.device)
+    x = blk.norm1(_pack(crops, chosen))
+    attended = _attend(blk.attn, x, _chosen_of(groups, chosen))[_rows(groups, kept, chosen)]
+    rows = before + _scale(groups, kept, chosen) * blk.ls1(_project(blk.attn, attended))
+    # So few rows that leaving some out is not worth it: they are multiplied by zero.
+    chosen = _draw_subsets(groups, _drop_rate(blk.drop_path2), before.device)
+    return rows + _scale(groups, kept, chosen) * blk.ls2(_mlp(blk.mlp, blk.norm2(rows)))
+
+
+def draw_subset(count: int, rate: float) -> Tensor:
+    """Draw what stochastic depth leaves of a batch.
+
+    Args:
+        count: Number of sequences B.
+        rate: Share to drop.
+
+    Returns:
+        Indices of max(1, floor((1 - rate) B)) sequences, int64, on the CPU.
+    """
+    return torch.randperm(count)[: max(1, int(count * (1 - rate)))]
+
+
+def embed_patches(embed: nn.Module, images: Tensor) -> Tensor:
+    """Apply timm's patch embedding.
+
+    A convolution that moves on by its own size is a product of matrices, and faster as one.
+
+    Args:
+        embed: The patch embedding.
+        images: Images of shape (B, C, H, W).
+
+    Returns:
+        Tokens of shape (B, H/p, W/p, D).
+    """
+    patch_embed: Any = embed
+    height, width = patch_embed.patch_size
+    if images.shape[-2] % height or images.shape[-1] % width:
+        # Timm says what is wrong.
+        return patch_embed(images)
+    patches = images.unflatten(2, (-1, height)).unflatten(4, (-1, width)).permute(0, 2, 4, 1, 3, 5)
+    projection = patch_embed.proj
+    flat = patches.reshape(-1, projection.weight[0].numel())
+    rows = _product(flat, projection.weight.flatten(1), projection.bias)
+    return patch_embed.norm(rows.unflatten(0, patches.shape[:3]))
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Rows times a matrix, and a bias.
+
+    On a CPU, PyTorch spreads the bias over the result before the product is added to it, which
+    takes a fifth more time than adding it in place afterwards; a GPU does it all in one.
+    """
+    if bias is None or not x.is_cpu:
+        return nn.functional.linear(x, weight, bias)
+    return torch.mm(x, weight.T).add_(bias)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    return _product(x, layer.weight, layer.bias)
+
+
+def _mlp(mlp: nn.Module, x: Tensor) -> Tensor:
+    layers: Any = mlp
+    if type(mlp) is not Mlp:
+        return layers(x)
+    hidden = layers.norm(layers.drop1(layers.act(_linear(layers.fc1, x))))
+    return layers.drop2(_linear(layers.fc2, hidden))
+
+
+def _attend(attn: Any, x: Tensor, groups: Groups) -> Tensor:
+    """Timm's attention up to its projection."""
+    qkv = _linear(attn.qkv, x).unflatten(1, (3, attn.num_heads, attn.head_dim))
+    if not isinstance(attn.q_norm, nn.Identity):
+        query, key, value = qkv.unbind(1)
+        qkv = torch.stack([attn.q_norm(query), attn.k_norm(key), value], dim=1)
+    attended = attend(qkv, groups, attn.attn_drop.p if attn.training else 0.0)
+    normalised: Tensor = attn.norm(attended)
+    return normalised if attn.gate is None else normalised * attn.gate(x).sigmoid()
+
+
+def _project(attn: Any, attended: Tensor) -> Tensor:
+    return attn.proj_drop(_linear(attn.proj, attended))
+
+
+def _drop_rate(drop: nn.Module) -> float:
+    return float(drop.drop_prob or 0.0) if isinstance(drop, DropPath) and drop.training else 0.0
+
+
+def _draw_subsets(groups: Groups, rate: float, device: torch.device) -> _Subsets:
+    if not rate:
+        return None
+    return [draw_subset(count, rate).to(device, non_blocking=True) for count, _ in groups]
+
+
+def _chosen_of(groups: Groups, chosen: _Subsets) -> Groups:
+    if chosen is None:
+        return groups
+    return tuple(
+        (len(indices), length) for indices, (_, length) in zip(chosen, groups, strict=True)
+    )
+
+
+def _pack(crops: Sequence[Tensor], chosen: _Subsets = None) -> Tensor:
+    """Tokens of the chosen sequences as rows."""
+    if chosen is not None:
+        crops = [_select(crop, indices) for crop, indices in zip(crops, chosen, strict=True)]
+    rows = [crop.flatten(0, 1) for crop in crops]
+    return torch.cat(rows) if len(rows) > 1 else rows[0]
+
+
+def _add_branch(
+    crops: Sequence[Tensor],
+    groups: Groups,
+    branch: Callable[[Tensor, Groups], Tensor],
+    drop: nn.Module,
+) -> tuple[Tensor, ...]:
+    """Add a residual branch, run on all crops or on some drawn at random."""
+    chosen = _draw_subsets(groups, _drop_rate(drop), crops[0].device)
+    if chosen is None:
+        rows = branch(_pack(crops), groups)
+        parts = rows.split([crop.shape[0] * crop.shape[1] for crop in crops])
+        return tuple(crop + part.view_as(crop) for crop, part in zip(crops, parts, strict=True))
+    taken = [_Take.apply(crop, indices) for crop, indices in zip(crops, chosen, strict=True)]
+    some = _chosen_of(groups, chosen)
+    rows = branch(_pack([subset for _, subset in taken]), some)
+    parts = rows.split([count * length for count, length in some])
+    return tuple(
+        crop.flatten(1)
+        .index_add(
+            0, indices, part.view(len(indices), -1).to(crop.dtype), alpha=len(crop) / len(indices)
+        )
+        .view_as(crop)
+        for (crop, _), indices, part in zip(taken, chosen, parts, strict=True)
+    )
+
+
+class _Take(torch.autograd.Function):
+    """Sequences of a batch beside the batch itself.
+
+    As two plain operations, the gradient of the few would be spread over zeros, then added.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, crop: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(indices)
+        return crop.view_as(crop), _select(crop, indices)
+
+    @staticmethod
+    def backward(ctx: Any, of_crop: Tensor, of_subset: Tensor) -> tuple[Tensor, None]:
+        (indices,) = ctx.saved_tensors
+        return of_crop.flatten(1).index_add(0, indices, of_subset.flatten(1)).view_as(of_crop), None
+
+
+def _select(crop: Tensor, indices: Tensor) -> Tensor:
+    # A sequence is one row here: few long rows are copied much faster than many short ones.
+    return crop.flatten(1).index_select(0, indices).view(len(indices), *crop.shape[1:])
+
+
+def _rows(groups: Groups, kept: Kept, chosen: _Subsets = None) -> Tensor:
+    """Rows of the wanted tokens in the packed tensor; of no meaning for sequences not chosen."""
+    starts, row = [], 0
+    for i, (count, length) in enumerate(groups):
+        every = torch.arange(count, device=kept.tokens.device)
+        indices = every if chosen is None else chosen[i]
+        # A sequence that was not chosen starts at row 0, so that its tokens are rows that exist.
+        first = row + length * every[: len(indices)]
+        starts.append(torch.zeros_like(every).index_copy(0, indices, first))
+        row += len(indices) * length
+    return torch.cat(starts)[kept.sequences] + kept.tokens
+
+
+def _scale(groups: Groups, kept: Kept, chosen: _Subsets) -> Tensor | float:
+    """Factor of a branch for each wanted token: zero for those of sequences not chosen."""
+    if chosen is None:
+        return 1.0
+    scales = [
+        torch.zeros(count, device=indices.device).index_fill(0, indices, count / len(indices))
+        for indices, (count, _) in zip(chosen, groups, strict=True)
+    ]
+    return torch.cat(scales)[kept.sequences, None]

@@ -1,0 +1,149 @@
+"""Attention within each sequence of a packed tensor, by what the machine has for it."""
+
+import importlib.util
+from functools import lru_cache
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+#: How attention within each sequence of a packed tensor is computed.
+Method = Literal['sdpa', 'varlen', 'xformers']
+
+#: Sequences and tokens of each, of every group of equally long sequences in a packed tensor.
+Groups = tuple[tuple[int, int], ...]
+
+#: Compute capability from which PyTorch's flash attention for packed sequences runs.
+_FLASH_CAPABILITY = (8, 0)
+
+
+@lru_cache
+def choose_attention(device: torch.device, dtype: torch.dtype) -> tuple[Method, str]:
+    """Choose how packed attention is computed.
+
+    Args:
+        device: Where.
+        dtype: In which precision queries come: that of autocast, where it is on.
+
+    Returns:
+        The method, and the reason in a few words.
+    """
+    if device.type != 'cuda':
+        return 'sdpa', f'per crop size: packed kernels need CUDA, this is {device.type}'
+    half = dtype in (torch.float16, torch.bfloat16)
+    if half and torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY and _has_varlen():
+        return 'varlen', "PyTorch's flash attention for packed sequences"
+    if not _has_xformers():
+        return 'sdpa', 'per crop size: neither varlen attention nor xformers can run here'
+    return 'xformers', 'memory-efficient attention over a block-diagonal mask'
+
+
+def _has_varlen() -> bool:
+    return importlib.util.find_spec('torch.nn.attention.varlen') is not None
+
+
+def _has_xformers() -> bool:
+    """Whether xformers is there and its extension loads; without it importing it warns."""
+    if importlib.util.find_spec('xformers') is None:
+        return False
+    try:
+        from xformers.ops import fmha
+    except (ImportError, OSError):
+        return False
+    return any(bool(op.is_available()) for op in fmha.ALL_FW_OPS)
+
+
+def attend(
+    qkv: Tensor, groups: Groups, dropout: float = 0.0, method: Method | None = None
+) -> Tensor:
+    """Self-attention within each sequence of a packed tensor.
+
+    Args:
+        qkv: Queries, keys and values of shape (T, 3, heads, d).
+        groups: Which sequences the T rows are.
+        dropout: Dropout of the attention weights.
+        method: How to compute it; by default see :func:`choose_attention`.
+
+    Returns:
+        Tokens of shape (T, heads x d).
+    """
+    method = method or choose_attention(qkv.device, qkv.dtype)[0]
+    if method == 'sdpa' or dropout:
+        return _PerSize.apply(qkv, groups, dropout)
+    query, key, value = qkv.unbind(1)
+    if method == 'varlen':
+        from torch.nn.attention.varlen import varlen_attn
+
+        starts, longest = _starts(groups, qkv.device)
+        attended: Any = varlen_attn(query, key, value, starts, starts, longest, longest)
+    else:
+        from xformers.ops import memory_efficient_attention
+
+        packed = [part[None] for part in (query, key, value)]
+        attended = memory_efficient_attention(*packed, attn_bias=_block_diagonal(groups))[0]
+    return attended.flatten(1)
+
+
+class _PerSize(torch.autograd.Function):
+    """PyTorch's attention for the sequences of each length in turn.
+
+    As plain operations, the gradients of queries, keys and values would be copied three times on
+    their way back into one packed tensor: here once, to where they belong.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, qkv: Tensor, groups: Groups, dropout: float) -> Tensor:
+        attended = qkv.new_empty(qkv.shape[0], qkv.shape[2] * qkv.shape[3])
+        ctx.groups, ctx.parts = groups, []
+        parts = zip(
+            _by_size(attended.unflatten(1, qkv.shape[2:]), groups),
+            _by_size(qkv, groups),
+            strict=True,
+        )
+        for out, part in parts:
+            inputs: list[Tensor] = [
+                x.detach().requires_grad_(qkv.requires_grad) for x in part.permute(2, 0, 3, 1, 4)
+            ]
+            query, key, value = inputs
+            with torch.set_grad_enabled(qkv.requires_grad):
+                result = scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+            out.copy_(result.detach().transpose(1, 2))
+            ctx.parts.append((result, inputs))
+        return attended
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (_, first), *_ = ctx.parts
+        heads, width = first[0].shape[1], first[0].shape[3]
+        gradient = grad.new_empty(len(grad), 3, heads, width)
+        grads = _by_size(grad.unflatten(1, (heads, width)), ctx.groups)
+        for (result, inputs), of_result, place in zip(
+            ctx.parts, grads, _by_size(gradient, ctx.groups), strict=True
+        ):
+            found = torch.autograd.grad(result, inputs, of_result.transpose(1, 2))
+            for i, of_input in enumerate(found):
+                place[:, :, i].copy_(of_input.transpose(1, 2))
+        return gradient, None, None
+
+
+def _by_size(packed: Tensor, groups: Groups) -> list[Tensor]:
+    """Views of the sequences of each length, of shape (B, L, ...)."""
+    parts = packed.split([count * length for count, length in groups])
+    return [part.unflatten(0, group) for part, group in zip(parts, groups, strict=True)]
+
+
+@lru_cache(maxsize=64)
+def _starts(groups: Groups, device: torch.device) -> tuple[Tensor, int]:
+    """Where each sequence starts, and where the last ends; and the length of the longest."""
+    lengths = [length for count, length in groups for _ in range(count)]
+    starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    return starts.to(device), max(lengths)
+
+
+@lru_cache(maxsize=64)
+def _block_diagonal(groups: Groups) -> Any:
+    from xformers.ops.fmha.attn_bias import BlockDiagonalMask
+
+    lengths = [length for count, length in groups for _ in range(count)]
+    return BlockDiagonalMask.from_seqlens(lengths)

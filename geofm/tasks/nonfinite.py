@@ -1,0 +1,121 @@
+"""Steps whose loss or gradient is not finite: said, kept, and done again at will."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from geofm.tasks.randomness import seeded
+
+if TYPE_CHECKING:
+    from geofm.tasks.dinov2 import DINOv2
+
+#: Precisions of Lightning under which a step ran, and what autocast then takes.
+AUTOCAST = {'bf16-mixed': torch.bfloat16, '16-mixed': torch.float16}
+
+
+class DumpError(ValueError):
+    """A file is not the dump of a step."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Step:
+    """What it takes, beside the weights, to do a training step again.
+
+    Attributes:
+        number: Optimiser steps before it.
+        batch: The batch, as the task got it.
+        seed: Seed of what was drawn for it.
+        temperature: Teacher temperature.
+        centers: Buffers of the centres before the step.
+    """
+
+    number: int
+    batch: dict[str, Any]
+    seed: int
+    temperature: float
+    centers: dict[str, Tensor]
+
+
+def gradient_norms(student: nn.ModuleDict) -> dict[str, Tensor]:
+    """Norm of the gradient of each sub-network.
+
+    Args:
+        student: The sub-networks by name.
+
+    Returns:
+        Norms by name; zero where there is no gradient.
+    """
+    return {
+        name: nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+        for name, module in student.items()
+    }
+
+
+def write_dump(task: 'DINOv2', step: Step, values: dict[str, float], folder: Path) -> Path:
+    """Keep a step, so that :func:`replay` can do it again.
+
+    Args:
+        task: The task, with the weights that the step started from.
+        step: The step.
+        values: Its loss terms, or the norms of its gradient.
+        folder: Where to write ``nonfinite-step<number>-rank<rank>.pt``.
+
+    Returns:
+        The file.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f'nonfinite-step{step.number}-rank{task.global_rank}.pt'
+    beside = path.with_name(f'.{path.name}.part')
+    content = {
+        'hyper_parameters': dict(task.hparams),
+        'state_dict': {**task.state_dict(), **step.centers},
+        'batch': {k: v for k, v in step.batch.items() if isinstance(v, Tensor)},
+        'step': step.number,
+        'seed': step.seed,
+        'temperature': step.temperature,
+        'precision': str(task.trainer.precision),
+        'values': values,
+    }
+    torch.save(content, beside)
+    beside.replace(path)
+    return path
+
+
+def replay(path: Path, device: torch.device | str = 'cpu') -> dict[str, float]:
+    """Do a step again whose loss or gradient was not finite.
+
+    Args:
+        path: File that the task wrote when it stopped.
+        device: Where to compute: on that of the run for the same rounding.
+
+    Returns:
+        Loss terms by name, then ``gradient of <sub-network>``.
+
+    Raises:
+        DumpError: If the file is no such dump.
+    """
+    from geofm.tasks.dinov2 import DINOv2
+
+    try:
+        dump = torch.load(path, map_location=device, weights_only=True)
+        hparams, state = dump['hyper_parameters'], dump['state_dict']
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        # A dozen kinds of error, by the kind of file that it is not.
+        raise DumpError(f'{path}: not the dump of a step: {error}') from error
+    task = DINOv2(**hparams)
+    task.load_state_dict(state)
+    task.to(device).train()
+    dtype = AUTOCAST.get(dump['precision'])
+    with (
+        seeded(dump['seed'], task.device),
+        torch.autocast(task.device.type, dtype, enabled=dtype is not None),
+    ):
+        losses, _ = task.losses(dump['batch'], dump['temperature'])
+    task.total(losses).backward()
+    norms = {f'gradient of {k}': v.item() for k, v in gradient_norms(task.student).items()}
+    return {name: value.item() for name, value in losses.items()} | norms

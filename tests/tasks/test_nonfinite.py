@@ -1,0 +1,73 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from geofm.cli import main
+from geofm.tasks.nonfinite import DumpError, replay
+from tests.pairs import RandomPairs, RandomPairsDataModule
+from tests.tasks.test_dinov2 import small_task, small_trainer
+
+
+class BrokenPairs(RandomPairsDataModule):
+    """The second batch of four holds a pixel that is not a number."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        assert isinstance(self.train_dataset, RandomPairs)
+        self.train_dataset.images[6] = torch.nan
+
+    def files(self, batch: dict[str, Any]) -> list[str]:
+        return [f'{int(day)}.tif' for day in batch['dates'][:, 0]]
+
+
+def test_loss_that_is_not_finite_is_said_and_kept(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trainer = small_trainer(tmp_path, max_epochs=1, limit_val_batches=0)
+    message = r"loss is not finite at step 1: .*'dino': nan.*nonfinite-step1-rank0\.pt.*17600\.tif"
+    with pytest.raises(FloatingPointError, match=message):
+        trainer.fit(small_task(), datamodule=BrokenPairs())
+    dump = tmp_path / 'nonfinite-step1-rank0.pt'
+    values = replay(dump)
+    assert all(torch.tensor(values[name]).isnan() for name in ('dino', 'ibot', 'koleo'))
+    assert not list(tmp_path.glob('.*.part'))
+
+    main(['replay', str(dump)])
+    assert 'dino' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize('centering', ['ema', 'sinkhorn_knopp'])
+def test_replay_gives_the_numbers_of_the_step(tmp_path: Path, centering: str) -> None:
+    """A gradient made infinite on its way: the loss before it is to be found again to the bit."""
+    losses: dict[str, float] = {}
+
+    class Explode(Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            if trainer.global_step == 3:
+                losses.update(
+                    {
+                        name: trainer.callback_metrics[f'train_{name}'].item()
+                        for name in ('dino', 'ibot', 'koleo')
+                    }
+                )
+                pl_module.student['dino_head'].last_layer.weight_v.grad[0] = torch.inf
+
+    trainer = small_trainer(tmp_path, max_epochs=1, limit_val_batches=0, callbacks=[Explode()])
+    with pytest.raises(FloatingPointError, match=r'gradient is not finite at step 3: .*: inf'):
+        trainer.fit(small_task(centering=centering), datamodule=RandomPairsDataModule())
+    values = replay(tmp_path / 'nonfinite-step3-rank0.pt')
+    assert {name: values[name] for name in losses} == losses
+    assert values['gradient of backbone'] > 0
+
+
+def test_a_file_that_is_no_dump(tmp_path: Path) -> None:
+    path = tmp_path / 'x.pt'
+    path.write_bytes(b'no')
+    with pytest.raises(DumpError, match='not the dump of a step'):
+        replay(path)
+    torch.save({'state_dict': {}}, path)
+    with pytest.raises(DumpError):
+        replay(path)
