@@ -124,10 +124,21 @@ def test_benchmark_prints_the_floors(
     assert {score['probe'] for score in yaml.safe_load(output.read_text())} == {'1-NN', '3-NN'}
 
 
+def test_export_says_what_it_leaves_out(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / 's2.safetensors'
+    main(['export', str(checkpoint), str(output), '--to', 'timm', '--sensor', 's2'])
+    assert capsys.readouterr().out.splitlines() == [
+        str(output),
+        'left out: encoders.s1, day_of_year, fusion, mask_token, stand_in',
+    ]
+
+
 def test_wrong_input_takes_one_line_to_say(tmp_path: Path) -> None:
     absent = tmp_path / 'absent.ckpt'
     with pytest.raises(SystemExit, match=r'^geofm export: .*absent\.ckpt: no such file$'):
-        main(['export', f'--checkpoint={absent}', f'--output={tmp_path / "out.ckpt"}'])
+        main(['export', str(absent), str(tmp_path / 'out.ckpt')])
 
 
 @pytest.mark.parametrize(('name', 'window'), [('classification', 16), ('segmentation', 32)])
@@ -137,7 +148,7 @@ def test_torchgeo_tasks_start_from_the_checkpoint(
     weights = checkpoint
     if name == 'segmentation':
         weights = tmp_path / 'exported.ckpt'
-        main(['export', f'--checkpoint={checkpoint}', f'--output={weights}'])
+        main(['export', str(checkpoint), str(weights), '--to=torchgeo'])
     main(
         [
             'fit',
