@@ -74,20 +74,19 @@ def examine() -> list[Finding]:
     Returns:
         What was found.
     """
-    looks: tuple[Callable[[], list[Finding]], ...] = (
-        _versions,
-        _geography,
-        _devices,
-        _attention,
-        _system,
+    looks: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
+        ('version', _versions),
+        ('version', _geography),
+        ('device', _devices),
+        ('attention', _attention),
+        ('system', _system),
     )
     findings = []
-    for look in looks:
+    for topic, look in looks:
         try:
             findings += look()
         except Exception as error:
             # Whatever a broken installation raises, the rest is to be seen all the same.
-            topic = look.__name__.strip('_')
             findings.append(Finding(topic, topic, _line(error), 'broken'))
     return findings
 
@@ -122,7 +121,9 @@ def _geography() -> list[Finding]:
     findings = [Finding('version', 'GDAL', rasterio.__gdal_version__)]
     proj = rasterio.__proj_version__
     try:
-        CRS.from_epsg(32632)
+        # Within it, GDAL's errors are logged and not printed.
+        with rasterio.Env():
+            CRS.from_epsg(32632)
     except Exception as error:
         advice = f'unset PROJ_LIB, PROJ_DATA and GDAL_DATA, or mend them ({_line(error)})'
         return [*findings, Finding('version', 'PROJ', f'{proj}, no EPSG', 'broken', advice)]

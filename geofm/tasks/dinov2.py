@@ -14,7 +14,7 @@ from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import BaseTask
 
 from geofm.losses import DINOLoss, EMACentering, IBOTLoss, SinkhornKnopp
-from geofm.models import MultiSensorViT, create_backbone, load_backbone_weights
+from geofm.models import MultiSensorViT, Source, create_backbone, load_backbone_weights
 from geofm.tasks.parameters import parameter_groups
 from geofm.tasks.schedules import Schedules, dinov2_schedules
 from geofm.transforms import Crops, MultiCrop
@@ -45,7 +45,7 @@ class DINOv2(BaseTask):
     def __init__(
         self,
         model: str = 'geofm_vit_small_patch16_linear',
-        weights: str | None = None,
+        weights: str | dict[str, str | Source] | None = None,
         in_channels: int = 15,
         bands: Sequence[str] | None = None,
         model_args: dict[str, Any] | None = None,
@@ -67,6 +67,7 @@ class DINOv2(BaseTask):
         head_bottleneck_dim: int = 256,
         separate_ibot_head: bool = False,
         ibot_prototypes: int | None = None,
+        ibot_bottleneck_dim: int | None = None,
         centering: Literal['ema', 'sinkhorn_knopp'] = 'ema',
         student_temperature: float = 0.1,
         dino_weight: float = 1.0,
@@ -91,7 +92,9 @@ class DINOv2(BaseTask):
 
         Args:
             model: Name of a geofm model, for ``timm.create_model``.
-            weights: Checkpoint of this project to start from.
+            weights: What to start from: a checkpoint of this project; or a ViT of another's, for a
+                model with one sensor, or by the key of the sensor, see
+                :func:`geofm.models.load_backbone_weights`.
             in_channels: Number of input channels.
             bands: Names of the input channels. Default: see
                 :class:`geofm.models.MultiSensorViT`.
@@ -113,6 +116,7 @@ class DINOv2(BaseTask):
             head_bottleneck_dim: Width of the heads' bottleneck.
             separate_ibot_head: Whether iBOT has a head of its own.
             ibot_prototypes: Number of prototypes of that head; as many as DINO's by default.
+            ibot_bottleneck_dim: Width of that head's bottleneck; as wide as DINO's by default.
             centering: How the teacher is kept from collapse.
             student_temperature: Temperature of the student's softmax.
             dino_weight: Weight of the DINO loss.
@@ -181,17 +185,18 @@ class DINOv2(BaseTask):
     def _heads(self) -> nn.ModuleDict:
         hparams = self.hparams
 
-        def head(prototypes: int) -> nn.Module:
+        def head(prototypes: int, bottleneck_dim: int) -> nn.Module:
             return DINOv2ProjectionHead(
-                self.model.embed_dim,
-                hparams['head_hidden_dim'],
-                hparams['head_bottleneck_dim'],
-                prototypes,
+                self.model.embed_dim, hparams['head_hidden_dim'], bottleneck_dim, prototypes
             )
 
-        heads = nn.ModuleDict({'dino_head': head(hparams['prototypes'])})
+        prototypes, bottleneck_dim = hparams['prototypes'], hparams['head_bottleneck_dim']
+        heads = nn.ModuleDict({'dino_head': head(prototypes, bottleneck_dim)})
         if hparams['separate_ibot_head']:
-            heads['ibot_head'] = head(hparams['ibot_prototypes'] or hparams['prototypes'])
+            heads['ibot_head'] = head(
+                hparams['ibot_prototypes'] or prototypes,
+                hparams['ibot_bottleneck_dim'] or bottleneck_dim,
+            )
         return heads
 
     def configure_losses(self) -> None:
