@@ -10,6 +10,8 @@ import yaml
 
 from geofm.cli import COMMANDS, LIGHTNING_COMMANDS, main
 from geofm.datasets import write_sample_data
+from geofm.models import load_backbone
+from tests.models.weights.vits import timm_vit
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
@@ -96,6 +98,31 @@ def test_a_checkpoint_resumes_where_it_was(checkpoint: Path, sample: Path, tmp_p
     fit(tmp_path, sample, '--trainer.max_steps=3', f'--ckpt_path={checkpoint}')
     resumed = tmp_path / 'lightning_logs' / 'version_0' / 'checkpoints' / 'last.ckpt'
     assert torch.load(resumed, weights_only=True)['global_step'] == 3
+
+
+def test_each_sensor_starts_from_weights_named_in_yaml(sample: Path, tmp_path: Path) -> None:
+    vits = {'s1': timm_vit('vit_tiny_patch16_224', in_chans=2)}
+    vits['s2'] = timm_vit('vit_tiny_patch16_224', in_chans=3)
+    for key, vit in vits.items():
+        torch.save(vit.state_dict(), tmp_path / f'{key}.pth')
+    weights = {
+        's1': str(tmp_path / 's1.pth'),
+        's2': {'path': str(tmp_path / 's2.pth'), 'bands': ['B04', 'B03', 'B02']},
+    }
+    config = {'model': {'init_args': {'weights': weights, 'lr': 0.0, 'min_lr': 0.0}}}
+    (tmp_path / 'weights.yaml').write_text(yaml.safe_dump(config))
+    with pytest.warns(UserWarning, match=r's2\.pth into the encoder of s2: .*B12 start from'):
+        fit(tmp_path, sample, f'--config={tmp_path}/weights.yaml', '--trainer.max_steps=1')
+    (last,) = tmp_path.rglob('last.ckpt')
+    backbone = load_backbone(last)
+    for key, vit in vits.items():
+        for name, value in vit.named_parameters():
+            if name.startswith('blocks.'):
+                assert torch.equal(backbone.get_parameter(f'encoders.{key}.{name}'), value)
+    kernels = vits['s2'].patch_embed.proj.weight
+    loaded = backbone.get_parameter('encoders.s2.patch_embed.proj.weight')
+    assert torch.equal(loaded[:, 3], kernels[:, 0])
+    assert torch.equal(loaded[:, 0], kernels.mean(dim=1))
 
 
 def test_attention_lies_on_the_scene(checkpoint: Path, sample: Path, tmp_path: Path) -> None:
