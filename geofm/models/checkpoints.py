@@ -14,6 +14,9 @@ from geofm.models.weights.files import METADATA, CheckpointError, read_file
 #: What a DINOv2 task's checkpoint calls its teacher's backbone.
 PREFIX = 'model.'
 
+#: Hyperparameters that describe a backbone; TorchGeo's tasks have but some of them.
+_DESCRIBED = {'model', 'in_channels', 'bands', 'model_args'}
+
 
 class Checkpoint(NamedTuple):
     """What a checkpoint of the DINOv2 task, or an export of it, says of the backbone.
@@ -42,7 +45,7 @@ def as_checkpoint(content: Any) -> Checkpoint | None:
     if said is not None:
         return Checkpoint(said, content['state_dict'])
     hparams = content.get('hyper_parameters') or {}
-    if not str(hparams.get('model')).startswith('geofm_') or 'in_channels' not in hparams:
+    if not set(hparams) >= _DESCRIBED:
         return None
     weights = {
         key.removeprefix(PREFIX): value

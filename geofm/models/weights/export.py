@@ -2,14 +2,14 @@
 
 import os
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
 from geofm.models.checkpoints import PREFIX, create_backbone, load_strictly, read_checkpoint
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.files import check_suffix, write_torch, write_weights
-from geofm.models.weights.layouts import to_dinov2
+from geofm.models.weights.layouts import fold_positions, to_dinov2
 from geofm.models.weights.sources import encoder_bands
 from geofm.models.weights.torchgeo import torchgeo_checkpoint
 
@@ -122,9 +122,11 @@ def _export_encoder(
 def _encoder_state(
     model: MultiSensorViT, sensor: str, to: Literal['timm', 'dinov2']
 ) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = model.get_submodule(f'encoders.{sensor}').state_dict()
+    encoder: Any = model.get_submodule(f'encoders.{sensor}')
+    state: dict[str, Tensor] = encoder.state_dict()
     if to == 'timm':
         return state
+    state = fold_positions(state, encoder.patch_embed.grid_size)
     return to_dinov2(state, model.mask_token.detach()[model.sensors.index(sensor)])
 
 

@@ -134,7 +134,9 @@ def fold_positions(tensors: Mapping[str, Tensor], grid: tuple[int, int]) -> dict
         Weights; ``pos_embed`` is of shape (1, H, W, D).
 
     Raises:
-        CheckpointError: If the positions are on no grid that could be told.
+        CheckpointError: If the positions are on no grid that could be told. On a tiny grid more
+            than one reading may be possible: the first that fits of no other token, CLS, and
+            CLS and registers having positions.
     """
     tensors = dict(tensors)
     positions = tensors.pop('pos_embed', None)
@@ -142,7 +144,7 @@ def fold_positions(tensors: Mapping[str, Tensor], grid: tuple[int, int]) -> dict
         return tensors
     tokens = [name for name in ('cls_token', 'reg_token') if name in tensors]
     # How many of the tokens have a position, and what the patches' grid then is.
-    for folded in range(len(tokens) + 1):
+    for folded in range(len(tokens) + 1 if positions.ndim == 3 else 0):
         lengths = [tensors[name].shape[1] for name in tokens[:folded]]
         patches = positions.shape[1] - sum(lengths)
         side = math.isqrt(patches)
@@ -162,7 +164,7 @@ def to_dinov2(tensors: Mapping[str, Tensor], mask_token: Tensor) -> dict[str, Te
     """Name a ViT's weights as DINOv2 does.
 
     Args:
-        tensors: Weights in timm's layout, ``no_embed_class``.
+        tensors: Weights in timm's layout, as :func:`fold_positions` gives them.
         mask_token: The token in place of hidden patches, of shape (D,).
 
     Returns:
@@ -175,6 +177,6 @@ def to_dinov2(tensors: Mapping[str, Tensor], mask_token: Tensor) -> dict[str, Te
         if gated:
             key = key.replace('.mlp.fc1.', '.mlp.w12.').replace('.mlp.fc2.', '.mlp.w3.')
         state[renamed.get(key, key)] = value
-    positions = state['pos_embed']
+    positions = state['pos_embed'].flatten(1, 2)
     state['pos_embed'] = torch.cat([torch.zeros_like(positions[:, :1]), positions], dim=1)
     return state | {'mask_token': mask_token[None]}

@@ -10,11 +10,11 @@ from geofm.models.checkpoints import as_checkpoint, load_strictly
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.files import CheckpointError, read_file
 from geofm.models.weights.fit import load_into
-from geofm.models.weights.sources import Source, encoder_bands, read_encoder
+from geofm.models.weights.sources import Source, encoder_bands, is_torchgeo, read_encoder
 from geofm.sensors import BandError
 
 #: Weights to start from: of the whole backbone, or by sensor.
-Weights = str | os.PathLike[str] | Mapping[str, str | Source]
+Weights = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str] | Source]
 
 
 def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
@@ -50,7 +50,7 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
         _load_by_sensor(backbone, weights)
         return
     path = Path(weights)
-    checkpoint = as_checkpoint(read_file(path)) if path.exists() else None
+    checkpoint = None if is_torchgeo(os.fspath(weights)) else as_checkpoint(read_file(path))
     if checkpoint is not None:
         load_strictly(backbone, checkpoint.weights, path)
     elif len(backbone.sensors) == 1:
@@ -62,11 +62,15 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
         )
 
 
-def _load_by_sensor(backbone: MultiSensorViT, weights: Mapping[str, str | Source]) -> None:
+def _load_by_sensor(
+    backbone: MultiSensorViT, weights: Mapping[str, str | os.PathLike[str] | Source]
+) -> None:
     if unknown := sorted(set(weights) - set(backbone.sensors)):
         raise ValueError(f'weights for {unknown}, but the model has {list(backbone.sensors)}')
     for sensor, source in weights.items():
-        given = Source(path=source) if isinstance(source, str) else source
+        given = source if isinstance(source, Mapping) else Source(path=os.fspath(source))
+        if not {'path'} <= set(given) <= {'path', 'bands'}:
+            raise ValueError(f'weights of {sensor}: {{path: FILE, bands: [...]}}, not {given}')
         try:
             notes = _load_sensor(backbone, sensor, given)
         except (CheckpointError, BandError) as error:

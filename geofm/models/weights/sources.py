@@ -57,6 +57,18 @@ def encoder_bands(model: MultiSensorViT, sensor: str) -> list[str]:
     return [band for band in names if band in model.bands] or list(names)
 
 
+def is_torchgeo(path: str) -> bool:
+    """Whether a source is a name of TorchGeo's weights.
+
+    Args:
+        path: A file, or such a name.
+
+    Returns:
+        True if it reads like one, and there is no such file.
+    """
+    return bool(re.fullmatch(r'\w+_Weights\.\w+', path)) and not Path(path).exists()
+
+
 def read_encoder(path: str, sensor: str) -> EncoderWeights:
     """Read the ViT of one sensor.
 
@@ -70,7 +82,7 @@ def read_encoder(path: str, sensor: str) -> EncoderWeights:
     Raises:
         CheckpointError: If it is neither, cannot be read, or holds no ViT that is known here.
     """
-    if re.fullmatch(r'\w+_Weights\.\w+', path) and not Path(path).exists():
+    if is_torchgeo(path):
         return _from_torchgeo(path)
     content = read_file(Path(path))
     checkpoint = as_checkpoint(content)

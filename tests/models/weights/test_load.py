@@ -254,8 +254,12 @@ def test_one_source_a_sensor(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match=r's1\.pth: not a checkpoint of this project.*\{s1:'):
         load(model, files['s1'])
+    with pytest.raises(CheckpointError, match=r'gone\.pth: no such file'):
+        load(model, tmp_path / 'gone.pth')
     with pytest.raises(ValueError, match=r"weights for \['s3'\], but the model has"):
         load(model, {'s3': files['s1']})
+    with pytest.raises(ValueError, match=r"weights of s1: \{path: FILE.*not \{'file'"):
+        load(model, {'s1': {'file': files['s1']}})  # type: ignore[dict-item]
 
 
 def test_torchgeos_weights_by_file_and_by_name(
@@ -347,9 +351,11 @@ def test_what_is_no_vit_is_refused(tmp_path: Path) -> None:
         load(ours(), str(tmp_path / 'text.safetensors'))
     with pytest.raises(CheckpointError, match=r'gone\.pth: no such file'):
         load(ours(), str(tmp_path / 'gone.pth'))
-    vit['pos_embed'] = torch.randn(1, 14, 32)
-    with pytest.raises(CheckpointError, match=r'odd\.pth: positions of shape \(1, 14, 32\)'):
-        load(ours(), save(vit, tmp_path / 'odd.pth'))
+    for shape in ((1, 14, 32), (1, 4, 4, 32)):
+        vit['pos_embed'] = torch.randn(shape)
+        told = re.escape(f'odd.pth: positions of shape {shape}')
+        with pytest.raises(CheckpointError, match=told):
+            load(ours(), save(vit, tmp_path / 'odd.pth'))
 
 
 def test_a_whole_training_state_gives_the_teacher(tmp_path: Path) -> None:
