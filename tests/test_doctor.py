@@ -174,7 +174,7 @@ def test_the_remedy_for_xformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     xformers_at(tmp_path, monkeypatch)
     (finding,) = module._xformers(cuda=True)
     assert finding.status == 'warning'
-    assert finding.value.startswith('OSError: libcudart.so.12: cannot open')
+    assert finding.value.startswith('does not load: libcudart.so.12: cannot open')
     assert 'pip install nvidia-cuda-runtime-cu12 and export LD_LIBRARY_PATH=' in finding.advice
     # Without a GPU nobody misses it.
     assert module._xformers(cuda=False)[0].status == 'ok'

@@ -195,7 +195,7 @@ def _xformers(cuda: bool) -> list[Finding]:
     try:
         torch.ops.load_library(str(extension))
     except OSError as error:
-        reason = _line(error.__cause__ or error)
+        reason = f'does not load: {str(error.__cause__ or error).splitlines()[0]}'
         return [Finding('attention', 'xformers', reason, _if(cuda), _cudart_advice(reason))]
     return [Finding('attention', 'xformers', 'its extension loads')]
 
