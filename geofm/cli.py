@@ -47,7 +47,8 @@ COMMANDS: dict[str, Command] = {
     'page': Command('page:page', 'make a web page to explore a scene', positional=True),
     'benchmark': Command('models:benchmark', 'measure a backbone by k-NN, beside its floors'),
     'replay': Command('training:replay', 'do a step again that was not finite', positional=True),
-    'export': Command('models:export', "write a checkpoint's backbone for another tool"),
+    'export': Command('export:export', 'write a backbone for other tools', positional=True),
+    'doctor': Command('doctor:doctor', 'print versions and devices, and what to mend'),
 }
 
 #: Values that a switch may be given.

@@ -10,6 +10,8 @@ import yaml
 
 from geofm.cli import COMMANDS, LIGHTNING_COMMANDS, main
 from geofm.datasets import write_sample_data
+from geofm.models import load_backbone
+from tests.models.weights.vits import timm_vit
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
@@ -98,6 +100,31 @@ def test_a_checkpoint_resumes_where_it_was(checkpoint: Path, sample: Path, tmp_p
     assert torch.load(resumed, weights_only=True)['global_step'] == 3
 
 
+def test_each_sensor_starts_from_weights_named_in_yaml(sample: Path, tmp_path: Path) -> None:
+    vits = {'s1': timm_vit('vit_tiny_patch16_224', in_chans=2)}
+    vits['s2'] = timm_vit('vit_tiny_patch16_224', in_chans=3)
+    for key, vit in vits.items():
+        torch.save(vit.state_dict(), tmp_path / f'{key}.pth')
+    weights = {
+        's1': str(tmp_path / 's1.pth'),
+        's2': {'path': str(tmp_path / 's2.pth'), 'bands': ['B04', 'B03', 'B02']},
+    }
+    config = {'model': {'init_args': {'weights': weights, 'lr': 0.0, 'min_lr': 0.0}}}
+    (tmp_path / 'weights.yaml').write_text(yaml.safe_dump(config))
+    with pytest.warns(UserWarning, match=r's2\.pth into the encoder of s2: .*B12 start from'):
+        fit(tmp_path, sample, f'--config={tmp_path}/weights.yaml', '--trainer.max_steps=1')
+    (last,) = tmp_path.rglob('last.ckpt')
+    backbone = load_backbone(last)
+    for key, vit in vits.items():
+        for name, value in vit.named_parameters():
+            if name.startswith('blocks.'):
+                assert torch.equal(backbone.get_parameter(f'encoders.{key}.{name}'), value)
+    kernels = vits['s2'].patch_embed.proj.weight
+    loaded = backbone.get_parameter('encoders.s2.patch_embed.proj.weight')
+    assert torch.equal(loaded[:, 3], kernels[:, 0])
+    assert torch.equal(loaded[:, 0], kernels.mean(dim=1))
+
+
 def test_attention_lies_on_the_scene(checkpoint: Path, sample: Path, tmp_path: Path) -> None:
     s1 = next(sample.rglob('s1_*.tif'))
     s2 = next(s1.parents[2].joinpath('S2', s1.parent.name).glob('s2_*.tif'))
@@ -124,10 +151,21 @@ def test_benchmark_prints_the_floors(
     assert {score['probe'] for score in yaml.safe_load(output.read_text())} == {'1-NN', '3-NN'}
 
 
+def test_export_says_what_it_leaves_out(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / 's2.safetensors'
+    main(['export', str(checkpoint), str(output), '--to', 'timm', '--sensor', 's2'])
+    assert capsys.readouterr().out.splitlines() == [
+        str(output),
+        'left out: encoders.s1, day_of_year, fusion, mask_token, stand_in',
+    ]
+
+
 def test_wrong_input_takes_one_line_to_say(tmp_path: Path) -> None:
     absent = tmp_path / 'absent.ckpt'
     with pytest.raises(SystemExit, match=r'^geofm export: .*absent\.ckpt: no such file$'):
-        main(['export', f'--checkpoint={absent}', f'--output={tmp_path / "out.ckpt"}'])
+        main(['export', str(absent), str(tmp_path / 'out.ckpt')])
 
 
 @pytest.mark.parametrize(('name', 'window'), [('classification', 16), ('segmentation', 32)])
@@ -137,7 +175,7 @@ def test_torchgeo_tasks_start_from_the_checkpoint(
     weights = checkpoint
     if name == 'segmentation':
         weights = tmp_path / 'exported.ckpt'
-        main(['export', f'--checkpoint={checkpoint}', f'--output={weights}'])
+        main(['export', str(checkpoint), str(weights), '--to=torchgeo'])
     main(
         [
             'fit',

@@ -1,8 +1,7 @@
-"""Commands that measure a backbone and hand it on."""
+"""Commands that measure a backbone."""
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 from lightning.pytorch import seed_everything
 from torchgeo.datamodules import BaseDataModule
@@ -16,7 +15,7 @@ from geofm.evaluation import (
     print_scores,
     write_scores,
 )
-from geofm.models import create_backbone, export_torchgeo, load_backbone, read_hparams
+from geofm.models import create_backbone, load_backbone, read_hparams
 
 
 def benchmark(
@@ -54,15 +53,3 @@ def benchmark(
     if output is not None:
         write_scores(scores, output)
     print_scores(scores, f'Accuracy on {scores[0].test} test images, {scores[0].train} in the bank')
-
-
-def export(checkpoint: Path, output: Path, to: Literal['torchgeo'] = 'torchgeo') -> None:
-    """Write a checkpoint's backbone for another tool.
-
-    Args:
-        checkpoint: Checkpoint that `geofm fit` wrote.
-        output: File to write.
-        to: Whose format: `torchgeo` is what SemanticSegmentation takes as weights; Classification
-            takes the checkpoint itself.
-    """
-    print(export_torchgeo(checkpoint, output))

@@ -1,24 +1,27 @@
 """Backbones: importing this package registers them with timm."""
 
 from geofm.models.checkpoints import (
-    CheckpointError,
     create_backbone,
-    export_torchgeo,
     load_backbone,
-    load_backbone_weights,
     read_hparams,
     read_task_weights,
 )
 from geofm.models.multisensor import MultiSensorViT, View, ViewTokens
 from geofm.models.registry import MODEL_NAMES
+from geofm.models.weights.export import export_backbone, export_torchgeo
+from geofm.models.weights.files import CheckpointError
+from geofm.models.weights.load import load_backbone_weights
+from geofm.models.weights.sources import Source
 
 __all__ = (
     'MODEL_NAMES',
     'CheckpointError',
     'MultiSensorViT',
+    'Source',
     'View',
     'ViewTokens',
     'create_backbone',
+    'export_backbone',
     'export_torchgeo',
     'load_backbone',
     'load_backbone_weights',

@@ -1,79 +1,99 @@
-"""Backbones out of checkpoints, and into the files that others read."""
+"""This project's checkpoints, and backbones out of them."""
 
 import os
-import pickle
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from geofm.models.multisensor import MultiSensorViT
+from geofm.models.weights.files import METADATA, CheckpointError, read_file
 
 #: What a DINOv2 task's checkpoint calls its teacher's backbone.
-_PREFIX = 'model.'
+PREFIX = 'model.'
 
-#: What reading a file that is no checkpoint may raise: its bytes are run as pickle's opcodes.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    struct.error,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-)
+#: Hyperparameters that describe a backbone; TorchGeo's tasks have but some of them.
+_DESCRIBED = {'model', 'in_channels', 'bands', 'model_args'}
 
 
-class CheckpointError(ValueError):
-    """A file is not a checkpoint that can be used here."""
+class Checkpoint(NamedTuple):
+    """What a checkpoint of the DINOv2 task, or an export of it, says of the backbone.
+
+    Attributes:
+        hparams: Hyperparameters of the task.
+        weights: Weights of the backbone, by its own names.
+    """
+
+    hparams: dict[str, Any]
+    weights: dict[str, Tensor]
 
 
-def _read(checkpoint: Path) -> dict[str, Any]:
-    """Read a checkpoint of the DINOv2 task.
+def as_checkpoint(content: Any) -> Checkpoint | None:
+    """Take a file's content for a checkpoint of this project.
 
     Args:
-        checkpoint: The file.
+        content: What :func:`~geofm.models.weights.files.read_file` gave.
 
     Returns:
-        Its content.
+        The checkpoint, or None if it is none of this project's.
+    """
+    if not isinstance(content, Mapping) or 'state_dict' not in content:
+        return None
+    said = content.get(METADATA, {}).get('hyper_parameters')
+    if said is not None:
+        return Checkpoint(said, content['state_dict'])
+    hparams = content.get('hyper_parameters') or {}
+    if not set(hparams) >= _DESCRIBED:
+        return None
+    weights = {
+        key.removeprefix(PREFIX): value
+        for key, value in content['state_dict'].items()
+        if key.startswith(PREFIX)
+    }
+    return Checkpoint(dict(hparams), weights) if weights else None
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint of the DINOv2 task, or what ``geofm export`` made of one.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Its hyperparameters and the backbone's weights.
 
     Raises:
         CheckpointError: If it cannot be read, or is of another kind.
     """
-    if not checkpoint.is_file():
-        raise CheckpointError(f'{checkpoint}: no such file')
-    try:
-        content = torch.load(checkpoint, map_location='cpu', weights_only=True)
-    except _UNREADABLE as error:
+    content = read_file(path)
+    checkpoint = as_checkpoint(content)
+    if checkpoint is not None:
+        return checkpoint
+    lightning = {'state_dict', 'hyper_parameters'}
+    if isinstance(content, Mapping) and lightning <= set(content):
         raise CheckpointError(
-            f'{checkpoint}: not a readable PyTorch checkpoint, or it holds more than weights. '
-            'Give a .ckpt that `geofm fit` wrote'
-        ) from error
-    if not isinstance(content, dict) or not {'state_dict', 'hyper_parameters'} <= set(content):
-        raise CheckpointError(
-            f'{checkpoint}: no Lightning checkpoint with hyperparameters. '
-            'Give a .ckpt that `geofm fit` wrote'
-        )
-    if 'model' not in content['hyper_parameters'] or not _backbone_weights(content):
-        raise CheckpointError(
-            f'{checkpoint}: a checkpoint of another task, without a pretrained backbone. '
+            f'{path}: a checkpoint of another task, without a pretrained backbone. '
             'Give one that `geofm fit` wrote with geofm.tasks.DINOv2'
         )
-    return content
+    raise CheckpointError(
+        f'{path}: no Lightning checkpoint with hyperparameters. '
+        'Give a .ckpt that `geofm fit` wrote, or what `geofm export --to geofm` made of one'
+    )
 
 
-def _backbone_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {
-        key.removeprefix(_PREFIX): value
-        for key, value in content['state_dict'].items()
-        if key.startswith(_PREFIX)
-    }
+def load_strictly(backbone: nn.Module, weights: Mapping[str, Tensor], checkpoint: Path) -> None:
+    """Load all weights of a checkpoint's backbone into one of the same build.
 
+    Args:
+        backbone: The backbone; changed in place.
+        weights: The weights.
+        checkpoint: The file that they are from.
 
-def _load_strictly(backbone: nn.Module, weights: dict[str, Tensor], checkpoint: Path) -> None:
+    Raises:
+        CheckpointError: If a weight does not fit, is missing or is too many.
+    """
     try:
         backbone.load_state_dict(weights)
     except RuntimeError as error:
@@ -111,7 +131,7 @@ def read_hparams(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     """Hyperparameters of the task that wrote a checkpoint.
 
     Args:
-        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`.
+        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.
 
     Returns:
         The hyperparameters by name.
@@ -119,14 +139,15 @@ def read_hparams(checkpoint: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         CheckpointError: If the file cannot be read or is of another kind.
     """
-    return dict(_read(Path(checkpoint))['hyper_parameters'])
+    return read_checkpoint(Path(checkpoint)).hparams
 
 
 def load_backbone(checkpoint: str | os.PathLike[str]) -> MultiSensorViT:
     """Load the pretrained backbone of a checkpoint that ``geofm fit`` wrote.
 
     Args:
-        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`.
+        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or what ``geofm export``
+            made of it with ``--to geofm`` or ``--to torchgeo``.
 
     Returns:
         The EMA teacher's backbone, in evaluation mode.
@@ -134,25 +155,11 @@ def load_backbone(checkpoint: str | os.PathLike[str]) -> MultiSensorViT:
     Raises:
         CheckpointError: If the file cannot be read, is of another kind, or does not fit.
     """
-    checkpoint = Path(checkpoint)
-    content = _read(checkpoint)
-    backbone = create_backbone(content['hyper_parameters'])
-    _load_strictly(backbone, _backbone_weights(content), checkpoint)
+    path = Path(checkpoint)
+    hparams, weights = read_checkpoint(path)
+    backbone = create_backbone(hparams)
+    load_strictly(backbone, weights, path)
     return backbone.eval()
-
-
-def load_backbone_weights(backbone: nn.Module, checkpoint: str | os.PathLike[str]) -> None:
-    """Load a checkpoint's backbone into one that exists.
-
-    Args:
-        backbone: Model of the same architecture; changed in place.
-        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`.
-
-    Raises:
-        CheckpointError: If the file cannot be read, is of another kind, or does not fit.
-    """
-    checkpoint = Path(checkpoint)
-    _load_strictly(backbone, _backbone_weights(_read(checkpoint)), checkpoint)
 
 
 def read_task_weights(
@@ -171,48 +178,16 @@ def read_task_weights(
     Raises:
         CheckpointError: If the file cannot be read, is of another kind, or does not fit.
     """
-    checkpoint = Path(checkpoint)
-    found = _read(checkpoint)['state_dict']
+    path = Path(checkpoint)
+    read_checkpoint(path)
+    found = read_file(path)['state_dict']
     own = ('dino_center.', 'ibot_center.', 'gram_backbone.')
     missing = [key for key in state if key not in found and not key.startswith(own)]
     other = [key for key in state if key in found and found[key].shape != state[key].shape]
     if missing or other:
         raise CheckpointError(
-            f'{checkpoint}: cannot be gone on from with this model and these heads: '
+            f'{path}: cannot be gone on from with this model and these heads: '
             f'{len(missing)} weights are missing, {len(other)} have another shape, such as '
             f'{(missing + other)[0]}'
         )
     return {key: found.get(key, value) for key, value in state.items()}
-
-
-def export_torchgeo(checkpoint: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
-    """Write the file that TorchGeo's ``SemanticSegmentation`` takes as *weights*.
-
-    ``Classification`` takes the checkpoint itself. ``SemanticSegmentation`` loads strictly, into
-    ``encoder.model``, which ``torchgeo.tasks.utils.extract_backbone`` only yields for a file
-    that names a ``backbone``.
-
-    Args:
-        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`.
-        output: File to write.
-
-    Returns:
-        The file.
-
-    Raises:
-        CheckpointError: If the checkpoint cannot be read or is of another kind.
-    """
-    checkpoint, output = Path(checkpoint), Path(output)
-    content = _read(checkpoint)
-    exported = {
-        'hyper_parameters': {'backbone': content['hyper_parameters']['model']},
-        'state_dict': {
-            f'model.backbone.model.model.{key}': value
-            for key, value in _backbone_weights(content).items()
-        },
-    }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f'.{output.name}.part')
-    torch.save(exported, beside)
-    beside.replace(output)
-    return output

@@ -2,18 +2,25 @@
 
 from typing import Any
 
+from timm.layers.mlp import SwiGLUPacked
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
 
 from geofm.models.multisensor import MultiSensorViT
+from geofm.models.weights.torchgeo import accept_both_names
 from geofm.sensors import SENSORS
 
-#: Width, depth and heads, as in DeiT and timm.
-SIZES: dict[str, dict[str, int]] = {
+#: Width, depth and heads, as in DeiT, timm and DINOv2, whose giant has SwiGLU.
+SIZES: dict[str, dict[str, Any]] = {
     'tiny': {'embed_dim': 192, 'depth': 12, 'num_heads': 3},
     'small': {'embed_dim': 384, 'depth': 12, 'num_heads': 6},
     'base': {'embed_dim': 768, 'depth': 12, 'num_heads': 12},
     'large': {'embed_dim': 1024, 'depth': 24, 'num_heads': 16},
+    'giant': {'embed_dim': 1536, 'depth': 40, 'num_heads': 24, 'ffn_layer': 'swiglu'},
 }
+
+#: Sides of a patch, in pixels.
+PATCH_SIZES: tuple[int, ...] = (14, 16)
 
 #: Which sensors a model has and how it fuses them, by the last part of its name.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -24,8 +31,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
-    f'geofm_vit_{size}_patch16_{variant}': {'patch_size': 16, **SIZES[size], **VARIANTS[variant]}
+    f'geofm_vit_{size}_patch{patch_size}_{variant}': {
+        'patch_size': patch_size,
+        **SIZES[size],
+        **VARIANTS[variant],
+    }
     for size in SIZES
+    for patch_size in PATCH_SIZES
     for variant in VARIANTS
 }
 
@@ -41,16 +53,42 @@ default_cfgs = generate_default_cfgs(
 )
 
 
+def _ffn_args(ffn_layer: str, embed_dim: int, mlp_ratio: float = 4.0) -> dict[str, Any]:
+    """Arguments of timm's ViT for a feed-forward layer that DINOv2 knows by this name."""
+    if ffn_layer == 'mlp':
+        return {'mlp_ratio': mlp_ratio}
+    if ffn_layer != 'swiglu':
+        raise ValueError(f"ffn_layer must be 'mlp' or 'swiglu', not '{ffn_layer}'")
+    # Two thirds of the width, for three matrices in place of two, in multiples of 8.
+    hidden = (int(embed_dim * mlp_ratio * 2 / 3) + 7) // 8 * 8
+    # timm's layer holds gate and value in one, hence twice; half a unit guards its int().
+    ratio = (2 * hidden + 0.5) / embed_dim
+    return {'mlp_ratio': ratio, 'mlp_layer': SwiGLUPacked, 'act_layer': nn.SiLU}
+
+
+def _build(
+    name: str,
+    pretrained: bool,
+    embed_dim: int,
+    ffn_layer: str = 'mlp',
+    mlp_ratio: float = 4.0,
+    **kwargs: Any,
+) -> MultiSensorViT:
+    model: MultiSensorViT = build_model_with_cfg(
+        MultiSensorViT,
+        name,
+        pretrained,
+        feature_cfg={'out_indices': 3, 'feature_cls': 'getter'},
+        embed_dim=embed_dim,
+        **_ffn_args(ffn_layer, embed_dim, mlp_ratio),
+        **kwargs,
+    )
+    return accept_both_names(model)
+
+
 def _register(name: str, architecture: dict[str, Any]) -> None:
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> MultiSensorViT:
-        model: MultiSensorViT = build_model_with_cfg(
-            MultiSensorViT,
-            name,
-            pretrained,
-            feature_cfg={'out_indices': 3, 'feature_cls': 'getter'},
-            **{**architecture, **kwargs},
-        )
-        return model
+        return _build(name, pretrained, **{**architecture, **kwargs})
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     register_model(entrypoint)
@@ -62,4 +100,4 @@ for _name, _architecture in _ARCHITECTURES.items():
 #: Names of all registered models.
 MODEL_NAMES: tuple[str, ...] = tuple(_ARCHITECTURES)
 # register_model adds entry points to __all__; they have no attribute here.
-__all__ = ('MODEL_NAMES', 'SIZES', 'VARIANTS')
+__all__ = ('MODEL_NAMES', 'PATCH_SIZES', 'SIZES', 'VARIANTS')

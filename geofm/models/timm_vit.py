@@ -10,8 +10,9 @@ from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from geofm.models.attention import Observation, block_index, observe_blocks
-from geofm.models.checkpoints import CheckpointError, load_backbone
+from geofm.models.checkpoints import load_backbone
 from geofm.models.multisensor import MultiSensorViT
+from geofm.models.weights.files import CheckpointError
 from geofm.sensors import BandError, check_bands, sensor_channels
 
 

@@ -27,6 +27,7 @@ from geofm.losses import (
 )
 from geofm.models import (
     MultiSensorViT,
+    Source,
     View,
     create_backbone,
     load_backbone_weights,
@@ -84,7 +85,7 @@ class DINOv2(BaseTask):
     def __init__(
         self,
         model: str = 'geofm_vit_small_patch16_linear',
-        weights: str | None = None,
+        weights: str | dict[str, str | Source] | None = None,
         continue_from: str | None = None,
         in_channels: int = 15,
         bands: Sequence[str] | None = None,
@@ -112,6 +113,7 @@ class DINOv2(BaseTask):
         head_bottleneck_dim: int = 256,
         separate_ibot_head: bool = False,
         ibot_prototypes: int | None = None,
+        ibot_bottleneck_dim: int | None = None,
         centering: Literal['ema', 'sinkhorn_knopp'] = 'ema',
         student_temperature: float = 0.1,
         dino_weight: float = 1.0,
@@ -139,7 +141,9 @@ class DINOv2(BaseTask):
 
         Args:
             model: Name of a geofm model, for ``timm.create_model``.
-            weights: Checkpoint of this project to start from.
+            weights: What to start from: a checkpoint of this project; or a ViT of another's, for a
+                model with one sensor, or by the key of the sensor, see
+                :func:`geofm.models.load_backbone_weights`.
             continue_from: Checkpoint of this task whose student, teacher, heads and centres to go
                 on with, on a schedule of its own: for a phase at a higher resolution.
             in_channels: Number of input channels.
@@ -170,6 +174,7 @@ class DINOv2(BaseTask):
             head_bottleneck_dim: Width of the heads' bottleneck.
             separate_ibot_head: Whether iBOT has a head of its own.
             ibot_prototypes: Number of prototypes of that head; as many as DINO's by default.
+            ibot_bottleneck_dim: Width of that head's bottleneck; as wide as DINO's by default.
             centering: How the teacher is kept from collapse.
             student_temperature: Temperature of the student's softmax.
             dino_weight: Weight of the DINO loss.
@@ -260,17 +265,18 @@ class DINOv2(BaseTask):
     def _heads(self) -> nn.ModuleDict:
         hparams = self.hparams
 
-        def head(prototypes: int) -> nn.Module:
+        def head(prototypes: int, bottleneck_dim: int) -> nn.Module:
             return DINOv2ProjectionHead(
-                self.model.embed_dim,
-                hparams['head_hidden_dim'],
-                hparams['head_bottleneck_dim'],
-                prototypes,
+                self.model.embed_dim, hparams['head_hidden_dim'], bottleneck_dim, prototypes
             )
 
-        heads = nn.ModuleDict({'dino_head': head(hparams['prototypes'])})
+        prototypes, bottleneck_dim = hparams['prototypes'], hparams['head_bottleneck_dim']
+        heads = nn.ModuleDict({'dino_head': head(prototypes, bottleneck_dim)})
         if hparams['separate_ibot_head']:
-            heads['ibot_head'] = head(hparams['ibot_prototypes'] or hparams['prototypes'])
+            heads['ibot_head'] = head(
+                hparams['ibot_prototypes'] or prototypes,
+                hparams['ibot_bottleneck_dim'] or bottleneck_dim,
+            )
         return heads
 
     def configure_losses(self) -> None:

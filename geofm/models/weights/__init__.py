@@ -1,0 +1,1 @@
+"""Weights of other projects' ViTs in, and ours out."""

@@ -1,0 +1,136 @@
+"""A checkpoint's backbone in the files of others."""
+
+import os
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+from geofm.models.checkpoints import PREFIX, create_backbone, load_strictly, read_checkpoint
+from geofm.models.multisensor import MultiSensorViT
+from geofm.models.weights.files import check_suffix, write_torch, write_weights
+from geofm.models.weights.layouts import fold_positions, to_dinov2
+from geofm.models.weights.sources import encoder_bands
+from geofm.models.weights.torchgeo import torchgeo_checkpoint
+
+#: Formats to export to.
+Format = Literal['geofm', 'timm', 'dinov2', 'torchgeo']
+
+
+class Exported(NamedTuple):
+    """What was written.
+
+    Attributes:
+        path: The file.
+        left_out: Names of the backbone's parts that the format has no place for.
+    """
+
+    path: Path
+    left_out: tuple[str, ...] = ()
+
+
+def export_backbone(
+    checkpoint: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    to: Format = 'geofm',
+    sensor: str | None = None,
+) -> Exported:
+    """Write a checkpoint's backbone in another format.
+
+    * ``geofm``: the whole backbone with the hyperparameters that rebuild it, for
+      :func:`geofm.models.load_backbone`.
+    * ``torchgeo``: the same, as ``torchgeo.tasks.Classification`` and ``SemanticSegmentation``
+      take it as *weights*.
+    * ``timm``: one sensor's ViT for timm's ``VisionTransformer(no_embed_class=True, ...)``.
+    * ``dinov2``: one sensor's ViT as in DINOv2's own ``dinov2_vit*_pretrain.pth``.
+
+    Args:
+        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.
+        output: File to write: ``.safetensors``, or ``.pth``, ``.pt`` or ``.ckpt`` for PyTorch.
+            Safetensors say in their metadata what the channels are.
+        to: The format.
+        sensor: The sensor whose ViT to write, for timm and DINOv2; the only one by default.
+
+    Returns:
+        The file, and what was left out.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read or is of another kind.
+        ValueError: If the suffix, the format or the sensor is not one of those.
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    if to not in get_args(Format):
+        raise ValueError(f'to must be one of {list(get_args(Format))}, not {to!r}')
+    check_suffix(output)
+    if to in ('timm', 'dinov2'):
+        return _export_encoder(checkpoint, output, to, sensor)
+    if sensor is not None:
+        raise ValueError(f"'{to}' is of the whole backbone: leave sensor out")
+    if to == 'torchgeo':
+        return Exported(export_torchgeo(checkpoint, output))
+    hparams, weights = read_checkpoint(checkpoint)
+    if output.suffix == '.safetensors':
+        return Exported(write_weights(weights, output, {'hyper_parameters': hparams}))
+    state = {PREFIX + key: value for key, value in weights.items()}
+    return Exported(write_torch({'hyper_parameters': hparams, 'state_dict': state}, output))
+
+
+def export_torchgeo(checkpoint: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
+    """Write the file that TorchGeo's tasks take as *weights*.
+
+    ``Classification``, and ``SemanticSegmentation`` with ``model='dpt'``, take the same file; so
+    does :func:`geofm.models.load_backbone`.
+
+    Args:
+        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.
+        output: File to write.
+
+    Returns:
+        The file.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read or is of another kind.
+        ValueError: If the file is to be of safetensors.
+    """
+    output = Path(output)
+    if output.suffix == '.safetensors':
+        raise ValueError(f'{output}: TorchGeo reads PyTorch files only: name it .ckpt or .pth')
+    hparams, weights = read_checkpoint(Path(checkpoint))
+    return write_torch(torchgeo_checkpoint(hparams, weights), output)
+
+
+def _export_encoder(
+    checkpoint: Path, output: Path, to: Literal['timm', 'dinov2'], sensor: str | None
+) -> Exported:
+    hparams, weights = read_checkpoint(checkpoint)
+    model = create_backbone(hparams)
+    load_strictly(model, weights, checkpoint)
+    if sensor is None and len(model.sensors) == 1:
+        (sensor,) = model.sensors
+    if sensor not in model.sensors:
+        raise ValueError(
+            f'{checkpoint}: a ViT of which sensor? Give --sensor, one of {list(model.sensors)}'
+        )
+    state = _encoder_state(model, sensor, to)
+    bands = encoder_bands(model, sensor)
+    return Exported(
+        write_weights(state, output, {'sensor': sensor, 'bands': bands}),
+        _left_out(model, sensor, to),
+    )
+
+
+def _encoder_state(
+    model: MultiSensorViT, sensor: str, to: Literal['timm', 'dinov2']
+) -> dict[str, Tensor]:
+    encoder: Any = model.get_submodule(f'encoders.{sensor}')
+    state: dict[str, Tensor] = encoder.state_dict()
+    if to == 'timm':
+        return state
+    state = fold_positions(state, encoder.patch_embed.grid_size)
+    return to_dinov2(state, model.mask_token.detach()[model.sensors.index(sensor)])
+
+
+def _left_out(model: MultiSensorViT, sensor: str, to: str) -> tuple[str, ...]:
+    names = {name.split('.')[0] for name, _ in model.named_parameters()} - {'encoders'}
+    others = [f'encoders.{key}' for key in model.sensors if key != sensor]
+    return (*others, *sorted(names - ({'mask_token'} if to == 'dinov2' else set())))

@@ -1,0 +1,149 @@
+"""Making a ViT's weights fit an encoder: bands by name, positions, patch size."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from timm.layers.patch_embed import resample_patch_embed
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from geofm.models.weights.files import CheckpointError
+from geofm.models.weights.layouts import architecture, fold_positions
+from geofm.sensors import RGB_BANDS, SENSORS, BandError, check_bands
+
+#: Bands of ViTs that come without names, by their number: Sentinel's, or those of a photograph.
+_KNOWN_BANDS: dict[int, tuple[str, ...]] = {
+    len(bands): bands for bands in (RGB_BANDS, *(s.band_names for s in SENSORS.values()))
+}
+
+_PATCH_EMBED = 'patch_embed.proj.weight'
+
+
+def load_into(
+    encoder: VisionTransformer,
+    tensors: Mapping[str, Tensor],
+    wanted: Sequence[str],
+    bands: Sequence[str] | None,
+) -> list[str]:
+    """Load a ViT's weights into an encoder, and say what could not be taken as it was.
+
+    Args:
+        encoder: The encoder; changed in place.
+        tensors: Weights in timm's layout, see :func:`~geofm.models.weights.layouts.find_vit`.
+        wanted: Names of the encoder's channels.
+        bands: Names of the source's channels; of a known number of channels if None.
+
+    Returns:
+        A few words each on what was changed, left out or not found.
+
+    Raises:
+        BandError: If the source's bands are not known, or not as many as its channels.
+        CheckpointError: If the weights do not fit.
+    """
+    own = encoder.state_dict()
+    theirs, ours = architecture(tensors), architecture(own)
+    if theirs != ours:
+        raise CheckpointError(
+            f'its ViT has {theirs}; the one to load into has {ours}. '
+            'Take the model of that size (ffn_layer in model_args makes MLP or SwiGLU)'
+        )
+    grid = encoder.patch_embed.grid_size
+    tensors = fold_positions(tensors, grid)
+    notes = [
+        *_fit_patch_embed(tensors, wanted, bands, encoder.patch_embed.patch_size),
+        *_fit_positions(tensors, grid),
+        *_fit_layer_scale(tensors, own),
+    ]
+    if 'reg_token' in tensors and 'reg_token' in own:
+        theirs_registers, ours_registers = tensors['reg_token'].shape[1], own['reg_token'].shape[1]
+        if theirs_registers != ours_registers:
+            del tensors['reg_token']
+            notes.append(f'{theirs_registers} registers there, {ours_registers} here')
+    fitting = {key: value for key, value in tensors.items() if key in own}
+    try:
+        encoder.load_state_dict(fitting, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f'its weights do not fit: {error}') from error
+    for title, left in (('new here', own.keys() - fitting), ('not used', tensors.keys() - own)):
+        if left:
+            notes.append(f'{title}: {", ".join(_short(left))}')
+    return notes
+
+
+def _source_bands(bands: Sequence[str] | None, channels: int) -> tuple[tuple[str, ...], list[str]]:
+    notes = []
+    if bands is None:
+        if channels not in _KNOWN_BANDS:
+            raise BandError(
+                f'which bands are its {channels} channels? Name them: '
+                '{path: FILE, bands: [B04, B03, B02]}'
+            )
+        bands = _KNOWN_BANDS[channels]
+        notes.append(f'its channels taken for {", ".join(bands)}')
+    bands = check_bands([_band_name(band) for band in bands])
+    if len(bands) != channels:
+        raise BandError(f'{len(bands)} bands for its {channels} channels: {list(bands)}')
+    return bands, notes
+
+
+def _band_name(band: str) -> str:
+    """Our name of a band that TorchGeo calls B1 or B8a."""
+    return re.sub(r'^B(\d)$', r'B0\1', 'B8A' if band == 'B8a' else band)
+
+
+def _fit_patch_embed(
+    tensors: dict[str, Tensor],
+    wanted: Sequence[str],
+    bands: Sequence[str] | None,
+    patch_size: tuple[int, int],
+) -> list[str]:
+    """Kernels by band name; a band that the source lacks gets the mean of its kernels."""
+    kernels = tensors[_PATCH_EMBED]
+    bands, notes = _source_bands(bands, kernels.shape[1])
+    if tuple(kernels.shape[-2:]) != tuple(patch_size):
+        notes.append(f'patches resampled from {_by(kernels.shape[-2:])} to {_by(patch_size)} px')
+        kernels = resample_patch_embed(kernels, list(patch_size))
+    mean = kernels.mean(dim=1)
+    tensors[_PATCH_EMBED] = torch.stack(
+        [kernels[:, bands.index(band)] if band in bands else mean for band in wanted], dim=1
+    )
+    if lacking := [band for band in wanted if band not in bands]:
+        notes.append(f'{", ".join(lacking)} start from the mean of its kernels')
+    if unused := [band for band in bands if band not in wanted]:
+        notes.append(f'kernels of {", ".join(unused)} not used')
+    return notes
+
+
+def _fit_positions(tensors: dict[str, Tensor], grid: tuple[int, int]) -> list[str]:
+    if 'pos_embed' not in tensors:
+        return []
+    positions = tensors['pos_embed']
+    old = tuple(positions.shape[1:3])
+    tensors['pos_embed'] = resample_abs_pos_embed(
+        positions.flatten(1, 2), new_size=list(grid), old_size=list(old), num_prefix_tokens=0
+    )
+    return [] if old == tuple(grid) else [f'positions resampled from {_by(old)} to {_by(grid)}']
+
+
+def _fit_layer_scale(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
+    """A ViT without LayerScale is one whose scales are 1."""
+    ours = {key for key in own if re.search(r'\.ls[12]\.gamma$', key)}
+    theirs = {key for key in tensors if re.search(r'\.ls[12]\.gamma$', key)}
+    if theirs and not ours:
+        raise CheckpointError('its ViT has LayerScale: set init_values in model_args to have it')
+    if not ours or theirs:
+        return []
+    tensors.update({key: torch.ones_like(own[key]) for key in ours})
+    return ['no LayerScale there: scales are 1']
+
+
+def _by(size: Sequence[Any]) -> str:
+    return ' x '.join(str(side) for side in size)
+
+
+def _short(names: set[str]) -> list[str]:
+    """Names of weights, those of all blocks in one."""
+    return sorted({re.sub(r'^blocks\.\d+\.', 'blocks.*.', name) for name in names})

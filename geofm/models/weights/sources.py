@@ -1,0 +1,125 @@
+"""Where weights of one sensor's ViT come from: a file, or a name of TorchGeo's."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NotRequired, TypedDict
+
+import torch
+from torch import Tensor
+
+from geofm.models.checkpoints import Checkpoint, as_checkpoint, create_backbone
+from geofm.models.multisensor import MultiSensorViT
+from geofm.models.weights.files import METADATA, CheckpointError, read_file
+from geofm.models.weights.layouts import find_vit
+from geofm.sensors import SENSORS
+
+
+class Source(TypedDict):
+    """A file of weights, and the bands that its channels are.
+
+    Attributes:
+        path: The file, or a name of TorchGeo's, e.g. ``ViTSmall16_Weights.SENTINEL2_ALL_DINO``.
+        bands: Names of its channels, in their order.
+    """
+
+    path: str
+    bands: NotRequired[list[str]]
+
+
+class EncoderWeights(NamedTuple):
+    """A ViT's weights.
+
+    Attributes:
+        tensors: In timm's layout.
+        bands: Names of its channels, where they are known.
+        mask_token: Token in place of a hidden patch, of shape (D,), if it has one.
+        left: Names of what else this project's checkpoint holds.
+    """
+
+    tensors: dict[str, Tensor]
+    bands: Sequence[str] | None = None
+    mask_token: Tensor | None = None
+    left: tuple[str, ...] = ()
+
+
+def encoder_bands(model: MultiSensorViT, sensor: str) -> list[str]:
+    """Names of the channels of a sensor's encoder.
+
+    Args:
+        model: The model.
+        sensor: Key of the sensor.
+
+    Returns:
+        The names, in canonical order: all that the sensor has if it is absent from the input.
+    """
+    names = SENSORS[sensor].band_names
+    return [band for band in names if band in model.bands] or list(names)
+
+
+def is_torchgeo(path: str) -> bool:
+    """Whether a source is a name of TorchGeo's weights.
+
+    Args:
+        path: A file, or such a name.
+
+    Returns:
+        True if it reads like one, and there is no such file.
+    """
+    return bool(re.fullmatch(r'\w+_Weights\.\w+', path)) and not Path(path).exists()
+
+
+def read_encoder(path: str, sensor: str) -> EncoderWeights:
+    """Read the ViT of one sensor.
+
+    Args:
+        path: A file, or a name of TorchGeo's.
+        sensor: Key of the sensor: of a checkpoint of this project, the encoder to take.
+
+    Returns:
+        The weights.
+
+    Raises:
+        CheckpointError: If it is neither, cannot be read, or holds no ViT that is known here.
+    """
+    if is_torchgeo(path):
+        return _from_torchgeo(path)
+    content = read_file(Path(path))
+    checkpoint = as_checkpoint(content)
+    if checkpoint is not None:
+        return _from_checkpoint(checkpoint, sensor)
+    tensors = find_vit(content)
+    return _with_mask_token(tensors, content.get(METADATA, {}).get('bands'))
+
+
+def _with_mask_token(tensors: dict[str, Tensor], bands: Sequence[str] | None) -> EncoderWeights:
+    mask_token = tensors.pop('mask_token', None)
+    return EncoderWeights(tensors, bands, None if mask_token is None else mask_token.flatten())
+
+
+def _from_torchgeo(name: str) -> EncoderWeights:
+    from torchgeo.models import get_weight
+
+    try:
+        weight: Any = get_weight(name)
+    except ValueError as error:
+        raise CheckpointError('no such file, and no weights of TorchGeo') from error
+    if 'SENTINEL' not in weight.name:
+        raise CheckpointError("weights of another sensor: of TorchGeo's, Sentinel-1's and 2's fit")
+    state = weight.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    return _with_mask_token(find_vit(state), weight.meta['bands'])
+
+
+def _from_checkpoint(checkpoint: Checkpoint, sensor: str) -> EncoderWeights:
+    with torch.device('meta'):
+        model = create_backbone(checkpoint.hparams)
+    if sensor not in model.sensors:
+        raise CheckpointError(f'its model has {list(model.sensors)}')
+    prefix = f'encoders.{sensor}.'
+    others = {key.split('.')[0] for key in checkpoint.weights if not key.startswith('encoders.')}
+    return EncoderWeights(
+        find_vit(checkpoint.weights, prefix),
+        encoder_bands(model, sensor),
+        checkpoint.weights['mask_token'][model.sensors.index(sensor)].float(),
+        tuple(sorted(others - {'mask_token'})),
+    )

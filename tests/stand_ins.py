@@ -1,0 +1,44 @@
+"""Small data in place of what the configs name."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from geofm.datasets.sen12mscr import PatchName
+from tests.datasets.tree import grid_at, random_pixels, write_raster
+
+
+class GeneratedImages(Dataset[dict[str, Tensor]]):
+    """Random images, as a data set of TorchGeo yields them."""
+
+    def __init__(self, channels: int, key: str = 'image', length: int = 4, size: int = 48) -> None:
+        """Initialize a new GeneratedImages instance.
+
+        Args:
+            channels: Number of channels, of all dates together.
+            key: Key of the image in a sample.
+            length: Number of images.
+            size: Height and width in pixels.
+        """
+        self.key = key
+        self.images = torch.rand(length, channels, size, size) * 3000
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """One image."""
+        return {self.key: self.images[index].clone()}
+
+
+def write_sen12mscr(root: Path) -> None:
+    """A tree of SEN12MS-CR: four places, clear and cloudy, of training ROIs."""
+    for patch in range(4):
+        grid = grid_at(32632, 500_000 + 320 * patch, 5_300_000, size=48)
+        for i, kind in enumerate(('s1', 's2', 's2_cloudy')):
+            name = PatchName('ROIs1868_summer', kind, 36, patch)
+            pixels = random_pixels(kind[:2], grid, 10 * patch + i)
+            write_raster(root / name.folder / name.filename, pixels, grid)
