@@ -6,8 +6,9 @@ from geofm.models.checkpoints import (
     read_hparams,
     read_task_weights,
 )
-from geofm.models.multisensor import MultiSensorViT, View, ViewTokens
+from geofm.models.multisensor import MultiSensorViT
 from geofm.models.registry import MODEL_NAMES
+from geofm.models.tokens import View, ViewTokens
 from geofm.models.weights.export import export_backbone, export_torchgeo
 from geofm.models.weights.files import CheckpointError
 from geofm.models.weights.load import load_backbone_weights

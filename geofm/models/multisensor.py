@@ -1,36 +1,20 @@
 """The backbone: one ViT a sensor, their tokens fused into one sequence."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from timm.layers.drop import DropPath
-from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from geofm.models.attention import Observation, block_index, observe_blocks, take_rows
 from geofm.models.dates import DayOfYear
 from geofm.models.fusion import CrossAttentionFusion, LinearFusion
-from geofm.models.packed import (
-    Kept,
-    drops_paths,
-    embed_patches,
-    lay_out,
-    run_block,
-    run_last_block,
-    take_out,
-)
-from geofm.models.packed_attention import Groups
+from geofm.models.tokens import SensorTokens
 from geofm.sensors import SENSORS, BandError, band_indices, sensor_channels
-
-#: Columns of a `dates` tensor.
-_DATE_COLUMN = {key: i for i, key in enumerate(SENSORS)}
 
 
 def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
@@ -46,39 +30,7 @@ def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
     )
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """Crops of one size, and what of their tokens is wanted.
-
-    Attributes:
-        image: Normalised crops of shape (B, C, H, W).
-        dates: See :meth:`MultiSensorViT.forward_features`.
-        masks: The same.
-        present: The same.
-        patches: Patches whose tokens are wanted beside CLS, counted through all crops: indices
-            into (B x N,), int64 of shape (M,). None: no patches.
-    """
-
-    image: Tensor
-    dates: Tensor | None = None
-    masks: Tensor | None = None
-    present: Tensor | None = None
-    patches: Tensor | None = None
-
-
-class ViewTokens(NamedTuple):
-    """Fused tokens of a view.
-
-    Attributes:
-        cls: CLS tokens of shape (B, D).
-        patches: Tokens of the patches that were wanted, of shape (M, D).
-    """
-
-    cls: Tensor
-    patches: Tensor
-
-
-class MultiSensorViT(nn.Module):
+class MultiSensorViT(SensorTokens):
     """Vision transformers, one a sensor, fused into one sequence of tokens.
 
     Each sensor has a timm ``VisionTransformer`` with register tokens (Darcet et al., 2024) and
@@ -174,8 +126,6 @@ class MultiSensorViT(nn.Module):
         self.in_chans = in_chans
         self.global_pool = global_pool
         self.depth = depth
-        self.grad_checkpointing = False
-        self._run_block, self._run_last_block = run_block, run_last_block
         self.feature_info = [
             {'module': f'blocks.{i}', 'num_chs': embed_dim, 'reduction': patch_size}
             for i in range(depth)
@@ -207,7 +157,7 @@ class MultiSensorViT(nn.Module):
                     block.drop_path2 = DropPath(drop_path_rate)
         self.day_of_year = DayOfYear(embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(len(self.sensors), embed_dim))
-        self.fusion: LinearFusion | CrossAttentionFusion | None = None
+        self.fusion = None
         if len(self.sensors) == 2:
             if fusion == 'linear':
                 self.fusion = LinearFusion(embed_dim)
@@ -259,19 +209,6 @@ class MultiSensorViT(nn.Module):
             ],
         }
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute each block's activations in the backward pass, to save memory.
-
-        Args:
-            enable: Whether to.
-        """
-        self.grad_checkpointing = enable
-
-    def compile_blocks(self) -> None:
-        """Compile the blocks as :meth:`forward_views` runs them, with ``torch.compile``."""
-        self._run_block = torch.compile(run_block)
-        self._run_last_block = torch.compile(run_last_block)
-
     def get_classifier(self) -> nn.Module:
         """The head."""
         return self.head
@@ -287,216 +224,6 @@ class MultiSensorViT(nn.Module):
         if global_pool is not None:
             self.global_pool = global_pool  # type: ignore[assignment]
         self.head = nn.Linear(self.embed_dim, num_classes) if num_classes else nn.Identity()
-
-    # -- tokens ---------------------------------------------------------------------------------
-
-    def _encoder(self, key: str) -> VisionTransformer:
-        encoder = self.encoders[key]
-        assert isinstance(encoder, VisionTransformer)
-        return encoder
-
-    def _embed(self, key: str, view: View) -> Tensor:
-        """Input of the first block of one sensor's ViT."""
-        encoder = self._encoder(key)
-        index, channels = self.sensors.index(key), self._channels[key]
-        first, last = channels[0], channels[-1]
-        # A run of channels is a view; anything else is gathered.
-        is_run = channels == list(range(first, last + 1))
-        image = view.image[:, first : last + 1] if is_run else view.image[:, channels]
-        tokens = embed_patches(encoder.patch_embed, image)
-        if view.masks is not None:
-            hidden = view.masks if view.masks.ndim == 2 else view.masks[:, index]
-            token = self.mask_token[index].to(tokens.dtype)
-            tokens = torch.where(hidden.reshape(*tokens.shape[:3], 1), token, tokens)
-        tokens = encoder.norm_pre(encoder._pos_embed(tokens))
-        if view.dates is not None:
-            encoding = self.day_of_year(view.dates[:, _DATE_COLUMN[key]])
-            tokens = tokens + encoding[:, None].to(tokens.dtype)
-        return tokens
-
-    def _stand_in(self, key: str, grid: tuple[int, int]) -> Tensor:
-        """Tokens in place of an absent sensor's, of shape (1, L, D)."""
-        encoder = self._encoder(key)
-        token = self.stand_in[self.sensors.index(key)]
-        prefix = 0 if encoder.no_embed_class else self.num_prefix_tokens
-        positions = resample_abs_pos_embed(
-            encoder.pos_embed,
-            new_size=list(grid),
-            old_size=list(encoder.patch_embed.grid_size),
-            num_prefix_tokens=prefix,
-        )[:, prefix:]
-        # Patches keep their positions: as the query of cross-attention they must differ.
-        return torch.cat([token[None, :-1], token[-1] + positions], dim=1)
-
-    def _run(
-        self,
-        x: Tensor,
-        take: Sequence[int],
-        dates: Tensor | None,
-        masks: Tensor | None,
-        present: Tensor | None,
-    ) -> list[list[Tensor]]:
-        """Normalised tokens of every sensor after each of the blocks in *take*."""
-        taken: list[list[Tensor]] = [[] for _ in take]
-        view = View(x, dates, masks, present)
-        for key in self.sensors:
-            encoder = self._encoder(key)
-            if key not in self._channels:
-                absent = self._stand_in(key, self._grid(x)).expand(len(x), -1, -1).to(x.dtype)
-                for tokens_at in taken:
-                    tokens_at.append(absent)
-                continue
-            tokens = self._embed(key, view)
-            for depth, block in enumerate(encoder.blocks[: max(take) + 1]):
-                tokens = self._checkpointed(block, tokens)
-                if depth in take:
-                    normalised = self._replace_absent(key, encoder.norm(tokens), view)
-                    taken[list(take).index(depth)].append(normalised)
-        return taken
-
-    def _fuse(self, tokens: list[Tensor]) -> Tensor:
-        return self.fusion(tokens) if self.fusion is not None else tokens[0]
-
-    def forward_features(
-        self,
-        x: Tensor,
-        dates: Tensor | None = None,
-        masks: Tensor | None = None,
-        present: Tensor | None = None,
-    ) -> Tensor:
-        """Tokens of a batch.
-
-        Args:
-            x: Normalised images of shape (B, C, H, W), channels as in :attr:`bands`; H and W
-                multiples of the patch size.
-            dates: Days since 1970-01-01 of each sensor of :data:`geofm.sensors.SENSORS`, int64 of
-                shape (B, 2); :data:`geofm.models.dates.NO_DATE` where unknown. None: unknown.
-            masks: True where a patch is hidden, bool of shape (B, N), or (B, S, N) where not
-                all of :attr:`sensors` hide the same.
-            present: Whether each of :attr:`sensors` is present in a sample, bool of shape
-                (B, S). None: all are.
-
-        Returns:
-            Fused tokens of shape (B, 1 + registers + N, D): CLS, registers, patches row by row.
-        """
-        (tokens,) = self._run(x, [self.depth - 1], dates, masks, present)
-        return self._fuse(tokens)
-
-    def forward_views(self, views: Sequence[View]) -> list[ViewTokens]:
-        """Tokens of crops of several sizes, of which few are wanted: how to train.
-
-        All crops run as one packed sequence. In the last block, projection, MLP and what follows
-        run for CLS and the wanted patches alone, unless the fusion needs every token.
-
-        Args:
-            views: Crops of one size each.
-
-        Returns:
-            What is wanted of each view: as from :meth:`forward_features`, but for rounding.
-            Stochastic depth leaves out a random subset of each view's crops in each branch.
-        """
-        kept = [self._kept(view) for view in views]
-        if isinstance(self.fusion, CrossAttentionFusion):
-            # Every token of the other sensor is a key, so none can be left out before.
-            every = [self._run_views(key, views) for key in self.sensors]
-            rows = [
-                self._fuse(list(tokens))[part.sequences, part.tokens]
-                for part, *tokens in zip(kept, *every, strict=True)
-            ]
-        else:
-            wanted = [self._run_wanted(key, views, kept) for key in self.sensors]
-            rows = list(self._fuse(wanted).split([len(part.tokens) for part in kept]))
-        return [
-            ViewTokens(part[: len(view.image)], part[len(view.image) :])
-            for view, part in zip(views, rows, strict=True)
-        ]
-
-    def _kept(self, view: View) -> Kept:
-        """Where the CLS tokens and the wanted patches of a view are."""
-        crops = torch.arange(len(view.image), device=view.image.device)
-        patches = crops.new_empty(0) if view.patches is None else view.patches
-        height, width = self._grid(view.image)
-        return Kept(
-            torch.cat([crops, patches // (height * width)]),
-            torch.cat([crops * 0, self.num_prefix_tokens + patches % (height * width)]),
-        )
-
-    def _run_views(self, key: str, views: Sequence[View]) -> list[Tensor]:
-        """All normalised tokens of one sensor's crops."""
-        if key not in self._channels:
-            return [
-                self._stand_in(key, self._grid(view.image)).expand(len(view.image), -1, -1)
-                for view in views
-            ]
-        crops, groups = self._run_blocks(key, views, self.depth)
-        return [
-            self._replace_absent(key, self._encoder(key).norm(tokens), view)
-            for tokens, view in zip(take_out(crops, groups), views, strict=True)
-        ]
-
-    def _run_wanted(self, key: str, views: Sequence[View], kept: Sequence[Kept]) -> Tensor:
-        """Normalised tokens of one sensor, those that are wanted, of shape (M, D)."""
-        if key not in self._channels:
-            return torch.cat(
-                [
-                    self._stand_in(key, self._grid(view.image))[0, part.tokens]
-                    for view, part in zip(views, kept, strict=True)
-                ]
-            )
-        encoder = self._encoder(key)
-        crops, groups = self._run_blocks(key, views, self.depth - 1)
-        # Crops are counted through all views.
-        first = [0, *accumulate(len(view.image) for view in views)]
-        together = Kept(
-            torch.cat([part.sequences + first[i] for i, part in enumerate(kept)]),
-            torch.cat([part.tokens for part in kept]),
-        )
-        last = self._checkpointed(
-            self._run_last_block, encoder.blocks[-1], groups, together, *crops
-        )
-        rows = encoder.norm(last)
-        return torch.cat(
-            [
-                self._replace_absent(key, tokens, view, part)
-                for tokens, view, part in zip(
-                    rows.split([len(part.tokens) for part in kept]), views, kept, strict=True
-                )
-            ]
-        )
-
-    def _run_blocks(
-        self, key: str, views: Sequence[View], count: int
-    ) -> tuple[tuple[Tensor, ...], Groups]:
-        """Tokens of one sensor's crops after the first blocks of its ViT, and their layout."""
-        blocks = self._encoder(key).blocks
-        crops, groups = lay_out(
-            [self._embed(key, view) for view in views], drop=drops_paths(blocks[0])
-        )
-        for block in blocks[:count]:
-            crops = self._checkpointed(self._run_block, block, groups, *crops)
-        return crops, groups
-
-    def _checkpointed(self, run: Callable[..., Any], *args: Any) -> Any:
-        """Run a block, and if so asked again in the backward pass."""
-        if self.grad_checkpointing and self.training:
-            return checkpoint(run, *args, use_reentrant=False)
-        return run(*args)
-
-    def _replace_absent(
-        self, key: str, tokens: Tensor, view: View, kept: Kept | None = None
-    ) -> Tensor:
-        """Put the stand-in's tokens where a sensor is not present in a crop."""
-        if view.present is None or self.fusion is None:
-            return tokens
-        stand_in = self._stand_in(key, self._grid(view.image)).to(tokens.dtype)
-        present = view.present[:, self.sensors.index(key)]
-        if kept is None:
-            return torch.where(present[:, None, None], tokens, stand_in)
-        return torch.where(present[kept.sequences, None], tokens, stand_in[0, kept.tokens])
-
-    def _grid(self, x: Tensor) -> tuple[int, int]:
-        """Patches down and across."""
-        return x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
 
     def forward_intermediates(
         self,

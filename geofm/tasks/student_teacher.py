@@ -1,0 +1,237 @@
+"""Student and teacher: how they are built, what they see, and how the one follows the other."""
+
+import copy
+from typing import Literal, NamedTuple, Self, cast
+
+import torch
+from lightly.models.modules import DINOv2ProjectionHead
+from torch import Tensor, nn
+from torchgeo.tasks import BaseTask
+
+from geofm.losses import resize_tokens
+from geofm.models import MultiSensorViT, View, create_backbone, load_backbone_weights
+from geofm.models.weights.load import Weights
+from geofm.transforms import Crops, MultiCrop
+
+
+class Outputs(NamedTuple):
+    """What a network makes of the crops of B images.
+
+    Attributes:
+        cls: CLS logits, (2B, K) of the teacher, ((2 + n) B, K) of the student.
+        patches: Logits of the M masked patches, (M, K').
+        features: CLS features of the global crops, (2B, D).
+        tokens: Patch tokens of the global crops, (2B, N, D), if Gram anchoring wants them.
+    """
+
+    cls: Tensor
+    patches: Tensor
+    features: Tensor
+    tokens: Tensor | None = None
+
+
+class StudentTeacher(BaseTask):
+    """The networks of :class:`geofm.tasks.DINOv2`, built from its hyperparameters.
+
+    Attributes:
+        model: The teacher's backbone: what one keeps.
+        student: The student's ``backbone`` and heads.
+        teacher_heads: The teacher's heads.
+        gram_backbone: An earlier teacher's backbone, for Gram anchoring.
+        multi_crop: What makes crops of a batch.
+    """
+
+    model: MultiSensorViT
+    student: nn.ModuleDict
+    teacher_heads: nn.ModuleDict
+    gram_backbone: MultiSensorViT | None
+    multi_crop: MultiCrop
+    weights: Weights | None
+
+    def configure_models(self) -> None:
+        """Initialize student, teacher and the cropping of their input."""
+        hparams = self.hparams
+        self.model = create_backbone(hparams)
+        if self.weights:
+            load_backbone_weights(self.model, self.weights)
+        backbone = create_backbone(hparams, drop_path_rate=hparams['drop_path_rate'])
+        backbone.load_state_dict(self.model.state_dict())
+
+        # TorchGeo takes every key that contains 'model.' for the backbone's: none here may.
+        self.student = nn.ModuleDict({'backbone': backbone, **self._heads()})
+        self.teacher_heads = self._heads()
+        for name, head in self.teacher_heads.items():
+            head.load_state_dict(self.student[name].state_dict())
+        self.model.requires_grad_(False)
+        self.teacher_heads.requires_grad_(False)
+        for network in (backbone, self.model):
+            if hparams['compile_blocks']:
+                network.compile_blocks()
+        backbone.set_grad_checkpointing(hparams['grad_checkpointing'])
+        self.gram_backbone = copy.deepcopy(self.model) if hparams['gram_weight'] else None
+        for name in ('sensor_dropout', 'one_sensor_masks', 'global_sensors'):
+            if hparams[name] and len(backbone.sensors) < 2:
+                raise ValueError(f'{name} needs a model with two sensors')
+        if unknown := set(hparams['global_sensors'] or ()) - set(backbone.sensors):
+            raise ValueError(f'global_sensors {sorted(unknown)}: not of {list(backbone.sensors)}')
+        hides = hparams['sensor_dropout'] or hparams['global_sensors']
+        if backbone.fusion is not None and not hides:
+            # Never used, so never given a gradient, which distributed training would wait for.
+            backbone.stand_in.requires_grad_(False)
+
+        self.multi_crop = MultiCrop(
+            bands=self.model.bands,
+            global_size=hparams['global_size'],
+            local_size=hparams['local_size'],
+            n_local=hparams['n_local'],
+            global_scale=hparams['global_scale'],
+            local_scale=hparams['local_scale'],
+            patch_size=self.model.patch_size,
+            mask_probability=hparams['mask_probability'],
+            mask_ratio=hparams['mask_ratio'],
+            min_valid=hparams['min_valid'],
+            photometry=hparams['photometry'],
+            anchor_size=(hparams['gram_size'] or hparams['global_size'])
+            if hparams['gram_weight']
+            else None,
+        )
+
+    def _heads(self) -> nn.ModuleDict:
+        hparams = self.hparams
+
+        def head(prototypes: int, bottleneck_dim: int) -> nn.Module:
+            return DINOv2ProjectionHead(
+                self.model.embed_dim, hparams['head_hidden_dim'], bottleneck_dim, prototypes
+            )
+
+        prototypes, bottleneck_dim = hparams['prototypes'], hparams['head_bottleneck_dim']
+        heads = nn.ModuleDict({'dino_head': head(prototypes, bottleneck_dim)})
+        if hparams['separate_ibot_head']:
+            heads['ibot_head'] = head(
+                hparams['ibot_prototypes'] or prototypes,
+                hparams['ibot_bottleneck_dim'] or bottleneck_dim,
+            )
+        return heads
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode of the student; the teacher always evaluates."""
+        super().train(mode)
+        self.model.eval()
+        self.teacher_heads.eval()
+        if self.gram_backbone is not None:
+            self.gram_backbone.eval()
+        return self
+
+    def teacher_forward(self, crops: Crops) -> Outputs:
+        """Teacher on the global crops, nothing hidden.
+
+        Args:
+            crops: Crops of a batch of B images.
+
+        Returns:
+            Logits of CLS tokens and of the patches that the student does not see.
+        """
+        present = self._only('teacher', len(crops.globals))
+        view = View(crops.globals, crops.global_dates, None, present, crops.masked)
+        (tokens,) = self.model.forward_views([view])
+        return Outputs(*_apply_heads(self.teacher_heads, *tokens), tokens.cls)
+
+    def student_forward(self, crops: Crops) -> Outputs:
+        """Student on all crops, with patches of the global ones hidden.
+
+        Args:
+            crops: Crops of a batch of B images, n of them local.
+
+        Returns:
+            Logits of the CLS tokens of all crops and of the hidden patches.
+        """
+        backbone = cast(MultiSensorViT, self.student['backbone'])
+        images, patches = crops.masks.shape
+        anchored = self.gram_backbone is not None
+        wanted = torch.arange(crops.masks.numel(), device=self.device) if anchored else crops.masked
+        present = self._only('student', images)
+        if present is None:
+            present = self._drop_sensors(images)
+        views = [View(crops.globals, crops.global_dates, self._hidden(crops), present, wanted)]
+        if len(crops.locals):
+            present = self._drop_sensors(len(crops.locals))
+            views.append(View(crops.locals, crops.local_dates, None, present))
+        tokens = backbone.forward_views(views)
+
+        features, hidden = tokens[0]
+        every = hidden.view(images, patches, -1) if anchored else None
+        if anchored:
+            hidden = hidden[crops.masked]
+        cls = torch.cat([view.cls for view in tokens])
+        return Outputs(*_apply_heads(self.student, cls, hidden), features, every)
+
+    @torch.no_grad()
+    def gram_forward(self, crops: Crops) -> Tensor:
+        """Gram teacher on the anchors: global crops without photometry, perhaps larger.
+
+        Args:
+            crops: Crops of a batch of B images.
+
+        Returns:
+            Patch tokens on the student's grid, of shape (2B, N, D).
+        """
+        assert self.gram_backbone is not None
+        assert crops.anchors is not None
+        tokens = self.gram_backbone.forward_features(crops.anchors, crops.global_dates)
+        side = crops.anchors.shape[-1] // self.model.patch_size
+        patches = tokens[:, self.model.num_prefix_tokens :]
+        return resize_tokens(patches, (side, side), self.multi_crop.grid)
+
+    def _only(self, network: Literal['student', 'teacher'], crops: int) -> Tensor | None:
+        """Which sensors a network sees of the global crops; None: all."""
+        if not self.hparams['global_sensors']:
+            return None
+        sensor = self.hparams['global_sensors'][network == 'teacher']
+        seen = torch.tensor([key == sensor for key in self.model.sensors])
+        return seen.expand(crops, -1).to(self.device, non_blocking=True)
+
+    def _drop_sensors(self, crops: int) -> Tensor | None:
+        """Which sensors the student sees in each crop: both, or now and then one."""
+        rate = self.hparams['sensor_dropout']
+        if not rate:
+            return None
+        hidden, which = torch.rand(crops) < rate, torch.rand(crops) < 0.5
+        seen = ~torch.stack([hidden & which, hidden & ~which], dim=1)
+        return seen.to(self.device, non_blocking=True)
+
+    def _hidden(self, crops: Crops) -> Tensor:
+        """Patches that the student does not see: of all sensors, or some of one sensor only."""
+        rate = self.hparams['one_sensor_masks']
+        if not rate:
+            return crops.masks
+        shape = crops.masks.shape
+        one, which = torch.rand(shape) < rate, torch.rand(shape) < 0.5
+        shown = torch.stack([one & which, one & ~which], dim=1)
+        return crops.masks[:, None] & ~shown.to(self.device, non_blocking=True)
+
+    @torch.no_grad()
+    def move_teacher(self, momentum: float) -> None:
+        """Move the teacher towards the student.
+
+        Args:
+            momentum: Share of the teacher that stays.
+        """
+        teacher: list[Tensor] = [*self.model.parameters(), *self.teacher_heads.parameters()]
+        student: list[Tensor] = [*self.student['backbone'].parameters()]
+        for name in self.teacher_heads:
+            student += self.student[name].parameters()
+        torch._foreach_lerp_(teacher, student, 1 - momentum)
+
+    def _refresh_gram_teacher(self) -> None:
+        if self.gram_backbone is not None:
+            self.gram_backbone.load_state_dict(self.model.state_dict())
+
+
+def _apply_heads(heads: nn.ModuleDict, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
+    """CLS and patch logits; one head for both runs once."""
+    if 'ibot_head' in heads:
+        return heads['dino_head'](cls), heads['ibot_head'](patches)
+    cls_logits, patch_logits = heads['dino_head'](torch.cat([cls, patches])).split(
+        [len(cls), len(patches)]
+    )
+    return cls_logits, patch_logits
