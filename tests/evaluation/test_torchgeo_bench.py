@@ -465,7 +465,7 @@ def test_its_own_command_runs_from_our_config(
     for split, part in (('train', names[:12]), ('val', names[12:16]), ('test', names[16:])):
         (root / f'eurosat-{split}.txt').write_text('\n'.join(part))
     command = [
-        *(sys.executable, '-m', 'torchgeo_bench', 'run'),
+        *(sys.executable, '-m', 'torchgeo_bench.cli', 'run'),
         'model=geofm',
         *(f'model.checkpoint={checkpoints()}', 'model.pool=mean'),
         *('dataset.names=[eurosat]', 'dataset.bands=all', 'dataset.normalization=model_native'),
