@@ -9,11 +9,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 from segmentation_models_pytorch.encoders import encoders
-from torch import Tensor, nn
+from torch import nn
 from torchgeo.tasks import Classification, PixelwiseRegression, SemanticSegmentation
 
 from geofm.cli import main
 from geofm.models import CheckpointError, export_torchgeo, load_backbone, register_encoder
+from geofm.models.timm_vit import load_model
 from tests.dense import write_dfc2020, write_mmflood, write_sen12ms
 from tests.pairs import RandomPairsDataModule
 from tests.tasks.test_dinov2 import SMALL, small_task, small_trainer
@@ -127,6 +128,17 @@ def test_a_frozen_backbone_stays_and_all_else_learns(checkpoint: Path) -> None:
     assert any(k.startswith('decoder.') for k in moved)
 
 
+def test_what_was_fine_tuned_can_be_mapped(tmp_path: Path) -> None:
+    """The backbone is found in a checkpoint of SemanticSegmentation on a pyramid."""
+    task = SemanticSegmentation('unet', 'geofm_vit_tiny_patch16_s2', None, 13, num_classes=3)
+    content = {'hyper_parameters': dict(task.hparams), 'state_dict': task.state_dict()}
+    torch.save(content, tmp_path / 'tuned.ckpt')
+    model = load_model(tmp_path / 'tuned.ckpt')
+    tuned = task.model.encoder.model.state_dict()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, tuned[key]), key
+
+
 # -- configs --------------------------------------------------------------------------------------
 
 
@@ -226,32 +238,3 @@ def test_every_config_says_how_to_run_it_on_an_encoder_that_exists() -> None:
         assert '--model.init_args.weights' in text
         backbone = next((line.split()[1] for line in text.splitlines() if 'backbone:' in line), '')
         assert not backbone or backbone in encoders or backbone.startswith('tu-')
-
-
-# -- heights --------------------------------------------------------------------------------------
-
-
-def test_heights_are_those_of_the_elevation_model(tmp_path: Path) -> None:
-    from geofm.datamodules import MMFloodHeightDataModule
-    from geofm.datamodules.mmflood_height import MEDIAN, STD
-
-    datamodule = MMFloodHeightDataModule(2, 32, root=write_mmflood(tmp_path))
-    datamodule.setup('fit')
-    dataset: Any = datamodule.train_dataset
-    sample = dataset[dataset.bounds]
-    heights: Tensor = sample['mask'] * STD + MEDIAN
-    slope = torch.linspace(0, 190, 96)[:, None].expand(96, 92)
-    torch.testing.assert_close(heights[:, 4:], slope, atol=1e-3, rtol=0)
-    # Where Sentinel-1 is missing there is nothing to learn from: the mean of the rest.
-    torch.testing.assert_close(heights[:, :4], torch.full((96, 4), 95.0), atol=1e-3, rtol=0)
-    assert sample['image'].shape == (2, 96, 96)
-    assert sample['image'][:, :, :4].isnan().all()
-    assert (sample['image'][:, :, 4:] > 0).all()
-
-
-def test_tiles_smaller_than_a_window_are_refused(tmp_path: Path) -> None:
-    from geofm.datamodules import MMFloodHeightDataModule
-
-    datamodule = MMFloodHeightDataModule(2, 256, length=4, root=write_mmflood(tmp_path))
-    with pytest.raises(ValueError, match=r'no tile of .* holds a window of 256 px'):
-        datamodule.setup('fit')

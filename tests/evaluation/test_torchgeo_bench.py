@@ -319,6 +319,8 @@ VERDICTS = {
     'm-bigearthnet': None,
     'm-brick-kiln': 'names',
     'm-eurosat': 'names',
+    'm-so2sat': 'known to us',
+    'pastis': None,
     'so2sat': 'neither dB nor power',
     'treesatai': 'neither dB nor power',
 }

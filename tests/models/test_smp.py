@@ -144,7 +144,7 @@ def test_gradients_reach_every_tensor(architecture: Any) -> None:
 def test_segmentation_learns_what_only_the_fine_maps_show() -> None:
     """Bright squares, half a patch wide, within a patch and over the border of two."""
     torch.manual_seed(0)
-    model = smp.UPerNet('small', encoder_weights=None, in_channels=15, classes=1)
+    model = smp.Segformer('small', encoder_weights=None, in_channels=15, classes=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     x = 0.1 * torch.randn(2, 15, 32, 32)
     mask = torch.zeros(2, 1, 32, 32)
