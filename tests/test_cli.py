@@ -12,7 +12,9 @@ from geofm.cli import COMMANDS, LIGHTNING_COMMANDS, main
 from geofm.datasets import write_sample_data
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
+CONFIGS = sorted(
+    p for kind in ('pretrain', 'finetune') for p in (ROOT / 'configs' / kind).glob('*.yaml')
+)
 
 #: The smallest that still is the same method.
 SMALL = [
