@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from geofm.models import create_backbone, load_backbone, read_hparams
@@ -80,8 +80,9 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         if not path.exists():
             torch.manual_seed(1)
             task = small_task(model=model, in_channels=len(bands), bands=bands)
-            for parameter in task.model.parameters():
-                nn.init.normal_(parameter, std=0.05)
+            with torch.no_grad():
+                for parameter in task.model.parameters():
+                    parameter += 0.2 * torch.randn_like(parameter)
             content = {'hyper_parameters': dict(task.hparams), 'state_dict': task.state_dict()}
             torch.save(content, path)
         return str(path)
@@ -111,6 +112,8 @@ def test_features_are_those_of_the_backbone(
         tokens = backbone.forward_features(normalised)
         features = ours.forward_patch_features(images)
     torch.testing.assert_close(features, tokens[:, 0])
+    # They say what is in an image, or no comparison here would mean anything.
+    assert features.std(dim=0).mean() > 0.1 * features.std()
     patches = tokens[:, backbone.num_prefix_tokens :].mean(dim=1)
     for pool, expected in (('mean', patches), ('both', torch.cat([tokens[:, 0], patches], 1))):
         ours.pool = pool
@@ -190,9 +193,10 @@ def test_reflectance_and_power_become_dn_and_db(checkpoints: Callable[..., str])
     radar = {'VV': {'mean': 0.13, 'min': 0.0}, 'VH': {'mean': 0.03, 'min': 0.0}}
     other = [spec(b, **(radar | optical)[b]) for b in BANDS]
     with torch.inference_mode():
-        expected = GeofmBench(specs(BANDS), checkpoint=path)(images)
-        features = GeofmBench(other, checkpoint=path)(scaled)
-    torch.testing.assert_close(features, expected, rtol=1e-3, atol=1e-4)
+        ours, theirs = (GeofmBench(bands, checkpoint=path) for bands in (specs(BANDS), other))
+        expected, got = ours.normalize_inputs(images), theirs.normalize_inputs(scaled)
+        torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(theirs(scaled), ours(images), rtol=1e-3, atol=1e-3)
 
 
 def test_pixels_without_data_are_at_the_mean(checkpoints: Callable[..., str]) -> None:
@@ -224,9 +228,11 @@ def test_other_strategies_are_those_of_torchgeo_bench(checkpoints: Callable[...,
             def _forward_patch_features(self, images: Tensor) -> Tensor:
                 return images
 
-        ours = GeofmBench(bands, checkpoint=checkpoints(), normalization=strategy)
+        options = {'checkpoint': checkpoints(), 'normalization': strategy}
         expected = Theirs(bands, strategy)(images)
-        assert torch.equal(ours.normalize_inputs(images), expected)
+        assert torch.equal(GeofmBench(bands, **options).normalize_inputs(images), expected)
+        less = GeofmBench(bands, **options, names={'vv': None})
+        assert torch.equal(less.normalize_inputs(images), expected[:, [0, 2]])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.functional import resize
 
 from geofm.models import SimpleFeaturePyramid
 
@@ -22,13 +23,15 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return (x - mean) / (variance + 1e-6).sqrt() * weight[:, None, None] + bias[:, None, None]
 
 
-def test_levels_are_those_of_vitdet() -> None:
+@pytest.mark.parametrize('patch_size', [16, 14])
+def test_levels_are_those_of_vitdet(patch_size: int) -> None:
     """Written out again, with the operations of the paper."""
-    pyramid = SimpleFeaturePyramid(16, 16, width=8)
+    pyramid = SimpleFeaturePyramid(16, patch_size, width=8)
     for parameter in pyramid.parameters():
         torch.nn.init.normal_(parameter)
     w = pyramid.state_dict()
-    x = torch.randn(2, 16, 4, 6)
+    size = (224, 448)
+    x = torch.randn(2, 16, size[0] // patch_size, size[1] // patch_size)
 
     def deconv(x: Tensor, name: str) -> Tensor:
         return F.conv_transpose2d(x, w[f'{name}.weight'], w[f'{name}.bias'], stride=2)
@@ -38,7 +41,9 @@ def test_levels_are_those_of_vitdet() -> None:
     finest = deconv(F.gelu(finest), 'levels.0.scale.3')
     scaled = [finest, deconv(x, 'levels.1.scale.0'), x, F.max_pool2d(x, 2)]
     assert [m.shape[1] for m in scaled] == [4, 8, 16, 16]
-    for i, (level, got) in enumerate(zip(scaled, pyramid(x, (64, 96)), strict=True)):
+    for i, (level, got) in enumerate(zip(scaled, pyramid(x, size), strict=True)):
+        stride = pyramid.strides[i]
+        level = resize(level, [size[0] // stride, size[1] // stride], antialias=True)
         for conv, norm in ((0, 1), (2, 3)):
             out = f'levels.{i}.output'
             level = F.conv2d(level, w[f'{out}.{conv}.weight'], padding=conv // 2)
