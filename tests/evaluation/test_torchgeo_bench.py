@@ -75,11 +75,14 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
     """Pretrained checkpoints, made when asked for."""
     folder = tmp_path_factory.mktemp('bench')
 
-    def make(model: str = SMALL['model'], bands: tuple[str, ...] = BANDS) -> str:
-        path = folder / f'{model}_{len(bands)}.ckpt'
+    def make(model: str = SMALL['model'], bands: tuple[str, ...] = BANDS, depth: int = 2) -> str:
+        path = folder / f'{model}_{len(bands)}_{depth}.ckpt'
         if not path.exists():
             torch.manual_seed(1)
-            task = small_task(model=model, in_channels=len(bands), bands=bands)
+            model_args = {**SMALL['model_args'], 'depth': depth}
+            task = small_task(
+                model=model, in_channels=len(bands), bands=bands, model_args=model_args
+            )
             with torch.no_grad():
                 for parameter in task.model.parameters():
                     parameter += 0.2 * torch.randn_like(parameter)
@@ -417,8 +420,11 @@ def test_its_segmentation_probe(head: str, checkpoints: Callable[..., str]) -> N
     assert all(torch.equal(value, before[key]) for key, value in ours.state_dict().items())
 
 
-def test_levels_are_maps_after_each_quarter_of_the_blocks(checkpoints: Callable[..., str]) -> None:
-    ours = GeofmBench(specs(BANDS), checkpoint=checkpoints())
+@pytest.mark.parametrize(('depth', 'blocks'), [(2, [0, 1]), (8, [1, 3, 5, 7]), (4, [0, 1, 2, 3])])
+def test_levels_are_maps_after_each_quarter_of_the_blocks(
+    depth: int, blocks: list[int], checkpoints: Callable[..., str]
+) -> None:
+    ours = GeofmBench(specs(BANDS), checkpoint=checkpoints(depth=depth))
     seen: list[Tensor] = []
     for level in ours.levels:
         level.register_forward_hook(lambda _, __, output: seen.append(output))
@@ -426,7 +432,7 @@ def test_levels_are_maps_after_each_quarter_of_the_blocks(checkpoints: Callable[
     with torch.inference_mode():
         ours(images)
         normalised = ours.normalize_inputs(images)
-        expected = ours.model.forward_intermediates(normalised, [0, 1], intermediates_only=True)
+        expected = ours.model.forward_intermediates(normalised, blocks, intermediates_only=True)
     for got, wanted in zip(seen, expected, strict=True):
         assert got.shape == (3, 32, 6, 6)
         assert torch.equal(got, wanted)
