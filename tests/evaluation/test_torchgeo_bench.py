@@ -85,7 +85,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
             )
             with torch.no_grad():
                 for parameter in task.model.parameters():
-                    parameter += 0.2 * torch.randn_like(parameter)
+                    parameter.add_(0.2 * torch.randn_like(parameter))
             content = {'hyper_parameters': dict(task.hparams), 'state_dict': task.state_dict()}
             torch.save(content, path)
         return str(path)
@@ -231,7 +231,7 @@ def test_other_strategies_are_those_of_torchgeo_bench(checkpoints: Callable[...,
             def _forward_patch_features(self, images: Tensor) -> Tensor:
                 return images
 
-        options = {'checkpoint': checkpoints(), 'normalization': strategy}
+        options: dict[str, Any] = {'checkpoint': checkpoints(), 'normalization': strategy}
         expected = Theirs(bands, strategy)(images)
         assert torch.equal(GeofmBench(bands, **options).normalize_inputs(images), expected)
         less = GeofmBench(bands, **options, names={'vv': None})

@@ -2,7 +2,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchvision.transforms.functional import resize
 
 from geofm.models import SimpleFeaturePyramid
 
@@ -43,7 +42,8 @@ def test_levels_are_those_of_vitdet(patch_size: int) -> None:
     assert [m.shape[1] for m in scaled] == [4, 8, 16, 16]
     for i, (level, got) in enumerate(zip(scaled, pyramid(x, size), strict=True)):
         stride = pyramid.strides[i]
-        level = resize(level, [size[0] // stride, size[1] // stride], antialias=True)
+        asked = (size[0] // stride, size[1] // stride)
+        level = F.interpolate(level, asked, mode='bilinear', antialias=True)
         for conv, norm in ((0, 1), (2, 3)):
             out = f'levels.{i}.output'
             level = F.conv2d(level, w[f'{out}.{conv}.weight'], padding=conv // 2)
