@@ -14,7 +14,9 @@ from geofm.models import load_backbone
 from tests.models.weights.vits import timm_vit
 
 ROOT = Path(__file__).resolve().parents[1]
-CONFIGS = sorted((ROOT / 'configs').rglob('*.yaml'))
+CONFIGS = sorted(
+    p for kind in ('pretrain', 'finetune') for p in (ROOT / 'configs' / kind).glob('*.yaml')
+)
 
 #: The smallest that still is the same method.
 SMALL = [

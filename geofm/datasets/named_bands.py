@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from torchgeo.datasets.utils import Sample
 
 from geofm.sensors import BANDS, BandError, band_indices, check_bands, sensor_channels
@@ -123,6 +123,8 @@ class NamedBands(Dataset[Sample]):
             The figure.
         """
         dataset: Any = self.dataset
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
         return dataset.plot(*args, **kwargs)
 
     def _take(self, sample: dict[str, Any], key: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Backbones: importing this package registers them with timm."""
+"""Backbones: importing this package registers them with timm and segmentation-models-pytorch."""
 
 from geofm.models.checkpoints import (
     create_backbone,
@@ -7,7 +7,9 @@ from geofm.models.checkpoints import (
     read_task_weights,
 )
 from geofm.models.multisensor import MultiSensorViT
+from geofm.models.pyramid import SimpleFeaturePyramid
 from geofm.models.registry import MODEL_NAMES
+from geofm.models.smp import PyramidEncoder, register_encoder
 from geofm.models.tokens import View, ViewTokens
 from geofm.models.weights.export import export_backbone, export_torchgeo
 from geofm.models.weights.files import CheckpointError
@@ -18,6 +20,8 @@ __all__ = (
     'MODEL_NAMES',
     'CheckpointError',
     'MultiSensorViT',
+    'PyramidEncoder',
+    'SimpleFeaturePyramid',
     'Source',
     'View',
     'ViewTokens',
@@ -28,4 +32,5 @@ __all__ = (
     'load_backbone_weights',
     'read_hparams',
     'read_task_weights',
+    'register_encoder',
 )
