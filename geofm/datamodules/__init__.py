@@ -1,5 +1,6 @@
 """Lightning data modules in TorchGeo's style."""
 
+from geofm.datamodules.eurosat_rgb import EuroSATRGBDataModule
 from geofm.datamodules.landcover import SampleLandCoverDataModule
 from geofm.datamodules.mmflood_height import MMFloodHeightDataModule
 from geofm.datamodules.named_bands import NamedBandsDataModule
@@ -7,6 +8,7 @@ from geofm.datamodules.sen12mscr import SEN12MSCRDataModule
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
 
 __all__ = (
+    'EuroSATRGBDataModule',
     'MMFloodHeightDataModule',
     'NamedBandsDataModule',
     'SEN12MSCRDataModule',

@@ -1,6 +1,7 @@
 """Datasets in TorchGeo's style."""
 
 from geofm.datasets.collate import pad_and_stack
+from geofm.datasets.eurosat_rgb import EuroSATRGB
 from geofm.datasets.landcover import SampleLandCover
 from geofm.datasets.multidate import MultiDate
 from geofm.datasets.named_bands import NamedBands
@@ -13,6 +14,7 @@ __all__ = (
     'SEN12MSCR',
     'SEN12MSCRTS',
     'EmptySplitError',
+    'EuroSATRGB',
     'MultiDate',
     'NamedBands',
     'SampleLandCover',

@@ -14,19 +14,22 @@ from geofm.models.attention import Observation, block_index, observe_blocks, tak
 from geofm.models.dates import DayOfYear
 from geofm.models.fusion import CrossAttentionFusion, LinearFusion
 from geofm.models.tokens import SensorTokens
-from geofm.sensors import SENSORS, BandError, band_indices, sensor_channels
+from geofm.sensors import RGB_BANDS, SENSORS, BandError, band_indices, sensor_channels
 
 
 def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
     """Bands of an input of which only the number of channels is known."""
     every = tuple(band for key in sensors for band in SENSORS[key].band_names)
     choices = [every, *(SENSORS[key].band_names for key in sensors)]
+    if 's2' in sensors:
+        choices.append(RGB_BANDS)
     for bands in choices:
         if len(bands) == in_chans:
             return bands
     raise BandError(
         f'in_chans={in_chans} does not tell which bands they are: it is neither all '
-        f'{len(every)} of {list(sensors)} nor those of one sensor. Name them with bands=[...]'
+        f'{len(every)} of {list(sensors)} nor those of one sensor, nor 3 for '
+        'B04, B03, B02. Name them with bands=[...]'
     )
 
 
@@ -52,7 +55,7 @@ class MultiSensorViT(SensorTokens):
         global_pool: How tokens are pooled for the head: the CLS token, or the mean of patches.
         sensors: Keys of the sensors, of :data:`geofm.sensors.SENSORS`.
         bands: Names of the input channels, in their order. Default: all bands of all sensors if
-            *in_chans* is their number, or all of one sensor.
+            *in_chans* is their number, or all of one sensor, or B04, B03, B02 if it is 3.
         fusion: How two sensors are fused.
         query: Cross-attention: the sensor that asks; the other answers.
         nhead: Cross-attention: number of heads.

@@ -10,8 +10,10 @@ from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.torchgeo import accept_both_names
 from geofm.sensors import SENSORS
 
-#: Width, depth and heads, as in DeiT, timm and DINOv2, whose giant has SwiGLU.
+#: Width, depth and heads, as in DeiT, timm and DINOv2, whose giant has SwiGLU. Nano is half as deep
+#: as tiny: for laptops.
 SIZES: dict[str, dict[str, Any]] = {
+    'nano': {'embed_dim': 192, 'depth': 6, 'num_heads': 3},
     'tiny': {'embed_dim': 192, 'depth': 12, 'num_heads': 3},
     'small': {'embed_dim': 384, 'depth': 12, 'num_heads': 6},
     'base': {'embed_dim': 768, 'depth': 12, 'num_heads': 12},
@@ -19,8 +21,8 @@ SIZES: dict[str, dict[str, Any]] = {
     'giant': {'embed_dim': 1536, 'depth': 40, 'num_heads': 24, 'ffn_layer': 'swiglu'},
 }
 
-#: Sides of a patch, in pixels.
-PATCH_SIZES: tuple[int, ...] = (14, 16)
+#: Sides of a patch, in pixels; 8 is for small images.
+PATCH_SIZES: tuple[int, ...] = (8, 14, 16)
 
 #: Which sensors a model has and how it fuses them, by the last part of its name.
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -80,7 +80,7 @@ def test_in_channels_say_which_sensors(name: str, channels: int, bands: tuple[st
         assert features.isfinite().all()
 
 
-@pytest.mark.parametrize(('name', 'channels'), [('small', 3), ('small_s2', 15), ('rgb', 13)])
+@pytest.mark.parametrize(('name', 'channels'), [('small', 4), ('small_s2', 15), ('rgb', 13)])
 def test_channels_without_a_name_are_refused(name: str, channels: int) -> None:
     with pytest.raises(BandError, match='register_encoder'):
         get_encoder(name, in_channels=channels)

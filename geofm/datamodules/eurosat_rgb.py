@@ -1,0 +1,29 @@
+"""Data module of EuroSAT's RGB images, split by place."""
+
+from typing import Any
+
+import torch
+from torchgeo.datamodules import NonGeoDataModule
+
+from geofm.datasets.eurosat_rgb import EuroSATRGB
+
+
+class EuroSATRGBDataModule(NonGeoDataModule):
+    """Real patches of ten classes, as DN of B04, B03 and B02; no cell is in two splits.
+
+    .. seealso:: :class:`geofm.datasets.EuroSATRGB`
+    """
+
+    #: Of B04, B03, B02 over the training cells of seed 0, in DN.
+    mean = torch.tensor([1001.1, 1073.2, 1128.9])
+    std = torch.tensor([592.8, 398.1, 334.0])
+
+    def __init__(self, batch_size: int = 64, num_workers: int = 0, **kwargs: Any) -> None:
+        """Initialize a new EuroSATRGBDataModule instance.
+
+        Args:
+            batch_size: Number of patches in a batch.
+            num_workers: Number of processes that read.
+            **kwargs: Further arguments of :class:`geofm.datasets.EuroSATRGB`.
+        """
+        super().__init__(EuroSATRGB, batch_size, num_workers, **kwargs)
