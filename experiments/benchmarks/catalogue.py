@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from geofm.datasets import SEN12MSCRTS
 from geofm.datasets.catalogue import beside, update_catalogue
+from geofm.datasets.scan import PairKey, SceneName
 
 ROWS = 930_000
 TIME_STEPS = 30
@@ -50,8 +51,14 @@ def scan(root: Path, rounds: int) -> dict[str, float]:
     }
 
 
-def enlarge(root: Path, rows: int) -> None:
-    """Give the catalogue rows for files that do not exist, in the likeness of those that do."""
+def enlarge(root: Path, rows: int, jitter: float = 0.0) -> None:
+    """Give the catalogue rows for files that do not exist, in the likeness of those that do.
+
+    Args:
+        root: Folder with a catalogue.
+        rows: Number of rows that it is to have.
+        jitter: Corners of files differ by that at most, as they do by rounding; in degrees.
+    """
     catalogue = update_catalogue(root)
     table = catalogue.table
     copies = -(-rows // len(table)) - 1
@@ -59,15 +66,21 @@ def enlarge(root: Path, rows: int) -> None:
     for copy in range(1, copies + 1):
         # A patch at all its time steps, then other patches.
         patch, step = divmod(copy, TIME_STEPS)
-        parts.append(
-            table.assign(
-                time_step=np.int32(step),
-                patch=table['patch'] + np.int32(patch * REAL),
-                c=table['c'] + patch,
-                path=[f'{p[:-4]}_{copy:03d}.tif' for p in table['path']],
-            )
+        part = table.assign(
+            time_step=np.int32(step),
+            patch=table['patch'] + np.int32(patch * REAL),
+            c=table['c'] + patch,
         )
+        names = (
+            SceneName(row.sensor, PairKey(row.season, row.roi, row.patch, step), row.date.date())
+            for row in part.itertuples()
+        )
+        parts.append(part.assign(path=[f'{name.folder}/{name.filename}' for name in names]))
     whole = pd.concat(parts, ignore_index=True).iloc[:rows].astype(table.dtypes.to_dict())
+    rng = np.random.default_rng(0)
+    for axis in ('c', 'f'):
+        made = np.arange(len(whole)) >= len(table)
+        whole[axis] += rng.uniform(-jitter, jitter, len(whole)) * made
     replace(catalogue, table=whole.sort_values('path', ignore_index=True)).write()
 
 

@@ -2,9 +2,9 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, SupportsIndex
 
-import pandas as pd
 import torch
 from matplotlib.figure import Figure
 from rasterio.windows import Window
@@ -21,12 +21,16 @@ from geofm.transforms import Normalize
 
 
 class Pairs(Protocol):
-    """Patches of which windows can be read, a row of the index each."""
-
-    index: pd.DataFrame
+    """Patches of which windows can be read."""
 
     def __len__(self) -> int:
         """Number of patches."""
+
+    def shape_of(self, index: SupportsIndex) -> tuple[int, int]:
+        """Height and width of a patch."""
+
+    def files_of(self, index: SupportsIndex) -> list[Path]:
+        """Files of a patch."""
 
     def read_pair(self, position: int, window: Window | None = None) -> Sample:
         """Read a window of a patch."""
@@ -49,7 +53,6 @@ class RandomWindows(Dataset[Sample]):
         """
         self.dataset = dataset
         self.size = size
-        self._shapes = dataset.index[['height', 'width']].to_numpy()
 
     def __len__(self) -> int:
         """Number of patches."""
@@ -69,11 +72,22 @@ class RandomWindows(Dataset[Sample]):
         """
         if not 0 <= index < len(self):
             raise IndexError(f'patch {index} of {len(self)}: out of range')
-        rows, cols = self._shapes[index].tolist()
+        rows, cols = self.dataset.shape_of(index)
         height, width = min(self.size, rows), min(self.size, cols)
         first_row = int(torch.randint(rows - height + 1, ()))
         first_col = int(torch.randint(cols - width + 1, ()))
         return self.dataset.read_pair(index, Window(first_col, first_row, width, height))
+
+    def files_of(self, index: SupportsIndex) -> list[Path]:
+        """Files behind a window.
+
+        Args:
+            index: Number of the patch, 'index' of the sample.
+
+        Returns:
+            The files.
+        """
+        return self.dataset.files_of(index)
 
 
 class SEN12MSCRTSDataModule(ResumableDataModule):

@@ -2,36 +2,34 @@
 
 import os
 from collections.abc import Callable, Iterable, Sequence
-from functools import lru_cache
+from multiprocessing.context import get_spawning_popen
 from pathlib import Path as FilePath
 from typing import Any, Literal, SupportsIndex, get_args
 
 import geopandas as gpd
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
-import rasterio
-import shapely
+import pyproj
 import torch
 from matplotlib.figure import Figure
 from rasterio.crs import CRS
-from rasterio.errors import RasterioError
-from rasterio.io import DatasetReader
-from rasterio.transform import Affine
-from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform_bounds
 from rasterio.windows import Window
 from torchgeo.datasets import DatasetNotFoundError, GeoDataset
 from torchgeo.datasets.utils import GeoSlice, Path, Sample
 
-from geofm.datasets.catalogue import KEY
-from geofm.datasets.listing import Listing, list_scenes
-from geofm.datasets.pairing import Pairing, pair_scenes
+from geofm.datasets.failures import FailureLog
+from geofm.datasets.footprints import SEARCH_CRS
+from geofm.datasets.listing import Listing, list_scenes, sound
+from geofm.datasets.pair_table import PairTable, Period, describe
+from geofm.datasets.pairing import AnyPairing, Pairing, Rows, pair_scenes
 from geofm.datasets.plot import plot_pair
+from geofm.datasets.reading import BrokenFileError, read_file
 from geofm.datasets.regions import REGIONS, Roi, Split, split_of
 from geofm.datasets.scan import Reason, Skipped
-from geofm.datasets.tiff_header import NotPlainError, parse_header, read_window
-from geofm.grid import Grid, read_on_grid
+from geofm.datasets.scenes import Scenes
+from geofm.datasets.search import FrameSearch, TableSearch, best_pair
+from geofm.grid import Grid
 from geofm.sensors import BANDS, RGB_BANDS, SENSORS, BandError, band_indices, check_bands
 
 #: Pixel size of the data set in degrees, along both axes.
@@ -42,13 +40,6 @@ OnError = Literal['raise', 'skip']
 
 #: Pairs that are tried in place of one that cannot be read, before that is an error all the same.
 MOST_SKIPPED = 10
-
-#: Areas of overlap closer than this, relative to the larger, count as equal.
-_AREA_TOLERANCE = 1e-6
-
-
-class BrokenFileError(ValueError):
-    """A file that the index has cannot be read any more."""
 
 
 class EmptySplitError(ValueError):
@@ -70,15 +61,14 @@ class SEN12MSCRTS(GeoDataset):
     a pair if their names have season, ROI, patch and time step in common; folders are not looked
     at. Files that make no pair are left out, counted in :attr:`skipped` and reported in one
     warning: S1 without S2 and the reverse, two files for one place (none of them is used),
-    names that say nothing, files that cannot be opened, have a wrong number of bands or no EPSG
-    code.
+    names that say nothing, and bad files of all kinds, see
+    :class:`geofm.datasets.inspection.Problem`.
 
-    A folder may have a catalogue of its files, see :mod:`geofm.datasets.catalogue`, that ``geofm
-    index`` makes beside the data, or in the user's cache if the data are read-only. It is used
-    wherever there is one: no file is opened then, and files that it marks as bad are left out. A
-    catalogue that is older than the data is used with a warning. A folder of
-    :data:`geofm.datasets.listing.CATALOGUE_FROM` files or more gets a catalogue if it has none; of
-    smaller ones the headers are read each time.
+    Every folder has a catalogue of its files, see :mod:`geofm.datasets.catalogue`, beside the data
+    or, if these are read-only, in the user's cache. It is made when the folder is first opened, as
+    ``geofm index`` does, and files that it marks as bad are left out. Of folders of fewer than
+    :data:`geofm.datasets.catalogue.SMALL` files it is brought up to date each time; of larger ones
+    no file is opened, and a catalogue that is older than the data is used with a warning.
 
     Every patch is read on the grid of its S2 file, whatever CRS the other patches have, so its
     pixels are those of the file, bit for bit. S1 is warped (bilinear, in dB) only where its own
@@ -91,15 +81,13 @@ class SEN12MSCRTS(GeoDataset):
 
     * https://doi.org/10.1109/TGRS.2022.3146246
 
+    The pairs are kept in arrays that worker processes share, see
+    :class:`geofm.datasets.pair_table.PairTable`.
+
     Attributes:
-        index: One row a pair, sorted by season, ROI, patch and time step; the geometry is the
-            outline of the S2 file in EPSG:4326, the interval reaches from the earlier to the
-            later of both days. Columns as in :func:`geofm.datasets.scan.scan_headers`.
         skipped: The files left out, by reason.
         bands: Names of the channels of 'image'.
         split: The split.
-        failures: Number of pairs that could not be read and were replaced by others, in this
-            process and in those that read for it; only with ``on_error='skip'``.
     """
 
     all_bands = BANDS
@@ -107,6 +95,8 @@ class SEN12MSCRTS(GeoDataset):
     cmap = 'tab20'
     filename_glob = '*.tif'
     _res = (PIXEL_SIZE, PIXEL_SIZE)
+    #: First and last day of all pairs, if names do not say when they were taken.
+    _period: Period | None = None
 
     def __init__(
         self,
@@ -121,13 +111,14 @@ class SEN12MSCRTS(GeoDataset):
         max_cloud_cover: float | None = None,
         dates: tuple[str, str] | None = None,
         on_error: OnError = 'raise',
+        catalogue: Path | None = None,
     ) -> None:
         """Initialize a new SEN12MSCRTS instance.
 
         Args:
             paths: Folders to search, or files; or a list of pairs ``[[s1, s2], ...]`` in a file
                 ``.json``, as of ``geofm index --pairs-json``, with paths relative to that file
-                or absolute.
+                or absolute; or a catalogue ``.parquet`` of ``geofm index --output``.
             split: One of 'train', 'val', 'test' or 'all'. ROIs that are not on the official
                 lists are in 'train'.
             regions: World regions to keep: 'africa', 'america', 'asiaEast', 'asiaWest',
@@ -147,6 +138,8 @@ class SEN12MSCRTS(GeoDataset):
             on_error: What to do if a file cannot be read: 'raise' an error that names it; or
                 'skip' the pair: read another one of the same size in its place, drawn at random
                 from PyTorch's generator, and count that in :attr:`failures`.
+            catalogue: Catalogue of the folder *paths*, if it does not lie beside the data or in
+                the user's cache.
 
         Raises:
             BandError: If a band is unknown, given twice, or not of the sensors.
@@ -185,15 +178,119 @@ class SEN12MSCRTS(GeoDataset):
         self.max_cloud_cover = max_cloud_cover
         self.dates = None if dates is None else _check_dates(dates)
         self.on_error = on_error
-        # Shared with the processes that read.
-        self._failures = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.catalogue = catalogue
+        self._failures = FailureLog() if on_error == 'skip' else None
         self.skipped = Skipped()
-        self.index = self._scan()
+        self._frame: gpd.GeoDataFrame | None = None
+        self._is_set = False
+        self._search_in(SEARCH_CRS)
+        self.pairs = self._scan()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for a copy or a worker, which make the index and the search again if need be."""
+        state = {**self.__dict__, '_search': None}
+        if not self._is_set:
+            state['_frame'] = None
+        if get_spawning_popen() is not None:
+            # A worker reads, and what was left out may be many names.
+            state['skipped'] = Skipped()
+        return state
+
+    def __len__(self) -> int:
+        """Number of pairs."""
+        return len(self.pairs)
+
+    @property
+    def index(self) -> gpd.GeoDataFrame:  # type: ignore[override]
+        """One row a pair, sorted by season, ROI, patch and time step.
+
+        It is made when it is first asked for, as TorchGeo's samplers do, and is not needed to read
+        pairs. Columns as in :meth:`geofm.datasets.pair_table.PairTable.frame`: the geometry is the
+        outline of the S2 file, the interval reaches from the earlier to the later of both days. To
+        change it, set another one: its rows are then the pairs.
+        """
+        if self._frame is None:
+            self._frame = self.pairs.frame(self._crs)
+        return self._frame
+
+    @index.setter
+    def index(self, frame: gpd.GeoDataFrame) -> None:
+        self.pairs = PairTable.of_frame(frame)
+        self._frame, self._is_set = frame, True
+        self._search_in(frame.crs)
+
+    @property
+    def crs(self) -> pyproj.CRS:
+        """CRS of the index. Pairs are read in their own, whatever this is."""
+        return self._crs
+
+    @crs.setter
+    def crs(self, new_crs: pyproj.CRS) -> None:
+        if new_crs != self._crs:
+            self._search_in(pyproj.CRS(new_crs))
+            self._frame = self._frame.to_crs(self._crs) if self._is_set else None  # type: ignore[union-attr]
+
+    def _search_in(self, crs: pyproj.CRS) -> None:
+        """Search in a CRS from now on."""
+        self._crs = crs
+        self._native_crs = CRS.from_user_input(crs)
+        self._search: TableSearch | FrameSearch | None = None
+
+    @property
+    def bounds(self) -> tuple[slice, slice, slice]:
+        """Bounds of all pairs: x, y and time."""
+        left, bottom, right, top = self._searched().bounds
+        start, stop = self._searched().spans(np.arange(len(self)))
+        x_res, y_res = self.res
+        return (
+            slice(left, right, x_res),
+            slice(bottom, top, y_res),
+            slice(pd.Timestamp(start.min()), pd.Timestamp(stop.max()), 1),
+        )
 
     @property
     def failures(self) -> int:
-        """Number of pairs that could not be read and were replaced by others."""
-        return int(self._failures)
+        """Number of pairs that could not be read and were replaced, by all processes that read."""
+        return 0 if self._failures is None else len(self._failures.read())
+
+    def failed(self, start: int = 0) -> list[str]:
+        """Files that could not be read and were replaced, only with ``on_error='skip'``.
+
+        Args:
+            start: Number of those to leave out, in the order in which they failed.
+
+        Returns:
+            The files; one that was tried several times as often.
+        """
+        return [] if self._failures is None else self._failures.read(start)
+
+    def files_of(self, index: SupportsIndex) -> list[FilePath]:
+        """Files behind a sample.
+
+        Args:
+            index: Number of the pair, 'index' of the sample.
+
+        Returns:
+            The files of its sensors.
+
+        Raises:
+            IndexError: If there is no such pair.
+        """
+        position = self._position(index)
+        paths = [self.pairs.path(position, sensor) for sensor in self.sensors]
+        return [FilePath(path) for path in paths if path is not None]
+
+    def shape_of(self, index: SupportsIndex) -> tuple[int, int]:
+        """Size of a pair.
+
+        Args:
+            index: Number of the pair.
+
+        Returns:
+            Height and width in pixels.
+        """
+        record = self.pairs.records[self._position(index)]
+        return int(record['height']), int(record['width'])
 
     @property
     def unpaired(self) -> int:
@@ -202,74 +299,81 @@ class SEN12MSCRTS(GeoDataset):
 
     def _keeps(self, roi: Roi) -> bool:
         """Whether a ROI is in the split and the regions asked for."""
-        in_split = self.split == 'all' or split_of(*roi) == self.split
+        in_split = self.split == 'all' or self._split_of(roi) == self.split
         return in_split and (
             self.regions is None or any(roi in REGIONS[region] for region in self.regions)
         )
 
-    def _scan(self) -> gpd.GeoDataFrame:
-        """Find the pairs. Without a catalogue, only files of ROIs that are kept are opened."""
-        listing = list_scenes(self.paths, lambda: self.files, self.skipped)
-        scenes = listing.scenes
-        rois = scenes.groupby(['season', 'roi'], sort=True)
-        there: list[Roi] = list(rois.groups)  # type: ignore[arg-type]
-        keeps = np.array([self._keeps(roi) for roi in there], dtype=bool)
-        in_kept = keeps[rois.ngroup()]
-        rows = listing.describe(self._filter(self._pair(listing, in_kept), listing), self.skipped)
-        self.skipped.warn()
-        if scenes.empty:
-            raise DatasetNotFoundError(self)
-        if rows.empty:
-            names = ', '.join(f'{roi[0]}/{roi[1]} ({split_of(*roi)})' for roi in there)
-            raise EmptySplitError(
-                f"{self.paths}: no pair for split='{self.split}' and regions="
-                f'{self.regions and list(self.regions)}{self._filters()}; ROIs there: {names}'
-                + (f'; files left out: {self.skipped}' if self.skipped else '')
-            )
-        dates = rows[[f'{sensor}_date' for sensor in self.sensors]]
-        # A date means the whole day, to its last microsecond, as in TorchGeo.
-        last = pd.Timedelta(days=1) - pd.Timedelta(microseconds=1)
-        intervals = pd.IntervalIndex.from_arrays(
-            dates.min(axis=1), dates.max(axis=1) + last, closed='both', name='datetime'
-        )
-        return gpd.GeoDataFrame(rows.set_index(intervals), geometry='geometry', crs='EPSG:4326')
+    def _split_of(self, roi: Roi) -> str:
+        """Split of a ROI."""
+        return split_of(*roi)
 
-    def _pair(self, listing: Listing, kept: npt.NDArray[np.bool_]) -> pd.DataFrame:
-        """Rows of the scenes of each pair."""
+    def _scan(self) -> PairTable:
+        """Find the pairs."""
+        listing = list_scenes(self.paths, self.catalogue)
+        scenes = listing.scenes
+        rows = listing.rows(dated=self._period is None)
+        rois = self._rois(scenes, rows)
+        keeps = np.array([self._keeps(roi) for roi in rois], dtype=bool)
+        codes = scenes.season[rows].astype(np.int64) << 32 | scenes.roi[rows]
+        kept = rows[keeps[np.unique(codes, return_inverse=True)[1]]] if rois else rows
+        listing.note_bad(kept, self.skipped)
+        files = self._filter(scenes, self._pair(listing, kept))
+        pairs = describe(scenes, files, self.skipped, self._period)
+        self.skipped.warn()
+        if not len(rows):
+            raise DatasetNotFoundError(self)
+        if not len(pairs):
+            there = ', '.join(f'{roi[0]}/{roi[1]} ({self._split_of(roi)})' for roi in rois)
+            raise EmptySplitError(
+                f"{self.paths}: no pair for split='{self.split}'{self._filters()}; ROIs there: "
+                f'{there}' + (f'; files left out: {self.skipped}' if self.skipped else '')
+            )
+        return pairs
+
+    @staticmethod
+    def _rois(scenes: Scenes, rows: Rows) -> list[Roi]:
+        """ROIs of files, sorted."""
+        codes = np.unique(scenes.season[rows].astype(np.int64) << 32 | scenes.roi[rows])
+        return [(scenes.seasons[code >> 32], code & 0xFFFFFFFF) for code in codes.tolist()]
+
+    def _pair(self, listing: Listing, kept: Rows) -> dict[str, Rows]:
+        """Files of each pair, by sensor."""
         if listing.pairs is None:
-            return pair_scenes(listing.scenes[kept], self.sensors, self.pairing, self.skipped)
+            return pair_scenes(listing.scenes, kept, self.sensors, self._pairing, self.skipped)
         if len(self.sensors) == 1:
             raise ValueError(f'{self.paths}: lists pairs, but sensors are only {self.sensors}')
-        pairs = listing.pairs[kept[listing.pairs['s2']]]
-        order = listing.scenes.loc[pairs['s2'], KEY].sort_values(KEY).index
-        return pairs.set_index('s2', drop=False).loc[order].reset_index(drop=True)
+        in_kept = np.isin(listing.pairs['s2'], kept)
+        pairs = {sensor: files[in_kept] for sensor, files in listing.pairs.items()}
+        return sound(listing.scenes, pairs)
 
-    def _filter(self, pairs: pd.DataFrame, listing: Listing) -> pd.DataFrame:
+    @property
+    def _pairing(self) -> AnyPairing:
+        """How files are paired."""
+        return self.pairing
+
+    def _filter(self, scenes: Scenes, files: dict[str, Rows]) -> dict[str, Rows]:
         """The pairs whose days and clouds are as asked for."""
-        days = {sensor: listing.scenes['date'].to_numpy()[pairs[sensor]] for sensor in self.sensors}
-        kept = np.ones(len(pairs), bool)
+        days = {s: scenes.day[rows].astype(np.int64) for s, rows in files.items()}
+        kept = np.ones(len(files[max(files)]), bool)
         if self.max_day_gap is not None and len(days) == 2:
-            gaps = np.abs(days['s1'] - days['s2'])
-            kept &= gaps <= np.timedelta64(self.max_day_gap, 'D')
+            kept &= np.abs(days['s1'] - days['s2']) <= self.max_day_gap
         if self.dates is not None:
+            first, last = (int(day.astype(np.int64)) for day in self.dates)
             for day in days.values():
-                kept &= (day >= self.dates[0]) & (day <= self.dates[1])
+                kept &= (day >= first) & (day <= last)
         if self.max_cloud_cover is not None:
-            kept &= self._cloud_cover(pairs, listing) <= self.max_cloud_cover
-        return pairs[kept].reset_index(drop=True)
-
-    def _cloud_cover(self, pairs: pd.DataFrame, listing: Listing) -> npt.NDArray[np.float32]:
-        """Cloud cover of the S2 of each pair."""
-        scenes = listing.scenes
-        if 'cloud_cover' not in scenes or scenes['cloud_cover'].isna().all():
-            raise ValueError(
-                f"{self.paths}: cloud cover is not known; 'geofm index --clouds' works it out"
-            )
-        return scenes['cloud_cover'].to_numpy()[pairs['s2']]
+            if np.isnan(scenes.cloud_cover).all():
+                raise ValueError(
+                    f"{self.paths}: cloud cover is not known; 'geofm index --clouds' works it out"
+                )
+            kept &= scenes.cloud_cover[files['s2']] <= self.max_cloud_cover
+        return {sensor: rows[kept] for sensor, rows in files.items()}
 
     def _filters(self) -> str:
         """The filters that are set, for an error."""
         given = {
+            'regions': self.regions and list(self.regions),
             'max_day_gap': self.max_day_gap,
             'max_cloud_cover': self.max_cloud_cover,
             'dates': self.dates and [str(day) for day in self.dates],
@@ -311,7 +415,8 @@ class SEN12MSCRTS(GeoDataset):
                     f'grid: leave the step away and resample the sample'
                 )
         box = (x.start, y.start, x.stop, y.stop)
-        position = self._find(box, pd.Timestamp(t.start), pd.Timestamp(t.stop))
+        when = pd.Timestamp(t.start), pd.Timestamp(t.stop)
+        position = best_pair(self._searched(), box, *when)
         if position is None:
             raise IndexError(f'index: {index} not found in dataset with bounds: {self.bounds}')
         return self.read_pair(position, self._window(position, box))
@@ -334,6 +439,7 @@ class SEN12MSCRTS(GeoDataset):
             * bounds: float64 (4,), left, bottom, right, top in the CRS of the patch
             * transform: float64 (6,), affine coefficients a, b, c, d, e, f
             * crs: int64 (), EPSG code
+            * index: int64 (), number of the pair that was read, for :meth:`files_of`
 
         Raises:
             IndexError: If there is no such pair.
@@ -342,28 +448,54 @@ class SEN12MSCRTS(GeoDataset):
         position = self._position(position)
         for _ in range(MOST_SKIPPED if self.on_error == 'skip' else 0):
             try:
-                return self._read_pair(position, window)
-            except BrokenFileError:
-                self._failures += 1
+                return self.read_or_raise(position, window)
+            except BrokenFileError as err:
+                self.note_failure(err)
                 position = self._another(position)
-        return self._read_pair(position, window)
+        return self.read_or_raise(position, window)
+
+    def note_failure(self, error: BrokenFileError) -> None:
+        """Count a file that could not be read and was replaced by another.
+
+        Args:
+            error: What was raised.
+        """
+        assert self._failures is not None
+        self._failures.add(error.path)
 
     def _another(self, position: int) -> int:
         """Another pair of the same size, drawn at random."""
-        sizes = self.index[['height', 'width']].to_numpy()
-        like = np.flatnonzero((sizes == sizes[position]).all(axis=1))
+        records = self.pairs.records
+        like = np.flatnonzero(
+            (records['height'] == records['height'][position])
+            & (records['width'] == records['width'][position])
+        )
         return int(like[int(torch.randint(len(like), ()))])
 
-    def _read_pair(self, position: int, window: Window | None) -> Sample:
-        """Read a pair or a window of it."""
-        row = self.index.iloc[position]
-        grid = _grid_of(row)
+    def read_or_raise(self, position: int, window: Window | None = None) -> Sample:
+        """Read this pair and no other, whatever is to be done about errors.
+
+        Args:
+            position: Number of the pair.
+            window: As of :meth:`read_pair`.
+
+        Returns:
+            The sample, see :meth:`read_pair`.
+
+        Raises:
+            BrokenFileError: If a file cannot be read; a ValueError.
+            ValueError: If the window is not inside the patch.
+        """
+        grid, epsg = self.pairs.grid(position)
+        paths = {sensor: self.pairs.path(position, sensor) for sensor in self.sensors}
+        # S2, where it is read, gives the grid.
+        main = max(paths)
         if window is None:
             window = Window(0, 0, grid.width, grid.height)
         elif not _is_inside(window, grid):
             raise ValueError(
-                f'{row.s2}: {window} is not made of whole pixels inside {grid.height} rows and '
-                f'{grid.width} columns'
+                f'{paths[main]}: {window} is not made of whole pixels inside {grid.height} rows '
+                f'and {grid.width} columns'
             )
         else:
             col, first_row, width, height = (int(v) for v in window.flatten())
@@ -372,28 +504,22 @@ class SEN12MSCRTS(GeoDataset):
         image = np.empty((sum(counts), *grid.shape), dtype=np.float32)
         valid = np.ones(grid.shape, dtype=bool)
         first = 0
-        for sensor, count in zip(self.sensors, counts, strict=True):
-            _read(
-                row[sensor],
-                sensor,
-                int(row.epsg),
-                grid,
-                window,
-                (image[first : first + count], valid),
-            )
+        for (sensor, path), count in zip(paths.items(), counts, strict=True):
+            assert path is not None
+            target = image[first : first + count], valid
+            read_file(path, sensor, epsg, grid, window, target, may_warp=sensor != main)
             first += count
         available = [band for sensor in self.sensors for band in SENSORS[sensor].band_names]
         if list(self.bands) != available:
             image = image[band_indices(self.bands, available)]
-        # Through NumPy's own type: a missing date stays one, as the smallest integer.
-        dates = np.array([row.s1_date.to_datetime64(), row.s2_date.to_datetime64()])
         sample: Sample = {
             'image': torch.from_numpy(image),
             'valid': torch.from_numpy(valid),
-            'dates': torch.from_numpy(dates.astype('datetime64[D]').astype(np.int64)),
+            'dates': torch.from_numpy(self.pairs.days(position)),
             'bounds': torch.tensor(tuple(grid.bounds), dtype=torch.float64),
             'transform': torch.tensor(tuple(grid.transform)[:6], dtype=torch.float64),
-            'crs': torch.tensor(int(row.epsg)),
+            'crs': torch.tensor(epsg),
+            'index': torch.tensor(position),
         }
         return sample if self.transforms is None else self.transforms(sample)
 
@@ -431,29 +557,19 @@ class SEN12MSCRTS(GeoDataset):
         # Only here: the bounds of the dataset take time in proportion to its size.
         return self._disambiguate_slice(index)
 
-    def _find(
-        self, box: tuple[float, float, float, float], start: pd.Timestamp, stop: pd.Timestamp
-    ) -> int | None:
-        """Number of the pair that best answers a query, if any does."""
-        query = shapely.box(*box)
-        near = np.sort(self.index.sindex.query(query, predicate='intersects'))
-        spans = self.index.index[near]
-        near = near[(spans.left <= stop) & (spans.right >= start) & (start <= stop)]
-        shapes = self.index.geometry.array[near].to_numpy()
-        areas = shapely.area(shapely.intersection(shapes, query))
-        if not areas.any():
-            return None
-        near = near[areas >= areas.max() * (1 - _AREA_TOLERANCE)]
-        spans = self.index.index[near]
-        first, last = start.to_datetime64(), stop.to_datetime64()
-        shared = np.minimum(spans.right, last) - np.maximum(spans.left, first)
-        joint = np.maximum(spans.right, last) - np.minimum(spans.left, first)
-        return int(near[np.argmax(shared / joint)])
+    def _searched(self) -> TableSearch | FrameSearch:
+        """The search among all pairs, made when it is first needed."""
+        if self._search is None:
+            frame = self._frame if self._is_set else None
+            self._search = (
+                TableSearch(self.pairs, self._crs) if frame is None else FrameSearch(frame)
+            )
+        return self._search
 
     def _window(self, position: int, box: tuple[float, float, float, float]) -> Window:
         """Window of a patch that a box in the CRS of the dataset overlaps."""
-        grid = _grid_of(self.index.iloc[position])
-        crs = CRS.from_user_input(self.index.crs)
+        grid, _ = self.pairs.grid(position)
+        crs = self._native_crs
         left, bottom, right, top = (
             box if crs == grid.crs else transform_bounds(crs, grid.crs, *box, densify_pts=21)
         )
@@ -513,120 +629,3 @@ def _check_dates(dates: Sequence[str]) -> tuple[np.datetime64, np.datetime64]:
     if not first <= last:
         raise ValueError(f'dates must be a first and a last day, but {first} is after {last}')
     return first, last
-
-
-@lru_cache(maxsize=256)
-def _crs(epsg: int) -> CRS:
-    """CRS of an EPSG code."""
-    return CRS.from_epsg(epsg)
-
-
-def _grid_of(row: Any) -> Grid:
-    """Grid of a pair, from its row of the index."""
-    return Grid(_crs(int(row.epsg)), Affine(*row['transform']), int(row.height), int(row.width))
-
-
-#: Where pixels go, (C, H, W), and where it is noted that they are not valid, (H, W).
-type _Target = tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]
-
-
-def _read(path: str, sensor: str, epsg: int, grid: Grid, window: Window, target: _Target) -> None:
-    """Read from a file, with an error that helps."""
-    try:
-        if not _read_plain(path, sensor, epsg, grid, window, target):
-            with rasterio.open(path) as src:
-                _READERS[sensor](src, grid, window, target)
-    except (RasterioError, OSError) as err:
-        raise BrokenFileError(
-            f'{path}: cannot be read ({err.__cause__ or err}); fetch the file again, or delete it '
-            f'and make the dataset anew, which then leaves the pair out'
-        ) from err
-
-
-def _read_plain(
-    path: str, sensor: str, epsg: int, grid: Grid, window: Window, target: _Target
-) -> bool:
-    """Read from a file whose pixels lie there as they are, on the very grid; False for others.
-
-    Such are the files of the data set, and this takes less time than GDAL does.
-    """
-    col, row, width, height = (int(v) for v in window.flatten())
-    with FilePath(path).open('rb', buffering=0) as file:
-        try:
-            header = parse_header(file.fileno())
-        except NotPlainError:
-            return False
-        t = Affine(*header.transform) @ Affine.translation(col, row)
-        if (
-            header.bands != len(target[0])
-            or header.epsg != epsg
-            or t != grid.transform
-            or col + width > header.width
-            or row + height > header.height
-        ):
-            return False
-        pixels = read_window(path, header, file.fileno(), (col, row, width, height))
-    if pixels is None:
-        return False
-    target[0][:] = np.moveaxis(pixels, -1, 0)
-    _MARKERS[sensor](target, header.nodata)
-    return True
-
-
-def _read_s1(src: DatasetReader, grid: Grid, window: Window, target: _Target) -> None:
-    """Backscatter in dB on a grid, warped if it must be."""
-    image, valid = target
-    image[:], s1_valid = _read_moved_s1(src, grid)
-    valid &= s1_valid
-
-
-def _mark_s1(target: _Target, nodata: float | None) -> None:
-    """Note where backscatter in dB is not valid."""
-    image, valid = target
-    if not np.isfinite(image.sum()):
-        valid &= np.isfinite(image).all(axis=0)
-    if not image.all():
-        valid &= (image != 0).any(axis=0)
-    if nodata is not None and not np.isnan(nodata):
-        valid &= (image != np.float32(nodata)).all(axis=0)
-
-
-def _read_moved_s1(
-    src: DatasetReader, grid: Grid
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Backscatter in dB of a file on whatever grid, and where it is valid."""
-    if grid.window_in(Grid.of(src)) is not None:
-        pixels, valid = read_on_grid(src, grid)
-        return pixels, valid & (pixels != 0).any(axis=0)
-    if src.nodata is not None:
-        return read_on_grid(src, grid)
-    # Fill must be known before warping, or it would bleed into the pixels beside it. Only 0 in
-    # both polarisations is fill, which is what the option of GDAL says.
-    with WarpedVRT(
-        src, src_nodata=0, nodata=float('nan'), dtype='float32', UNIFIED_SRC_NODATA='YES'
-    ) as filled:
-        return read_on_grid(filled, grid)
-
-
-def _read_s2(src: DatasetReader, grid: Grid, window: Window, target: _Target) -> None:
-    """DN of a window, which must still lie where the index says."""
-    if grid.window_in(Grid.of(src)) != window:
-        # GDAL would stretch what it finds to the window, or read other ground.
-        raise OSError('its pixels no longer lie where they did when the files were scanned')
-    src.read(window=window, out=target[0])
-    _mark_s2(target, src.nodata)
-
-
-def _mark_s2(target: _Target, nodata: float | None) -> None:
-    """Note where DN are not valid."""
-    image, valid = target
-    # Most often the first band has no 0, and the others need not be looked at.
-    if not image[0].all():
-        valid &= (image != 0).any(axis=0)
-    if nodata is not None and nodata != 0:
-        # A single band may well be at the nodata value, B10 at 0 above all.
-        valid &= (image != nodata).any(axis=0)
-
-
-_READERS = {'s1': _read_s1, 's2': _read_s2}
-_MARKERS = {'s1': _mark_s1, 's2': _mark_s2}
