@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from geofm.datasets import SEN12MSCRTS, write_sample_data
 from geofm.datasets.catalogue import JOBS, Catalogue, update_catalogue
 from geofm.datasets.listing import Listing
-from geofm.datasets.pair_table import describe
+from geofm.datasets.pair_table import Draft
 from geofm.datasets.pairing import pair_scenes
 from geofm.datasets.regions import Split
 from geofm.datasets.scan import Skipped
@@ -136,7 +136,7 @@ def _write_pairs(catalogue: Catalogue, file: Path) -> int:
     skipped = Skipped()
     rows = Listing(scenes).rows(dated=True)
     found = pair_scenes(scenes, rows, ('s1', 's2'), 'time_step', skipped)
-    pairs = describe(scenes, found, skipped)
+    pairs = Draft.of(scenes, found).complete(skipped)
     listed = [
         [str(Path(str(pairs.path(i, sensor))).absolute()) for sensor in ('s1', 's2')]
         for i in range(len(pairs))

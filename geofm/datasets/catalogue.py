@@ -10,7 +10,7 @@ import os
 import platform
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -50,8 +50,11 @@ CLOUDS_AT_ONCE = 1000
 #: Files from which a catalogue is used as it is: to look at each file would take a second.
 SMALL = 5000
 
-#: Rows that are read and written together.
-AT_ONCE = 1 << 16
+#: Columns with few different values.
+_NAMES = ['sensor', 'season', 'problem']
+
+#: Rows that are written together, and that are read together.
+GROUP, AT_ONCE = 1 << 16, 1 << 14
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +132,7 @@ class Catalogue:
         try:
             # Small groups of rows, which need not be in memory all at a time.
             table = to_arrow(self.table, state)
-            pq.write_table(table, part, compression='zstd', row_group_size=AT_ONCE)
+            pq.write_table(table, part, compression='zstd', row_group_size=GROUP)
             with part.open('rb+') as file:
                 os.fsync(file.fileno())
             part.replace(self.file)
@@ -252,12 +255,22 @@ def open_file(file: Path, root: Path | None = None) -> Source:
         )
 
     def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        stored = pq.ParquetFile(file, read_dictionary=['sensor', 'season', 'problem'])
-        yield from stored.iter_batches(AT_ONCE, columns=columns, use_threads=False)
-        # To the system, which Arrow does not do by itself.
-        pa.default_memory_pool().release_unused()
+        with _system_memory():
+            stored = pq.ParquetFile(file, memory_map=True, read_dictionary=_NAMES, pre_buffer=False)
+        return stored.iter_batches(AT_ONCE, columns=columns, use_threads=False)
 
     return Source(str(state.root), batches)
+
+
+@contextmanager
+def _system_memory() -> Iterator[None]:
+    """Let Arrow use memory that goes back to the system, unlike that of its own pool."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
 
 
 def scan_files(paths: Sequence[str]) -> Source:

@@ -41,7 +41,8 @@ class Listing:
             Their numbers, those of bad files included.
         """
         scenes = self.scenes
-        return np.flatnonzero((scenes.sensor >= 0) & ((scenes.day != NO_DAY) == dated))
+        named = (scenes.sensor >= 0) & ((scenes.day != NO_DAY) == dated)
+        return np.flatnonzero(named).astype(np.int32)
 
     def note_bad(self, rows: Rows, skipped: Skipped) -> None:
         """Note the files that must not be used.

@@ -1,8 +1,8 @@
 """All that reading needs to know of half a million pairs, in arrays that processes share."""
 
-from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
 
 import geopandas as gpd
 import numpy as np
@@ -17,7 +17,7 @@ from geofm.datasets.footprints import SEARCH_CRS, corners, outlines
 from geofm.datasets.pairing import Rows
 from geofm.datasets.path_list import PathList
 from geofm.datasets.scan import Reason, Skipped
-from geofm.datasets.scenes import NO_DAY, Scenes
+from geofm.datasets.scenes import NO_DAY, Grids, Scenes, read_grids
 from geofm.datasets.shared_array import SharedArray
 from geofm.grid import ALIGNMENT_TOLERANCE, Grid
 
@@ -43,14 +43,8 @@ PAIR = np.dtype(
 #: What a pair shows, but for the date.
 PLACE = ('season', 'roi', 'patch')
 
-#: Where the pixels of a file lie.
-_GRID = np.dtype([(name, PAIR[name]) for name in ('transform', 'epsg', 'height', 'width')])
-
 #: Number of a file that a pair has not.
 _NONE = -1
-
-#: Pairs that are looked at together.
-_AT_ONCE = 1 << 16
 
 #: First and last day of pairs whose files do not say when they were taken.
 Period = tuple[str, str]
@@ -186,13 +180,13 @@ class PairTable:
         known = np.where(days == NO_DAY, days[::-1], days)
         first, last = known.min(axis=0).astype(np.int64), known.max(axis=0).astype(np.int64)
         if self._period is not None:
-            days = (np.datetime64(day, 'D').astype(np.int64) for day in self._period)
             unknown = last == NO_DAY
-            first[unknown], last[unknown] = days
+            for edge, day in zip((first, last), self._period, strict=True):
+                edge[unknown] = np.datetime64(day, 'D').astype(np.int64)
         start, stop = (edge.astype('datetime64[D]') for edge in (first, last))
         # A date means the whole day, to its last microsecond, as in TorchGeo.
-        whole = np.timedelta64(1, 'D') - np.timedelta64(1, 'us')
-        return start.astype('datetime64[us]'), stop.astype('datetime64[us]') + whole
+        end = (stop + 1).astype('datetime64[us]') - np.timedelta64(1, 'us')
+        return start.astype('datetime64[us]'), end
 
     def frame(self, crs: pyproj.CRS) -> gpd.GeoDataFrame:
         """The pairs as TorchGeo's samplers want them.
@@ -240,62 +234,91 @@ class PairTable:
         return dates
 
 
-def describe(
-    scenes: Scenes, files: Mapping[str, Rows], skipped: Skipped, period: Period | None = None
-) -> PairTable:
-    """Make the table of pairs.
+class Draft(NamedTuple):
+    """Pairs whose grids are not known yet.
 
-    Args:
-        scenes: The files.
-        files: Numbers of the files of each pair, by sensor.
-        skipped: Takes the S1 of each pair whose files show different ground.
-        period: First and last day of pairs without dates.
-
-    Returns:
-        The other pairs.
+    Attributes:
+        records: The pairs, of type :data:`PAIR`.
+        paths: Paths of the files.
+        seasons: Names of the seasons.
+        grids: Reads the grids of the files.
     """
-    # S2, where there is one, gives the grid.
-    main = files[max(files)]
-    records = np.zeros(len(main), PAIR)
-    for name in ('season', 'roi', 'patch', 'time_step'):
-        records[name] = getattr(scenes, name)[main]
-    for sensor in ('s1', 's2'):
-        records[sensor] = files.get(sensor, _NONE)
-        records[f'{sensor}_day'] = scenes.day[files[sensor]] if sensor in files else NO_DAY
-    other = np.zeros(len(main), _GRID) if len(files) == 2 else None
-    order, s1_order = np.argsort(main), np.argsort(files['s1']) if len(files) == 2 else None
-    for first, epsg, transform, shape in scenes.grids():
-        last = first + len(epsg)
-        for rows, by, target in ((main, order, records), (files.get('s1'), s1_order, other)):
-            if target is None or rows is None or by is None:
-                continue
-            low, high = np.searchsorted(rows, [first, last], sorter=by)
-            here = by[low:high]
-            target['epsg'][here] = epsg[rows[here] - first]
-            target['transform'][here] = transform[rows[here] - first]
-            target['height'][here], target['width'][here] = shape[rows[here] - first].T
-    if other is not None:
-        # Some at a time: what is compared takes as much memory as the table.
-        parts = range(0, len(main), _AT_ONCE)
-        apart = [_apart(other[i : i + _AT_ONCE], records[i : i + _AT_ONCE]) for i in parts]
-        gone = np.concatenate([np.zeros(0, bool), *apart])
-        if gone.any():
-            skipped.add(Reason.APART, *scenes.paths.take(files['s1'][gone]))
-            records = records[~gone]
-    return PairTable(records, scenes.paths, scenes.seasons, period)
+
+    records: npt.NDArray[np.void]
+    paths: PathList
+    seasons: Sequence[str]
+    grids: Callable[[], Iterator[Grids]]
+
+    @classmethod
+    def of(cls, scenes: Scenes, files: Mapping[str, Rows]) -> 'Draft':
+        """Note what names say of pairs.
+
+        Args:
+            scenes: The files.
+            files: Numbers of the files of each pair, by sensor.
+
+        Returns:
+            The pairs. The files need not be kept, which take as much memory as these.
+        """
+        # S2, where there is one, says what a pair shows.
+        main = files[max(files)]
+        records = np.zeros(len(main), PAIR)
+        for name in ('season', 'roi', 'patch', 'time_step'):
+            records[name] = getattr(scenes, name)[main]
+        for sensor in ('s1', 's2'):
+            records[sensor] = files.get(sensor, _NONE)
+            records[f'{sensor}_day'] = scenes.day[files[sensor]] if sensor in files else NO_DAY
+        return cls(records, scenes.paths, scenes.seasons, partial(read_grids, scenes.sources))
+
+    def complete(self, skipped: Skipped, period: Period | None = None) -> PairTable:
+        """Read where pairs lie.
+
+        Args:
+            skipped: Takes the S1 of each pair whose files show different ground.
+            period: First and last day of pairs without dates.
+
+        Returns:
+            The other pairs.
+        """
+        records = self.records
+        has_s1, has_s2 = ((records[sensor] != _NONE).any() for sensor in ('s1', 's2'))
+        for rows, grids in self._by_file('s2' if has_s2 else 's1'):
+            records['epsg'][rows] = grids.epsg
+            records['transform'][rows] = grids.transform
+            records['height'][rows], records['width'][rows] = grids.shape.T
+        if has_s1 and has_s2:
+            # Read once more rather than kept, which would take as much memory as the table.
+            gone = np.zeros(len(records), bool)
+            for rows, grids in self._by_file('s1'):
+                gone[rows] = _apart(grids, records[rows])
+            if gone.any():
+                skipped.add(Reason.APART, *self.paths.take(records['s1'][gone]))
+                records = records[~gone]
+        return PairTable(records, self.paths, self.seasons, period)
+
+    def _by_file(self, sensor: str) -> Iterator[tuple[Rows, Grids]]:
+        """Numbers of some pairs and the grids of their files, until all pairs had their turn."""
+        files = np.ascontiguousarray(self.records[sensor])
+        order = np.argsort(files, kind='stable').astype(np.int32)
+        for first, epsg, transform, shape in self.grids():
+            bounds = np.searchsorted(files, [first, first + len(epsg)], sorter=order)
+            rows = order[slice(*bounds)]
+            here = files[rows] - first
+            yield rows, Grids(first, epsg[here], transform[here], shape[here])
 
 
-def _apart(s1: npt.NDArray[np.void], s2: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    """Whether the files of each pair show different ground."""
+def _apart(grids: Grids, s2: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
+    """Whether S1 files show other ground than the S2 of their pairs."""
     # By rounding alone the corners of files on one grid differ, far less than by a pixel.
     pixel = np.abs(s2['transform'][:, [1, 2, 4, 5]]).max(axis=1, keepdims=True)
-    other = (np.abs(s1['transform'] - s2['transform']) > ALIGNMENT_TOLERANCE * pixel).any(axis=1)
-    for name in ('epsg', 'height', 'width'):
-        other |= s1[name] != s2[name]
-    apart = np.zeros(len(s1), bool)
+    other = (np.abs(grids.transform - s2['transform']) > ALIGNMENT_TOLERANCE * pixel).any(axis=1)
+    other |= grids.epsg != s2['epsg']
+    other |= (grids.shape != np.stack((s2['height'], s2['width']), axis=1)).any(axis=1)
+    apart = np.zeros(len(s2), bool)
     if other.any():
-        first, second = (outlines(_corners(part[other])) for part in (s1, s2))
-        apart[other] = ~shapely.intersects(first, second)
+        first = corners(grids.epsg[other], grids.transform[other], grids.shape[other])
+        shapes = (outlines(points) for points in (first, _corners(s2[other])))
+        apart[other] = ~shapely.intersects(*shapes)
     return apart
 
 

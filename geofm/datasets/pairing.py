@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,8 @@ Pairing = Literal['time_step', 'nearest']
 #: How SEN12MS-CR is paired: each S2 with the S1 of its patch, of which there is one.
 type AnyPairing = Pairing | Literal['patch']
 
-type Rows = npt.NDArray[np.intp]
+#: Numbers of files or pairs.
+type Rows = npt.NDArray[np.integer[Any]]
 
 
 def pair_scenes(
@@ -41,14 +42,15 @@ def pair_scenes(
         (of S2, if needed).
     """
     rows = rows[np.isin(scenes.sensor[rows], [SENSOR_NUMBERS[sensor] for sensor in sensors])]
-    keys = scenes.keys(rows)
-    order = np.argsort(keys, kind='stable')
-    rows, keys = rows[order], keys[order]
+    # By key, then by sensor.
+    numbers = scenes.keys(rows) * 2 + scenes.sensor[rows]
+    order = np.argsort(numbers, kind='stable')
+    rows, numbers = rows[order], numbers[order]
     good = scenes.problem[rows] < 0
-    good[good] = ~_double(scenes, rows[good], keys[good], skipped)
+    good[good] = ~_double(scenes, rows[good], numbers[good], skipped)
     if len(sensors) == 1:
         return {sensors[0]: rows[good]}
-    links = keys if pairing == 'time_step' else scenes.places(rows)
+    links = numbers // 2 if pairing == 'time_step' else scenes.places(rows)
     is_s1 = scenes.sensor[rows] == SENSOR_NUMBERS['s1']
     s1, s2 = np.flatnonzero(good & is_s1), np.flatnonzero(good & ~is_s1)
     if pairing == 'nearest':
@@ -63,23 +65,20 @@ def pair_scenes(
 
 
 def _double(
-    scenes: Scenes, rows: Rows, keys: npt.NDArray[np.int64], skipped: Skipped
+    scenes: Scenes, rows: Rows, numbers: npt.NDArray[np.int64], skipped: Skipped
 ) -> npt.NDArray[np.bool_]:
-    """Whether files, sorted by key, must go because others have the same sensor and key."""
+    """Whether files must go because others have the same number, by which they are sorted."""
     gone = np.zeros(len(rows), bool)
-    both = keys * 2 + scenes.sensor[rows]
-    order = np.argsort(both, kind='stable')
     # Runs of equal numbers.
-    starts = np.flatnonzero(np.diff(both[order], prepend=-1))
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
     ends = np.append(starts[1:], len(rows))
     for start, end in zip(*(edge[ends - starts > 1] for edge in (starts, ends)), strict=True):
-        twice = order[start:end]
-        paths = scenes.paths.take(rows[twice])
+        paths = scenes.paths.take(rows[start:end])
         real = [os.path.realpath(path) for path in paths]
-        gone[twice] = True
+        gone[start:end] = True
         if len(set(real)) == 1:
             # One file reached by several paths.
-            gone[twice[0]] = False
+            gone[start] = False
         else:
             skipped.add(Reason.AMBIGUOUS, *paths)
     return gone

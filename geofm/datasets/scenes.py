@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -119,33 +119,17 @@ class Scenes:
                     )
 
         found = PathList(paths())
-        empty = {name: np.empty(0, kind) for name, kind in _KINDS.items()}
-        columns = {name: np.concatenate([part[name] for part in (empty, *parts)]) for name in empty}
+        parts.append({name: np.empty(0, kind) for name, kind in _KINDS.items()})
+        # Column by column, so that no fact is in memory twice for long.
+        columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in _KINDS}
         columns['season'], names = seasons.sorted(columns['season'])
-        return cls(sources, found, **columns, seasons=names, problems=tuple(problems.numbers))  # type: ignore[arg-type]
+        return cls(sources, found, **columns, seasons=names, problems=tuple(problems.numbers))
 
     def __len__(self) -> int:
         """Number of files."""
         return len(self.sensor)
 
-    def grids(self) -> Iterator[Grids]:
-        """Read the grids of all files, which together would take much memory.
-
-        Yields:
-            Grids of some files at a time.
-        """
-        first = 0
-        for source in self.sources:
-            for batch in source.batches(_GRID):
-                yield Grids(
-                    first,
-                    _integers(batch.column('epsg')),
-                    _affine(batch.column('transform')),
-                    np.stack([_integers(batch.column(name)) for name in ('height', 'width')], 1),
-                )
-                first += len(batch)
-
-    def places(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    def places(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         """A number for the season, ROI and patch of files, sorted as these.
 
         Args:
@@ -156,7 +140,7 @@ class Scenes:
         """
         return _pack([self.season[rows], self.roi[rows], self.patch[rows]])
 
-    def keys(self, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.int64]:
+    def keys(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
         """A number for the season, ROI, patch and time step of files, sorted as these.
 
         Args:
@@ -166,6 +150,27 @@ class Scenes:
             The numbers, not negative.
         """
         return _pack([self.season[rows], self.roi[rows], self.patch[rows], self.time_step[rows]])
+
+
+def read_grids(sources: Sequence[Source]) -> Iterator[Grids]:
+    """Read the grids of all files, which together would take much memory.
+
+    Args:
+        sources: Where from.
+
+    Yields:
+        Grids of some files at a time.
+    """
+    first = 0
+    for source in sources:
+        for batch in source.batches(_GRID):
+            yield Grids(
+                first,
+                _integers(batch.column('epsg')),
+                _affine(batch.column('transform')),
+                np.stack([_integers(batch.column(name)) for name in ('height', 'width')], 1),
+            )
+            first += len(batch)
 
 
 _KINDS = {

@@ -1,6 +1,6 @@
 """Finding pairs by place and time."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import geopandas as gpd
 import numpy as np
@@ -56,7 +56,8 @@ class TableSearch:
         self.crs = crs
         self._starts = np.append(_starts(table), len(table))
         boxes = self._boxes()
-        self._tree = shapely.STRtree(shapely.box(*boxes.T))
+        shapes: Any = shapely.box(*boxes.T)
+        self._tree = shapely.STRtree(shapes)
         low, high = np.nanmin(boxes[:, :2], axis=0), np.nanmax(boxes[:, 2:], axis=0)
         self.bounds: Box = (*low.tolist(), *high.tolist())
 

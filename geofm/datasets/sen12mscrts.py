@@ -21,7 +21,8 @@ from torchgeo.datasets.utils import GeoSlice, Path, Sample
 from geofm.datasets.failures import FailureLog
 from geofm.datasets.footprints import SEARCH_CRS
 from geofm.datasets.listing import Listing, list_scenes, sound
-from geofm.datasets.pair_table import PairTable, Period, describe
+from geofm.datasets.memory import give_back
+from geofm.datasets.pair_table import Draft, PairTable, Period
 from geofm.datasets.pairing import AnyPairing, Pairing, Rows, pair_scenes
 from geofm.datasets.plot import plot_pair
 from geofm.datasets.reading import BrokenFileError, read_file
@@ -185,6 +186,7 @@ class SEN12MSCRTS(GeoDataset):
         self._is_set = False
         self._search_in(SEARCH_CRS)
         self.pairs = self._scan()
+        give_back()
 
     def __getstate__(self) -> dict[str, Any]:
         """State for a copy or a worker, which make the index and the search again if need be."""
@@ -201,7 +203,7 @@ class SEN12MSCRTS(GeoDataset):
         return len(self.pairs)
 
     @property
-    def index(self) -> gpd.GeoDataFrame:  # type: ignore[override]
+    def index(self) -> gpd.GeoDataFrame:
         """One row a pair, sorted by season, ROI, patch and time step.
 
         It is made when it is first asked for, as TorchGeo's samplers do, and is not needed to read
@@ -310,18 +312,11 @@ class SEN12MSCRTS(GeoDataset):
 
     def _scan(self) -> PairTable:
         """Find the pairs."""
-        listing = list_scenes(self.paths, self.catalogue)
-        scenes = listing.scenes
-        rows = listing.rows(dated=self._period is None)
-        rois = self._rois(scenes, rows)
-        keeps = np.array([self._keeps(roi) for roi in rois], dtype=bool)
-        codes = scenes.season[rows].astype(np.int64) << 32 | scenes.roi[rows]
-        kept = rows[keeps[np.unique(codes, return_inverse=True)[1]]] if rois else rows
-        listing.note_bad(kept, self.skipped)
-        files = self._filter(scenes, self._pair(listing, kept))
-        pairs = describe(scenes, files, self.skipped, self._period)
+        draft, rois = self._draft()
+        give_back()
+        pairs = draft.complete(self.skipped, self._period)
         self.skipped.warn()
-        if not len(rows):
+        if not rois:
             raise DatasetNotFoundError(self)
         if not len(pairs):
             there = ', '.join(f'{roi[0]}/{roi[1]} ({self._split_of(roi)})' for roi in rois)
@@ -331,11 +326,17 @@ class SEN12MSCRTS(GeoDataset):
             )
         return pairs
 
-    @staticmethod
-    def _rois(scenes: Scenes, rows: Rows) -> list[Roi]:
-        """ROIs of files, sorted."""
-        codes = np.unique(scenes.season[rows].astype(np.int64) << 32 | scenes.roi[rows])
-        return [(scenes.seasons[code >> 32], code & 0xFFFFFFFF) for code in codes.tolist()]
+    def _draft(self) -> tuple[Draft, list[Roi]]:
+        """The pairs, by the names of the files, and all ROIs that there are."""
+        listing = list_scenes(self.paths, self.catalogue)
+        scenes = listing.scenes
+        rows = listing.rows(dated=self._period is None)
+        codes = scenes.season[rows].astype(np.int64) << 32 | scenes.roi[rows]
+        there = np.unique(codes)
+        rois = [(scenes.seasons[code >> 32], code & 0xFFFFFFFF) for code in there.tolist()]
+        rows = rows[np.isin(codes, there[[self._keeps(roi) for roi in rois]])]
+        listing.note_bad(rows, self.skipped)
+        return Draft.of(scenes, self._filter(scenes, self._pair(listing, rows))), rois
 
     def _pair(self, listing: Listing, kept: Rows) -> dict[str, Rows]:
         """Files of each pair, by sensor."""

@@ -32,8 +32,9 @@ class SharedArray:
             # Copied or stored: the content.
             return SharedArray, (self.array,)
         if self._tensor is None:
-            content = torch.from_numpy(self.array.reshape(-1).view(np.uint8))
-            self._attach(content.share_memory_(), self.array.dtype, self.array.shape)
+            content = torch.empty(self.array.nbytes, dtype=torch.uint8).share_memory_()
+            content.numpy()[:] = self.array.reshape(-1).view(np.uint8)
+            self._attach(content, self.array.dtype, self.array.shape)
         return _attached, (self._tensor, self.array.dtype, self.array.shape)
 
     def _attach(
