@@ -166,7 +166,7 @@ class PairTable:
         """
         return _corners(self.records[rows], crs)
 
-    def spans(self, rows: Rows | slice) -> tuple[npt.NDArray[np.datetime64], ...]:
+    def spans(self, rows: Rows | slice) -> tuple[Any, Any]:
         """When pairs were taken.
 
         Args:
@@ -185,8 +185,8 @@ class PairTable:
                 edge[unknown] = np.datetime64(day, 'D').astype(np.int64)
         start, stop = (edge.astype('datetime64[D]') for edge in (first, last))
         # A date means the whole day, to its last microsecond, as in TorchGeo.
-        end = (stop + 1).astype('datetime64[us]') - np.timedelta64(1, 'us')
-        return start.astype('datetime64[us]'), end
+        whole = np.timedelta64(86_400_000_000 - 1, 'us')
+        return start.astype('datetime64[us]'), stop.astype('datetime64[us]') + whole
 
     def frame(self, crs: pyproj.CRS) -> gpd.GeoDataFrame:
         """The pairs as TorchGeo's samplers want them.

@@ -32,7 +32,7 @@ class Search(Protocol):
     def shapes(self, rows: Rows) -> npt.NDArray[np.object_]:
         """Outlines of pairs."""
 
-    def spans(self, rows: Rows) -> tuple[npt.NDArray[np.datetime64], ...]:
+    def spans(self, rows: Rows) -> tuple[Any, Any]:
         """Start and end of pairs."""
 
 
@@ -85,7 +85,7 @@ class TableSearch:
         """
         return outlines(self.table.corners(rows, self.crs))
 
-    def spans(self, rows: Rows) -> tuple[npt.NDArray[np.datetime64], ...]:
+    def spans(self, rows: Rows) -> tuple[Any, Any]:
         """When pairs were taken.
 
         Args:
@@ -147,7 +147,7 @@ class FrameSearch:
         """
         return self.frame.geometry.array[rows].to_numpy()
 
-    def spans(self, rows: Rows) -> tuple[npt.NDArray[np.datetime64], ...]:
+    def spans(self, rows: Rows) -> tuple[Any, Any]:
         """When pairs were taken.
 
         Args:
@@ -157,7 +157,7 @@ class FrameSearch:
             Start and end of each.
         """
         spans = self.frame.index[rows]
-        return tuple(edge.to_numpy('datetime64[us]') for edge in (spans.left, spans.right))
+        return spans.left.to_numpy('datetime64[us]'), spans.right.to_numpy('datetime64[us]')
 
 
 def best_pair(search: Search, box: Box, start: pd.Timestamp, stop: pd.Timestamp) -> int | None:

@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets import (
     DatasetNotFoundError,
     RGBBandsMissingError,
+    roi_split,
     stack_samples,
     unbind_samples,
 )
@@ -756,3 +757,49 @@ def test_scene_path_is_the_layout(tmp_path: Path) -> None:
     assert scene_path(tmp_path, 's2', KEY, DAY).relative_to(tmp_path).as_posix() == (
         'ROIs1868/36/S2/0/s2_ROIs1868_36_ImgNo_0_2018-02-28_patch_0.tif'
     )
+
+
+# The index that TorchGeo's samplers use
+
+
+def test_an_index_may_be_set(tree: Path) -> None:
+    """As TorchGeo's splitters do: some rows, repeated, with outlines of their own."""
+    ds = SEN12MSCRTS(tree, 'all')
+    whole = [ds[i]['image'] for i in range(len(ds))]
+    rows = [5, 0, 10, 5]
+    part = ds.index.iloc[rows].copy()
+    left, bottom, right, top = part.geometry.iloc[1].bounds
+    half = shapely.box(left, bottom, (left + right) / 2, top)
+    part.loc[part.index[1], 'geometry'] = half
+    ds.index = part
+    assert len(ds) == 4
+    for i, row in enumerate(rows):
+        assert torch.equal(ds[i]['image'], whole[row])
+        assert ds.files_of(i) == SEN12MSCRTS(tree, 'all').files_of(row)
+    when = part.index[1]
+    with pytest.raises(IndexError, match='not found'):
+        ds[right - PIXEL_SIZE : right, bottom:top, when.left : when.right]
+    found = ds[left : left + PIXEL_SIZE, bottom:top, when.left : when.right]
+    assert found['index'] == 1
+    assert ds.index is part
+
+
+def test_torchgeo_splits_by_place(tree: Path) -> None:
+    ds = SEN12MSCRTS(tree)
+    xmin, ymin, xmax, ymax = ds.index.iloc[:8].total_bounds
+    middle, hair = (xmin + xmax) / 2, PIXEL_SIZE / 9
+    west = shapely.box(xmin, ymin, middle - hair, ymax)
+    parts = roi_split(ds, [west, shapely.box(middle + hair, ymin, xmax, ymax)])
+    assert [len(part) for part in parts] == [4, 4]
+    assert not {*parts[0].index['patch']} & {*parts[1].index['patch']}
+    assert parts[0][0]['image'].shape == (15, SIZE, SIZE)
+
+
+def test_bounds_are_those_of_the_index(tree: Path) -> None:
+    for crs in ('EPSG:4326', 'EPSG:32633'):
+        ds = SEN12MSCRTS(tree, 'all')
+        ds.crs = pyproj.CRS(crs)
+        x, y, t = ds.bounds
+        assert [x.start, y.start, x.stop, y.stop] == pytest.approx(ds.index.total_bounds.tolist())
+        assert (t.start, t.stop) == (ds.index.index.left.min(), ds.index.index.right.max())
+        assert ds.index.crs == ds.crs
