@@ -299,11 +299,22 @@ def patch_tag(path: Path, tag: int, kind: int, value: bytes) -> None:
 PIXEL_SCALE = 33550
 
 
-@pytest.mark.parametrize('scale', [1e300, 0.0, float('nan'), float('inf')])
-def test_a_transform_that_maps_nothing_to_the_ground(pairs: Path, scale: float) -> None:
+@pytest.mark.parametrize(
+    ('scale', 'problem'),
+    [
+        (1e300, Problem.TRANSFORM),
+        (float('nan'), Problem.TRANSFORM),
+        (float('inf'), Problem.TRANSFORM),
+        # GDAL then leaves out the CRS too.
+        (0.0, Problem.NO_EPSG),
+    ],
+)
+def test_a_transform_that_maps_nothing_to_the_ground(
+    pairs: Path, scale: float, problem: Problem
+) -> None:
     path = next(pairs.rglob('s2_*_patch_0.tif'))
     patch_tag(path, PIXEL_SCALE, 12, struct.pack('<2d', scale, scale))
-    assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.TRANSFORM]
+    assert update_catalogue(pairs).problems()['problem'].tolist() == [problem]
     with pytest.warns(UserWarning, match='files left out'):
         assert SEN12MSCRTS(pairs).index['patch'].tolist() == [1, 2, 3]
 
@@ -312,6 +323,26 @@ def test_a_width_beyond_the_file_does_not_end_the_scan(pairs: Path) -> None:
     path = next(pairs.rglob('s1_*_patch_0.tif'))
     patch_tag(path, 256, 4, struct.pack('<I', 0x7FFFFF20))
     assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.TRUNCATED]
+
+
+def test_a_compressed_file_that_claims_to_be_huge_is_not_read(pairs: Path) -> None:
+    path = next(pairs.rglob('s2_*_patch_0.tif'))
+    with rasterio.open(
+        path,
+        'w',
+        driver='GTiff',
+        width=60_000,
+        height=60_000,
+        count=13,
+        dtype='uint16',
+        crs=GRID.crs,
+        transform=GRID.transform,
+        tiled=True,
+        compress='deflate',
+        SPARSE_OK=True,
+    ):
+        pass
+    assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.UNREADABLE]
 
 
 @pytest.mark.parametrize('size', [SIZE // 2, SIZE * 2])
