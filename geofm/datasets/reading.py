@@ -13,6 +13,7 @@ from rasterio.windows import Window
 
 from geofm.datasets.tiff_header import NotPlainError, parse_header, read_window
 from geofm.grid import Grid, read_on_grid
+from geofm.sensors import SENSORS
 
 
 class BrokenFileError(ValueError):
@@ -76,6 +77,30 @@ def read_file(
                 _READERS[sensor](src, grid, window, target)
     except (RasterioError, OSError, ValueError) as err:
         raise BrokenFileError(path, err.__cause__ or err) from err
+
+
+def refuse_empty(path: str, sensor: str, epsg: int, grid: Grid, window: Window) -> None:
+    """Refuse a file that has nothing to show where it lies on the grid of its pair.
+
+    Args:
+        path: The file.
+        sensor: ``'s1'`` or ``'s2'``.
+        epsg: EPSG code of the grid.
+        grid: Grid of the window.
+        window: The window.
+
+    Raises:
+        BrokenFileError: If every pixel is NaN, nodata or 0. Files like that are none of an index.
+    """
+    with rasterio.open(path) as src:
+        if grid.window_in(Grid.of(src)) is None:
+            # What is warped may just miss the ground.
+            return
+    image = np.empty((len(SENSORS[sensor].bands), *grid.shape), np.float32)
+    valid = np.ones(grid.shape, bool)
+    read_file(path, sensor, epsg, grid, window, (image, valid))
+    if not valid.any():
+        raise BrokenFileError(path, 'every pixel is NaN, nodata or 0')
 
 
 def _read_plain(

@@ -25,7 +25,7 @@ from geofm.datasets.memory import give_back
 from geofm.datasets.pair_table import Draft, PairTable, Period
 from geofm.datasets.pairing import AnyPairing, Pairing, Rows, pair_scenes
 from geofm.datasets.plot import plot_pair
-from geofm.datasets.reading import BrokenFileError, read_file
+from geofm.datasets.reading import BrokenFileError, read_file, refuse_empty
 from geofm.datasets.regions import REGIONS, Roi, Split, split_of
 from geofm.datasets.scan import Reason, Skipped
 from geofm.datasets.scenes import Scenes
@@ -491,6 +491,7 @@ class SEN12MSCRTS(GeoDataset):
         paths = {sensor: self.pairs.path(position, sensor) for sensor in self.sensors}
         # S2, where it is read, gives the grid.
         main = max(paths)
+        is_whole = window is None
         if window is None:
             window = Window(0, 0, grid.width, grid.height)
         elif not _is_inside(window, grid):
@@ -510,6 +511,10 @@ class SEN12MSCRTS(GeoDataset):
             target = image[first : first + count], valid
             read_file(path, sensor, epsg, grid, window, target, may_warp=sensor != main)
             first += count
+        if is_whole and not valid.any():
+            # A window may well lie in a gap, a patch that the scan found sound may not.
+            for sensor, path in paths.items():
+                refuse_empty(str(path), sensor, epsg, grid, window)
         available = [band for sensor in self.sensors for band in SENSORS[sensor].band_names]
         if list(self.bands) != available:
             image = image[band_indices(self.bands, available)]

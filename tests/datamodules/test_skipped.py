@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor, multiprocessing
 
 from geofm.datamodules import NamedBandsDataModule, SEN12MSCRTSDataModule
@@ -157,9 +158,7 @@ def report(rank: int, tree: str, port: int, told: 'multiprocessing.Queue[list[st
         for _ in range(3):
             pairs._failures.add('/data/broken.tif')  # type: ignore[union-attr]
     callback = SkippedFiles(lambda split: pairs)
-    from lightning.pytorch.utilities import rank_zero_only
-
-    rank_zero_only.rank = rank
+    setattr(rank_zero_only, 'rank', rank)  # noqa: B010 - Lightning keeps it there
     trainer, model = make_trainer(), Model()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')

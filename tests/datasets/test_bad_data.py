@@ -226,6 +226,18 @@ def test_a_file_that_breaks_later_is_named(broken_later: Path) -> None:
         ds[1]
 
 
+@pytest.mark.parametrize('kind', ['nan', 'nodata', 'zeros'])
+def test_a_file_that_is_empty_later_is_named(broken_later: Path, kind: str) -> None:
+    ds = SEN12MSCRTS(broken_later)
+    _, sensor, break_it = BREAKS[kind]
+    path = ds.files_of(1)[('s1', 's2').index(sensor)]
+    break_it(path)
+    with pytest.raises(ValueError, match=f'{path.name}.*every pixel is NaN'):
+        ds[1]
+    # Windows may lie in a gap.
+    assert not ds.read_pair(1, Window(0, 0, 4, 4))['valid'].any()
+
+
 def test_or_another_pair_is_drawn_and_counted(broken_later: Path) -> None:
     ds = SEN12MSCRTS(broken_later, on_error='skip')
     others = [ds[i]['image'] for i in (0, 2, 3)]

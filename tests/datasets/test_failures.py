@@ -1,6 +1,7 @@
 import gc
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,8 @@ def note(log: FailureLog, worker: int, count: int) -> None:
 
 @pytest.mark.parametrize('method', ['fork', 'spawn'])
 def test_no_failure_is_lost_whoever_notes_it(method: str) -> None:
-    log, context = FailureLog(), multiprocessing.get_context(method)
+    log = FailureLog()
+    context: Any = multiprocessing.get_context(method)
     workers = [context.Process(target=note, args=(log, i, 300)) for i in range(4)]
     for worker in workers:
         worker.start()

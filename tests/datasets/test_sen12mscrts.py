@@ -3,6 +3,7 @@ from collections.abc import Callable
 from datetime import date
 from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -792,7 +793,8 @@ def test_torchgeo_splits_by_place(tree: Path) -> None:
     parts = roi_split(ds, [west, shapely.box(middle + hair, ymin, xmax, ymax)])
     assert [len(part) for part in parts] == [4, 4]
     assert not {*parts[0].index['patch']} & {*parts[1].index['patch']}
-    assert parts[0][0]['image'].shape == (15, SIZE, SIZE)
+    part: Any = parts[0]
+    assert part[0]['image'].shape == (15, SIZE, SIZE)
 
 
 def test_bounds_are_those_of_the_index(tree: Path) -> None:
