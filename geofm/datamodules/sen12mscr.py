@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from geofm.datamodules.resumable import StartMethod
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
+from geofm.datasets.pair_dataset import OnError
 from geofm.datasets.sen12mscr import SEN12MSCR, Sky
-from geofm.datasets.sen12mscrts import OnError
 from geofm.sensors import BANDS
 
 

@@ -32,7 +32,9 @@ def corners(
     a, b, c, d, e, f = (transform[:, i, None] for i in range(6))
     height, width = (shape[:, i, None].astype(float) for i in range(2))
     cols, rows = width * [0, 1, 1, 0], height * [0, 0, 1, 1]
-    points = np.stack((a * cols + b * rows + c, d * cols + e * rows + f), axis=-1)
+    # Broken headers have numbers of all kinds.
+    with np.errstate(invalid='ignore', over='ignore'):
+        points = np.stack((a * cols + b * rows + c, d * cols + e * rows + f), axis=-1)
     points[epsg <= 0] = np.nan
     for code in np.unique(epsg[epsg > 0]).tolist():
         transformer = _transformer(code, crs)

@@ -12,9 +12,9 @@ from rasterio.windows import Window
 from torch.utils.data import Dataset
 from torchgeo.datasets.utils import Sample
 
+from geofm.datasets.pair_dataset import MOST_SKIPPED, PairDataset
 from geofm.datasets.pair_table import PLACE
 from geofm.datasets.reading import BrokenFileError
-from geofm.datasets.sen12mscrts import MOST_SKIPPED, SEN12MSCRTS
 from geofm.datasets.shared_array import SharedArray
 from geofm.grid import ALIGNMENT_TOLERANCE
 
@@ -35,7 +35,7 @@ class MultiDate(Dataset[Sample]):
         n_dates: Number of dates in a sample.
     """
 
-    def __init__(self, dataset: SEN12MSCRTS, n_dates: int) -> None:
+    def __init__(self, dataset: PairDataset, n_dates: int) -> None:
         """Initialize a new MultiDate instance.
 
         Args:

@@ -11,11 +11,12 @@ import numpy as np
 from torchgeo.datasets.utils import Path, Sample
 
 from geofm.datasets.listing import Listing
+from geofm.datasets.pair_dataset import OnError
 from geofm.datasets.pairing import AnyPairing, Rows
 from geofm.datasets.regions import Roi, Split, split_of
 from geofm.datasets.scan import MOST
 from geofm.datasets.scenes import SENSOR_NUMBERS
-from geofm.datasets.sen12mscrts import SEN12MSCRTS, OnError
+from geofm.datasets.sen12mscrts import SEN12MSCRTS
 from geofm.sensors import BANDS
 
 #: Clear or cloudy Sentinel-2, or each as a pair of its own.
