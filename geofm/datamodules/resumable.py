@@ -11,9 +11,10 @@ from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets import stack_samples
 from torchgeo.datasets.utils import Sample
 
-from geofm.datamodules.sampling import ResumableLoader, ResumableSampler, Seeded, trainer_position
+from geofm.datamodules.sampling import ResumableLoader, ResumableSampler, trainer_position
 from geofm.datamodules.skipped import SkippedFiles, innermost
 from geofm.datasets.files import files_of
+from geofm.datasets.seeded import Seeded
 
 #: How worker processes are started.
 StartMethod = Literal['fork', 'spawn', 'forkserver']
@@ -131,7 +132,7 @@ class ResumableDataModule(BaseDataModule):
         """Arguments of all loaders."""
         if self.start_method == 'forkserver':
             # Once, for all workers.
-            multiprocessing.set_forkserver_preload([__name__])
+            multiprocessing.set_forkserver_preload(['geofm.datasets'])
         return {
             'num_workers': self.num_workers,
             'collate_fn': self.collate_fn,
