@@ -123,18 +123,20 @@ class PairDataset(GeoDataset):
         self._crs = crs
         self._native_crs = CRS.from_user_input(crs)
         self._search: TableSearch | FrameSearch | None = None
+        self._bounds: tuple[slice, slice, slice] | None = None
 
     @property
     def bounds(self) -> tuple[slice, slice, slice]:
         """Bounds of all pairs: x, y and time."""
-        left, bottom, right, top = self._searched().bounds
-        start, stop = self._searched().spans(np.arange(len(self)))
-        x_res, y_res = self.res
-        return (
-            slice(left, right, x_res),
-            slice(bottom, top, y_res),
-            slice(pd.Timestamp(start.min()), pd.Timestamp(stop.max()), 1),
-        )
+        if self._bounds is None:
+            left, bottom, right, top = self._searched().bounds
+            start, stop = self._searched().spans(np.arange(len(self)))
+            when = slice(pd.Timestamp(start.min()), pd.Timestamp(stop.max()), 1)
+            self._bounds = slice(left, right), slice(bottom, top), when
+        # The resolution may be set.
+        steps = zip(self._bounds, (*self.res, 1), strict=True)
+        x, y, t = (slice(axis.start, axis.stop, step) for axis, step in steps)
+        return x, y, t
 
     @property
     def failures(self) -> int:
@@ -359,7 +361,7 @@ class PairDataset(GeoDataset):
             x, y, t = index
             if None not in (x.start, x.stop, y.start, y.stop, t.start, t.stop):
                 return x, y, t
-        # Only here: the bounds of the dataset take time in proportion to its size.
+        # Only here: to find the bounds of the dataset takes time in proportion to its size.
         return self._disambiguate_slice(index)
 
     def _searched(self) -> TableSearch | FrameSearch:

@@ -18,7 +18,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch.utils.data import DataLoader
 
-from geofm.datasets import SEN12MSCRTS, MultiDate
+from geofm.datasets import SEN12MSCRTS, EmptySplitError, MultiDate
 from geofm.datasets.catalogue import update_catalogue
 from geofm.datasets.inspection import GAPS, Problem, inspect
 from geofm.datasets.scan import PairKey, Reason
@@ -163,6 +163,24 @@ def test_rows_that_look_bad_in_a_good_file(pairs: Path, sensor: str) -> None:
     write_raster(next(pairs.rglob(f'{sensor}_*_patch_0.tif')), pixels, GRID)
     assert Problem.ZEROS not in update_catalogue(pairs).problems()['problem'].tolist()
     assert len(SEN12MSCRTS(pairs)) == 4
+
+
+def test_a_bad_file_is_no_partner(tmp_path: Path) -> None:
+    """The nearest S1 is bad: the next one is taken, and S2 has no S1 only if none is sound."""
+    for step, (s1, s2) in enumerate(((1, 2), (20, 28))):
+        days = date(2018, 1, s1), date(2018, 1, s2)
+        write_pair(tmp_path, KEY._replace(time_step=step), GRID, *days)
+    truncate(next(tmp_path.rglob('s1_*2018-01-01*')))
+    with pytest.warns(UserWarning, match='^files left out: 1 marked as bad'):
+        ds = SEN12MSCRTS(tmp_path, pairing='nearest')
+    assert [day.day for day in ds.index['s1_date']] == [20, 20]
+    truncate(next(tmp_path.rglob('s1_*2018-01-20*')))
+    with (
+        pytest.warns(UserWarning, match='older|left out'),
+        pytest.raises(EmptySplitError, match='2 marked as bad') as err,
+    ):
+        SEN12MSCRTS(tmp_path, pairing='nearest')
+    assert 'without' not in str(err.value)
 
 
 def test_all_problems_in_one_table(pairs: Path) -> None:
