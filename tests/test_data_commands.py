@@ -61,4 +61,4 @@ def test_stats(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert list(content['bands']) == list(BANDS)
     assert content['pairs'] == 3
     assert 'VV' in capsys.readouterr().out
-    assert not beside(root).exists()
+    assert beside(root).exists()

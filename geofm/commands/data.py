@@ -11,10 +11,12 @@ from torch.utils.data import DataLoader
 
 from geofm.datasets import SEN12MSCRTS, write_sample_data
 from geofm.datasets.catalogue import JOBS, Catalogue, update_catalogue
-from geofm.datasets.listing import listing_of
+from geofm.datasets.listing import Listing
+from geofm.datasets.pair_table import Draft
 from geofm.datasets.pairing import pair_scenes
 from geofm.datasets.regions import Split
 from geofm.datasets.scan import Skipped
+from geofm.datasets.scenes import Scenes
 from geofm.datasets.splitting import split_tree
 from geofm.datasets.statistics import dataset_statistics, write_statistics
 from geofm.sensors import BANDS
@@ -130,12 +132,14 @@ def _print_problems(catalogue: Catalogue) -> None:
 
 def _write_pairs(catalogue: Catalogue, file: Path) -> int:
     """Write the pairs of a catalogue; their number."""
+    scenes = Scenes.read([catalogue.source()])
     skipped = Skipped()
-    listing = listing_of(catalogue, skipped)
-    pairs = pair_scenes(listing.scenes, ('s1', 's2'), 'time_step', skipped)
-    rows = listing.describe(pairs, skipped)
+    rows = Listing(scenes).rows(dated=True)
+    found = pair_scenes(scenes, rows, ('s1', 's2'), 'time_step', skipped)
+    pairs = Draft.of(scenes, found).complete(skipped)
     listed = [
-        [str(Path(path).absolute()) for path in pair] for pair in zip(rows.s1, rows.s2, strict=True)
+        [str(Path(str(pairs.path(i, sensor))).absolute()) for sensor in ('s1', 's2')]
+        for i in range(len(pairs))
     ]
     part = file.with_name(f'{file.name}.{os.getpid()}.part')
     try:

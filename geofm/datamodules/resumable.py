@@ -1,14 +1,20 @@
 """A data module whose training goes on in the middle of an epoch."""
 
+import multiprocessing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets import stack_samples
 from torchgeo.datasets.utils import Sample
 
-from geofm.datamodules.sampling import ResumableLoader, ResumableSampler, Seeded, trainer_position
+from geofm.datamodules.sampling import ResumableLoader, ResumableSampler, trainer_position
+from geofm.datamodules.skipped import SkippedFiles, innermost
+from geofm.datasets.files import files_of
+from geofm.datasets.seeded import Seeded
 
 #: How worker processes are started.
 StartMethod = Literal['fork', 'spawn', 'forkserver']
@@ -50,12 +56,51 @@ class ResumableDataModule(BaseDataModule):
         else:
             self._state = state_dict
 
+    def files(self, batch: Mapping[str, Any]) -> list[str]:
+        """Files behind a batch of the loop that runs.
+
+        Args:
+            batch: A batch of this data module's loaders, on any device.
+
+        Returns:
+            Their paths, each once; none if the data set does not tell, or before there is one.
+        """
+        dataset: Any = self._dataset_in_use()
+        # Of a place at several dates, the dates that were drawn.
+        key = 'pairs' if 'pairs' in batch else 'index'
+        if dataset is None or key not in batch:
+            return []
+        if key == 'pairs':
+            dataset = innermost(dataset)
+        numbers = batch[key].flatten().tolist()
+        return list(dict.fromkeys(str(path) for n in numbers for path in files_of(dataset, n)))
+
+    def _dataset_in_use(self) -> Dataset[Any] | None:
+        """The data set of the loop that runs; that of training if none does."""
+        trainer = self.trainer
+        if trainer and (trainer.validating or trainer.sanity_checking):
+            return self.val_dataset
+        if trainer and trainer.testing:
+            return self.test_dataset
+        return self.predict_dataset if trainer and trainer.predicting else self.train_dataset
+
+    def _watch_skipped(self, dataset: Dataset[Any]) -> None:
+        """Have the trainer report files that are skipped."""
+        trainer, pairs = self.trainer, innermost(dataset)
+        if trainer is None or getattr(pairs, 'on_error', None) != 'skip':
+            return
+        # Lightning has no hooks of epochs for data modules.
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if not any(isinstance(callback, SkippedFiles) for callback in callbacks):
+            callbacks.append(SkippedFiles(lambda split: getattr(self, f'{split}_dataset')))
+
     def _training_loader(self, dataset: Dataset[Sample], batch_size: int) -> DataLoader[Sample]:
         """A loader that shuffles, deals out samples to the processes, and can be resumed.
 
         The last batch is left off if it is not full, unless it is the only one.
         """
         trainer = self.trainer
+        self._watch_skipped(dataset)
         samples = Seeded(dataset)
         sampler = ResumableSampler(
             samples,
@@ -80,10 +125,14 @@ class ResumableDataModule(BaseDataModule):
 
     def _ordered_loader(self, dataset: Dataset[Sample], batch_size: int) -> DataLoader[Sample]:
         """A loader of samples in order, to which Lightning can add a distributed sampler."""
+        self._watch_skipped(dataset)
         return DataLoader(Seeded(dataset), batch_size=batch_size, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         """Arguments of all loaders."""
+        if self.start_method == 'forkserver':
+            # Once, for all workers.
+            multiprocessing.set_forkserver_preload(['geofm.datasets'])
         return {
             'num_workers': self.num_workers,
             'collate_fn': self.collate_fn,

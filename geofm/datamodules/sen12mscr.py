@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from geofm.datamodules.resumable import StartMethod
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
+from geofm.datasets.pair_dataset import OnError
 from geofm.datasets.sen12mscr import SEN12MSCR, Sky
 from geofm.sensors import BANDS
 
@@ -29,6 +30,8 @@ class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
         n_dates: int | None = None,
         seed: int | None = None,
         start_method: StartMethod | None = None,
+        on_error: OnError = 'raise',
+        catalogue: str | None = None,
     ) -> None:
         """Initialize a new SEN12MSCRDataModule instance.
 
@@ -45,6 +48,9 @@ class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
             seed: Seed of the order of the training samples and of the places of their windows;
                 by default that of Lightning's ``seed_everything``.
             start_method: How processes that read are started; by default as Python does.
+            on_error: What to do about a pair that cannot be read: 'raise', or 'skip' it, read
+                another one and report that at the end of the epoch.
+            catalogue: Catalogue of the folder *paths*, if it does not lie where it is looked for.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -60,4 +66,6 @@ class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
             seed=seed,
             start_method=start_method,
             sky=sky,
+            on_error=on_error,
+            catalogue=catalogue,
         )

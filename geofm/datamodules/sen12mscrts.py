@@ -2,12 +2,9 @@
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
-import pandas as pd
-import torch
 from matplotlib.figure import Figure
-from rasterio.windows import Window
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets.utils import Sample
 
@@ -16,64 +13,9 @@ from geofm.datamodules.sampling import run_seed
 from geofm.datasets import SEN12MSCRTS, EmptySplitError, MultiDate, pad_and_stack
 from geofm.datasets.regions import Split
 from geofm.datasets.statistics import read_statistics
+from geofm.datasets.windows import RandomWindows
 from geofm.sensors import BANDS, band_statistics
 from geofm.transforms import Normalize
-
-
-class Pairs(Protocol):
-    """Patches of which windows can be read, a row of the index each."""
-
-    index: pd.DataFrame
-
-    def __len__(self) -> int:
-        """Number of patches."""
-
-    def read_pair(self, position: int, window: Window | None = None) -> Sample:
-        """Read a window of a patch."""
-
-
-class RandomWindows(Dataset[Sample]):
-    """One window of each patch, at a random place that is drawn anew each time.
-
-    Places come from PyTorch's generator: :class:`~geofm.datamodules.sampling.Seeded` makes them
-    a matter of seed, epoch and patch.
-    """
-
-    def __init__(self, dataset: Pairs, size: int) -> None:
-        """Initialize a new RandomWindows instance.
-
-        Args:
-            dataset: The patches.
-            size: Height and width of the windows in pixels. A patch that is smaller is read
-                whole along that axis.
-        """
-        self.dataset = dataset
-        self.size = size
-        self._shapes = dataset.index[['height', 'width']].to_numpy()
-
-    def __len__(self) -> int:
-        """Number of patches."""
-        return len(self.dataset)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read a random window of a patch.
-
-        Args:
-            index: Number of the patch.
-
-        Returns:
-            The sample, see :meth:`geofm.datasets.SEN12MSCRTS.read_pair`.
-
-        Raises:
-            IndexError: If there is no such patch.
-        """
-        if not 0 <= index < len(self):
-            raise IndexError(f'patch {index} of {len(self)}: out of range')
-        rows, cols = self._shapes[index].tolist()
-        height, width = min(self.size, rows), min(self.size, cols)
-        first_row = int(torch.randint(rows - height + 1, ()))
-        first_col = int(torch.randint(cols - width + 1, ()))
-        return self.dataset.read_pair(index, Window(first_col, first_row, width, height))
 
 
 class SEN12MSCRTSDataModule(ResumableDataModule):

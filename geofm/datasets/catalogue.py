@@ -7,29 +7,33 @@ files takes an hour. :func:`update_catalogue` makes it, and brings it up to date
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+import platform
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import date
-from itertools import repeat
 from pathlib import Path
-from typing import Any, Self
+from typing import NamedTuple, Self
 
-import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyproj
-import shapely
-from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rich.progress import track
 
 from geofm.datasets.clouds import cloud_cover
-from geofm.datasets.inspection import GAPS, Finding, Problem, inspect
-from geofm.datasets.scan import SEARCH_CRS, SceneName
+from geofm.datasets.geoparquet import (
+    STORED,
+    VERSION,
+    empty_table,
+    facts_to_arrow,
+    from_arrow,
+    to_arrow,
+)
+from geofm.datasets.inspection import GAPS
+from geofm.datasets.scanning import in_threads, renew, scan_rows
+from geofm.datasets.scenes import Source
+from geofm.datasets.walking import as_listing, changed, file_state, walk
 
 #: Name of the catalogue beside the data.
 CATALOGUE_NAME = '.geofm-catalogue.parquet'
@@ -40,73 +44,20 @@ CACHE_FOLDER = 'geofm'
 #: Threads that read files by default: on a network file system a file is mostly waited for.
 JOBS = 8
 
-#: Files from which a scan takes seconds, so that progress is shown.
-PROGRESS_FROM = 2000
-
 #: Clouds take a tenth of a second a file; the catalogue is saved each time so many are done.
 CLOUDS_AT_ONCE = 1000
 
-#: What is known of a file's place and time.
-KEY = ['season', 'roi', 'patch', 'time_step']
+#: Files from which a catalogue is used as it is: to look at each file would take a second.
+SMALL = 5000
 
-#: Affine coefficients, one column each while in memory.
-AFFINE = ['a', 'b', 'c', 'd', 'e', 'f']
+#: Columns with few different values.
+_NAMES = ['sensor', 'season', 'problem']
 
-#: Columns that say on which grid a file is.
-GRID = ['epsg', *AFFINE, 'height', 'width']
-
-_VERSION = 1
-
-_SCHEMA = pa.schema(
-    [
-        ('path', pa.string()),
-        ('size', pa.int64()),
-        ('mtime', pa.int64()),
-        ('sensor', pa.string()),
-        ('season', pa.string()),
-        ('roi', pa.int32()),
-        ('patch', pa.int32()),
-        ('time_step', pa.int32()),
-        ('date', pa.date32()),
-        ('epsg', pa.int32()),
-        ('transform', pa.list_(pa.float64(), 6)),
-        ('width', pa.int32()),
-        ('height', pa.int32()),
-        ('bands', pa.int32()),
-        ('dtype', pa.string()),
-        ('cloud_cover', pa.float32()),
-        ('gaps', pa.bool_()),
-        ('problem', pa.string()),
-        ('geometry', pa.binary()),
-    ]
-)
-
-#: Columns in memory, in order, with their types; -1 and NaN where nothing is known.
-_COLUMNS: dict[str, Any] = {
-    'path': 'str',
-    'size': np.int64,
-    'mtime': np.int64,
-    'sensor': 'str',
-    'season': 'str',
-    'roi': np.int32,
-    'patch': np.int32,
-    'time_step': np.int32,
-    'date': 'datetime64[s]',
-    'epsg': np.int32,
-    **dict.fromkeys(AFFINE, np.float64),
-    'width': np.int32,
-    'height': np.int32,
-    'bands': np.int32,
-    'dtype': 'str',
-    'cloud_cover': np.float32,
-    'gaps': np.bool_,
-    'problem': 'str',
-}
-
-_INTEGERS = [name for name, kind in _COLUMNS.items() if kind is np.int32]
+#: Rows that are written together, and that are read together.
+GROUP, AT_ONCE = 1 << 16, 1 << 14
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Catalogue:
     """All files below a folder.
 
@@ -128,13 +79,12 @@ class Catalogue:
     folders: dict[str, int]
 
     @classmethod
-    def read(cls, file: Path, root: Path, columns: Sequence[str] | None = None) -> Self:
+    def read(cls, file: Path, root: Path) -> Self:
         """Read a catalogue.
 
         Args:
             file: The catalogue.
             root: The folder that it is of.
-            columns: Columns of the table to read, all by default.
 
         Returns:
             The catalogue.
@@ -142,28 +92,17 @@ class Catalogue:
         Raises:
             ValueError: If the file is no catalogue.
         """
-        try:
-            names = None if columns is None else _stored_columns(columns)
-            stored = pq.read_table(file, columns=names or _stored_columns(list(_COLUMNS)))
-            state = json.loads(stored.schema.metadata[b'geofm'])
-        except (pa.ArrowException, KeyError, TypeError, ValueError) as err:
-            raise ValueError(
-                f"{file}: not a catalogue ({err}); delete it and run 'geofm index' anew"
-            ) from err
-        if state['version'] != _VERSION:
-            raise ValueError(
-                f'{file}: a catalogue of version {state["version"]}, but this is version '
-                f"{_VERSION} of the format; run 'geofm index' anew"
-            )
-        return cls(root, file, _from_arrow(stored), state['folders'])
+        state = read_state(file, root)
+        return cls(root, file, from_arrow(pq.read_table(file, columns=STORED)), state.folders)
 
-    @property
-    def is_stale(self) -> bool:
-        """Whether files came or went since; files changed in place are not noticed.
+    def source(self) -> Source:
+        """The rows, for :class:`~geofm.datasets.scenes.Scenes`.
 
-        Only the times of the folders are looked at, which takes some microseconds each.
+        Returns:
+            The source.
         """
-        return any(_changed(self.root, name, mtime) for name, mtime in self.folders.items())
+        facts = facts_to_arrow(self.table)
+        return Source(str(self.root), lambda columns: iter(facts.select(columns).to_batches()))
 
     def problems(self) -> pd.DataFrame:
         """What is wrong with files.
@@ -182,18 +121,175 @@ class Catalogue:
     def write(self) -> None:
         """Write the catalogue: all of it, or nothing if that fails or is interrupted."""
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        for left_over in self.file.parent.glob(f'{self.file.name}.*.part'):
+        # Other machines may write to the same folder.
+        host = platform.node().replace('.', '-')
+        for left_over in self.file.parent.glob(f'{self.file.name}.{host}.*.part'):
             # A running process may own it; then its renaming fails, with an error that says so.
             if not _is_running(left_over.suffixes[-2][1:]):
                 left_over.unlink(missing_ok=True)
-        part = self.file.with_name(f'{self.file.name}.{os.getpid()}.part')
+        part = self.file.with_name(f'{self.file.name}.{host}.{os.getpid()}.part')
+        state = {'folders': self.folders, 'root': str(self.root.resolve())}
         try:
-            pq.write_table(_to_arrow(self.table, self.folders), part, compression='zstd')
+            # Small groups of rows, which need not be in memory all at a time.
+            table = to_arrow(self.table, state)
+            pq.write_table(table, part, compression='zstd', row_group_size=GROUP)
             with part.open('rb+') as file:
                 os.fsync(file.fileno())
             part.replace(self.file)
         finally:
             part.unlink(missing_ok=True)
+
+
+class State(NamedTuple):
+    """What a catalogue says of itself.
+
+    Attributes:
+        root: The folder that it is of.
+        folders: Time at which each folder was last changed (ns).
+        rows: Number of files.
+    """
+
+    root: Path
+    folders: dict[str, int]
+    rows: int
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether files came or went since; files changed in place are not noticed.
+
+        Only the times of the folders are looked at, which takes some microseconds each.
+        """
+        return any(changed(self.root, name, mtime) for name, mtime in self.folders.items())
+
+
+def read_state(file: Path, root: Path | None = None) -> State:
+    """Read what a catalogue says of itself.
+
+    Args:
+        file: The catalogue.
+        root: The folder that it is of; by default the one that it was made of.
+
+    Returns:
+        The state.
+
+    Raises:
+        ValueError: If the file is no catalogue, or its folder is not there.
+    """
+    try:
+        footer = pq.read_metadata(file)
+        state = json.loads(footer.metadata[b'geofm'])
+        missing = set(STORED) - set(footer.schema.to_arrow_schema().names)
+        if state['version'] == VERSION and missing:
+            raise ValueError(f'it has no {sorted(missing)}')
+    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as err:
+        raise ValueError(
+            f"{file}: not a catalogue ({err}); delete it and run 'geofm index' anew"
+        ) from err
+    if state['version'] != VERSION:
+        raise ValueError(
+            f'{file}: a catalogue of version {state["version"]}, but this is version '
+            f"{VERSION} of the format; run 'geofm index' anew"
+        )
+    folder = root or Path(state.get('root', file.parent))
+    if not folder.is_dir():
+        raise ValueError(
+            f'{file}: a catalogue of {folder}, which is not there; give the folder as paths and '
+            f'this file as catalogue'
+        )
+    return State(folder, state['folders'], footer.num_rows)
+
+
+def open_catalogue(root: Path) -> Source:
+    """Open the catalogue of a folder; make it if there is none.
+
+    One of fewer than :data:`SMALL` files is brought up to date, which takes milliseconds. A larger
+    one is used as it is, with a warning if it is stale.
+
+    Args:
+        root: The folder.
+
+    Returns:
+        The rows of its files.
+
+    Raises:
+        ValueError: If the file that lies there is no catalogue.
+    """
+    file = find_catalogue(root)
+    if file is not None:
+        state = read_state(file, root)
+        if state.rows >= SMALL:
+            return open_file(file, root)
+    made, before = _updated(root, file or _writable(root), JOBS)
+    if made is not before and made.table['sensor'].notna().any():
+        if before is not None and made.table is not before.table:
+            _warn(f'{file}: was older than the data, and is now up to date')
+        try:
+            made.write()
+        except OSError as err:
+            _warn(f'{root}: all headers are read each time, for no catalogue can be kept ({err})')
+        else:
+            if len(made.table) >= SMALL:
+                # In less memory than the table takes.
+                return open_file(made.file, root)
+    return made.source()
+
+
+def open_file(file: Path, root: Path | None = None) -> Source:
+    """Open a catalogue as it is, with a warning if it is stale.
+
+    Args:
+        file: The catalogue.
+        root: The folder that it is of; by default the one that it was made of.
+
+    Returns:
+        The rows of its files.
+
+    Raises:
+        ValueError: If the file is no catalogue, or its folder is not there.
+    """
+    state = read_state(file, root)
+    if state.is_stale:
+        _warn(
+            f'{file}: older than the data: files came or went since. It is used as it is; '
+            f"'geofm index {state.root}' brings it up to date"
+        )
+
+    def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        with _system_memory():
+            stored = pq.ParquetFile(file, memory_map=True, read_dictionary=_NAMES, pre_buffer=False)
+        return stored.iter_batches(AT_ONCE, columns=columns, use_threads=False)
+
+    return Source(str(state.root), batches)
+
+
+@contextmanager
+def _system_memory() -> Iterator[None]:
+    """Let Arrow use memory that goes back to the system, unlike that of its own pool."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    try:
+        yield
+    finally:
+        pa.set_memory_pool(before)
+
+
+def scan_files(paths: Sequence[str]) -> Source:
+    """Read the headers of files that need not lie together.
+
+    Args:
+        paths: The files.
+
+    Returns:
+        Their rows.
+    """
+    rows = [(path, *file_state(path)) for path in paths]
+    facts = facts_to_arrow(scan_rows(Path(), as_listing(rows), JOBS))
+    return Source('', lambda columns: iter(facts.select(columns).to_batches()))
+
+
+def _warn(message: str) -> None:
+    """Warn whoever made the dataset."""
+    warnings.warn(message, UserWarning, stacklevel=7)
 
 
 def find_catalogue(root: Path) -> Path | None:
@@ -260,79 +356,25 @@ def update_catalogue(
         raise ValueError(f'{root}: no such folder')
     if jobs < 1:
         raise ValueError(f'jobs must be at least 1, not {jobs}')
-    file = output or find_catalogue(root) or _writable(root)
-    listing, folders = _walk(root)
-    old, old_folders = _empty(), None
-    if file.is_file():
-        with suppress(ValueError):
-            before = Catalogue.read(file, root)
-            old, old_folders = before.table, before.folders
-    table, changed = _renew(root, old, listing, jobs)
-    catalogue = Catalogue(root, file, table, folders)
-    if changed or folders != old_folders:
+    catalogue, before = _updated(root, output or find_catalogue(root) or _writable(root), jobs)
+    if catalogue is not before:
         catalogue.write()
     if clouds:
         _add_clouds(catalogue, jobs)
     return catalogue
 
 
-def footprints(table: pd.DataFrame, crs: CRS = SEARCH_CRS) -> npt.NDArray[np.object_]:
-    """Outlines of files.
-
-    Args:
-        table: Rows with the columns :data:`GRID`.
-        crs: CRS of the outlines.
-
-    Returns:
-        Polygons through the four corners, as of :meth:`geofm.grid.Grid.footprint`; None for rows
-        without CRS, and for those whose corners lie nowhere in *crs*.
-    """
-    a, b, c, d, e, f, height, width = (
-        table[name].to_numpy(float)[:, None] for name in (*AFFINE, 'height', 'width')
-    )
-    cols, rows = width * [0, 1, 1, 0], height * [0, 0, 1, 1]
-    corners = np.stack((a * cols + b * rows + c, d * cols + e * rows + f), axis=-1)
-    epsg = table['epsg'].to_numpy()
-    corners[epsg <= 0] = np.nan
-    for code in np.unique(epsg[epsg > 0]).tolist():
-        if _crs(code) != crs:
-            there = epsg == code
-            corners[there] = _project(corners[there], _crs(code), crs)
-    shapes = np.full(len(table), None, dtype=object)
-    known = np.isfinite(corners).all(axis=(1, 2))
-    shapes[known] = shapely.polygons(corners[known])
-    return shapes
-
-
-def _project(corners: npt.NDArray[np.float64], source: CRS, crs: CRS) -> npt.NDArray[np.float64]:
-    """Points (N, 4, 2) in another CRS; not finite where there is none."""
-    # Not rasterio's, which refuses all points if one lies outside of the projection's domain.
-    transformer = pyproj.Transformer.from_crs(source.to_epsg(), crs.to_epsg(), always_xy=True)
-    xs, ys = transformer.transform(corners[..., 0], corners[..., 1])
-    return np.stack((xs, ys), axis=-1)
-
-
-def grid_numbers(table: pd.DataFrame) -> npt.NDArray[np.int64]:
-    """Number of the grid of each file, from 0.
-
-    Args:
-        table: Rows with the columns :data:`GRID`.
-
-    Returns:
-        Numbers; rows on the same grid have the same.
-    """
-    # A file without header has no transform, which must not make it a group of its own.
-    return np.asarray(table.groupby(GRID, sort=False, dropna=False).ngroup(), dtype=np.int64)
-
-
-_CRS: dict[int, CRS] = {}
-
-
-def _crs(epsg: int) -> CRS:
-    """CRS of an EPSG code; making one takes longer than all else about a file."""
-    if epsg not in _CRS:
-        _CRS[epsg] = CRS.from_epsg(epsg)
-    return _CRS[epsg]
+def _updated(root: Path, file: Path, jobs: int) -> tuple[Catalogue, Catalogue | None]:
+    """The catalogue as it should be, and as the file has it; the same one if nothing changed."""
+    listing, folders = walk(root)
+    before = None
+    if file.is_file():
+        with suppress(ValueError):
+            before = Catalogue.read(file, root)
+    table, is_new = renew(root, empty_table() if before is None else before.table, listing, jobs)
+    if before is not None and not is_new and folders == before.folders:
+        return before, before
+    return Catalogue(root, file, table, folders), before
 
 
 def _is_running(process: str) -> bool:
@@ -348,6 +390,9 @@ def _is_running(process: str) -> bool:
 
 def _writable(root: Path) -> Path:
     """Where a new catalogue of a folder can be written."""
+    # A superuser may write to what is meant to be left alone.
+    if not root.stat().st_mode & 0o222:
+        return in_cache(root)
     try:
         # Asking for permission alone does not tell a file system that is mounted read-only.
         probe = root / f'{CATALOGUE_NAME}.{os.getpid()}.part'
@@ -358,187 +403,13 @@ def _writable(root: Path) -> Path:
     return beside(root)
 
 
-# Listing -----------------------------------------------------------------------------------------
-
-
-def _is_scene(name: str) -> bool:
-    """Whether a file is one of those that are catalogued; land-cover maps share the tree."""
-    return name.endswith('.tif') and not name.startswith('lc_') and '_lc_' not in name
-
-
-def _walk(root: Path) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Path, size and time of all files, and the times of all folders."""
-    rows: list[tuple[str, int, int]] = []
-    folders: dict[str, int] = {}
-    seen: set[tuple[int, int]] = set()
-    waiting = ['']
-    while waiting:
-        folder = waiting.pop()
-        path = os.path.join(root, folder) if folder else str(root)  # noqa: PTH118 - in the loop
-        state = os.stat(path)  # noqa: PTH116
-        if (state.st_dev, state.st_ino) in seen:
-            # A link to a folder above, or two links to one folder.
-            continue
-        seen.add((state.st_dev, state.st_ino))
-        folders[folder] = state.st_mtime_ns
-        prefix = f'{folder}/' if folder else ''
-        try:
-            entries = os.scandir(path)
-        except PermissionError:
-            rows.append((folder, -1, -1))
-            continue
-        with entries:
-            for entry in entries:
-                if entry.is_dir():
-                    # Snapshots and caches hold copies, which are no scenes of their own.
-                    if entry.name.startswith('.'):
-                        continue
-                    waiting.append(prefix + entry.name)
-                elif _is_scene(entry.name):
-                    try:
-                        file = entry.stat()
-                        rows.append((prefix + entry.name, file.st_size, file.st_mtime_ns))
-                    except OSError:
-                        rows.append((prefix + entry.name, -1, -1))
-    # The catalogue itself changes the root: that counts by its entries.
-    folders[''] = _entries(root)
-    listing = pd.DataFrame(rows, columns=['path', 'size', 'mtime'])
-    return listing.astype({'path': 'str', 'size': np.int64, 'mtime': np.int64}), folders
-
-
-def _entries(root: Path) -> int:
-    """A number that changes when a scene or folder of the root comes or goes."""
-    with os.scandir(root) as entries:
-        names = sorted(
-            e.name
-            for e in entries
-            if _is_scene(e.name) or (e.is_dir() and not e.name.startswith('.'))
-        )
-    return int.from_bytes(hashlib.sha256('\0'.join(names).encode()).digest()[:6], 'big')
-
-
-def _changed(root: Path, folder: str, mtime: int) -> bool:
-    """Whether something came into a folder or left it."""
-    try:
-        if not folder:
-            return _entries(root) != mtime
-        return os.stat(os.path.join(root, folder)).st_mtime_ns != mtime  # noqa: PTH116, PTH118
-    except OSError:
-        return True
-
-
-# Scanning ----------------------------------------------------------------------------------------
-
-
-def _renew(
-    root: Path, old: pd.DataFrame, listing: pd.DataFrame, jobs: int
-) -> tuple[pd.DataFrame, bool]:
-    """The new table, and whether it differs from the old one."""
-    where = pd.Index(old['path']).get_indexer(pd.Index(listing['path']))
-    known = where >= 0
-    for column in ('size', 'mtime'):
-        known[known] = old[column].to_numpy()[where[known]] == listing[column].to_numpy()[known]
-    # Neither time nor size tell when a permission is given.
-    unsure = old['problem'].isin([Problem.PERMISSION, Problem.UNREADABLE]).to_numpy()
-    known[known] = ~unsure[where[known]]
-    scanned = _scan(root, listing[~known], jobs)
-    kept = old.iloc[where[known]]
-    if not len(scanned) and len(kept) == len(old):
-        return old, False
-    table = scanned if kept.empty else pd.concat([kept, scanned], ignore_index=True)
-    table = table.sort_values('path', ignore_index=True)
-    return _mark_duplicates(root, table), True
-
-
-def _scan(root: Path, listing: pd.DataFrame, jobs: int) -> pd.DataFrame:
-    """Rows of files that are read."""
-    rows = _progress(
-        _in_threads(_row, zip(repeat(root), *(listing[c] for c in listing)), jobs),
-        'Reading headers',
-        len(listing),
-    )
-    return pd.DataFrame(rows, columns=list(_COLUMNS)).astype(_COLUMNS)
-
-
-def _in_threads(function: Callable[[Any], Any], items: Iterator[Any], jobs: int) -> Iterator[Any]:
-    """Results of a function, in order; threads get many items at a time."""
-    work = list(items)
-    chunks = [work[i : i + 64] for i in range(0, len(work), 64)]
-    with ThreadPoolExecutor(jobs) as pool:
-        for results in pool.map(lambda chunk: [function(item) for item in chunk], chunks):
-            yield from results
-
-
-def _progress(items: Iterator[Any], description: str, total: int) -> list[Any]:
-    """Collect results behind a progress bar."""
-    return list(track(items, description=description, total=total, disable=total < PROGRESS_FROM))
-
-
-def _row(item: tuple[Path, str, int, int]) -> tuple[Any, ...]:
-    """Row of a file."""
-    root, path, size, mtime = item
-    name = _parse(path)
-    if size < 0:
-        finding = Finding(None, Problem.PERMISSION if name is None else Problem.UNREADABLE)
-    elif name is None:
-        finding = Finding(None, Problem.NAME)
-    else:
-        finding = inspect(f'{root}/{path}', name[0])
-    header, nothing = finding.header, float('nan')
-    return (
-        path,
-        size,
-        mtime,
-        *(name or (None, None, -1, -1, -1, None)),
-        -1 if header is None or header.epsg is None else header.epsg,
-        *([nothing] * 6 if header is None else header.transform),
-        *((-1, -1, -1) if header is None else (header.width, header.height, header.bands)),
-        None if header is None else header.dtype,
-        nothing,
-        finding.gaps,
-        None if finding.problem is None else str(finding.problem),
-    )
-
-
-type _Place = tuple[str, str, int, int, int, date | None]
-
-
-def _parse(path: str) -> _Place | None:
-    """Sensor, season, ROI, patch, time step and date from a name of either data set."""
-    # This module is part of what SEN12MS-CR's dataset is built on.
-    from geofm.datasets.sen12mscr import TIME_STEP, PatchName
-
-    scene = SceneName.parse(path)
-    if scene is not None:
-        return scene.sensor, *scene.key, scene.date
-    patch = PatchName.parse(path)
-    if patch is None:
-        return None
-    step = TIME_STEP['cloudy' if patch.kind == 's2_cloudy' else 'clear']
-    return patch.kind[:2], patch.season, patch.roi, patch.patch, step, None
-
-
-def _mark_duplicates(root: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Mark files that have one key; which of them is meant is not ours to guess."""
-    problem = table['problem'].mask(table['problem'] == Problem.DUPLICATE)
-    named = table[table['sensor'].notna()]
-    twice = named[named.duplicated(['sensor', *KEY], keep=False)]
-    # A file reached by two paths is one file: the second path is not another one.
-    real = twice['path'].map(lambda path: os.path.realpath(root / path))
-    again = twice[real.duplicated(keep=False)]
-    one = twice[~real.duplicated()].duplicated(['sensor', *KEY], keep=False)
-    doubled = one[one].index.union(again.index[real[again.index].duplicated()])
-    problem[doubled] = problem[doubled].fillna(str(Problem.DUPLICATE))
-    return table.assign(problem=problem.astype('str'))
-
-
 def _add_clouds(catalogue: Catalogue, jobs: int) -> None:
     """Work out the cloud cover of S2 files that have none, and save it now and then."""
     table = catalogue.table
     todo = table.index[
         (table['sensor'] == 's2') & table['problem'].isna() & table['cloud_cover'].isna()
     ]
-    covers = _in_threads(
+    covers = in_threads(
         lambda path: _cloud_cover(catalogue.root / path), iter(table['path'][todo]), jobs
     )
     tracked = track(covers, description='Finding clouds', total=len(todo), disable=todo.empty)
@@ -556,68 +427,3 @@ def _cloud_cover(path: Path) -> float:
         return cloud_cover(path)
     except RasterioError:
         return float('nan')
-
-
-# GeoParquet --------------------------------------------------------------------------------------
-
-
-def _empty() -> pd.DataFrame:
-    """A table without rows."""
-    return pd.DataFrame({name: pd.Series([], dtype=kind) for name, kind in _COLUMNS.items()})
-
-
-def _stored_columns(columns: Sequence[str]) -> list[str]:
-    """Columns of the file that hold columns of the table."""
-    return list(dict.fromkeys('transform' if name in AFFINE else name for name in columns))
-
-
-def _to_arrow(table: pd.DataFrame, folders: dict[str, int]) -> pa.Table:
-    """Table as GeoParquet stores it, https://geoparquet.org/releases/v1.0.0/."""
-    shapes = footprints(table)
-    known = (table['epsg'] >= 0).to_numpy()
-    arrays = []
-    for field in _SCHEMA:
-        if field.name == 'transform':
-            values = pa.array(table[AFFINE].to_numpy().ravel(), pa.float64())
-            arrays.append(pa.FixedSizeListArray.from_arrays(values, 6, mask=pa.array(~known)))
-        elif field.name == 'geometry':
-            arrays.append(pa.array(shapely.to_wkb(shapes), pa.binary()))
-        elif field.name in _INTEGERS:
-            column = table[field.name].to_numpy()
-            arrays.append(pa.array(column, field.type, mask=column < 0))
-        else:
-            arrays.append(pa.array(table[field.name], field.type, from_pandas=True))
-    geometry = {
-        'encoding': 'WKB',
-        'geometry_types': ['Polygon'],
-        'crs': pyproj.CRS(SEARCH_CRS.to_wkt()).to_json_dict(),
-        **({'bbox': shapely.total_bounds(shapes[known]).tolist()} if known.any() else {}),
-    }
-    geo = {'version': '1.0.0', 'primary_column': 'geometry', 'columns': {'geometry': geometry}}
-    state = {'version': _VERSION, 'folders': folders}
-    return pa.table(arrays, schema=_SCHEMA).replace_schema_metadata(
-        {'geo': json.dumps(geo), 'geofm': json.dumps(state)}
-    )
-
-
-def _from_arrow(stored: pa.Table) -> pd.DataFrame:
-    """Table as it is in memory."""
-    columns: dict[str, Any] = {}
-    for name in stored.column_names:
-        column = stored.column(name)
-        if name == 'transform':
-            values = column.combine_chunks()
-            # Not flatten(), which leaves out those that are missing.
-            flat = values.values.to_numpy(zero_copy_only=False).reshape(-1, 6)
-            rows = np.where(values.is_null().to_numpy(zero_copy_only=False)[:, None], np.nan, flat)
-            columns.update({axis: rows[:, i] for i, axis in enumerate(AFFINE)})
-        elif name in _INTEGERS:
-            columns[name] = column.fill_null(-1).to_numpy()
-        elif name == 'date':
-            columns[name] = column.cast(pa.timestamp('s')).to_numpy()
-        elif _COLUMNS[name] == 'str':
-            columns[name] = pd.array(column.combine_chunks(), dtype='str')
-        else:
-            columns[name] = column.to_numpy()
-    order = [name for name in _COLUMNS if name in columns]
-    return pd.DataFrame({name: columns[name] for name in order}, copy=False)

@@ -18,6 +18,12 @@ from geofm.sensors import SENSORS
 #: Where rows are looked at, as shares of the height.
 _ROWS = (0.1, 0.5, 0.9)
 
+#: GDAL's word for no transform.
+_NO_TRANSFORM: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
+
+#: Values beyond which a file is no patch: one that says so has a broken header.
+_MOST_VALUES = 1 << 31
+
 #: No coordinate of the Earth is as large, in degrees, metres or feet.
 _FARTHEST = 1e9
 
@@ -100,13 +106,20 @@ def _header_problem(header: Header, sensor: str, size: int) -> Problem | None:
         return Problem.NO_EPSG
     if not _leads_somewhere(header.transform):
         return Problem.TRANSFORM
-    return Problem.TRUNCATED if size < header.end else None
+    if size < header.end:
+        return Problem.TRUNCATED
+    many = header.width * header.height * header.bands > _MOST_VALUES
+    return Problem.UNREADABLE if many else None
 
 
 def _leads_somewhere(transform: tuple[float, ...]) -> bool:
     """Whether a transform can be inverted and stays within what any CRS of the Earth covers."""
     a, b, _, d, e, _ = transform
-    return all(abs(value) < _FARTHEST for value in transform) and a * e != b * d
+    return (
+        transform != _NO_TRANSFORM
+        and all(abs(value) < _FARTHEST for value in transform)
+        and a * e != b * d
+    )
 
 
 def _content(path: str | os.PathLike[str], descriptor: int, header: Header, sensor: str) -> Finding:

@@ -131,6 +131,7 @@ class SampleLandCover(NonGeoDataset):
 
             * mask: int64 (H, W), class of each pixel, a position in :attr:`classes`
             * label: int64 (), the class that covers most of it
+            * index: int64 (), number of the window
 
         Raises:
             IndexError: If there is no such window.
@@ -144,7 +145,20 @@ class SampleLandCover(NonGeoDataset):
         mask = _read_land_cover(self._land_cover_of(pair), window)
         sample['mask'] = torch.from_numpy(mask.astype(np.int64))
         sample['label'] = torch.tensor(label)
+        sample['index'] = torch.tensor(int(index) % len(self))
         return sample if self.transforms is None else self.transforms(sample)
+
+    def files_of(self, index: int) -> list[FilePath]:
+        """Files behind a sample.
+
+        Args:
+            index: Number of the window, 'index' of the sample.
+
+        Returns:
+            The files of both sensors and the land-cover map.
+        """
+        pair = int(self.index['pair'].iloc[index])
+        return [*self.pairs.files_of(pair), self._land_cover_of(pair)]
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Draw a sample, with the names of its classes.
@@ -197,8 +211,7 @@ class SampleLandCover(NonGeoDataset):
     def _items(self) -> list[_Item]:
         """Windows of all pairs, with their labels; those that are mixed are counted."""
         items = []
-        pairs = self.pairs.index
-        kept = np.ones(len(pairs), bool) if self.dates == 'all' else self._clear()
+        kept = np.ones(len(self.pairs), bool) if self.dates == 'all' else self._clear()
         windows: dict[FilePath, list[tuple[int, int, int]]] = {}
         for pair in np.flatnonzero(kept).tolist():
             path = self._land_cover_of(pair)

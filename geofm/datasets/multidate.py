@@ -1,7 +1,9 @@
 """Several dates of one place as one sample."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, SupportsIndex
 
+import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -10,11 +12,11 @@ from rasterio.windows import Window
 from torch.utils.data import Dataset
 from torchgeo.datasets.utils import Sample
 
-from geofm.datasets.sen12mscrts import SEN12MSCRTS
+from geofm.datasets.pair_dataset import MOST_SKIPPED, PairDataset
+from geofm.datasets.pair_table import PLACE
+from geofm.datasets.reading import BrokenFileError
+from geofm.datasets.shared_array import SharedArray
 from geofm.grid import ALIGNMENT_TOLERANCE
-
-#: Columns of an index of pairs that say what ground a pair shows.
-PLACE = ['season', 'roi', 'patch']
 
 #: Entries of a sample that differ between dates.
 DATED = ('image', 'valid', 'dates')
@@ -29,10 +31,11 @@ class MultiDate(Dataset[Sample]):
     should the files of a patch lie on several, each of these is a place of its own.
 
     Attributes:
-        index: One row a place: the first of its pairs in the index of the pairs.
+        dataset: The pairs.
+        n_dates: Number of dates in a sample.
     """
 
-    def __init__(self, dataset: SEN12MSCRTS, n_dates: int) -> None:
+    def __init__(self, dataset: PairDataset, n_dates: int) -> None:
         """Initialize a new MultiDate instance.
 
         Args:
@@ -46,16 +49,46 @@ class MultiDate(Dataset[Sample]):
             raise ValueError(f'n_dates must be at least 1, got {n_dates}')
         self.dataset = dataset
         self.n_dates = n_dates
-        numbers = _places(dataset.index)
-        # Pairs of a place side by side: place i has pairs order[starts[i]:starts[i + 1]]. Arrays
-        # and no lists, so that workers need no copy of them.
-        self._order = np.argsort(numbers, kind='stable')
-        self._starts = np.searchsorted(numbers[self._order], np.arange(numbers.max() + 2))
-        self.index = dataset.index.iloc[self._order[self._starts[:-1]]]
+        numbers = _places(dataset.pairs.records)
+        # Pairs of a place side by side: place i has pairs order[starts[i]:starts[i + 1]].
+        order = np.argsort(numbers, kind='stable')
+        self._order = SharedArray(order.astype(np.int32))
+        starts = np.searchsorted(numbers[order], np.arange(numbers.max() + 2))
+        self._starts = SharedArray(starts.astype(np.int32))
 
     def __len__(self) -> int:
         """Number of places."""
-        return len(self.index)
+        return len(self._starts.array) - 1
+
+    @property
+    def index(self) -> gpd.GeoDataFrame:
+        """One row a place: the first of its pairs in the index of the pairs."""
+        return self.dataset.index.iloc[self._order.array[self._starts.array[:-1]]]
+
+    def shape_of(self, index: SupportsIndex) -> tuple[int, int]:
+        """Size of a place.
+
+        Args:
+            index: Number of the place.
+
+        Returns:
+            Height and width in pixels.
+        """
+        return self.dataset.shape_of(int(self._pairs(index)[0]))
+
+    def files_of(self, index: SupportsIndex) -> list[Path]:
+        """Files of a place, of all its dates.
+
+        Args:
+            index: Number of the place, 'index' of a sample.
+
+        Returns:
+            The files; those of one sample are the files of its 'pairs' in :attr:`dataset`.
+
+        Raises:
+            IndexError: If there is no such place.
+        """
+        return [path for pair in self._pairs(index) for path in self.dataset.files_of(pair)]
 
     def __getitem__(self, index: int) -> Sample:
         """Read k dates of a place, whole.
@@ -84,19 +117,51 @@ class MultiDate(Dataset[Sample]):
             * image: float32 (k, C, H, W)
             * valid: bool (k, H, W)
             * dates: int64 (k, 2)
+            * index: int64 (), number of the place
+            * pairs: int64 (k,), numbers of the pairs
 
         Raises:
             IndexError: If there is no such place.
             ValueError: If the window is not inside the patch, or a file cannot be read.
         """
-        if not 0 <= position < len(self):
-            raise IndexError(f'place {position} of {len(self)}: out of range')
-        pairs = self._order[self._starts[position] : self._starts[position + 1]]
+        for _ in range(MOST_SKIPPED if self.dataset.on_error == 'skip' else 0):
+            try:
+                return self._read(position, window)
+            except BrokenFileError as err:
+                # Another date would do, another place in its stead would not: all dates of a
+                # sample show one place.
+                self.dataset.note_failure(err)
+                position = self._another(position)
+        return self._read(position, window)
+
+    def _read(self, position: int, window: Window | None) -> Sample:
+        """Read dates of this place and no other."""
+        pairs = self._pairs(position)
         order = pairs[torch.randperm(len(pairs)).numpy()]
         chosen = np.resize(order, self.n_dates)
-        samples = [self.dataset.read_pair(int(pair), window) for pair in chosen]
+        samples = [self.dataset.read_or_raise(int(pair), window) for pair in chosen]
         stacked = {key: torch.stack([sample[key] for sample in samples]) for key in DATED}
-        return {**samples[0], **stacked}
+        numbers = {
+            'index': torch.tensor(int(position)),
+            'pairs': torch.stack([sample['index'] for sample in samples]),
+        }
+        return {**samples[0], **stacked, **numbers}
+
+    def _pairs(self, index: SupportsIndex) -> npt.NDArray[np.int32]:
+        """Numbers of the pairs of a place."""
+        position = index.__index__()
+        if not 0 <= position < len(self):
+            raise IndexError(f'place {position} of {len(self)}: out of range')
+        return self._order.array[slice(*self._starts.array[position : position + 2])]
+
+    def _another(self, position: int) -> int:
+        """Another place of the same size, drawn at random."""
+        records = self.dataset.pairs.records[self._order.array[self._starts.array[:-1]]]
+        like = (records['height'] == records['height'][position]) & (
+            records['width'] == records['width'][position]
+        )
+        places = np.flatnonzero(like)
+        return int(places[int(torch.randint(len(places), ()))])
 
     def plot(self, sample: Sample, *args: Any, **kwargs: Any) -> Any:
         """Draw the first date of a sample.
@@ -113,10 +178,11 @@ class MultiDate(Dataset[Sample]):
         return self.dataset.plot({**sample, **first}, *args, **kwargs)
 
 
-def _places(index: pd.DataFrame) -> npt.NDArray[np.int64]:
+def _places(records: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
     """Number of the place of each pair, from 0, in the order in which places first occur."""
-    transforms = np.array(index['transform'].tolist(), dtype=float).reshape(len(index), 6)
-    patch = index.groupby(PLACE, sort=False).ngroup().to_numpy()
+    transforms = records['transform']
+    columns = pd.DataFrame({name: records[name] for name in PLACE})
+    patch = columns.groupby(list(PLACE), sort=False).ngroup().to_numpy()
     first = np.unique(patch, return_index=True)[1][patch]
     pixel = np.abs(transforms[first][:, [0, 0, 0, 4, 4, 4]])
     # Files of one grid differ by rounding alone: by less than the tolerance from the first one.
@@ -124,6 +190,6 @@ def _places(index: pd.DataFrame) -> npt.NDArray[np.int64]:
     keys = pd.DataFrame(np.round(off / ALIGNMENT_TOLERANCE / 2).astype(np.int64))
     keys['patch'] = patch
     for column in ('epsg', 'height', 'width'):
-        keys[column] = index[column].to_numpy()
+        keys[column] = records[column]
     numbers = keys.groupby(list(keys.columns), sort=False).ngroup()
     return np.asarray(numbers, dtype=np.int64)

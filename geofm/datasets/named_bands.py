@@ -1,13 +1,15 @@
 """Any data set of Sentinel images, its bands by name."""
 
 from collections.abc import Mapping, Sequence, Sized
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any, Literal, SupportsIndex
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
 from torchgeo.datasets.utils import Sample
 
+from geofm.datasets.files import files_of
 from geofm.sensors import BANDS, BandError, band_indices, check_bands, sensor_channels
 
 #: Bands of each image of a sample, by its key.
@@ -93,12 +95,15 @@ class NamedBands(Dataset[Sample]):
             * valid: bool (H, W), or (k, H, W), True where all bands of the source are finite and
               those of S2 not all 0, which is how gaps are filled
 
-            and what else the data set yields, but for the images that became part of 'image'.
+            and what else the data set yields, but for the images that became part of 'image'. A
+            sample that is asked for by number has that as 'index', int64 ().
 
         Raises:
             BandError: If an image is missing or has another number of channels than names.
         """
         sample = dict(self.dataset[index])
+        if isinstance(index, SupportsIndex):
+            sample['index'] = torch.tensor(index.__index__())
         image = torch.cat([self._take(sample, key) for key in self.source_bands], dim=-3)
         if self._scale is not None:
             image = image * self._scale
@@ -111,6 +116,18 @@ class NamedBands(Dataset[Sample]):
             image[..., channels, :, :] = 10 * image[..., channels, :, :].log10()
         valid &= image.isfinite().all(dim=-3)
         return {**sample, 'image': image[..., self._pick, :, :], 'valid': valid}
+
+    def files_of(self, index: int) -> list[Path]:
+        """Files behind a sample.
+
+        Args:
+            index: Number of the sample.
+
+        Returns:
+            The files, if the data set that is wrapped tells, see
+            :func:`geofm.datasets.files.files_of`; none otherwise.
+        """
+        return files_of(self.dataset, index)
 
     def plot(self, *args: Any, **kwargs: Any) -> Any:
         """Draw a sample as the data set does; it must be one of its own.

@@ -1,99 +1,133 @@
 """Which Sentinel-1 file goes with which Sentinel-2 file."""
 
+import os
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from geofm.datasets.scan import Reason, Skipped
+from geofm.datasets.scenes import SENSOR_NUMBERS, Scenes
 
 #: By the time step of the data set, or each S2 with the S1 of the same patch nearest in time.
 Pairing = Literal['time_step', 'nearest']
 
-_PLACE = ['season', 'roi', 'patch']
-_KEY = [*_PLACE, 'time_step']
+#: How SEN12MS-CR is paired: each S2 with the S1 of its patch, of which there is one.
+type AnyPairing = Pairing | Literal['patch']
+
+#: Numbers of files or pairs.
+type Rows = npt.NDArray[np.integer[Any]]
 
 
 def pair_scenes(
-    scenes: pd.DataFrame, sensors: Sequence[str], pairing: Pairing, skipped: Skipped
-) -> pd.DataFrame:
+    scenes: Scenes, rows: Rows, sensors: Sequence[str], pairing: AnyPairing, skipped: Skipped
+) -> dict[str, Rows]:
     """Find the pairs among files.
 
     Args:
-        scenes: One row a file: ``path``, ``sensor``, ``season``, ``roi``, ``patch``,
-            ``time_step``, ``date``; numbered from 0.
+        scenes: The files.
+        rows: Numbers of those that are considered, bad ones included: what would be the partner
+            of a bad file is left out, but is no file without a partner.
         sensors: The sensors that a sample needs. With one of them, each of its files is a
             sample of its own.
-        pairing: 'time_step', or 'nearest': each S2 with the S1 of the same patch whose day is
-            nearest, the earlier of two; an S1 may go with several S2.
-        skipped: Takes the files that have no partner, and those that share all of sensor, place
-            and time step.
+        pairing: 'time_step'; 'nearest': each S2 with the S1 of the same patch whose day is
+            nearest, the earlier of two, and an S1 may go with several S2; 'patch': each S2 with
+            the one S1 of its patch.
+        skipped: Takes the sound files that have no partner, and those that share all of sensor,
+            place and time step.
 
     Returns:
-        Columns ``s1`` and ``s2``: rows of *scenes*, -1 for a sensor that is not needed. Sorted by
-        season, ROI, patch and time step (of S2, if needed).
+        Numbers of the files of each pair, by sensor. Sorted by season, ROI, patch and time step
+        (of S2, if needed).
     """
-    scenes = scenes[scenes['sensor'].isin(list(sensors))]
-    keys = scenes.groupby(_KEY, sort=True).ngroup()
-    # By time step a key is no good if either sensor has two files, else only the file's own is.
-    twice = pd.DataFrame({'sensor': scenes['sensor'], 'key': keys}).duplicated(keep=False)
-    if pairing == 'time_step':
-        twice = keys.isin(keys[twice])
-    if twice.any():
-        doubled = scenes[twice].assign(key=keys[twice]).sort_values(['key', 'sensor', 'path'])
-        skipped.add(Reason.AMBIGUOUS, *doubled['path'])
-        scenes, keys = scenes[~twice], keys[~twice]
-    rows = {
-        sensor: scenes.index[(scenes['sensor'] == sensor).to_numpy()].to_numpy()
-        for sensor in ('s1', 's2')
-    }
+    rows = rows[np.isin(scenes.sensor[rows], [SENSOR_NUMBERS[sensor] for sensor in sensors])]
+    # By key, then by sensor.
+    numbers = scenes.keys(rows) * 2 + scenes.sensor[rows]
+    order = np.argsort(numbers, kind='stable')
+    rows, numbers = rows[order], numbers[order]
+    good = scenes.problem[rows] < 0
+    good[good] = ~_double(scenes, rows[good], numbers[good], skipped)
     if len(sensors) == 1:
-        (sensor,) = sensors
-        chosen = rows[sensor][np.argsort(keys[rows[sensor]].to_numpy(), kind='stable')]
-        none = np.full(len(chosen), -1)
-        return pd.DataFrame({'s1': none, 's2': none} | {sensor: chosen})
-    if pairing == 'time_step':
-        return _by_key(scenes, keys, rows, skipped)
-    return _nearest(scenes, rows, skipped)
+        return {sensors[0]: rows[good]}
+    links = numbers // 2 if pairing == 'time_step' else scenes.places(rows)
+    is_s1 = scenes.sensor[rows] == SENSOR_NUMBERS['s1']
+    s1, s2 = np.flatnonzero(good & is_s1), np.flatnonzero(good & ~is_s1)
+    if pairing == 'nearest':
+        partner = _nearest(links, scenes.day[rows], s1, s2)
+    else:
+        partner = _equal(links, s1, s2)
+        lone = s1[~np.isin(links[s1], links[s2])]
+        _report(scenes, rows, links, lone, ~is_s1 & ~good, Reason.ONLY_S1, skipped)
+    _report(scenes, rows, links, s2[partner < 0], is_s1 & ~good, Reason.ONLY_S2, skipped)
+    paired = partner >= 0
+    return {'s1': rows[partner[paired]], 's2': rows[s2[paired]]}
 
 
-def _by_key(
-    scenes: pd.DataFrame,
-    keys: pd.Series,
-    rows: dict[str, npt.NDArray[np.int64]],
-    skipped: Skipped,
-) -> pd.DataFrame:
-    """Pairs of the same key, of which each sensor has one file at most."""
-    s1_keys, s2_keys = (keys[rows[sensor]].to_numpy() for sensor in ('s1', 's2'))
-    _, first, second = np.intersect1d(s1_keys, s2_keys, assume_unique=True, return_indices=True)
-    for reason, sensor, matched in (
-        (Reason.ONLY_S1, 's1', first),
-        (Reason.ONLY_S2, 's2', second),
-    ):
-        lone = np.delete(rows[sensor], matched)
-        if len(lone):
-            ordered = lone[np.argsort(keys[lone].to_numpy())]
-            skipped.add(reason, *scenes['path'][ordered])
-    return pd.DataFrame({'s1': rows['s1'][first], 's2': rows['s2'][second]})
+def _double(
+    scenes: Scenes, rows: Rows, numbers: npt.NDArray[np.int64], skipped: Skipped
+) -> npt.NDArray[np.bool_]:
+    """Whether files must go because others have the same number, by which they are sorted."""
+    gone = np.zeros(len(rows), bool)
+    # Runs of equal numbers.
+    starts = np.flatnonzero(np.diff(numbers, prepend=-1))
+    ends = np.append(starts[1:], len(rows))
+    for start, end in zip(*(edge[ends - starts > 1] for edge in (starts, ends)), strict=True):
+        paths = scenes.paths.take(rows[start:end])
+        real = [os.path.realpath(path) for path in paths]
+        gone[start:end] = True
+        if len(set(real)) == 1:
+            # One file reached by several paths.
+            gone[start] = False
+        else:
+            skipped.add(Reason.AMBIGUOUS, *paths)
+    return gone
+
+
+def _equal(links: npt.NDArray[np.int64], s1: Rows, s2: Rows) -> Rows:
+    """For each S2 the S1 with the same link, -1 if there is none."""
+    # Sorted already, as keys are; places too, which are the first part of the key.
+    where = np.searchsorted(links[s1], links[s2])
+    there = where < len(s1)
+    there[there] = links[s1[where[there]]] == links[s2[there]]
+    partner = np.full(len(s2), -1, np.intp)
+    partner[there] = s1[where[there]]
+    return partner
 
 
 def _nearest(
-    scenes: pd.DataFrame, rows: dict[str, npt.NDArray[np.int64]], skipped: Skipped
-) -> pd.DataFrame:
-    """Each S2 with the S1 of its patch that is nearest in time."""
-    frame = scenes[['date']].assign(
-        place=scenes.groupby(_PLACE, sort=True).ngroup(), row=scenes.index
-    )
-    s1, s2 = (frame.loc[rows[sensor]].sort_values(['date', 'row']) for sensor in ('s1', 's2'))
-    merged = pd.merge_asof(
-        s2, s1, on='date', by='place', direction='nearest', suffixes=('_s2', '_s1')
-    )
-    lone = merged['row_s1'].isna()
-    if lone.any():
-        skipped.add(Reason.ONLY_S2, *scenes['path'][sorted(merged['row_s2'][lone])])
-    merged = merged[~lone]
-    pairs = pd.DataFrame({'s1': merged['row_s1'].astype(np.int64), 's2': merged['row_s2']})
-    order = scenes.loc[pairs['s2'], _KEY].reset_index(drop=True).sort_values(_KEY).index
-    return pairs.iloc[order].reset_index(drop=True)
+    places: npt.NDArray[np.int64], days: npt.NDArray[np.int32], s1: Rows, s2: Rows
+) -> Rows:
+    """For each S2 the S1 of its place that is nearest in time, -1 if there is none."""
+    # Places and days as one number, so that one search finds both.
+    numbers = np.unique(places, return_inverse=True)[1].astype(np.int64)
+    when = days.astype(np.int64) - int(days.min(initial=0))
+    times = numbers * (int(when.max(initial=0)) + 1) + when
+    s1 = s1[np.argsort(times[s1], kind='stable')]
+    before = np.searchsorted(times[s1], times[s2], 'right') - 1
+    partner = np.full(len(s2), -1, np.intp)
+    gap = np.full(len(s2), np.iinfo(np.int64).max)
+    for side in (before, before + 1):
+        there = np.flatnonzero((side >= 0) & (side < len(s1)))
+        candidate = s1[side[there]]
+        there = there[numbers[candidate] == numbers[s2[there]]]
+        candidate = s1[side[there]]
+        apart = np.abs(times[candidate] - times[s2[there]])
+        nearer = apart < gap[there]
+        partner[there[nearer]], gap[there[nearer]] = candidate[nearer], apart[nearer]
+    return partner
+
+
+def _report(
+    scenes: Scenes,
+    rows: Rows,
+    links: npt.NDArray[np.int64],
+    lone: Rows,
+    bad: npt.NDArray[np.bool_],
+    reason: Reason,
+    skipped: Skipped,
+) -> None:
+    """Note files that have no partner, unless theirs is a bad file."""
+    lone = lone[~np.isin(links[lone], links[bad])]
+    if len(lone):
+        skipped.add(reason, *scenes.paths.take(rows[lone]))

@@ -2,20 +2,21 @@
 
 import os
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Literal, Self, get_args
 
-import geopandas as gpd
-import pandas as pd
-from torchgeo.datasets import DatasetNotFoundError
+import numpy as np
 from torchgeo.datasets.utils import Path, Sample
 
+from geofm.datasets.listing import Listing
+from geofm.datasets.pair_dataset import OnError
+from geofm.datasets.pairing import AnyPairing, Rows
 from geofm.datasets.regions import Roi, Split, split_of
-from geofm.datasets.scan import PairKey, Reason, Scene, complete_pairs, rois_of, scan_headers
-from geofm.datasets.sen12mscrts import SEN12MSCRTS, EmptySplitError
+from geofm.datasets.scan import MOST
+from geofm.datasets.scenes import SENSOR_NUMBERS
+from geofm.datasets.sen12mscrts import SEN12MSCRTS
 from geofm.sensors import BANDS
 
 #: Clear or cloudy Sentinel-2, or each as a pair of its own.
@@ -56,17 +57,10 @@ TEST_ROIS: frozenset[Roi] = frozenset(
     }
 )
 
-#: What is known of the dates: between the launch of Sentinel-2A and the publication of the set.
-#: The files say the season, but not the year.
-PERIOD = (pd.Timestamp('2015-06-23'), pd.Timestamp('2020-09-01'))
-
 _FILE_NAME = re.compile(
     r'(?P<season>ROIs\d{4}_[a-z]+)_(?P<kind>s1|s2|s2_cloudy)_(?P<roi>\d+)_p(?P<patch>\d+)\.tif',
     re.ASCII,
 )
-
-# Maps of the land cover share the tree of SEN12MS but are no scenes.
-_LAND_COVER_NAME = re.compile(r'ROIs\d{4}_[a-z]+_lc_\d+_p\d+\.tif', re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +92,8 @@ class PatchName:
         match = _FILE_NAME.fullmatch(PurePath(path).name)
         if match is None:
             return None
-        return cls(match['season'], match['kind'], int(match['roi']), int(match['patch']))
+        roi, patch = int(match['roi']), int(match['patch'])
+        return None if max(roi, patch) > MOST else cls(match['season'], match['kind'], roi, patch)
 
     @property
     def filename(self) -> str:
@@ -155,11 +150,16 @@ class SEN12MSCR(SEN12MSCRTS):
 
     * https://doi.org/10.1109/TGRS.2020.3024744
 
+    In the index ``season`` is e.g. ``'ROIs1868_summer'``, ``time_step`` 0 for a clear S2 and 1 for
+    a cloudy one.
+
     Attributes:
-        index: As of :class:`~geofm.datasets.SEN12MSCRTS`; ``season`` is e.g.
-            ``'ROIs1868_summer'``, ``time_step`` 0 for a clear S2 and 1 for a cloudy one.
         sky: Which S2 images are used.
     """
+
+    # The files say the season, but not the year: from the launch of Sentinel-2A to the
+    # publication of the set.
+    _period = ('2015-06-23', '2020-08-31')
 
     def __init__(
         self,
@@ -168,16 +168,21 @@ class SEN12MSCR(SEN12MSCRTS):
         sky: Sky = 'both',
         bands: Sequence[str] = BANDS,
         transforms: Callable[[Sample], Sample] | None = None,
+        on_error: OnError = 'raise',
+        catalogue: Path | None = None,
     ) -> None:
         """Initialize a new SEN12MSCR instance.
 
         Args:
-            paths: Folders to search, or files.
+            paths: Folders to search, or files; or a catalogue ``.parquet`` of ``geofm index
+                --output``.
             split: One of 'train', 'val', 'test' or 'all'.
             sky: Which S2 images to use: the 'clear' ones, the 'cloudy' ones, or 'both', each as a
                 pair of its own.
             bands: Names of the bands to return, in the order to return them.
             transforms: Applied to each sample, last.
+            on_error: As of :class:`~geofm.datasets.SEN12MSCRTS`.
+            catalogue: As of :class:`~geofm.datasets.SEN12MSCRTS`.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -188,64 +193,28 @@ class SEN12MSCR(SEN12MSCRTS):
         if sky not in get_args(Sky):
             raise ValueError(f"unknown sky '{sky}': choose from {list(get_args(Sky))}")
         self.sky = sky
-        super().__init__(paths, split, bands=bands, transforms=transforms)
-
-    def _keeps(self, roi: Roi) -> bool:
-        """Whether a ROI is in the split."""
-        return self.split == 'all' or sen12mscr_split_of(*roi) == self.split
-
-    def _scan(self) -> gpd.GeoDataFrame:
-        """Find the pairs. Only files of the ROIs that are kept are opened."""
-        candidates = self._match()
-        kept = {k: v for k, v in candidates.items() if self._keeps((k.season, k.roi))}
-        rows = scan_headers(complete_pairs(kept, self.skipped), self.skipped)
-        self.skipped.warn()
-        if not candidates:
-            raise DatasetNotFoundError(self)
-        if rows.empty:
-            there = ', '.join(
-                f'{season}/{roi} ({sen12mscr_split_of(season, roi)})'
-                for season, roi in rois_of(candidates)
-            )
-            raise EmptySplitError(
-                f"{self.paths}: no pair for split='{self.split}' and sky='{self.sky}'; ROIs "
-                f'there: {there}' + (f'; files left out: {self.skipped}' if self.skipped else '')
-            )
-        start, end = PERIOD
-        intervals = pd.IntervalIndex.from_arrays(
-            [start] * len(rows), [end] * len(rows), closed='both', name='datetime'
+        super().__init__(
+            paths,
+            split,
+            bands=bands,
+            transforms=transforms,
+            on_error=on_error,
+            catalogue=catalogue,
         )
-        return gpd.GeoDataFrame(rows.set_index(intervals), geometry='geometry', crs='EPSG:4326')
 
-    def _match(self) -> dict[PairKey, dict[str, list[Scene]]]:
-        """Scenes of each sensor for each key: S1 goes with the clear and with the cloudy S2."""
-        found: dict[tuple[str, int, int], dict[str, dict[str, Scene]]] = defaultdict(
-            lambda: {'s1': {}, 's2': {}, 's2_cloudy': {}}
-        )
-        for path in sorted(self.files):
-            name = PatchName.parse(path)
-            if name is not None:
-                scenes = found[name.season, name.roi, name.patch][name.kind]
-                # Of no date, which pandas reads as missing.
-                scenes.setdefault(os.path.realpath(path), Scene(path, None))  # type: ignore[arg-type]
-            elif not _LAND_COVER_NAME.fullmatch(PurePath(path).name):
-                self.skipped.add(Reason.NAME, path)
-        return {
-            PairKey(season, roi, patch, TIME_STEP[sky]): {
-                's1': list(kinds['s1'].values()),
-                's2': list(kinds['s2' if sky == 'clear' else 's2_cloudy'].values()),
-            }
-            for (season, roi, patch), kinds in found.items()
-            for sky in self._skies(kinds)
-        }
+    def _split_of(self, roi: Roi) -> str:
+        return sen12mscr_split_of(*roi)
 
-    def _skies(self, kinds: Mapping[str, Mapping[str, Scene]]) -> list[str]:
-        """Which pairs a patch should have.
+    @property
+    def _pairing(self) -> AnyPairing:
+        return 'patch'
 
-        With both skies asked for, a patch of which only one S2 exists has that one pair; S1
-        alone is reported once.
-        """
-        if self.sky != 'both':
-            return [self.sky]
-        there = [sky for sky, kind in (('clear', 's2'), ('cloudy', 's2_cloudy')) if kinds[kind]]
-        return there or ['clear']
+    def _pair(self, listing: Listing, kept: Rows) -> dict[str, Rows]:
+        scenes = listing.scenes
+        steps = [TIME_STEP[sky] for sky in TIME_STEP if self.sky in (sky, 'both')]
+        wanted = np.isin(scenes.time_step[kept], steps)
+        wanted |= scenes.sensor[kept] == SENSOR_NUMBERS['s1']
+        return super()._pair(listing, kept[wanted])
+
+    def _filters(self) -> str:
+        return f" and sky='{self.sky}'"

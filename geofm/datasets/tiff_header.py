@@ -2,16 +2,21 @@
 
 Opening a file with GDAL takes about a millisecond, parsing the first kilobytes of an ordinary one
 some ten microseconds; with a million files that is the difference between a quarter of an hour and
-a minute. Only what is plain is parsed here: classic TIFF (not BigTIFF), north-up or affine, with a
-CRS given by its EPSG code alone. For all else :func:`parse_header` says that it does not know, and
-:func:`read_header` asks rasterio.
+a minute. Only what is plain is parsed here: classic TIFF (not BigTIFF), tags that are all known
+here and say what they ordinarily do, north-up or affine. For all else :func:`parse_header` says
+that it does not know, and :func:`read_header` asks rasterio. What the keys of the CRS mean, GDAL
+is asked once for each set of them.
 
 The format: TIFF 6.0 (Adobe, 1992) and OGC GeoTIFF 1.1 (OGC 19-008r4).
 """
 
+import math
+import operator
 import os
+import re
 import struct
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,37 +24,41 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 from rasterio.errors import RasterioError
+from rasterio.io import MemoryFile
 from rasterio.transform import Affine
 
 #: Bytes read at first; the header of a SEN12MS-CR-TS file, with offsets of strips, has about 5 kB.
 HEAD = 8192
 
-_FORMATS = {
-    1: 'B',
-    2: 'c',
-    3: 'H',
-    4: 'I',
-    5: 'II',
-    6: 'b',
-    7: 'B',
-    8: 'h',
-    9: 'i',
-    10: 'ii',
-    11: 'f',
-    12: 'd',
-}
 _KINDS = {1: 'uint', 2: 'int', 3: 'float'}
 
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _BANDS = 256, 257, 258, 259, 277
-_STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_SIZES = 273, 278, 279
-_PLANAR, _PREDICTOR, _TILE_OFFSETS, _TILE_SIZES, _SAMPLE_FORMAT = 284, 317, 324, 325, 339
-_PIXEL_SCALE, _TIEPOINTS, _MATRIX, _GEO_KEYS = 33550, 33922, 34264, 34735
-_NODATA = 42113
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _BANDS = 256, 257, 258, 259, 262, 277
+_STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_SIZES, _PLANAR = 273, 278, 279, 284
+_PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_SIZES = 317, 322, 323, 324, 325
+_EXTRA, _SAMPLE_FORMAT = 338, 339
+_PIXEL_SCALE, _TIEPOINTS, _MATRIX = 33550, 33922, 34264
+_GEO_KEYS, _GEO_DOUBLES, _GEO_TEXT, _METADATA, _NODATA = 34735, 34736, 34737, 42112, 42113
 
-_MODEL_TYPE, _RASTER_TYPE, _GEOGRAPHIC, _PROJECTED = 1024, 1025, 2048, 3072
-#: Keys that repeat what the EPSG code says (citations, units, ellipsoid); others may change it.
-_PLAIN_KEYS = {_MODEL_TYPE, _RASTER_TYPE, 1026, _GEOGRAPHIC, 2049, 2054, 2057, 2059}
-_PLAIN_KEYS |= {_PROJECTED, 3073, 3076}
+_TEXT, _SHORT, _LONG, _DOUBLE = 2, 3, 4, 12
+_FORMATS = {_TEXT: 's', _SHORT: 'H', _LONG: 'I', _DOUBLE: 'd'}
+
+#: Types that the values of each tag may have. Other tags may change what the file means.
+_TYPES = {
+    **dict.fromkeys((_WIDTH, _HEIGHT, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT), (_SHORT, _LONG)),
+    **dict.fromkeys((_STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES), (_SHORT, _LONG)),
+    **dict.fromkeys((_BITS, _COMPRESSION, _PHOTOMETRIC, _BANDS, _PLANAR, _PREDICTOR), (_SHORT,)),
+    **dict.fromkeys((_EXTRA, _SAMPLE_FORMAT, _GEO_KEYS), (_SHORT,)),
+    **dict.fromkeys((_PIXEL_SCALE, _TIEPOINTS, _MATRIX, _GEO_DOUBLES), (_DOUBLE,)),
+    **dict.fromkeys((_GEO_TEXT, _METADATA, _NODATA), (_TEXT,)),
+}
+
+_RASTER_TYPE = 1025
+
+#: None, LZW, deflate: what every GDAL can read.
+_COMPRESSIONS = (1, 5, 8)
+
+#: Numbers whose text means the same to everybody.
+_NUMBER = re.compile(rb'-?\d{1,15}(\.\d{1,9})?|nan')
 
 #: Entries of a directory beyond which a file is not an ordinary one.
 _MOST_ENTRIES = 256
@@ -129,7 +138,7 @@ def parse_header(descriptor: int) -> Header:
     """
     try:
         return _header(_Tags(descriptor))
-    except (struct.error, IndexError, ValueError, OverflowError, ZeroDivisionError) as err:
+    except (struct.error, IndexError, ValueError, OverflowError, RasterioError) as err:
         raise NotPlainError(str(err)) from err
 
 
@@ -206,23 +215,25 @@ class _Tags:
         if count > _MOST_ENTRIES:
             raise NotPlainError(f'{count} tags')
         entries = self._unpack('HHI4s' * count, start + 2)
-        self._entries = {
-            entries[i]: (entries[i + 1], entries[i + 2], entries[i + 3], start + 2 + 3 * i)
-            for i in range(0, 4 * count, 4)
-        }
+        if any(low >= high for low, high in zip(entries[:-4:4], entries[4::4], strict=True)):
+            raise NotPlainError('tags out of order')
+        self._entries = {entries[i]: entries[i + 1 : i + 4] for i in range(0, 4 * count, 4)}
+        for tag, (kind, _, _) in self._entries.items():
+            if kind not in _TYPES.get(tag, ()):
+                raise NotPlainError(f'tag {tag} of type {kind}')
 
     def __contains__(self, tag: int) -> bool:
         """Whether a tag is given."""
         return tag in self._entries
 
-    def get(self, tag: int) -> tuple[Any, ...]:
-        """All values of a tag; none if it is not given."""
+    def get(self, tag: int, count: int | None = None) -> tuple[Any, ...]:
+        """All values of a tag; none if it is not given. It must have so many, if it is."""
         if tag not in self._entries:
             return ()
-        kind, count, inline, position = self._entries[tag]
-        if kind not in _FORMATS:
-            raise NotPlainError(f'tag of type {kind}')
-        code = f'{count}s' if kind == 2 else f'{count * len(_FORMATS[kind])}{_FORMATS[kind][0]}'
+        kind, number, inline = self._entries[tag]
+        if number == 0 or count not in (None, number):
+            raise NotPlainError(f'tag {tag} has {number} values')
+        code = f'{number}{_FORMATS[kind]}'
         size = struct.calcsize('=' + code)
         if size > _MOST_BYTES:
             raise NotPlainError(f'tag of {size} bytes')
@@ -232,23 +243,23 @@ class _Tags:
         return struct.unpack_from(self._order + code, inline)
 
     def integer(self, tag: int, default: int | None = None) -> int:
-        """The first value of a tag."""
-        values = self.get(tag)
-        value = values[0] if values else default
-        if not isinstance(value, int):
-            raise NotPlainError(f'tag {tag} is missing or no integer')
-        return value
+        """The one value of a tag."""
+        value = next(iter(self.get(tag, 1)), default)
+        if value is None:
+            raise NotPlainError(f'no tag {tag}')
+        return int(value)
 
-    def integers(self, tag: int) -> tuple[int, ...]:
-        """All values of a tag that has integers."""
-        values = self.get(tag)
-        if not all(isinstance(value, int) for value in values):
-            raise NotPlainError(f'tag {tag} is no integers')
-        return values
+    def same(self, tag: int, count: int, default: int) -> int:
+        """The value that a tag has once for each band."""
+        values = set(self.get(tag, count)) or {default}
+        if len(values) != 1:
+            raise NotPlainError(f'bands differ in tag {tag}')
+        return int(values.pop())
 
-    def floats(self, tag: int) -> tuple[float, ...]:
-        """All values of a tag that has numbers."""
-        return tuple(float(value) for value in self.get(tag))
+    def text(self, tag: int) -> bytes:
+        """The text of a tag, up to its end."""
+        (text,) = self.get(tag) or (b'',)
+        return bytes(text)
 
     def _unpack(self, code: str, position: int) -> tuple[Any, ...]:
         """Values at a place in the file."""
@@ -260,39 +271,48 @@ class _Tags:
 
 def _header(tags: _Tags) -> Header:
     """Header from the tags of a file."""
-    width, height, bands = (
-        tags.integer(_WIDTH),
-        tags.integer(_HEIGHT),
-        tags.integer(_BANDS, 1),
-    )
-    bits, kinds = set(tags.integers(_BITS)), set(tags.integers(_SAMPLE_FORMAT)) or {1}
-    if len(bits) != 1 or len(kinds) != 1 or not min(width, height, bands):
-        raise NotPlainError('bands of several types, or no pixels')
-    kind = _KINDS.get(kinds.pop())
-    if kind is None:
-        raise NotPlainError('complex or undefined pixels')
-    dtype = f'{kind}{bits.pop()}'
+    width, height, bands = tags.integer(_WIDTH), tags.integer(_HEIGHT), tags.integer(_BANDS, 1)
+    if not 0 < width < 1 << 31 or not 0 < height < 1 << 31 or not bands:
+        raise NotPlainError('no pixels')
+    colours = {1: 1, 2: 3}.get(tags.integer(_PHOTOMETRIC), 0)
+    extra = tags.get(_EXTRA, bands - colours) if bands != colours else ()
+    if not 0 < colours <= bands or any(extra) or (bands == colours) != (_EXTRA not in tags):
+        raise NotPlainError('bands that are colours')
+    kind = _KINDS.get(tags.same(_SAMPLE_FORMAT, bands, 1), '')
+    dtype = f'{kind}{tags.same(_BITS, bands, 1)}'
     if dtype not in ('uint8', 'int8', 'uint16', 'int16', 'uint32', 'int32', 'float32', 'float64'):
         raise NotPlainError(f'pixels of type {dtype}')
+    compression, planar = tags.integer(_COMPRESSION, 1), tags.integer(_PLANAR, 1)
+    predictor = tags.integer(_PREDICTOR, 1)
+    if compression not in _COMPRESSIONS or planar not in (1, 2) or predictor not in (1, 2, 3):
+        raise NotPlainError('compressed or interleaved in a way of its own')
+    planes = bands if planar == 2 else 1
     tiled = _TILE_OFFSETS in tags
-    offsets = tags.integers(_TILE_OFFSETS if tiled else _STRIP_OFFSETS)
-    sizes = tags.integers(_TILE_SIZES if tiled else _STRIP_SIZES)
-    if not offsets or len(offsets) != len(sizes):
+    if tiled:
+        rows, cols = tags.integer(_TILE_HEIGHT), tags.integer(_TILE_WIDTH)
+        if not rows or not cols or rows % 16 or cols % 16 or _STRIP_OFFSETS in tags:
+            raise NotPlainError('tiles of an odd size')
+    else:
+        rows, cols = min(tags.integer(_ROWS_PER_STRIP, height), height), width
+        if not rows or _TILE_WIDTH in tags or _TILE_HEIGHT in tags:
+            raise NotPlainError('strips of no rows')
+    blocks = -(-height // rows) * -(-width // cols) * planes
+    offsets = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS, blocks)
+    sizes = tags.get(_TILE_SIZES if tiled else _STRIP_SIZES, blocks)
+    if not offsets or not sizes:
         raise NotPlainError('no offsets of the pixels')
-    rows = min(tags.integer(_ROWS_PER_STRIP, height), height)
-    plain = (
-        not tiled
-        and tags.integer(_COMPRESSION, 1) == 1
-        and (bands == 1 or tags.integer(_PLANAR, 1) == 1)
-        and tags.integer(_PREDICTOR, 1) == 1
-        and len(offsets) == -(-height // rows)
-    )
-    if plain:
-        # The sizes that the file states may be wrong; what the pixels need is known. A strip at 0
-        # is left out of the file.
-        row = width * bands * np.dtype(dtype).itemsize
-        needed = (min(rows, height - i * rows) * row for i in range(len(offsets)))
-        sizes = tuple(size if offset else 0 for size, offset in zip(needed, offsets, strict=True))
+    plain = not tiled and compression == 1 and planes == 1
+    if compression == 1 and not tiled:
+        row = width * (bands // planes) * np.dtype(dtype).itemsize
+        strips = -(-height // rows)
+        last = height - (strips - 1) * rows
+        needed = ((rows * row,) * (strips - 1) + (last * row,)) * planes
+        if 0 in offsets:
+            # A strip at 0 is left out of the file.
+            needed = tuple(n if at else 0 for n, at in zip(needed, offsets, strict=True))
+        # The sizes that the file states may be wrong; what the pixels need is known.
+        plain &= sizes == needed
+        sizes = needed
     return Header(
         width,
         height,
@@ -300,52 +320,92 @@ def _header(tags: _Tags) -> Header:
         dtype,
         _epsg(tags),
         _transform(tags),
-        _nodata(tags),
-        end=max(offset + size for offset, size in zip(offsets, sizes, strict=True)),
+        _nodata(tags, np.dtype(dtype)),
+        end=max(map(operator.add, offsets, sizes)),
         strips=offsets if plain else None,
         rows_per_strip=rows if plain else 0,
         big_endian=tags.big_endian,
     )
 
 
-def _epsg(tags: _Tags) -> int:
+def _epsg(tags: _Tags) -> int | None:
     """EPSG code of the CRS."""
-    keys = tags.integers(_GEO_KEYS)
-    if len(keys) < 4 or len(keys) < 4 + 4 * keys[3]:
+    keys = tags.get(_GEO_KEYS)
+    if len(keys) < 4:
         raise NotPlainError('no CRS')
-    values = {}
-    for i in range(4, 4 + 4 * keys[3], 4):
-        key, location, _, value = keys[i : i + 4]
-        if key not in _PLAIN_KEYS:
-            raise NotPlainError(f'GeoTIFF key {key}')
-        if location == 0:
-            values[key] = value
     # A point at the pixel's centre moves the grid by half a pixel, or not: GDAL has options.
-    if values.get(_RASTER_TYPE, 1) != 1:
+    types = [keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i] == _RASTER_TYPE]
+    if types not in ([], [1]):
         raise NotPlainError('pixel is point')
-    code = values.get(_PROJECTED if values.get(_MODEL_TYPE) == 1 else _GEOGRAPHIC, 0)
-    if values.get(_MODEL_TYPE) not in (1, 2) or not 1024 <= code < 32767:
-        raise NotPlainError('no EPSG code')
-    return code
+    return _meaning(keys, tags.get(_GEO_DOUBLES), tags.text(_GEO_TEXT))
+
+
+@lru_cache(maxsize=1024)
+def _meaning(keys: tuple[int, ...], doubles: tuple[float, ...], text: bytes) -> int | None:
+    """EPSG code that GDAL finds in the keys of a file."""
+    shorts = struct.pack(f'<{len(keys)}H', *keys)
+    values = {
+        **{tag: (_SHORT, 1, struct.pack('<H', 1)) for tag in (_WIDTH, _HEIGHT, _COMPRESSION)},
+        _BITS: (_SHORT, 1, struct.pack('<H', 8)),
+        _PHOTOMETRIC: (_SHORT, 1, struct.pack('<H', 1)),
+        _STRIP_OFFSETS: (_LONG, 1, struct.pack('<I', 8)),
+        _BANDS: (_SHORT, 1, struct.pack('<H', 1)),
+        _ROWS_PER_STRIP: (_SHORT, 1, struct.pack('<H', 1)),
+        _STRIP_SIZES: (_LONG, 1, struct.pack('<I', 1)),
+        _PIXEL_SCALE: (_DOUBLE, 3, struct.pack('<3d', 1, 1, 0)),
+        _TIEPOINTS: (_DOUBLE, 6, struct.pack('<6d', 0, 0, 0, 1, 1, 0)),
+        _GEO_KEYS: (_SHORT, len(keys), shorts),
+        **({_GEO_DOUBLES: (_DOUBLE, len(doubles), _doubles(doubles))} if doubles else {}),
+        **({_GEO_TEXT: (_TEXT, len(text), text)} if text else {}),
+    }
+    # A pixel of one byte at 8, then the directory, then what does not fit into it.
+    start, entries, rest = 10, b'', b''
+    after = start + 2 + 12 * len(values) + 4
+    for tag, (kind, count, content) in sorted(values.items()):
+        if len(content) > 4:
+            place = struct.pack('<I', after + len(rest))
+            rest += content + b'\0' * (len(content) % 2)
+        else:
+            place = content.ljust(4, b'\0')
+        entries += struct.pack('<HHI', tag, kind, count) + place
+    head = struct.pack('<4sI2xH', b'II*\0', start, len(values))
+    with MemoryFile(head + entries + bytes(4) + rest) as memory, memory.open() as src:
+        return src.crs.to_epsg() if src.crs else None
+
+
+def _doubles(values: tuple[float, ...]) -> bytes:
+    """Numbers as a file has them."""
+    return struct.pack(f'<{len(values)}d', *values)
 
 
 def _transform(tags: _Tags) -> tuple[float, ...]:
     """Affine coefficients."""
-    scale, ties, matrix = (tags.floats(tag) for tag in (_PIXEL_SCALE, _TIEPOINTS, _MATRIX))
-    if len(scale) >= 2 and len(ties) == 6 and not matrix:
+    scale, ties, matrix = tags.get(_PIXEL_SCALE), tags.get(_TIEPOINTS), tags.get(_MATRIX)
+    if not all(map(math.isfinite, (*scale, *ties, *matrix))):
+        raise NotPlainError('no affine transform')
+    if len(scale) == 3 and len(ties) == 6 and not matrix and min(scale[:2]) > 0:
         a, e = scale[0], -scale[1]
         return a, 0.0, ties[3] - ties[0] * a, 0.0, e, ties[4] - ties[1] * e
-    if len(matrix) == 16 and not scale:
+    if len(matrix) == 16 and not scale and not ties:
         return (*matrix[0:2], matrix[3], *matrix[4:6], matrix[7])
     raise NotPlainError('no affine transform')
 
 
-def _nodata(tags: _Tags) -> float | None:
+def _nodata(tags: _Tags, dtype: np.dtype[Any]) -> float | None:
     """The nodata value."""
     if _NODATA not in tags:
         return None
-    (text,) = tags.get(_NODATA)
-    return float(bytes(text).rstrip(b'\0 '))
+    text = tags.text(_NODATA).partition(b'\0')[0].rstrip(b' ')
+    if not _NUMBER.fullmatch(text):
+        raise NotPlainError(f'nodata {text!r}')
+    value = float(text)
+    if dtype.kind != 'f':
+        limits = np.iinfo(dtype)
+        if not value.is_integer() or not limits.min <= value <= limits.max:
+            raise NotPlainError(f'nodata {value} of {dtype}')
+    elif value == value and float(dtype.type(value)) != value:
+        raise NotPlainError(f'nodata {value} of {dtype}')
+    return value
 
 
 def _ask_rasterio(path: str | os.PathLike[str]) -> Header:

@@ -16,7 +16,8 @@ from torch.utils.data import Dataset
 from torchgeo.datasets import stack_samples
 
 from geofm.datamodules.resumable import ResumableDataModule, StartMethod
-from geofm.datamodules.sampling import ResumableLoader, ResumableSampler, Seeded, Visit, run_seed
+from geofm.datamodules.sampling import ResumableLoader, ResumableSampler, run_seed
+from geofm.datasets.seeded import Seeded, Visit
 
 type Sample = dict[str, Tensor]
 

@@ -4,8 +4,10 @@ import struct
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import rasterio
 import torch
@@ -16,7 +18,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 from torch.utils.data import DataLoader
 
-from geofm.datasets import SEN12MSCRTS
+from geofm.datasets import SEN12MSCRTS, EmptySplitError, MultiDate
 from geofm.datasets.catalogue import update_catalogue
 from geofm.datasets.inspection import GAPS, Problem, inspect
 from geofm.datasets.scan import PairKey, Reason
@@ -114,7 +116,10 @@ def test_bad_files_are_marked_and_never_seen(pairs: Path, kind: str) -> None:
     with pytest.warns(UserWarning, match='files left out'):
         ds = SEN12MSCRTS(pairs)
     assert ds.index['patch'].tolist() == [1, 2, 3]
-    assert ds.skipped.count(Reason.BAD, *(r for r in Reason if r.value == problem.value)) >= 1
+    # Its partner is no file without a partner; but of a file without a name nobody knows that.
+    expected = {'duplicate': 2, 'name': 2}.get(kind, 1)
+    assert len(ds.skipped) == expected
+    assert ds.skipped.count(Reason.ONLY_S1, Reason.ONLY_S2) == (kind == 'name')
 
 
 def test_a_file_that_may_not_be_read(pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,6 +163,24 @@ def test_rows_that_look_bad_in_a_good_file(pairs: Path, sensor: str) -> None:
     write_raster(next(pairs.rglob(f'{sensor}_*_patch_0.tif')), pixels, GRID)
     assert Problem.ZEROS not in update_catalogue(pairs).problems()['problem'].tolist()
     assert len(SEN12MSCRTS(pairs)) == 4
+
+
+def test_a_bad_file_is_no_partner(tmp_path: Path) -> None:
+    """The nearest S1 is bad: the next one is taken, and S2 has no S1 only if none is sound."""
+    for step, (s1, s2) in enumerate(((1, 2), (20, 28))):
+        days = date(2018, 1, s1), date(2018, 1, s2)
+        write_pair(tmp_path, KEY._replace(time_step=step), GRID, *days)
+    truncate(next(tmp_path.rglob('s1_*2018-01-01*')))
+    with pytest.warns(UserWarning, match='^files left out: 1 marked as bad'):
+        ds = SEN12MSCRTS(tmp_path, pairing='nearest')
+    assert [day.day for day in ds.index['s1_date']] == [20, 20]
+    truncate(next(tmp_path.rglob('s1_*2018-01-20*')))
+    with (
+        pytest.warns(UserWarning, match='older|left out'),
+        pytest.raises(EmptySplitError, match='2 marked as bad') as err,
+    ):
+        SEN12MSCRTS(tmp_path, pairing='nearest')
+    assert 'without' not in str(err.value)
 
 
 def test_all_problems_in_one_table(pairs: Path) -> None:
@@ -221,6 +244,18 @@ def test_a_file_that_breaks_later_is_named(broken_later: Path) -> None:
         ds[1]
 
 
+@pytest.mark.parametrize('kind', ['nan', 'nodata', 'zeros'])
+def test_a_file_that_is_empty_later_is_named(broken_later: Path, kind: str) -> None:
+    ds = SEN12MSCRTS(broken_later)
+    _, sensor, break_it = BREAKS[kind]
+    path = ds.files_of(1)[('s1', 's2').index(sensor)]
+    break_it(path)
+    with pytest.raises(ValueError, match=f'{path.name}.*every pixel is NaN'):
+        ds[1]
+    # Windows may lie in a gap.
+    assert not ds.read_pair(1, Window(0, 0, 4, 4))['valid'].any()
+
+
 def test_or_another_pair_is_drawn_and_counted(broken_later: Path) -> None:
     ds = SEN12MSCRTS(broken_later, on_error='skip')
     others = [ds[i]['image'] for i in (0, 2, 3)]
@@ -240,7 +275,22 @@ def test_failures_are_counted_across_processes(broken_later: Path, method: str) 
     truncate(Path(ds.index['s2'].iloc[1]))
     loader = DataLoader(ds, batch_size=2, num_workers=2, multiprocessing_context=method)
     assert sum(len(batch['image']) for batch in loader) == 4
-    assert ds.failures >= 1
+    # Each time it is tried, however often that is.
+    assert ds.failures == len(ds.failed()) >= 1
+    assert set(ds.failed()) == {ds.index['s2'].iloc[1]}
+
+
+def test_dates_of_a_sample_show_one_place_even_if_files_break(tmp_path: Path) -> None:
+    for patch in range(2):
+        for step in range(3):
+            write_pair(tmp_path, KEY._replace(patch=patch, time_step=step), GRID)
+    ds = SEN12MSCRTS(tmp_path, on_error='skip')
+    truncate(ds.files_of(1)[1])
+    places = MultiDate(ds, 3)
+    sample = places[0]
+    assert sample['index'] == 1
+    assert sorted(sample['pairs'].tolist()) == [3, 4, 5]
+    assert set(ds.failed()) == {str(ds.files_of(1)[1])}
 
 
 def test_if_nothing_can_be_read_that_is_an_error(broken_later: Path) -> None:
@@ -279,11 +329,22 @@ def patch_tag(path: Path, tag: int, kind: int, value: bytes) -> None:
 PIXEL_SCALE = 33550
 
 
-@pytest.mark.parametrize('scale', [1e300, 0.0, float('nan'), float('inf')])
-def test_a_transform_that_maps_nothing_to_the_ground(pairs: Path, scale: float) -> None:
+@pytest.mark.parametrize(
+    ('scale', 'problem'),
+    [
+        (1e300, Problem.TRANSFORM),
+        (float('nan'), Problem.TRANSFORM),
+        (float('inf'), Problem.TRANSFORM),
+        # GDAL then leaves out the CRS too.
+        (0.0, Problem.NO_EPSG),
+    ],
+)
+def test_a_transform_that_maps_nothing_to_the_ground(
+    pairs: Path, scale: float, problem: Problem
+) -> None:
     path = next(pairs.rglob('s2_*_patch_0.tif'))
     patch_tag(path, PIXEL_SCALE, 12, struct.pack('<2d', scale, scale))
-    assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.TRANSFORM]
+    assert update_catalogue(pairs).problems()['problem'].tolist() == [problem]
     with pytest.warns(UserWarning, match='files left out'):
         assert SEN12MSCRTS(pairs).index['patch'].tolist() == [1, 2, 3]
 
@@ -292,6 +353,26 @@ def test_a_width_beyond_the_file_does_not_end_the_scan(pairs: Path) -> None:
     path = next(pairs.rglob('s1_*_patch_0.tif'))
     patch_tag(path, 256, 4, struct.pack('<I', 0x7FFFFF20))
     assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.TRUNCATED]
+
+
+def test_a_compressed_file_that_claims_to_be_huge_is_not_read(pairs: Path) -> None:
+    path = next(pairs.rglob('s2_*_patch_0.tif'))
+    with rasterio.open(
+        path,
+        'w',
+        driver='GTiff',
+        width=60_000,
+        height=60_000,
+        count=13,
+        dtype='uint16',
+        crs=GRID.crs,
+        transform=GRID.transform,
+        tiled=True,
+        compress='deflate',
+        SPARSE_OK=True,
+    ):
+        pass
+    assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.UNREADABLE]
 
 
 @pytest.mark.parametrize('size', [SIZE // 2, SIZE * 2])
@@ -316,6 +397,46 @@ def test_a_replaced_file_elsewhere_is_refused(broken_later: Path) -> None:
     write_raster(path, random_pixels('s2', moved, 0), moved)
     with pytest.raises(ValueError, match=f'{path.name}.*no longer'):
         ds[0]
+
+
+@pytest.mark.parametrize('sensor', ['s1', 's2'])
+@pytest.mark.parametrize(
+    'other', [grid_at(32632, 500_000, 5_300_000, SIZE // 2), grid_at(32632, 500_003, 5_300_000)]
+)
+def test_a_replaced_file_of_one_sensor_is_refused(
+    broken_later: Path, sensor: str, other: Grid
+) -> None:
+    ds = SEN12MSCRTS(broken_later, sensors=[sensor])
+    (path,) = ds.files_of(0)
+    write_raster(path, random_pixels(sensor, other, 0), other)
+    with pytest.raises(ValueError, match=f'{path.name}.*no longer'):
+        ds[0]
+
+
+def test_gaps_that_the_scan_did_not_see_are_masked(pairs: Path) -> None:
+    """The scan looks at some rows only; reading looks at all."""
+    path = next(pairs.rglob('s1_*_patch_0.tif'))
+    pixels = random_pixels('s1', GRID, 1)
+    with rasterio.open(path, 'w', **_one_row_a_strip(pixels)) as dst:
+        pixels[1, 7, 5] = np.nan
+        dst.write(pixels)
+    assert update_catalogue(pairs).problems().empty
+    assert (~SEN12MSCRTS(pairs)[0]['valid']).nonzero().tolist() == [[7, 5]]
+
+
+def _one_row_a_strip(pixels: npt.NDArray[np.generic]) -> dict[str, Any]:
+    count, height, width = pixels.shape
+    return {
+        'driver': 'GTiff',
+        'count': count,
+        'height': height,
+        'width': width,
+        'dtype': pixels.dtype,
+        'crs': GRID.crs,
+        'transform': GRID.transform,
+        'interleave': 'pixel',
+        'blockysize': 1,
+    }
 
 
 def test_hidden_folders_are_not_looked_into(pairs: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -15,17 +16,19 @@ import pandas as pd
 import pytest
 import rasterio
 import torch
+from torchgeo.datasets import DatasetNotFoundError
 
-from geofm.datasets import SEN12MSCRTS, EmptySplitError, catalogue, listing
+from geofm.datasets import SEN12MSCRTS, EmptySplitError, catalogue, scanning
 from geofm.datasets.catalogue import (
-    AFFINE,
     CATALOGUE_NAME,
     Catalogue,
     beside,
     find_catalogue,
     in_cache,
+    read_state,
     update_catalogue,
 )
+from geofm.datasets.geoparquet import AFFINE
 from geofm.datasets.inspection import inspect
 from geofm.datasets.scan import PairKey, SceneName
 from geofm.models.dates import NO_DATE
@@ -78,25 +81,14 @@ def test_the_file_is_geoparquet(own_tree: Path) -> None:
         assert shapes[str(Path(path).relative_to(own_tree))].equals(shape)
 
 
-def test_a_dataset_is_the_same_with_and_without(own_tree: Path) -> None:
-    for split in ('train', 'val', 'all'):
-        beside(own_tree).unlink(missing_ok=True)
-        without = SEN12MSCRTS(own_tree, split)
-        update_catalogue(own_tree)
-        ds = SEN12MSCRTS(own_tree, split)
-        pd.testing.assert_frame_equal(pd.DataFrame(ds.index), pd.DataFrame(without.index))
-        assert ds.index.crs == without.index.crs
-        for i in range(len(ds)):
-            for key, value in without[i].items():
-                assert torch.equal(value, ds[i][key])
-
-
-def test_with_a_catalogue_no_file_is_opened(
-    own_tree: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    update_catalogue(own_tree)
+def test_of_a_large_tree_no_file_is_opened(own_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = SEN12MSCRTS(own_tree, 'all')
+    monkeypatch.setattr(catalogue, 'SMALL', 0)
     monkeypatch.setattr(rasterio, 'open', None)
-    assert len(SEN12MSCRTS(own_tree, 'all')) == 11
+    monkeypatch.setattr(scanning, 'inspect', None)
+    large = SEN12MSCRTS(own_tree, 'all')
+    assert len(large) == 11
+    pd.testing.assert_frame_equal(pd.DataFrame(small.index), pd.DataFrame(large.index))
 
 
 def test_only_what_is_new_or_changed_is_read(
@@ -109,7 +101,7 @@ def test_only_what_is_new_or_changed_is_read(
         read.append(str(Path(path).relative_to(own_tree)))
         return really(path, sensor)
 
-    monkeypatch.setattr(catalogue, 'inspect', noting)
+    monkeypatch.setattr(scanning, 'inspect', noting)
     first = update_catalogue(own_tree)
     assert sorted(read) == first.table['path'].tolist()
     read.clear()
@@ -127,31 +119,87 @@ def test_only_what_is_new_or_changed_is_read(
     pd.testing.assert_frame_equal(Catalogue.read(first.file, own_tree).table, table)
 
 
-def test_a_stale_catalogue_is_used_with_a_warning(own_tree: Path) -> None:
+def test_a_large_stale_catalogue_is_used_with_a_warning(
+    own_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = update_catalogue(own_tree)
-    assert not found.is_stale
+    monkeypatch.setattr(catalogue, 'SMALL', 22)
+    assert not read_state(found.file).is_stale
     write_pair(own_tree, KEY._replace(patch=99), GRID)
-    assert Catalogue.read(found.file, own_tree).is_stale
-    with pytest.warns(UserWarning, match='older than the data.*geofm index'):
+    assert read_state(found.file).is_stale
+    with pytest.warns(UserWarning, match=r'older than the data.*geofm index'):
         assert len(SEN12MSCRTS(own_tree, 'all')) == 11
-    assert not update_catalogue(own_tree).is_stale
+    update_catalogue(own_tree)
+    assert not read_state(found.file).is_stale
     assert len(SEN12MSCRTS(own_tree, 'all')) == 12
+
+
+def test_a_small_stale_catalogue_is_brought_up_to_date(own_tree: Path) -> None:
+    SEN12MSCRTS(own_tree, 'all')
+    first, _ = write_pair(own_tree, KEY._replace(patch=99), GRID)
+    with pytest.warns(UserWarning, match='was older than the data, and is now up to date'):
+        assert len(SEN12MSCRTS(own_tree, 'all')) == 12
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert len(SEN12MSCRTS(own_tree, 'all')) == 12
+    # Changed in place, which no folder tells.
+    first.write_bytes(b'')
+    with pytest.warns(UserWarning, match='files left out'):
+        assert len(SEN12MSCRTS(own_tree, 'all')) == 11
 
 
 def test_a_new_folder_of_the_root_makes_it_stale(own_tree: Path) -> None:
     update_catalogue(own_tree)
     (own_tree / 'ROIs9999').mkdir()
-    assert Catalogue.read(beside(own_tree), own_tree).is_stale
+    assert read_state(beside(own_tree)).is_stale
 
 
-def test_large_trees_get_a_catalogue_and_small_ones_do_not(
+@pytest.mark.parametrize('small', [0, 5000])
+def test_every_tree_gets_a_catalogue(
+    own_tree: Path, monkeypatch: pytest.MonkeyPatch, small: int
+) -> None:
+    monkeypatch.setattr(catalogue, 'SMALL', small)
+    assert len(SEN12MSCRTS(own_tree, 'all')) == 11
+    assert find_catalogue(own_tree) == own_tree / CATALOGUE_NAME
+
+
+def test_a_folder_without_scenes_gets_none(tmp_path: Path) -> None:
+    (tmp_path / 'map.tif').write_bytes(b'')
+    with pytest.raises(DatasetNotFoundError), pytest.warns(UserWarning, match='1 not named'):
+        SEN12MSCRTS(tmp_path)
+    assert find_catalogue(tmp_path) is None
+
+
+def test_where_none_can_be_kept_headers_are_read_each_time(
     own_tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    SEN12MSCRTS(own_tree)
-    assert find_catalogue(own_tree) is None
-    monkeypatch.setattr(listing, 'CATALOGUE_FROM', 10)
-    SEN12MSCRTS(own_tree)
-    assert find_catalogue(own_tree) == own_tree / CATALOGUE_NAME
+    def refuse(self: Catalogue) -> None:
+        raise OSError(30, 'Read-only file system')
+
+    monkeypatch.setattr(Catalogue, 'write', refuse)
+    with pytest.warns(UserWarning, match='no catalogue can be kept.*Read-only'):
+        assert len(SEN12MSCRTS(own_tree, 'all')) == 11
+
+
+def test_a_catalogue_elsewhere(own_tree: Path, tmp_path: Path) -> None:
+    expected = SEN12MSCRTS(own_tree, 'all')
+    beside(own_tree).unlink()
+    file = update_catalogue(own_tree, tmp_path / 'c.parquet').file
+    for ds in (
+        SEN12MSCRTS(own_tree, 'all', catalogue=file),
+        SEN12MSCRTS(file, 'all'),
+        SEN12MSCRTS(str(file), 'all'),
+    ):
+        pd.testing.assert_frame_equal(pd.DataFrame(ds.index), pd.DataFrame(expected.index))
+        assert torch.equal(ds[3]['image'], expected[3]['image'])
+    assert not beside(own_tree).exists()
+    # Moved, the folder must be named.
+    moved = own_tree.rename(tmp_path / 'moved')
+    with pytest.raises(ValueError, match='crts, which is not there'):
+        SEN12MSCRTS(file, 'all')
+    assert len(SEN12MSCRTS(moved, 'all', catalogue=file)) == 11
+    with pytest.raises(ValueError, match='of one folder'):
+        SEN12MSCRTS([moved, tmp_path], 'all', catalogue=file)
 
 
 def test_read_only_data_have_it_in_the_cache(
@@ -165,6 +213,10 @@ def test_read_only_data_have_it_in_the_cache(
     with monkeypatch.context() as patch:
         patch.setattr(Path, 'touch', refuse)
         made = update_catalogue(own_tree)
+    made.file.unlink()
+    own_tree.chmod(0o555)
+    # A superuser could write to it.
+    made = update_catalogue(own_tree)
     assert made.file == in_cache(own_tree)
     assert made.file.is_relative_to(tmp_path / 'cache')
     assert not beside(own_tree).exists()
@@ -186,6 +238,23 @@ def test_folders_with_and_without_a_catalogue(own_tree: Path, tmp_path: Path) ->
     write_pair(other, KEY._replace(patch=50), GRID)
     assert len(SEN12MSCRTS([own_tree, other], 'all')) == 12
     assert len(SEN12MSCRTS([own_tree, other, own_tree], 'all')) == 12
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        b's1_ROIs1868_36_ImgNo_0_2018-01-03_patch_\xff.tif',
+        f's1_ROIs1868_{2**31}_ImgNo_0_2018-01-03_patch_1.tif'.encode(),
+        f'ROIs1868_summer_s1_19_p{2**31}.tif'.encode(),
+    ],
+)
+def test_names_that_no_data_set_has(own_tree: Path, name: bytes) -> None:
+    Path(os.fsdecode(os.fsencode(own_tree) + b'/' + name)).write_bytes(b'x')
+    table = update_catalogue(own_tree).table
+    assert table['sensor'].notna().sum() == 22
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        assert len(SEN12MSCRTS(own_tree, 'all')) == 11
 
 
 def test_bad_arguments(tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ def test_a_sample_is_a_place(pairs: SEN12MSCRTS) -> None:
     assert sample['valid'].shape == (2, SIZE, SIZE)
     assert sample['dates'].shape == (2, 2)
     assert torch.equal(sample['transform'], pairs[0]['transform'])
-    assert set(sample) == set(pairs[0])
+    assert set(sample) == {*pairs[0], 'pairs'}
 
 
 def test_dates_are_drawn_without_repetition_and_belong_to_their_pixels(pairs: SEN12MSCRTS) -> None:

@@ -90,7 +90,7 @@ def test_several_images_become_one() -> None:
     names = {'image_sentinel2': ['B03', 'B02'], 'image_sentinel1': ['VH', 'VV']}
     sample = NamedBands(dataset, names)[0]
     assert values(sample) == [1, 2, 4, 5]
-    assert set(sample) == {'image', 'valid', 'label', 'image_landsat'}
+    assert set(sample) == {'image', 'valid', 'label', 'image_landsat', 'index'}
 
 
 def test_several_dates_in_the_channels() -> None:

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets import (
     DatasetNotFoundError,
     RGBBandsMissingError,
+    roi_split,
     stack_samples,
     unbind_samples,
 )
@@ -161,10 +162,23 @@ def test_two_files_for_one_place_are_not_guessed_between(tmp_path: Path) -> None
     write_pair(tmp_path, KEY, grid)
     write_pair(tmp_path, KEY._replace(patch=1), grid)
     write_scene(tmp_path, 's1', KEY, grid, date(2018, 3, 1))
-    with pytest.warns(UserWarning, match='3 another file has the same'):
+    with pytest.warns(UserWarning, match='2 another file has the same'):
         ds = SEN12MSCRTS(tmp_path)
     assert ds.index['patch'].tolist() == [1]
-    assert ds.skipped.count(Reason.AMBIGUOUS) == 3
+    # The S2 is no file without a partner: it has two.
+    assert (ds.skipped.count(Reason.AMBIGUOUS), len(ds.skipped)) == (2, 2)
+
+
+def test_two_trees_that_hold_one_place(tmp_path: Path) -> None:
+    """Two files, or one that is reached by two paths."""
+    grid = grid_at(32632, 500000, 5300000)
+    for folder in ('a', 'b'):
+        write_pair(tmp_path / folder, KEY, grid)
+    write_pair(tmp_path / 'b', KEY._replace(patch=1), grid)
+    with pytest.warns(UserWarning, match='4 another file has the same'):
+        assert SEN12MSCRTS([tmp_path / 'a', tmp_path / 'b']).index['patch'].tolist() == [1]
+    (tmp_path / 'c').symlink_to(tmp_path / 'b')
+    assert len(SEN12MSCRTS([tmp_path / 'b', tmp_path / 'c'])) == 2
 
 
 def test_overlapping_paths_find_each_file_once(tree: Path) -> None:
@@ -204,17 +218,13 @@ def test_regions(tree: Path) -> None:
     assert len(SEN12MSCRTS(tree, 'all', ['africa', 'america'])) == 11
 
 
-def test_files_of_other_splits_are_not_opened(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[str] = []
-    really_open = rasterio.open
-
-    def noting_open(path: str) -> Any:
-        opened.append(path)
-        return really_open(path)
-
-    monkeypatch.setattr(rasterio, 'open', noting_open)
-    ds = SEN12MSCRTS(tree, 'val')
-    assert sorted(opened) == sorted([*ds.index['s1'], *ds.index['s2']])
+def test_a_list_of_files(tree: Path) -> None:
+    ds = SEN12MSCRTS(tree, 'all')
+    files = [path for i in (3, 0) for path in ds.files_of(i)]
+    listed = SEN12MSCRTS([*files, files[0]], 'all')
+    pd.testing.assert_frame_equal(pd.DataFrame(listed.index), pd.DataFrame(ds.index.iloc[[0, 3]]))
+    with pytest.warns(UserWarning, match=r'nothing\.tif: no such file'):
+        SEN12MSCRTS([*files, tree / 'nothing.tif'], 'all')
 
 
 def test_an_empty_split_says_what_is_there(tree: Path) -> None:
@@ -325,7 +335,7 @@ def test_transforms_come_last(tree: Path) -> None:
     def keys(sample: Sample) -> Sample:
         return {**sample, 'seen': torch.tensor(len(sample))}
 
-    assert SEN12MSCRTS(tree, transforms=keys)[0]['seen'] == 6
+    assert SEN12MSCRTS(tree, transforms=keys)[0]['seen'] == 7
 
 
 def test_samples_collate(tree: Path) -> None:
@@ -681,9 +691,9 @@ def test_pairs_of_different_ground_are_left_out(two_pairs: Path) -> None:
 @pytest.mark.parametrize('sensor', ['s1', 's2'])
 def test_truncated_files_are_named_when_read(two_pairs: Path, sensor: str) -> None:
     path = next(two_pairs.glob(f'**/{sensor}_*_patch_0.tif'))
+    ds = SEN12MSCRTS(two_pairs)
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    ds = SEN12MSCRTS(two_pairs)
     with pytest.raises(ValueError, match=rf'{path.name}: cannot be read \(.*delete it'):
         ds[0]
     assert ds[1]['valid'].all()
@@ -748,3 +758,50 @@ def test_scene_path_is_the_layout(tmp_path: Path) -> None:
     assert scene_path(tmp_path, 's2', KEY, DAY).relative_to(tmp_path).as_posix() == (
         'ROIs1868/36/S2/0/s2_ROIs1868_36_ImgNo_0_2018-02-28_patch_0.tif'
     )
+
+
+# The index that TorchGeo's samplers use
+
+
+def test_an_index_may_be_set(tree: Path) -> None:
+    """As TorchGeo's splitters do: some rows, repeated, with outlines of their own."""
+    ds = SEN12MSCRTS(tree, 'all')
+    whole = [ds[i]['image'] for i in range(len(ds))]
+    rows = [5, 0, 10, 5]
+    part = ds.index.iloc[rows].copy()
+    left, bottom, right, top = part.geometry.iloc[1].bounds
+    half = shapely.box(left, bottom, (left + right) / 2, top)
+    part.loc[part.index[1], 'geometry'] = half
+    ds.index = part
+    assert len(ds) == 4
+    for i, row in enumerate(rows):
+        assert torch.equal(ds[i]['image'], whole[row])
+        assert ds.files_of(i) == SEN12MSCRTS(tree, 'all').files_of(row)
+    when = part.index[1]
+    with pytest.raises(IndexError, match='not found'):
+        ds[right - PIXEL_SIZE : right, bottom:top, when.left : when.right]
+    found = ds[left : left + PIXEL_SIZE, bottom:top, when.left : when.right]
+    assert found['index'] == 1
+    assert ds.index is part
+
+
+def test_torchgeo_splits_by_place(tree: Path) -> None:
+    ds = SEN12MSCRTS(tree)
+    xmin, ymin, xmax, ymax = ds.index.iloc[:8].total_bounds
+    middle, hair = (xmin + xmax) / 2, PIXEL_SIZE / 9
+    west = shapely.box(xmin, ymin, middle - hair, ymax)
+    parts = roi_split(ds, [west, shapely.box(middle + hair, ymin, xmax, ymax)])
+    assert [len(part) for part in parts] == [4, 4]
+    assert not {*parts[0].index['patch']} & {*parts[1].index['patch']}
+    part: Any = parts[0]
+    assert part[0]['image'].shape == (15, SIZE, SIZE)
+
+
+def test_bounds_are_those_of_the_index(tree: Path) -> None:
+    for crs in ('EPSG:4326', 'EPSG:32633'):
+        ds = SEN12MSCRTS(tree, 'all')
+        ds.crs = pyproj.CRS(crs)
+        x, y, t = ds.bounds
+        assert [x.start, y.start, x.stop, y.stop] == pytest.approx(ds.index.total_bounds.tolist())
+        assert (t.start, t.stop) == (ds.index.index.left.min(), ds.index.index.right.max())
+        assert ds.index.crs == ds.crs

@@ -78,6 +78,7 @@ def is_plain(path: Path) -> bool:
         {'transform': Affine(10, 1, 500000, 1, -10, 5300000)},
         {'count': 1, 'dtype': 'uint8'},
         {'count': 13, 'height': 700},
+        {'crs': CRS.from_proj4('+proj=tmerc +lat_0=1 +lon_0=3 +k=0.99 +ellps=bessel +units=m')},
     ],
     ids=str,
 )
@@ -94,7 +95,6 @@ def test_ordinary_files_are_parsed_as_rasterio_reads_them(
     [
         {'BIGTIFF': 'YES'},
         {'crs': None},
-        {'crs': CRS.from_proj4('+proj=tmerc +lat_0=1 +lon_0=3 +k=0.99 +ellps=bessel +units=m')},
         {'dtype': 'complex64'},
     ],
     ids=str,
@@ -136,6 +136,45 @@ def test_what_is_no_raster(tmp_path: Path) -> None:
         read_header(path)
     with pytest.raises(FileNotFoundError):
         read_header(tmp_path / 'b.tif')
+
+
+KINDS: list[dict[str, Any]] = [
+    {'dtype': 'float32', 'count': 2, 'nodata': -9999.0},
+    {'dtype': 'int16', 'nodata': -1},
+    {'ENDIANNESS': 'BIG'},
+    {'interleave': 'band'},
+    {'compress': 'deflate', 'predictor': 2},
+    {'tiled': True, 'blockxsize': 16, 'blockysize': 16},
+    {'crs': CRS.from_epsg(4326), 'transform': Affine(1e-4, 0, 12.1, 0, -1e-4, 47.3)},
+    {'transform': Affine(10, 1, 500000, 1, -10, 5300000), 'count': 1, 'dtype': 'uint8'},
+]
+
+
+@settings(
+    max_examples=300,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(kind=st.sampled_from(KINDS), data=st.data())
+def test_what_is_accepted_rasterio_reads_alike(
+    tmp_path: Path, kind: dict[str, Any], data: st.DataObject
+) -> None:
+    """Any change to the bytes of the header of a good file."""
+    path = write(tmp_path / 'a.tif', **kind)
+    content = bytearray(path.read_bytes())
+    order = '>' if content[:1] == b'M' else '<'
+    (start,) = struct.unpack_from(order + 'I', content, 4)
+    (count,) = struct.unpack_from(order + 'H', content, start)
+    directory = st.integers(start, start + 2 + 12 * count + 3)
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(directory | st.integers(0, min(len(content), start + 12 * count + 700) - 1))
+        content[at] = data.draw(
+            st.integers(0, 255) | st.sampled_from([content[at] ^ 1 << bit for bit in range(8)])
+        )
+    path.write_bytes(content)
+    # A file that is found to be too short is not read.
+    if is_plain(path) and read_header(path).end <= len(content):
+        check_against_rasterio(path)
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.spatial import cKDTree
 
 from geofm.datasets.sample.surfaces import (
     SURFACES,
@@ -206,6 +205,9 @@ class _Painter:
         self.stripes[crops] = np.sin(2 * np.pi * v / 3.6)[crops]
 
     def _districts(self) -> Ints:
+        # Only what generates samples needs it.
+        from scipy.spatial import cKDTree
+
         step = _DISTRICT * self.scale
         grid = [np.arange(-0.5, n / step + 1) for n in self.shape]
         points = np.stack(np.meshgrid(*grid, indexing='ij'), -1).reshape(-1, 2)

@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.ndimage import uniform_filter
 
 from geofm.datasets.sample.landscape import Landscape, smooth_noise
 from geofm.datasets.sample.surfaces import (
@@ -141,6 +140,9 @@ def sentinel2(
         Level-1C digital numbers, uint16 of shape (13, H, W), and where clouds hide the ground,
         of shape (H, W).
     """
+    # Only what generates samples needs it.
+    from scipy.ndimage import uniform_filter
+
     shape = landscape.unit.shape
     image = _reflectance(landscape, region, day)
     # The sun stands in the south, lower in winter, and lights slopes that face it.

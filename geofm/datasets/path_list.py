@@ -1,0 +1,109 @@
+"""A million paths in some megabytes."""
+
+import zlib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from geofm.datasets.shared_array import SharedArray
+
+#: Paths that are compressed together. Neighbours have most of their text in common.
+BLOCK = 64
+
+
+class PathList:
+    """Paths by number, compressed in blocks.
+
+    The paths of SEN12MS-CR-TS take 60 MB as text and 4 MB here. Looking one up takes some 10
+    microseconds, however many there are.
+    """
+
+    def __init__(self, texts: Iterable[pa.StringArray]) -> None:
+        """Initialize a new PathList instance.
+
+        Args:
+            texts: Paths, in parts of any length.
+        """
+        blocks: list[bytes] = []
+        self._length = 0
+        # Of a part that is no multiple of a block, the rest goes with the next one.
+        rest = pa.array([], pa.string())
+        for part in texts:
+            self._length += len(part)
+            rest = pa.concat_arrays([rest, part]) if len(rest) else part
+            whole = len(rest) - len(rest) % BLOCK
+            blocks += _compressed(rest[:whole])
+            rest = rest[whole:]
+        blocks += _compressed(rest)
+        ends = np.cumsum([0, *map(len, blocks)])
+        self._ends = SharedArray(ends.astype(np.int64))
+        self._content = SharedArray(np.frombuffer(b''.join(blocks), np.uint8))
+
+    @classmethod
+    def of(cls, paths: Sequence[str]) -> 'PathList':
+        """Make a list.
+
+        Args:
+            paths: The paths.
+
+        Returns:
+            The list.
+        """
+        return cls([pa.array(paths, pa.string())])
+
+    def __len__(self) -> int:
+        """Number of paths."""
+        return self._length
+
+    def __getitem__(self, number: int) -> str:
+        """A path.
+
+        Args:
+            number: Its number, from 0.
+
+        Returns:
+            The path.
+
+        Raises:
+            IndexError: If there is no such path.
+        """
+        if not 0 <= number < self._length:
+            raise IndexError(f'path {number} of {self._length}: out of range')
+        block, place = divmod(number, BLOCK)
+        return self._block(block)[place]
+
+    def take(self, numbers: npt.NDArray[np.integer]) -> list[str]:
+        """Several paths.
+
+        Args:
+            numbers: Their numbers.
+
+        Returns:
+            The paths.
+        """
+        blocks: dict[int, list[str]] = {}
+        found = []
+        for number in numbers.tolist():
+            block, place = divmod(number, BLOCK)
+            if block not in blocks:
+                blocks[block] = self._block(block)
+            found.append(blocks[block][place])
+        return found
+
+    def _block(self, number: int) -> list[str]:
+        """Paths of a block."""
+        start, end = self._ends.array[number : number + 2].tolist()
+        text = zlib.decompress(self._content.array[start:end].tobytes())
+        # A path has no such character.
+        return text.decode().split('\0')
+
+
+def _compressed(texts: pa.StringArray) -> list[bytes]:
+    """Blocks of paths."""
+    paths = texts.to_pylist()
+    return [
+        zlib.compress('\0'.join(paths[i : i + BLOCK]).encode(), level=1)
+        for i in range(0, len(paths), BLOCK)
+    ]

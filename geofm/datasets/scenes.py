@@ -1,0 +1,261 @@
+"""The files that a dataset can draw on, in as little memory as they need."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from geofm.datasets.path_list import PathList
+
+#: Numbers of the sensors.
+SENSOR_NUMBERS = {'s1': 0, 's2': 1}
+
+#: Day of a file whose name says none.
+NO_DAY = int(np.iinfo(np.int32).min)
+
+#: Columns of a catalogue that say what a file shows and whether it is sound.
+_FACTS = (
+    'path',
+    'sensor',
+    'season',
+    'roi',
+    'patch',
+    'time_step',
+    'date',
+    'cloud_cover',
+    'problem',
+)
+
+#: Columns that say where its pixels lie.
+_GRID = ('epsg', 'transform', 'height', 'width')
+
+type Int32 = npt.NDArray[np.int32]
+
+
+class Source(NamedTuple):
+    """Where rows of files come from.
+
+    Attributes:
+        root: Folder to which the paths are relative; '' if they are whole.
+        batches: Gives columns of the rows, some at a time, each time from the start.
+    """
+
+    root: str
+    batches: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
+
+
+class Grids(NamedTuple):
+    """Grids of files that follow each other.
+
+    Attributes:
+        first: Number of the first file.
+        epsg: EPSG code, shape (N,); -1 where not known.
+        transform: Affine coefficients a to f, shape (N, 6).
+        shape: Height and width, shape (N, 2).
+    """
+
+    first: int
+    epsg: Int32
+    transform: npt.NDArray[np.float64]
+    shape: Int32
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """What is known of files, an array for each fact.
+
+    Attributes:
+        sources: Where it comes from.
+        paths: Path of each file.
+        sensor: Number of the sensor, -1 if the name says nothing.
+        season: Number of the season, a position in :attr:`seasons`; -1 if the name says nothing.
+        roi: Number of the ROI.
+        patch: Number of the patch.
+        time_step: Number of the time step.
+        day: Days since 1970-01-01, :data:`NO_DAY` if the name says none.
+        cloud_cover: 0 to 1, NaN where not known.
+        problem: Why the file must not be used, a position in :attr:`problems`; -1 if it may be.
+        seasons: Names of the seasons, sorted.
+        problems: What the problems are.
+    """
+
+    sources: Sequence[Source]
+    paths: PathList
+    sensor: npt.NDArray[np.int8]
+    season: Int32
+    roi: Int32
+    patch: Int32
+    time_step: Int32
+    day: Int32
+    cloud_cover: npt.NDArray[np.float32]
+    problem: Int32
+    seasons: tuple[str, ...]
+    problems: tuple[str, ...]
+
+    @classmethod
+    def read(cls, sources: Sequence[Source]) -> 'Scenes':
+        """Read the facts.
+
+        Args:
+            sources: Where from.
+
+        Returns:
+            The files of all sources, in order.
+        """
+        seasons, problems = _Names(), _Names()
+        parts: list[dict[str, npt.NDArray[np.generic]]] = []
+
+        def paths() -> Iterator[pa.StringArray]:
+            for source in sources:
+                for batch in source.batches(_FACTS):
+                    parts.append(_facts(batch, seasons, problems))
+                    path = batch.column('path')
+                    yield (
+                        pc.binary_join_element_wise(source.root, path, '/') if source.root else path
+                    )
+
+        found = PathList(paths())
+        parts.append({name: np.empty(0, kind) for name, kind in _KINDS.items()})
+        # Column by column, so that no fact is in memory twice for long.
+        columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in _KINDS}
+        columns['season'], names = seasons.sorted(columns['season'])
+        return cls(sources, found, **columns, seasons=names, problems=tuple(problems.numbers))
+
+    def __len__(self) -> int:
+        """Number of files."""
+        return len(self.sensor)
+
+    def places(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """A number for the season, ROI and patch of files, sorted as these.
+
+        Args:
+            rows: Numbers of the files.
+
+        Returns:
+            The numbers, not negative.
+        """
+        return _pack([self.season[rows], self.roi[rows], self.patch[rows]])
+
+    def keys(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
+        """A number for the season, ROI, patch and time step of files, sorted as these.
+
+        Args:
+            rows: Numbers of the files.
+
+        Returns:
+            The numbers, not negative.
+        """
+        return _pack([self.season[rows], self.roi[rows], self.patch[rows], self.time_step[rows]])
+
+
+def read_grids(sources: Sequence[Source]) -> Iterator[Grids]:
+    """Read the grids of all files, which together would take much memory.
+
+    Args:
+        sources: Where from.
+
+    Yields:
+        Grids of some files at a time.
+    """
+    first = 0
+    for source in sources:
+        for batch in source.batches(_GRID):
+            yield Grids(
+                first,
+                _integers(batch.column('epsg')),
+                _affine(batch.column('transform')),
+                np.stack([_integers(batch.column(name)) for name in ('height', 'width')], 1),
+            )
+            first += len(batch)
+
+
+_KINDS = {
+    'sensor': np.int8,
+    'season': np.int32,
+    'roi': np.int32,
+    'patch': np.int32,
+    'time_step': np.int32,
+    'day': np.int32,
+    'cloud_cover': np.float32,
+    'problem': np.int32,
+}
+
+
+class _Names:
+    """Numbers of names, in the order in which they come."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def of(self, column: pa.Array) -> Int32:
+        """Numbers of a column of names, -1 where there is none."""
+        if not pa.types.is_dictionary(column.type):
+            column = column.dictionary_encode()
+        names = column.dictionary.to_pylist()
+        ours = [self.numbers.setdefault(name, len(self.numbers)) for name in names]
+        codes = column.indices.fill_null(len(ours)).to_numpy(zero_copy_only=False)
+        return np.array([*ours, -1], np.int32)[codes]
+
+    def sorted(self, numbers: npt.NDArray[np.generic]) -> tuple[Int32, tuple[str, ...]]:
+        """Numbers in the order of the names, and the names."""
+        names = sorted(self.numbers)
+        place = np.full(len(names) + 1, -1, np.int32)
+        for rank, name in enumerate(names):
+            place[self.numbers[name]] = rank
+        return place[numbers.astype(np.int32)], tuple(names)
+
+
+def _facts(
+    batch: pa.RecordBatch, seasons: _Names, problems: _Names
+) -> dict[str, npt.NDArray[np.generic]]:
+    """Columns of a batch as arrays."""
+    sensors = _Names()
+    sensors.numbers = dict(SENSOR_NUMBERS)
+    day = batch.column('date').cast(pa.int32()).fill_null(NO_DAY)
+    cloud_cover = batch.column('cloud_cover').fill_null(float('nan'))
+    return {
+        'sensor': sensors.of(batch.column('sensor')).astype(np.int8),
+        'season': seasons.of(batch.column('season')),
+        **{name: _integers(batch.column(name)) for name in ('roi', 'patch', 'time_step')},
+        'day': day.to_numpy(zero_copy_only=False).copy(),
+        'cloud_cover': cloud_cover.to_numpy(zero_copy_only=False).copy(),
+        'problem': problems.of(batch.column('problem')),
+    }
+
+
+def _integers(column: pa.Array) -> Int32:
+    """A column of integers, -1 where missing."""
+    # A copy: the batch it is part of is large.
+    return np.array(column.fill_null(-1).to_numpy(zero_copy_only=False), np.int32)
+
+
+def _affine(column: pa.FixedSizeListArray) -> npt.NDArray[np.float64]:
+    """Affine coefficients, shape (N, 6), NaN where missing."""
+    # Not flatten(), which leaves out those that are missing.
+    flat = column.values.slice(6 * column.offset, 6 * len(column))
+    rows = flat.to_numpy(zero_copy_only=False).reshape(-1, 6)
+    if column.null_count:
+        rows = rows.copy()
+        rows[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
+    return rows
+
+
+def _pack(columns: Sequence[Int32]) -> npt.NDArray[np.int64]:
+    """One number for several, in the order of these."""
+    sizes = [int(column.max(initial=0)) + 2 for column in columns]
+    packed = np.zeros(len(columns[0]), np.int64)
+    count = 1
+    for column, size in zip(columns, sizes, strict=True):
+        count *= size
+        if count >= 2**62:
+            # No real numbers are so large; what occurs can be counted.
+            packed = np.unique(packed, return_inverse=True)[1].astype(np.int64)
+            count = (int(packed.max(initial=0)) + 1) * size
+        packed *= size
+        packed += column
+        packed += 1
+    return packed
