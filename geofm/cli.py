@@ -45,7 +45,7 @@ COMMANDS: dict[str, Command] = {
     'search': Command('maps:search', 'list places similar to one place', positional=True),
     'figure': Command('maps:figure', 'draw a scene and its products', positional=True),
     'page': Command('page:page', 'make a web page to explore a scene', positional=True),
-    'benchmark': Command('models:benchmark', 'measure a backbone by k-NN, beside its floors'),
+    'benchmark': Command('benchmark:benchmark', 'measure backbones, beside their floors'),
     'export': Command('models:export', "write a checkpoint's backbone for another tool"),
 }
 
