@@ -76,6 +76,7 @@ class LabelledData:
         classes: Names of the classes, as far as they are known.
         statistics: Mean and std by band that the data ask for; empty: those of the backbone.
         notes: What a reader of the figures should know of the data.
+        map_masks: What the data module does to the masks of a batch.
     """
 
     name: str
@@ -89,7 +90,7 @@ class LabelledData:
     classes: tuple[str, ...] = ()
     statistics: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    map_targets: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda batch: batch
+    map_masks: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda batch: batch
 
     @property
     def dense(self) -> bool:
@@ -129,8 +130,10 @@ class LabelledData:
             :attr:`ignore_index` where nothing is known, or float32, NaN there.
         """
         key = 'mask' if self.dense else 'label'
-        target: Tensor = self.map_targets(dict(batch))[key]
+        target: Tensor = batch[key]
         if self.dense:
+            # A copy: some of TorchGeo's data modules change masks in place.
+            target = self.map_masks({**batch, 'mask': target.clone()})['mask']
             # TorchGeo gives masks with and without an axis of one channel.
             target = target.squeeze(1) if target.ndim == 4 else target
             if self.task == 'regression':
@@ -202,7 +205,7 @@ def labelled_data(
         classes=_classes_of(sources[0]),
         statistics=_statistics(datamodule),
         notes=notes,
-        map_targets=_target_map(sources[0]),
+        map_masks=_mask_map(sources[0]),
     )
 
 
@@ -309,10 +312,10 @@ def _task(sample: Mapping[str, Any], asked: Task | None, title: str) -> Task:
     return min(found, key=get_args(Task).index) if asked is None else asked
 
 
-def _target_map(
+def _mask_map(
     datamodule: BaseDataModule | None,
 ) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-    """What a data module does to targets on the device, e.g. SEN12MS: to the classes of DFC2020.
+    """What a data module does to masks on the device, e.g. SEN12MS: to the classes of DFC2020.
 
     Without a trainer TorchGeo's hook applies no augmentation, so that this is all it does.
     """

@@ -152,7 +152,7 @@ def normalisation_line(datamodule: BaseDataModule, dataset: Dataset[Any]) -> str
     replaced = "not used; each backbone's own is"
     mean, std = (torch.as_tensor(v, dtype=torch.float32) for v in (datamodule.mean, datamodule.std))
     if 'image' not in dataset[0]:
-        return f'{title}: does not normalise, its images are under names of their own'
+        return f'{title}: what it does to its several images is {replaced}'
     if any(v.numel() not in (1, _channels(dataset)) for v in (mean, std)):
         return f'{title}: its normalisation is {replaced}'
     spread = _spread(dataset, mean, std)
