@@ -1,6 +1,7 @@
 """The command that measures backbones on labelled data."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from geofm.evaluation import (
     run_benchmark,
     write_report,
 )
+from geofm.evaluation.adapter import Missing
 from geofm.evaluation.data import Task
 from geofm.evaluation.figures import write_figures
 
@@ -31,6 +33,7 @@ def benchmark(
     k: Sequence[int] = (5, 20),
     steps: int = 2000,
     epochs: int = 10,
+    missing_bands: Missing | None = None,
     limit: int | None = None,
     ignore_index: int | None = None,
     cache: Path | None = Path('output/features'),
@@ -55,6 +58,8 @@ def benchmark(
         k: Numbers of neighbours.
         steps: Steps of the linear probe.
         epochs: Epochs of DPT and UPerNet.
+        missing_bands: What stands for a single band of a backbone that the data lack: its `mean` or
+            `zero`. By default that is an error.
         limit: At most so many samples of each split, drawn with the seed.
         ignore_index: Class of maps that does not count.
         cache: Folder of features; null keeps none.
@@ -65,6 +70,7 @@ def benchmark(
     configs = [b if isinstance(b, BackboneConfig) else BackboneConfig(b) for b in backbones or []]
     if checkpoint is not None:
         configs.insert(0, BackboneConfig(str(checkpoint), name='pretrained'))
+    configs = [replace(c, missing_bands=c.missing_bands or missing_bands) for c in configs]
     settings = ProbeSettings(probes, k, steps, epochs, seed, device)
     report = run_benchmark(
         configs,

@@ -1,11 +1,13 @@
 """Lightning data modules in TorchGeo's style."""
 
+from geofm.datamodules.labelled_folder import LabelledFolderDataModule
 from geofm.datamodules.landcover import SampleLandCoverDataModule
 from geofm.datamodules.named_bands import NamedBandsDataModule
 from geofm.datamodules.sen12mscr import SEN12MSCRDataModule
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
 
 __all__ = (
+    'LabelledFolderDataModule',
     'NamedBandsDataModule',
     'SEN12MSCRDataModule',
     'SEN12MSCRTSDataModule',

@@ -7,6 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from geofm.datasets.plot import s1_composite, stretch
 from geofm.evaluation.metrics import NO_SHARES, PRIMARY
@@ -14,6 +15,7 @@ from geofm.evaluation.report import Report, pictured_samples, with_unit
 from geofm.sensors import RGB_BANDS, SENTINEL1, band_indices
 
 _DPI = 150
+_CLASSES = colormaps['tab20']
 
 
 def plot_scores(report: Report) -> Figure:
@@ -49,12 +51,12 @@ def plot_scores(report: Report) -> Figure:
             ax.errorbar(value, place, xerr=np.clip(ends, 0, None), color='0.2', lw=1, capsize=2)
             place += 1
         ticks.append((start + place - 1) / 2)
-        labels.append(name)
+        labels.append(name.replace(', ', '\n'))
         place += 0.5
     ax.set_yticks(ticks, labels)
     ax.invert_yaxis()
     ax.set_xlabel(with_unit(metric))
-    ax.set_title(report.title, fontsize='medium', loc='left')
+    figure.suptitle(report.title, fontsize='medium')
     ax.grid(axis='x', alpha=0.3)
     ax.spines[['top', 'right']].set_visible(False)
     figure.legend(loc='outside lower center', ncols=min(4, len(probes)), frameon=False)
@@ -79,7 +81,11 @@ def plot_maps(report: Report) -> Figure:
     if report.data.task == 'regression':
         gaps = ~np.isfinite(truths)
     if report.data.task == 'segmentation':
-        style: dict[str, Any] = {'cmap': 'tab20', 'vmin': 0, 'vmax': max(report.classes, 20) - 1}
+        style: dict[str, Any] = {
+            'cmap': _CLASSES,
+            'vmin': 0,
+            'vmax': max(report.classes, _CLASSES.N) - 1,
+        }
     else:
         known = truths[~gaps]
         low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
@@ -94,7 +100,21 @@ def plot_maps(report: Report) -> Figure:
             if i == 0:
                 ax.set_title(title.replace(', ', '\n'), fontsize='small')
     figure.suptitle(report.title, fontsize='medium')
+    if report.data.task == 'segmentation':
+        _name_classes(figure, report, style)
     return figure
+
+
+def _name_classes(figure: Figure, report: Report, style: dict[str, Any]) -> None:
+    """A legend of the classes, as far as they have names."""
+    names = report.data.classes[: report.classes]
+    if len(names) == report.classes:
+        patches = [
+            Patch(color=_CLASSES(i / style['vmax']), label=name) for i, name in enumerate(names)
+        ]
+        figure.legend(
+            handles=patches, loc='outside lower center', ncols=5, frameon=False, fontsize='small'
+        )
 
 
 def picture(image: npt.NDArray[np.float32], bands: tuple[str, ...]) -> npt.NDArray[np.float32]:

@@ -1,6 +1,6 @@
 """TorchGeo's pretrained models by the name of their weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +9,13 @@ from torchgeo.models import get_model, get_model_weights, get_weight, list_model
 
 from geofm.evaluation.weights import load_weights
 from geofm.models import CheckpointError
-from geofm.sensors import BANDS, BandError
+from geofm.sensors import BANDS, SENTINEL1, BandError, check_bands
 
 #: Geometry in the transforms of weights; the size is set elsewhere.
 _GEOMETRY = ('Resize', 'CenterCrop')
+
+#: Largest value of a picture.
+_EIGHT_BITS = 255
 
 
 def is_torchgeo(name: str) -> bool:
@@ -46,7 +49,7 @@ class TorchGeoBuilder:
 
         Raises:
             ValueError: If there are no such weights.
-            BandError: If their bands are not those of Sentinel-1 and Sentinel-2.
+            BandError: If they are not for bands of Sentinel-1 or Sentinel-2 in dB and DN.
         """
         try:
             self._weights = get_weight(name)
@@ -60,6 +63,8 @@ class TorchGeoBuilder:
         )
         self.timm_name = self._weights.meta.get('model', self._model)
         self.bands = _bands(name, self._weights.meta.get('bands', ()))
+        if _is_of_pictures(list(self._weights.transforms.children()), self.bands):
+            raise BandError(f'{name}: made for pictures of 8 bits, not for reflectance')
         self.normalisation = [
             step
             for step in self._weights.transforms.children()
@@ -98,29 +103,40 @@ class TorchGeoBuilder:
             raise ValueError(
                 f'{self.name}: {self._model} is not a model of timm, so not of use here'
             )
-        return model.eval(), _pretrained_size(model)
+        return model.eval(), _pretrained_size(self._weights)
 
 
 def _weights_class(model: str) -> Any:
     try:
         return get_model_weights(model)
-    except ValueError:
+    except (KeyError, ValueError):
+        # Some models have none.
         return None
 
 
 def _bands(name: str, theirs: Any) -> tuple[str, ...]:
-    """TorchGeo writes B1 and B8a, or red; we write B01 and B8A."""
+    """TorchGeo writes B1 and B8a; we write B01 and B8A. Landsat's B1 is another one."""
     ours = []
     for band in theirs:
         text = str(band).upper()
         ours.append(f'B0{text[1]}' if len(text) == 2 and text[0] == 'B' else text)
-    unknown = [band for band in ours if band not in BANDS]
-    if unknown or not ours:
+    if not ours or 'SENTINEL' not in name or not set(ours) <= set(BANDS):
         raise BandError(f'{name}: its channels are {list(theirs)}, not bands of Sentinel-1 or -2')
-    return tuple(ours)
+    return check_bands(ours)
 
 
-def _pretrained_size(model: Any) -> int | None:
-    embedding = getattr(model, 'patch_embed', None)
-    size = getattr(embedding, 'img_size', None)
+def _is_of_pictures(steps: list[Any], bands: Sequence[str]) -> bool:
+    """Whether the optical bands are normalised as if they had 8 bits."""
+    spreads = [max(step.std) for step in steps if hasattr(step, 'std')]
+    return bool(spreads) and spreads[0] <= _EIGHT_BITS and bands[0] not in SENTINEL1.band_names
+
+
+def _pretrained_size(weights: Any) -> int | None:
+    """Side of the images that the weights want: the crop's, or else the size they resize to."""
+    sizes = {
+        type(step).__name__: step.size
+        for step in weights.transforms.children()
+        if type(step).__name__ in _GEOMETRY
+    }
+    size = sizes.get('CenterCrop', sizes.get('Resize'))
     return None if size is None else int(size[0])

@@ -1,6 +1,7 @@
 """DPT and UPerNet on a backbone, by TorchGeo's own tasks."""
 
 import copy
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +78,7 @@ def decoder_probe(
     """
     seed_everything(seed, verbose=False)
     task = _task(decoder, backbone, data, classes)
-    task.model.encoder.requires_grad_(decoder.tuned)
+    task.model.encoder.requires_grad_(decoder.tuned).train(decoder.tuned)
     # Values are learned at zero mean and unit variance, and brought back.
     center, spread = 0.0, 1.0
     if data.task == 'regression':
@@ -94,22 +95,28 @@ def decoder_probe(
         enable_progress_bar=progress,
         enable_model_summary=False,
         num_sanity_val_steps=0,
-        limit_val_batches=0,
     )
     prepare = _prepare(backbone, data, center, spread)
-    loader = DataLoader(
-        data.splits['train'],
-        batch_size=data.batch_size,
-        shuffle=True,
-        num_workers=data.num_workers,
-        collate_fn=lambda samples: prepare(data.collate_fn(samples)),
-        generator=torch.Generator().manual_seed(seed),
-    )
-    trainer.fit(task, loader)
+
+    def loader(split: Split) -> DataLoader[Any]:
+        return DataLoader(
+            data.splits[split],
+            batch_size=data.batch_size,
+            shuffle=split == 'train',
+            num_workers=data.num_workers,
+            collate_fn=lambda samples: prepare(data.collate_fn(samples)),
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    with warnings.catch_warnings():
+        # A frozen backbone is in evaluation mode on purpose.
+        warnings.filterwarnings('ignore', '.*in eval mode at the start of training')
+        # The validation loss is what TorchGeo lowers the learning rate by.
+        trainer.fit(task, loader('train'), loader('val'))
     maps = _predict(task.eval().to(device), backbone, data, 'test', device, progress)
     if data.task == 'regression':
         maps = maps * spread + center
-    return Prediction(decoder.name, 'patches', maps, f'{epochs} epochs')
+    return Prediction(decoder.name, '', maps, f'{epochs} epochs')
 
 
 def _task(decoder: Decoder, backbone: Backbone, data: LabelledData, classes: int) -> Any:

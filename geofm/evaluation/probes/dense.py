@@ -82,7 +82,7 @@ def dense_probe(
     ]
     best = int(np.argmax(quality))
     chosen = f'learning rate {learning_rates[best]:g}'
-    return Prediction('linear', 'patches', _maps(heads, best, test, task), chosen)
+    return Prediction('linear', '', _maps(heads, best, test, task), chosen)
 
 
 def patch_targets(

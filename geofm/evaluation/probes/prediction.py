@@ -11,7 +11,7 @@ class Prediction:
 
     Attributes:
         probe: Name of the probe, e.g. '5-NN'.
-        features: Kind of features that it stood on.
+        features: Kind of features that it stood on; empty if there is one kind.
         scores: Of images: a score for each class (N, C). Of maps: classes int64 or values
             float32, (N, H, W).
         chosen: What was chosen on the validation split.
