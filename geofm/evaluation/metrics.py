@@ -1,6 +1,5 @@
 """Metrics of predictions, with bootstrap intervals."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from geofm.evaluation.data import Task
 #: Resamples of the test images.
 ROUNDS = 1000
 
-#: Resamples where a metric has to be worked out anew for each.
+#: Resamples where a metric needs the images in the order of their scores.
 RANKED_ROUNDS = 200
 
 #: The interval holds this share of the resamples.
@@ -89,21 +88,67 @@ def _accuracies(predictions: Tensor, targets: Tensor, classes: int, seed: int) -
 
 def _multilabel(scores: Tensor, targets: Tensor, seed: int) -> list[Metric]:
     classes = targets.shape[1]
+    # Strictly more than half, as of votes.
+    predictions = (scores > 0.5).long()
+    of_class = multilabel_average_precision(scores, targets, classes, average='none')
+    # Of a label that no test image has there is no precision.
+    shown = targets.sum(dim=0) > 0
+    values = {
+        'mAP micro': multilabel_average_precision(scores, targets, classes, average='micro'),
+        'mAP macro': of_class[shown].mean(),
+        'F1 micro': multilabel_f1_score(predictions, targets, classes, average='micro'),
+    }
+    counts = torch.stack(
+        [
+            torch.bincount(rows, minlength=len(targets))
+            for rows in _draws(len(targets), RANKED_ROUNDS, seed)
+        ]
+    ).double()
+    several = torch.stack(
+        [average_precision(scores[:, i], targets[:, i], counts) for i in range(classes)]
+    )
+    parts = (predictions & targets, predictions | targets)
+    both, either = bootstrap_sums(
+        torch.stack([part.sum(dim=1) for part in parts], dim=1).double(), seed
+    ).T
+    spreads = {
+        'mAP micro': average_precision(
+            scores.flatten(), targets.flatten(), counts.repeat_interleave(classes, dim=1)
+        ),
+        'mAP macro': several.nanmean(dim=0),
+        # F1 = 2 TP / (2 TP + FP + FN), and what is predicted or true is TP + FP + FN.
+        'F1 micro': 2 * both / (both + either).clamp_min(1),
+    }
+    return [Metric(name, values[name].item(), *interval(spreads[name])) for name in values]
 
-    def precision(average: str) -> Callable[[Tensor, Tensor], Tensor]:
-        return lambda s, t: multilabel_average_precision(s, t, classes, average=average)  # type: ignore[arg-type]
 
-    def f1(s: Tensor, t: Tensor) -> Tensor:
-        # Strictly more than half, as of votes.
-        return multilabel_f1_score((s > 0.5).long(), t, classes, average='micro')
+def average_precision(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """Average precision of many resamples at once.
 
-    metrics = {'mAP micro': precision('micro'), 'mAP macro': precision('macro'), 'F1 micro': f1}
-    drawn = _draws(len(targets), RANKED_ROUNDS, seed)
+    The mean of the precision over the true ones, at the threshold of each; rows of equal score
+    come together.
+
+    Args:
+        scores: Scores of shape (N,).
+        targets: 0 and 1, of shape (N,).
+        counts: How often each row is in each resample, of shape (R, N).
+
+    Returns:
+        Of shape (R,); NaN where a resample has no true one.
+    """
+    order = scores.argsort(descending=True)
+    ranked = scores[order]
+    last = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)])
     results = []
-    for name, metric in metrics.items():
-        spread = torch.stack([metric(scores[rows], targets[rows]) for rows in drawn])
-        results.append(Metric(name, metric(scores, targets).item(), *interval(spread)))
-    return results
+    # Few at a time, for memory.
+    for drawn in counts.split(16):
+        weights = drawn[:, order]
+        true = (weights * targets[order]).cumsum(dim=1)[:, last]
+        every = weights.cumsum(dim=1)[:, last]
+        gained = true.diff(dim=1, prepend=torch.zeros(len(true), 1))
+        precision = true / every.clamp_min(1)
+        results.append((gained * precision).sum(dim=1) / true[:, -1])
+    return torch.cat(results)
 
 
 def confusion(predictions: Tensor, targets: Tensor, classes: int, ignore_index: int) -> Tensor:

@@ -6,6 +6,7 @@ from torchmetrics.functional import r2_score
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from geofm.evaluation.metrics import (
+    average_precision,
     bootstrap_sums,
     confusion,
     image_metrics,
@@ -83,3 +84,23 @@ def test_a_resample_draws_as_many_rows_with_replacement() -> None:
     expected = 50**0.5 * np.arange(50.0).std()
     assert spread.std().item() == pytest.approx(expected, rel=0.1)
     assert torch.equal(spread, bootstrap_sums(torch.arange(50.0, dtype=torch.float64)[:, None], 0))
+
+
+def test_precision_of_a_resample_is_that_of_its_images() -> None:
+    targets = torch.randint(0, 2, (60,))
+    # Full of ties, as votes are.
+    scores = torch.randint(0, 8, (60,)) / 8
+    drawn = torch.randint(60, (20, 60))
+    counts = torch.stack([torch.bincount(rows, minlength=60) for rows in drawn]).double()
+    expected = [sklearn.average_precision_score(targets[rows], scores[rows]) for rows in drawn]
+    np.testing.assert_allclose(average_precision(scores, targets, counts), expected)
+
+
+def test_a_label_that_no_image_has_counts_for_nothing() -> None:
+    targets = torch.randint(0, 2, (80, 3))
+    scores = torch.rand(80, 3)
+    _, without, _ = image_metrics('multilabel', scores[:, :2], targets[:, :2])
+    targets[:, 2] = 0
+    _, macro, _ = image_metrics('multilabel', scores, targets)
+    assert macro.value == pytest.approx(without.value)
+    assert macro.low < macro.value < macro.high
