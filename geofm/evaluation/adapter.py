@@ -70,6 +70,27 @@ class Picture(nn.Module):
         return f'white={self.white}'
 
 
+class Standardize(nn.Module):
+    """Take off a mean and divide by a standard deviation, channel by channel.
+
+    Args:
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Standardise images (..., C, H, W)."""
+        return (image - self.mean) / self.std
+
+
 class Adapter(nn.Module):
     """Bring a batch of the data to what a backbone takes.
 

@@ -9,9 +9,8 @@ import timm
 import torch
 from torch import nn
 from torchgeo.models import RCF
-from torchvision.transforms import Normalize as PictureNormalize
 
-from geofm.evaluation.adapter import Adapter, Missing, Picture, Transformed
+from geofm.evaluation.adapter import Adapter, Missing, Picture, Standardize, Transformed
 from geofm.evaluation.encoders import Encoder, PooledEncoder, StatisticsEncoder, ViTEncoder
 from geofm.evaluation.ours import OursBuilder, is_ours
 from geofm.evaluation.sources import PICTURE_WHITE
@@ -291,7 +290,7 @@ def _fixed_size(model: Any) -> int | None:
 
 
 def _picture_statistics(model: Any) -> nn.Module:
-    return PictureNormalize(model.pretrained_cfg['mean'], model.pretrained_cfg['std'])
+    return Standardize(model.pretrained_cfg['mean'], model.pretrained_cfg['std'])
 
 
 def _encoder(model: nn.Module) -> Encoder:

@@ -25,7 +25,7 @@ def contents(data: LabelledFolderDataModule) -> list[list[tuple[int, int]]]:
     data.setup('fit')
     splits = [data.train_dataset, data.val_dataset, data.test_dataset]
     return [
-        [(int(s['image'][0, 0, 0]), int(s['label'])) for s in (split[i] for i in range(len(split)))]  # type: ignore[index, arg-type, union-attr]
+        [(int(s['image'][0, 0, 0]), int(s['label'])) for s in (split[i] for i in range(len(split)))]  # type: ignore[index, arg-type]
         for split in splits
     ]
 

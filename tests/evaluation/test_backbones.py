@@ -26,8 +26,8 @@ def features(backbone: Backbone, image: Tensor, **more: Any) -> Tensor:
         return backbone.encoder.pooled(backbone.adapter({'image': image, **more}))
 
 
-def build(bands: tuple[str, ...] = BANDS, random: bool = False, **config: Any) -> Backbone:
-    return build_backbone(BackboneConfig(**config), bands, {}, seed=0, random=random)
+def build(data: tuple[str, ...] = BANDS, random: bool = False, **config: Any) -> Backbone:
+    return build_backbone(BackboneConfig(**config), data, {}, seed=0, random=random)
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_data_without_any_sensor_of_the_model_are_refused() -> None:
 
 
 def test_a_timm_model_sees_a_picture_by_its_own_mean_and_std(tmp_path: Path) -> None:
-    vit = timm.create_model('vit_tiny_patch16_224', num_classes=3)
+    vit: Any = timm.create_model('vit_tiny_patch16_224', num_classes=3)
     torch.save(vit.state_dict(), tmp_path / 'vit.pth')
     backbone = build(model='vit_tiny_patch16_224', weights=tmp_path / 'vit.pth')
     assert isinstance(backbone.encoder, ViTEncoder)
@@ -157,7 +157,7 @@ WEIGHTS = 'ViTSmall16_Weights.SENTINEL2_ALL_DINO'
 
 
 def test_torchgeo_s_weights_come_with_their_bands_and_normalisation(tmp_path: Path) -> None:
-    vit = timm.create_model('vit_small_patch16_224', in_chans=13, num_classes=0)
+    vit: Any = timm.create_model('vit_small_patch16_224', in_chans=13, num_classes=0)
     torch.save(vit.state_dict(), tmp_path / 'dino.pth')
     backbone = build(model=WEIGHTS, weights=tmp_path / 'dino.pth', name='DINO')
     # Channels as TorchGeo names them: B8a between B8 and B9.

@@ -19,7 +19,7 @@ from tests.evaluation.labelled import TINY
 
 FILES = ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B09', 'B10', 'B11', 'B12', 'B8A')
 ROOT = Path(__file__).resolve().parents[2]
-MODEL = {'model': 'geofm_vit_tiny_patch16_linear', 'model_args': TINY}
+MODEL: dict[str, Any] = {'model': 'geofm_vit_tiny_patch16_linear', 'model_args': TINY}
 
 
 @pytest.fixture(scope='module')

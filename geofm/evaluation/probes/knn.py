@@ -6,8 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+#: Similarities that are held at a time.
+_SIMILARITIES = 2**27
 
-def nearest(bank: Tensor, queries: Tensor, k: int, chunk_size: int = 1024) -> tuple[Tensor, Tensor]:
+
+def nearest(
+    bank: Tensor, queries: Tensor, k: int, chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Nearest neighbours in cosine similarity, the nearest first.
 
     Of neighbours that are equally similar, those that come first in the bank are nearer.
@@ -16,7 +21,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, chunk_size: int = 1024) -> tu
         bank: Features of shape (N, D).
         queries: Features of shape (M, D).
         k: Number of neighbours, at most N.
-        chunk_size: Queries at a time: memory grows with chunk_size x N.
+        chunk_size: Queries at a time: memory grows with chunk_size x N; None: half a GiB of it.
 
     Returns:
         Similarities float32 and positions in the bank int64, both of shape (M, k).
@@ -26,6 +31,8 @@ def nearest(bank: Tensor, queries: Tensor, k: int, chunk_size: int = 1024) -> tu
     """
     if not 1 <= k <= len(bank):
         raise ValueError(f'k={k} neighbours of a bank of {len(bank)}')
+    if chunk_size is None:
+        chunk_size = max(64, _SIMILARITIES // len(bank))
     bank = normalize(bank.float(), dim=1).T.contiguous()
     chunks = normalize(queries.float(), dim=1).split(chunk_size)
     found = [_nearest_of(chunk @ bank, k) for chunk in chunks if len(chunk)]
