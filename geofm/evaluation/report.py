@@ -178,7 +178,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
         for probe, _ in columns:
             table.add_column(probe, justify='right')
         for name, cells in report.rows().items():
-            texts = [cells[c].text() if c in cells else '' for c in columns]
+            # The interval below the figure: narrow enough for a terminal.
+            texts = [cells[c].text().replace(' [', '\n[') if c in cells else '' for c in columns]
             if any(texts):
                 table.add_row(name, *texts)
         console.print(table)
