@@ -14,7 +14,7 @@ from torchgeo.datasets.utils import Sample
 from geofm.datamodules import NamedBandsDataModule
 from geofm.datasets import pad_and_stack
 from geofm.evaluation.hashing import hash_tensors, identity
-from geofm.evaluation.naming import innermost, named, normalisation_line, source_of
+from geofm.evaluation.naming import Windows, innermost, named, normalisation_line, source_of
 from geofm.evaluation.paired import PairedDataModule
 from geofm.sensors import band_statistics
 
@@ -30,34 +30,6 @@ IGNORE = 255
 
 #: Samples of a split whose content goes into its fingerprint.
 _SAMPLED = 16
-
-
-class Windows(Dataset[Sample]):
-    """The windows that a sampler of TorchGeo draws, once and for all, as a map-style data set."""
-
-    def __init__(self, dataset: Dataset[Any], sampler: Any, seed: int) -> None:
-        """Initialize a new Windows instance.
-
-        Args:
-            dataset: A GeoDataset.
-            sampler: Its sampler, or batch sampler.
-            seed: Seed of what it draws.
-        """
-        self.dataset = dataset
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            drawn = list(sampler)
-        self.windows = [
-            w for batch in drawn for w in (batch if isinstance(batch, list) else [batch])
-        ]
-
-    def __len__(self) -> int:
-        """Number of windows."""
-        return len(self.windows)
-
-    def __getitem__(self, index: int) -> Sample:
-        """Read a window."""
-        return self.dataset[self.windows[index]]
 
 
 @dataclass
@@ -188,7 +160,7 @@ def labelled_data(
     raw = {split: _split(datamodule, split, seed) for split in SPLITS}
     splits = _complete(raw, title, seed, notes)
     for source in sources:
-        notes += _describe(source)
+        notes += _describe(source, _split(source, 'train', seed))
     splits = {split: named(dataset, title) for split, dataset in splits.items()}
     if limit is not None:
         splits = {split: _limited(dataset, limit, seed) for split, dataset in splits.items()}
@@ -218,9 +190,8 @@ def _sources(datamodule: BaseDataModule) -> list[BaseDataModule]:
     return [datamodule]
 
 
-def _describe(source: BaseDataModule) -> list[str]:
+def _describe(source: BaseDataModule, dataset: Dataset[Any] | None) -> list[str]:
     """What a reader should know of a data module of TorchGeo."""
-    dataset = source.train_dataset
     if _ours(source) or dataset is None:
         return []
     known = source_of(dataset)
@@ -279,7 +250,7 @@ def _limited(dataset: Dataset[Any], limit: int, seed: int) -> Dataset[Any]:
 
 
 def _bands_of(dataset: Any) -> tuple[str, ...]:
-    while isinstance(dataset, Subset):
+    while isinstance(dataset, Subset | Windows):
         dataset = dataset.dataset
     return tuple(dataset.bands)
 

@@ -95,7 +95,7 @@ def _plain(value: Any) -> Any:
     """A value as JSON can hold it; None where it says nothing of what the data are."""
     if isinstance(value, str | int | float | bool):
         return value
-    if isinstance(value, Path):
+    if isinstance(value, Path | slice):
         return str(value)
     if isinstance(value, Mapping):
         return {str(key): _plain(inner) for key, inner in value.items()}

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sized
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
@@ -58,6 +59,37 @@ class KnownChannels(Dataset[Sample]):
         return sample
 
 
+class Windows(Dataset[Sample]):
+    """The windows that a sampler of TorchGeo draws, once and for all, as a map-style data set."""
+
+    def __init__(self, dataset: Dataset[Any], sampler: Any, seed: int) -> None:
+        """Initialize a new Windows instance.
+
+        Args:
+            dataset: A GeoDataset.
+            sampler: Its sampler, or batch sampler.
+            seed: Seed of what it draws.
+        """
+        self.dataset = dataset
+        if isinstance(getattr(sampler, 'generator', None), np.random.Generator):
+            sampler.generator = np.random.default_rng(seed)
+        # Older samplers draw from PyTorch's own.
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            drawn = list(sampler)
+        self.windows = [
+            w for batch in drawn for w in (batch if isinstance(batch, list) else [batch])
+        ]
+
+    def __len__(self) -> int:
+        """Number of windows."""
+        return len(self.windows)
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a window."""
+        return self.dataset[self.windows[index]]
+
+
 def innermost(dataset: Any) -> Any:
     """The data set inside subsets and wrappers.
 
@@ -67,7 +99,7 @@ def innermost(dataset: Any) -> Any:
     Returns:
         The one that reads.
     """
-    while isinstance(dataset, Subset | NamedBands | KnownChannels):
+    while isinstance(dataset, Subset | Windows | NamedBands | KnownChannels):
         dataset = dataset.dataset
     return dataset
 
@@ -96,7 +128,7 @@ def is_named(dataset: Any) -> bool:
     Returns:
         True for the data sets of this project.
     """
-    while isinstance(dataset, Subset):
+    while isinstance(dataset, Subset | Windows):
         dataset = dataset.dataset
     return type(dataset).__module__.startswith('geofm.') and hasattr(dataset, 'bands')
 

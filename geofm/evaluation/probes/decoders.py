@@ -96,6 +96,8 @@ def decoder_probe(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
+    # Workers, and so the loaders, prepare batches on the CPU.
+    backbone.adapter.cpu()
     prepare = _prepare(backbone, data, center, spread)
 
     def loader(split: Split) -> DataLoader[Any]:
