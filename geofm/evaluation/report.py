@@ -202,9 +202,10 @@ def write_report(report: Report, folder: Path, settings: Mapping[str, Any]) -> l
         'bands': list(report.data.bands),
         'settings': dict(settings),
         'notes': report.notes,
-        'scores': [asdict(score) for score in report.scores],
+        'scores': [_without_nan(asdict(score)) for score in report.scores],
     }
     texts = {
+        # A figure that cannot be worked out is null: JSON has no NaN.
         'scores.json': json.dumps(content, indent=2) + '\n',
         'scores.csv': _csv(report),
         'scores.md': markdown(report),
@@ -238,6 +239,10 @@ def markdown(report: Report) -> str:
     if notes:
         parts.append('To know:\n\n' + '\n'.join(notes))
     return '\n\n'.join(parts) + '\n'
+
+
+def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if v != v else v for k, v in values.items()}
 
 
 def _csv(report: Report) -> str:

@@ -1,6 +1,7 @@
 """DPT and UPerNet on a backbone, by TorchGeo's own tasks."""
 
 import copy
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 from torchgeo.tasks import PixelwiseRegression, SemanticSegmentation
 
+from geofm.evaluation.adapter import Adapter
 from geofm.evaluation.backbones import Backbone
 from geofm.evaluation.data import LabelledData, Split
 from geofm.evaluation.probes.prediction import Prediction
@@ -22,6 +24,9 @@ from geofm.evaluation.probes.prediction import Prediction
 #: Learning rates of AdamW, with the backbone frozen and tuned.
 _LR = 1e-3
 _TUNED_LR = 1e-4
+
+#: What the sides of an image must be a multiple of, by the coarsest map of the decoder.
+_MULTIPLES = {'dpt': 1, 'upernet': 32}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,6 @@ def decoder_probe(
     """
     seed_everything(seed, verbose=False)
     task = _task(decoder, backbone, data, classes)
-    task.model.encoder.requires_grad_(decoder.tuned).train(decoder.tuned)
     # Values are learned at zero mean and unit variance, and brought back.
     center, spread = 0.0, 1.0
     if data.task == 'regression':
@@ -97,8 +101,9 @@ def decoder_probe(
         num_sanity_val_steps=0,
     )
     # Workers, and so the loaders, prepare batches on the CPU.
-    backbone.adapter.cpu()
-    prepare = _prepare(backbone, data, center, spread)
+    adapter = copy.deepcopy(backbone.adapter).cpu()
+    adapter.multiple = math.lcm(adapter.multiple, _MULTIPLES[decoder.model])
+    prepare = _prepare(adapter, data, center, spread)
 
     def loader(split: Split) -> DataLoader[Any]:
         return DataLoader(
@@ -115,10 +120,12 @@ def decoder_probe(
         warnings.filterwarnings('ignore', '.*in eval mode at the start of training')
         # The validation loss is what TorchGeo lowers the learning rate by.
         trainer.fit(task, loader('train'), loader('val'))
-    maps = _predict(task.eval().to(device), backbone, data, 'test', device, progress)
+    text = f'{backbone.name}: maps' if progress else None
+    maps = _predict(task.eval().to(device), adapter.to(device), data, device, text)
     if data.task == 'regression':
         maps = maps * spread + center
-    return Prediction(decoder.name, '', maps, f'{epochs} epochs')
+    resized = [line for line in adapter.lines if line not in backbone.adapter.lines]
+    return Prediction(decoder.name, '', maps, '; '.join([f'{epochs} epochs', *resized]))
 
 
 def _task(decoder: Decoder, backbone: Backbone, data: LabelledData, classes: int) -> Any:
@@ -147,7 +154,9 @@ def _task(decoder: Decoder, backbone: Backbone, data: LabelledData, classes: int
         task = SemanticSegmentation(
             **common, num_classes=classes, ignore_index=data.ignore_index, loss='ce'
         )
-    _replace(task.model.encoder, backbone.model, backbone.name)
+    vit = _replace(task.model.encoder, backbone.model, backbone.name)
+    # Of an encoder with a pyramid, the pyramid is always trained.
+    vit.requires_grad_(decoder.tuned).train(decoder.tuned)
     return task
 
 
@@ -157,8 +166,9 @@ def _default_channels(backbone: Backbone) -> int:
     return int(config['input_size'][0]) if 'input_size' in config else len(backbone.adapter.bands)
 
 
-def _replace(encoder: nn.Module, backbone: nn.Module, title: str) -> None:
+def _replace(encoder: nn.Module, backbone: nn.Module, title: str) -> nn.Module:
     """Put a copy of the backbone where the encoder has a model of its kind."""
+    replacement = copy.deepcopy(backbone)
     for module in encoder.modules():
         for name, child in module.named_children():
             if type(child) is not type(backbone):
@@ -170,18 +180,18 @@ def _replace(encoder: nn.Module, backbone: nn.Module, title: str) -> None:
                     )
             if len(child.feature_info) != len(backbone.feature_info):  # type: ignore[arg-type]
                 raise UnsuitableError(f"{title}: its depth is not that of the name's model")
-            setattr(module, name, copy.deepcopy(backbone))
-            return
+            setattr(module, name, replacement)
+            return replacement
     raise UnsuitableError(f'{title}: no {type(backbone).__name__} in the encoder')
 
 
 def _prepare(
-    backbone: Backbone, data: LabelledData, center: float, spread: float
+    adapter: Adapter, data: LabelledData, center: float, spread: float
 ) -> Callable[[dict[str, Any]], dict[str, Tensor]]:
     """From a batch of the data to one of TorchGeo's tasks: an image and a mask of one size."""
 
     def prepare(batch: dict[str, Any]) -> dict[str, Tensor]:
-        image = backbone.adapter(batch)['image']
+        image = adapter(batch)['image']
         mask = data.targets(batch)
         if data.task == 'regression':
             mask = (mask - center) / spread
@@ -195,11 +205,11 @@ def _prepare(
 
 @torch.inference_mode()
 def _predict(
-    task: Any, backbone: Backbone, data: LabelledData, split: Split, device: str, progress: bool
+    task: Any, adapter: Adapter, data: LabelledData, device: str, description: str | None
 ) -> Tensor:
     maps = []
-    adapter = backbone.adapter.to(device)
-    for batch in track(data.loader(split), f'{backbone.name}: maps', disable=not progress):
+    loader = track(data.loader('test'), description or '', disable=description is None)
+    for batch in loader:
         size = batch['image'].shape[-2:]
         tensors = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
         outputs = interpolate(task(adapter(tensors)['image']), size, mode='bilinear')
