@@ -13,7 +13,9 @@ from geofm.datasets import write_sample_data
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = sorted((ROOT / 'configs' / 'benchmark').glob('*.yaml'))
-CONFIGS = sorted(set((ROOT / 'configs').rglob('*.yaml')) - set(BENCHMARKS))
+CONFIGS = sorted(
+    p for kind in ('pretrain', 'finetune') for p in (ROOT / 'configs' / kind).glob('*.yaml')
+)
 
 #: The smallest that still is the same method.
 SMALL = [

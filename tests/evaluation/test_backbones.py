@@ -63,6 +63,21 @@ def test_a_checkpoint_gives_the_tokens_of_its_blocks(checkpoint: Path) -> None:
     assert backbone.encoder.inputs['CLS of the last 2 blocks, mean of patches'] == (0, 1, 2)
 
 
+def test_a_checkpoint_of_torchgeo_s_task_gives_its_backbone(tmp_path: Path) -> None:
+    """What `geofm fit` writes with `torchgeo.tasks.Classification` on one of our models."""
+    name = 'geofm_vit_tiny_patch16_s2'
+    model: Any = timm.create_model(name, in_chans=13, num_classes=4)
+    state = {f'model.{key}': value for key, value in model.state_dict().items()}
+    hparams = {'model': name, 'weights': None, 'in_channels': 13, 'num_classes': 4}
+    torch.save({'state_dict': state, 'hyper_parameters': hparams}, tmp_path / 'tuned.ckpt')
+    backbone = build(model=str(tmp_path / 'tuned.ckpt'))
+    assert backbone.learned
+    assert backbone.model is not None
+    for key, value in backbone.model.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key])
+    assert not build(random=True, model=str(tmp_path / 'tuned.ckpt')).learned
+
+
 @pytest.mark.parametrize('here', [SENTINEL1, SENTINEL2])
 def test_an_absent_sensor_is_left_to_the_stand_in(checkpoint: Path, here: Any) -> None:
     from geofm.models import load_backbone
