@@ -14,7 +14,14 @@ from torchgeo.datasets.utils import Sample
 from geofm.datamodules import NamedBandsDataModule
 from geofm.datasets import pad_and_stack
 from geofm.evaluation.hashing import hash_tensors, identity
-from geofm.evaluation.naming import Windows, innermost, named, normalisation_line, source_of
+from geofm.evaluation.naming import (
+    Windows,
+    innermost,
+    named,
+    normalisation_line,
+    source_of,
+    title_of,
+)
 from geofm.evaluation.paired import PairedDataModule
 from geofm.sensors import band_statistics
 
@@ -155,7 +162,7 @@ def labelled_data(
     for stage in ('fit', 'test'):
         datamodule.setup(stage)
     sources = _sources(datamodule)
-    title = ' and '.join(type(source).__name__ for source in sources)
+    title = ' and '.join(title_of(source) for source in sources)
     notes: list[str] = []
     raw = {split: _split(datamodule, split, seed) for split in SPLITS}
     splits = _complete(raw, title, seed, notes)
@@ -195,7 +202,7 @@ def _describe(source: BaseDataModule, dataset: Dataset[Any] | None) -> list[str]
     if _ours(source) or dataset is None:
         return []
     known = source_of(dataset)
-    note = [f'{type(source).__name__}: {known.note}'] if known is not None and known.note else []
+    note = [f'{title_of(source)}: {known.note}'] if known is not None and known.note else []
     return [normalisation_line(source, dataset), *note]
 
 

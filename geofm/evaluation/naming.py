@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from torchgeo.datamodules import BaseDataModule
+from torchgeo.datamodules import BaseDataModule, GeoDataModule, NonGeoDataModule
 from torchgeo.datasets.utils import Sample
 
 from geofm.datasets import NamedBands
@@ -170,6 +170,19 @@ def named(dataset: Dataset[Any], title: str) -> Dataset[Any]:
     return NamedBands(reading, names, scale=scale, s1_unit=source.s1_unit)
 
 
+def title_of(datamodule: BaseDataModule) -> str:
+    """What a message calls a data module: TorchGeo's general ones by the data set that they read.
+
+    Args:
+        datamodule: The data module.
+
+    Returns:
+        Name of its class, or of its data set's.
+    """
+    general = type(datamodule) in (NonGeoDataModule, GeoDataModule)
+    return (datamodule.dataset_class if general else type(datamodule)).__name__
+
+
 def normalisation_line(datamodule: BaseDataModule, dataset: Dataset[Any]) -> str:
     """Say what a data module's own normalisation would do, which is not used.
 
@@ -180,7 +193,7 @@ def normalisation_line(datamodule: BaseDataModule, dataset: Dataset[Any]) -> str
     Returns:
         One line of text.
     """
-    title = type(datamodule).__name__
+    title = title_of(datamodule)
     replaced = "not used; each backbone's own is"
     mean, std = (torch.as_tensor(v, dtype=torch.float32) for v in (datamodule.mean, datamodule.std))
     if 'image' not in dataset[0]:

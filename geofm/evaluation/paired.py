@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets.utils import Sample
 
-from geofm.evaluation.naming import named
+from geofm.evaluation.naming import named, title_of
 from geofm.sensors import BandError, check_bands
 
 
@@ -110,7 +110,7 @@ class PairedDataModule(BaseDataModule):
         """
         self.first.setup(stage)
         self.second.setup(stage)
-        titles = [type(m).__name__ for m in (self.first, self.second)]
+        titles = [title_of(m) for m in (self.first, self.second)]
         for split in ('train', 'val', 'test'):
             datasets = [getattr(m, f'{split}_dataset') for m in (self.first, self.second)]
             if None not in datasets:

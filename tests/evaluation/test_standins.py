@@ -112,6 +112,8 @@ def test_the_benchmark_runs_on_the_stand_in(case: str, shared_data: Path, tmp_pa
         assert score.test == report.data.size('test') > 0
         assert 0 <= score.low <= score.high <= 1 or score.value != score.value, score
     notes = '\n'.join(report.notes)
+    if case == 'DFC2020 S1+S2':
+        assert report.data.name == 'CopernicusBenchDFC2020S1 and CopernicusBenchDFC2020S2'
     if case == 'So2Sat':
         assert 'has mean 0 and std 255' in notes or 'leaves bands at' in notes
     if case == 'TreeSatAI':
