@@ -131,7 +131,7 @@ def build_backbone(
         if config.model == RCF_NAME:
             return _rcf(config, data_bands, statistics, seed)
         if is_ours(config.model, config.weights):
-            return _ours(config, data_bands, statistics, random)
+            return _ours(config, data_bands, statistics, seed, random)
         if is_torchgeo(config.model):
             return _torchgeo(config, data_bands, random)
         return _timm(config, data_bands, statistics, random)
@@ -174,9 +174,12 @@ def _ours(
     config: BackboneConfig,
     data_bands: Sequence[str],
     statistics: Mapping[str, tuple[float, float]],
+    seed: int,
     random: bool,
 ) -> Backbone:
     builder = OursBuilder(config.model, config.weights, config.bands, config.model_args or {})
+    # Reading a checkpoint draws numbers; random weights are to depend on the seed alone.
+    torch.manual_seed(seed)
     model, lines = builder.build(data_bands, random)
     adapter = Adapter(
         data_bands,
