@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from rich.console import Console
+from rich.table import Table
 
 from geofm.datasets import SampleLandCover
-from geofm.evaluation import Score, print_scores
+from geofm.evaluation import Score
 
 
 def geofm(*args: str | Path) -> None:
@@ -28,6 +30,12 @@ def latest_checkpoint(root: Path) -> Path:
     """Checkpoint of the newest run under a folder."""
     runs = sorted(root.glob('lightning_logs/version_*'), key=lambda run: int(run.name[8:]))
     return runs[-1] / 'checkpoints' / 'last.ckpt'
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Accuracies that a benchmark wrote."""
+    scores = [Score(**score) for score in json.loads(path.read_text())['scores']]
+    return [score for score in scores if score.metric == 'overall accuracy']
 
 
 def draw_ground(data: Path, output: Path) -> Path:
@@ -58,13 +66,15 @@ def main() -> None:
         f'--data.init_args.paths={args.data}',
     )
     checkpoint = latest_checkpoint(args.output)
-    scores = args.output / 'scores.json'
+    scores = args.output / 'benchmark'
     geofm(
         'benchmark',
         f'--checkpoint={checkpoint}',
         '--data=SampleLandCoverDataModule',
         f'--data.paths={args.data}',
+        '--probes=[knn]',
         f'--seed={args.seed}',
+        f'--cache={args.output / "features"}',
         f'--output={scores}',
     )
     pair = SampleLandCover(args.data, split='test', window=256, min_purity=0.0, dates='clear')
@@ -78,11 +88,18 @@ def main() -> None:
         '--window=128',
     )
     pictures = [draw_ground(args.data, args.output / 'ground.png')]
-    pictures += sorted((args.output / 'attention').glob('*.png'))
+    pictures += [scores / 'scores.png', *sorted((args.output / 'attention').glob('*.png'))]
 
     print(f'\nDone in {(time.monotonic() - start) / 60:.1f} minutes.')
-    table = [Score(**score) for score in json.loads(scores.read_text())]
-    print_scores(table, 'k-NN accuracy on ROIs never seen (generated data: no result is science)')
+    table = Table('features', title='k-NN accuracy on ROIs never seen, %')
+    found = read_scores(scores / 'scores.json')
+    probes = list(dict.fromkeys(score.probe for score in found))
+    for probe in probes:
+        table.add_column(probe, justify='right')
+    for row in dict.fromkeys(score.row for score in found):
+        table.add_row(row, *(score.text() for score in found if score.row == row))
+    Console().print(table)
+    print('The data are generated: no result on them is science.')
     print('Pictures:', *(f'  {picture}' for picture in pictures), sep='\n')
     print(f'Log: tensorboard --logdir {args.output}')
 

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+from demo import read_scores
+
 RESULTS = Path(__file__).parent / 'results' / 'demo.json'
 README = Path(__file__).parents[1] / 'README.md'
 
@@ -24,12 +26,13 @@ def run(seeds: list[int], output: Path) -> Accuracies:
     accuracies: Accuracies = {}
     for seed in seeds:
         folder = output / f'seed_{seed}'
-        if not (folder / 'scores.json').exists():
+        scores = folder / 'benchmark' / 'scores.json'
+        if not scores.exists():
             demo = [sys.executable, str(Path(__file__).with_name('demo.py'))]
             subprocess.run([*demo, f'--seed={seed}', f'--output={folder}'], check=True)
-        for score in json.loads((folder / 'scores.json').read_text()):
-            probes = accuracies.setdefault(score['features'], {})
-            probes.setdefault(score['probe'], []).append(score['accuracy'])
+        for score in read_scores(scores):
+            probes = accuracies.setdefault(score.row, {})
+            probes.setdefault(score.probe, []).append(score.value)
     return accuracies
 
 

@@ -45,7 +45,7 @@ COMMANDS: dict[str, Command] = {
     'search': Command('maps:search', 'list places similar to one place', positional=True),
     'figure': Command('maps:figure', 'draw a scene and its products', positional=True),
     'page': Command('page:page', 'make a web page to explore a scene', positional=True),
-    'benchmark': Command('models:benchmark', 'measure a backbone by k-NN, beside its floors'),
+    'benchmark': Command('benchmark:benchmark', 'measure backbones, beside their floors'),
     'replay': Command('training:replay', 'do a step again that was not finite', positional=True),
     'export': Command('export:export', 'write a backbone for other tools', positional=True),
     'doctor': Command('doctor:doctor', 'print versions and devices, and what to mend'),

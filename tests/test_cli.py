@@ -14,6 +14,7 @@ from geofm.models import load_backbone
 from tests.models.weights.vits import timm_vit
 
 ROOT = Path(__file__).resolve().parents[1]
+BENCHMARKS = sorted((ROOT / 'configs' / 'benchmark').glob('*.yaml'))
 CONFIGS = sorted(
     p for kind in ('pretrain', 'finetune') for p in (ROOT / 'configs' / kind).glob('*.yaml')
 )
@@ -95,6 +96,16 @@ def test_every_config_is_understood(config: Path, capsys: pytest.CaptureFixture[
     assert printed['model']['class_path'] == given['model']['class_path']
 
 
+@pytest.mark.parametrize('config', BENCHMARKS, ids=lambda path: path.stem)
+def test_every_benchmark_is_understood(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match='0'):
+        main(['benchmark', f'--config={config}', '--print_config'])
+    printed: dict[str, Any] = yaml.safe_load(capsys.readouterr().out)
+    given: dict[str, Any] = yaml.safe_load(config.read_text())
+    assert printed['data']['class_path'] == given['data']['class_path']
+    assert printed['output'] == given['output']
+
+
 def test_a_checkpoint_resumes_where_it_was(checkpoint: Path, sample: Path, tmp_path: Path) -> None:
     assert torch.load(checkpoint, weights_only=True)['global_step'] == 2
     fit(tmp_path, sample, '--trainer.max_steps=3', f'--ckpt_path={checkpoint}')
@@ -145,12 +156,15 @@ def test_benchmark_prints_the_floors(
     checkpoint: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ['--data=SampleLandCoverDataModule', f'--data.paths={sample}', '--data.window=16']
-    output = tmp_path / 'scores.json'
-    main(['benchmark', f'--checkpoint={checkpoint}', *data, '--k=[1,3]', f'--output={output}'])
+    data += ['--k=[1,3]', '--steps=10', f'--cache={tmp_path / "features"}']
+    output = tmp_path / 'benchmark'
+    main(['benchmark', f'--checkpoint={checkpoint}', *data, f'--output={output}'])
     text = capsys.readouterr().out
-    for row in ('pretrained', 'random weights', 'band mean and std'):
+    for row in ('pretrained', 'random weights', 'band mean'):
         assert row in text
-    assert {score['probe'] for score in yaml.safe_load(output.read_text())} == {'1-NN', '3-NN'}
+    scores = yaml.safe_load((output / 'scores.json').read_text())['scores']
+    assert {score['probe'] for score in scores} == {'1-NN', '3-NN', 'linear', 'logistic'}
+    assert (output / 'scores.png').is_file()
 
 
 def test_export_says_what_it_leaves_out(

@@ -1,6 +1,7 @@
 """Lightning data modules in TorchGeo's style."""
 
 from geofm.datamodules.eurosat_rgb import EuroSATRGBDataModule
+from geofm.datamodules.labelled_folder import LabelledFolderDataModule
 from geofm.datamodules.landcover import SampleLandCoverDataModule
 from geofm.datamodules.mmflood_height import MMFloodHeightDataModule
 from geofm.datamodules.named_bands import NamedBandsDataModule
@@ -9,6 +10,7 @@ from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
 
 __all__ = (
     'EuroSATRGBDataModule',
+    'LabelledFolderDataModule',
     'MMFloodHeightDataModule',
     'NamedBandsDataModule',
     'SEN12MSCRDataModule',

@@ -1,23 +1,29 @@
-"""How good are the features? Probes that need no training, and what they stand on."""
+"""How good are the features? Probes on labelled data, and the floors that they stand on."""
 
-from geofm.evaluation.benchmark import Score, benchmark_knn, print_scores, write_scores
-from geofm.evaluation.features import (
-    LabelledFeatures,
-    backbone_encoder,
-    band_statistics_encoder,
-    extract_features,
-)
-from geofm.evaluation.knn import knn_accuracy, knn_predict
+from geofm.evaluation.backbones import BackboneConfig
+from geofm.evaluation.benchmark import Probe, ProbeSettings, run_benchmark
+from geofm.evaluation.data import LabelledData, labelled_data
+from geofm.evaluation.features import LabelledFeatures, backbone_encoder, extract_features
+from geofm.evaluation.paired import PairedDataModule
+from geofm.evaluation.probes.knn import knn_accuracy, knn_predict, knn_votes
+from geofm.evaluation.report import Report, Score, print_report, write_report
 
 __all__ = (
+    'BackboneConfig',
+    'LabelledData',
     'LabelledFeatures',
+    'PairedDataModule',
+    'Probe',
+    'ProbeSettings',
+    'Report',
     'Score',
     'backbone_encoder',
-    'band_statistics_encoder',
-    'benchmark_knn',
     'extract_features',
     'knn_accuracy',
     'knn_predict',
-    'print_scores',
-    'write_scores',
+    'knn_votes',
+    'labelled_data',
+    'print_report',
+    'run_benchmark',
+    'write_report',
 )

@@ -1,113 +1,275 @@
-"""Compare backbones with their floors on labelled data."""
+"""Measure backbones on labelled data, beside their floors."""
 
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from torch.utils.data import DataLoader, Dataset
-from torchgeo.datamodules import BaseDataModule
-from torchgeo.datasets.utils import Sample
+from torch import Tensor
 
-from geofm.evaluation.features import Encoder, LabelledFeatures, extract_features
-from geofm.evaluation.knn import knn_accuracy
+from geofm.evaluation.backbones import (
+    Backbone,
+    BackboneConfig,
+    build_backbone,
+    statistics_backbone,
+)
+from geofm.evaluation.cache import FeatureCache, feature_key
+from geofm.evaluation.data import SPLITS, LabelledData, Split
+from geofm.evaluation.features import Features, split_features
+from geofm.evaluation.metrics import (
+    Metric,
+    confusion,
+    image_metrics,
+    regression_metrics,
+    regression_sums,
+    segmentation_metrics,
+)
+from geofm.evaluation.probes.decoders import Decoder, UnsuitableError, decoder_probe
+from geofm.evaluation.probes.dense import dense_probe
+from geofm.evaluation.probes.images import knn_probe, linear_probe, logistic_probe
+from geofm.evaluation.probes.prediction import Prediction
+from geofm.evaluation.report import Report, Score
+
+#: Probes by name. DPT and UPerNet are trained on the backbone, frozen or tuned.
+Probe = Literal['knn', 'linear', 'logistic', 'dpt', 'dpt_tuned', 'upernet', 'upernet_tuned']
+
+IMAGE_PROBES: tuple[Probe, ...] = ('knn', 'linear', 'logistic')
+DECODERS: dict[Probe, Decoder] = {
+    'dpt': Decoder('dpt', tuned=False),
+    'dpt_tuned': Decoder('dpt', tuned=True),
+    'upernet': Decoder('upernet', tuned=False),
+    'upernet_tuned': Decoder('upernet', tuned=True),
+}
+DENSE_PROBES: tuple[Probe, ...] = ('linear', *DECODERS)
+
+#: What floors of random weights are called.
+RANDOM = 'random weights'
+
+#: Maps whose metrics are worked out at a time.
+_MAPS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """One figure of a benchmark.
+class ProbeSettings:
+    """How probes are run.
 
     Attributes:
-        features: What was measured, e.g. 'pretrained'.
-        probe: How, e.g. '5-NN'.
-        accuracy: Share of test images labelled right, in [0, 1].
-        train: Number of labelled images in the bank.
-        test: Number of images to label.
+        probes: Which; None: k-NN, linear and logistic on images, linear on maps.
+        k: Numbers of neighbours.
+        steps: Steps of the linear probe.
+        epochs: Epochs of DPT and UPerNet.
+        seed: Seed of everything that is drawn.
+        device: Where features are computed and decoders trained.
+        progress: Whether to show progress bars.
     """
 
-    features: str
-    probe: str
-    accuracy: float
-    train: int
-    test: int
+    probes: Sequence[Probe] | None = None
+    k: Sequence[int] = (5, 20)
+    steps: int = 2000
+    epochs: int = 10
+    seed: int = 0
+    device: str = 'cpu'
+    progress: bool = True
 
 
-def _loader(datamodule: BaseDataModule, split: str) -> DataLoader[Sample]:
-    """All of a split, in order: a data module's own training loader shuffles and drops."""
-    dataset: Dataset[Sample] = getattr(datamodule, f'{split}_dataset')
-    return DataLoader(
-        dataset,
-        batch_size=datamodule.batch_size,
-        num_workers=datamodule.num_workers,
-        collate_fn=getattr(datamodule, 'collate_fn', None),
-    )
-
-
-def benchmark_knn(
-    encoders: Mapping[str, Encoder],
-    datamodule: BaseDataModule,
-    k: Sequence[int] = (5, 20),
-    device: torch.device | str = 'cpu',
-) -> list[Score]:
-    """k-NN accuracy of several kinds of features on the test split of labelled data.
+def run_benchmark(
+    configs: Sequence[BackboneConfig],
+    data: LabelledData,
+    settings: ProbeSettings,
+    cache_folder: Path | None,
+    say: Callable[[str], None],
+) -> Report:
+    """Measure backbones, beside image statistics and the same architectures with random weights.
 
     Args:
-        encoders: From a normalised batch to features, by name.
-        datamodule: Classification data; the training split is the bank.
-        k: Numbers of neighbours.
-        device: Where to compute.
+        configs: The backbones.
+        data: The data.
+        settings: How.
+        cache_folder: Folder of features that were computed before; None keeps none.
+        say: Called with each line that a reader of the figures should know.
 
     Returns:
-        A score for each kind of features and number of neighbours.
+        The scores, the lines, and maps of a few test images.
+
+    Raises:
+        BandError: If the bands of the data are not what a backbone needs.
+        CheckpointError: If weights cannot be had.
+        ValueError: If a probe is not one for the data.
     """
-    datamodule.prepare_data()
-    datamodule.setup('fit')
-    datamodule.setup('test')
-    scores = []
-    for name, encoder in encoders.items():
-        bank, queries = (
-            extract_features(
-                encoder, _loader(datamodule, split), datamodule.aug, device, f'{name}: {split}'
-            )
-            for split in ('train', 'test')
+    report = Report(data, say)
+    for line in data.notes:
+        report.note(line)
+    probes = _probes(settings, data)
+    cache = FeatureCache(cache_folder, report.note)
+    classes: int | None = None
+    for backbone in _backbones(configs, data, settings.seed):
+        for line in backbone.lines:
+            report.note(line)
+        if data.dense and not backbone.encoder.gives_patches:
+            report.note(f'{backbone.name}: left out, it has no features on the ground')
+            continue
+        splits = {split: _features(backbone, data, split, settings, cache) for split in SPLITS}
+        for line in backbone.adapter.lines:
+            report.note(f'{backbone.name}: {line}')
+        classes = _classes(splits, data) if classes is None else classes
+        for prediction in _predictions(probes, backbone, splits, data, classes, settings, report):
+            metrics = score(prediction.scores, splits['test'].targets, data, classes, settings.seed)
+            sizes = len(splits['train'].targets), len(splits['test'].targets)
+            report.scores += [Score.of(backbone.name, prediction, m, *sizes) for m in metrics]
+            report.keep_maps(backbone.name, prediction)
+    report.classes = classes or 0
+    return report
+
+
+def score(
+    predictions: Tensor, targets: Tensor, data: LabelledData, classes: int, seed: int
+) -> list[Metric]:
+    """Metrics of predictions of the test split.
+
+    Args:
+        predictions: Scores (N, C) of images, or maps (N, H, W).
+        targets: Targets of the test split.
+        data: The data.
+        classes: Number of classes.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Metrics with their intervals, the primary one first.
+    """
+    if data.task == 'classification' or data.task == 'multilabel':
+        return image_metrics(data.task, predictions, targets, seed)
+    pairs = list(zip(predictions.split(_MAPS), targets.split(_MAPS), strict=True))
+    if data.task == 'segmentation':
+        counts = [confusion(p, t, classes, data.ignore_index) for p, t in pairs]
+        return segmentation_metrics(torch.cat(counts), seed)
+    return regression_metrics(torch.cat([regression_sums(p, t) for p, t in pairs]), seed)
+
+
+def _probes(settings: ProbeSettings, data: LabelledData) -> Sequence[Probe]:
+    possible = DENSE_PROBES if data.dense else IMAGE_PROBES
+    probes: Sequence[Probe] = settings.probes or (('linear',) if data.dense else IMAGE_PROBES)
+    unknown = [probe for probe in probes if probe not in possible]
+    if unknown:
+        known = [probe for probe in get_args(Probe) if probe in possible]
+        raise ValueError(f'{data.name}: probes {unknown} are not for {data.task}: use {known}')
+    return probes
+
+
+def _backbones(
+    configs: Sequence[BackboneConfig], data: LabelledData, seed: int
+) -> Iterator[Backbone]:
+    """The backbones, then their floors: each architecture once with random weights, statistics."""
+    architectures: dict[str, BackboneConfig] = {}
+    names: set[str] = set()
+    random: set[str] = set()
+    for config in configs:
+        backbone = build_backbone(config, data.bands, data.statistics, seed)
+        if backbone.name in names:
+            raise ValueError(f"two backbones are called '{backbone.name}': give them a name each")
+        names.add(backbone.name)
+        if backbone.architecture is not None:
+            if backbone.learned:
+                architectures.setdefault(backbone.architecture, config)
+            else:
+                random.add(backbone.architecture)
+        yield backbone
+    floors = {a: config for a, config in architectures.items() if a not in random}
+    for config in floors.values():
+        backbone = build_backbone(config, data.bands, data.statistics, seed, random=True)
+        name = RANDOM if len(floors) == 1 else f'{RANDOM}: {backbone.name}'
+        yield replace(backbone, name=name, lines=[])
+    yield statistics_backbone(data.bands, data.statistics)
+
+
+def _features(
+    backbone: Backbone,
+    data: LabelledData,
+    split: Split,
+    settings: ProbeSettings,
+    cache: FeatureCache,
+) -> Features:
+    encoder = backbone.encoder
+    key = feature_key(encoder, backbone.adapter, data, split, settings.device)
+    description = f'{backbone.name}: {split}' if settings.progress else None
+    encoder.to(settings.device)
+    try:
+        return cache.get(
+            key,
+            lambda: split_features(
+                encoder, backbone.adapter, data, split, settings.device, description
+            ),
         )
-        scores += [_score(name, bank, queries, neighbours) for neighbours in k]
-    return scores
+    finally:
+        encoder.cpu()
 
 
-def _score(name: str, bank: LabelledFeatures, queries: LabelledFeatures, k: int) -> Score:
-    accuracy = knn_accuracy(*bank, *queries, k=k)
-    return Score(name, f'{k}-NN', accuracy, len(bank.labels), len(queries.labels))
+def _classes(splits: dict[Split, Features], data: LabelledData) -> int:
+    """Number of classes: those that are named, or as many as there are in the data."""
+    targets = [splits[split].targets for split in SPLITS]
+    if data.task == 'regression':
+        return 1
+    if data.task == 'multilabel':
+        return targets[0].shape[1]
+    known = [t[t != data.ignore_index] if data.dense else t for t in targets]
+    seen = 1 + max((int(t.max()) for t in known if t.numel()), default=0)
+    return max(seen, len(data.classes))
 
 
-def write_scores(scores: Sequence[Score], output: Path) -> None:
-    """Write scores as JSON, beside and renamed into place.
-
-    Args:
-        scores: The scores.
-        output: File to write.
-    """
-    output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f'.{output.name}.part')
-    beside.write_text(json.dumps([asdict(score) for score in scores], indent=2) + '\n')
-    beside.replace(output)
-
-
-def print_scores(scores: Sequence[Score], title: str | None = None) -> None:
-    """Print scores as a table, a row for each kind of features.
-
-    Args:
-        scores: The scores.
-        title: Title of the table.
-    """
-    probes = list(dict.fromkeys(score.probe for score in scores))
-    table = Table('features', title=title)
+def _predictions(
+    probes: Sequence[Probe],
+    backbone: Backbone,
+    splits: dict[Split, Features],
+    data: LabelledData,
+    classes: int,
+    settings: ProbeSettings,
+    report: Report,
+) -> Iterator[Prediction]:
+    encoder, seed, progress = backbone.encoder, settings.seed, settings.progress
     for probe in probes:
-        table.add_column(probe, justify='right')
-    for name in dict.fromkeys(score.features for score in scores):
-        cells = {s.probe: f'{100 * s.accuracy:.1f} %' for s in scores if s.features == name}
-        table.add_row(name, *(cells[probe] for probe in probes))
-    Console().print(table)
+        if probe == 'knn':
+            bank = len(splits['train'].targets)
+            if too_many := [k for k in settings.k if k > bank]:
+                report.note(f'k = {too_many} left out: the bank has {bank} images')
+            ks = [k for k in settings.k if k <= bank]
+            if ks:
+                yield from knn_probe(splits, encoder.features, ks, classes)
+        elif probe == 'logistic':
+            yield from logistic_probe(splits, encoder.features, data.task, classes, progress)
+        elif probe == 'linear' and data.dense:
+            yield dense_probe(
+                splits,
+                data.task,
+                classes,
+                data.ignore_index,
+                settings.steps,
+                seed,
+                progress=progress,
+            )
+        elif probe == 'linear':
+            yield linear_probe(
+                splits,
+                encoder.features,
+                encoder.inputs,
+                data.task,
+                classes,
+                settings.steps,
+                seed,
+                progress=progress,
+            )
+        else:
+            try:
+                yield decoder_probe(
+                    DECODERS[probe],
+                    backbone,
+                    data,
+                    splits['train'].targets,
+                    classes,
+                    settings.epochs,
+                    seed,
+                    settings.device,
+                    progress,
+                )
+            except UnsuitableError as error:
+                if backbone.model is not None:
+                    report.note(f'{DECODERS[probe].name}: left out: {error}')

@@ -1,16 +1,17 @@
-"""Features of labelled images: from a backbone, or plain statistics as a floor."""
+"""Features of labelled images, computed once."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 from rich.progress import track
 from torch import Tensor
 
+from geofm.evaluation.adapter import Adapter
+from geofm.evaluation.data import LabelledData, Split
+from geofm.evaluation.encoders import Encoder
 from geofm.models import MultiSensorViT
-
-#: From a normalised batch to features of shape (B, D).
-Encoder = Callable[[Mapping[str, Any]], Tensor]
 
 
 class LabelledFeatures(NamedTuple):
@@ -25,7 +26,59 @@ class LabelledFeatures(NamedTuple):
     labels: Tensor
 
 
-def backbone_encoder(backbone: MultiSensorViT, pool: Literal['cls', 'patches'] = 'cls') -> Encoder:
+@dataclass(frozen=True, slots=True)
+class Features:
+    """Features and targets of a split.
+
+    Attributes:
+        values: Float32: vectors (N, V, D) of images, or (N, D, h, w) on the ground.
+        targets: Classes int64 (N,) or (N, classes), or maps (N, H, W), see
+            :meth:`LabelledData.targets`.
+    """
+
+    values: Tensor
+    targets: Tensor
+
+
+@torch.inference_mode()
+def split_features(
+    encoder: Encoder,
+    adapter: Adapter,
+    data: LabelledData,
+    split: Split,
+    device: torch.device | str = 'cpu',
+    description: str | None = None,
+) -> Features:
+    """Compute the features of a split.
+
+    Args:
+        encoder: From a prepared batch to features.
+        adapter: From a batch of the data to a prepared one.
+        data: The data.
+        split: The split.
+        device: Where to compute.
+        description: Text of a progress bar; None shows none.
+
+    Returns:
+        Features and targets, on the CPU.
+    """
+    adapter = adapter.to(device)
+    compute = encoder.patches if data.dense else encoder.pooled
+    values, targets = [], []
+    loader: Iterable[Any] = data.loader(split)
+    if description is not None:
+        loader = track(loader, description)
+    for batch in loader:
+        tensors = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
+        values.append(compute(adapter(tensors)).float().cpu())
+        # On the CPU: some of TorchGeo's data modules keep tables there.
+        targets.append(data.targets(batch))
+    return Features(torch.cat(values), torch.cat(targets))
+
+
+def backbone_encoder(
+    backbone: MultiSensorViT, pool: Literal['cls', 'patches'] = 'cls'
+) -> Callable[[Mapping[str, Any]], Tensor]:
     """Features of a geofm backbone.
 
     Args:
@@ -33,7 +86,8 @@ def backbone_encoder(backbone: MultiSensorViT, pool: Literal['cls', 'patches'] =
         pool: The CLS token, or the mean of the patch tokens.
 
     Returns:
-        The encoder. It tells the backbone the dates where the batch has them.
+        From a normalised batch to features of shape (B, D). It tells the backbone the dates where
+        the batch has them.
     """
 
     def encode(batch: Mapping[str, Any]) -> Tensor:
@@ -45,41 +99,20 @@ def backbone_encoder(backbone: MultiSensorViT, pool: Literal['cls', 'patches'] =
     return encode
 
 
-def band_statistics_encoder(batch: Mapping[str, Any]) -> Tensor:
-    """Mean and standard deviation of every band over the valid pixels: a floor for any model.
-
-    Args:
-        batch: Normalised ``image`` of shape (B, C, H, W), and where known ``valid`` of shape
-            (B, H, W).
-
-    Returns:
-        Features of shape (B, 2C).
-    """
-    image: Tensor = batch['image']
-    valid = batch['valid'][:, None] if 'valid' in batch else torch.ones_like(image[:, :1])
-    valid = valid.to(image.dtype)
-    count = valid.sum(dim=(2, 3)).clamp_min(1)
-    mean = (image * valid).sum(dim=(2, 3)) / count
-    deviation = (image - mean[..., None, None]) * valid
-    return torch.cat([mean, (deviation.square().sum(dim=(2, 3)) / count).sqrt()], dim=1)
-
-
 @torch.inference_mode()
 def extract_features(
-    encoder: Encoder,
+    encoder: Callable[[Mapping[str, Any]], Tensor],
     batches: Iterable[Mapping[str, Any]],
     prepare: Callable[[dict[str, Any]], Mapping[str, Any]],
     device: torch.device | str = 'cpu',
-    description: str | None = None,
 ) -> LabelledFeatures:
-    """Compute the features of all batches.
+    """Compute the features of all batches, for a look at a model that is being trained.
 
     Args:
         encoder: From a normalised batch to features.
         batches: Batches with ``image`` and ``label``, e.g. a data loader.
         prepare: What a data module does on the device: normalisation.
         device: Where to compute.
-        description: Text of a progress bar; None shows none.
 
     Returns:
         Features and labels, on the CPU.
@@ -88,8 +121,6 @@ def extract_features(
         ValueError: If there is no batch, or one without labels.
     """
     features, labels = [], []
-    if description is not None:
-        batches = track(batches, description)
     for batch in batches:
         if 'label' not in batch:
             raise ValueError(f'batches must have a label; this one has {sorted(batch)}')

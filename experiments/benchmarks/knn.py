@@ -1,0 +1,154 @@
+"""Compare the speed of exact k-nearest-neighbour search: 10,000 queries in 50,000 x 768.
+
+Faiss's `IndexFlatIP`, scikit-learn's brute force and this package take turns, so that whatever else
+the machine does falls on all of them; compare the ratios of one run, not the figures of two. Each
+is given unit vectors as float32 and finds the same neighbours, which is checked.
+
+    pip install faiss-cpu
+    python experiments/benchmarks/knn.py
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import track
+from sklearn.neighbors import NearestNeighbors
+from threadpoolctl import threadpool_limits
+from torch.nn.functional import normalize
+
+from geofm.evaluation.probes.knn import nearest
+
+Array = npt.NDArray[np.float32]
+#: From bank and queries to the positions of the neighbours.
+Search = Callable[[Array, Array], npt.NDArray[np.int64]]
+
+
+def geofm(k: int) -> Search:
+    """This package: a matrix product and topk, a chunk of queries at a time."""
+
+    def search(bank: Array, queries: Array) -> npt.NDArray[np.int64]:
+        return nearest(torch.from_numpy(bank), torch.from_numpy(queries), k)[1].numpy()
+
+    return search
+
+
+def scikit_learn(k: int) -> Search:
+    """Brute force; the euclidean distance of unit vectors, its fast path, ranks as the cosine."""
+
+    def search(bank: Array, queries: Array) -> npt.NDArray[np.int64]:
+        index = NearestNeighbors(n_neighbors=k, algorithm='brute').fit(bank)
+        found: npt.NDArray[np.int64] = index.kneighbors(queries, return_distance=False)
+        return found
+
+    return search
+
+
+def faiss_flat(k: int, threads: int) -> Search | None:
+    """Faiss's exact inner product; None where faiss is not installed."""
+    try:
+        import faiss  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    except ImportError:
+        print('faiss-cpu is not installed: compared with scikit-learn alone')
+        return None
+    faiss.omp_set_num_threads(threads)
+
+    def search(bank: Array, queries: Array) -> npt.NDArray[np.int64]:
+        index = faiss.IndexFlatIP(bank.shape[1])
+        index.add(bank)
+        found: npt.NDArray[np.int64] = index.search(queries, k)[1]
+        return found
+
+    return search
+
+
+def measure(
+    searches: dict[str, Search], bank: Array, queries: Array, rounds: int
+) -> dict[str, list[float]]:
+    """Seconds of each search in each round, after one run of each that checks its neighbours."""
+    seconds: dict[str, list[float]] = {name: [] for name in searches}
+    few = queries[:200]
+    exact = (few.astype(np.float64) @ bank.astype(np.float64).T).argsort(axis=1)[:, ::-1]
+    for name, search in searches.items():
+        found = search(bank, few)
+        # Rounding may swap neighbours that are as near to within float32.
+        agreed = np.mean(
+            [
+                len({*a} & {*b}) / len(a)
+                for a, b in zip(found, exact[:, : found.shape[1]], strict=True)
+            ]
+        )
+        assert agreed > 0.999, f'{name} finds {agreed:.2%} of the neighbours'
+    for _ in track(range(rounds), description='Rounds'):
+        for name, search in searches.items():
+            start = time.perf_counter()
+            search(bank, queries)
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def table(seconds: dict[str, list[float]], baseline: str) -> str:
+    """Markdown table of median times and of the medians of the ratios within a round."""
+    lines = ['| search | seconds | ratio | range of ratio |', '|---|---:|---:|---:|']
+    for name, values in seconds.items():
+        ratios = [value / base for value, base in zip(values, seconds[baseline], strict=True)]
+        lines.append(
+            f'| {name} | {statistics.median(values):.2f} | {statistics.median(ratios):.2f} '
+            f'| {min(ratios):.2f} to {max(ratios):.2f} |'
+        )
+    return '\n'.join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the comparison, print the table and write it with the figures of each round."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument('--bank', type=int, default=50_000)
+    parser.add_argument('--queries', type=int, default=10_000)
+    parser.add_argument('--width', type=int, default=768)
+    parser.add_argument('--k', type=int, default=20)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--output', type=Path, default=Path(__file__).parents[1] / 'results')
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = (
+        normalize(torch.randn(count, options.width, generator=generator), dim=1).numpy()
+        for count in (options.bank, options.queries)
+    )
+    searches = {'geofm': geofm(options.k), 'scikit-learn, brute': scikit_learn(options.k)}
+    flat = faiss_flat(options.k, options.threads)
+    if flat is not None:
+        searches = {'faiss IndexFlatIP': flat, **searches}
+    with threadpool_limits(options.threads):
+        seconds = measure(searches, bank, queries, options.rounds)
+    text = table(seconds, baseline=next(iter(searches)))
+    print(text)
+    options.output.mkdir(parents=True, exist_ok=True)
+    about = {
+        'torch': torch.__version__,
+        'processor': platform.machine(),
+        'cores': os.cpu_count(),
+        'threads': options.threads,
+        'bank': options.bank,
+        'queries': options.queries,
+        'width': options.width,
+        'k': options.k,
+        'seconds': {name: [round(v, 3) for v in values] for name, values in seconds.items()},
+    }
+    for name, content in (('knn.json', json.dumps(about, indent=2)), ('knn.md', text)):
+        temporary = options.output / f'.{name}.part'
+        temporary.write_text(content + '\n')
+        temporary.replace(options.output / name)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,159 @@
+"""Pictures of what a benchmark found."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from geofm.datasets.plot import s1_composite, stretch
+from geofm.evaluation.metrics import NO_SHARES, PRIMARY
+from geofm.evaluation.report import Report, pictured_samples, with_unit
+from geofm.sensors import RGB_BANDS, SENTINEL1, band_indices
+
+_DPI = 150
+_CLASSES = colormaps['tab20']
+
+
+def plot_scores(report: Report) -> Figure:
+    """A bar for each row and probe, with its interval, of the primary metric.
+
+    Args:
+        report: What was found.
+
+    Returns:
+        The figure.
+    """
+    metric = PRIMARY[report.data.task]
+    rows = {
+        name: {probe: s for (probe, m), s in cells.items() if m == metric}
+        for name, cells in report.rows().items()
+    }
+    probes = list(dict.fromkeys(probe for cells in rows.values() for probe in cells))
+    bars = [(name, probe) for name, cells in rows.items() for probe in probes if probe in cells]
+    figure = Figure(figsize=(8, 1.2 + 0.28 * len(bars) + 0.12 * len(rows)), layout='constrained')
+    ax = figure.add_subplot()
+    percent = 1 if metric in NO_SHARES else 100
+    colors = colormaps['tab10'].colors  # type: ignore[attr-defined]
+    place, ticks, labels = 0.0, [], []
+    for name, cells in rows.items():
+        start = place
+        for probe, score in sorted(cells.items(), key=lambda item: probes.index(item[0])):
+            value = percent * score.value
+            ends = [[value - percent * score.low], [percent * score.high - value]]
+            color = colors[probes.index(probe) % len(colors)]
+            known = name == next(row for row, c in rows.items() if probe in c)
+            ax.barh(place, value, 0.85, color=color, alpha=0.75, label=probe if known else None)
+            # A percentile interval may leave the value itself out.
+            ax.errorbar(value, place, xerr=np.clip(ends, 0, None), color='0.2', lw=1, capsize=2)
+            place += 1
+        ticks.append((start + place - 1) / 2)
+        labels.append(name.replace(', ', '\n'))
+        place += 0.5
+    ax.set_yticks(ticks, labels)
+    ax.invert_yaxis()
+    ax.set_xlabel(with_unit(metric))
+    figure.suptitle(report.title, fontsize='medium')
+    ax.grid(axis='x', alpha=0.3)
+    ax.spines[['top', 'right']].set_visible(False)
+    figure.legend(loc='outside lower center', ncols=min(4, len(probes)), frameon=False)
+    return figure
+
+
+def plot_maps(report: Report) -> Figure:
+    """A line for each of a few test images: what the sensors saw, the truth, each prediction.
+
+    Args:
+        report: What was found, on a dense task.
+
+    Returns:
+        The figure.
+    """
+    samples = pictured_samples(report.data)
+    columns = ['image', 'truth', *report.maps]
+    figure = Figure(figsize=(2.2 * len(columns), 2.35 * len(samples)), layout='constrained')
+    axes = figure.subplots(len(samples), len(columns), squeeze=False)
+    truths = np.stack([sample['target'].numpy() for sample in samples]).astype(np.float64)
+    gaps = truths == report.data.ignore_index
+    if report.data.task == 'regression':
+        gaps = ~np.isfinite(truths)
+    if report.data.task == 'segmentation':
+        style: dict[str, Any] = {
+            'cmap': _CLASSES,
+            'vmin': 0,
+            'vmax': max(report.classes, _CLASSES.N) - 1,
+        }
+    else:
+        known = truths[~gaps]
+        low, high = (known.min(), known.max()) if known.size else (0.0, 1.0)
+        style = {'cmap': 'viridis', 'vmin': low, 'vmax': high}
+    for i, sample in enumerate(samples):
+        drawn = [picture(sample['image'].numpy(), report.data.bands)]
+        drawn += [np.ma.masked_array(truths[i], gaps[i])]
+        drawn += [maps[i].numpy() for maps in report.maps.values()]
+        for ax, title, pixels in zip(axes[i], columns, drawn, strict=True):
+            ax.imshow(pixels, interpolation='nearest', **({} if pixels.ndim == 3 else style))
+            ax.set(xticks=[], yticks=[])
+            if i == 0:
+                ax.set_title(title.replace(', ', '\n'), fontsize='small')
+    figure.suptitle(report.title, fontsize='medium')
+    if report.data.task == 'segmentation':
+        _name_classes(figure, report, style)
+    return figure
+
+
+def _name_classes(figure: Figure, report: Report, style: dict[str, Any]) -> None:
+    """A legend of the classes, as far as they have names."""
+    names = report.data.classes[: report.classes]
+    if len(names) == report.classes:
+        patches = [
+            Patch(color=_CLASSES(i / style['vmax']), label=name) for i, name in enumerate(names)
+        ]
+        figure.legend(
+            handles=patches, loc='outside lower center', ncols=5, frameon=False, fontsize='small'
+        )
+
+
+def picture(image: npt.NDArray[np.float32], bands: tuple[str, ...]) -> npt.NDArray[np.float32]:
+    """True colour where the bands have it, else a composite of Sentinel-1, else the first band.
+
+    Args:
+        image: Raw values (C, H, W).
+        bands: Names of the channels.
+
+    Returns:
+        Colours in [0, 1], shape (H, W, 3).
+    """
+    if set(RGB_BANDS) <= set(bands):
+        channels = image[band_indices(RGB_BANDS, bands)]
+    elif set(SENTINEL1.band_names) <= set(bands):
+        channels = s1_composite(*image[band_indices(SENTINEL1.band_names, bands)])
+    else:
+        channels = image[[0, 0, 0]]
+    return stretch(channels, np.isfinite(channels).all(axis=0))
+
+
+def write_figures(report: Report, folder: Path) -> list[Path]:
+    """Write the pictures, each beside and renamed into place.
+
+    Args:
+        report: What was found.
+        folder: Folder to write to.
+
+    Returns:
+        The files.
+    """
+    figures = {'scores.png': plot_scores(report)} if report.scores else {}
+    if report.maps:
+        figures['maps.png'] = plot_maps(report)
+    files = []
+    for name, figure in figures.items():
+        path = folder / name
+        beside = path.with_name(f'.part.{name}')
+        figure.savefig(beside, dpi=_DPI)
+        beside.replace(path)
+        files.append(path)
+    return files

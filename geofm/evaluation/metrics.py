@@ -1,0 +1,285 @@
+"""Metrics of predictions, with bootstrap intervals."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import (
+    multiclass_accuracy,
+    multilabel_average_precision,
+    multilabel_f1_score,
+)
+
+from geofm.evaluation.data import Task
+
+#: Resamples of the test images.
+ROUNDS = 1000
+
+#: Resamples where a metric needs the images in the order of their scores.
+RANKED_ROUNDS = 200
+
+#: The interval holds this share of the resamples.
+LEVEL = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A figure and how far it may be off because the test images are a sample.
+
+    Attributes:
+        name: Name of the metric.
+        value: Its value on the test split.
+        low: Lower end of the 95 % interval of the bootstrap over test images.
+        high: Upper end.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+
+
+#: The metric by which the best of a sweep is chosen, and that a chart shows.
+PRIMARY: dict[Task, str] = {
+    'classification': 'overall accuracy',
+    'multilabel': 'mAP micro',
+    'segmentation': 'mIoU',
+    'regression': 'R2',
+}
+
+#: Metrics that are not a share of something, so not written in per cent.
+NO_SHARES = ('R2', 'RMSE')
+
+
+def image_metrics(task: Task, scores: Tensor, targets: Tensor, seed: int = 0) -> list[Metric]:
+    """Metrics of predictions for whole images.
+
+    Args:
+        task: 'classification' or 'multilabel'.
+        scores: Score of each class, of shape (N, C); of several labels a probability.
+        targets: Classes int64 (N,), or 0 and 1 int64 (N, C).
+        seed: Seed of the bootstrap.
+
+    Returns:
+        Overall and average accuracy; or mAP micro and macro, and F1 micro at 0.5.
+    """
+    if task == 'classification':
+        return _accuracies(scores.argmax(dim=1), targets, scores.shape[1], seed)
+    return _multilabel(scores, targets, seed)
+
+
+def _accuracies(predictions: Tensor, targets: Tensor, classes: int, seed: int) -> list[Metric]:
+    def value(average: str) -> float:
+        # 'micro' is the share of images; 'macro' the mean over classes of theirs.
+        return multiclass_accuracy(predictions, targets, classes, average=average).item()  # type: ignore[arg-type]
+
+    of_class = torch.nn.functional.one_hot(targets, classes).double()
+    right = of_class * (predictions == targets)[:, None]
+    summed = bootstrap_sums(torch.cat([right, of_class], dim=1), seed)
+    right_of, all_of = summed.tensor_split(2, dim=1)
+    overall = right_of.sum(dim=1) / all_of.sum(dim=1)
+    present = all_of > 0
+    average = (right_of / all_of.clamp_min(1)).sum(dim=1) / present.sum(dim=1)
+    return [
+        Metric('overall accuracy', value('micro'), *interval(overall)),
+        Metric('average accuracy', value('macro'), *interval(average)),
+    ]
+
+
+def _multilabel(scores: Tensor, targets: Tensor, seed: int) -> list[Metric]:
+    classes = targets.shape[1]
+    # Strictly more than half, as of votes.
+    predictions = (scores > 0.5).long()
+    of_class = multilabel_average_precision(scores, targets, classes, average='none')
+    # Of a label that no test image has there is no precision.
+    shown = targets.sum(dim=0) > 0
+    values = {
+        'mAP micro': multilabel_average_precision(scores, targets, classes, average='micro'),
+        'mAP macro': of_class[shown].mean(),
+        'F1 micro': multilabel_f1_score(predictions, targets, classes, average='micro'),
+    }
+    counts = torch.stack(
+        [
+            torch.bincount(rows, minlength=len(targets))
+            for rows in _draws(len(targets), RANKED_ROUNDS, seed)
+        ]
+    ).double()
+    several = torch.stack(
+        [average_precision(scores[:, i], targets[:, i], counts) for i in range(classes)]
+    )
+    parts = (predictions & targets, predictions | targets)
+    both, either = bootstrap_sums(
+        torch.stack([part.sum(dim=1) for part in parts], dim=1).double(), seed
+    ).T
+    spreads = {
+        'mAP micro': average_precision(
+            scores.flatten(), targets.flatten(), counts.repeat_interleave(classes, dim=1)
+        ),
+        'mAP macro': several.nanmean(dim=0),
+        # F1 = 2 TP / (2 TP + FP + FN), and what is predicted or true is TP + FP + FN.
+        'F1 micro': 2 * both / (both + either).clamp_min(1),
+    }
+    return [Metric(name, values[name].item(), *interval(spreads[name])) for name in values]
+
+
+def average_precision(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+    """Average precision of many resamples at once.
+
+    The mean of the precision over the true ones, at the threshold of each; rows of equal score
+    come together.
+
+    Args:
+        scores: Scores of shape (N,).
+        targets: 0 and 1, of shape (N,).
+        counts: How often each row is in each resample, of shape (R, N).
+
+    Returns:
+        Of shape (R,); NaN where a resample has no true one.
+    """
+    order = scores.argsort(descending=True)
+    ranked = scores[order]
+    last = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)])
+    results = []
+    # Few at a time, for memory.
+    for drawn in counts.split(16):
+        weights = drawn[:, order]
+        true = (weights * targets[order]).cumsum(dim=1)[:, last]
+        every = weights.cumsum(dim=1)[:, last]
+        gained = true.diff(dim=1, prepend=torch.zeros(len(true), 1))
+        precision = true / every.clamp_min(1)
+        results.append((gained * precision).sum(dim=1) / true[:, -1])
+    return torch.cat(results)
+
+
+def confusion(predictions: Tensor, targets: Tensor, classes: int, ignore_index: int) -> Tensor:
+    """Confusion matrix of each map.
+
+    Args:
+        predictions: Classes int64 (N, H, W).
+        targets: Classes int64 (N, H, W).
+        classes: Number of classes C.
+        ignore_index: Target that does not count.
+
+    Returns:
+        Pixels by target and prediction, float64 of shape (N, C, C).
+    """
+    counted = targets != ignore_index
+    image = torch.arange(len(targets)).view(-1, 1, 1).expand_as(targets)
+    cell = (image * classes + targets) * classes + predictions
+    counts = torch.bincount(cell[counted], minlength=len(targets) * classes * classes)
+    return counts.view(len(targets), classes, classes).double()
+
+
+def segmentation_metrics(confusions: Tensor, seed: int = 0) -> list[Metric]:
+    """Metrics of maps of classes.
+
+    Args:
+        confusions: Confusion matrix of each map, of shape (N, C, C).
+        seed: Seed of the bootstrap.
+
+    Returns:
+        mIoU over the classes that are there or were predicted, and the share of pixels right.
+    """
+    resampled = bootstrap_sums(confusions.flatten(1), seed).unflatten(1, confusions.shape[1:])
+    every = confusions.sum(dim=0, keepdim=True)
+    return [
+        Metric(name, metric(every).item(), *interval(metric(resampled)))
+        for name, metric in (('mIoU', mean_iou), ('pixel accuracy', _pixel_accuracy))
+    ]
+
+
+def mean_iou(confusions: Tensor) -> Tensor:
+    """Mean intersection over union of confusion matrices (..., C, C), as torchmetrics' macro."""
+    right = confusions.diagonal(dim1=-2, dim2=-1)
+    union = confusions.sum(dim=-1) + confusions.sum(dim=-2) - right
+    return (right / union.clamp_min(1)).sum(dim=-1) / (union > 0).sum(dim=-1).clamp_min(1)
+
+
+def _pixel_accuracy(confusions: Tensor) -> Tensor:
+    right = confusions.diagonal(dim1=-2, dim2=-1).sum(dim=-1)
+    return right / confusions.sum(dim=(-2, -1)).clamp_min(1)
+
+
+def regression_sums(predictions: Tensor, targets: Tensor) -> Tensor:
+    """What RMSE and R2 of each map are made of.
+
+    Args:
+        predictions: Values (N, H, W).
+        targets: Values (N, H, W), NaN where nothing is known.
+
+    Returns:
+        Number of pixels, sums of the targets, their squares and the squared errors, float64 of
+        shape (N, 4).
+    """
+    known = targets.isfinite()
+    y = targets.double().masked_fill(~known, 0.0)
+    error = (predictions.double() - y).masked_fill(~known, 0.0)
+    parts = (known.double(), y, y.square(), error.square())
+    return torch.stack([part.flatten(1).sum(dim=1) for part in parts], dim=1)
+
+
+def regression_metrics(sums: Tensor, seed: int = 0) -> list[Metric]:
+    """Metrics of maps of values.
+
+    Args:
+        sums: Of :func:`regression_sums`.
+        seed: Seed of the bootstrap.
+
+    Returns:
+        RMSE over all pixels, in the unit of the target, and R2.
+    """
+    resampled, every = bootstrap_sums(sums, seed), sums.sum(dim=0, keepdim=True)
+    return [
+        Metric(name, metric(every).item(), *interval(metric(resampled)))
+        for name, metric in (('R2', r2), ('RMSE', _rmse))
+    ]
+
+
+def r2(sums: Tensor) -> Tensor:
+    """Share of the variance explained, of sums (..., 4)."""
+    count, total, squares, error = sums.unbind(dim=-1)
+    return 1 - error / (squares - total.square() / count.clamp_min(1)).clamp_min(1e-12)
+
+
+def _rmse(sums: Tensor) -> Tensor:
+    return (sums[..., 3] / sums[..., 0].clamp_min(1)).sqrt()
+
+
+def bootstrap_sums(values: Tensor, seed: int) -> Tensor:
+    """Sums over resamples of the rows, with replacement.
+
+    Args:
+        values: Of shape (N, K).
+        seed: Seed of the draws.
+
+    Returns:
+        Sums of shape (rounds, K).
+    """
+    count = len(values)
+    sums = values.new_empty(ROUNDS, values.shape[1])
+    for i, rows in enumerate(_draws(count, ROUNDS, seed)):
+        sums[i] = torch.bincount(rows, minlength=count).to(values.dtype) @ values
+    return sums
+
+
+def _draws(count: int, rounds: int, seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randint(count, (count,), generator=generator) for _ in range(rounds)]
+
+
+def interval(resampled: Tensor) -> tuple[float, float]:
+    """The 95 % interval of a bootstrap: its percentiles.
+
+    Args:
+        resampled: A figure on each resample.
+
+    Returns:
+        Lower and upper end.
+    """
+    tail = (1 - LEVEL) / 2
+    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    known = resampled.double()[resampled.isfinite()]
+    if not len(known):
+        return float('nan'), float('nan')
+    low, high = known.quantile(ends).tolist()
+    return low, high

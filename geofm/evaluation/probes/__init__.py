@@ -1,0 +1,1 @@
+"""What is trained, or looked up, on frozen features."""

@@ -1,0 +1,218 @@
+"""DPT and UPerNet on a backbone, by TorchGeo's own tasks."""
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import segmentation_models_pytorch as smp
+import torch
+from lightning.pytorch import LightningModule, Trainer, seed_everything
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torch.utils.data import DataLoader
+from torchgeo.tasks import PixelwiseRegression, SemanticSegmentation
+
+from geofm.evaluation.adapter import Adapter
+from geofm.evaluation.backbones import Backbone
+from geofm.evaluation.data import LabelledData, Split
+from geofm.evaluation.probes.prediction import Prediction
+
+#: Learning rates of AdamW, with the backbone frozen and tuned.
+_LR = 1e-3
+_TUNED_LR = 1e-4
+
+#: What the sides of an image must be a multiple of, by the coarsest map of the decoder.
+_MULTIPLES = {'dpt': 1, 'upernet': 32}
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """A decoder, and whether the backbone is trained with it.
+
+    Attributes:
+        model: 'dpt' or 'upernet'.
+        tuned: Whether the backbone is trained too.
+    """
+
+    model: str
+    tuned: bool
+
+    @property
+    def name(self) -> str:
+        """What a table calls it."""
+        return f'{self.model}, {"tuned" if self.tuned else "frozen"}'
+
+
+class UnsuitableError(ValueError):
+    """A backbone does not go with a decoder."""
+
+
+def decoder_probe(
+    decoder: Decoder,
+    backbone: Backbone,
+    data: LabelledData,
+    train_targets: Tensor,
+    classes: int,
+    epochs: int,
+    seed: int,
+    device: str = 'cpu',
+    progress: bool = True,
+) -> Prediction:
+    """Train a decoder on a backbone with TorchGeo, and map the test split.
+
+    Args:
+        decoder: Which decoder, on a frozen or a tuned backbone.
+        backbone: The backbone; a copy of it is trained.
+        data: The data.
+        train_targets: Targets of the training split, (N, H, W).
+        classes: Number of classes; 1 for regression.
+        epochs: Number of epochs.
+        seed: Seed of the decoder's weights and of the order of samples.
+        device: Where to compute.
+        progress: Whether to show progress bars.
+
+    Returns:
+        Maps of the test split.
+
+    Raises:
+        UnsuitableError: If the backbone does not go with the decoder.
+    """
+    seed_everything(seed, verbose=False)
+    task = _task(decoder, backbone, data, classes)
+    # Values are learned at zero mean and unit variance, and brought back.
+    center, spread = 0.0, 1.0
+    if data.task == 'regression':
+        if not train_targets.isfinite().all():
+            raise UnsuitableError(f'{data.name}: TorchGeo regresses maps without gaps only')
+        center, spread = train_targets.mean().item(), train_targets.std().clamp_min(1e-12).item()
+    kind = torch.device(device)
+    trainer = Trainer(
+        accelerator='gpu' if kind.type == 'cuda' else kind.type,
+        devices=[kind.index or 0] if kind.type == 'cuda' else 1,
+        max_epochs=epochs,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    # Workers, and so the loaders, prepare batches on the CPU.
+    adapter = copy.deepcopy(backbone.adapter).cpu()
+    adapter.multiple = math.lcm(adapter.multiple, _MULTIPLES[decoder.model])
+    prepare = _prepare(adapter, data, center, spread)
+
+    def loader(split: Split) -> DataLoader[Any]:
+        return DataLoader(
+            data.splits[split],
+            batch_size=data.batch_size,
+            shuffle=split == 'train',
+            num_workers=data.num_workers,
+            collate_fn=lambda samples: prepare(data.collate_fn(samples)),
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    with warnings.catch_warnings():
+        # A frozen backbone is in evaluation mode on purpose.
+        warnings.filterwarnings('ignore', '.*in eval mode at the start of training')
+        # The validation loss is what TorchGeo lowers the learning rate by.
+        trainer.fit(task, loader('train'), loader('val'))
+    text = f'{backbone.name}: maps' if progress else None
+    maps = _predict(task.eval().to(device), adapter.to(device), data, device, text)
+    if data.task == 'regression':
+        maps = maps * spread + center
+    resized = [line for line in adapter.lines if line not in backbone.adapter.lines]
+    return Prediction(decoder.name, '', maps, '; '.join([f'{epochs} epochs', *resized]))
+
+
+def _task(decoder: Decoder, backbone: Backbone, data: LabelledData, classes: int) -> Any:
+    """TorchGeo's task, built by name, its encoder's model replaced by the backbone."""
+    if backbone.model is None or backbone.decoder_name is None:
+        raise UnsuitableError(f'{backbone.name}: not a ViT that TorchGeo builds by name')
+    name = backbone.decoder_name
+    if decoder.model == 'upernet':
+        if name not in smp.encoders.encoders:
+            raise UnsuitableError(
+                f"{backbone.name}: '{name}' is no encoder of segmentation-models-pytorch"
+            )
+    else:
+        name = f'tu-{name}'
+    common: dict[str, Any] = {
+        'model': decoder.model,
+        'backbone': name,
+        'weights': None,
+        'in_channels': _default_channels(backbone),
+        'lr': _TUNED_LR if decoder.tuned else _LR,
+    }
+    task: LightningModule
+    if data.task == 'regression':
+        task = PixelwiseRegression(**common)
+    else:
+        task = SemanticSegmentation(
+            **common, num_classes=classes, ignore_index=data.ignore_index, loss='ce'
+        )
+    vit = _replace(task.model.encoder, backbone.model, backbone.name)
+    # Of an encoder with a pyramid, the pyramid is always trained.
+    vit.requires_grad_(decoder.tuned).train(decoder.tuned)
+    return task
+
+
+def _default_channels(backbone: Backbone) -> int:
+    """Channels with which a model can be built by its name alone."""
+    config: Any = getattr(backbone.model, 'pretrained_cfg', None) or {}
+    return int(config['input_size'][0]) if 'input_size' in config else len(backbone.adapter.bands)
+
+
+def _replace(encoder: nn.Module, backbone: nn.Module, title: str) -> nn.Module:
+    """Put a copy of the backbone where the encoder has a model of its kind."""
+    replacement = copy.deepcopy(backbone)
+    for module in encoder.modules():
+        for name, child in module.named_children():
+            if type(child) is not type(backbone):
+                continue
+            for attribute in ('embed_dim', 'num_prefix_tokens'):
+                if getattr(child, attribute, None) != getattr(backbone, attribute, None):
+                    raise UnsuitableError(
+                        f"{title}: its {attribute} is not that of the name's model"
+                    )
+            if len(child.feature_info) != len(backbone.feature_info):  # type: ignore[arg-type]
+                raise UnsuitableError(f"{title}: its depth is not that of the name's model")
+            setattr(module, name, replacement)
+            return replacement
+    raise UnsuitableError(f'{title}: no {type(backbone).__name__} in the encoder')
+
+
+def _prepare(
+    adapter: Adapter, data: LabelledData, center: float, spread: float
+) -> Callable[[dict[str, Any]], dict[str, Tensor]]:
+    """From a batch of the data to one of TorchGeo's tasks: an image and a mask of one size."""
+
+    def prepare(batch: dict[str, Any]) -> dict[str, Tensor]:
+        image = adapter(batch)['image']
+        mask = data.targets(batch)
+        if data.task == 'regression':
+            mask = (mask - center) / spread
+        if image.shape[-2:] != mask.shape[-2:]:
+            resized = interpolate(mask[:, None].double(), image.shape[-2:], mode='nearest-exact')
+            mask = resized[:, 0].to(mask.dtype)
+        return {'image': image, 'mask': mask}
+
+    return prepare
+
+
+@torch.inference_mode()
+def _predict(
+    task: Any, adapter: Adapter, data: LabelledData, device: str, description: str | None
+) -> Tensor:
+    maps = []
+    loader = track(data.loader('test'), description or '', disable=description is None)
+    for batch in loader:
+        size = batch['image'].shape[-2:]
+        tensors = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
+        outputs = interpolate(task(adapter(tensors)['image']), size, mode='bilinear')
+        found = outputs[:, 0] if data.task == 'regression' else outputs.argmax(dim=1)
+        maps.append(found.float().cpu() if data.task == 'regression' else found.cpu())
+    return torch.cat(maps)

@@ -1,0 +1,209 @@
+"""Probes of whole images: k-NN, linear, logistic regression."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from rich.progress import track
+from sklearn.dummy import DummyClassifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from torch import Tensor
+from torch.nn.functional import one_hot
+from torchmetrics.functional.classification import multilabel_average_precision
+
+from geofm.evaluation.data import Split, Task
+from geofm.evaluation.features import Features
+from geofm.evaluation.probes.heads import Link, train_heads
+from geofm.evaluation.probes.knn import knn_votes
+from geofm.evaluation.probes.prediction import Prediction
+
+type Classifier = LogisticRegression | OneVsRestClassifier | DummyClassifier
+
+#: Learning rates of DINOv2's linear probe.
+LEARNING_RATES = (
+    1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1,
+)  # fmt: skip
+
+#: Batch of the linear probe, as in DINOv2.
+BATCH_SIZE = 128
+
+#: Inverse strengths of the regularisation of logistic regression.
+INVERSE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
+
+
+def knn_probe(
+    splits: Mapping[Split, Features], kinds: Mapping[str, int], ks: Sequence[int], classes: int
+) -> list[Prediction]:
+    """k-NN on each kind of features; the training split is the bank.
+
+    Args:
+        splits: Features of the splits.
+        kinds: Kinds of features, by the vector that each is.
+        ks: Numbers of neighbours.
+        classes: Number of classes.
+
+    Returns:
+        A prediction for each kind of features and number of neighbours.
+
+    Raises:
+        ValueError: If a number of neighbours is not between 1 and that of training images.
+    """
+    train, test = splits['train'], splits['test']
+    predictions = []
+    for kind, i in kinds.items():
+        votes = knn_votes(train.values[:, i], train.targets, test.values[:, i], ks, classes=classes)
+        predictions += [Prediction(f'{k}-NN', kind, votes[k]) for k in ks]
+    return predictions
+
+
+def linear_probe(
+    splits: Mapping[Split, Features],
+    kinds: Mapping[str, int],
+    inputs: Mapping[str, tuple[int, ...]],
+    task: Task,
+    classes: int,
+    steps: int,
+    seed: int,
+    learning_rates: Sequence[float] = LEARNING_RATES,
+    progress: bool = True,
+) -> Prediction:
+    """DINOv2's linear probe: a head for each learning rate and choice of tokens, all at once.
+
+    Args:
+        splits: Features of the splits.
+        kinds: Kinds of features, by the vector that each is.
+        inputs: Choices of tokens: the vectors put side by side.
+        task: 'classification' or 'multilabel'.
+        classes: Number of classes.
+        steps: Number of steps.
+        seed: Seed of the batches.
+        learning_rates: Learning rates, for a batch of 256.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Of the head that is best on the validation split.
+    """
+    train, val, test = splits['train'], splits['val'], splits['test']
+    _, vectors, width = train.values.shape
+    chosen = [(name, rate) for name in inputs for rate in learning_rates]
+    looks_at = torch.zeros(vectors, len(chosen), dtype=torch.bool)
+    for head, (name, _) in enumerate(chosen):
+        looks_at[list(inputs[name]), head] = True
+    link: Link = 'sigmoid' if task == 'multilabel' else 'softmax'
+    heads = train_heads(
+        train.values.flatten(1),
+        _as_shares(train.targets, classes),
+        looks_at.repeat_interleave(width, dim=0),
+        [rate for _, rate in chosen],
+        link,
+        steps,
+        BATCH_SIZE,
+        torch.Generator().manual_seed(seed),
+        description='linear probe' if progress else None,
+    )
+    values = val.values.flatten(1)
+    quality = [_quality(heads.outputs(values, h), val.targets, task) for h in range(len(chosen))]
+    best = int(np.argmax(quality))
+    outputs = heads.outputs(test.values.flatten(1), best)
+    scores = outputs.sigmoid() if link == 'sigmoid' else outputs.softmax(dim=1)
+    name, rate = chosen[best]
+    kind = next(iter(kinds)) if len(inputs) == 1 else 'chosen tokens'
+    return Prediction('linear', kind, scores, f'{name}, learning rate {rate:g}')
+
+
+def logistic_probe(
+    splits: Mapping[Split, Features],
+    kinds: Mapping[str, int],
+    task: Task,
+    classes: int,
+    progress: bool = True,
+) -> list[Prediction]:
+    """Logistic regression of scikit-learn, its regularisation chosen on the validation split.
+
+    Args:
+        splits: Features of the splits.
+        kinds: Kinds of features, by the vector that each is.
+        task: 'classification' or 'multilabel'.
+        classes: Number of classes.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        A prediction for each kind of features.
+    """
+    predictions = []
+    for kind, i in kinds.items():
+        train, val, test = (_standardised(splits, split, i) for split in ('train', 'val', 'test'))
+        best, best_quality, scores = INVERSE_STRENGTHS[0], -1.0, torch.empty(0)
+        for strength in track(
+            INVERSE_STRENGTHS,
+            f'logistic regression: {kind}'.removesuffix(': '),
+            disable=not progress,
+        ):
+            model = _fit(train, splits['train'].targets.numpy(), strength, task)
+            found = _probabilities(model, val, classes)
+            quality = _quality(found, splits['val'].targets, task)
+            if quality > best_quality:
+                best, best_quality = strength, quality
+                scores = _probabilities(model, test, classes)
+        predictions.append(Prediction('logistic', kind, scores, f'C = {best:g}'))
+    return predictions
+
+
+def _standardised(
+    splits: Mapping[Split, Features], split: Split, vector: int
+) -> np.typing.NDArray[np.float32]:
+    train = splits['train'].values[:, vector]
+    scale = train.std(dim=0, correction=0).clamp_min(1e-6)
+    return ((splits[split].values[:, vector] - train.mean(dim=0)) / scale).numpy()
+
+
+def _fit(
+    features: np.typing.NDArray[np.float32],
+    targets: np.typing.NDArray[np.int64],
+    strength: float,
+    task: Task,
+) -> Classifier:
+    if targets.ndim == 1 and (targets == targets[0]).all():
+        # Logistic regression wants two classes; there is nothing to learn.
+        return DummyClassifier(strategy='prior').fit(features, targets)
+    model = LogisticRegression(C=strength, max_iter=500)
+    if task == 'multilabel':
+        model = OneVsRestClassifier(model)
+    with warnings.catch_warnings():
+        # Weakly regularised ones go on and on; the validation split judges them as they are.
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        # A label that every image has, or none, makes a constant.
+        warnings.filterwarnings('ignore', 'Label .* is present in')
+        return model.fit(features, targets)
+
+
+def _probabilities(
+    model: Classifier,
+    features: np.typing.NDArray[np.float32],
+    classes: int,
+) -> Tensor:
+    """Probability of each class; 0 for those that no training image has."""
+    found = torch.from_numpy(np.asarray(model.predict_proba(features), dtype=np.float32))
+    if isinstance(model, OneVsRestClassifier):
+        return found
+    scores = torch.zeros(len(features), classes)
+    scores[:, torch.from_numpy(model.classes_)] = found
+    return scores
+
+
+def _as_shares(targets: Tensor, classes: int) -> Tensor:
+    return (one_hot(targets, classes) if targets.ndim == 1 else targets).float()
+
+
+def _quality(outputs: Tensor, targets: Tensor, task: Task) -> float:
+    """What the best of a sweep has most of; outputs that are not finite are the worst."""
+    if not outputs.isfinite().all():
+        return -1.0
+    if task == 'classification':
+        return (outputs.argmax(dim=1) == targets).double().mean().item()
+    # By ranks, so that outputs need not be probabilities.
+    scores = outputs if outputs.min() >= 0 and outputs.max() <= 1 else outputs.sigmoid()
+    return multilabel_average_precision(scores, targets, targets.shape[1], average='micro').item()

@@ -1,0 +1,168 @@
+"""k-nearest-neighbour classification of features."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+#: Similarities that are held at a time.
+_SIMILARITIES = 2**27
+
+
+def nearest(
+    bank: Tensor, queries: Tensor, k: int, chunk_size: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Nearest neighbours in cosine similarity, the nearest first.
+
+    Of neighbours that are equally similar, those that come first in the bank are nearer.
+
+    Args:
+        bank: Features of shape (N, D).
+        queries: Features of shape (M, D).
+        k: Number of neighbours, at most N.
+        chunk_size: Queries at a time: memory grows with chunk_size x N; None: half a GiB of it.
+
+    Returns:
+        Similarities float32 and positions in the bank int64, both of shape (M, k).
+
+    Raises:
+        ValueError: If *k* is not between 1 and N.
+    """
+    if not 1 <= k <= len(bank):
+        raise ValueError(f'k={k} neighbours of a bank of {len(bank)}')
+    if chunk_size is None:
+        chunk_size = max(64, _SIMILARITIES // len(bank))
+    bank = normalize(bank.float(), dim=1).T.contiguous()
+    chunks = normalize(queries.float(), dim=1).split(chunk_size)
+    found = [_nearest_of(chunk @ bank, k) for chunk in chunks if len(chunk)]
+    if not found:
+        return queries.new_empty(0, k, dtype=torch.float32), torch.empty(0, k, dtype=torch.long)
+    values, indices = zip(*found, strict=True)
+    return torch.cat(values), torch.cat(indices)
+
+
+def _nearest_of(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row, of equals those that come first."""
+    if k == similarity.shape[1]:
+        return _sorted(*similarity.sort(dim=1, descending=True, stable=True))
+    # One more than asked for: if it equals the last one, topk chose among equals as it liked.
+    values, indices = similarity.topk(k + 1, dim=1)
+    tied = values[:, k] == values[:, k - 1]
+    values, indices = values[:, :k], indices[:, :k]
+    if tied.any():
+        in_order = similarity[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], indices[tied] = in_order.values[:, :k], in_order.indices[:, :k]
+    return _sorted(values, indices)
+
+
+def _sorted(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows sorted by falling value, then by rising position."""
+    by_position = indices.sort(dim=1).indices
+    values, indices = values.gather(1, by_position), indices.gather(1, by_position)
+    by_value = values.sort(dim=1, descending=True, stable=True)
+    return by_value.values, indices.gather(1, by_value.indices)
+
+
+def knn_votes(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    ks: Sequence[int] = (5, 20),
+    temperature: float | None = 0.07,
+    classes: int | None = None,
+) -> dict[int, Tensor]:
+    """Share of the votes that each class gets from the nearest neighbours in cosine similarity.
+
+    Wu et al., 2018, *Unsupervised Feature Learning via Non-Parametric Instance Discrimination*;
+    the protocol of DINO and DINOv2. With several labels an image, each label is voted on.
+
+    Args:
+        bank: Features with known labels, of shape (N, D).
+        bank_labels: Their labels, int64 of shape (N,), from 0, or 0 and 1 of shape (N, C).
+        queries: Features to label, of shape (M, D).
+        ks: Numbers of neighbours, each at most N.
+        temperature: A neighbour of similarity s has exp(s / temperature) votes; None: one.
+        classes: Number of classes C; None: as many as the labels show.
+
+    Returns:
+        For each number of neighbours, shares of shape (M, C), in [0, 1].
+
+    Raises:
+        ValueError: If a number of neighbours is not between 1 and N.
+    """
+    if bank_labels.ndim == 1:
+        classes = int(bank_labels.max()) + 1 if classes is None else classes
+        ballots = torch.nn.functional.one_hot(bank_labels, classes)
+    else:
+        ballots = bank_labels
+    similarity, neighbours = nearest(bank, queries, max(ks))
+    if temperature is None:
+        weights = torch.ones_like(similarity)
+    else:
+        # Relative to the nearest, which cancels in the vote and cannot overflow.
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    return {k: _share(ballots, neighbours[:, :k], weights[:, :k]) for k in ks}
+
+
+def _share(ballots: Tensor, neighbours: Tensor, weights: Tensor) -> Tensor:
+    """Votes for each class (M, C) as a share of all; a neighbour at a time, to save memory."""
+    votes = torch.zeros(len(neighbours), ballots.shape[1])
+    for neighbour, weight in zip(neighbours.T, weights.T, strict=True):
+        votes += ballots[neighbour] * weight[:, None]
+    return votes / weights.sum(dim=1, keepdim=True)
+
+
+def knn_predict(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    k: int = 20,
+    temperature: float | None = 0.07,
+) -> Tensor:
+    """Label queries by a vote of their nearest neighbours, see :func:`knn_votes`.
+
+    Args:
+        bank: Features with known labels, of shape (N, D).
+        bank_labels: Their labels, int64 of shape (N,), from 0, or 0 and 1 of shape (N, C).
+        queries: Features to label, of shape (M, D).
+        k: Number of neighbours, at most N.
+        temperature: A neighbour of similarity s has exp(s / temperature) votes; None: one.
+
+    Returns:
+        Labels of the queries, int64 of shape (M,): of classes with equal votes, the lowest. Or
+        of shape (M, C): 1 for labels that more than half of the votes are for.
+
+    Raises:
+        ValueError: If *k* is not between 1 and N.
+    """
+    votes = knn_votes(bank, bank_labels, queries, (k,), temperature)[k]
+    return votes.argmax(dim=1) if bank_labels.ndim == 1 else (votes > 0.5).long()
+
+
+def knn_accuracy(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    k: int = 20,
+    temperature: float | None = 0.07,
+) -> float:
+    """Share of queries that :func:`knn_predict` labels as they are.
+
+    Args:
+        bank: Features with known labels, of shape (N, D).
+        bank_labels: Their labels, int64 of shape (N,).
+        queries: Features to label, of shape (M, D).
+        query_labels: Their true labels, int64 of shape (M,).
+        k: Number of neighbours.
+        temperature: See :func:`knn_predict`.
+
+    Returns:
+        Accuracy in [0, 1].
+
+    Raises:
+        ValueError: If *k* is not between 1 and N.
+    """
+    predictions = knn_predict(bank, bank_labels, queries, k, temperature)
+    return (predictions == query_labels).float().mean().item()

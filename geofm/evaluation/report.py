@@ -1,0 +1,279 @@
+"""What a benchmark found: a table, files, pictures."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from geofm.evaluation.data import LabelledData
+from geofm.evaluation.metrics import NO_SHARES, PRIMARY, Metric
+from geofm.evaluation.probes.prediction import Prediction
+
+#: Test images of which maps are drawn.
+PICTURED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One figure of a benchmark.
+
+    Attributes:
+        backbone: What was measured, e.g. 'last' or 'random weights'.
+        features: Which of its features, e.g. 'CLS token'; empty if it has one kind.
+        probe: How, e.g. '5-NN'.
+        metric: What was measured, e.g. 'overall accuracy'.
+        value: The figure on the test split.
+        low: Lower end of the 95 % interval of a bootstrap over test images.
+        high: Upper end.
+        train: Number of labelled images to learn from.
+        test: Number of images to label.
+        chosen: What was chosen on the validation split.
+    """
+
+    backbone: str
+    features: str
+    probe: str
+    metric: str
+    value: float
+    low: float
+    high: float
+    train: int
+    test: int
+    chosen: str = ''
+
+    @classmethod
+    def of(
+        cls, backbone: str, prediction: Prediction, metric: Metric, train: int, test: int
+    ) -> 'Score':
+        """A score of a metric of a prediction.
+
+        Args:
+            backbone: What was measured.
+            prediction: What the probe said.
+            metric: How good it is.
+            train: Number of training images.
+            test: Number of test images.
+
+        Returns:
+            The score.
+        """
+        return cls(
+            backbone,
+            prediction.features,
+            prediction.probe,
+            metric.name,
+            metric.value,
+            metric.low,
+            metric.high,
+            train,
+            test,
+            prediction.chosen,
+        )
+
+    @property
+    def row(self) -> str:
+        """Name of the row of a table that it stands in."""
+        return f'{self.backbone}, {self.features}' if self.features else self.backbone
+
+    def text(self) -> str:
+        """The figure with its interval: shares in per cent, others as they are."""
+        if self.metric in NO_SHARES:
+            return f'{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]'
+        return f'{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]'
+
+
+@dataclass
+class Report:
+    """All that a benchmark found.
+
+    Attributes:
+        data: The data.
+        say: Called with each line of :attr:`notes` as it comes.
+        scores: The figures.
+        notes: What a reader of the figures should know.
+        maps: Maps of the first test images, by backbone and probe, of dense tasks.
+        classes: Number of classes.
+    """
+
+    data: LabelledData
+    say: Callable[[str], None]
+    scores: list[Score] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    maps: dict[str, Tensor] = field(default_factory=dict)
+    classes: int = 0
+
+    def note(self, line: str) -> None:
+        """Say a line, once.
+
+        Args:
+            line: The line.
+        """
+        if line not in self.notes:
+            self.notes.append(line)
+            self.say(line)
+
+    def keep_maps(self, backbone: str, prediction: Prediction) -> None:
+        """Keep the maps of a few images, of dense tasks.
+
+        Args:
+            backbone: The backbone.
+            prediction: Its maps.
+        """
+        if self.data.dense:
+            self.maps[f'{backbone}, {prediction.probe}'] = prediction.scores[:PICTURED].clone()
+
+    @property
+    def title(self) -> str:
+        """One line on the data."""
+        sizes = f'{self.data.size("train")} training and {self.data.size("test")} test images'
+        return f'{self.data.name}, {self.data.task}: {sizes}'
+
+    def columns(self) -> list[tuple[str, str]]:
+        """Probe and metric of each column, the primary metric first."""
+        pairs = dict.fromkeys((score.probe, score.metric) for score in self.scores)
+        primary = PRIMARY[self.data.task]
+        return sorted(pairs, key=lambda pair: pair[1] != primary)
+
+    def rows(self) -> dict[str, dict[tuple[str, str], Score]]:
+        """Scores by row and column."""
+        rows: dict[str, dict[tuple[str, str], Score]] = {}
+        for score in self.scores:
+            rows.setdefault(score.row, {})[score.probe, score.metric] = score
+        return rows
+
+
+def with_unit(metric: str) -> str:
+    """Name of a metric with the unit that its figures are written in.
+
+    Args:
+        metric: The metric.
+
+    Returns:
+        The name, with per cent for shares.
+    """
+    return metric if metric in NO_SHARES else f'{metric}, %'
+
+
+def print_report(report: Report, console: Console | None = None) -> None:
+    """Print a table for each metric, the primary one first.
+
+    Args:
+        report: What was found.
+        console: Where to; standard output by default.
+    """
+    console = console or Console()
+    for metric in dict.fromkeys(metric for _, metric in report.columns()):
+        columns = [column for column in report.columns() if column[1] == metric]
+        table = Table(
+            'backbone, features', title=f'{report.title}\n{with_unit(metric)}, 95 % interval'
+        )
+        for probe, _ in columns:
+            table.add_column(probe, justify='right')
+        for name, cells in report.rows().items():
+            # The interval below the figure: narrow enough for a terminal.
+            texts = [cells[c].text().replace(' [', '\n[') if c in cells else '' for c in columns]
+            if any(texts):
+                table.add_row(name, *texts)
+        console.print(table)
+
+
+def write_report(report: Report, folder: Path, settings: Mapping[str, Any]) -> list[Path]:
+    """Write scores as JSON, CSV and Markdown, each beside and renamed into place.
+
+    Args:
+        report: What was found.
+        folder: Folder to write to.
+        settings: What was asked for, to stand in the JSON.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {
+        'data': report.title,
+        'bands': list(report.data.bands),
+        'settings': dict(settings),
+        'notes': report.notes,
+        'scores': [_without_nan(asdict(score)) for score in report.scores],
+    }
+    texts = {
+        # A figure that cannot be worked out is null: JSON has no NaN.
+        'scores.json': json.dumps(content, indent=2) + '\n',
+        'scores.csv': _csv(report),
+        'scores.md': markdown(report),
+    }
+    return [_write(folder / name, text) for name, text in texts.items()]
+
+
+def markdown(report: Report) -> str:
+    """A Markdown table of all scores, with what to know of them.
+
+    Args:
+        report: What was found.
+
+    Returns:
+        The text.
+    """
+    columns = report.columns()
+    heads = [f'{probe}, {with_unit(metric)}' for probe, metric in columns]
+    lines = [
+        '| backbone, features | ' + ' | '.join(heads) + ' |',
+        '|---|' + '---:|' * len(columns),
+    ]
+    for name, cells in report.rows().items():
+        texts = [cells[c].text() if c in cells else '' for c in columns]
+        lines.append(f'| {name} | ' + ' | '.join(texts) + ' |')
+    chosen = [f'- {s.row}, {s.probe}: {s.chosen}' for s in report.scores if s.chosen]
+    notes = [f'- {note}' for note in report.notes]
+    parts = ['\n'.join(lines), f'{report.title}. Bootstrap 95 % intervals over test images.']
+    if chosen:
+        parts.append('Chosen on the validation split:\n\n' + '\n'.join(dict.fromkeys(chosen)))
+    if notes:
+        parts.append('To know:\n\n' + '\n'.join(notes))
+    return '\n\n'.join(parts) + '\n'
+
+
+def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: None if v != v else v for k, v in values.items()}
+
+
+def _csv(report: Report) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(Score.__dataclass_fields__), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(asdict(score) for score in report.scores)
+    return text.getvalue()
+
+
+def _write(path: Path, text: str) -> Path:
+    beside = path.with_name(f'.{path.name}.part')
+    beside.write_text(text)
+    beside.replace(path)
+    return path
+
+
+def pictured_samples(data: LabelledData) -> list[dict[str, Any]]:
+    """The test images of which maps are kept.
+
+    Args:
+        data: The data.
+
+    Returns:
+        Samples with 'image' and 'target'.
+    """
+    batch = data.collate_fn(
+        [data.splits['test'][i] for i in range(min(PICTURED, data.size('test')))]
+    )
+    targets = data.targets(batch)
+    return [
+        {'image': image, 'target': target}
+        for image, target in zip(torch.as_tensor(batch['image']), targets, strict=True)
+    ]

@@ -1,0 +1,148 @@
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from matplotlib.image import imread
+from rich.console import Console
+
+from geofm.evaluation import (
+    BackboneConfig,
+    ProbeSettings,
+    Report,
+    print_report,
+    run_benchmark,
+    write_report,
+)
+from geofm.evaluation.data import LabelledData, Task
+from geofm.evaluation.figures import write_figures
+from geofm.models import MultiSensorViT
+from geofm.sensors import BANDS
+from tests.evaluation.labelled import TINY, noise_data
+
+NAME = 'geofm_vit_tiny_patch16_linear'
+FEW = ProbeSettings(k=(1, 5), steps=20, epochs=1, progress=False)
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # Not the seed of the floor: its weights would be the same.
+    torch.manual_seed(7)
+    model = MultiSensorViT(**TINY)
+    path = tmp_path_factory.mktemp('checkpoint') / 'last.ckpt'
+    hparams = {'model': NAME, 'in_channels': 15, 'bands': list(BANDS), 'model_args': TINY}
+    state = {f'model.{key}': value for key, value in model.state_dict().items()}
+    torch.save({'state_dict': state, 'hyper_parameters': hparams}, path)
+    return path
+
+
+def run(
+    data: LabelledData, *models: Any, settings: ProbeSettings = FEW, cache: Path | None = None
+) -> Report:
+    configs = [m if isinstance(m, BackboneConfig) else BackboneConfig(str(m)) for m in models]
+    return run_benchmark(configs, data, settings, cache, lambda line: None)
+
+
+@pytest.mark.parametrize('task', ['classification', 'multilabel', 'segmentation', 'regression'])
+def test_floors_are_always_there(task: Task, checkpoint: Path) -> None:
+    report = run(noise_data(task), checkpoint)
+    assert {s.backbone for s in report.scores} == {'last', 'random weights', 'band mean and std'}
+    # The classes differ in the mean of every band.
+    best = max(s.value for s in report.scores if s.metric == report.columns()[0][1])
+    assert best > 0.8
+    for score in report.scores:
+        assert score.low <= score.high
+        assert (score.train, score.test) == (24, 24)
+
+
+def test_the_floor_of_an_architecture_stands_once(checkpoint: Path) -> None:
+    twins = [BackboneConfig(str(checkpoint), name=name) for name in ('one', 'two')]
+    report = run(noise_data(), *twins, 'rcf')
+    names = list(dict.fromkeys(score.backbone for score in report.scores))
+    assert names == ['one', 'two', 'RCF', 'random weights', 'band mean and std']
+    # A model that has random weights is a floor itself.
+    alone = run(noise_data(), BackboneConfig(NAME, model_args=TINY))
+    assert {s.backbone for s in alone.scores} == {NAME, 'band mean and std'}
+    with pytest.raises(ValueError, match="two backbones are called 'last'"):
+        run(noise_data(), checkpoint, checkpoint)
+
+
+@pytest.mark.parametrize('task', ['classification', 'segmentation'])
+def test_one_seed_gives_one_result(task: Task, checkpoint: Path) -> None:
+    assert run(noise_data(task), checkpoint).scores == run(noise_data(task), checkpoint).scores
+
+
+def test_features_are_computed_once(checkpoint: Path, tmp_path: Path) -> None:
+    first = run(noise_data(), checkpoint, cache=tmp_path)
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    assert len(files) == 3 * 3
+    second = run(noise_data(), checkpoint, cache=tmp_path)
+    assert second.scores == first.scores
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == files
+
+
+def test_the_order_of_bands_changes_no_score(checkpoint: Path) -> None:
+    assert (
+        run(noise_data(bands=BANDS[::-1]), checkpoint).scores[:-5]
+        == (run(noise_data(), checkpoint).scores[:-5])
+    )
+
+
+@pytest.mark.parametrize('task', ['segmentation', 'regression'])
+def test_torchgeo_s_decoders_map_with_the_backbone(task: Task, checkpoint: Path) -> None:
+    """With a backbone as wide and deep as its name says; others are left out with a message."""
+    data = noise_data(task, length=8)
+    settings = ProbeSettings(('dpt', 'dpt_tuned', 'upernet'), epochs=1, progress=False)
+    named = BackboneConfig(NAME, name='named', model_args={'init_values': 1.0})
+    report = run(data, named, checkpoint, settings=settings)
+    probes = {(s.backbone, s.probe) for s in report.scores}
+    assert {('named', 'dpt, frozen'), ('named', 'dpt, tuned')} <= probes
+    notes = '\n'.join(report.notes)
+    assert "dpt, frozen: left out: last: its embed_dim is not that of the name's model" in notes
+    if ('named', 'upernet, frozen') not in probes:
+        assert 'is no encoder of segmentation-models-pytorch' in notes
+
+
+def test_probes_of_another_task_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"probes \['dpt'\] are not for classification"):
+        run(noise_data(), settings=ProbeSettings(('dpt',)))
+    with pytest.raises(ValueError, match=r"probes \['knn'\] are not for segmentation"):
+        run(noise_data('segmentation'), settings=ProbeSettings(('knn',)))
+
+
+def test_more_neighbours_than_images_are_left_out_and_that_is_said() -> None:
+    report = run(noise_data(length=6), settings=ProbeSettings(('knn',), k=(1, 20)))
+    assert {s.probe for s in report.scores} == {'1-NN'}
+    assert 'k = [20] left out: the bank has 6 images' in report.notes
+
+
+@pytest.mark.parametrize('task', ['classification', 'segmentation', 'regression'])
+def test_files_hold_every_score(task: Task, checkpoint: Path, tmp_path: Path) -> None:
+    report = run(noise_data(task), checkpoint)
+    folder = tmp_path / 'new'
+    files = [*write_report(report, folder, {'seed': 0}), *write_figures(report, folder)]
+    assert sorted(folder.iterdir()) == sorted(files)
+    content = json.loads((folder / 'scores.json').read_text())
+    assert len(content['scores']) == len(report.scores)
+    assert content['notes'] == report.notes
+    with (folder / 'scores.csv').open() as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row['value']) for row in rows] == [s.value for s in report.scores]
+    markdown = (folder / 'scores.md').read_text()
+    assert all(score.text() in markdown for score in report.scores)
+    pictures = {path.name for path in files if path.suffix == '.png'}
+    assert pictures == ({'scores.png'} if task == 'classification' else {'scores.png', 'maps.png'})
+    for name in pictures:
+        assert imread(folder / name).std() > 0.05
+
+
+def test_the_table_shows_every_row(checkpoint: Path) -> None:
+    report = run(noise_data(), checkpoint)
+    console = Console(width=200, record=True)
+    print_report(report, console)
+    text = console.export_text()
+    for row in report.rows():
+        assert row in text
+    assert 'overall accuracy, %' in text
