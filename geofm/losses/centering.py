@@ -74,9 +74,9 @@ class SinkhornKnopp(nn.Module):
         """
         scaled = logits.float() / temperature
         # One constant for all entries cancels in the first normalisation, and keeps exp finite.
-        largest = scaled.max() if scaled.numel() else scaled.new_tensor(-torch.inf)
+        largest = scaled.max() if scaled.numel() else scaled.new_full((), -torch.inf)
         weights = torch.exp(scaled - _total(largest, dist.ReduceOp.MAX))
-        rows = _total(scaled.new_tensor(float(len(logits))))
+        rows = _total(scaled.new_full((), float(len(logits))))
         for _ in range(self.iterations):
             weights = weights / (_total(weights.sum(dim=0)) * self.prototypes).clamp_min(1e-30)
             weights = weights / (weights.sum(dim=1, keepdim=True) * rows).clamp_min(1e-30)

@@ -16,8 +16,9 @@ def parameter_groups(
 
     As in DINOv2: the learning rate falls by *layer_decay* a block from the last to the first, is
     lower still in the patch embedding, and follows a schedule of its own in the heads' last
-    layers. Vectors (biases, norms, layer scales) and the gains of weight-normalised layers do
-    not decay. Fusion and heads lie above the last block and learn at the full rate.
+    layers. Vectors (biases, norms, layer scales) do not decay; positions, tokens and both parts of
+    a weight-normalised layer do. Fusion and heads lie above the last block and learn at the full
+    rate.
 
     Args:
         student: Module with children ``backbone`` and heads.
@@ -41,7 +42,7 @@ def parameter_groups(
                 lr_mult = layer_decay ** (depth + 1)
         if 'patch_embed' in name:
             lr_mult *= patch_embed_lr_mult
-        wd_mult = 0.0 if parameter.ndim < 2 or name.endswith('weight_g') else 1.0
+        wd_mult = 0.0 if parameter.ndim < 2 else 1.0
         key = (lr_mult, wd_mult, 'last_layer' in name)
         if key not in groups:
             names = ('lr_mult', 'wd_mult', 'last_layer')

@@ -1,6 +1,7 @@
 """DINOv2's schedules: one table from step to value."""
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -40,6 +41,7 @@ class Schedules:
         weight_decay: Weight decay.
         momentum: Momentum of the teacher.
         teacher_temperature: Temperature of the teacher's softmax.
+        final: What each tends to, by name: its value beyond the end.
     """
 
     lr: FloatArray
@@ -47,13 +49,14 @@ class Schedules:
     weight_decay: FloatArray
     momentum: FloatArray
     teacher_temperature: FloatArray
+    final: Mapping[str, float]
 
     def __len__(self) -> int:
         """Number of steps."""
         return len(self.lr)
 
     def at(self, step: int) -> dict[str, float]:
-        """Values of a step; beyond the end, those of the last.
+        """Values of a step; beyond the end, the final ones.
 
         Args:
             step: Optimiser step, from 0.
@@ -61,8 +64,9 @@ class Schedules:
         Returns:
             Value by name.
         """
-        step = min(step, len(self) - 1)
-        return {name: float(values[step]) for name, values in vars(self).items()}
+        if step >= len(self):
+            return dict(self.final)
+        return {name: float(getattr(self, name)[step]) for name in self.final}
 
 
 def dinov2_schedules(
@@ -124,4 +128,11 @@ def dinov2_schedules(
             in_steps(warmup_teacher_temperature_epochs, 'warmup_teacher_temperature_epochs'),
             start=first,
         ),
+        final={
+            'lr': min_lr,
+            'last_layer_lr': min_lr,
+            'weight_decay': weight_decay[1],
+            'momentum': momentum[1],
+            'teacher_temperature': final,
+        },
     )

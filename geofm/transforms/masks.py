@@ -6,10 +6,10 @@ import torch
 from lightly.models.utils import random_block_mask_image
 from torch import Tensor
 
-#: Smallest block, in tokens, as in DINOv2. Smaller grids and targets get smaller blocks.
+#: Smallest block, in tokens, as in DINOv2.
 SMALLEST_BLOCK = 4
 
-#: Blocks are drawn until the target is met or a block finds no room; then again, so often at most.
+#: So often an image is masked again if no block found room, as happens on the smallest grids.
 MAX_ROUNDS = 10
 
 
@@ -24,7 +24,8 @@ def block_masks(
     A share of the images is masked. The range of ratios is cut into as many equal slices as
     images are masked, and each of these draws its own ratio in its own slice, so that every batch
     covers the range evenly. Blocks of tokens with an aspect ratio of 0.3 to 1 / 0.3 are then masked
-    until the number is reached. The masked images lie at random places in the batch.
+    until the number is reached or ten blocks in a row find no room, as one in ten times the last
+    token does not. The masked images lie at random places in the batch.
 
     From Oquab et al., `DINOv2 <https://arxiv.org/abs/2304.07193>`_, after Zhou et al.,
     `iBOT <https://arxiv.org/abs/2111.07832>`_; blocks as in Bao et al.,
@@ -66,14 +67,16 @@ def block_masks(
 
 
 def _mask_image(grid: tuple[int, int], n_tokens: int) -> Tensor:
-    """Mask blocks of one image until *n_tokens* are masked, or nearly so."""
-    mask = torch.zeros(grid, dtype=torch.bool)
+    """Mask blocks of one image until *n_tokens* are masked, or a block finds no room."""
+    # No block covers more than half the image; one of few tokens may be larger than these.
+    largest = max(SMALLEST_BLOCK, min(n_tokens, grid[0] * grid[1] // 2))
     for _ in range(MAX_ROUNDS):
-        missing = n_tokens - int(mask.sum())
-        if missing <= 0:
-            break
-        more = random_block_mask_image(
-            grid, missing, min_num_masks_per_block=min(SMALLEST_BLOCK, missing)
+        mask = random_block_mask_image(
+            grid,
+            n_tokens,
+            min_num_masks_per_block=SMALLEST_BLOCK,
+            max_num_masks_per_block=largest,
         )
-        mask |= more
+        if n_tokens == 0 or mask.any():
+            break
     return mask

@@ -1,6 +1,11 @@
+import re
+from typing import Any
+
+import pytest
 from torch import nn
 
 from geofm.models import MultiSensorViT
+from geofm.tasks import DINOv2
 from geofm.tasks.parameters import parameter_groups
 
 
@@ -37,7 +42,7 @@ def test_each_parameter_is_treated_as_in_dinov2() -> None:
         'backbone.fusion.blocks.0.norm1.weight': (1.0, 0.0, False),
         'dino_head.layers.0.weight': (1.0, 1.0, False),
         'dino_head.last_layer.weight_v': (1.0, 1.0, True),
-        'dino_head.last_layer.weight_g': (1.0, 0.0, True),
+        'dino_head.last_layer.weight_g': (1.0, 1.0, True),
     }
     for name, (lr_mult, wd_mult, last) in expected.items():
         assert treatment[name] == (round(lr_mult, 6), wd_mult, last), name
@@ -51,3 +56,47 @@ def test_frozen_parameters_are_left_out() -> None:
     student['backbone'].bias.requires_grad_(False)
     (group,) = parameter_groups(student, depth=1)
     assert group['names'] == ['backbone.weight']
+
+
+def dinov2_rules(name: str, depth: int, decay: float, patch: float) -> tuple[float, float, bool]:
+    """DINOv2's treatment of a parameter by its name: lr and decay multipliers, last layer."""
+    layer = depth + 1
+    if name.startswith('backbone'):
+        stem = ('pos_embed', 'patch_embed', 'mask_token', 'cls_token', 'reg_token')
+        if any(part in name for part in stem):
+            layer = 0
+        elif block := re.search(r'blocks\.(\d+)\.', name):
+            layer = int(block[1]) + 1
+    lr = decay ** (depth + 1 - layer) * (patch if 'patch_embed' in name else 1)
+    still = name.endswith('.bias') or 'norm' in name or 'gamma' in name
+    return lr, 0.0 if still else 1.0, 'last_layer' in name
+
+
+@pytest.mark.parametrize(
+    'args', [{}, {'ffn_layer': 'swiglu'}, {'qk_norm': True}, {'reg_tokens': 0, 'init_values': None}]
+)
+def test_a_single_sensor_follows_the_rules_of_dinov2(args: dict[str, Any]) -> None:
+    """Every parameter of backbone and heads; only the encoding of dates is not DINOv2's."""
+    model = {'embed_dim': 32, 'depth': 5, 'num_heads': 2, 'patch_size': 8, **args}
+    student = DINOv2(
+        'geofm_vit_tiny_patch16_s2',
+        in_channels=13,
+        model_args=model,
+        prototypes=16,
+        head_hidden_dim=8,
+        head_bottleneck_dim=4,
+        separate_ibot_head=True,
+    ).student
+    seen = {}
+    for group in parameter_groups(student, 5, 0.7, 0.3):
+        for name, parameter in zip(group['names'], group['params'], strict=True):
+            assert student.get_parameter(name) is parameter
+            assert name not in seen
+            seen[name] = group['lr_mult'], group['wd_mult'], group['last_layer']
+    dates = seen.pop('backbone.day_of_year.proj.weight')
+    assert dates == (pytest.approx(0.7**6), 1.0, False)
+    assert {*seen, 'backbone.day_of_year.proj.weight'} == dict(student.named_parameters()).keys()
+    for name, (lr_mult, wd_mult, last_layer) in seen.items():
+        expected_lr, *expected = dinov2_rules(name, 5, 0.7, 0.3)
+        assert lr_mult == pytest.approx(expected_lr), name
+        assert [wd_mult, last_layer] == expected, name

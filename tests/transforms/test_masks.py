@@ -1,10 +1,12 @@
+import math
 import random
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import ndimage
+from scipy import ndimage, stats
 
 from geofm.transforms import block_masks
 
@@ -102,3 +104,100 @@ def test_bad_ratio(ratio: tuple[float, float]) -> None:
 def test_bad_probability() -> None:
     with pytest.raises(ValueError, match='probability'):
         block_masks(4, (4, 4), probability=1.5)
+
+
+def dinov2_mask(rng: random.Random, grid: tuple[int, int], target: int) -> np.ndarray:
+    """DINOv2's masking of one image, after BEiT's pseudo-code, token by token.
+
+    Rectangles of an area between 4 and what is still missing, at most half the image, with a
+    log-uniform aspect ratio; one that hides nothing new or too much is drawn again, ten times.
+    """
+    height, width = grid
+    hidden: set[tuple[int, int]] = set()
+    while len(hidden) < target:
+        missing = min(target - len(hidden), height * width // 2)
+        for _ in range(10):
+            area = rng.uniform(4, missing)
+            aspect = math.exp(rng.uniform(math.log(0.3), -math.log(0.3)))
+            h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+            if h >= height or w >= width:
+                continue
+            top, left = rng.randint(0, height - h), rng.randint(0, width - w)
+            block = {(top + i, left + j) for i in range(h) for j in range(w)}
+            if 0 < len(block - hidden) <= missing:
+                hidden |= block
+                break
+        else:
+            break
+    mask = np.zeros(grid, dtype=bool)
+    for token in hidden:
+        mask[token] = True
+    return mask
+
+
+@pytest.mark.parametrize('grid', [(14, 14), (12, 16), (7, 5)])
+@pytest.mark.parametrize('ratio', [0.12, 0.3, 0.5, 0.9])
+def test_masks_are_dinov2s_token_by_token(
+    grid: tuple[int, int], ratio: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the same draws, in the same order; beyond a half, no block covers more than that."""
+    seed = random.seed
+    for number in range(60):
+        monkeypatch.setattr(random, 'seed', lambda _, number=number: seed(number))
+        (mask,) = block_masks(1, grid, 1.0, (ratio, ratio)).view(1, *grid).numpy()
+        expected = dinov2_mask(random.Random(number), grid, int(ratio * grid[0] * grid[1]))
+        np.testing.assert_array_equal(mask, expected)
+
+
+def pieces(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """Number of connected pieces, and height, width and tokens of the largest."""
+    labels, count = ndimage.label(mask)
+    largest = int(np.bincount(labels.flat)[1:].argmax())
+    rows, columns = ndimage.find_objects(labels)[largest] or (slice(0), slice(0))
+    return (
+        count,
+        rows.stop - rows.start,
+        columns.stop - columns.start,
+        int((labels == largest + 1).sum()),
+    )
+
+
+@pytest.mark.parametrize(('grid', 'ratio'), [((14, 14), 0.1), ((12, 16), 0.3), ((14, 14), 0.5)])
+def test_masks_are_distributed_as_dinov2s(grid: tuple[int, int], ratio: float) -> None:
+    """Tokens hidden, pieces, and the shape of the largest piece, by two-sample tests."""
+    torch.manual_seed(0)
+    n, rng = 1200, random.Random(0)
+    target = int(ratio * grid[0] * grid[1])
+    ours = block_masks(n, grid, 1.0, (ratio, ratio)).view(-1, *grid).numpy()
+    theirs = np.stack([dinov2_mask(rng, grid, target) for _ in range(n)])
+    missed, missed_by_theirs = (target - masks.sum(axis=(1, 2)) for masks in (ours, theirs))
+    assert missed.min() == missed_by_theirs.min() == 0
+    counts = np.array([[(x == 0).sum(), (x > 0).sum()] for x in (missed, missed_by_theirs)])
+    assert stats.chi2_contingency(counts).pvalue > 1e-3
+    shapes = np.array([pieces(mask) for mask in ours])
+    expected = np.array([pieces(mask) for mask in theirs])
+    for column in range(4):
+        assert stats.ks_2samp(shapes[:, column], expected[:, column]).pvalue > 1e-3
+    aspects = [np.log(x[:, 1] / x[:, 2]) for x in (shapes, expected)]
+    assert stats.ks_2samp(*aspects).pvalue > 1e-3
+    # Every token is hidden as often as in DINOv2's: more in the middle than at the edges.
+    ours_map, theirs_map = ours.mean(axis=0), theirs.mean(axis=0)
+    spread = np.sqrt(2 * theirs_map * (1 - theirs_map) / n)
+    assert (abs(ours_map - theirs_map) < 5 * spread).all()
+
+
+def test_numbers_hidden_are_uniform_in_each_slice() -> None:
+    """Of 2 x 8 crops, half are masked; each of the eight draws in its own eighth of the range."""
+    torch.manual_seed(0)
+    grid, draws = (14, 14), 150
+    counts = torch.stack([block_masks(16, grid, 0.5, (0.1, 0.5)).sum(dim=1) for _ in range(draws)])
+    assert ((counts > 0).sum(dim=1) == 8).all()
+    ordered = counts.sort(dim=1).values[:, 8:].double() / 196
+    edges = np.linspace(0.1, 0.5, 9)
+    for i in range(8):
+        shares = ordered[:, i].numpy()
+        # A token of 196 may be cut off, and one more not have found room.
+        assert (shares <= edges[i + 1]).all()
+        assert (shares > edges[i] - 2.1 / 196).all()
+        uniform = stats.uniform(edges[i] - 0.5 / 196, 0.05)
+        assert stats.kstest(shares, uniform.cdf).statistic < 0.2
