@@ -218,7 +218,8 @@ def test_any_bands(bands: tuple[str, ...]) -> None:
 
 
 def _tensors(crops: Crops) -> dict[str, Any]:
-    return {field.name: getattr(crops, field.name) for field in dataclasses.fields(crops)}
+    parts = {field.name: getattr(crops, field.name) for field in dataclasses.fields(crops)}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def test_same_seed_same_crops() -> None:
@@ -227,7 +228,7 @@ def test_same_seed_same_crops() -> None:
         'valid': torch.rand(2, 40, 40) < 0.6,
         'dates': torch.zeros(2, 2).long(),
     }
-    crop = MultiCrop(BANDS, 32, 16, n_local=3)
+    crop = MultiCrop(BANDS, 32, 16, n_local=3, anchor_size=48)
     results = []
     for seed in (7, 7, 8):
         torch.manual_seed(seed)
@@ -235,6 +236,14 @@ def test_same_seed_same_crops() -> None:
     for name, value in results[0].items():
         assert torch.equal(value, results[1][name]), name
     assert not torch.equal(results[0]['globals'], results[2]['globals'])
+
+
+def test_masked_are_the_places_of_the_masks_and_anchors_the_crops_without_photometry() -> None:
+    crop = MultiCrop(BANDS, 32, 16, n_local=1, photometry=False, anchor_size=32)
+    crops = crop({'image': torch.randn(3, len(BANDS), 40, 40)})
+    assert torch.equal(crops.masks.flatten().nonzero()[:, 0], crops.masked)
+    assert crops.anchors is not None
+    torch.testing.assert_close(crops.anchors, crops.globals)
 
 
 def test_input_stays_as_it_is() -> None:
