@@ -7,7 +7,8 @@ place of which the model puts its stand-in.
     geofm sample-data data/sample
     python experiments/ablation.py [--seeds 0 1]
 
-writes `experiments/results/ablation.json` and `ablation.md`. A run that is there is not run again.
+writes `experiments/results/ablation.json` and `ablation.md`, and fills the tables of docs. A run
+that is there is not run again.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import tables
 import torch
 from demo import latest_checkpoint
 from rich.progress import track
@@ -158,6 +160,7 @@ def main() -> None:
         beside = RESULTS / f'.{file}.part'
         beside.write_text(content + '\n')
         beside.replace(RESULTS / file)
+    tables.main()
 
 
 if __name__ == '__main__':

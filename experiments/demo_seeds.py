@@ -2,21 +2,20 @@
 
     python experiments/demo_seeds.py [--seeds 0 1 2]
 
-writes `experiments/results/demo.json` and `demo.md`, and puts the table into README.md.
+writes `experiments/results/demo.json` and `demo.md`, and fills the tables of README and docs.
 """
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
 
+import tables
 from demo import read_scores
 
 RESULTS = Path(__file__).parent / 'results' / 'demo.json'
-README = Path(__file__).parents[1] / 'README.md'
 
 Accuracies = dict[str, dict[str, list[float]]]
 
@@ -64,8 +63,7 @@ def main() -> None:
     )
     text = f'{table(accuracies)}\n\n{caption}\n'
     RESULTS.with_suffix('.md').write_text(text)
-    marked = re.compile(r'(<!-- demo-table -->\n).*?(<!-- /demo-table -->)', re.DOTALL)
-    README.write_text(marked.sub(lambda m: m[1] + text + m[2], README.read_text()))
+    tables.main()
     print(text)
 
 

@@ -1,5 +1,6 @@
 """DINOv2 task for self-supervised learning (SSL)."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -392,9 +393,8 @@ class DINOv2(StudentTeacher):
             if steps == float('inf'):
                 raise ValueError('schedules need an end: set max_epochs or max_steps')
             batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
-            per_epoch = (
-                max(1, int(batches) // accumulated) if batches != float('inf') else int(steps)
-            )
+            # Lightning takes a last window of fewer batches for a step, too.
+            per_epoch = math.ceil(batches / accumulated) if batches != float('inf') else int(steps)
             self.schedules = dinov2_schedules(
                 int(steps),
                 per_epoch,

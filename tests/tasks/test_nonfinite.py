@@ -6,7 +6,10 @@ import torch
 from lightning.pytorch import Callback
 
 from geofm.cli import main
+from geofm.datamodules import SEN12MSCRTSDataModule
+from geofm.datasets.scan import PairKey
 from geofm.tasks.nonfinite import DumpError, replay
+from tests.datasets.tree import grid_at, write_pair
 from tests.pairs import RandomPairs, RandomPairsDataModule
 from tests.tasks.test_dinov2 import small_task, small_trainer
 
@@ -37,6 +40,21 @@ def test_loss_that_is_not_finite_is_said_and_kept(
 
     main(['replay', str(dump)])
     assert 'dino' in capsys.readouterr().out
+
+
+def test_the_files_of_the_batch_are_named(tmp_path: Path) -> None:
+    key = PairKey('ROIs1868', 36, 4, 0)
+    s1, s2 = write_pair(tmp_path / 'data', key, grid_at(4326, 7, 47.5))
+
+    class Broken(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            pl_module.dino_loss.temperature = float('nan')
+
+    trainer = small_trainer(tmp_path, max_epochs=1, limit_val_batches=0, callbacks=[Broken()])
+    with pytest.raises(FloatingPointError) as error:
+        trainer.fit(small_task(), SEN12MSCRTSDataModule(str(tmp_path / 'data'), batch_size=1))
+    assert str(s1) in str(error.value)
+    assert str(s2) in str(error.value)
 
 
 @pytest.mark.parametrize('centering', ['ema', 'sinkhorn_knopp'])
