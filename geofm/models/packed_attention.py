@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.functional import scaled_dot_product_attention
 
 #: How attention within each sequence of a packed tensor is computed.
@@ -95,36 +96,49 @@ class _PerSize(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, groups: Groups, dropout: float) -> Tensor:
         attended = qkv.new_empty(qkv.shape[0], qkv.shape[2] * qkv.shape[3])
-        ctx.groups, ctx.parts = groups, []
+        ctx.groups, ctx.heads, ctx.parts = groups, qkv.shape[2], []
         parts = zip(
             _by_size(attended.unflatten(1, qkv.shape[2:]), groups),
             _by_size(qkv, groups),
             strict=True,
         )
         for out, part in parts:
-            inputs: list[Tensor] = [
-                x.detach().requires_grad_(qkv.requires_grad) for x in part.permute(2, 0, 3, 1, 4)
-            ]
-            query, key, value = inputs
             with torch.set_grad_enabled(qkv.requires_grad):
+                anchor = qkv.new_empty(0, requires_grad=qkv.requires_grad)
+                query, key, value = (_Input.apply(anchor, x) for x in part.permute(2, 0, 3, 1, 4))
                 result = scaled_dot_product_attention(query, key, value, dropout_p=dropout)
             out.copy_(result.detach().transpose(1, 2))
-            ctx.parts.append((result, inputs))
+            if qkv.requires_grad:
+                # Places in the graph, not tensors: what they hold is the graph's to keep, or
+                # that of checkpointing to drop.
+                edges = [get_gradient_edge(x) for x in (query, key, value)]
+                ctx.parts.append((get_gradient_edge(result), edges))
         return attended
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (_, first), *_ = ctx.parts
-        heads, width = first[0].shape[1], first[0].shape[3]
+        heads, width = ctx.heads, grad.shape[1] // ctx.heads
         gradient = grad.new_empty(len(grad), 3, heads, width)
         grads = _by_size(grad.unflatten(1, (heads, width)), ctx.groups)
-        for (result, inputs), of_result, place in zip(
+        for (result, edges), of_result, place in zip(
             ctx.parts, grads, _by_size(gradient, ctx.groups), strict=True
         ):
-            found = torch.autograd.grad(result, inputs, of_result.transpose(1, 2))
+            found = torch.autograd.grad([result], edges, [of_result.transpose(1, 2)])
             for i, of_input in enumerate(found):
                 place[:, :, i].copy_(of_input.transpose(1, 2))
         return gradient, None, None
+
+
+class _Input(torch.autograd.Function):
+    """Where a graph of its own starts, without a leaf that would hold the tensor."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+        return None, None
 
 
 def _by_size(packed: Tensor, groups: Groups) -> list[Tensor]:
@@ -137,8 +151,10 @@ def _by_size(packed: Tensor, groups: Groups) -> list[Tensor]:
 def _starts(groups: Groups, device: torch.device) -> tuple[Tensor, int]:
     """Where each sequence starts, and where the last ends; and the length of the longest."""
     lengths = [length for count, length in groups for _ in range(count)]
-    starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-    return starts.to(device), max(lengths)
+    # Kept from a validation for the training after it, which a tensor of inference mode is not for.
+    with torch.inference_mode(False):
+        starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+        return starts.to(device), max(lengths)
 
 
 @lru_cache(maxsize=64)
@@ -146,4 +162,5 @@ def _block_diagonal(groups: Groups) -> Any:
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
     lengths = [length for count, length in groups for _ in range(count)]
-    return BlockDiagonalMask.from_seqlens(lengths)
+    with torch.inference_mode(False):
+        return BlockDiagonalMask.from_seqlens(lengths)

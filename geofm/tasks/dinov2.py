@@ -287,8 +287,10 @@ class DINOv2(StudentTeacher):
         with seeded(seed, self.device):
             losses, watched = self.losses(batch, values['teacher_temperature'], True)
         loss = self.total(losses)
-        if not torch.isfinite(loss):
-            self._stop('loss', losses)
+        finite = bool(torch.isfinite(loss))
+        # All ranks stop together: one that goes on would wait for the others' gradients.
+        if not self.trainer.strategy.reduce_boolean_decision(finite):
+            self._stop('loss of another rank' if finite else 'loss', losses)
         size = len(batch['image'])
         self.log('train_loss', loss, prog_bar=True, batch_size=size)
         self.log_dict({f'train_{k}': v for k, v in losses.items()}, batch_size=size)
@@ -313,6 +315,8 @@ class DINOv2(StudentTeacher):
         terms = {name: value.item() for name, value in values.items()}
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         path = write_dump(self, self._step, terms, folder)
+        # The first rank to fail has the others ended.
+        self.trainer.strategy.barrier()
         files = getattr(getattr(self.trainer, 'datamodule', None), 'files', None)
         of = f' Files of the batch: {files(self._step.batch)}.' if files is not None else ''
         raise FloatingPointError(

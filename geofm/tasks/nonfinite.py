@@ -70,7 +70,8 @@ def write_dump(task: 'DINOv2', step: Step, values: dict[str, float], folder: Pat
     path = folder / f'nonfinite-step{step.number}-rank{task.global_rank}.pt'
     beside = path.with_name(f'.{path.name}.part')
     content = {
-        'hyper_parameters': dict(task.hparams),
+        # What the command line notes beside the arguments is not the task's.
+        'hyper_parameters': {k: v for k, v in task.hparams.items() if not k.startswith('_')},
         'state_dict': {**task.state_dict(), **step.centers},
         'batch': {k: v for k, v in step.batch.items() if isinstance(v, Tensor)},
         'step': step.number,

@@ -1,9 +1,13 @@
+import math
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Callback
+from lightning.pytorch.strategies import DDPStrategy
 
 from geofm.cli import main
 from geofm.datamodules import SEN12MSCRTSDataModule
@@ -11,7 +15,7 @@ from geofm.datasets.scan import PairKey
 from geofm.tasks.nonfinite import DumpError, replay
 from tests.datasets.tree import grid_at, write_pair
 from tests.pairs import RandomPairs, RandomPairsDataModule
-from tests.tasks.test_dinov2 import small_task, small_trainer
+from tests.tasks.test_dinov2 import SMALL, small_task, small_trainer
 
 
 class BrokenPairs(RandomPairsDataModule):
@@ -89,3 +93,33 @@ def test_a_file_that_is_no_dump(tmp_path: Path) -> None:
     torch.save({'state_dict': {}}, path)
     with pytest.raises(DumpError):
         replay(path)
+
+
+def test_all_ranks_stop_when_the_loss_of_one_is_not_finite(tmp_path: Path) -> None:
+    strategy = DDPStrategy(
+        start_method='fork', process_group_backend='gloo', timeout=timedelta(seconds=30)
+    )
+    trainer = small_trainer(
+        tmp_path, max_epochs=1, devices=2, strategy=strategy, limit_val_batches=0
+    )
+    with pytest.raises(Exception, match=r'loss( of another rank)? is not finite at step \d'):
+        trainer.fit(small_task(), datamodule=BrokenPairs())
+    dumps = [next(tmp_path.glob(f'nonfinite-step*-rank{rank}.pt')) for rank in range(2)]
+    assert sorted(math.isnan(replay(dump)['dino']) for dump in dumps) == [False, True]
+
+
+def test_a_run_of_the_command_line_is_replayed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quiet = {'accelerator': 'cpu', 'logger': False, 'enable_progress_bar': False}
+    config = {
+        'trainer': {'max_epochs': 1, 'default_root_dir': str(tmp_path), **quiet},
+        'model': {'class_path': 'geofm.tasks.DINOv2', 'init_args': SMALL},
+        'data': {'class_path': 'tests.tasks.test_nonfinite.BrokenPairs'},
+    }
+    path = tmp_path / 'run.yaml'
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(FloatingPointError):
+        main(['fit', '--config', str(path)])
+    main(['replay', str(tmp_path / 'nonfinite-step1-rank0.pt')])
+    assert 'gradient of backbone' in capsys.readouterr().out

@@ -1,0 +1,38 @@
+"""What attention of packed crops keeps, and for whom."""
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils.checkpoint import checkpoint
+
+from geofm.models.packed_attention import _starts, attend
+
+GROUPS = ((2, 5), (3, 2))
+
+
+def test_checkpointing_drops_what_attention_starts_from() -> None:
+    x = torch.randn(16, 3, 4, 8, requires_grad=True)
+    kept: list[StorageWeakRef] = []
+
+    def run(x: Tensor) -> Tensor:
+        qkv = x * 1
+        kept.append(StorageWeakRef(qkv.untyped_storage()))
+        return attend(qkv, GROUPS).square()
+
+    expected = run(x)
+    assert not kept[0].expired()
+    result = checkpoint(run, x, use_reentrant=False)
+    assert isinstance(result, Tensor)
+    assert kept[1].expired()
+    ours, theirs = (torch.autograd.grad(part.sum(), x)[0] for part in (result, expected))
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_what_a_validation_leaves_behind_is_good_for_training() -> None:
+    _starts.cache_clear()
+    with torch.inference_mode():
+        _starts(GROUPS, torch.device('cpu'))
+    starts, longest = _starts(GROUPS, torch.device('cpu'))
+    assert not starts.is_inference()
+    assert starts.tolist() == [0, 5, 10, 12, 14, 16]
+    assert longest == 5
