@@ -4,17 +4,17 @@
 
 *data* is a folder of GeoTIFFs for each class, its bands in the order of EuroSAT's files. Writes
 `experiments/results/band_order.json` and `band_order.md`: 5-NN accuracy over five random splits,
-and how many predictions stay as they are with all bands in the order of the files; and puts the
-table into `docs/benchmark.md`.
+and how many predictions stay as they are with all bands in the order of the files; and fills the
+tables of docs.
 """
 
 import argparse
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import tables
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -25,7 +25,6 @@ from geofm.evaluation import BackboneConfig, knn_predict, labelled_data
 from geofm.evaluation.backbones import build_backbone
 from geofm.evaluation.features import split_features
 
-DOCS = Path(__file__).parents[1] / 'docs' / 'benchmark.md'
 FILES = ('B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B09', 'B10', 'B11', 'B12', 'B8A')
 
 #: Random splits, each with a fifth of the images to test on.
@@ -117,8 +116,7 @@ def main() -> None:
         beside = args.output / f'.{name}.part'
         beside.write_text(content + '\n')
         beside.replace(args.output / name)
-    marked = re.compile(r'(<!-- band-order -->\n).*?(<!-- /band-order -->)', re.DOTALL)
-    DOCS.write_text(marked.sub(lambda m: f'{m[1]}{text}\n{m[2]}', DOCS.read_text()))
+    tables.main()
 
 
 if __name__ == '__main__':

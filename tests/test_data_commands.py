@@ -7,9 +7,9 @@ import yaml
 
 from geofm.cli import main
 from geofm.datasets import SEN12MSCRTS
-from geofm.datasets.catalogue import beside, find_catalogue
+from geofm.datasets.catalogue.catalogue import beside, find_catalogue
 from geofm.sensors import BANDS
-from tests.datasets.test_catalogue import KEY
+from tests.datasets.catalogue.test_catalogue import KEY
 from tests.datasets.tree import grid_at, write_pair
 
 

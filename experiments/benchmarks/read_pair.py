@@ -26,8 +26,8 @@ from rasterio.transform import Affine
 from torchgeo.datasets import RasterDataset
 
 from geofm.datasets import SEN12MSCRTS
-from geofm.datasets.catalogue import update_catalogue
-from geofm.datasets.scan import PairKey, SceneName
+from geofm.datasets.catalogue.catalogue import update_catalogue
+from geofm.datasets.catalogue.scan import PairKey, SceneName
 from geofm.datasets.sen12mscrts import PIXEL_SIZE
 
 SIZE = 256

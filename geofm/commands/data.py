@@ -10,13 +10,13 @@ from rich.table import Table
 from torch.utils.data import DataLoader
 
 from geofm.datasets import SEN12MSCRTS, write_sample_data
-from geofm.datasets.catalogue import JOBS, Catalogue, update_catalogue
-from geofm.datasets.listing import Listing
-from geofm.datasets.pair_table import Draft
-from geofm.datasets.pairing import pair_scenes
+from geofm.datasets.catalogue.catalogue import JOBS, Catalogue, update_catalogue
+from geofm.datasets.catalogue.listing import Listing
+from geofm.datasets.catalogue.scan import Skipped
+from geofm.datasets.catalogue.scenes import Scenes
+from geofm.datasets.pairs.pairing import pair_scenes
+from geofm.datasets.pairs.table import Draft
 from geofm.datasets.regions import Split
-from geofm.datasets.scan import Skipped
-from geofm.datasets.scenes import Scenes
 from geofm.datasets.splitting import split_tree
 from geofm.datasets.statistics import dataset_statistics, write_statistics
 from geofm.sensors import BANDS

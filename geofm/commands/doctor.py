@@ -222,7 +222,7 @@ def _system() -> list[Finding]:
 
 def _cache() -> Finding:
     """Where catalogues of read-only data are kept."""
-    from geofm.datasets.catalogue import in_cache
+    from geofm.datasets.catalogue.catalogue import in_cache
 
     folder = in_cache(Path.cwd()).parent
     existing = next(path for path in (folder, *folder.parents) if path.exists())

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from geofm.datamodules.resumable import StartMethod
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
-from geofm.datasets.pair_dataset import OnError
+from geofm.datasets.pairs.dataset import OnError
 from geofm.datasets.sen12mscr import SEN12MSCR, Sky
 from geofm.sensors import BANDS
 

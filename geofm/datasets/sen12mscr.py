@@ -10,12 +10,12 @@ from typing import Literal, Self, get_args
 import numpy as np
 from torchgeo.datasets.utils import Path, Sample
 
-from geofm.datasets.listing import Listing
-from geofm.datasets.pair_dataset import OnError
-from geofm.datasets.pairing import AnyPairing, Rows
+from geofm.datasets.catalogue.listing import Listing
+from geofm.datasets.catalogue.scan import MOST
+from geofm.datasets.catalogue.scenes import SENSOR_NUMBERS
+from geofm.datasets.pairs.dataset import OnError
+from geofm.datasets.pairs.pairing import AnyPairing, Rows
 from geofm.datasets.regions import Roi, Split, split_of
-from geofm.datasets.scan import MOST
-from geofm.datasets.scenes import SENSOR_NUMBERS
 from geofm.datasets.sen12mscrts import SEN12MSCRTS
 from geofm.sensors import BANDS
 

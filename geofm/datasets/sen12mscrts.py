@@ -8,14 +8,14 @@ import numpy as np
 from torchgeo.datasets import DatasetNotFoundError
 from torchgeo.datasets.utils import Path, Sample
 
-from geofm.datasets.listing import Listing, list_scenes, sound
-from geofm.datasets.memory import give_back
-from geofm.datasets.pair_dataset import OnError, PairDataset
-from geofm.datasets.pair_table import Draft, PairTable, Period
-from geofm.datasets.pairing import AnyPairing, Pairing, Rows, pair_scenes
+from geofm.datasets.catalogue.listing import Listing, list_scenes, sound
+from geofm.datasets.catalogue.memory import give_back
+from geofm.datasets.catalogue.scan import Reason
+from geofm.datasets.catalogue.scenes import Scenes
+from geofm.datasets.pairs.dataset import OnError, PairDataset
+from geofm.datasets.pairs.pairing import AnyPairing, Pairing, Rows, pair_scenes
+from geofm.datasets.pairs.table import Draft, PairTable, Period
 from geofm.datasets.regions import REGIONS, Roi, Split, split_of
-from geofm.datasets.scan import Reason
-from geofm.datasets.scenes import Scenes
 from geofm.sensors import SENSORS, BandError, check_bands
 
 #: Pixel size of the data set in degrees, along both axes.
@@ -42,7 +42,7 @@ class SEN12MSCRTS(PairDataset):
     at. Files that make no pair are left out, counted in :attr:`skipped` and reported in one
     warning: S1 without S2 and the reverse, two files for one place (none of them is used),
     names that say nothing, and bad files of all kinds, see
-    :class:`geofm.datasets.inspection.Problem`.
+    :class:`geofm.datasets.catalogue.inspection.Problem`.
 
     Every folder has a catalogue of its files, see :mod:`geofm.datasets.catalogue`, beside the data
     or, if these are read-only, in the user's cache. It is made when the folder is first opened, as
@@ -62,7 +62,7 @@ class SEN12MSCRTS(PairDataset):
     * https://doi.org/10.1109/TGRS.2022.3146246
 
     The pairs are kept in arrays that worker processes share, see
-    :class:`geofm.datasets.pair_table.PairTable`.
+    :class:`geofm.datasets.pairs.table.PairTable`.
 
     Attributes:
         skipped: The files left out, by reason.

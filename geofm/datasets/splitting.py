@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from geofm.datasets.catalogue.scan import SceneName
 from geofm.datasets.regions import Roi, split_of
-from geofm.datasets.scan import SceneName
 from geofm.datasets.sen12mscr import PatchName, sen12mscr_split_of
 
 #: Names of the folders.

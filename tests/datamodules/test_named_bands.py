@@ -20,7 +20,7 @@ from torchgeo.datasets import SSL4EOS12, EuroSAT, SatlasPretrain
 from geofm.cli import main
 from geofm.datamodules import NamedBandsDataModule
 from geofm.datasets import SEN12MSCRTS
-from geofm.datasets.scan import PairKey
+from geofm.datasets.catalogue.scan import PairKey
 from geofm.grid import Grid
 from geofm.models import create_backbone
 from geofm.sensors import BANDS, SENTINEL2, BandError, band_statistics

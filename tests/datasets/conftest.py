@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from geofm.datasets.scan import PairKey
+from geofm.datasets.catalogue.scan import PairKey
 from geofm.datasets.sen12mscrts import PIXEL_SIZE
 from tests.datasets.tree import SIZE, grid_at, write_pair
 

@@ -6,7 +6,7 @@ import torch
 from rasterio.windows import Window
 
 from geofm.datasets import SEN12MSCRTS, MultiDate
-from geofm.datasets.scan import PairKey
+from geofm.datasets.catalogue.scan import PairKey
 from geofm.datasets.sen12mscrts import PIXEL_SIZE
 from tests.datasets.tree import SIZE, grid_at, write_pair
 

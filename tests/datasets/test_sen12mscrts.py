@@ -37,8 +37,8 @@ from torchgeo.samplers import (
 )
 
 from geofm.datasets import SEN12MSCRTS, EmptySplitError
+from geofm.datasets.catalogue.scan import PairKey, Reason, SceneName
 from geofm.datasets.regions import ROIS
-from geofm.datasets.scan import PairKey, Reason, SceneName
 from geofm.datasets.sen12mscrts import PIXEL_SIZE
 from geofm.grid import Grid
 from geofm.sensors import BANDS, BandError

@@ -10,7 +10,7 @@ import rasterio
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from geofm.datasets.scan import PairKey, SceneName
+from geofm.datasets.catalogue.scan import PairKey, SceneName
 from geofm.datasets.sen12mscrts import PIXEL_SIZE
 from geofm.grid import Grid
 from geofm.sensors import SENSORS

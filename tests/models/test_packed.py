@@ -176,6 +176,21 @@ def test_rate_is_the_same_in_all_blocks() -> None:
     assert rates == [0.3] * 12
 
 
+def test_layer_scale_does_not_vanish_in_float16() -> None:
+    """Weights of 0.02 times scales of 1e-5 are three steps of float16."""
+    torch.manual_seed(0)
+    blk = Block(64, 2, init_values=1e-5).train()
+    for parameter in blk.parameters():
+        if parameter.ndim == 2:
+            nn.init.normal_(parameter, std=0.02)
+    # Small, so that what is added to them can be told.
+    crop = 0.01 * torch.randn(4, 3, 64)
+    (exact,) = run_block(blk, ((4, 3),), crop)
+    with torch.autocast('cpu', torch.float16):
+        (half,) = run_block(blk, ((4, 3),), crop)
+    assert (half - exact).norm() < 0.01 * (exact - crop).norm()
+
+
 def test_attention_stays_within_each_sequence() -> None:
     """Against one attention over all tokens with a block-diagonal mask."""
     groups = ((2, 5), (3, 2))

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from geofm.cli import main
 from geofm.datamodules import SEN12MSCRTSDataModule
-from geofm.datasets.scan import PairKey
+from geofm.datasets.catalogue.scan import PairKey
 from geofm.tasks.nonfinite import DumpError, replay
 from tests.datasets.tree import grid_at, write_pair
 from tests.pairs import RandomPairs, RandomPairsDataModule

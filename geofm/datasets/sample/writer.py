@@ -18,6 +18,7 @@ import rasterio
 from rich.progress import track
 
 from geofm import __version__
+from geofm.datasets.catalogue.scan import PairKey, SceneName
 from geofm.datasets.regions import Roi, region_of
 from geofm.datasets.sample.classes import LAND_COVER
 from geofm.datasets.sample.landscape import draw_landscape
@@ -29,7 +30,6 @@ from geofm.datasets.sample.plan import (
     randomness,
 )
 from geofm.datasets.sample.scene import draw_region, sentinel1, sentinel2
-from geofm.datasets.scan import PairKey, SceneName
 from geofm.grid import Grid
 
 MANIFEST = 'sample.json'

@@ -11,8 +11,14 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.windows import Window
 
-from geofm.datasets.scan import DTYPES
-from geofm.datasets.tiff_header import Header, NotPlainError, parse_header, read_header, read_rows
+from geofm.datasets.catalogue.scan import DTYPES
+from geofm.datasets.catalogue.tiff_header import (
+    Header,
+    NotPlainError,
+    parse_header,
+    read_header,
+    read_rows,
+)
 from geofm.sensors import SENSORS
 
 #: Where rows are looked at, as shares of the height.

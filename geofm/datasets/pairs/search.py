@@ -9,9 +9,9 @@ import pandas as pd
 import shapely
 from pyproj import CRS
 
-from geofm.datasets.footprints import outlines
-from geofm.datasets.pair_table import PLACE, PairTable
-from geofm.datasets.pairing import Rows
+from geofm.datasets.catalogue.footprints import outlines
+from geofm.datasets.pairs.pairing import Rows
+from geofm.datasets.pairs.table import PLACE, PairTable
 
 #: Areas of overlap closer than this, relative to the larger, count as equal.
 _AREA_TOLERANCE = 1e-6

@@ -13,12 +13,12 @@ import shapely
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from geofm.datasets.footprints import SEARCH_CRS, corners, outlines
-from geofm.datasets.pairing import Rows
-from geofm.datasets.path_list import PathList
-from geofm.datasets.scan import Reason, Skipped
-from geofm.datasets.scenes import NO_DAY, Grids, Scenes, read_grids
-from geofm.datasets.shared_array import SharedArray
+from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, outlines
+from geofm.datasets.catalogue.path_list import PathList
+from geofm.datasets.catalogue.scan import Reason, Skipped
+from geofm.datasets.catalogue.scenes import NO_DAY, Grids, Scenes, read_grids
+from geofm.datasets.pairs.pairing import Rows
+from geofm.datasets.pairs.shared_array import SharedArray
 from geofm.grid import ALIGNMENT_TOLERANCE, Grid
 
 #: A pair. The grid is that of S2, if there is one; files are numbers of a list of paths.
@@ -162,7 +162,7 @@ class PairTable:
             crs: CRS of the corners.
 
         Returns:
-            See :func:`geofm.datasets.footprints.corners`.
+            See :func:`geofm.datasets.catalogue.footprints.corners`.
         """
         return _corners(self.records[rows], crs)
 

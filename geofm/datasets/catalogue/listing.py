@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from geofm.datasets.catalogue import open_catalogue, open_file, scan_files
-from geofm.datasets.inspection import Problem
-from geofm.datasets.pairing import Rows
-from geofm.datasets.scan import Reason, SceneName, Skipped
-from geofm.datasets.scenes import NO_DAY, Scenes
+from geofm.datasets.catalogue.catalogue import open_catalogue, open_file, scan_files
+from geofm.datasets.catalogue.inspection import Problem
+from geofm.datasets.catalogue.scan import Reason, SceneName, Skipped
+from geofm.datasets.catalogue.scenes import NO_DAY, Scenes
+from geofm.datasets.pairs.pairing import Rows
 
 type AnyPath = str | os.PathLike[str]
 

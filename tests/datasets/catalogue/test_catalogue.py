@@ -18,8 +18,9 @@ import rasterio
 import torch
 from torchgeo.datasets import DatasetNotFoundError
 
-from geofm.datasets import SEN12MSCRTS, EmptySplitError, catalogue, scanning
-from geofm.datasets.catalogue import (
+from geofm.datasets import SEN12MSCRTS, EmptySplitError
+from geofm.datasets.catalogue import catalogue, scanning
+from geofm.datasets.catalogue.catalogue import (
     CATALOGUE_NAME,
     Catalogue,
     beside,
@@ -28,9 +29,9 @@ from geofm.datasets.catalogue import (
     read_state,
     update_catalogue,
 )
-from geofm.datasets.geoparquet import AFFINE
-from geofm.datasets.inspection import inspect
-from geofm.datasets.scan import PairKey, SceneName
+from geofm.datasets.catalogue.geoparquet import AFFINE
+from geofm.datasets.catalogue.inspection import inspect
+from geofm.datasets.catalogue.scan import PairKey, SceneName
 from geofm.models.dates import NO_DATE
 from geofm.sensors import SENTINEL1, SENTINEL2, BandError
 from tests.datasets.tree import grid_at, scene_path, write_pair, write_scene
@@ -270,7 +271,7 @@ def test_killed_at_any_moment_it_leaves_a_whole_catalogue(own_tree: Path) -> Non
     update_catalogue(own_tree)
     code = (
         'import os, signal, sys; from pathlib import Path\n'
-        'from geofm.datasets.catalogue import update_catalogue\n'
+        'from geofm.datasets.catalogue.catalogue import update_catalogue\n'
         'signal.signal(signal.SIGCHLD, signal.SIG_IGN); root = Path(sys.argv[1])\n'
         'for line in sys.stdin:\n'
         '    writer = os.fork()\n'

@@ -11,9 +11,9 @@ from typing import Any
 import pandas as pd
 from rich.progress import track
 
-from geofm.datasets.geoparquet import COLUMNS
-from geofm.datasets.inspection import Finding, Problem, inspect
-from geofm.datasets.scan import SceneName
+from geofm.datasets.catalogue.geoparquet import COLUMNS
+from geofm.datasets.catalogue.inspection import Finding, Problem, inspect
+from geofm.datasets.catalogue.scan import SceneName
 
 #: Files from which a scan takes seconds, so that progress is shown.
 PROGRESS_FROM = 2000
@@ -30,7 +30,7 @@ def renew(
     Args:
         root: Folder of the files.
         old: The table, see :class:`geofm.datasets.catalogue.Catalogue`.
-        listing: The files that there are, as of :func:`geofm.datasets.walking.walk`.
+        listing: The files that there are, as of :func:`geofm.datasets.catalogue.walking.walk`.
         jobs: Number of threads that read.
 
     Returns:

@@ -17,13 +17,13 @@ from rasterio.windows import Window
 from torchgeo.datasets import GeoDataset
 from torchgeo.datasets.utils import GeoSlice, Sample
 
-from geofm.datasets.failures import FailureLog
-from geofm.datasets.footprints import SEARCH_CRS
-from geofm.datasets.pair_table import PairTable
+from geofm.datasets.catalogue.footprints import SEARCH_CRS
+from geofm.datasets.catalogue.scan import Skipped
+from geofm.datasets.pairs.failures import FailureLog
+from geofm.datasets.pairs.reading import BrokenFileError, read_file, refuse_empty
+from geofm.datasets.pairs.search import FrameSearch, TableSearch, best_pair
+from geofm.datasets.pairs.table import PairTable
 from geofm.datasets.plot import plot_pair
-from geofm.datasets.reading import BrokenFileError, read_file, refuse_empty
-from geofm.datasets.scan import Skipped
-from geofm.datasets.search import FrameSearch, TableSearch, best_pair
 from geofm.grid import Grid
 from geofm.sensors import BANDS, RGB_BANDS, SENSORS, band_indices
 
@@ -38,7 +38,7 @@ class PairDataset(GeoDataset):
     """Pairs of a table; which they are, a subclass finds out.
 
     The table is made of arrays that worker processes share, see
-    :class:`geofm.datasets.pair_table.PairTable`.
+    :class:`geofm.datasets.pairs.table.PairTable`.
 
     Attributes:
         pairs: The table. A subclass sets it.
@@ -93,7 +93,7 @@ class PairDataset(GeoDataset):
         """One row a pair, sorted by season, ROI, patch and time step.
 
         It is made when it is first asked for, as TorchGeo's samplers do, and is not needed to read
-        pairs. Columns as in :meth:`geofm.datasets.pair_table.PairTable.frame`: the geometry is the
+        pairs. Columns as in :meth:`geofm.datasets.pairs.table.PairTable.frame`: the geometry is the
         outline of the S2 file, the interval reaches from the earlier to the later of both days. To
         change it, set another one: its rows are then the pairs.
         """

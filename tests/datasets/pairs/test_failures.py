@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from geofm.datasets.failures import FailureLog
+from geofm.datasets.pairs.failures import FailureLog
 
 
 def note(log: FailureLog, worker: int, count: int) -> None:

@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import shapely
 
-from geofm.datasets.footprints import SEARCH_CRS, corners, outlines
+from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, outlines
 
 #: Affine coefficients, one column each while in memory.
 AFFINE = ['a', 'b', 'c', 'd', 'e', 'f']

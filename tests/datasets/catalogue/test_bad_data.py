@@ -19,9 +19,9 @@ from rasterio.windows import Window
 from torch.utils.data import DataLoader
 
 from geofm.datasets import SEN12MSCRTS, EmptySplitError, MultiDate
-from geofm.datasets.catalogue import update_catalogue
-from geofm.datasets.inspection import GAPS, Problem, inspect
-from geofm.datasets.scan import PairKey, Reason
+from geofm.datasets.catalogue.catalogue import update_catalogue
+from geofm.datasets.catalogue.inspection import GAPS, Problem, inspect
+from geofm.datasets.catalogue.scan import PairKey, Reason
 from geofm.grid import Grid
 from tests.datasets.tree import SIZE, grid_at, random_pixels, write_pair, write_raster
 

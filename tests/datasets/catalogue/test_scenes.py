@@ -6,9 +6,9 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geofm.datasets.geoparquet import COLUMNS, empty_table, facts_to_arrow
-from geofm.datasets.scan import MOST
-from geofm.datasets.scenes import NO_DAY, Scenes, Source, read_grids
+from geofm.datasets.catalogue.geoparquet import COLUMNS, empty_table, facts_to_arrow
+from geofm.datasets.catalogue.scan import MOST
+from geofm.datasets.catalogue.scenes import NO_DAY, Scenes, Source, read_grids
 
 numbers = st.integers(0, 40) | st.integers(0, MOST)
 keys = st.tuples(st.sampled_from(['ROIs2017', 'ROIs1158', 'ROIs1868']), numbers, numbers, numbers)

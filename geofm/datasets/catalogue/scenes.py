@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geofm.datasets.path_list import PathList
+from geofm.datasets.catalogue.path_list import PathList
 
 #: Numbers of the sensors.
 SENSOR_NUMBERS = {'s1': 0, 's2': 1}

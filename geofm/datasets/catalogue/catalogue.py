@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 from rasterio.errors import RasterioError
 from rich.progress import track
 
-from geofm.datasets.clouds import cloud_cover
-from geofm.datasets.geoparquet import (
+from geofm.datasets.catalogue.clouds import cloud_cover
+from geofm.datasets.catalogue.geoparquet import (
     STORED,
     VERSION,
     empty_table,
@@ -30,10 +30,10 @@ from geofm.datasets.geoparquet import (
     from_arrow,
     to_arrow,
 )
-from geofm.datasets.inspection import GAPS
-from geofm.datasets.scanning import in_threads, renew, scan_rows
-from geofm.datasets.scenes import Source
-from geofm.datasets.walking import as_listing, changed, file_state, walk
+from geofm.datasets.catalogue.inspection import GAPS
+from geofm.datasets.catalogue.scanning import in_threads, renew, scan_rows
+from geofm.datasets.catalogue.scenes import Source
+from geofm.datasets.catalogue.walking import as_listing, changed, file_state, walk
 
 #: Name of the catalogue beside the data.
 CATALOGUE_NAME = '.geofm-catalogue.parquet'
@@ -68,7 +68,7 @@ class Catalogue:
             ``mtime`` (ns), ``sensor``, ``season``, ``roi``, ``patch``, ``time_step``, ``date``,
             ``epsg``, affine coefficients ``a`` to ``f``, ``width``, ``height``, ``bands`` (their
             number), ``dtype``, ``cloud_cover`` (0 to 1), ``gaps`` (whether pixels without data
-            were seen), ``problem`` (a :class:`~geofm.datasets.inspection.Problem`). Where
+            were seen), ``problem`` (a :class:`~geofm.datasets.catalogue.inspection.Problem`). Where
             nothing is known, integers are -1 and others missing.
         folders: Time at which each folder was last changed (ns).
     """
@@ -96,7 +96,7 @@ class Catalogue:
         return cls(root, file, from_arrow(pq.read_table(file, columns=STORED)), state.folders)
 
     def source(self) -> Source:
-        """The rows, for :class:`~geofm.datasets.scenes.Scenes`.
+        """The rows, for :class:`~geofm.datasets.catalogue.scenes.Scenes`.
 
         Returns:
             The source.

@@ -12,7 +12,7 @@ from rasterio.crs import CRS
 from rasterio.errors import RasterioError
 from rasterio.transform import Affine
 
-from geofm.datasets.tiff_header import NotPlainError, parse_header, read_header, read_rows
+from geofm.datasets.catalogue.tiff_header import NotPlainError, parse_header, read_header, read_rows
 
 UTM = CRS.from_epsg(32632)
 NORTH_UP = Affine(10, 0, 500000, 0, -10, 5300000)

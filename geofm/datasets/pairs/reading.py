@@ -11,7 +11,7 @@ from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
-from geofm.datasets.tiff_header import NotPlainError, parse_header, read_window
+from geofm.datasets.catalogue.tiff_header import NotPlainError, parse_header, read_window
 from geofm.grid import Grid, read_on_grid
 from geofm.sensors import SENSORS
 
