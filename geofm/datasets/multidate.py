@@ -12,9 +12,9 @@ from rasterio.windows import Window
 from torch.utils.data import Dataset
 from torchgeo.datasets.utils import Sample
 
+from geofm.datasets.catalogue.shared_array import SharedArray
 from geofm.datasets.pairs.dataset import MOST_SKIPPED, PairDataset
 from geofm.datasets.pairs.reading import BrokenFileError
-from geofm.datasets.pairs.shared_array import SharedArray
 from geofm.datasets.pairs.table import PLACE
 from geofm.grid import ALIGNMENT_TOLERANCE
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from geofm.datasets.pairs.shared_array import SharedArray
+from geofm.datasets.catalogue.shared_array import SharedArray
 
 #: Paths that are compressed together. Neighbours have most of their text in common.
 BLOCK = 64

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from geofm.datasets import SEN12MSCRTS
 from geofm.datasets.catalogue.path_list import BLOCK, PathList
-from geofm.datasets.pairs.shared_array import SharedArray
+from geofm.datasets.catalogue.shared_array import SharedArray
 
 
 def is_in_shared_memory(array: np.ndarray[Any, Any]) -> bool:
