@@ -12,9 +12,9 @@ from torchgeo.datasets.utils import Path, Sample
 
 from geofm.datasets.catalogue.listing import Listing
 from geofm.datasets.catalogue.scan import MOST
-from geofm.datasets.catalogue.scenes import SENSOR_NUMBERS
+from geofm.datasets.catalogue.scenes import SENSOR_NUMBERS, Rows
 from geofm.datasets.pairs.dataset import OnError
-from geofm.datasets.pairs.pairing import AnyPairing, Rows
+from geofm.datasets.pairs.pairing import AnyPairing
 from geofm.datasets.regions import Roi, Split, split_of
 from geofm.datasets.sen12mscrts import SEN12MSCRTS
 from geofm.sensors import BANDS

@@ -11,9 +11,9 @@ from torchgeo.datasets.utils import Path, Sample
 from geofm.datasets.catalogue.listing import Listing, list_scenes, sound
 from geofm.datasets.catalogue.memory import give_back
 from geofm.datasets.catalogue.scan import Reason
-from geofm.datasets.catalogue.scenes import Scenes
+from geofm.datasets.catalogue.scenes import Rows, Scenes
 from geofm.datasets.pairs.dataset import OnError, PairDataset
-from geofm.datasets.pairs.pairing import AnyPairing, Pairing, Rows, pair_scenes
+from geofm.datasets.pairs.pairing import AnyPairing, Pairing, pair_scenes
 from geofm.datasets.pairs.table import Draft, PairTable, Period
 from geofm.datasets.regions import REGIONS, Roi, Split, split_of
 from geofm.sensors import SENSORS, BandError, check_bands

@@ -13,8 +13,7 @@ import numpy.typing as npt
 from geofm.datasets.catalogue.catalogue import open_catalogue, open_file, scan_files
 from geofm.datasets.catalogue.inspection import Problem
 from geofm.datasets.catalogue.scan import Reason, SceneName, Skipped
-from geofm.datasets.catalogue.scenes import NO_DAY, Scenes
-from geofm.datasets.pairs.pairing import Rows
+from geofm.datasets.catalogue.scenes import NO_DAY, Rows, Scenes
 
 type AnyPath = str | os.PathLike[str]
 

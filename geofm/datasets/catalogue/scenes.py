@@ -35,6 +35,9 @@ _GRID = ('epsg', 'transform', 'height', 'width')
 
 type Int32 = npt.NDArray[np.int32]
 
+#: Numbers of files or pairs.
+type Rows = npt.NDArray[np.integer[Any]]
+
 
 class Source(NamedTuple):
     """Where rows of files come from.

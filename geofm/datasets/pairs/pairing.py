@@ -2,22 +2,19 @@
 
 import os
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from geofm.datasets.catalogue.scan import Reason, Skipped
-from geofm.datasets.catalogue.scenes import SENSOR_NUMBERS, Scenes
+from geofm.datasets.catalogue.scenes import SENSOR_NUMBERS, Rows, Scenes
 
 #: By the time step of the data set, or each S2 with the S1 of the same patch nearest in time.
 Pairing = Literal['time_step', 'nearest']
 
 #: How SEN12MS-CR is paired: each S2 with the S1 of its patch, of which there is one.
 type AnyPairing = Pairing | Literal['patch']
-
-#: Numbers of files or pairs.
-type Rows = npt.NDArray[np.integer[Any]]
 
 
 def pair_scenes(

@@ -10,7 +10,7 @@ import shapely
 from pyproj import CRS
 
 from geofm.datasets.catalogue.footprints import outlines
-from geofm.datasets.pairs.pairing import Rows
+from geofm.datasets.catalogue.scenes import Rows
 from geofm.datasets.pairs.table import PLACE, PairTable
 
 #: Areas of overlap closer than this, relative to the larger, count as equal.

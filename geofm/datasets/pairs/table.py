@@ -16,9 +16,8 @@ from rasterio.transform import Affine
 from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, outlines
 from geofm.datasets.catalogue.path_list import PathList
 from geofm.datasets.catalogue.scan import Reason, Skipped
-from geofm.datasets.catalogue.scenes import NO_DAY, Grids, Scenes, read_grids
+from geofm.datasets.catalogue.scenes import NO_DAY, Grids, Rows, Scenes, read_grids
 from geofm.datasets.catalogue.shared_array import SharedArray
-from geofm.datasets.pairs.pairing import Rows
 from geofm.grid import ALIGNMENT_TOLERANCE, Grid
 
 #: A pair. The grid is that of S2, if there is one; files are numbers of a list of paths.
