@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from composition import Composition
 from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -194,14 +194,20 @@ def needed_flops(crops: Crops, preset: dict[str, Any], drop_path: float) -> floa
 def gemm_peak(preset: dict[str, Any]) -> float:
     """Largest rate of a matrix product, in FLOP/s, in the precision of the run."""
     dtype = getattr(torch, preset['autocast']) if preset['autocast'] else torch.float32
+    on_gpu = preset['device'] == 'cuda'
+    # A GPU is waited for after many products, of which one alone would be too short to time.
+    repeats = 20 if on_gpu else 1
     best = 0.0
-    for side in (1024, 2048, 4096):
+    for side in (1024, 2048, 4096, *([8192] if on_gpu else [])):
         a, b = (torch.randn(side, side, device=preset['device'], dtype=dtype) for _ in range(2))
-        a @ b
+
+        def multiply(a: Tensor = a, b: Tensor = b) -> None:
+            for _ in range(repeats):
+                a @ b
+
+        _timed(multiply, preset['device'])
         for _ in range(5):
-            start = time.perf_counter()
-            (a @ b).sum().item()
-            best = max(best, 2 * side**3 / (time.perf_counter() - start))
+            best = max(best, repeats * 2 * side**3 / _timed(multiply, preset['device']))
     return best
 
 
