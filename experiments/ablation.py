@@ -156,11 +156,12 @@ def main() -> None:
             checkpoint = run_row([[*phase, *data] for phase in phases], seed, folder)
             scores.setdefault(name, []).append(measure(checkpoint, datamodule))
     windows = len(datamodule.test_dataset)  # type: ignore[arg-type]
+    off = 200 * (0.75 * 0.25 / windows) ** 0.5
     text = (
         f'{table(scores)}\n\n5-NN accuracy in %, made by `python experiments/ablation.py`; '
-        f'{len(options.seeds)} seed(s) of {sum(PHASES)} epochs, {windows} test windows: two standard '
-        f'errors of a figure are about {200 * (0.75 * 0.25 / windows) ** 0.5:.0f} points, so that '
-        'smaller differences say nothing.'
+        f'{len(options.seeds)} seed(s) of {sum(PHASES)} epochs, {windows} test windows: two '
+        f'standard errors of a figure are about {off:.0f} points, so that smaller differences say '
+        'nothing.'
     )
     print(text)
     if options.rows != list(ROWS):
