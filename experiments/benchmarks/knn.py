@@ -9,10 +9,8 @@ is given unit vectors as float32 and finds the same neighbours, which is checked
 """
 
 import argparse
-import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from rich.progress import track
+from rounds import RESULTS, ratio_table, write_results
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import normalize
@@ -95,18 +94,6 @@ def measure(
     return seconds
 
 
-def table(seconds: dict[str, list[float]], baseline: str) -> str:
-    """Markdown table of median times and of the medians of the ratios within a round."""
-    lines = ['| search | seconds | ratio | range of ratio |', '|---|---:|---:|---:|']
-    for name, values in seconds.items():
-        ratios = [value / base for value, base in zip(values, seconds[baseline], strict=True)]
-        lines.append(
-            f'| {name} | {statistics.median(values):.2f} | {statistics.median(ratios):.2f} '
-            f'| {min(ratios):.2f} to {max(ratios):.2f} |'
-        )
-    return '\n'.join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison, print the table and write it with the figures of each round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -116,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--k', type=int, default=20)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--output', type=Path, default=Path(__file__).parents[1] / 'results')
+    parser.add_argument('--output', type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     generator = torch.Generator().manual_seed(0)
@@ -130,9 +117,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         searches = {'faiss IndexFlatIP': flat, **searches}
     with threadpool_limits(options.threads):
         seconds = measure(searches, bank, queries, options.rounds)
-    text = table(seconds, baseline=next(iter(searches)))
+    text = ratio_table('search', 'seconds', seconds, next(iter(searches)))
     print(text)
-    options.output.mkdir(parents=True, exist_ok=True)
     about = {
         'torch': torch.__version__,
         'processor': platform.machine(),
@@ -144,10 +130,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         'k': options.k,
         'seconds': {name: [round(v, 3) for v in values] for name, values in seconds.items()},
     }
-    for name, content in (('knn.json', json.dumps(about, indent=2)), ('knn.md', text)):
-        temporary = options.output / f'.{name}.part'
-        temporary.write_text(content + '\n')
-        temporary.replace(options.output / name)
+    write_results(options.output, 'knn', about, text)
 
 
 if __name__ == '__main__':

@@ -8,16 +8,15 @@ that whatever else the machine does falls on all of them; compare the ratios of 
 """
 
 import argparse
-import json
 import os
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from rich.progress import track
+from rounds import RESULTS, ratio_table, write_results
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, one_hot
 
@@ -105,18 +104,6 @@ def measure(
     return seconds
 
 
-def table(seconds: dict[str, list[float]], baseline: str) -> str:
-    """Markdown table of median times and of the medians of the ratios within a round."""
-    lines = ['| heads | seconds an epoch | ratio | range of ratio |', '|---|---:|---:|---:|']
-    for name, values in seconds.items():
-        ratios = [value / base for value, base in zip(values, seconds[baseline], strict=True)]
-        lines.append(
-            f'| {name} | {statistics.median(values):.2f} | {statistics.median(ratios):.2f} '
-            f'| {min(ratios):.2f} to {max(ratios):.2f} |'
-        )
-    return '\n'.join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison, print the table and write it with the figures of each round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -125,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--classes', type=int, default=10)
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--output', type=Path, default=Path(__file__).parents[1] / 'results')
+    parser.add_argument('--output', type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -135,9 +122,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainings = {'loop': loop(options.classes), 'geofm, stacked': stacked(options.classes)}
     steps = options.images // BATCH_SIZE
     seconds = measure(trainings, features, labels, steps, options.rounds)
-    text = table(seconds, baseline='loop')
+    text = ratio_table('heads', 'seconds an epoch', seconds, 'loop')
     print(text)
-    options.output.mkdir(parents=True, exist_ok=True)
     about = {
         'torch': torch.__version__,
         'processor': platform.machine(),
@@ -149,13 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         'heads': len(LEARNING_RATES),
         'seconds': {name: [round(v, 3) for v in values] for name, values in seconds.items()},
     }
-    for name, content in (
-        ('linear_probe.json', json.dumps(about, indent=2)),
-        ('linear_probe.md', text),
-    ):
-        temporary = options.output / f'.{name}.part'
-        temporary.write_text(content + '\n')
-        temporary.replace(options.output / name)
+    write_results(options.output, 'linear_probe', about, text)
 
 
 if __name__ == '__main__':

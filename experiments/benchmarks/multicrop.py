@@ -9,9 +9,7 @@ compare the ratios of one run, not the figures of two.
 """
 
 import argparse
-import json
 import platform
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +17,7 @@ from pathlib import Path
 import kornia.augmentation as K
 import torch
 from rich.progress import track
+from rounds import RESULTS, ratio_table, write_results
 from torch import Tensor, nn
 from torchvision.transforms import v2  # type: ignore[import-untyped]
 
@@ -118,25 +117,13 @@ def measure(pipelines: dict[str, Pipeline], images: Tensor, rounds: int) -> dict
     return speeds
 
 
-def table(speeds: dict[str, list[float]], baseline: str) -> str:
-    """Markdown table of median speeds and of the medians of the ratios within a round."""
-    lines = ['| pipeline | samples/s | ratio | range of ratio |', '|---|---:|---:|---:|']
-    for name, values in speeds.items():
-        ratios = [value / base for value, base in zip(values, speeds[baseline], strict=True)]
-        lines.append(
-            f'| {name} | {statistics.median(values):.0f} | {statistics.median(ratios):.2f} '
-            f'| {min(ratios):.2f} to {max(ratios):.2f} |'
-        )
-    return '\n'.join(lines)
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the comparison, print the table and write it with the figures of each round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument('--batch-size', type=int, default=16)
     parser.add_argument('--rounds', type=int, default=9)
     parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--output', type=Path, default=Path(__file__).parents[1] / 'results')
+    parser.add_argument('--output', type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
@@ -150,9 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         'geofm, no photometry': geofm(photometry=False),
     }
     speeds = measure(pipelines, images, options.rounds)
-    text = table(speeds, baseline='torchvision, per sample')
+    text = ratio_table('pipeline', 'samples/s', speeds, 'torchvision, per sample', digits=0)
     print(text)
-    options.output.mkdir(parents=True, exist_ok=True)
     about = {
         'torch': torch.__version__,
         'processor': platform.machine(),
@@ -162,10 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             name: [round(value, 1) for value in values] for name, values in speeds.items()
         },
     }
-    for name, content in (('multicrop.json', json.dumps(about, indent=2)), ('multicrop.md', text)):
-        temporary = options.output / f'.{name}.part'
-        temporary.write_text(content + '\n')
-        temporary.replace(options.output / name)
+    write_results(options.output, 'multicrop', about, text)
 
 
 if __name__ == '__main__':

@@ -10,7 +10,6 @@ the figures of two. The share of the machine's peak counts the arithmetic that t
 """
 
 import argparse
-import json
 import multiprocessing
 import platform
 import statistics
@@ -22,6 +21,7 @@ from typing import Any
 import torch
 from composition import Composition
 from rich.progress import track
+from rounds import RESULTS, write_results
 from torch import Tensor, nn
 from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
@@ -305,7 +305,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument('--preset', choices=PRESETS, default='cpu')
     parser.add_argument('--rounds', type=int)
     parser.add_argument('--threads', type=int, default=2)
-    parser.add_argument('--output', type=Path, default=Path(__file__).parents[1] / 'results')
+    parser.add_argument('--output', type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
     preset = PRESETS[options.preset]
     if options.rounds:
@@ -332,12 +332,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         **preset,
         'results': results,
     }
-    options.output.mkdir(parents=True, exist_ok=True)
     name = 'step' if options.preset == 'cpu' else f'step-{options.preset}'
-    for file, content in ((f'{name}.json', json.dumps(about, indent=2)), (f'{name}.md', text)):
-        temporary = options.output / f'.{file}.part'
-        temporary.write_text(content + '\n')
-        temporary.replace(options.output / file)
+    write_results(options.output, name, about, text)
 
 
 if __name__ == '__main__':

@@ -67,7 +67,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: If it cannot be read, or is of another kind.
     """
-    content = read_file(path)
+    return _checkpoint_in(read_file(path), path)
+
+
+def _checkpoint_in(content: Any, path: Path) -> Checkpoint:
+    """A file's content as a checkpoint, or why it is none."""
     checkpoint = as_checkpoint(content)
     if checkpoint is not None:
         return checkpoint
@@ -179,8 +183,9 @@ def read_task_weights(
         CheckpointError: If the file cannot be read, is of another kind, or does not fit.
     """
     path = Path(checkpoint)
-    read_checkpoint(path)
-    found = read_file(path)['state_dict']
+    content = read_file(path)
+    _checkpoint_in(content, path)
+    found = content['state_dict']
     own = ('dino_center.', 'ibot_center.', 'gram_backbone.')
     missing = [key for key in state if key not in found and not key.startswith(own)]
     other = [key for key in state if key in found and found[key].shape != state[key].shape]
