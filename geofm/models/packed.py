@@ -171,7 +171,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     On a CPU, PyTorch spreads the bias over the result before the product is added to it, which
     takes a fifth more time than adding it in place afterwards; a GPU does it all in one.
     """
-    if bias is None or not x.is_cpu:
+    if bias is None or not x.is_cpu or torch.is_autocast_enabled('cpu'):
         return nn.functional.linear(x, weight, bias)
     return torch.mm(x, weight.T).add_(bias)
 

@@ -1,6 +1,7 @@
 """Attention within each sequence of a packed tensor, by what the machine has for it."""
 
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -103,9 +104,10 @@ class _PerSize(torch.autograd.Function):
             strict=True,
         )
         for out, part in parts:
-            with torch.set_grad_enabled(qkv.requires_grad):
+            with torch.set_grad_enabled(qkv.requires_grad), _no_autocast(qkv):
                 anchor = qkv.new_empty(0, requires_grad=qkv.requires_grad)
-                query, key, value = (_Input.apply(anchor, x) for x in part.permute(2, 0, 3, 1, 4))
+                inputs = _computed_in(part).permute(2, 0, 3, 1, 4)
+                query, key, value = (_Input.apply(anchor, x) for x in inputs)
                 result = scaled_dot_product_attention(query, key, value, dropout_p=dropout)
             out.copy_(result.detach().transpose(1, 2))
             if qkv.requires_grad:
@@ -123,7 +125,7 @@ class _PerSize(torch.autograd.Function):
         for (result, edges), of_result, place in zip(
             ctx.parts, grads, _by_size(gradient, ctx.groups), strict=True
         ):
-            found = torch.autograd.grad([result], edges, [of_result.transpose(1, 2)])
+            found = torch.autograd.grad([result], edges, [_computed_in(of_result).transpose(1, 2)])
             for i, of_input in enumerate(found):
                 place[:, :, i].copy_(of_input.transpose(1, 2))
         return gradient, None, None
@@ -139,6 +141,15 @@ class _Input(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
         return None, None
+
+
+def _computed_in(x: Tensor) -> Tensor:
+    """The tensor in the precision to attend in: on a CPU, half of it takes several times longer."""
+    return x.float() if x.is_cpu and x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    return torch.autocast('cpu', enabled=False) if x.is_cpu else nullcontext()
 
 
 def _by_size(packed: Tensor, groups: Groups) -> list[Tensor]:

@@ -36,3 +36,20 @@ def test_what_a_validation_leaves_behind_is_good_for_training() -> None:
     assert not starts.is_inference()
     assert starts.tolist() == [0, 5, 10, 12, 14, 16]
     assert longest == 5
+
+
+def test_half_precision_on_a_cpu_attends_in_full() -> None:
+    packed = torch.randn(16, 3, 4, 8)
+    half = packed.bfloat16().requires_grad_()
+    full = half.detach().float().requires_grad_()
+    with torch.autocast('cpu', torch.bfloat16):
+        ours = attend(half, GROUPS, method='sdpa')
+    theirs = attend(full, GROUPS, method='sdpa')
+    assert ours.dtype == torch.bfloat16
+    # Nothing between is rounded: the result and the gradient are, once each.
+    torch.testing.assert_close(ours, theirs.bfloat16(), rtol=0, atol=0)
+    weights = torch.randn(ours.shape).bfloat16()
+    (of_half,) = torch.autograd.grad(ours, half, weights)
+    (of_full,) = torch.autograd.grad(theirs, full, weights.float())
+    assert of_half.dtype == torch.bfloat16
+    torch.testing.assert_close(of_half, of_full.bfloat16(), rtol=0, atol=0)
