@@ -69,6 +69,7 @@ def write_dump(task: 'DINOv2', step: Step, values: dict[str, float], folder: Pat
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f'nonfinite-step{step.number}-rank{task.global_rank}.pt'
     beside = path.with_name(f'.{path.name}.part')
+    photometry = task.multi_crop.photometry
     content = {
         # What the command line notes beside the arguments is not the task's.
         'hyper_parameters': {k: v for k, v in task.hparams.items() if not k.startswith('_')},
@@ -78,6 +79,7 @@ def write_dump(task: 'DINOv2', step: Step, values: dict[str, float], folder: Pat
         'seed': step.seed,
         'temperature': step.temperature,
         'precision': str(task.trainer.precision),
+        'statistics': None if photometry is None else photometry.statistics(),
         'values': values,
     }
     torch.save(content, beside)
@@ -103,6 +105,7 @@ def replay(path: Path, device: torch.device | str = 'cpu') -> dict[str, float]:
     try:
         dump = torch.load(path, map_location=device, weights_only=True)
         hparams, state = dump['hyper_parameters'], dump['state_dict']
+        statistics = dump['statistics']
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -110,6 +113,8 @@ def replay(path: Path, device: torch.device | str = 'cpu') -> dict[str, float]:
         raise DumpError(f'{path}: not the dump of a step: {error}') from error
     task = DINOv2(**hparams)
     task.load_state_dict(state)
+    if task.multi_crop.photometry is not None:
+        task.multi_crop.photometry.set_statistics(*statistics)
     task.to(device).train()
     dtype = AUTOCAST.get(dump['precision'])
     with (

@@ -11,7 +11,8 @@ from torchgeo.tasks import BaseTask
 from geofm.losses import resize_tokens
 from geofm.models import MultiSensorViT, View, create_backbone, load_backbone_weights
 from geofm.models.weights.load import Weights
-from geofm.transforms import Crops, MultiCrop
+from geofm.sensors import band_indices
+from geofm.transforms import Crops, MultiCrop, Normalize
 
 
 class Outputs(NamedTuple):
@@ -112,6 +113,23 @@ class StudentTeacher(BaseTask):
                 hparams['ibot_bottleneck_dim'] or bottleneck_dim,
             )
         return heads
+
+    def setup(self, stage: str) -> None:
+        """Take up the statistics that the data module normalises with, for the photometry.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            BandError: If the data module lacks a band of the model.
+        """
+        normalize = getattr(getattr(self.trainer, 'datamodule', None), 'aug', None)
+        photometry = self.multi_crop.photometry
+        if photometry is not None and isinstance(normalize, Normalize):
+            order = band_indices(self.model.bands, normalize.bands)
+            photometry.set_statistics(
+                normalize.mean.flatten()[order], normalize.std.flatten()[order]
+            )
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode of the student; the teacher always evaluates."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from geofm.sensors import BandError, check_bands, sensor_channels
 from geofm.transforms.masks import block_masks
-from geofm.transforms.photometry import Photometry, blur_sigma
+from geofm.transforms.photometry import Photometry, ReflectanceArgs, blur_sigma
 from geofm.transforms.resample import crop_and_resize
 
 #: Crops that both student and teacher see, as in DINO and DINOv2.
@@ -94,7 +94,7 @@ class MultiCrop(nn.Module):
         mask_ratio: tuple[float, float] = (0.1, 0.5),
         min_valid: float = 0.5,
         max_tries: int = 10,
-        photometry: bool = True,
+        photometry: bool | ReflectanceArgs = True,
         anchor_size: int | None = None,
     ) -> None:
         """Initialize a new MultiCrop instance.
@@ -113,7 +113,8 @@ class MultiCrop(nn.Module):
             min_valid: Share of valid pixels that a crop needs; below, it is drawn again.
             max_tries: Number of times a crop is drawn at most; then the one with the largest
                 share of valid pixels is kept, whatever that is.
-            photometry: Whether to blur crops and change gain, haze and speckle.
+            photometry: Whether to blur crops and change gain, haze and speckle; or the arguments
+                of :class:`~geofm.transforms.photometry.ReflectanceGain` to do so with.
             anchor_size: Side A of the anchors, in pixels, for Gram anchoring; None: no anchors.
 
         Raises:
@@ -140,7 +141,8 @@ class MultiCrop(nn.Module):
         self.grid = (global_size // patch_size, global_size // patch_size)
         self.mask_probability, self.mask_ratio = mask_probability, mask_ratio
         self.min_valid, self.max_tries = min_valid, max_tries
-        self.photometry = Photometry(self.bands) if photometry else None
+        reflectance = None if isinstance(photometry, bool) else photometry
+        self.photometry = None if photometry is False else Photometry(self.bands, reflectance)
         self.anchor_size = anchor_size
 
     @torch.no_grad()

@@ -10,17 +10,27 @@ What suits a camera's pictures does not suit measurements. Left out of DINOv2's 
 """
 
 from collections.abc import Sequence
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from geofm.sensors import band_statistics, check_bands, sensor_channels
+from geofm.sensors import BandError, band_statistics, check_bands, sensor_channels
 
 #: Digital number of Sentinel-2 Level-1C at a reflectance of 1.
 DN_PER_REFLECTANCE = 10_000.0
 
 #: Affine change of each channel of each crop, x -> gain * x + offset, both of shape (N, C).
 Affine = tuple[Tensor, Tensor]
+
+
+class ReflectanceArgs(TypedDict, total=False):
+    """Arguments of :class:`ReflectanceGain`, for those who want Sentinel-2 changed more or less."""
+
+    gain: tuple[float, float]
+    band_gain: tuple[float, float]
+    haze: tuple[float, float]
+    probability: float
 
 
 class Photometry(nn.Module):
@@ -30,18 +40,39 @@ class Photometry(nn.Module):
     for an accelerator to learn which crops to change.
     """
 
-    def __init__(self, bands: Sequence[str]) -> None:
+    def __init__(self, bands: Sequence[str], reflectance: ReflectanceArgs | None = None) -> None:
         """Initialize a new Photometry instance.
 
         Args:
             bands: Names of the channels of the crops, in their order.
+            reflectance: Arguments of :class:`ReflectanceGain` that differ from its defaults.
 
         Raises:
             BandError: If a band is unknown or given twice.
         """
         super().__init__()
-        self.gains = nn.ModuleList([ReflectanceGain(bands), BackscatterGain(bands)])
+        self.gains = nn.ModuleList(
+            [ReflectanceGain(bands, **(reflectance or {})), BackscatterGain(bands)]
+        )
         self.speckle = Speckle(bands)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set what the crops were normalised with; at first, the statistics of SEN12MS-CR-TS.
+
+        Args:
+            mean: Mean of each band in raw units, shape (C,).
+            std: Standard deviation of each band in raw units, shape (C,).
+
+        Raises:
+            BandError: If they do not hold one number a band.
+        """
+        for module in self.modules():
+            if isinstance(module, _Physical):
+                module.set_statistics(mean, std)
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each band that the crops were normalised with."""
+        return self.speckle.mean, self.speckle.std
 
     def forward(self, crops: Tensor) -> Tensor:
         """Change crops in place.
@@ -64,7 +95,31 @@ class Photometry(nn.Module):
         return self.speckle(crops)
 
 
-class ReflectanceGain(nn.Module):
+class _Physical(nn.Module):
+    """What changes normalised values by an amount in raw units.
+
+    Args:
+        bands: Names of the channels of the crops, in their order.
+    """
+
+    def __init__(self, bands: Sequence[str]) -> None:
+        super().__init__()
+        self.bands = check_bands(bands)
+        # No buffers: they are used where the random numbers are drawn, on the CPU.
+        self.mean, self.std = band_statistics(self.bands)
+
+    def set_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Set mean and standard deviation of each band, in raw units."""
+        for name, values in (('mean', mean), ('std', std)):
+            if values.shape != self.mean.shape:
+                raise BandError(
+                    f'{name} has shape {tuple(values.shape)}, but there are {len(self.bands)} '
+                    f'bands {list(self.bands)}: give one number a band'
+                )
+        self.mean, self.std = mean.cpu(), std.cpu()
+
+
+class ReflectanceGain(_Physical):
     """Draws brightness, contrast and haze of Sentinel-2 crops.
 
     Reflectance r becomes ``g_b * r + h``: g_b is a gain that all bands share (illumination,
@@ -92,8 +147,7 @@ class ReflectanceGain(nn.Module):
         Raises:
             BandError: If a band is unknown or given twice.
         """
-        super().__init__()
-        self.bands = check_bands(bands)
+        super().__init__(bands)
         self.gain, self.band_gain, self.haze = gain, band_gain, haze
         self.probability = probability
 
@@ -107,15 +161,14 @@ class ReflectanceGain(nn.Module):
             Gain and offset of normalised values, shape (N, C) each, on the CPU; 1 and 0 for the
             channels of other sensors and the crops that stay as they are.
         """
-        mean, std = band_statistics(self.bands)
         shape = (n_crops, len(self.bands))
         gain = _uniform((n_crops, 1), self.gain) * _uniform(shape, self.band_gain)
         haze = _uniform((n_crops, 1), self.haze) * DN_PER_REFLECTANCE
-        offset = ((gain - 1) * mean + haze) / std
+        offset = ((gain - 1) * self.mean + haze) / self.std
         return _only('s2', self.bands, self.probability, gain, offset)
 
 
-class BackscatterGain(nn.Module):
+class BackscatterGain(_Physical):
     """Draws the calibration gain of Sentinel-1 crops, in dB.
 
     A gain of backscattered power is an offset in dB. VV and VH share most of it (incidence angle,
@@ -140,8 +193,7 @@ class BackscatterGain(nn.Module):
         Raises:
             BandError: If a band is unknown or given twice.
         """
-        super().__init__()
-        self.bands = check_bands(bands)
+        super().__init__(bands)
         self.gain, self.band_gain = gain, band_gain
         self.probability = probability
 
@@ -155,13 +207,12 @@ class BackscatterGain(nn.Module):
             Gain (all 1) and offset of normalised values, shape (N, C) each, on the CPU; offset 0
             for the channels of other sensors and the crops that stay as they are.
         """
-        _, std = band_statistics(self.bands)
         shape = (n_crops, len(self.bands))
         decibel = _uniform((n_crops, 1), self.gain) + _uniform(shape, self.band_gain)
-        return _only('s1', self.bands, self.probability, torch.ones(shape), decibel / std)
+        return _only('s1', self.bands, self.probability, torch.ones(shape), decibel / self.std)
 
 
-class Speckle(nn.Module):
+class Speckle(_Physical):
     """Adds speckle to Sentinel-1 crops.
 
     Speckle of L looks multiplies the power of each pixel by a Gamma(L) / L variate, of mean 1 and
@@ -187,10 +238,9 @@ class Speckle(nn.Module):
             BandError: If a band is unknown or given twice.
             ValueError: If *looks* starts below 4.
         """
-        super().__init__()
+        super().__init__(bands)
         if looks[0] < 4:
             raise ValueError(f'looks must be at least 4, got {looks}')
-        self.bands = check_bands(bands)
         self.channels = sensor_channels(self.bands).get('s1', [])
         self.looks = looks
         self.probability = probability
@@ -207,10 +257,9 @@ class Speckle(nn.Module):
         chosen = (torch.rand(len(crops)) < self.probability).nonzero().squeeze(1)
         looks = _uniform((len(chosen), 1, 1, 1), self.looks).to(crops.device, non_blocking=True)
         chosen = chosen.to(crops.device, non_blocking=True)
-        _, std = band_statistics(self.bands)
         for channel in self.channels:
             noise = speckle_decibel(looks.expand(-1, 1, *crops.shape[-2:])).squeeze(1)
-            crops[:, channel].index_add_(0, chosen, (noise / std[channel]).to(crops.dtype))
+            crops[:, channel].index_add_(0, chosen, (noise / self.std[channel]).to(crops.dtype))
         return crops
 
 

@@ -3,10 +3,11 @@ import math
 import pytest
 import torch
 
-from geofm.sensors import BANDS, SENTINEL1, SENTINEL2, band_statistics
-from geofm.transforms import Photometry
+from geofm.sensors import BANDS, SENTINEL1, SENTINEL2, BandError, band_statistics
+from geofm.transforms import Normalize, Photometry
 from geofm.transforms.photometry import (
     BackscatterGain,
+    ReflectanceArgs,
     ReflectanceGain,
     Speckle,
     blur_sigma,
@@ -76,6 +77,46 @@ def test_haze_adds_the_same_reflectance_to_all_bands() -> None:
     gain, offset = ReflectanceGain(BANDS, same, same, haze=(0.02, 0.02), probability=1.0)(3)
     assert (gain == 1).all()
     torch.testing.assert_close((offset * std)[:, S2], torch.full((3, len(S2)), 200.0))
+
+
+def test_effects_are_in_raw_units_whatever_the_crops_were_normalised_with() -> None:
+    bands = ('B04', 'VV', 'B02')
+    mean, std = torch.tensor([1001.0, -9.0, 1129.0]), torch.tensor([593.0, 3.0, 334.0])
+    normalize = Normalize(bands, mean, std, clip=None)
+    raw = torch.tensor([1500.0, -12.0, 900.0]).view(1, 3, 1, 1).expand(40, 3, 8, 8)
+    crops = normalize({'image': raw})['image']
+
+    def changed(gain: float, haze: float) -> torch.Tensor:
+        arguments: ReflectanceArgs = {
+            'gain': (gain, gain),
+            'band_gain': (1.0, 1.0),
+            'haze': (haze, haze),
+            'probability': 1.0,
+        }
+        photometry = Photometry(bands, arguments)
+        photometry.set_statistics(mean, std)
+        torch.manual_seed(0)
+        return normalize.denormalize(photometry(crops.clone()))
+
+    hazy = changed(gain=1.0, haze=0.02) - raw
+    torch.testing.assert_close(hazy[:, [0, 2]], torch.full((40, 2, 8, 8), 200.0))
+    bright = changed(gain=1.1, haze=0.0) / raw
+    torch.testing.assert_close(bright[:, [0, 2]], torch.full((40, 2, 8, 8), 1.1))
+
+    backscatter, speckle = BackscatterGain(bands, (1.5, 1.5), (0.0, 0.0), 1.0), Speckle(bands)
+    speckle.looks, speckle.probability = (4.0, 4.0), 1.0
+    for module in (backscatter, speckle):
+        module.set_statistics(mean, std)
+    offset = backscatter(2)[1] * std
+    torch.testing.assert_close(offset, torch.tensor([[0.0, 1.5, 0.0]]).expand(2, 3))
+    noise = normalize.denormalize(speckle(torch.zeros(4, 3, 90, 90)))[:, 1] - mean[1]
+    expected = 10 / math.log(10) * torch.polygamma(1, torch.tensor(4.0)).sqrt()
+    torch.testing.assert_close(noise.std(), expected, rtol=0.03, atol=0)
+
+
+def test_statistics_of_another_number_of_bands() -> None:
+    with pytest.raises(BandError, match='one number a band'):
+        Photometry(BANDS).set_statistics(torch.zeros(3), torch.ones(3))
 
 
 def test_backscatter_gain_is_an_offset_in_decibel() -> None:
