@@ -2,5 +2,6 @@
 
 from geofm.callbacks.collapse import CollapseWatch
 from geofm.callbacks.knn import OnlineKNN
+from geofm.callbacks.training_time import TrainingTime
 
-__all__ = ('CollapseWatch', 'OnlineKNN')
+__all__ = ('CollapseWatch', 'OnlineKNN', 'TrainingTime')

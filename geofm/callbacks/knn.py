@@ -1,19 +1,23 @@
-"""k-NN accuracy of the teacher while it is being pretrained."""
+"""k-NN accuracy of a backbone while it is being pretrained."""
 
 from collections.abc import Sequence
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import nn
 from torchgeo.datamodules import BaseDataModule
 
-from geofm.evaluation import backbone_encoder, extract_features, knn_accuracy
-from geofm.models import MultiSensorViT
+from geofm.evaluation import encoder_of, extract_features, knn_accuracy
 
 
 class OnlineKNN(Callback):
     """Measure the features by k-NN on labelled data after every few epochs.
 
     Features of the training split are the bank, those of the validation split are labelled by
-    their neighbours. Accuracies are logged as ``knn/top1_k{k}``.
+    their neighbours. Accuracies are logged as ``knn/top1_k{k}``, of the CLS token or the pooled
+    features, and those of the mean of the patches of a ViT as ``knn_patches/top1_k{k}``.
+
+    Of :class:`geofm.tasks.DINOv2` that is the teacher's backbone. TorchGeo's ``SimCLR``, ``MoCo``
+    and ``MAE`` can be watched too, and ``Classification`` of a ViT.
 
     Under several ranks each one computes it all, which keeps them in step.
     """
@@ -35,6 +39,7 @@ class OnlineKNN(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Set the labelled data up once, before training."""
         if stage == 'fit':
+            backbone_of(pl_module)
             self.datamodule.prepare_data()
             self.datamodule.setup('fit')
 
@@ -46,13 +51,49 @@ class OnlineKNN(Callback):
         self._measure(pl_module)
 
     def _measure(self, pl_module: LightningModule) -> None:
-        backbone = pl_module.model
-        assert isinstance(backbone, MultiSensorViT)
-        encoder = backbone_encoder(backbone)
+        backbone = backbone_of(pl_module)
+        encoder = encoder_of(backbone)
+        training = {module: module.training for module in backbone.modules()}
+        backbone.eval()
         bank, queries = (
-            extract_features(encoder, loader, self.datamodule.aug, pl_module.device)
+            extract_features(encoder.pooled, loader, self.datamodule.aug, pl_module.device)
             for loader in (self.datamodule.train_dataloader(), self.datamodule.val_dataloader())
         )
-        for k in self.k:
-            accuracy = knn_accuracy(*bank, *queries, k=min(k, len(bank.labels)))
-            pl_module.log(f'knn/top1_k{k}', accuracy, prog_bar=k == self.k[0])
+        for module, mode in training.items():
+            module.training = mode
+        for name, vector in encoder.features.items():
+            group = 'knn_patches' if vector else 'knn'
+            shown = name == next(iter(encoder.features))
+            for k in self.k:
+                accuracy = knn_accuracy(
+                    bank.features[:, vector],
+                    bank.labels,
+                    queries.features[:, vector],
+                    queries.labels,
+                    k=min(k, len(bank.labels)),
+                )
+                pl_module.log(f'{group}/top1_k{k}', accuracy, prog_bar=shown and k == self.k[0])
+
+
+def backbone_of(task: LightningModule) -> nn.Module:
+    """The backbone that a task pretrains.
+
+    Args:
+        task: :class:`geofm.tasks.DINOv2`, or a task of TorchGeo.
+
+    Returns:
+        The model, without its head if it is not a ViT.
+
+    Raises:
+        TypeError: If the task has no backbone that is known here.
+    """
+    for name in ('model', 'backbone'):
+        found = getattr(task, name, None)
+        # MAE's backbone is a wrapper around one.
+        found = getattr(found, 'vit', found)
+        if hasattr(found, 'forward_features'):
+            assert isinstance(found, nn.Module)
+            return found
+    raise TypeError(
+        f'{type(task).__name__} has no backbone of geofm or timm under model or backbone'
+    )

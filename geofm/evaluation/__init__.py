@@ -1,9 +1,9 @@
 """How good are the features? Probes on labelled data, and the floors that they stand on."""
 
-from geofm.evaluation.backbones import BackboneConfig
+from geofm.evaluation.backbones import BackboneConfig, encoder_of
 from geofm.evaluation.benchmark import Probe, ProbeSettings, run_benchmark
 from geofm.evaluation.data import LabelledData, labelled_data
-from geofm.evaluation.features import LabelledFeatures, backbone_encoder, extract_features
+from geofm.evaluation.features import LabelledFeatures, extract_features
 from geofm.evaluation.paired import PairedDataModule
 from geofm.evaluation.probes.knn import knn_accuracy, knn_predict, knn_votes
 from geofm.evaluation.report import Report, Score, print_report, write_report
@@ -17,7 +17,7 @@ __all__ = (
     'ProbeSettings',
     'Report',
     'Score',
-    'backbone_encoder',
+    'encoder_of',
     'extract_features',
     'knn_accuracy',
     'knn_predict',

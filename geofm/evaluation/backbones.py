@@ -1,7 +1,7 @@
 """Any backbone by a name: what to compute features with."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from geofm.evaluation.ours import OursBuilder, is_ours
 from geofm.evaluation.sources import PICTURE_WHITE
 from geofm.evaluation.torchgeo_weights import TorchGeoBuilder, is_torchgeo
 from geofm.evaluation.weights import load_weights
-from geofm.models import CheckpointError, MultiSensorViT
+from geofm.models import MODEL_NAMES, CheckpointError, MultiSensorViT
+from geofm.models.task_checkpoints import task_backbone
+from geofm.models.weights.files import read_file
 from geofm.sensors import RGB_BANDS, BandError
 
 #: Name of TorchGeo's random convolutional features.
@@ -31,8 +33,9 @@ class BackboneConfig:
     """A backbone to measure.
 
     Attributes:
-        model: A checkpoint that `geofm fit` wrote, a geofm or timm model name, TorchGeo weights
-            such as `ViTSmall16_Weights.SENTINEL2_ALL_DINO`, or `rcf`.
+        model: A checkpoint that `geofm fit` wrote, with this project's task or TorchGeo's
+            `Classification`, `SimCLR`, `MoCo` or `MAE`; a geofm or timm model name, TorchGeo
+            weights such as `ViTSmall16_Weights.SENTINEL2_ALL_DINO`, or `rcf`.
         name: What the table calls it.
         weights: A file of weights for *model*, in place of those it would download.
         pretrained: Whether a timm model gets its pretrained weights.
@@ -126,6 +129,7 @@ def build_backbone(
         CheckpointError: If weights cannot be read or do not fit.
         ValueError: If there is no model of that name.
     """
+    config = _of_task(config)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if config.model == RCF_NAME:
@@ -135,6 +139,22 @@ def build_backbone(
         if is_torchgeo(config.model):
             return _torchgeo(config, data_bands, random)
         return _timm(config, data_bands, statistics, random)
+
+
+def _of_task(config: BackboneConfig) -> BackboneConfig:
+    """For the checkpoint of a TorchGeo task on a model of timm's, the model and its weights."""
+    path = Path(config.model)
+    found = task_backbone(read_file(path)) if path.is_file() else None
+    if found is None or found.model in MODEL_NAMES:
+        return config
+    return replace(
+        config,
+        model=found.model,
+        name=config.name or path.stem,
+        weights=path,
+        pretrained=False,
+        model_args={**found.model_args, **(config.model_args or {})},
+    )
 
 
 def _statistics(
@@ -214,7 +234,7 @@ def _torchgeo(config: BackboneConfig, data_bands: Sequence[str], random: bool) -
     )
     lines = [f'{config.model}: the normalisation of its weights is used']
     name = builder.timm_name if isinstance(model, timm.models.VisionTransformer) else None
-    encoder = _encoder(model)
+    encoder = encoder_of(model)
     return Backbone(
         config.name or config.model, encoder, adapter, config.model, not random, model, name, lines
     )
@@ -260,7 +280,7 @@ def _timm(
     )
     return Backbone(
         config.name or config.model,
-        _encoder(model),
+        encoder_of(model),
         adapter,
         f'{config.model} {bands} {config.model_args}',
         learned,
@@ -296,8 +316,15 @@ def _picture_statistics(model: Any) -> nn.Module:
     return Standardize(model.pretrained_cfg['mean'], model.pretrained_cfg['std'])
 
 
-def _encoder(model: nn.Module) -> Encoder:
-    """What gives the features of a model."""
+def encoder_of(model: nn.Module) -> Encoder:
+    """What gives the features of a model.
+
+    Args:
+        model: A model of this project or of timm; other than a ViT, it must have no head.
+
+    Returns:
+        The encoder, around the model itself.
+    """
     if isinstance(model, MultiSensorViT | timm.models.VisionTransformer | timm.models.Eva):
         return ViTEncoder(model)
     return PooledEncoder(model)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.progress import track
@@ -11,14 +11,13 @@ from torch import Tensor
 from geofm.evaluation.adapter import Adapter
 from geofm.evaluation.data import LabelledData, Split
 from geofm.evaluation.encoders import Encoder
-from geofm.models import MultiSensorViT
 
 
 class LabelledFeatures(NamedTuple):
     """Features and labels of a data set.
 
     Attributes:
-        features: Float32 of shape (N, D).
+        features: Float32 of shape (N, ...): one vector an image, or several.
         labels: Int64 of shape (N,), or (N, classes) where an image can have several.
     """
 
@@ -74,29 +73,6 @@ def split_features(
         # On the CPU: some of TorchGeo's data modules keep tables there.
         targets.append(data.targets(batch))
     return Features(torch.cat(values), torch.cat(targets))
-
-
-def backbone_encoder(
-    backbone: MultiSensorViT, pool: Literal['cls', 'patches'] = 'cls'
-) -> Callable[[Mapping[str, Any]], Tensor]:
-    """Features of a geofm backbone.
-
-    Args:
-        backbone: The model, in evaluation mode.
-        pool: The CLS token, or the mean of the patch tokens.
-
-    Returns:
-        From a normalised batch to features of shape (B, D). It tells the backbone the dates where
-        the batch has them.
-    """
-
-    def encode(batch: Mapping[str, Any]) -> Tensor:
-        tokens = backbone.forward_features(batch['image'], batch.get('dates'))
-        if pool == 'cls':
-            return tokens[:, 0]
-        return tokens[:, backbone.num_prefix_tokens :].mean(dim=1)
-
-    return encode
 
 
 @torch.inference_mode()

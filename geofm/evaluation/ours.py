@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 
 from geofm.evaluation.adapter import absent_sensors
 from geofm.models import (
@@ -17,7 +16,9 @@ from geofm.models import (
     read_hparams,
 )
 from geofm.models.registry import VARIANTS
+from geofm.models.task_checkpoints import task_backbone
 from geofm.models.timm_vit import load_model
+from geofm.models.weights.files import read_file
 from geofm.sensors import SENSORS, BandError, sensor_of
 
 
@@ -126,17 +127,17 @@ class OursBuilder:
     def _load(self, path: Path, name: str | None) -> None:
         """Read a checkpoint: of this project's task, of TorchGeo's, or a file of weights."""
         if name is not None:
-            loaded: Any = load_model(path, name, self._bands)
+            loaded: Any = load_model(path, name, self._bands, self._args)
         else:
             try:
                 loaded = load_backbone(path)
                 self._hparams = read_hparams(path)
                 self.name = self._hparams['model']
             except (CheckpointError, LookupError):
-                loaded = load_model(path)
-                content = torch.load(path, map_location='cpu', weights_only=True)
-                hparams = content['hyper_parameters']
-                self.name = str(hparams.get('backbone') or hparams['model']).removeprefix('tu-')
+                loaded = load_model(path, bands=self._bands)
+                found = task_backbone(read_file(path))
+                assert found is not None
+                self.name, self._args = found.model, {**found.model_args, **self._args}
         if not isinstance(loaded, MultiSensorViT):
             raise CheckpointError(
                 f'{path}: a model of timm: give its name as model, and the file as weights'

@@ -1,18 +1,17 @@
 """ViTs of timm with names for their channels, and models out of any checkpoint."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
-from timm.models import load_state_dict
 from torch import Tensor, nn
 
 from geofm.models.attention import Observation, block_index, observe_blocks
 from geofm.models.checkpoints import load_backbone
 from geofm.models.multisensor import MultiSensorViT
-from geofm.models.weights.files import CheckpointError
+from geofm.models.task_checkpoints import read_weights, task_backbone
+from geofm.models.weights.files import CheckpointError, read_file
 from geofm.sensors import BandError, check_bands, sensor_channels
 
 
@@ -151,16 +150,21 @@ def has_cls_token(model: nn.Module) -> bool:
 
 
 def load_model(
-    checkpoint: Path, model: str | None = None, bands: Sequence[str] | None = None
+    checkpoint: Path,
+    model: str | None = None,
+    bands: Sequence[str] | None = None,
+    model_args: Mapping[str, Any] | None = None,
 ) -> MultiSensorViT | TimmViT:
     """Load a model to map with, out of any checkpoint.
 
     Args:
         checkpoint: What ``geofm fit`` wrote, with :class:`geofm.tasks.DINOv2` or with TorchGeo's
-            ``Classification`` or ``SemanticSegmentation`` on one of our models or a ViT of timm;
-            or, with *model*, a file of that model's weights, ``.pth`` or ``.safetensors``.
+            ``Classification``, ``SemanticSegmentation``, ``SimCLR``, ``MoCo`` or ``MAE`` on one of
+            our models or a ViT of timm; or, with *model*, a file of that model's weights, ``.pth``
+            or ``.safetensors``.
         model: Name of a model for ``timm.create_model``.
         bands: Names of its channels. Needed for a ViT of timm.
+        model_args: Further arguments of that model.
 
     Returns:
         The model, in evaluation mode, without a head.
@@ -170,64 +174,39 @@ def load_model(
         BandError: If a band is unknown, or bands are needed and not given.
     """
     if model is not None:
-        return _create(model, _read_weights(checkpoint), checkpoint, bands)
+        return _create(model, read_weights(checkpoint), checkpoint, bands, model_args)
     try:
         return load_backbone(checkpoint)
-    except (CheckpointError, LookupError) as error:
-        found = _fine_tuned(checkpoint)
-        if found is None and isinstance(error, CheckpointError):
-            raise
+    except (CheckpointError, LookupError):
+        found = task_backbone(read_file(checkpoint))
         if found is None:
-            raise CheckpointError(f'{checkpoint}: not a readable PyTorch checkpoint') from error
-    name, weights = found
-    return _create(name, weights, checkpoint, bands)
-
-
-def _fine_tuned(checkpoint: Path) -> tuple[str, dict[str, Tensor]] | None:
-    """Name and weights of the backbone in a checkpoint of a TorchGeo task, if it is one."""
-    if not checkpoint.is_file():
-        return None
-    try:
-        content = torch.load(checkpoint, map_location='cpu', weights_only=True)
-        hparams, state = content['hyper_parameters'], content['state_dict']
-    except Exception:
-        # Whatever is wrong with the file, load_backbone has said it.
-        return None
-    for key, prefix in (('backbone', 'model.encoder.model.'), ('model', 'model.')):
-        weights = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        if isinstance(hparams.get(key), str) and weights:
-            return hparams[key].removeprefix('tu-'), weights
-    return None
-
-
-def _read_weights(checkpoint: Path) -> dict[str, Tensor]:
-    if not checkpoint.is_file():
-        raise CheckpointError(f'{checkpoint}: no such file')
-    try:
-        return load_state_dict(str(checkpoint), weights_only=True)
-    except Exception as error:
-        # A dozen kinds of error, by the kind of file that it is not.
-        raise CheckpointError(f'{checkpoint}: no readable file of weights: {error}') from error
+            raise
+    return _create(found.model, found.weights, checkpoint, bands, found.model_args)
 
 
 def _create(
-    name: str, weights: dict[str, Tensor], checkpoint: Path, bands: Sequence[str] | None
+    name: str,
+    weights: dict[str, Tensor],
+    checkpoint: Path,
+    bands: Sequence[str] | None,
+    model_args: Mapping[str, Any] | None,
 ) -> MultiSensorViT | TimmViT:
     """Build a model by its name and load weights into it, all but a head's."""
     weights = {key: value for key, value in weights.items() if not key.startswith('head.')}
     ours = name.startswith('geofm_')
+    args = {'num_classes': 0, **(model_args or {})}
     if bands is None and not ours:
         raise BandError(f"which bands are the channels of '{name}'? Name them with --bands")
     if ours:
         channels = _channels(weights) if bands is None else len(bands)
-        model = timm.create_model(name, num_classes=0, in_chans=channels, bands=bands)
+        model = timm.create_model(name, in_chans=channels, bands=bands, **args)
     else:
         channels = len(check_bands(bands or ()))
         try:
-            model = timm.create_model(name, num_classes=0, in_chans=channels, dynamic_img_size=True)
+            model = timm.create_model(name, in_chans=channels, **{'dynamic_img_size': True, **args})
         except TypeError:
             # Some have relative positions for one size only.
-            model = timm.create_model(name, num_classes=0, in_chans=channels)
+            model = timm.create_model(name, in_chans=channels, **args)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
