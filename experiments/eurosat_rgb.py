@@ -156,16 +156,17 @@ def read_curve(checkpoint: Path) -> list[dict[str, float]]:
 
 
 def measure(checkpoint: Path, seed: int, output: Path, options: argparse.Namespace) -> Accuracies:
-    """Accuracies on the test cells, of the checkpoint and of the floors."""
-    geofm(
-        'benchmark',
-        f'--config={BENCHMARK}',
-        f'--checkpoint={checkpoint}',
-        f'--seed={seed}',
-        f'--output={output}',
-        f'--cache={options.output / "features"}',
-        f'{ROOT}={options.data}',
-    )
+    """Accuracies on the test cells, of the checkpoint and of the floors, unless measured before."""
+    if not (output / 'scores.json').exists():
+        geofm(
+            'benchmark',
+            f'--config={BENCHMARK}',
+            f'--checkpoint={checkpoint}',
+            f'--seed={seed}',
+            f'--output={output}',
+            f'--cache={options.output / "features"}',
+            f'{ROOT}={options.data}',
+        )
     found: Accuracies = {}
     for score in read_scores(output / 'scores.json'):
         # The linear probe chooses its tokens: it is of the backbone as a whole.
