@@ -14,7 +14,7 @@ from tests.pairs import RandomPairsDataModule
 from tests.tasks.test_dinov2 import small_trainer
 
 
-@pytest.fixture(scope='module', params=['linear', 'xattn'])
+@pytest.fixture(scope='module', params=['linear', 'xattn', 'early'])
 def checkpoint(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A checkpoint as `fit` writes it, with weights that no initialisation gives."""
     name = f'geofm_vit_tiny_patch16_{request.param}'

@@ -20,7 +20,7 @@ def export(
         to: Whose format. `geofm`: the whole backbone and what rebuilds it. `torchgeo`: the same,
             as Classification and SemanticSegmentation take it as weights. `timm` and `dinov2`:
             the ViT of one sensor, for timm's VisionTransformer or DINOv2's own code.
-        sensor: For timm and dinov2: whose ViT; the only one by default.
+        sensor: For timm and dinov2: whose ViT; the only one by default, early fusion's too.
     """
     exported = export_backbone(checkpoint, output, to, sensor)
     print(exported.path)

@@ -101,14 +101,14 @@ class OursBuilder:
             raise BandError(
                 f'{self.title}: a model of {list(absent)}, and the data have {list(data_bands)}'
             )
-        lines = [
-            f"{self.title}: {key} is not in the data: the model's stand-in takes its place"
-            for key in absent
-        ]
         left = [band for band in self._default_bands() if band not in every]
+        model = self._create(bands)
+        other = 'its mean' if model.fusion is None else "the model's stand-in"
+        lines = [
+            f'{self.title}: {key} is not in the data: {other} takes its place' for key in absent
+        ]
         if self._loaded is None and left:
             lines.append(f'{self.title}: built without {left}, which the data lack')
-        model = self._create(bands)
         if self._loaded is not None and not random:
             # Its patch embedding is made for all bands of an absent sensor, and is never used.
             unused = tuple(f'encoders.{key}.patch_embed.' for key in absent)
@@ -117,7 +117,10 @@ class OursBuilder:
                 for key, value in self._loaded.state_dict().items()
                 if not key.startswith(unused)
             }
-            missing, unexpected = model.load_state_dict(weights, strict=False)
+            try:
+                missing, unexpected = model.load_state_dict(weights, strict=False)
+            except RuntimeError as error:
+                raise CheckpointError(f'{self.title}: its weights do not fit: {error}') from error
             if unexpected or any(not key.startswith(unused) for key in missing):
                 raise CheckpointError(
                     f'{self.title}: its weights do not fit: {missing}, {unexpected}'

@@ -264,12 +264,15 @@ def _backbone_for(bands: tuple[str, ...], checkpoint: str, random_weights: bool)
     at_hand = sensor_channels(bands)
     for key in backbone.sensors:
         if key not in at_hand:
-            logger.warning('the data have no %s: a stand-in takes its place', key.upper())
+            other = 'its mean' if backbone.fusion is None else 'a stand-in'
+            logger.warning('the data have no %s: %s takes its place', key.upper(), other)
             continue
         known = [b for b in SENSORS[key].band_names if b in pretrained.bands]
         if missing := [band for band in known if band not in bands]:
             logger.warning('bands %s are missing: they count as at their mean', missing)
+    for key, wanted in backbone.encoder_bands.items():
         name = f'encoders.{key}.patch_embed.proj.weight'
-        weights[name] = weights[name][:, [i for i, band in enumerate(known) if band in bands]]
+        kept = [i for i, band in enumerate(pretrained.encoder_bands[key]) if band in wanted]
+        weights[name] = weights[name][:, kept]
     backbone.load_state_dict(weights)
     return backbone

@@ -1,4 +1,4 @@
-"""The backbone: one ViT a sensor, their tokens fused into one sequence."""
+"""The backbone: one ViT a sensor, their tokens fused into one sequence; or one ViT of all."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from geofm.models.attention import Observation, block_index, observe_blocks, take_rows
 from geofm.models.dates import DayOfYear
 from geofm.models.fusion import CrossAttentionFusion, LinearFusion
-from geofm.models.tokens import SensorTokens
+from geofm.models.tokens import EARLY, SensorTokens
 from geofm.sensors import RGB_BANDS, SENSORS, BandError, band_indices, sensor_channels
 
 
@@ -44,6 +44,9 @@ class MultiSensorViT(SensorTokens):
     A sensor that is not among the *bands*, or not *present* in a sample, is replaced by learned
     stand-in tokens.
 
+    With early fusion there is one ViT, over the bands of all sensors. In place of an absent sensor
+    it sees zeros, the mean of normalised bands; patches are hidden in all bands at once.
+
     The class follows timm's model interface, so that timm, TorchGeo and
     segmentation-models-pytorch can use it by name.
 
@@ -56,7 +59,8 @@ class MultiSensorViT(SensorTokens):
         sensors: Keys of the sensors, of :data:`geofm.sensors.SENSORS`.
         bands: Names of the input channels, in their order. Default: all bands of all sensors if
             *in_chans* is their number, or all of one sensor, or B04, B03, B02 if it is 3.
-        fusion: How two sensors are fused.
+        fusion: How two sensors are fused: their tokens, linearly or by cross-attention, or, early,
+            their bands.
         query: Cross-attention: the sensor that asks; the other answers.
         nhead: Cross-attention: number of heads.
         nlayer: Cross-attention: number of layers.
@@ -74,7 +78,8 @@ class MultiSensorViT(SensorTokens):
     Raises:
         BandError: If the bands are unknown or given twice, do not match *in_chans*, or belong to
             a sensor that the model does not have.
-        ValueError: If there are not one or two sensors, or the *query* is not one of them.
+        ValueError: If there are not one or two sensors, the *query* is not one of them, or *fusion*
+            is unknown.
     """
 
     def __init__(
@@ -86,7 +91,7 @@ class MultiSensorViT(SensorTokens):
         global_pool: Literal['token', 'avg'] = 'token',
         sensors: Sequence[str] = ('s1', 's2'),
         bands: Sequence[str] | None = None,
-        fusion: Literal['linear', 'xattn'] = 'linear',
+        fusion: Literal['linear', 'xattn', 'early'] = 'linear',
         query: str = 's1',
         nhead: int = 4,
         nlayer: int = 6,
@@ -115,11 +120,14 @@ class MultiSensorViT(SensorTokens):
             raise BandError(f'bands of {sorted(foreign)}, but the model has {list(self.sensors)}')
 
         # Encoders see the bands of their sensor in canonical order, whatever the input's order.
-        encoder_bands = {
-            key: [b for b in SENSORS[key].band_names if b in self.bands or key not in given]
+        by_sensor = {
+            key: tuple(b for b in SENSORS[key].band_names if b in self.bands or key not in given)
             for key in self.sensors
         }
-        self._channels = {key: band_indices(encoder_bands[key], self.bands) for key in given}
+        self._channels = {key: band_indices(by_sensor[key], self.bands) for key in given}
+        early = fusion == 'early' and len(self.sensors) == 2
+        every = tuple(band for bands in by_sensor.values() for band in bands)
+        self.encoder_bands = {EARLY: every} if early else by_sensor
 
         self.patch_size = patch_size
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
@@ -140,7 +148,7 @@ class MultiSensorViT(SensorTokens):
                 key: VisionTransformer(
                     img_size=img_size,
                     patch_size=patch_size,
-                    in_chans=len(encoder_bands[key]),
+                    in_chans=len(names),
                     num_classes=0,
                     embed_dim=embed_dim,
                     depth=depth,
@@ -150,18 +158,18 @@ class MultiSensorViT(SensorTokens):
                     dynamic_img_size=True,
                     **vit_args,
                 )
-                for key in self.sensors
+                for key, names in self.encoder_bands.items()
             }
         )
         if drop_path_rate:
-            for key in self.sensors:
+            for key in self.encoders:
                 for block in self._encoder(key).blocks:
                     block.drop_path1 = DropPath(drop_path_rate)
                     block.drop_path2 = DropPath(drop_path_rate)
         self.day_of_year = DayOfYear(embed_dim)
-        self.mask_token = nn.Parameter(torch.zeros(len(self.sensors), embed_dim))
+        self.mask_token = nn.Parameter(torch.zeros(len(self.encoders), embed_dim))
         self.fusion = None
-        if len(self.sensors) == 2:
+        if len(self.encoders) == 2:
             if fusion == 'linear':
                 self.fusion = LinearFusion(embed_dim)
             elif fusion == 'xattn':
@@ -170,7 +178,7 @@ class MultiSensorViT(SensorTokens):
                 index = self.sensors.index(query)
                 self.fusion = CrossAttentionFusion(embed_dim, index, nhead, nlayer, dropout, shared)  # type: ignore[arg-type]
             else:
-                raise ValueError(f"fusion must be 'linear' or 'xattn', not '{fusion}'")
+                raise ValueError(f"fusion must be 'linear', 'xattn' or 'early', not '{fusion}'")
             # A stand-in for CLS, each register, and a patch, of each sensor.
             self.stand_in = nn.Parameter(torch.empty(2, self.num_prefix_tokens + 1, embed_dim))
             nn.init.trunc_normal_(self.stand_in, std=0.02)
@@ -190,7 +198,7 @@ class MultiSensorViT(SensorTokens):
         """Names of parameters that must not decay, beside biases and norms."""
         tokens = {'mask_token', 'stand_in'}
         of_vit = {'pos_embed', 'cls_token', 'reg_token'}
-        return tokens | {f'encoders.{key}.{name}' for key in self.sensors for name in of_vit}
+        return tokens | {f'encoders.{key}.{name}' for key in self.encoders for name in of_vit}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Patterns by which timm groups parameters into layers.
@@ -332,9 +340,9 @@ class MultiSensorViT(SensorTokens):
             rollout: Whether to return attention rollout, one map a sensor.
 
         Returns:
-            Tokens; attention of each sensor at hand by its key, and under 'fusion' that of the
-            last layer of cross-attention, from the query sensor's token to the other sensor's
-            patches; attention rollout of each sensor at hand.
+            Tokens; attention of each sensor at hand by its key, or of early fusion's one ViT under
+            'vit', and under 'fusion' that of the last layer of cross-attention, from the query
+            sensor's token to the other sensor's patches; attention rollout likewise.
 
         Raises:
             IndexError: If there is no such block.
@@ -347,7 +355,8 @@ class MultiSensorViT(SensorTokens):
                 key: stack.enter_context(
                     observe_blocks(list(self._encoder(key).blocks), index, asking, rollout)
                 )
-                for key in self._channels
+                for key in self.encoders
+                if self._runs(key)
             }
             (tokens,) = self._run(x, [self.depth - 1], dates, None, present)
 
@@ -380,9 +389,10 @@ class MultiSensorViT(SensorTokens):
             present: As in :meth:`forward_features`.
 
         Returns:
-            For each sensor at hand by its key, and 'fusion' for the last layer of
-            cross-attention, weights of shape (B, heads, H/p, W/p). The softmax is over all tokens,
-            so that a map sums to what the CLS token does not give to itself and the registers.
+            For each sensor at hand by its key ('vit' with early fusion), and 'fusion' for the last
+            layer of cross-attention, weights of shape (B, heads, H/p, W/p). The softmax is over all
+            tokens, so that a map sums to what the CLS token does not give to itself and the
+            registers.
 
         Raises:
             IndexError: If there is no such block.
@@ -429,6 +439,7 @@ class MultiSensorViT(SensorTokens):
             present: As in :meth:`forward_features`.
 
         Returns:
-            For each sensor at hand by its key, a map of shape (B, H/p, W/p).
+            For each sensor at hand by its key ('vit' with early fusion), a map of shape
+            (B, H/p, W/p).
         """
         return self.observe(x, dates, present, rollout=True).rollout

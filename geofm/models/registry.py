@@ -28,6 +28,7 @@ PATCH_SIZES: tuple[int, ...] = (8, 14, 16)
 VARIANTS: dict[str, dict[str, Any]] = {
     'linear': {'sensors': ('s1', 's2'), 'fusion': 'linear'},
     'xattn': {'sensors': ('s1', 's2'), 'fusion': 'xattn'},
+    'early': {'sensors': ('s1', 's2'), 'fusion': 'early'},
     's1': {'sensors': ('s1',)},
     's2': {'sensors': ('s2',)},
 }

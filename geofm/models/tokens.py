@@ -11,7 +11,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from geofm.models.dates import DayOfYear
+from geofm.models.dates import NO_DATE, DayOfYear
 from geofm.models.fusion import CrossAttentionFusion, LinearFusion
 from geofm.models.packed import (
     Kept,
@@ -27,6 +27,9 @@ from geofm.sensors import SENSORS
 
 #: Columns of a `dates` tensor.
 _DATE_COLUMN = {key: i for i, key in enumerate(SENSORS)}
+
+#: Key of the one encoder of early fusion, which sees the bands of all sensors.
+EARLY = 'vit'
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +65,7 @@ class ViewTokens(NamedTuple):
 
 
 class SensorTokens(nn.Module):
-    """One ViT a sensor, and what makes one sequence of their tokens.
+    """One ViT a sensor, or one of all, and what makes one sequence of their tokens.
 
     What :class:`geofm.models.MultiSensorViT` computes; that class builds it and speaks timm's
     language.
@@ -73,10 +76,13 @@ class SensorTokens(nn.Module):
         patch_size: Side of a patch in pixels.
         num_prefix_tokens: CLS and registers.
         depth: Number of blocks of each ViT.
-        encoders: A timm ``VisionTransformer`` for each sensor.
-        mask_token: Token in place of a hidden patch, of each sensor, shape (S, D).
+        encoders: A timm ``VisionTransformer`` for each sensor, by its key; of early fusion one,
+            under 'vit'.
+        encoder_bands: Names of the channels of each encoder, in canonical order, whatever the
+            input's: all that a sensor has if it is absent from the input.
+        mask_token: Token in place of a hidden patch, of each encoder, shape (E, D).
         stand_in: Tokens in place of an absent sensor: CLS, registers, a patch; of each sensor.
-        fusion: What makes one sequence of two; None with one sensor.
+        fusion: What makes one sequence of two; None with one encoder.
     """
 
     sensors: tuple[str, ...]
@@ -85,11 +91,12 @@ class SensorTokens(nn.Module):
     num_prefix_tokens: int
     depth: int
     encoders: nn.ModuleDict
+    encoder_bands: dict[str, tuple[str, ...]]
     day_of_year: DayOfYear
     mask_token: nn.Parameter
     stand_in: nn.Parameter
     fusion: LinearFusion | CrossAttentionFusion | None
-    #: Input channels of each sensor at hand, in the order of its encoder.
+    #: Input channels of each sensor at hand, in the order of the encoder.
     _channels: dict[str, list[int]]
 
     def __init__(self) -> None:
@@ -119,21 +126,56 @@ class SensorTokens(nn.Module):
     def _embed(self, key: str, view: View) -> Tensor:
         """Input of the first block of one sensor's ViT."""
         encoder = self._encoder(key)
-        index, channels = self.sensors.index(key), self._channels[key]
-        first, last = channels[0], channels[-1]
-        # A run of channels is a view; anything else is gathered.
-        is_run = channels == list(range(first, last + 1))
-        image = view.image[:, first : last + 1] if is_run else view.image[:, channels]
-        tokens = embed_patches(encoder.patch_embed, image)
+        tokens = embed_patches(encoder.patch_embed, self._pixels(key, view))
         if view.masks is not None:
+            index = list(self.encoders).index(key)
+            if key == EARLY and view.masks.ndim != 2:
+                raise ValueError(
+                    'early fusion hides a patch in all sensors or in none: masks must be of shape '
+                    f'(B, N), not {tuple(view.masks.shape)}'
+                )
             hidden = view.masks if view.masks.ndim == 2 else view.masks[:, index]
             token = self.mask_token[index].to(tokens.dtype)
             tokens = torch.where(hidden.reshape(*tokens.shape[:3], 1), token, tokens)
         tokens = encoder.norm_pre(encoder._pos_embed(tokens))
         if view.dates is not None:
-            encoding = self.day_of_year(view.dates[:, _DATE_COLUMN[key]])
+            encoding = self._encode_dates(key, view.dates, view.present)
             tokens = tokens + encoding[:, None].to(tokens.dtype)
         return tokens
+
+    def _pixels(self, key: str, view: View) -> Tensor:
+        """Input of one encoder; of early fusion, zeros for a sensor that is absent: its mean."""
+        if key != EARLY:
+            return _take_channels(view.image, self._channels[key])
+        parts = []
+        for index, sensor in enumerate(self.sensors):
+            if sensor not in self._channels:
+                count = len(SENSORS[sensor].bands)
+                parts.append(view.image.new_zeros(len(view.image), count, *view.image.shape[2:]))
+                continue
+            part = _take_channels(view.image, self._channels[sensor])
+            if view.present is not None:
+                part = torch.where(view.present[:, index, None, None, None], part, 0)
+            parts.append(part)
+        return torch.cat(parts, dim=1)
+
+    def _encode_dates(self, key: str, dates: Tensor, present: Tensor | None) -> Tensor:
+        """Encoding of a sensor's dates, (B, D); of early fusion, the sum over those present."""
+        if key != EARLY:
+            return self.day_of_year(dates[:, _DATE_COLUMN[key]])
+        encodings = []
+        for index, sensor in enumerate(self.sensors):
+            if sensor not in self._channels:
+                continue
+            days = dates[:, _DATE_COLUMN[sensor]]
+            if present is not None:
+                days = torch.where(present[:, index], days, NO_DATE)
+            encodings.append(self.day_of_year(days))
+        return torch.stack(encodings).sum(dim=0)
+
+    def _runs(self, key: str) -> bool:
+        """Whether there is input for an encoder."""
+        return key == EARLY or key in self._channels
 
     def _stand_in(self, key: str, grid: tuple[int, int]) -> Tensor:
         """Tokens in place of an absent sensor's, of shape (1, L, D)."""
@@ -157,12 +199,12 @@ class SensorTokens(nn.Module):
         masks: Tensor | None,
         present: Tensor | None,
     ) -> list[list[Tensor]]:
-        """Normalised tokens of every sensor after each of the blocks in *take*."""
+        """Normalised tokens of every encoder after each of the blocks in *take*."""
         taken: list[list[Tensor]] = [[] for _ in take]
         view = View(x, dates, masks, present)
-        for key in self.sensors:
+        for key in self.encoders:
             encoder = self._encoder(key)
-            if key not in self._channels:
+            if not self._runs(key):
                 absent = self._stand_in(key, self._grid(x)).expand(len(x), -1, -1).to(x.dtype)
                 for tokens_at in taken:
                     tokens_at.append(absent)
@@ -193,12 +235,16 @@ class SensorTokens(nn.Module):
             dates: Days since 1970-01-01 of each sensor of :data:`geofm.sensors.SENSORS`, int64 of
                 shape (B, 2); :data:`geofm.models.dates.NO_DATE` where unknown. None: unknown.
             masks: True where a patch is hidden, bool of shape (B, N), or (B, S, N) where not
-                all of :attr:`sensors` hide the same.
+                all of :attr:`sensors` hide the same, which early fusion cannot.
             present: Whether each of :attr:`sensors` is present in a sample, bool of shape
-                (B, S). None: all are.
+                (B, S). None: all are. Early fusion sees zeros, the mean of normalised bands, in
+                place of an absent sensor.
 
         Returns:
             Fused tokens of shape (B, 1 + registers + N, D): CLS, registers, patches row by row.
+
+        Raises:
+            ValueError: If the model fuses early and *masks* differ between sensors.
         """
         (tokens,) = self._run(x, [self.depth - 1], dates, masks, present)
         return self._fuse(tokens)
@@ -225,7 +271,7 @@ class SensorTokens(nn.Module):
                 for part, *tokens in zip(kept, *every, strict=True)
             ]
         else:
-            wanted = [self._run_wanted(key, views, kept) for key in self.sensors]
+            wanted = [self._run_wanted(key, views, kept) for key in self.encoders]
             rows = list(self._fuse(wanted).split([len(part.tokens) for part in kept]))
         return [
             ViewTokens(part[: len(view.image)], part[len(view.image) :])
@@ -244,7 +290,7 @@ class SensorTokens(nn.Module):
 
     def _run_views(self, key: str, views: Sequence[View]) -> list[Tensor]:
         """All normalised tokens of one sensor's crops."""
-        if key not in self._channels:
+        if not self._runs(key):
             return [
                 self._stand_in(key, self._grid(view.image)).expand(len(view.image), -1, -1)
                 for view in views
@@ -257,7 +303,7 @@ class SensorTokens(nn.Module):
 
     def _run_wanted(self, key: str, views: Sequence[View], kept: Sequence[Kept]) -> Tensor:
         """Normalised tokens of one sensor, those that are wanted, of shape (M, D)."""
-        if key not in self._channels:
+        if not self._runs(key):
             return torch.cat(
                 [
                     self._stand_in(key, self._grid(view.image))[0, part.tokens]
@@ -318,3 +364,10 @@ class SensorTokens(nn.Module):
     def _grid(self, x: Tensor) -> tuple[int, int]:
         """Patches down and across."""
         return x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+
+
+def _take_channels(image: Tensor, channels: list[int]) -> Tensor:
+    """Channels of an image: a run of them as a view, others gathered."""
+    first, last = channels[0], channels[-1]
+    is_run = channels == list(range(first, last + 1))
+    return image[:, first : last + 1] if is_run else image[:, channels]

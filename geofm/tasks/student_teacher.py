@@ -73,6 +73,10 @@ class StudentTeacher(BaseTask):
         for name in ('sensor_dropout', 'one_sensor_masks', 'global_sensors'):
             if hparams[name] and len(backbone.sensors) < 2:
                 raise ValueError(f'{name} needs a model with two sensors')
+        if hparams['one_sensor_masks'] and len(backbone.encoders) < 2:
+            raise ValueError(
+                'one_sensor_masks needs a ViT for each sensor: early fusion hides a patch in both'
+            )
         if unknown := set(hparams['global_sensors'] or ()) - set(backbone.sensors):
             raise ValueError(f'global_sensors {sorted(unknown)}: not of {list(backbone.sensors)}')
         hides = hparams['sensor_dropout'] or hparams['global_sensors']

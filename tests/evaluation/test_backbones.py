@@ -95,6 +95,36 @@ def test_an_absent_sensor_is_left_to_the_stand_in(checkpoint: Path, here: Any) -
     torch.testing.assert_close(features(backbone, chosen)[:, 0], tokens[:, 0])
 
 
+@pytest.mark.parametrize('here', [SENTINEL1, SENTINEL2])
+def test_an_absent_sensor_is_its_mean_in_early_fusion(here: Any, tmp_path: Path) -> None:
+    from geofm.models import load_backbone
+
+    def save(bands: list[str]) -> Path:
+        model = MultiSensorViT(**TINY, bands=bands, in_chans=len(bands), fusion='early')
+        name = 'geofm_vit_tiny_patch16_early'
+        hparams = {'model': name, 'in_channels': len(bands), 'bands': bands, 'model_args': TINY}
+        state = {f'model.{key}': value for key, value in model.state_dict().items()}
+        path = tmp_path / f'{len(bands)}.ckpt'
+        torch.save({'state_dict': state, 'hyper_parameters': hparams}, path)
+        return path
+
+    path = save(list(BANDS))
+    backbone = build(here.band_names, model=str(path))
+    assert backbone.lines[0].endswith('is not in the data: its mean takes its place')
+    image = images()
+    channels = [BANDS.index(band) for band in here.band_names]
+    whole = build(model=str(path)).adapter({'image': image})['image']
+    zeroed = torch.zeros_like(whole)
+    zeroed[:, channels] = whole[:, channels]
+    with torch.inference_mode():
+        tokens = load_backbone(path).forward_features(zeroed)
+    torch.testing.assert_close(features(backbone, image[:, channels])[:, 0], tokens[:, 0])
+    # Made for one band of the absent sensor, where a fresh model has all of them.
+    few = save([*here.band_names, 'B02' if here is SENTINEL1 else 'VV'])
+    with pytest.raises(CheckpointError, match='its weights do not fit'):
+        build(here.band_names, model=str(few))
+
+
 def test_a_single_missing_band_of_a_checkpoint_is_an_error(checkpoint: Path) -> None:
     with pytest.raises(BandError, match='B10'):
         build(NO_B10, model=str(checkpoint))

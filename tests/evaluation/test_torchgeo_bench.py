@@ -98,7 +98,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 
 @pytest.mark.parametrize('words', [False, True])
 @pytest.mark.parametrize('bands', [BANDS, BANDS[2:], BANDS[:2]], ids=['s1+s2', 's2', 's1'])
-@pytest.mark.parametrize('model', ['linear', 'xattn'])
+@pytest.mark.parametrize('model', ['linear', 'xattn', 'early'])
 def test_features_are_those_of_the_backbone(
     model: str, bands: tuple[str, ...], words: bool, checkpoints: Callable[..., str]
 ) -> None:

@@ -150,7 +150,7 @@ def test_rollout_of_uniform_attention() -> None:
     torch.testing.assert_close(product[0], expected)
 
 
-@pytest.mark.parametrize('fusion', ['linear', 'xattn'])
+@pytest.mark.parametrize('fusion', ['linear', 'xattn', 'early'])
 def test_one_pass_gives_it_all(fusion: str) -> None:
     model = build(fusion=fusion)
     x, dates = image(model), torch.tensor([[17000, 17003], [17500, 17501]])

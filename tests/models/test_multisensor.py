@@ -20,7 +20,7 @@ def build(**kwargs: Any) -> MultiSensorViT:
     return MultiSensorViT(**{**OPEN, **kwargs}).eval()
 
 
-@pytest.mark.parametrize('fusion', ['linear', 'xattn'])
+@pytest.mark.parametrize('fusion', ['linear', 'xattn', 'early'])
 def test_shapes(fusion: str) -> None:
     model = build(fusion=fusion, num_classes=7)
     x = torch.randn(2, 15, 32, 48)
@@ -242,7 +242,7 @@ def test_arguments_that_mean_nothing_are_refused(kwargs: dict[str, Any], message
 
 def test_all_models_are_known_to_timm_by_name() -> None:
     assert set(timm.list_models('geofm_*')) == set(MODEL_NAMES)
-    assert len(MODEL_NAMES) == 72
+    assert len(MODEL_NAMES) == 90
     with torch.device('meta'):
         for name in MODEL_NAMES:
             model = timm.create_model(name)

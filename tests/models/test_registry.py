@@ -30,7 +30,7 @@ def on_meta(name: str, **kwargs: Any) -> nn.Module:
 
 
 def test_every_name_is_there() -> None:
-    assert len(MODEL_NAMES) == len(SIZES) * len(PATCH_SIZES) * len(VARIANTS) == 6 * 3 * 4
+    assert len(MODEL_NAMES) == len(SIZES) * len(PATCH_SIZES) * len(VARIANTS) == 6 * 3 * 5
     for name in MODEL_NAMES:
         assert timm.is_model(name)
         assert timm.get_pretrained_cfg(name).input_size[1:] == (224, 224)  # type: ignore[union-attr]
@@ -79,6 +79,17 @@ def test_two_sensors_are_two_vits_and_a_fusion(size: str) -> None:
         model = on_meta(f'geofm_vit_{size}_patch16_{fusion}', in_chans=15)
         expected = encoders + of_fusion + stand_in + mask_tokens + day_of_year
         assert count(model) == expected
+
+
+@pytest.mark.parametrize('size', PUBLISHED)
+def test_early_fusion_is_one_vit(size: str) -> None:
+    model = on_meta(f'geofm_vit_{size}_patch14_early', in_chans=15, img_size=518)
+    name = f'vit_{size}_patch14_reg4_dinov2' if size != 'tiny' else 'vit_tiny_patch16_224'
+    args = {'patch_size': 14, 'reg_tokens': 4, 'no_embed_class': True, 'init_values': 1.0}
+    reference = on_meta(name, in_chans=15, img_size=518, **(args if size == 'tiny' else {}))
+    shapes = {n: p.shape for n, p in reference.named_parameters()}
+    own = {n: p.shape for n, p in model.named_parameters()}
+    assert {n.removeprefix('encoders.vit.'): s for n, s in own.items() if n not in EXTRAS} == shapes
 
 
 def test_the_feed_forward_layer_is_a_matter_of_the_name_or_of_an_argument() -> None:

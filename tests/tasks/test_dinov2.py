@@ -75,6 +75,7 @@ class Record(Callback):
     [
         {},
         {'model': 'geofm_vit_tiny_patch16_xattn', 'centering': 'sinkhorn_knopp'},
+        {'model': 'geofm_vit_tiny_patch16_early', 'sensor_dropout': 0.5},
         {'separate_ibot_head': True, 'ibot_prototypes': 32, 'sensor_dropout': 0.5},
         {'n_local': 0, 'mask_probability': 0.0, 'koleo_weight': 0.0},
     ],

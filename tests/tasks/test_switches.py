@@ -92,6 +92,11 @@ def test_what_needs_two_sensors_says_so(kwargs: dict[str, Any]) -> None:
         small_task(global_sensors=['s1', 's3'])
 
 
+def test_early_fusion_hides_a_patch_in_both_sensors() -> None:
+    with pytest.raises(ValueError, match='one_sensor_masks needs a ViT for each sensor'):
+        small_task(one_sensor_masks=0.5, model='geofm_vit_tiny_patch16_early')
+
+
 def test_gram_loss_is_that_of_the_formula() -> None:
     student, anchor = torch.randn(2, 5, 8), torch.randn(2, 5, 3)
     total = 0.0

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from geofm.models.checkpoints import PREFIX, create_backbone, load_strictly, read_checkpoint
 from geofm.models.multisensor import MultiSensorViT
+from geofm.models.tokens import EARLY
 from geofm.models.weights.files import check_suffix, write_torch, write_weights
 from geofm.models.weights.layouts import fold_positions, to_dinov2
-from geofm.models.weights.sources import encoder_bands
 from geofm.models.weights.torchgeo import torchgeo_checkpoint
 
 #: Formats to export to.
@@ -49,7 +49,7 @@ def export_backbone(
         output: File to write: ``.safetensors``, or ``.pth``, ``.pt`` or ``.ckpt`` for PyTorch.
             Safetensors say in their metadata what the channels are.
         to: The format.
-        sensor: The sensor whose ViT to write, for timm and DINOv2; the only one by default.
+        sensor: The sensor whose ViT to write, for timm and DINOv2; the only ViT by default.
 
     Returns:
         The file, and what was left out.
@@ -105,14 +105,18 @@ def _export_encoder(
     hparams, weights = read_checkpoint(checkpoint)
     model = create_backbone(hparams)
     load_strictly(model, weights, checkpoint)
-    if sensor is None and len(model.sensors) == 1:
-        (sensor,) = model.sensors
-    if sensor not in model.sensors:
+    if sensor is None and len(model.encoders) == 1:
+        (sensor,) = model.encoders
+    if sensor is None or sensor not in model.encoders:
+        if EARLY in model.encoders:
+            raise ValueError(
+                f'{checkpoint}: one ViT of both sensors, none of {sensor} alone: leave --sensor out'
+            )
         raise ValueError(
-            f'{checkpoint}: a ViT of which sensor? Give --sensor, one of {list(model.sensors)}'
+            f'{checkpoint}: a ViT of which sensor? Give --sensor, one of {list(model.encoders)}'
         )
     state = _encoder_state(model, sensor, to)
-    bands = encoder_bands(model, sensor)
+    bands = list(model.encoder_bands[sensor])
     return Exported(
         write_weights(state, output, {'sensor': sensor, 'bands': bands}),
         _left_out(model, sensor, to),
@@ -127,10 +131,10 @@ def _encoder_state(
     if to == 'timm':
         return state
     state = fold_positions(state, encoder.patch_embed.grid_size)
-    return to_dinov2(state, model.mask_token.detach()[model.sensors.index(sensor)])
+    return to_dinov2(state, model.mask_token.detach()[list(model.encoders).index(sensor)])
 
 
 def _left_out(model: MultiSensorViT, sensor: str, to: str) -> tuple[str, ...]:
     names = {name.split('.')[0] for name, _ in model.named_parameters()} - {'encoders'}
-    others = [f'encoders.{key}' for key in model.sensors if key != sensor]
+    others = [f'encoders.{key}' for key in model.encoders if key != sensor]
     return (*others, *sorted(names - ({'mask_token'} if to == 'dinov2' else set())))

@@ -10,7 +10,7 @@ from geofm.models.checkpoints import as_checkpoint, load_strictly
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.files import CheckpointError, read_file
 from geofm.models.weights.fit import load_into
-from geofm.models.weights.sources import Source, encoder_bands, is_torchgeo, read_encoder
+from geofm.models.weights.sources import Source, is_torchgeo, read_encoder
 from geofm.sensors import BandError
 
 #: Weights to start from: of the whole backbone, or by sensor.
@@ -36,9 +36,10 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
 
     Args:
         backbone: The backbone; changed in place.
-        weights: A file or a name of TorchGeo's; or one for each sensor by its key, where a
-            mapping ``{path: FILE, bands: [...]}`` names the source's bands. Without names, 3
-            channels are B04, B03, B02, 2 are Sentinel-1's and 13 are Sentinel-2's.
+        weights: A file or a name of TorchGeo's; or one for each sensor by its key, 'vit' for the
+            one ViT of early fusion, where a mapping ``{path: FILE, bands: [...]}`` names the
+            source's bands. Without names, 3 channels are B04, B03, B02, 2 are Sentinel-1's and 13
+            are Sentinel-2's.
 
     Raises:
         CheckpointError: If a file cannot be read, is of no kind that is known here, or is of a
@@ -53,8 +54,8 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
     checkpoint = None if is_torchgeo(os.fspath(weights)) else as_checkpoint(read_file(path))
     if checkpoint is not None:
         load_strictly(backbone, checkpoint.weights, path)
-    elif len(backbone.sensors) == 1:
-        _load_by_sensor(backbone, {backbone.sensors[0]: os.fspath(weights)})
+    elif len(backbone.encoders) == 1:
+        _load_by_sensor(backbone, {next(iter(backbone.encoders)): os.fspath(weights)})
     else:
         raise CheckpointError(
             f'{weights}: not a checkpoint of this project, but perhaps a ViT of one sensor. '
@@ -65,8 +66,8 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
 def _load_by_sensor(
     backbone: MultiSensorViT, weights: Mapping[str, str | os.PathLike[str] | Source]
 ) -> None:
-    if unknown := sorted(set(weights) - set(backbone.sensors)):
-        raise ValueError(f'weights for {unknown}, but the model has {list(backbone.sensors)}')
+    if unknown := sorted(set(weights) - set(backbone.encoders)):
+        raise ValueError(f'weights for {unknown}, but the model has {list(backbone.encoders)}')
     for sensor, source in weights.items():
         given = source if isinstance(source, Mapping) else Source(path=os.fspath(source))
         if not {'path'} <= set(given) <= {'path', 'bands'}:
@@ -78,7 +79,7 @@ def _load_by_sensor(
             raise type(error)(f'{given["path"]}: {text}') from error
         if notes:
             _warn(f'{given["path"]} into the encoder of {sensor}: {"; ".join(notes)}')
-    fresh = [f'the encoder of {sensor}' for sensor in backbone.sensors if sensor not in weights]
+    fresh = [f'the encoder of {sensor}' for sensor in backbone.encoders if sensor not in weights]
     if backbone.fusion is not None:
         fresh.append('the fusion')
     if fresh:
@@ -87,18 +88,17 @@ def _load_by_sensor(
 
 def _load_sensor(backbone: MultiSensorViT, sensor: str, source: Source) -> list[str]:
     tensors, bands, mask_token, left = read_encoder(source['path'], sensor)
-    wanted = encoder_bands(backbone, sensor)
     notes = load_into(
         backbone.get_submodule(f'encoders.{sensor}'),  # type: ignore[arg-type]
         tensors,
-        wanted,
+        backbone.encoder_bands[sensor],
         source.get('bands', bands),
     )
     if mask_token is None:
         notes.append('no mask_token there')
     else:
         with torch.no_grad():
-            backbone.mask_token[backbone.sensors.index(sensor)] = mask_token
+            backbone.mask_token[list(backbone.encoders).index(sensor)] = mask_token
     if left:
         notes.append(f'not used: {", ".join(left)}')
     return notes

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from geofm.models.checkpoints import Checkpoint, as_checkpoint, create_backbone
-from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.files import METADATA, CheckpointError, read_file
 from geofm.models.weights.layouts import find_vit
-from geofm.sensors import SENSORS
 
 
 class Source(TypedDict):
@@ -41,20 +39,6 @@ class EncoderWeights(NamedTuple):
     bands: Sequence[str] | None = None
     mask_token: Tensor | None = None
     left: tuple[str, ...] = ()
-
-
-def encoder_bands(model: MultiSensorViT, sensor: str) -> list[str]:
-    """Names of the channels of a sensor's encoder.
-
-    Args:
-        model: The model.
-        sensor: Key of the sensor.
-
-    Returns:
-        The names, in canonical order: all that the sensor has if it is absent from the input.
-    """
-    names = SENSORS[sensor].band_names
-    return [band for band in names if band in model.bands] or list(names)
 
 
 def is_torchgeo(path: str) -> bool:
@@ -113,13 +97,13 @@ def _from_torchgeo(name: str) -> EncoderWeights:
 def _from_checkpoint(checkpoint: Checkpoint, sensor: str) -> EncoderWeights:
     with torch.device('meta'):
         model = create_backbone(checkpoint.hparams)
-    if sensor not in model.sensors:
-        raise CheckpointError(f'its model has {list(model.sensors)}')
+    if sensor not in model.encoders:
+        raise CheckpointError(f'its model has {list(model.encoders)}')
     prefix = f'encoders.{sensor}.'
     others = {key.split('.')[0] for key in checkpoint.weights if not key.startswith('encoders.')}
     return EncoderWeights(
         find_vit(checkpoint.weights, prefix),
-        encoder_bands(model, sensor),
-        checkpoint.weights['mask_token'][model.sensors.index(sensor)].float(),
+        model.encoder_bands[sensor],
+        checkpoint.weights['mask_token'][list(model.encoders).index(sensor)].float(),
         tuple(sorted(others - {'mask_token'})),
     )
