@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import tables
 import torch
 from matplotlib.figure import Figure
@@ -34,16 +33,13 @@ from runs import (
     windows,
     write_results,
 )
+from skies import SKIES, hidden_shares, pairs_of, skies
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from geofm.datasets import SampleLandCover
-from geofm.datasets.regions import Roi
-from geofm.datasets.sample.landscape import draw_landscape
-from geofm.datasets.sample.plan import dates_of, patches_of, randomness
-from geofm.datasets.sample.scene import draw_region, sentinel2
 from geofm.evaluation import knn_predict
 from geofm.evaluation.encoders import band_statistics_encoder
 from geofm.models import MultiSensorViT, create_backbone, load_backbone, read_hparams
@@ -66,9 +62,6 @@ WITHHELD = {'without S1': (False, True), 'without S2': (True, False)}
 #: Bands of each set of sensors, for their statistics.
 SENSOR_BANDS = {'S1 + S2': BANDS, 'S2': SENSORS['s2'].band_names, 'S1': SENSORS['s1'].band_names}
 
-#: From which share of a window on that clouds hide, and up to which.
-SKIES = {'clear': (0.0, 0.05), 'partly': (0.05, 0.6), 'overcast': (0.6, 1.01)}
-
 #: Features and probes.
 MEASURES = ('CLS, 5-NN', 'patches, 5-NN', 'logistic regression')
 
@@ -90,55 +83,6 @@ def arguments(variant: str, data: Path, precision: str) -> list[str]:
         found.append(f'{TASK}in_channels={len(bands)}')
         found.append(f'{DATA}bands={json.dumps(bands)}')
     return found
-
-
-def pairs_of(dataset: SampleLandCover) -> list[tuple[Any, ...]]:
-    """Season, ROI, patch and time step of each window."""
-    index = dataset.pairs.index[['season', 'roi', 'patch', 'time_step']]
-    rows = list(index.itertuples(index=False, name=None))
-    return [rows[pair] for pair in dataset.index['pair']]
-
-
-def cloud_masks(made: Mapping[str, Any], roi: Roi) -> dict[tuple[int, int], npt.NDArray[np.bool_]]:
-    """Where clouds hide the ground of a ROI, (H, W), by patch and time step: drawn once more."""
-    patches = patches_of(roi, made['patches_per_roi'], made['size'])
-    shape = max(p.rows.stop for p in patches), max(p.cols.stop for p in patches)
-    landscape = draw_landscape(randomness(made['seed'], roi, 0), shape)
-    region = draw_region(randomness(made['seed'], roi, 1))
-    masks = {}
-    for step, date in enumerate(dates_of(randomness(made['seed'], roi, 2), made['time_steps'])):
-        noise = randomness(made['seed'], roi, 4, step)
-        _, cloudy = sentinel2(noise, landscape, region, date.s2, date.cover)
-        masks |= {(patch.number, step): cloudy[patch.rows, patch.cols] for patch in patches}
-    return masks
-
-
-def hidden_shares(data: Path, dataset: SampleLandCover) -> npt.NDArray[np.float64]:
-    """Share of each window that clouds hide from Sentinel-2.
-
-    The data tell the share of whole patches only, so the clouds are drawn again.
-
-    Raises:
-        ValueError: If these are not the clouds that the data were written with.
-    """
-    made = json.loads((data / 'sample.json').read_text())
-    scenes = pd.read_csv(data / 'scenes.csv').set_index(['season', 'roi', 'patch', 'time_step'])
-    pairs = pairs_of(dataset)
-    masks = {
-        (*roi, *key): mask
-        for roi in dict.fromkeys(pair[:2] for pair in pairs)
-        for key, mask in cloud_masks(made, roi).items()
-    }
-    shares = []
-    for pair, row, col in zip(pairs, dataset.index['row'], dataset.index['col'], strict=True):
-        known, mask = scenes.cloud_cover[pair], masks[pair]
-        if abs(mask.mean() - known) > 1e-4:
-            raise ValueError(
-                f'{data}: clouds hide {known} of {pair}, but {mask.mean():.4f} of what is drawn '
-                'now: write the data again'
-            )
-        shares.append(mask[row:, col:][: dataset.window, : dataset.window].mean())
-    return np.array(shares)
 
 
 def statistics(dataset: SampleLandCover, bands: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
@@ -176,11 +120,6 @@ def by_sky(found: Mapping[str, Tensor], truth: Tensor, shares: npt.NDArray[np.fl
             for measure, predicted in found.items()
         }
     return scores
-
-
-def skies(shares: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Which windows are under each sky."""
-    return {sky: (low <= shares) & (shares < high) for sky, (low, high) in SKIES.items()}
 
 
 class Bench:
@@ -347,6 +286,7 @@ def draw(found: Table, about: Mapping[str, Mapping[str, int]]) -> Figure:
         ax.set_xticks(
             range(len(SKIES)), [f'{sky}\n{about[sky]["windows"]} windows' for sky in SKIES]
         )
+        ax.set_ylim(0, 100)
         ax.grid(axis='y', alpha=0.3)
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].set_ylabel('accuracy of land cover, %')

@@ -19,7 +19,7 @@ EXPERIMENTS = Path(__file__).parents[2] / 'experiments'
 @pytest.fixture
 def fusion(monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.syspath_prepend(str(EXPERIMENTS))
-    names = ('fusion', 'runs', 'tables')
+    names = ('fusion', 'runs', 'skies', 'tables')
     for name in names:
         monkeypatch.delitem(sys.modules, name, raising=False)
     module = __import__('fusion')
