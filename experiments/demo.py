@@ -14,6 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
+from runs import latest_checkpoint
 
 from geofm.datasets import SampleLandCover
 from geofm.evaluation import Score
@@ -24,12 +25,6 @@ def geofm(*args: str | Path) -> None:
     words = [str(arg) for arg in args]
     print(f'\n$ geofm {shlex.join(words)}', flush=True)
     subprocess.run([sys.executable, '-m', 'geofm', *words], check=True)
-
-
-def latest_checkpoint(root: Path) -> Path:
-    """Checkpoint of the newest run under a folder."""
-    runs = sorted(root.glob('lightning_logs/version_*'), key=lambda run: int(run.name[8:]))
-    return runs[-1] / 'checkpoints' / 'last.ckpt'
 
 
 def read_scores(path: Path) -> list[Score]:

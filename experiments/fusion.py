@@ -1,0 +1,337 @@
+"""Which sensor helps when: fused backbones and those of one sensor, under clear and cloudy skies.
+
+Each row is the quickstart with another model, pretrained from the same seed on the same pairs and
+for as many steps, and measured by land cover of windows of ROIs never seen, by how much of a window
+clouds hide from Sentinel-2. Each place is seen under several skies.
+
+    geofm sample-data data/sample
+    python experiments/fusion.py [--seeds 0 1] [--precision bf16-mixed]
+
+writes `experiments/results/fusion.json` and `fusion.md` and `docs/images/fusion.png`, and fills the
+tables of docs. A run that is there is not run again.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tables
+import torch
+from matplotlib.figure import Figure
+from rich.progress import track
+from runs import (
+    DATA,
+    NEIGHBOURS,
+    TASK,
+    pretrain,
+    token_features,
+    windows,
+    write_results,
+)
+from skies import SKIES, hidden_shares, pairs_of, skies
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from geofm.datasets import SampleLandCover
+from geofm.evaluation import knn_predict
+from geofm.evaluation.encoders import band_statistics_encoder
+from geofm.models import MultiSensorViT, create_backbone, load_backbone, read_hparams
+from geofm.sensors import BANDS, SENSORS, band_indices
+
+FIGURE = Path(__file__).parents[1] / 'docs' / 'images' / 'fusion.png'
+EPOCHS = 40
+
+#: Backbones by the last part of their names.
+BACKBONES = {
+    'S1 + S2, linear': 'linear',
+    'S1 + S2, cross-attention': 'xattn',
+    'S1 + S2, early': 'early',
+    'S2': 's2',
+    'S1': 's1',
+}
+#: Which of S1 and S2 a fused model is given.
+WITHHELD = {'without S1': (False, True), 'without S2': (True, False)}
+
+#: Bands of each set of sensors, for their statistics.
+SENSOR_BANDS = {'S1 + S2': BANDS, 'S2': SENSORS['s2'].band_names, 'S1': SENSORS['s1'].band_names}
+
+#: Features and probes.
+MEASURES = ('CLS, 5-NN', 'patches, 5-NN', 'logistic regression')
+
+#: Accuracy by sky and measure.
+type Scores = dict[str, dict[str, float]]
+#: Scores by kind of row and row, one of each seed.
+type Table = dict[str, dict[str, list[Scores]]]
+
+PRETRAINED, WITHOUT = 'pretrained', 'pretrained, one sensor withheld'
+RANDOM, STATISTICS = 'random weights', 'band mean and std'
+
+
+def arguments(variant: str, data: Path, precision: str) -> list[str]:
+    """What makes a row of the quickstart."""
+    found = [f'{TASK}model=geofm_vit_tiny_patch16_{variant}', f'{DATA}paths={data}']
+    found.append(f'--trainer.precision={precision}')
+    if variant in SENSORS:
+        bands = SENSORS[variant].band_names
+        found.append(f'{TASK}in_channels={len(bands)}')
+        found.append(f'{DATA}bands={json.dumps(bands)}')
+    return found
+
+
+def statistics(dataset: SampleLandCover, bands: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
+    """Mean and standard deviation of bands, and labels."""
+    channels = band_indices(bands, dataset.bands)
+    found, labels = [], []
+    for batch in windows(dataset):
+        found.append(band_statistics_encoder({**batch, 'image': batch['image'][:, channels]}))
+        labels.append(batch['label'])
+    # They have no CLS token: their one vector stands where the mean of the patches does.
+    return {'patches': torch.cat(found)}, torch.cat(labels)
+
+
+def predictions(
+    bank: Mapping[str, Tensor], labels: Tensor, queries: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Predicted class of each query, by measure."""
+    found = {
+        f'{feature}, {NEIGHBOURS}-NN': knn_predict(vectors, labels, queries[feature], NEIGHBOURS)
+        for feature, vectors in bank.items()
+    }
+    model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    model.fit(torch.cat(list(bank.values()), dim=1), labels)
+    predicted = model.predict(torch.cat(list(queries.values()), dim=1))
+    return {**found, 'logistic regression': torch.from_numpy(predicted)}
+
+
+def by_sky(found: Mapping[str, Tensor], truth: Tensor, shares: npt.NDArray[np.float64]) -> Scores:
+    """Accuracy of the windows under each sky."""
+    scores: Scores = {}
+    for sky, chosen in skies(shares).items():
+        here = torch.from_numpy(chosen)
+        scores[sky] = {
+            measure: float((predicted == truth)[here].double().mean())
+            for measure, predicted in found.items()
+        }
+    return scores
+
+
+class Bench:
+    """Windows to learn from, windows to tell, and the sky over these."""
+
+    def __init__(self, data: Path) -> None:
+        self.bank = SampleLandCover(data, 'train')
+        self.queries = [SampleLandCover(data, split) for split in ('val', 'test')]
+        self.shares = np.concatenate([hidden_shares(data, part) for part in self.queries])
+
+    def measure(self, features: Any, *args: Any) -> Scores:
+        """Scores of what ``features(dataset)`` gives: vectors by name, and labels."""
+        bank, labels = features(self.bank)
+        parts = [features(part) for part in self.queries]
+        queries = {name: torch.cat([vectors[name] for vectors, _ in parts]) for name in bank}
+        found = predictions(bank, labels, queries)
+        return by_sky(found, torch.cat([truth for _, truth in parts]), self.shares)
+
+    def tokens(self, backbone: MultiSensorViT, given: tuple[bool, ...] | None = None) -> Scores:
+        """Scores of a backbone's tokens."""
+        return self.measure(lambda dataset: token_features(backbone.eval(), dataset, given))
+
+    def about(self) -> dict[str, dict[str, int]]:
+        """Number of windows under each sky, and of the places that they are of."""
+        places = [
+            (*pair[:3], row, col)
+            for part in self.queries
+            for pair, row, col in zip(
+                pairs_of(part), part.index['row'], part.index['col'], strict=True
+            )
+        ]
+        return {
+            sky: {
+                'windows': int(chosen.sum()),
+                'places': len({places[i] for i in np.flatnonzero(chosen)}),
+            }
+            for sky, chosen in skies(self.shares).items()
+        }
+
+
+def random_backbone(checkpoint: Path, seed: int) -> MultiSensorViT:
+    """The architecture of a checkpoint with random weights."""
+    torch.manual_seed(seed)
+    return create_backbone(read_hparams(checkpoint))
+
+
+def measure_all(
+    checkpoints: Mapping[str, Sequence[Path]], seeds: Sequence[int], bench: Bench
+) -> Table:
+    """All rows of the table.
+
+    Args:
+        checkpoints: Of each backbone, one a seed.
+        seeds: The seeds.
+        bench: What they are measured on.
+    """
+    found: Table = {PRETRAINED: {}, WITHOUT: {}, RANDOM: {}, STATISTICS: {}}
+    for name, paths in track(checkpoints.items(), description='Rows'):
+        backbones = [load_backbone(path) for path in paths]
+        found[PRETRAINED][name] = [bench.tokens(backbone) for backbone in backbones]
+        found[RANDOM][name] = [
+            bench.tokens(random_backbone(path, seed))
+            for path, seed in zip(paths, seeds, strict=True)
+        ]
+        if len(backbones[0].sensors) == 2:
+            for less, given in WITHHELD.items():
+                found[WITHOUT][f'{name}, {less}'] = [bench.tokens(b, given) for b in backbones]
+    for name, bands in SENSOR_BANDS.items():
+        found[STATISTICS][name] = [
+            bench.measure(lambda dataset, bands=bands: statistics(dataset, bands))
+        ]
+    return found
+
+
+def cell(values: Sequence[float]) -> str:
+    """Mean over the seeds, and each one."""
+    each = ', '.join(f'{100 * value:.1f}' for value in values)
+    return f'{100 * mean(values):.1f} ({each})' if len(values) > 1 else each
+
+
+def markdown(found: Table) -> str:
+    """Markdown table: a row a backbone, a column a measure and sky."""
+    columns = [(measure, sky) for measure in MEASURES for sky in SKIES]
+    lines = [
+        '| backbone | ' + ' | '.join(f'{measure}: {sky}' for measure, sky in columns) + ' |',
+        '|---|' + '---:|' * len(columns),
+    ]
+    for kind, rows in found.items():
+        for name, seeds in rows.items():
+            cells = [
+                cell([s[sky][measure] for s in seeds]) if measure in seeds[0][sky] else '–'
+                for measure, sky in columns
+            ]
+            lines.append(f'| {kind}: {name} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def two_errors(share: float, count: int) -> float:
+    """Two standard errors of a share of *count* windows that are independent."""
+    return float(2 * (share * (1 - share) / count) ** 0.5)
+
+
+def caption(about: Mapping[str, Mapping[str, int]], seeds: Sequence[int], precision: str) -> str:
+    """What the figures are of, and how far off they may be."""
+    names = {
+        'clear': 'clear (clouds hide less than 5 % of the window)',
+        'partly': 'partly (5 to 60 %)',
+        'overcast': 'overcast (60 % or more)',
+    }
+    counts = '; '.join(
+        f'{names[sky]}: {n["windows"]} windows of {n["places"]} places, two standard errors are '
+        f'up to {100 * two_errors(0.5, n["windows"]):.0f} points'
+        for sky, n in about.items()
+    )
+    return (
+        f'Accuracy of land cover in %, made by `python experiments/fusion.py`; {len(seeds)} '
+        f'seed(s) of {EPOCHS} epochs, precision {precision}. {counts}. Windows of a place are '
+        'not independent, so that the true errors are larger. Of band statistics, which are one '
+        'vector, 5-NN stands under patches. The data are generated.'
+    )
+
+
+def draw(found: Table, about: Mapping[str, Mapping[str, int]]) -> Figure:
+    """Bars of each backbone under each sky; dashed its random weights, dotted the statistics."""
+    figure = Figure(figsize=(11, 3.9), layout='constrained')
+    axes = figure.subplots(1, len(MEASURES), sharey=True)
+    names = list(found[PRETRAINED])
+    width = 0.8 / len(names)
+    for ax, measure in zip(axes, MEASURES, strict=True):
+        for x, sky in enumerate(SKIES):
+            for i, name in enumerate(names):
+                left = x - 0.4 + i * width
+                value = mean(s[sky][measure] for s in found[PRETRAINED][name])
+                floor = mean(s[sky][measure] for s in found[RANDOM][name])
+                ax.bar(
+                    left + width / 2,
+                    100 * value,
+                    0.92 * width,
+                    yerr=100 * two_errors(value, about[sky]['windows']),
+                    color=f'C{i}',
+                    ecolor='0.35',
+                    capsize=1.5,
+                    error_kw={'lw': 0.8},
+                    label=name if x == 0 and ax is axes[0] else None,
+                )
+                ax.plot(
+                    [left, left + width],
+                    [100 * floor] * 2,
+                    'k--',
+                    lw=1.2,
+                    label='random weights' if i == x == 0 and ax is axes[0] else None,
+                )
+            (floors,) = found[STATISTICS]['S1 + S2']
+            if measure in floors[sky]:
+                ax.plot(
+                    [x - 0.4, x + 0.4],
+                    [100 * floors[sky][measure]] * 2,
+                    color='crimson',
+                    ls=':',
+                    lw=1.5,
+                    label='band mean and std, S1 + S2' if x == 0 and ax is axes[1] else None,
+                )
+        ax.set_title(measure, fontsize='medium')
+        ax.set_xticks(
+            range(len(SKIES)), [f'{sky}\n{about[sky]["windows"]} windows' for sky in SKIES]
+        )
+        ax.set_ylim(0, 100)
+        ax.grid(axis='y', alpha=0.3)
+        ax.spines[['top', 'right']].set_visible(False)
+    axes[0].set_ylabel('accuracy of land cover, %')
+    figure.legend(loc='outside lower center', ncols=len(names) + 2, frameon=False, fontsize=8)
+    return figure
+
+
+def main() -> None:
+    """Run, measure, and write."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--data', type=Path, default=Path('data/sample'))
+    parser.add_argument('--seeds', type=int, nargs='+', default=[0])
+    parser.add_argument('--output', type=Path, default=Path('output/fusion'))
+    parser.add_argument('--precision', default='32-true', help="the trainer's: e.g. bf16-mixed")
+    options = parser.parse_args()
+    checkpoints = {
+        name: [
+            pretrain(
+                arguments(variant, options.data, options.precision),
+                EPOCHS,
+                seed,
+                options.output / variant / options.precision / f'seed_{seed}',
+            )
+            for seed in options.seeds
+        ]
+        for name, variant in BACKBONES.items()
+    }
+    bench = Bench(options.data)
+    found, about = measure_all(checkpoints, options.seeds, bench), bench.about()
+    text = f'{markdown(found)}\n\n{caption(about, options.seeds, options.precision)}'
+    print(text)
+    content = {
+        'seeds': options.seeds,
+        'epochs': EPOCHS,
+        'precision': options.precision,
+        'neighbours': NEIGHBOURS,
+        'skies': {sky: {'hidden': SKIES[sky], **counts} for sky, counts in about.items()},
+        'accuracy': found,
+    }
+    beside = FIGURE.with_name(f'.part.{FIGURE.name}')
+    draw(found, about).savefig(beside, dpi=150)
+    beside.replace(FIGURE)
+    write_results('fusion', content, text)
+    tables.main()
+
+
+if __name__ == '__main__':
+    main()
