@@ -16,8 +16,9 @@ from pathlib import Path
 from statistics import mean
 
 import tables
+from benchmarks.rounds import RESULTS, write_results
 from rich.progress import track
-from runs import DATA, NEIGHBOURS, TASK, pretrain, token_features, write_results
+from runs import DATA, NEIGHBOURS, TASK, pretrain, token_features
 from sklearn.neighbors import KNeighborsClassifier
 
 from geofm.datasets import SampleLandCover
@@ -117,7 +118,7 @@ def main() -> None:
     if options.rows != list(ROWS):
         return  # Part of a table is not for the docs.
     about = {'seeds': options.seeds, 'neighbours': NEIGHBOURS, 'accuracy': scores}
-    write_results('ablation', about, text)
+    write_results(RESULTS, 'ablation', about, text)
     tables.main()
 
 

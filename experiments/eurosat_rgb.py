@@ -22,9 +22,10 @@ import tables
 import torch
 import yaml
 from benchmarks.rounds import RESULTS, write_results
-from demo import geofm, latest_checkpoint, read_scores
+from demo import geofm, read_scores
 from matplotlib.figure import Figure
 from rich.progress import track
+from runs import latest_checkpoint
 
 from geofm.datamodules import EuroSATRGBDataModule, NamedBandsDataModule
 from geofm.evaluation import BackboneConfig, knn_accuracy, labelled_data
@@ -309,8 +310,8 @@ def main() -> None:
     )
     caption = (
         'Accuracy on the test cells, mean ± standard deviation over the seeds (each of them), '
-        'where there are several, made by `python experiments/eurosat_rgb.py`. Minutes are those of '
-        f'training, on {where}, precision {options.precision}. The linear probe '
+        'where there are several, made by `python experiments/eurosat_rgb.py`. Minutes are those '
+        f'of training, on {where}, precision {options.precision}. The linear probe '
         'chooses its tokens on the validation cells.'
     )
     text = f'{table(minutes, accuracy)}\n\n{caption}'

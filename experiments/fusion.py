@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import tables
 import torch
+from benchmarks.rounds import RESULTS, write_results
 from matplotlib.figure import Figure
 from rich.progress import track
 from runs import (
@@ -31,7 +32,6 @@ from runs import (
     pretrain,
     token_features,
     windows,
-    write_results,
 )
 from skies import SKIES, hidden_shares, pairs_of, skies
 from sklearn.linear_model import LogisticRegression
@@ -329,7 +329,7 @@ def main() -> None:
     beside = FIGURE.with_name(f'.part.{FIGURE.name}')
     draw(found, about).savefig(beside, dpi=150)
     beside.replace(FIGURE)
-    write_results('fusion', content, text)
+    write_results(RESULTS, 'fusion', content, text)
     tables.main()
 
 

@@ -1,10 +1,9 @@
-"""What experiments share: pretraining runs, features of labelled windows, and their results."""
+"""What experiments share: pretraining runs and features of labelled windows."""
 
-import json
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from geofm.models import MultiSensorViT
 from geofm.sensors import band_indices
 from geofm.transforms import Normalize
 
-RESULTS = Path(__file__).parent / 'results'
 CONFIG = 'configs/pretrain/quickstart.yaml'
 NEIGHBOURS = 5
 
@@ -68,11 +66,3 @@ def token_features(
         labels.append(batch['label'])
     normalised = {k: torch.nn.functional.normalize(torch.cat(v), dim=1) for k, v in found.items()}
     return normalised, torch.cat(labels)
-
-
-def write_results(name: str, about: Mapping[str, Any], text: str) -> None:
-    """Write `results/NAME.json` and `NAME.md`, beside and renamed into place."""
-    for file, content in ((f'{name}.json', json.dumps(about, indent=2)), (f'{name}.md', text)):
-        beside = RESULTS / f'.{file}.part'
-        beside.write_text(content + '\n')
-        beside.replace(RESULTS / file)
