@@ -24,7 +24,7 @@ from geofm.tasks.randomness import batch_seed, seeded
 from geofm.tasks.schedules import Schedules, dinov2_schedules
 from geofm.tasks.student_teacher import StudentTeacher
 from geofm.transforms import Crops
-from geofm.transforms.photometry import ReflectanceArgs
+from geofm.transforms.photometry import PhotometryArgs
 
 
 class DINOv2(StudentTeacher):
@@ -71,7 +71,7 @@ class DINOv2(StudentTeacher):
         global_scale: tuple[float, float] = (0.32, 1.0),
         local_scale: tuple[float, float] = (0.05, 0.32),
         min_valid: float = 0.5,
-        photometry: bool | ReflectanceArgs = True,
+        photometry: bool | PhotometryArgs = True,
         mask_probability: float = 0.5,
         mask_ratio: tuple[float, float] = (0.1, 0.5),
         # Heads and losses
@@ -135,7 +135,8 @@ class DINOv2(StudentTeacher):
             min_valid: Share of a crop that must be valid ground.
             photometry: Whether to change the crops' values, each sensor in its own way; or how
                 much those of Sentinel-2: ``gain``, ``band_gain``, ``haze`` and ``probability``
-                of :class:`geofm.transforms.photometry.ReflectanceGain`.
+                of :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of
+                the blur's standard deviation in pixels of a crop.
             mask_probability: Share of the global crops in which patches are hidden.
             mask_ratio: Least and largest share of hidden patches in such a crop.
             prototypes: Number of prototypes of the DINO head.

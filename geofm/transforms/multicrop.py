@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from geofm.sensors import BandError, check_bands, sensor_channels
 from geofm.transforms.masks import block_masks
-from geofm.transforms.photometry import Photometry, ReflectanceArgs, blur_sigma
+from geofm.transforms.photometry import Photometry, PhotometryArgs, blur_sigma
 from geofm.transforms.resample import crop_and_resize
 
 #: Crops that both student and teacher see, as in DINO and DINOv2.
@@ -94,7 +94,7 @@ class MultiCrop(nn.Module):
         mask_ratio: tuple[float, float] = (0.1, 0.5),
         min_valid: float = 0.5,
         max_tries: int = 10,
-        photometry: bool | ReflectanceArgs = True,
+        photometry: bool | PhotometryArgs = True,
         anchor_size: int | None = None,
     ) -> None:
         """Initialize a new MultiCrop instance.
@@ -114,7 +114,8 @@ class MultiCrop(nn.Module):
             max_tries: Number of times a crop is drawn at most; then the one with the largest
                 share of valid pixels is kept, whatever that is.
             photometry: Whether to blur crops and change gain, haze and speckle; or the arguments
-                of :class:`~geofm.transforms.photometry.ReflectanceGain` to do so with.
+                of :class:`~geofm.transforms.photometry.ReflectanceGain` to do so with, and
+                ``blur``, the range of the blur's standard deviation in pixels of a crop.
             anchor_size: Side A of the anchors, in pixels, for Gram anchoring; None: no anchors.
 
         Raises:
@@ -141,8 +142,9 @@ class MultiCrop(nn.Module):
         self.grid = (global_size // patch_size, global_size // patch_size)
         self.mask_probability, self.mask_ratio = mask_probability, mask_ratio
         self.min_valid, self.max_tries = min_valid, max_tries
-        reflectance = None if isinstance(photometry, bool) else photometry
-        self.photometry = None if photometry is False else Photometry(self.bands, reflectance)
+        changes: PhotometryArgs = {} if isinstance(photometry, bool) else {**photometry}
+        self.blur = {**BLUR_SIGMA, 's2': changes.pop('blur', BLUR_SIGMA['s2'])}
+        self.photometry = None if photometry is False else Photometry(self.bands, changes)
         self.anchor_size = anchor_size
 
     @torch.no_grad()
@@ -280,7 +282,7 @@ class MultiCrop(nn.Module):
             return crop_and_resize(images, boxes, flips, size, source=source)
         crops = images.new_empty(len(boxes), images.shape[1], size, size)
         for sensor, channels in sensor_channels(self.bands).items():
-            sigma = blur_sigma(blur_probability, BLUR_SIGMA[sensor])
+            sigma = blur_sigma(blur_probability, self.blur[sensor])
             first, last = channels[0], channels[-1] + 1
             if last - first == len(channels):
                 out = crops[:, first:last]

@@ -33,6 +33,12 @@ class ReflectanceArgs(TypedDict, total=False):
     probability: float
 
 
+class PhotometryArgs(ReflectanceArgs, total=False):
+    """The same, and the range of the standard deviation of Sentinel-2's blur, in pixels of a crop."""
+
+    blur: tuple[float, float]
+
+
 class Photometry(nn.Module):
     """Random photometry of crops, each sensor by its own rules.
 

@@ -185,6 +185,16 @@ def test_valid_share_equals_counting() -> None:
         assert shares[0, k].item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_blur_of_sentinel_2_can_be_less() -> None:
+    torch.manual_seed(0)
+    crop = MultiCrop(BANDS, 32, 32, photometry={'blur': (0.0, 0.0), 'probability': 0.0})
+    images = torch.randn(20, len(BANDS), 48, 48)
+    crops = crop({'image': images})
+    sharp = crop_and_resize(images, crops.global_boxes, crops.global_flips, 32)
+    torch.testing.assert_close(crops.globals[:, S2], sharp[:, S2])
+    assert not torch.allclose(crops.globals[:20, S1], sharp[:20, S1], atol=1e-2)
+
+
 def test_blur_is_as_frequent_as_in_dinov2() -> None:
     torch.manual_seed(0)
     crop = MultiCrop(BANDS, 32, 32, n_local=4)
