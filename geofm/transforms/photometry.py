@@ -34,7 +34,7 @@ class ReflectanceArgs(TypedDict, total=False):
 
 
 class PhotometryArgs(ReflectanceArgs, total=False):
-    """The same, and the range of the standard deviation of Sentinel-2's blur, in pixels of a crop."""
+    """The same, and the range of the blur's standard deviation, in pixels of a crop."""
 
     blur: tuple[float, float]
 
