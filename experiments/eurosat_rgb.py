@@ -40,7 +40,11 @@ PICTURE = Path(__file__).parents[1] / 'docs' / 'images' / 'eurosat_rgb.png'
 ROOT = '--data.init_args.datamodule.dict_kwargs.root'
 
 #: Metrics of the curve, by what the picture calls them.
-CURVES = {'CLS token': 'knn/top1_k5', 'mean of patches': 'knn_patches/top1_k5'}
+CURVES = {
+    'CLS token': 'knn/top1_k5',
+    'mean of patches': 'knn_mean_of_patches/top1_k5',
+    'std of patches': 'knn_std_of_patches/top1_k5',
+}
 
 PROBES = ('5-NN', '20-NN', 'linear')
 
@@ -234,8 +238,8 @@ def table(minutes: dict[str, list[float]], accuracy: dict[str, dict[str, list[fl
 
 def draw(runs: dict[str, list[dict[str, Any]]], floors: list[Accuracies], path: Path) -> None:
     """Accuracy on the validation cells against epochs and minutes, beside its floors."""
-    figure = Figure(figsize=(10, 7), layout='constrained')
-    axes = figure.subplots(2, 2, sharey='row', sharex='col')
+    figure = Figure(figsize=(10, 9), layout='constrained')
+    axes = figure.subplots(len(CURVES), 2, sharey='row', sharex='col')
     for row, kind in zip(axes, CURVES, strict=True):
         for ax, against in zip(row, ('epoch', 'minutes'), strict=True):
             for number, (method, seeds) in enumerate(runs.items()):
@@ -250,8 +254,8 @@ def draw(runs: dict[str, list[dict[str, Any]]], floors: list[Accuracies], path: 
                 ax.axhline(100 * mean(values), color='0.3', ls=style, lw=1.2, label=label)
             ax.grid(alpha=0.3)
         row[0].set_ylabel(f'5-NN of the {kind}, %')
-    axes[1, 0].set_xlabel('epochs')
-    axes[1, 1].set_xlabel('minutes of training')
+    axes[-1, 0].set_xlabel('epochs')
+    axes[-1, 1].set_xlabel('minutes of training')
     axes[0, 1].legend(fontsize='small')
     figure.suptitle('EuroSAT RGB, accuracy on the validation cells', fontsize='medium')
     beside = path.with_name(f'.{path.stem}.part.png')

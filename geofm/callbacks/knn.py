@@ -14,7 +14,8 @@ class OnlineKNN(Callback):
 
     Features of the training split are the bank, those of the validation split are labelled by
     their neighbours. Accuracies are logged as ``knn/top1_k{k}``, of the CLS token or the pooled
-    features, and those of the mean of the patches of a ViT as ``knn_patches/top1_k{k}``.
+    features, and of a ViT those of the mean and of the standard deviation of its patches as
+    ``knn_mean_of_patches/top1_k{k}`` and ``knn_std_of_patches/top1_k{k}``.
 
     Of :class:`geofm.tasks.DINOv2` that is the teacher's backbone. TorchGeo's ``SimCLR``, ``MoCo``
     and ``MAE`` can be watched too, and ``Classification`` of a ViT.
@@ -62,8 +63,9 @@ class OnlineKNN(Callback):
         for module, mode in training.items():
             module.training = mode
         for name, vector in encoder.features.items():
-            group = 'knn_patches' if vector else 'knn'
             shown = name == next(iter(encoder.features))
+            # 'CLS token' is 'knn', 'mean of patches' is 'knn_mean_of_patches'.
+            group = 'knn' if shown else f'knn_{name.replace(" ", "_")}'
             for k in self.k:
                 accuracy = knn_accuracy(
                     bank.features[:, vector],

@@ -12,6 +12,9 @@ from geofm.models import MultiSensorViT
 #: Blocks whose tokens the linear probe may use, as in DINOv2.
 LAST_BLOCKS = 4
 
+#: Name of the standard deviation of the patches of an image.
+STD = 'std of patches'
+
 #: Side in pixels of the cells whose statistics are the floor of dense tasks.
 CELL = 16
 
@@ -53,10 +56,12 @@ class Encoder(nn.Module):
 
 
 class ViTEncoder(Encoder):
-    """A vision transformer: the CLS token and the mean of the patches of its last four blocks.
+    """A vision transformer: the CLS token and the patches of its last four blocks.
 
     The vectors are CLS of the last block, the mean of its patches, then CLS of the blocks before
-    it, from the last to the first: the tokens of DINOv2's linear probe.
+    it, from the last to the first: the tokens of DINOv2's linear probe. Without CLS they are the
+    means of patches. At the end comes the standard deviation of the last block's patches over the
+    image: how much of which kinds of ground lies side by side, which a mean does not tell.
 
     Args:
         vit: A ViT of this project or of timm, in evaluation mode.
@@ -74,7 +79,7 @@ class ViTEncoder(Encoder):
         last = 'last block' if self.blocks == 1 else f'last {self.blocks} blocks'
         earlier = tuple(range(2, 1 + self.blocks))
         if self.has_cls:
-            self.features = {'CLS token': 0, 'mean of patches': 1}
+            self.features = {'CLS token': 0, 'mean of patches': 1, STD: 1 + self.blocks}
             inputs: dict[str, tuple[int, ...]] = {
                 'CLS of the last block': (0,),
                 'CLS and mean of patches of the last block': (0, 1),
@@ -83,7 +88,7 @@ class ViTEncoder(Encoder):
                 inputs[f'CLS of the {last}'] = (0, *earlier)
                 inputs[f'CLS of the {last}, mean of patches'] = (0, 1, *earlier)
         else:
-            self.features = {'mean of patches': 0}
+            self.features = {'mean of patches': 0, STD: self.blocks}
             inputs = {'mean of patches of the last block': (0,)}
             if self.blocks > 1:
                 inputs[f'mean of patches of the {last}'] = tuple(range(self.blocks))
@@ -111,11 +116,11 @@ class ViTEncoder(Encoder):
     def pooled(self, batch: Mapping[str, Any]) -> Tensor:
         """Vectors of a batch, (B, V, D): see the class."""
         tokens = self._tokens(batch, self.blocks, 'NLC')
-        means = [patches.mean(dim=1) for patches, _ in tokens]
+        std = tokens[0][0].std(dim=1, correction=0)
         if not self.has_cls:
-            return torch.stack(means, dim=1)
+            return torch.stack([*(patches.mean(dim=1) for patches, _ in tokens), std], dim=1)
         cls = [prefix[:, 0] for _, prefix in tokens if prefix is not None]
-        return torch.stack([cls[0], means[0], *cls[1:]], dim=1)
+        return torch.stack([cls[0], tokens[0][0].mean(dim=1), *cls[1:], std], dim=1)
 
     def patches(self, batch: Mapping[str, Any]) -> Tensor:
         """Patch tokens of the last block, (B, D, h, w)."""

@@ -57,4 +57,4 @@ def test_modes_are_as_they_were_after_a_measurement(tmp_path: Path) -> None:
     assert after
     assert all(after)
     assert 'knn/top1_k1' in trainer.callback_metrics
-    assert 'knn_patches/top1_k1' not in trainer.callback_metrics
+    assert 'knn_mean_of_patches/top1_k1' not in trainer.callback_metrics

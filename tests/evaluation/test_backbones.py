@@ -60,6 +60,8 @@ def test_a_checkpoint_gives_the_tokens_of_its_blocks(checkpoint: Path) -> None:
     torch.testing.assert_close(found[:, 0], tokens[:, 0])
     torch.testing.assert_close(found[:, 1], tokens[:, model.num_prefix_tokens :].mean(1))
     torch.testing.assert_close(found[:, 2], earlier)
+    std = tokens[:, model.num_prefix_tokens :].var(1, correction=0).sqrt()
+    torch.testing.assert_close(found[:, backbone.encoder.features['std of patches']], std)
     assert backbone.encoder.inputs['CLS of the last 2 blocks, mean of patches'] == (0, 1, 2)
 
 
