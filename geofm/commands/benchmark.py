@@ -53,8 +53,8 @@ def benchmark(
         checkpoint: One checkpoint that `geofm fit` wrote, called 'pretrained' in the table.
         output: Folder for scores.json, .csv, .md and .png, and maps.png.
         task: What is to be told, if samples have both a label and a mask.
-        probes: How to measure: `knn`, `linear`, `logistic`; for maps `linear`, `dpt`, `dpt_tuned`,
-            `upernet`, `upernet_tuned`.
+        probes: How to measure: `knn`, `knn_whitened`, `linear`, `logistic`; for maps `linear`,
+            `dpt`, `dpt_tuned`, `upernet`, `upernet_tuned`.
         k: Numbers of neighbours.
         steps: Steps of the linear probe.
         epochs: Epochs of DPT and UPerNet.

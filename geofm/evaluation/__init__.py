@@ -5,7 +5,7 @@ from geofm.evaluation.benchmark import Probe, ProbeSettings, run_benchmark
 from geofm.evaluation.data import LabelledData, labelled_data
 from geofm.evaluation.features import LabelledFeatures, extract_features
 from geofm.evaluation.paired import PairedDataModule
-from geofm.evaluation.probes.knn import knn_accuracy, knn_predict, knn_votes
+from geofm.evaluation.probes.knn import knn_accuracy, knn_predict, knn_votes, whiten
 from geofm.evaluation.report import Report, Score, print_report, write_report
 
 __all__ = (
@@ -25,5 +25,6 @@ __all__ = (
     'labelled_data',
     'print_report',
     'run_benchmark',
+    'whiten',
     'write_report',
 )

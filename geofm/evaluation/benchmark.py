@@ -32,9 +32,11 @@ from geofm.evaluation.probes.prediction import Prediction
 from geofm.evaluation.report import Report, Score
 
 #: Probes by name. DPT and UPerNet are trained on the backbone, frozen or tuned.
-Probe = Literal['knn', 'linear', 'logistic', 'dpt', 'dpt_tuned', 'upernet', 'upernet_tuned']
+Probe = Literal[
+    'knn', 'knn_whitened', 'linear', 'logistic', 'dpt', 'dpt_tuned', 'upernet', 'upernet_tuned'
+]
 
-IMAGE_PROBES: tuple[Probe, ...] = ('knn', 'linear', 'logistic')
+IMAGE_PROBES: tuple[Probe, ...] = ('knn', 'knn_whitened', 'linear', 'logistic')
 DECODERS: dict[Probe, Decoder] = {
     'dpt': Decoder('dpt', tuned=False),
     'dpt_tuned': Decoder('dpt', tuned=True),
@@ -55,7 +57,7 @@ class ProbeSettings:
     """How probes are run.
 
     Attributes:
-        probes: Which; None: k-NN, linear and logistic on images, linear on maps.
+        probes: Which; None: all of those for images, linear on maps.
         k: Numbers of neighbours.
         steps: Steps of the linear probe.
         epochs: Epochs of DPT and UPerNet.
@@ -227,13 +229,17 @@ def _predictions(
 ) -> Iterator[Prediction]:
     encoder, seed, progress = backbone.encoder, settings.seed, settings.progress
     for probe in probes:
-        if probe == 'knn':
+        if probe in ('knn', 'knn_whitened'):
             bank = len(splits['train'].targets)
+            whitened = probe == 'knn_whitened'
+            if whitened and bank < 2:
+                report.note('k-NN of whitened features left out: the bank has one image')
+                continue
             if too_many := [k for k in settings.k if k > bank]:
                 report.note(f'k = {too_many} left out: the bank has {bank} images')
             ks = [k for k in settings.k if k <= bank]
             if ks:
-                yield from knn_probe(splits, encoder.features, ks, classes)
+                yield from knn_probe(splits, encoder.features, ks, classes, whitened)
         elif probe == 'logistic':
             yield from logistic_probe(splits, encoder.features, data.task, classes, progress)
         elif probe == 'linear' and data.dense:

@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from sklearn.decomposition import PCA
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from geofm.evaluation import knn_accuracy, knn_predict, knn_votes
+from geofm.evaluation import knn_accuracy, knn_predict, knn_votes, whiten
 from geofm.evaluation.probes.knn import nearest
 
 
@@ -90,3 +91,52 @@ def test_accuracy_is_the_share_of_right_labels() -> None:
 def test_impossible_k_is_refused() -> None:
     with pytest.raises(ValueError, match='k=5 neighbours of a bank of 4'):
         knn_predict(torch.eye(4), torch.arange(4), torch.eye(4), k=5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(2, 60), st.integers(0, 1000))
+def test_whitening_equals_scikit_learn_s_pca(images: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    mixing = torch.randn(6, 6, generator=generator)
+    bank, queries = (torch.randn(n, 6, generator=generator) @ mixing + 3 for n in (images + 6, 9))
+    reference = PCA(whiten=True).fit(bank.double().numpy())
+    # Components are told apart by their spread, but for their sign; scikit-learn's unbiased
+    # variance is another by one factor, which similarity does not see.
+    spread = reference.explained_variance_**0.5
+    assume(spread[-1] > 0.02 * spread[0])
+    for found, features in zip(whiten(bank, queries), (bank, queries), strict=True):
+        expected = reference.transform(features.double().numpy())
+        angles = [cosine_similarity(torch.as_tensor(x)) for x in (found.double(), expected)]
+        torch.testing.assert_close(angles[0], angles[1], atol=1e-5, rtol=0)
+
+
+def cosine_similarity(x: Tensor) -> Tensor:
+    unit = torch.nn.functional.normalize(x, dim=1)
+    return unit @ unit.T
+
+
+def test_whitening_quietens_what_varies_most() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 3
+    telling = torch.nn.functional.one_hot(labels, 3) + 0.1 * torch.randn(60, 3, generator=generator)
+    loud = 100 * torch.randn(60, 2, generator=generator)
+    features = torch.cat([telling, loud], dim=1)
+    bank, queries, known, asked = features[:30], features[30:], labels[:30], labels[30:]
+    plain = knn_accuracy(bank, known, queries, asked, k=3)
+    bank, queries = whiten(bank, queries)
+    assert knn_accuracy(bank, known, queries, asked, k=3) == 1 > plain
+
+
+def test_what_hardly_varies_is_not_blown_up() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # The second varies a hundred thousand times less than the first, the third not at all.
+    scales = torch.tensor([1.0, 1e-5, 0.0])
+    bank = torch.randn(50, 3, generator=generator) * scales
+    whitened, _ = whiten(bank, bank)
+    spread = whitened.std(dim=0, correction=0).sort(descending=True).values
+    torch.testing.assert_close(spread, torch.tensor([1.0, 1e-3, 0.0]), atol=1e-6, rtol=0.3)
+
+
+def test_features_of_one_image_cannot_be_whitened() -> None:
+    with pytest.raises(ValueError, match='give more training images'):
+        whiten(torch.ones(1, 3), torch.ones(2, 3))

@@ -17,7 +17,7 @@ from torchmetrics.functional.classification import multilabel_average_precision
 from geofm.evaluation.data import Split, Task
 from geofm.evaluation.features import Features
 from geofm.evaluation.probes.heads import Link, train_heads
-from geofm.evaluation.probes.knn import knn_votes
+from geofm.evaluation.probes.knn import knn_votes, whiten
 from geofm.evaluation.probes.prediction import Prediction
 
 type Classifier = LogisticRegression | OneVsRestClassifier | DummyClassifier
@@ -35,7 +35,11 @@ INVERSE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
 def knn_probe(
-    splits: Mapping[Split, Features], kinds: Mapping[str, int], ks: Sequence[int], classes: int
+    splits: Mapping[Split, Features],
+    kinds: Mapping[str, int],
+    ks: Sequence[int],
+    classes: int,
+    whitened: bool = False,
 ) -> list[Prediction]:
     """k-NN on each kind of features; the training split is the bank.
 
@@ -44,6 +48,7 @@ def knn_probe(
         kinds: Kinds of features, by the vector that each is.
         ks: Numbers of neighbours.
         classes: Number of classes.
+        whitened: Whether to whiten the features, see :func:`geofm.evaluation.whiten`.
 
     Returns:
         A prediction for each kind of features and number of neighbours.
@@ -52,10 +57,14 @@ def knn_probe(
         ValueError: If a number of neighbours is not between 1 and that of training images.
     """
     train, test = splits['train'], splits['test']
+    name = '{k}-NN, whitened' if whitened else '{k}-NN'
     predictions = []
     for kind, i in kinds.items():
-        votes = knn_votes(train.values[:, i], train.targets, test.values[:, i], ks, classes=classes)
-        predictions += [Prediction(f'{k}-NN', kind, votes[k]) for k in ks]
+        bank, queries = train.values[:, i], test.values[:, i]
+        if whitened:
+            bank, queries = whiten(bank, queries)
+        votes = knn_votes(bank, train.targets, queries, ks, classes=classes)
+        predictions += [Prediction(name.format(k=k), kind, votes[k]) for k in ks]
     return predictions
 
 

@@ -9,6 +9,10 @@ from torch.nn.functional import normalize
 #: Similarities that are held at a time.
 _SIMILARITIES = 2**27
 
+#: Least standard deviation of a principal component that is whitened, as a share of the largest:
+#: what varies less is mostly noise, and is not blown up to the size of the others.
+_LEAST_SPREAD = 0.01
+
 
 def nearest(
     bank: Tensor, queries: Tensor, k: int, chunk_size: int | None = None
@@ -62,6 +66,36 @@ def _sorted(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
     values, indices = values.gather(1, by_position), indices.gather(1, by_position)
     by_value = values.sort(dim=1, descending=True, stable=True)
     return by_value.values, indices.gather(1, by_value.indices)
+
+
+def whiten(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
+    """Principal components of the bank, centred and of equal variance; no label is looked at.
+
+    A few directions in which all features vary together otherwise decide which are near in cosine
+    similarity. Jégou and Chum, 2012, *Negative evidences and co-occurrences in image retrieval:
+    the benefit of PCA and whitening*.
+
+    Args:
+        bank: Features of shape (N, D), N at least 2.
+        queries: Features of shape (M, D).
+
+    Returns:
+        The bank and the queries in these components, float32 of shapes (N, D) and (M, D). Those
+        whose standard deviation is less than a hundredth of the largest are divided by that.
+
+    Raises:
+        ValueError: If the bank has one image only.
+    """
+    if len(bank) < 2:
+        raise ValueError('features cannot be whitened with one image: give more training images')
+    # In double precision: from the covariance, the spread is known to half the digits only.
+    centre = bank.double().mean(dim=0)
+    variance, components = torch.linalg.eigh((bank.double() - centre).T.cov(correction=0))
+    spread = variance.clamp_min(0).sqrt()
+    spread = spread.clamp_min(_LEAST_SPREAD * spread.max()).clamp_min(torch.finfo().tiny)
+    rotation = components / spread
+    white_bank, white_queries = ((x.double() - centre) @ rotation for x in (bank, queries))
+    return white_bank.float(), white_queries.float()
 
 
 def knn_votes(
