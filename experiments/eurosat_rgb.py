@@ -1,7 +1,7 @@
 """The learning proof: pretraining from scratch on real patches, measured on cells never seen.
 
-DINOv2 beside MAE, SimCLR and supervised training of TorchGeo, all on the same backbone, data and
-threads. The patches are split by whole cells of one degree; pretraining sees the training cells.
+DINOv2, alone or after MAE, beside MAE, SimCLR and supervised training of TorchGeo, all on the same
+backbone, data and threads. The patches are split by whole cells of one degree; pretraining sees the training cells.
 
     python experiments/eurosat_rgb.py [--data data/eurosat_rgb] [--seeds 0 1 2]
 
@@ -13,7 +13,7 @@ import argparse
 import csv
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -34,6 +34,7 @@ from geofm.evaluation.features import split_features
 
 BENCHMARK = Path('configs/benchmark/eurosat_rgb.yaml')
 MODELS = Path('configs/models')
+PRETRAIN = Path('configs/pretrain')
 PICTURE = Path(__file__).parents[1] / 'docs' / 'images' / 'eurosat_rgb.png'
 
 #: Where a configuration says where the data lie.
@@ -46,7 +47,7 @@ CURVES = {
     'std of patches': 'knn_std_of_patches/top1_k5',
 }
 
-PROBES = ('5-NN', '20-NN', 'linear')
+PROBES = ('5-NN', '20-NN', '5-NN, whitened', '20-NN, whitened', 'linear')
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,21 +55,36 @@ class Method:
     """A way to train the backbone.
 
     Attributes:
-        config: Its configuration.
+        configs: Its configuration, and what is laid over it.
         validates: Whether training needs the validation cells.
+        start: What trains the weights that it starts from.
+        arguments: Further arguments of ``geofm fit``.
     """
 
-    config: Path
+    configs: tuple[Path, ...]
     validates: bool = False
+    start: 'Method | None' = None
+    arguments: tuple[str, ...] = ()
 
 
-#: The first is what the others are compared with; its benchmark gives the floors.
+MAE = Method((PRETRAIN / 'eurosat_rgb_mae.yaml',))
+DINOV2 = Method((PRETRAIN / 'eurosat_rgb.yaml',))
+MAE_FIRST = Method(
+    (*DINOV2.configs, PRETRAIN / 'eurosat_rgb_after_mae.yaml'),
+    start=replace(MAE, arguments=('--trainer.max_epochs=25',)),
+)
+
+#: The benchmark of the first gives the floors.
 METHODS = {
-    'DINOv2': Method(Path('configs/pretrain/eurosat_rgb.yaml')),
-    'SimCLR': Method(Path('configs/pretrain/eurosat_rgb_simclr.yaml')),
-    'MAE': Method(Path('configs/pretrain/eurosat_rgb_mae.yaml')),
-    'supervised': Method(Path('configs/finetune/eurosat_rgb_supervised.yaml'), validates=True),
+    'MAE, then DINOv2': MAE_FIRST,
+    'DINOv2': DINOV2,
+    'SimCLR': Method((PRETRAIN / 'eurosat_rgb_simclr.yaml',)),
+    'MAE': MAE,
+    'supervised': Method((Path('configs/finetune/eurosat_rgb_supervised.yaml'),), validates=True),
 }
+
+#: Methods that are run with each of --seeds; the others with each of --baseline-seeds.
+OURS = ('MAE, then DINOv2', 'DINOv2')
 
 #: Accuracy by row of the table and probe.
 Accuracies = dict[str, dict[str, float]]
@@ -80,7 +96,7 @@ def check_architectures() -> None:
     Raises:
         ValueError: If they do not.
     """
-    given = read_yaml(METHODS['DINOv2'].config)['model']['init_args']
+    given = read_yaml(DINOV2.configs[0])['model']['init_args']
     ours, theirs = (
         json.loads((MODELS / name / 'config.json').read_text())
         for name in ('eurosat_rgb', 'eurosat_rgb_mae')
@@ -113,17 +129,26 @@ def watching(data: Path, every_n_epochs: int) -> list[str]:
     return [f'--trainer.callbacks+={json.dumps(callback)}' for callback in callbacks]
 
 
-def train(method: Method, seed: int, output: Path, options: argparse.Namespace) -> Path:
+def train(method: Method, seed: int, output: Path, options: argparse.Namespace) -> list[Path]:
     """Run a method, unless it has been run.
+
+    Returns:
+        Its last checkpoint, after those of what it started from.
 
     Raises:
         ValueError: If it has been run otherwise: with another configuration or precision.
+        FileNotFoundError: If it has not been run, and only what has been is asked for.
     """
+    earlier: list[Path] = []
+    if method.start is not None:
+        earlier = train(method.start, seed, output / 'start', options)
     done = output / 'done.json'
+    config = [read_yaml(path) for path in method.configs]
+    fit = [*method.arguments, *options.fit]
     asked = {
-        'config': read_yaml(method.config),
+        'config': config[0] if len(config) == 1 else config,
         'precision': options.precision,
-        'fit': options.fit,
+        'fit': fit,
     }
     if done.exists() and json.loads(done.read_text()) != asked:
         raise ValueError(
@@ -131,32 +156,42 @@ def train(method: Method, seed: int, output: Path, options: argparse.Namespace) 
             'remove it, or give another --output'
         )
     if not done.exists():
+        if options.only_done:
+            raise FileNotFoundError(f'{output}: not run')
         logger = {'class_path': 'CSVLogger', 'init_args': {'save_dir': str(output)}}
         geofm(
             'fit',
-            f'--config={method.config}',
+            *(f'--config={path}' for path in method.configs),
             f'--seed_everything={seed}',
             f'--trainer.default_root_dir={output}',
             f'--trainer.precision={options.precision}',
             f'--trainer.logger={json.dumps(logger)}',
             *watching(options.data, options.every_n_epochs),
             *([] if method.validates else ['--trainer.limit_val_batches=0']),
+            *(f'--model.init_args.weights={path}' for path in earlier[-1:]),
             f'{ROOT}={options.data}',
-            *options.fit,
+            *fit,
         )
         done.write_text(json.dumps(asked))
-    return latest_checkpoint(output)
+    return [*earlier, latest_checkpoint(output)]
 
 
-def read_curve(checkpoint: Path) -> list[dict[str, float]]:
-    """Epochs, minutes of training, and accuracies on the validation cells."""
-    points = []
-    with (checkpoint.parents[1] / 'metrics.csv').open(newline='') as file:
-        for row in csv.DictReader(file):
-            if row.get(CURVES['CLS token']):
-                accuracies = {name: float(row[metric]) for name, metric in CURVES.items()}
-                minutes = float(row['time/training_minutes'])
-                points.append({'epoch': int(row['epoch']) + 1, 'minutes': minutes, **accuracies})
+def read_curve(checkpoints: list[Path]) -> list[dict[str, float]]:
+    """Epochs, minutes of training, and accuracies on the validation cells, of stage after stage."""
+    points: list[dict[str, float]] = []
+    epochs, minutes = 0, 0.0
+    for checkpoint in checkpoints:
+        with (checkpoint.parents[1] / 'metrics.csv').open(newline='') as file:
+            rows = [row for row in csv.DictReader(file) if row.get(CURVES['CLS token'])]
+        points += [
+            {
+                'epoch': epochs + int(row['epoch']) + 1,
+                'minutes': minutes + float(row['time/training_minutes']),
+                **{name: float(row[metric]) for name, metric in CURVES.items()},
+            }
+            for row in rows
+        ]
+        epochs, minutes = int(points[-1]['epoch']), points[-1]['minutes']
     return points
 
 
@@ -269,12 +304,17 @@ def main() -> None:
     parser.add_argument('--data', type=Path, default=Path('data/eurosat_rgb'))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
     parser.add_argument(
-        '--baseline-seeds', type=int, nargs='*', default=[0, 1, 2], help='of all but DINOv2'
+        '--baseline-seeds',
+        type=int,
+        nargs='*',
+        default=[0, 1, 2],
+        help='of SimCLR, MAE, supervised',
     )
     parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
     parser.add_argument('--output', type=Path, default=Path('output/eurosat_rgb'))
     parser.add_argument('--precision', default='32-true', help='of training; see Lightning')
     parser.add_argument('--every-n-epochs', type=int, default=10, help='points of the curve')
+    parser.add_argument('--only-done', action='store_true', help='train nothing: what has been run')
     parser.add_argument('--results', type=Path, default=RESULTS)
     parser.add_argument('--picture', type=Path, default=PICTURE)
     parser.add_argument('fit', nargs='*', help='after --: further arguments of geofm fit')
@@ -287,14 +327,19 @@ def main() -> None:
     # Seed by seed: what is there after the first says where it is going.
     for seed in track(sorted({*options.seeds, *options.baseline_seeds}), description='Seeds'):
         for name in options.methods:
-            if seed not in (options.seeds if name == 'DINOv2' else options.baseline_seeds):
+            if seed not in (options.seeds if name in OURS else options.baseline_seeds):
                 continue
             folder = options.output / name / f'seed_{seed}'
-            checkpoint = train(METHODS[name], seed, folder, options)
+            try:
+                checkpoints = train(METHODS[name], seed, folder, options)
+            except FileNotFoundError as error:
+                print(f'{error}: left out')
+                continue
+            checkpoint = checkpoints[-1]
             found = measure(checkpoint, seed, folder / 'benchmark', options)
             first = name == options.methods[0]
             rows = renamed(found, name, with_floors=first)
-            curve = read_curve(checkpoint)
+            curve = read_curve(checkpoints)
             runs.setdefault(name, []).append({'seed': seed, 'curve': curve, 'accuracy': rows})
             minutes.setdefault(name, []).append(curve[-1]['minutes'])
             for row, scores in rows.items():
@@ -337,8 +382,9 @@ def main() -> None:
 
 
 def _place(row: str, methods: list[str]) -> tuple[int, str]:
-    name, _, kind = row.partition(', ')
-    return (methods.index(name) if name in methods else len(methods), f'{name} {kind}')
+    # 'MAE, then DINOv2, CLS token' is of 'MAE, then DINOv2', not of 'MAE'.
+    of = [name for name in methods if row == name or row.startswith(f'{name}, ')]
+    return (methods.index(max(of, key=len)) if of else len(methods), row)
 
 
 if __name__ == '__main__':
