@@ -1,7 +1,8 @@
 """The learning proof: pretraining from scratch on real patches, measured on cells never seen.
 
 DINOv2, alone or after MAE, beside MAE, SimCLR and supervised training of TorchGeo, all on the same
-backbone, data and threads. The patches are split by whole cells of one degree; pretraining sees the training cells.
+backbone, data and threads. The patches are split by whole cells of one degree; pretraining sees the
+training cells.
 
     python experiments/eurosat_rgb.py [--data data/eurosat_rgb] [--seeds 0 1 2]
 

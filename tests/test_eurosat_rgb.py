@@ -3,6 +3,7 @@
 import csv
 import runpy
 import sys
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ def experiment(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 def test_all_train_the_same_backbone_on_the_same_data(experiment: dict[str, Any]) -> None:
     experiment['check_architectures']()
-    configs = [method.config for method in experiment['METHODS'].values()]
+    configs = [method.configs[0] for method in experiment['METHODS'].values()]
     assert {str(c.relative_to('configs').with_suffix('')) for c in configs} == set(TASKS)
     data = [
         yaml.safe_load(path.read_text())['data']['init_args']
@@ -75,7 +76,7 @@ def test_two_steps_then_the_benchmark_sees_the_features_of_the_module(
         ]
     )
     (path,) = tmp_path.rglob('last.ckpt')
-    curve = experiment['read_curve'](path)
+    curve = experiment['read_curve']([path])
     assert [point['epoch'] for point in curve] == [1, 2]
     assert 0 < curve[0]['minutes'] < curve[1]['minutes'] < 5
     assert all(0 <= point[kind] <= 1 for point in curve for kind in experiment['CURVES'])
@@ -108,6 +109,36 @@ def test_two_steps_then_the_benchmark_sees_the_features_of_the_module(
     assert not random.learned
     with torch.inference_mode():
         assert not torch.allclose(random.encoder.pooled(random.adapter({'image': raw})), found)
+
+
+def test_dinov2_goes_on_where_mae_ended(experiment: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path)
+    few = '--trainer.limit_train_batches=1', '--trainer.max_epochs=1', '--trainer.accelerator=cpu'
+    batch = '--data.init_args.datamodule.init_args.batch_size=8'
+    options = Namespace(
+        # Nothing is learned, so that one sees where DINOv2 started.
+        fit=[*few, batch, '--model.init_args.lr=0'],
+        data=tmp_path,
+        precision='32-true',
+        every_n_epochs=1,
+        only_done=False,
+    )
+    method, output = experiment['METHODS']['MAE, then DINOv2'], tmp_path / 'output'
+    mae, dinov2 = experiment['train'](method, 0, output, options)
+    first, second = (torch.load(path, weights_only=True)['state_dict'] for path in (mae, dinov2))
+    # Of the first layer, the bands stand in another order.
+    kernel = 'blocks.5.mlp.fc2.weight'
+    expected = first[f'backbone.vit.{kernel}']
+    torch.testing.assert_close(second[f'model.encoders.s2.{kernel}'], expected, atol=1e-5, rtol=0)
+
+    curve = experiment['read_curve']([mae, dinov2])
+    assert [point['epoch'] for point in curve] == [1, 2]
+    assert 0 < curve[0]['minutes'] < curve[1]['minutes']
+    # What has been run is not run again; what has not is missed where only that is asked for.
+    options.only_done = True
+    assert experiment['train'](method, 0, output, options) == [mae, dinov2]
+    with pytest.raises(FileNotFoundError, match='start: not run'):
+        experiment['train'](method, 1, tmp_path / 'other', options)
 
 
 def test_the_vit_of_mae_can_be_gone_on_with(
