@@ -31,7 +31,7 @@ from runs import latest_checkpoint
 from geofm.datamodules import EuroSATRGBDataModule, NamedBandsDataModule
 from geofm.evaluation import BackboneConfig, knn_accuracy, labelled_data
 from geofm.evaluation.backbones import Backbone, build_backbone, statistics_backbone
-from geofm.evaluation.features import split_features
+from geofm.evaluation.features import side_by_side, split_features
 
 BENCHMARK = Path('configs/benchmark/eurosat_rgb.yaml')
 MODELS = Path('configs/models')
@@ -234,9 +234,10 @@ def validation_floors(checkpoint: Path, data: Path, seed: int) -> Accuracies:
             split_features(floor.encoder, floor.adapter, labelled, split)
             for split in ('train', 'val')
         )
-        for kind, i in floor.encoder.features.items():
-            vectors = bank.values[:, i], bank.targets, queries.values[:, i], queries.targets
-            found.setdefault(name, {})[kind] = knn_accuracy(*vectors, k=5)
+        for kind, vectors in floor.encoder.features.items():
+            known, asked = (side_by_side(split.values, vectors) for split in (bank, queries))
+            accuracy = knn_accuracy(known, bank.targets, asked, queries.targets, k=5)
+            found.setdefault(name, {})[kind] = accuracy
     return found
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from torchgeo.datamodules import BaseDataModule
 
 from geofm.evaluation import encoder_of, extract_features, knn_accuracy
+from geofm.evaluation.features import side_by_side
 
 
 class OnlineKNN(Callback):
@@ -14,8 +15,9 @@ class OnlineKNN(Callback):
 
     Features of the training split are the bank, those of the validation split are labelled by
     their neighbours. Accuracies are logged as ``knn/top1_k{k}``, of the CLS token or the pooled
-    features, and of a ViT those of the mean and of the standard deviation of its patches as
-    ``knn_mean_of_patches/top1_k{k}`` and ``knn_std_of_patches/top1_k{k}``.
+    features. Of a ViT there are also those of the mean and of the standard deviation of its
+    patches, and of CLS and mean side by side: ``knn_mean_of_patches/top1_k{k}``,
+    ``knn_std_of_patches/top1_k{k}``, ``knn_cls_and_mean_of_patches/top1_k{k}``.
 
     Of :class:`geofm.tasks.DINOv2` that is the teacher's backbone. TorchGeo's ``SimCLR``, ``MoCo``
     and ``MAE`` can be watched too, and ``Classification`` of a ViT.
@@ -62,15 +64,15 @@ class OnlineKNN(Callback):
         )
         for module, mode in training.items():
             module.training = mode
-        for name, vector in encoder.features.items():
+        for name, vectors in encoder.features.items():
             shown = name == next(iter(encoder.features))
             # 'CLS token' is 'knn', 'mean of patches' is 'knn_mean_of_patches'.
-            group = 'knn' if shown else f'knn_{name.replace(" ", "_")}'
+            group = 'knn' if shown else f'knn_{name.replace(" ", "_").lower()}'
             for k in self.k:
                 accuracy = knn_accuracy(
-                    bank.features[:, vector],
+                    side_by_side(bank.features, vectors),
                     bank.labels,
-                    queries.features[:, vector],
+                    side_by_side(queries.features, vectors),
                     queries.labels,
                     k=min(k, len(bank.labels)),
                 )

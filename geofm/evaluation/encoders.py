@@ -23,12 +23,12 @@ class Encoder(nn.Module):
     """Features of images.
 
     Attributes:
-        features: Kinds of pooled features, by the vector of the output that each is.
+        features: Kinds of pooled features, by the vectors of the output that are put side by side.
         inputs: What the linear probe chooses from: the vectors that are put side by side.
         gives_patches: Whether :meth:`patches` can be had.
     """
 
-    features: Mapping[str, int]
+    features: Mapping[str, tuple[int, ...]]
     inputs: Mapping[str, tuple[int, ...]]
     gives_patches: bool = True
 
@@ -79,7 +79,12 @@ class ViTEncoder(Encoder):
         last = 'last block' if self.blocks == 1 else f'last {self.blocks} blocks'
         earlier = tuple(range(2, 1 + self.blocks))
         if self.has_cls:
-            self.features = {'CLS token': 0, 'mean of patches': 1, STD: 1 + self.blocks}
+            self.features = {
+                'CLS token': (0,),
+                'mean of patches': (1,),
+                STD: (1 + self.blocks,),
+                'CLS and mean of patches': (0, 1),
+            }
             inputs: dict[str, tuple[int, ...]] = {
                 'CLS of the last block': (0,),
                 'CLS and mean of patches of the last block': (0, 1),
@@ -88,7 +93,7 @@ class ViTEncoder(Encoder):
                 inputs[f'CLS of the {last}'] = (0, *earlier)
                 inputs[f'CLS of the {last}, mean of patches'] = (0, 1, *earlier)
         else:
-            self.features = {'mean of patches': 0, STD: self.blocks}
+            self.features = {'mean of patches': (0,), STD: (self.blocks,)}
             inputs = {'mean of patches of the last block': (0,)}
             if self.blocks > 1:
                 inputs[f'mean of patches of the {last}'] = tuple(range(self.blocks))
@@ -134,7 +139,7 @@ class PooledEncoder(Encoder):
         model: The model without its head, in evaluation mode.
     """
 
-    features: Mapping[str, int] = {'': 0}
+    features: Mapping[str, tuple[int, ...]] = {'': (0,)}
     inputs: Mapping[str, tuple[int, ...]] = {'pooled features': (0,)}
 
     def __init__(self, model: nn.Module) -> None:
@@ -162,7 +167,7 @@ class PooledEncoder(Encoder):
 class StatisticsEncoder(Encoder):
     """Mean and standard deviation of every band over the valid pixels: a floor for any model."""
 
-    features: Mapping[str, int] = {'': 0}
+    features: Mapping[str, tuple[int, ...]] = {'': (0,)}
     inputs: Mapping[str, tuple[int, ...]] = {'mean and std of bands': (0,)}
 
     def pooled(self, batch: Mapping[str, Any]) -> Tensor:

@@ -1,12 +1,13 @@
 """Features of labelled images, computed once."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from rich.progress import track
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from geofm.evaluation.adapter import Adapter
 from geofm.evaluation.data import LabelledData, Split
@@ -37,6 +38,22 @@ class Features:
 
     values: Tensor
     targets: Tensor
+
+
+def side_by_side(values: Tensor, vectors: Sequence[int]) -> Tensor:
+    """Some of the vectors of images as one.
+
+    Args:
+        values: Vectors of shape (N, V, D).
+        vectors: Which. If there are several, each is brought to unit length, so that none
+            outweighs another.
+
+    Returns:
+        Of shape (N, len(vectors) x D).
+    """
+    if len(vectors) == 1:
+        return values[:, vectors[0]]
+    return normalize(values[:, list(vectors)], dim=-1).flatten(1)
 
 
 @torch.inference_mode()

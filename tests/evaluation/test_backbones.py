@@ -8,6 +8,7 @@ from torch import Tensor
 
 from geofm.evaluation.backbones import Backbone, BackboneConfig, build_backbone
 from geofm.evaluation.encoders import StatisticsEncoder, ViTEncoder, band_statistics_encoder
+from geofm.evaluation.features import side_by_side
 from geofm.models import CheckpointError, MultiSensorViT
 from geofm.sensors import BANDS, RGB_BANDS, SENTINEL1, SENTINEL2, BandError, band_statistics
 from tests.evaluation.labelled import TINY
@@ -61,8 +62,13 @@ def test_a_checkpoint_gives_the_tokens_of_its_blocks(checkpoint: Path) -> None:
     torch.testing.assert_close(found[:, 1], tokens[:, model.num_prefix_tokens :].mean(1))
     torch.testing.assert_close(found[:, 2], earlier)
     std = tokens[:, model.num_prefix_tokens :].var(1, correction=0).sqrt()
-    torch.testing.assert_close(found[:, backbone.encoder.features['std of patches']], std)
+    torch.testing.assert_close(found[:, backbone.encoder.features['std of patches'][0]], std)
     assert backbone.encoder.inputs['CLS of the last 2 blocks, mean of patches'] == (0, 1, 2)
+    # Neither may outweigh the other: each is of unit length.
+    both = side_by_side(found, backbone.encoder.features['CLS and mean of patches'])
+    expected = [x / x.norm(dim=1, keepdim=True) for x in (found[:, 0], found[:, 1])]
+    torch.testing.assert_close(both, torch.cat(expected, dim=1))
+    assert torch.equal(side_by_side(found, (1,)), found[:, 1])
 
 
 def test_a_checkpoint_of_torchgeo_s_task_gives_its_backbone(tmp_path: Path) -> None:

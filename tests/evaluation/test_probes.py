@@ -45,7 +45,7 @@ def test_the_linear_probe_is_as_good_as_logistic_regression(
     classes: dict[Split, Features],
 ) -> None:
     found = linear_probe(
-        classes, {'': 0}, {'all': (0,)}, 'classification', 5, 2000, 0, progress=False
+        classes, {'': (0,)}, {'all': (0,)}, 'classification', 5, 2000, 0, progress=False
     )
     accuracy = (found.scores.argmax(1) == classes['test'].targets).float().mean().item()
     expected = reference_accuracy(classes)
@@ -54,7 +54,7 @@ def test_the_linear_probe_is_as_good_as_logistic_regression(
 
 
 def test_the_logistic_probe_is_scikit_learn_s(classes: dict[Split, Features]) -> None:
-    (found,) = logistic_probe(classes, {'': 0}, 'classification', 5, progress=False)
+    (found,) = logistic_probe(classes, {'': (0,)}, 'classification', 5, progress=False)
     accuracy = (found.scores.argmax(1) == classes['test'].targets).float().mean().item()
     assert accuracy == pytest.approx(reference_accuracy(classes), abs=0.005)
 
@@ -67,8 +67,10 @@ def test_several_labels_are_as_good_as_logistic_regression() -> None:
     test = splits['test'].targets.numpy()
     model = OneVsRestClassifier(LogisticRegression(max_iter=2000)).fit(x[:2500], y[:2500])
     expected = average_precision_score(test, model.predict_proba(x[3000:]), average='micro')
-    linear = linear_probe(splits, {'': 0}, {'all': (0,)}, 'multilabel', 6, 600, 0, progress=False)
-    (logistic,) = logistic_probe(splits, {'': 0}, 'multilabel', 6, progress=False)
+    linear = linear_probe(
+        splits, {'': (0,)}, {'all': (0,)}, 'multilabel', 6, 600, 0, progress=False
+    )
+    (logistic,) = logistic_probe(splits, {'': (0,)}, 'multilabel', 6, progress=False)
     for found in (linear, logistic):
         precision = average_precision_score(test, found.scores.numpy(), average='micro')
         assert precision == pytest.approx(expected, abs=0.005), found.probe
@@ -179,5 +181,5 @@ def test_patches_learn_the_share_of_each_class_and_of_what_counts() -> None:
 
 def test_training_images_of_one_class_are_no_accident() -> None:
     splits = split_up(torch.randn(9, 4), [1] * 5 + [0, 1, 0, 1], (5, 2, 2))
-    (found,) = logistic_probe(splits, {'': 0}, 'classification', 2, progress=False)
+    (found,) = logistic_probe(splits, {'': (0,)}, 'classification', 2, progress=False)
     assert found.scores.argmax(1).tolist() == [1, 1]

@@ -15,7 +15,7 @@ from torch.nn.functional import one_hot
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from geofm.evaluation.data import Split, Task
-from geofm.evaluation.features import Features
+from geofm.evaluation.features import Features, side_by_side
 from geofm.evaluation.probes.heads import Link, train_heads
 from geofm.evaluation.probes.knn import knn_votes, whiten
 from geofm.evaluation.probes.prediction import Prediction
@@ -36,7 +36,7 @@ INVERSE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 def knn_probe(
     splits: Mapping[Split, Features],
-    kinds: Mapping[str, int],
+    kinds: Mapping[str, tuple[int, ...]],
     ks: Sequence[int],
     classes: int,
     whitened: bool = False,
@@ -45,7 +45,7 @@ def knn_probe(
 
     Args:
         splits: Features of the splits.
-        kinds: Kinds of features, by the vector that each is.
+        kinds: Kinds of features, by the vectors that are put side by side.
         ks: Numbers of neighbours.
         classes: Number of classes.
         whitened: Whether to whiten the features, see :func:`geofm.evaluation.whiten`.
@@ -59,8 +59,8 @@ def knn_probe(
     train, test = splits['train'], splits['test']
     name = '{k}-NN, whitened' if whitened else '{k}-NN'
     predictions = []
-    for kind, i in kinds.items():
-        bank, queries = train.values[:, i], test.values[:, i]
+    for kind, vectors in kinds.items():
+        bank, queries = (side_by_side(split.values, vectors) for split in (train, test))
         if whitened:
             bank, queries = whiten(bank, queries)
         votes = knn_votes(bank, train.targets, queries, ks, classes=classes)
@@ -70,7 +70,7 @@ def knn_probe(
 
 def linear_probe(
     splits: Mapping[Split, Features],
-    kinds: Mapping[str, int],
+    kinds: Mapping[str, tuple[int, ...]],
     inputs: Mapping[str, tuple[int, ...]],
     task: Task,
     classes: int,
@@ -83,7 +83,7 @@ def linear_probe(
 
     Args:
         splits: Features of the splits.
-        kinds: Kinds of features, by the vector that each is.
+        kinds: Kinds of features, by the vectors that are put side by side.
         inputs: Choices of tokens: the vectors put side by side.
         task: 'classification' or 'multilabel'.
         classes: Number of classes.
@@ -125,7 +125,7 @@ def linear_probe(
 
 def logistic_probe(
     splits: Mapping[Split, Features],
-    kinds: Mapping[str, int],
+    kinds: Mapping[str, tuple[int, ...]],
     task: Task,
     classes: int,
     progress: bool = True,
@@ -134,7 +134,7 @@ def logistic_probe(
 
     Args:
         splits: Features of the splits.
-        kinds: Kinds of features, by the vector that each is.
+        kinds: Kinds of features, by the vectors that are put side by side.
         task: 'classification' or 'multilabel'.
         classes: Number of classes.
         progress: Whether to show a progress bar.
@@ -143,8 +143,10 @@ def logistic_probe(
         A prediction for each kind of features.
     """
     predictions = []
-    for kind, i in kinds.items():
-        train, val, test = (_standardised(splits, split, i) for split in ('train', 'val', 'test'))
+    for kind, vectors in kinds.items():
+        train, val, test = (
+            _standardised(splits, split, vectors) for split in ('train', 'val', 'test')
+        )
         best, best_quality, scores = INVERSE_STRENGTHS[0], -1.0, torch.empty(0)
         for strength in track(
             INVERSE_STRENGTHS,
@@ -162,11 +164,12 @@ def logistic_probe(
 
 
 def _standardised(
-    splits: Mapping[Split, Features], split: Split, vector: int
+    splits: Mapping[Split, Features], split: Split, vectors: tuple[int, ...]
 ) -> np.typing.NDArray[np.float32]:
-    train = splits['train'].values[:, vector]
+    train = side_by_side(splits['train'].values, vectors)
     scale = train.std(dim=0, correction=0).clamp_min(1e-6)
-    return ((splits[split].values[:, vector] - train.mean(dim=0)) / scale).numpy()
+    found = side_by_side(splits[split].values, vectors)
+    return ((found - train.mean(dim=0)) / scale).numpy()
 
 
 def _fit(
