@@ -29,9 +29,11 @@ from rich.progress import track
 from runs import latest_checkpoint
 
 from geofm.datamodules import EuroSATRGBDataModule, NamedBandsDataModule
-from geofm.evaluation import BackboneConfig, knn_accuracy, labelled_data
+from geofm.evaluation import BackboneConfig, ProbeSettings, knn_accuracy, labelled_data
 from geofm.evaluation.backbones import Backbone, build_backbone, statistics_backbone
-from geofm.evaluation.features import side_by_side, split_features
+from geofm.evaluation.benchmark import cached_features
+from geofm.evaluation.cache import FeatureCache
+from geofm.evaluation.features import side_by_side
 
 BENCHMARK = Path('configs/benchmark/eurosat_rgb.yaml')
 MODELS = Path('configs/models')
@@ -196,13 +198,16 @@ def read_curve(checkpoints: list[Path]) -> list[dict[str, float]]:
     return points
 
 
-def measure(checkpoint: Path, seed: int, output: Path, options: argparse.Namespace) -> Accuracies:
+def measure(
+    checkpoint: Path, seed: int, output: Path, beside: list[str], options: argparse.Namespace
+) -> Accuracies:
     """Accuracies on the test cells, of the checkpoint and of the floors, unless measured before."""
     if not (output / 'scores.json').exists():
         geofm(
             'benchmark',
             f'--config={BENCHMARK}',
             f'--checkpoint={checkpoint}',
+            f'--backbones={json.dumps(beside)}',
             f'--seed={seed}',
             f'--output={output}',
             f'--cache={options.output / "features"}',
@@ -216,10 +221,10 @@ def measure(checkpoint: Path, seed: int, output: Path, options: argparse.Namespa
     return found
 
 
-def validation_floors(checkpoint: Path, data: Path, seed: int) -> Accuracies:
+def validation_floors(checkpoint: Path, seed: int, options: argparse.Namespace) -> Accuracies:
     """5-NN on the validation cells, for the curve: of random weights, and of image statistics."""
     arguments = read_yaml(BENCHMARK)['data']['init_args']
-    source = EuroSATRGBDataModule(root=data, **arguments.pop('datamodule')['init_args'])
+    source = EuroSATRGBDataModule(root=options.data, **arguments.pop('datamodule')['init_args'])
     labelled = labelled_data(NamedBandsDataModule(datamodule=source, **arguments))
     config = BackboneConfig(str(checkpoint))
     floors: dict[str, Backbone] = {
@@ -228,11 +233,15 @@ def validation_floors(checkpoint: Path, data: Path, seed: int) -> Accuracies:
         ),
         'band mean and std': statistics_backbone(labelled.bands, labelled.statistics),
     }
+    # The benchmark has computed them.
+    settings, cache = (
+        ProbeSettings(progress=False),
+        FeatureCache(options.output / 'features', print),
+    )
     found: Accuracies = {}
     for name, floor in floors.items():
         bank, queries = (
-            split_features(floor.encoder, floor.adapter, labelled, split)
-            for split in ('train', 'val')
+            cached_features(floor, labelled, split, settings, cache) for split in ('train', 'val')
         )
         for kind, vectors in floor.encoder.features.items():
             known, asked = (side_by_side(split.values, vectors) for split in (bank, queries))
@@ -338,8 +347,9 @@ def main() -> None:
                 print(f'{error}: left out')
                 continue
             checkpoint = checkpoints[-1]
-            found = measure(checkpoint, seed, folder / 'benchmark', options)
             first = name == options.methods[0]
+            beside = ['rcf'] if first else []
+            found = measure(checkpoint, seed, folder / 'benchmark', beside, options)
             rows = renamed(found, name, with_floors=first)
             curve = read_curve(checkpoints)
             runs.setdefault(name, []).append({'seed': seed, 'curve': curve, 'accuracy': rows})
@@ -348,7 +358,7 @@ def main() -> None:
                 for probe, value in scores.items():
                     accuracy.setdefault(row, {}).setdefault(probe, []).append(value)
             if first:
-                floors.append(validation_floors(checkpoint, options.data, seed))
+                floors.append(validation_floors(checkpoint, seed, options))
     # Methods before floors, a method's own row before those of its features.
     names = list(options.methods)
     order = sorted(accuracy, key=lambda row: _place(row, names))

@@ -111,7 +111,9 @@ def run_benchmark(
         if data.dense and not backbone.encoder.gives_patches:
             report.note(f'{backbone.name}: left out, it has no features on the ground')
             continue
-        splits = {split: _features(backbone, data, split, settings, cache) for split in SPLITS}
+        splits = {
+            split: cached_features(backbone, data, split, settings, cache) for split in SPLITS
+        }
         for line in backbone.adapter.lines:
             report.note(f'{backbone.name}: {line}')
         classes = _classes(splits, data) if classes is None else classes
@@ -184,13 +186,25 @@ def _backbones(
     yield statistics_backbone(data.bands, data.statistics)
 
 
-def _features(
+def cached_features(
     backbone: Backbone,
     data: LabelledData,
     split: Split,
     settings: ProbeSettings,
     cache: FeatureCache,
 ) -> Features:
+    """Features of a split, computed unless they have been before.
+
+    Args:
+        backbone: The backbone.
+        data: The data.
+        split: The split.
+        settings: Where, and whether to show progress.
+        cache: What keeps them.
+
+    Returns:
+        Features and targets, on the CPU.
+    """
     encoder = backbone.encoder
     key = feature_key(encoder, backbone.adapter, data, split, settings.device)
     description = f'{backbone.name}: {split}' if settings.progress else None
