@@ -73,7 +73,7 @@ class Method:
 MAE = Method((PRETRAIN / 'eurosat_rgb_mae.yaml',))
 DINOV2 = Method((PRETRAIN / 'eurosat_rgb.yaml',))
 MAE_FIRST = Method(
-    (*DINOV2.configs, PRETRAIN / 'eurosat_rgb_after_mae.yaml'),
+    (*DINOV2.configs, Path('configs/overlays/eurosat_rgb_after_mae.yaml')),
     start=replace(MAE, arguments=('--trainer.max_epochs=25',)),
 )
 

@@ -37,6 +37,8 @@ Probe = Literal[
 ]
 
 IMAGE_PROBES: tuple[Probe, ...] = ('knn', 'knn_whitened', 'linear', 'logistic')
+#: Of images, unless others are asked for.
+DEFAULT_PROBES: tuple[Probe, ...] = ('knn', 'linear', 'logistic')
 DECODERS: dict[Probe, Decoder] = {
     'dpt': Decoder('dpt', tuned=False),
     'dpt_tuned': Decoder('dpt', tuned=True),
@@ -57,7 +59,7 @@ class ProbeSettings:
     """How probes are run.
 
     Attributes:
-        probes: Which; None: all of those for images, linear on maps.
+        probes: Which; None: k-NN, linear and logistic on images, linear on maps.
         k: Numbers of neighbours.
         steps: Steps of the linear probe.
         epochs: Epochs of DPT and UPerNet.
@@ -152,7 +154,7 @@ def score(
 
 def _probes(settings: ProbeSettings, data: LabelledData) -> Sequence[Probe]:
     possible = DENSE_PROBES if data.dense else IMAGE_PROBES
-    probes: Sequence[Probe] = settings.probes or (('linear',) if data.dense else IMAGE_PROBES)
+    probes: Sequence[Probe] = settings.probes or (('linear',) if data.dense else DEFAULT_PROBES)
     unknown = [probe for probe in probes if probe not in possible]
     if unknown:
         known = [probe for probe in get_args(Probe) if probe in possible]
