@@ -29,6 +29,9 @@ TASKS: dict[str, Any] = {
     'finetune/eurosat_rgb_supervised': tasks.Classification,
 }
 BANDS = ['B04', 'B03', 'B02']
+#: All of the training cells that `write` makes in a batch. `limit_train_batches=1` may be read as
+#: 1.0, all batches: typing takes int | float and float | int for one, whichever came first.
+ONE_BATCH = '--data.init_args.datamodule.init_args.batch_size=24'
 
 
 @pytest.fixture
@@ -67,11 +70,10 @@ def test_two_steps_then_the_benchmark_sees_the_features_of_the_module(
             '--trainer.accelerator=cpu',
             '--trainer.enable_progress_bar=false',
             '--trainer.max_epochs=2',
-            '--trainer.limit_train_batches=1',
             '--trainer.logger=CSVLogger',
             f'--trainer.logger.save_dir={tmp_path}',
             *experiment['watching'](tmp_path, 1),
-            '--data.init_args.datamodule.init_args.batch_size=8',
+            ONE_BATCH,
             f'{experiment["ROOT"]}={tmp_path}',
         ]
     )
@@ -113,11 +115,10 @@ def test_two_steps_then_the_benchmark_sees_the_features_of_the_module(
 
 def test_dinov2_goes_on_where_mae_ended(experiment: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path)
-    few = '--trainer.limit_train_batches=1', '--trainer.max_epochs=1', '--trainer.accelerator=cpu'
-    batch = '--data.init_args.datamodule.init_args.batch_size=8'
+    few = '--trainer.max_epochs=1', '--trainer.accelerator=cpu'
     options = Namespace(
         # Nothing is learned, so that one sees where DINOv2 started.
-        fit=[*few, batch, '--model.init_args.lr=0'],
+        fit=[*few, ONE_BATCH, '--model.init_args.lr=0'],
         data=tmp_path,
         precision='32-true',
         every_n_epochs=1,
