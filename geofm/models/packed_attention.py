@@ -1,6 +1,7 @@
 """Attention within each sequence of a packed tensor, by what the machine has for it."""
 
 import importlib.util
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from typing import Any, Literal
@@ -72,7 +73,7 @@ def attend(
     """
     method = method or choose_attention(qkv.device, qkv.dtype)[0]
     if method == 'sdpa' or dropout:
-        return _PerSize.apply(qkv, groups, dropout)
+        return _per_size(qkv, groups, dropout)
     query, key, value = qkv.unbind(1)
     if method == 'varlen':
         from torch.nn.attention.varlen import varlen_attn
@@ -129,6 +130,10 @@ class _PerSize(torch.autograd.Function):
             for i, of_input in enumerate(found):
                 place[:, :, i].copy_(of_input.transpose(1, 2))
         return gradient, None, None
+
+
+#: Keeps graphs of its own, which torch.compile cannot trace.
+_per_size: Callable[[Tensor, Groups, float], Tensor] = torch.compiler.disable(_PerSize.apply)
 
 
 class _Input(torch.autograd.Function):
