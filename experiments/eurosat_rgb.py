@@ -8,15 +8,17 @@ training cells.
 
 writes `experiments/results/eurosat_rgb.json` and `eurosat_rgb.md`, draws
 `docs/images/eurosat_rgb.png`, and fills the tables of docs. A run that is there is not run again.
+With --only-done nothing is trained: runs that are not there are taken from the results file, if
+they had the settings of today.
 """
 
 import argparse
 import csv
 import json
 import os
-from dataclasses import dataclass, replace
+import platform
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 import tables
@@ -24,7 +26,7 @@ import torch
 import yaml
 from benchmarks.rounds import RESULTS, write_results
 from demo import geofm, read_scores
-from matplotlib.figure import Figure
+from eurosat_rgb_report import CURVES, Accuracies, Run, draw, report
 from rich.progress import track
 from runs import latest_checkpoint
 
@@ -42,15 +44,6 @@ PICTURE = Path(__file__).parents[1] / 'docs' / 'images' / 'eurosat_rgb.png'
 
 #: Where a configuration says where the data lie.
 ROOT = '--data.init_args.datamodule.dict_kwargs.root'
-
-#: Metrics of the curve, by what the picture calls them.
-CURVES = {
-    'CLS token': 'knn/top1_k5',
-    'mean of patches': 'knn_mean_of_patches/top1_k5',
-    'std of patches': 'knn_std_of_patches/top1_k5',
-}
-
-PROBES = ('5-NN', '20-NN', '5-NN, whitened', '20-NN, whitened', 'linear')
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,21 +69,21 @@ MAE_FIRST = Method(
     (*DINOV2.configs, Path('configs/overlays/eurosat_rgb_after_mae.yaml')),
     start=replace(MAE, arguments=('--trainer.max_epochs=25',)),
 )
+LONGER = replace(
+    MAE_FIRST,
+    start=replace(MAE, arguments=('--trainer.max_epochs=35',)),
+    arguments=('--trainer.max_epochs=18',),
+)
 
 #: The benchmark of the first gives the floors.
 METHODS = {
     'MAE, then DINOv2': MAE_FIRST,
+    'MAE, then DINOv2 (longer)': LONGER,
     'DINOv2': DINOV2,
     'SimCLR': Method((PRETRAIN / 'eurosat_rgb_simclr.yaml',)),
     'MAE': MAE,
     'supervised': Method((Path('configs/finetune/eurosat_rgb_supervised.yaml'),), validates=True),
 }
-
-#: Methods that are run with each of --seeds; the others with each of --baseline-seeds.
-OURS = ('MAE, then DINOv2', 'DINOv2')
-
-#: Accuracy by row of the table and probe.
-Accuracies = dict[str, dict[str, float]]
 
 
 def check_architectures() -> None:
@@ -132,6 +125,31 @@ def watching(data: Path, every_n_epochs: int) -> list[str]:
     return [f'--trainer.callbacks+={json.dumps(callback)}' for callback in callbacks]
 
 
+def stages(method: Method, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a method is run with: of what trains the weights that it starts from, then its own."""
+    config = [read_yaml(path) for path in method.configs]
+    own = {
+        'config': config[0] if len(config) == 1 else config,
+        'precision': options.precision,
+        'fit': [*method.arguments, *options.fit],
+    }
+    return [*(stages(method.start, options) if method.start else []), own]
+
+
+def this_device() -> str:
+    """The card, or the processor."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    info = Path('/proc/cpuinfo')
+    names = [
+        line.split(':', 1)[1].strip()
+        for line in (info.read_text().splitlines() if info.exists() else ())
+        if line.startswith('model name')
+    ]
+    threads = torch.get_num_threads()
+    return f'{threads} thread{"s" * (threads > 1)} of {[*names, platform.machine()][0]}'
+
+
 def train(method: Method, seed: int, output: Path, options: argparse.Namespace) -> list[Path]:
     """Run a method, unless it has been run.
 
@@ -146,14 +164,8 @@ def train(method: Method, seed: int, output: Path, options: argparse.Namespace) 
     if method.start is not None:
         earlier = train(method.start, seed, output / 'start', options)
     done = output / 'done.json'
-    config = [read_yaml(path) for path in method.configs]
-    fit = [*method.arguments, *options.fit]
-    asked = {
-        'config': config[0] if len(config) == 1 else config,
-        'precision': options.precision,
-        'fit': fit,
-    }
-    if done.exists() and json.loads(done.read_text()) != asked:
+    asked = stages(method, options)[-1]
+    if done.exists() and json.loads(done.read_text())['asked'] != asked:
         raise ValueError(
             f'{output}: a run with another configuration, precision or arguments: '
             'remove it, or give another --output'
@@ -173,9 +185,9 @@ def train(method: Method, seed: int, output: Path, options: argparse.Namespace) 
             *([] if method.validates else ['--trainer.limit_val_batches=0']),
             *(f'--model.init_args.weights={path}' for path in earlier[-1:]),
             f'{ROOT}={options.data}',
-            *fit,
+            *asked['fit'],
         )
-        done.write_text(json.dumps(asked))
+        done.write_text(json.dumps({'asked': asked, 'device': this_device()}))
     return [*earlier, latest_checkpoint(output)]
 
 
@@ -190,7 +202,7 @@ def read_curve(checkpoints: list[Path]) -> list[dict[str, float]]:
             {
                 'epoch': epochs + int(row['epoch']) + 1,
                 'minutes': minutes + float(row['time/training_minutes']),
-                **{name: float(row[metric]) for name, metric in CURVES.items()},
+                **{name: float(row[metric]) for name, metric in CURVES.items() if row.get(metric)},
             }
             for row in rows
         ]
@@ -261,52 +273,35 @@ def renamed(found: Accuracies, method: str, with_floors: bool) -> Accuracies:
     return rows
 
 
-def cell(values: list[float], digits: int = 1) -> str:
-    """Mean, standard deviation, and each."""
-    if len(values) == 1:
-        return f'{values[0]:.{digits}f}'
-    each = ', '.join(f'{value:.{digits}f}' for value in values)
-    return f'**{mean(values):.{digits}f}** ± {stdev(values):.{digits}f} ({each})'
+def run_of(name: str, seed: int, options: argparse.Namespace) -> Run:
+    """Train a method, unless it has been trained, and measure it.
+
+    Raises:
+        FileNotFoundError: If it has not been run, and only what has been is asked for.
+    """
+    folder = options.output / name / f'seed_{seed}'
+    checkpoints = train(METHODS[name], seed, folder, options)
+    first = name == options.methods[0]
+    beside = ['rcf'] if first else []
+    found = measure(checkpoints[-1], seed, folder / 'benchmark', beside, options)
+    return Run(
+        seed,
+        json.loads((folder / 'done.json').read_text())['device'],
+        read_curve(checkpoints),
+        renamed(found, name, with_floors=first),
+        validation_floors(checkpoints[-1], seed, options) if first else {},
+    )
 
 
-def table(minutes: dict[str, list[float]], accuracy: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown table: a row for each method and kind of features, and for each floor."""
-    lines = [
-        '| features | minutes | ' + ' | '.join(f'{probe}, %' for probe in PROBES) + ' |',
-        '|---|---:|' + '---:|' * len(PROBES),
-    ]
-    for row, scores in accuracy.items():
-        cells = [cell(minutes[row], 0) if row in minutes else '']
-        cells += [cell([100 * v for v in scores[p]]) if p in scores else '' for p in PROBES]
-        lines.append(f'| {row} | ' + ' | '.join(cells) + ' |')
-    return '\n'.join(lines)
-
-
-def draw(runs: dict[str, list[dict[str, Any]]], floors: list[Accuracies], path: Path) -> None:
-    """Accuracy on the validation cells against epochs and minutes, beside its floors."""
-    figure = Figure(figsize=(10, 9), layout='constrained')
-    axes = figure.subplots(len(CURVES), 2, sharey='row', sharex='col')
-    for row, kind in zip(axes, CURVES, strict=True):
-        for ax, against in zip(row, ('epoch', 'minutes'), strict=True):
-            for number, (method, seeds) in enumerate(runs.items()):
-                for i, run in enumerate(seeds):
-                    x = [point[against] for point in run['curve']]
-                    y = [100 * point[kind] for point in run['curve']]
-                    label = method if i == 0 else None
-                    ax.plot(x, y, marker='.', color=f'C{number}', lw=1.2, alpha=0.8, label=label)
-            for style, name in (('--', 'random weights'), (':', 'band mean and std')):
-                values = [floor[name].get(kind, floor[name].get('', 0.0)) for floor in floors]
-                label = f'{name} (floor)'
-                ax.axhline(100 * mean(values), color='0.3', ls=style, lw=1.2, label=label)
-            ax.grid(alpha=0.3)
-        row[0].set_ylabel(f'5-NN of the {kind}, %')
-    axes[-1, 0].set_xlabel('epochs')
-    axes[-1, 1].set_xlabel('minutes of training')
-    axes[0, 1].legend(fontsize='small')
-    figure.suptitle('EuroSAT RGB, accuracy on the validation cells', fontsize='medium')
-    beside = path.with_name(f'.{path.stem}.part.png')
-    figure.savefig(beside, dpi=100)
-    beside.replace(path)
+def recorded_runs(options: argparse.Namespace) -> dict[str, dict[int, Run]]:
+    """Runs of the results file, by method and seed, that had the settings of today."""
+    path = options.results / 'eurosat_rgb.json'
+    about = json.loads(path.read_text()) if path.exists() else {'runs': {}, 'settings': {}}
+    return {
+        name: {run['seed']: Run(**run) for run in runs}
+        for name, runs in about['runs'].items()
+        if name in METHODS and about['settings'][name] == stages(METHODS[name], options)
+    }
 
 
 def main() -> None:
@@ -314,13 +309,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument('--data', type=Path, default=Path('data/eurosat_rgb'))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
-    parser.add_argument(
-        '--baseline-seeds',
-        type=int,
-        nargs='*',
-        default=[0, 1, 2],
-        help='of SimCLR, MAE, supervised',
-    )
     parser.add_argument('--methods', nargs='+', choices=METHODS, default=list(METHODS))
     parser.add_argument('--output', type=Path, default=Path('output/eurosat_rgb'))
     parser.add_argument('--precision', default='32-true', help='of training; see Lightning')
@@ -331,72 +319,37 @@ def main() -> None:
     parser.add_argument('fit', nargs='*', help='after --: further arguments of geofm fit')
     options = parser.parse_args()
     check_architectures()
-    runs: dict[str, list[dict[str, Any]]] = {}
-    minutes: dict[str, list[float]] = {}
-    accuracy: dict[str, dict[str, list[float]]] = {}
-    floors = []
+    if not torch.cuda.is_available():
+        # Fused attention goes backward slowly on a CPU in bf16: a step of MAE takes a third longer.
+        os.environ.setdefault('TIMM_FUSED_ATTN', '0')
+    recorded = recorded_runs(options) if options.only_done else {}
+    runs: dict[str, list[Run]] = {name: [] for name in options.methods}
     # Seed by seed: what is there after the first says where it is going.
-    for seed in track(sorted({*options.seeds, *options.baseline_seeds}), description='Seeds'):
+    for seed in track(options.seeds, description='Seeds'):
         for name in options.methods:
-            if seed not in (options.seeds if name in OURS else options.baseline_seeds):
-                continue
-            folder = options.output / name / f'seed_{seed}'
             try:
-                checkpoints = train(METHODS[name], seed, folder, options)
+                run = run_of(name, seed, options)
             except FileNotFoundError as error:
-                print(f'{error}: left out')
-                continue
-            checkpoint = checkpoints[-1]
-            first = name == options.methods[0]
-            beside = ['rcf'] if first else []
-            found = measure(checkpoint, seed, folder / 'benchmark', beside, options)
-            rows = renamed(found, name, with_floors=first)
-            curve = read_curve(checkpoints)
-            runs.setdefault(name, []).append({'seed': seed, 'curve': curve, 'accuracy': rows})
-            minutes.setdefault(name, []).append(curve[-1]['minutes'])
-            for row, scores in rows.items():
-                for probe, value in scores.items():
-                    accuracy.setdefault(row, {}).setdefault(probe, []).append(value)
-            if first:
-                floors.append(validation_floors(checkpoint, seed, options))
-    # Methods before floors, a method's own row before those of its features.
-    names = list(options.methods)
-    order = sorted(accuracy, key=lambda row: _place(row, names))
-    accuracy = {row: accuracy[row] for row in order}
-    threads = torch.get_num_threads()
-    where = (
-        torch.cuda.get_device_name()
-        if torch.cuda.is_available()
-        else f'{threads} threads of a CPU with {os.cpu_count()} cores'
-    )
-    caption = (
-        'Accuracy on the test cells, mean ± standard deviation over the seeds (each of them), '
-        'where there are several, made by `python experiments/eurosat_rgb.py`. Minutes are those '
-        f'of training, on {where}, precision {options.precision}. The linear probe '
-        'chooses its tokens on the validation cells.'
-    )
-    text = f'{table(minutes, accuracy)}\n\n{caption}'
+                if seed not in recorded.get(name, {}):
+                    print(f'{error}: left out')
+                    continue
+                print(f'{error}: taken from the results file')
+                run = recorded[name][seed]
+            runs[name].append(run)
+    runs = {name: seeds for name, seeds in runs.items() if seeds}
+    if not runs:
+        parser.error('nothing has been run: leave out --only-done')
+    text = report(runs, options.precision)
     print(text)
     if options.methods != list(METHODS):
         return  # Part of a table is not for the docs.
     about = {
-        'seeds': options.seeds,
-        'baseline seeds': options.baseline_seeds,
-        'precision': options.precision,
-        'device': where,
-        'fit': options.fit,
-        'runs': runs,
-        'floors on the validation cells': floors,
+        'settings': {name: stages(METHODS[name], options) for name in runs},
+        'runs': {name: [asdict(run) for run in seeds] for name, seeds in runs.items()},
     }
-    draw(runs, floors, options.picture)
+    draw(runs, options.picture)
     write_results(options.results, 'eurosat_rgb', about, text)
     tables.main()
-
-
-def _place(row: str, methods: list[str]) -> tuple[int, str]:
-    # 'MAE, then DINOv2, CLS token' is of 'MAE, then DINOv2', not of 'MAE'.
-    of = [name for name in methods if row == name or row.startswith(f'{name}, ')]
-    return (methods.index(max(of, key=len)) if of else len(methods), row)
 
 
 if __name__ == '__main__':

@@ -1,6 +1,7 @@
 """The configs of the learning proof: trained, watched, and measured by what they leave behind."""
 
 import csv
+import json
 import runpy
 import sys
 from argparse import Namespace
@@ -165,3 +166,30 @@ def test_the_vit_of_mae_can_be_gone_on_with(
     with torch.inference_mode():
         expected = task.backbone.vit.eval().forward_features(image)
         torch.testing.assert_close(ours.forward_features(image), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_of_the_settings_of_today_is_taken_from_the_results_file(
+    experiment: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = {'fit': [], 'precision': '32-true', 'results': tmp_path, 'data': tmp_path}
+    options = Namespace(**settings, output=tmp_path, methods=['MAE'], only_done=True)
+    assert experiment['recorded_runs'](options) == {}
+    mae, dinov2 = (
+        {'settings': experiment['stages'](experiment['METHODS'][name], options)}
+        for name in ('MAE', 'DINOv2')
+    )
+    dinov2['settings'][0]['config']['trainer']['max_epochs'] += 1
+    point = {'epoch': 60, 'minutes': 40.0}
+    run = {'seed': 3, 'device': 'a lamp', 'curve': [point], 'accuracy': {'MAE': {'linear': 0.5}}}
+    about = {
+        'settings': {'MAE': mae['settings'], 'DINOv2': dinov2['settings']},
+        'runs': {'MAE': [run], 'DINOv2': [run]},
+    }
+    (tmp_path / 'eurosat_rgb.json').write_text(json.dumps(about))
+    recorded = experiment['recorded_runs'](options)
+    assert list(recorded) == ['MAE']
+    assert recorded['MAE'][3] == experiment['Run'](**run)
+    text = experiment['report']({'MAE': [recorded['MAE'][3]]}, '32-true')
+    assert '| MAE | 40 |' in text
+    assert '| 50.0 |' in text
+    assert 'a lamp (MAE)' in text

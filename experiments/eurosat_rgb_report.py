@@ -1,0 +1,123 @@
+"""What the learning proof says: its table, and its picture."""
+
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from statistics import mean, stdev
+
+from matplotlib.figure import Figure
+
+#: Metrics of the curve, by what the picture calls them.
+CURVES = {
+    'CLS token': 'knn/top1_k5',
+    'mean of patches': 'knn_mean_of_patches/top1_k5',
+    'std of patches': 'knn_std_of_patches/top1_k5',
+    'CLS and mean of patches': 'knn_cls_and_mean_of_patches/top1_k5',
+}
+
+PROBES = ('5-NN', '20-NN', '5-NN, whitened', '20-NN, whitened', 'linear')
+
+
+#: Accuracy by row of the table and probe.
+Accuracies = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A method with a seed, as the results file has it.
+
+    Attributes:
+        seed: Its seed.
+        device: What trained it.
+        curve: Epochs, minutes and accuracies on the validation cells.
+        accuracy: Accuracies on the test cells, by row of the table.
+        validation_floors: Accuracies of the floors on the validation cells, where it gives them.
+    """
+
+    seed: int
+    device: str
+    curve: list[dict[str, float]]
+    accuracy: Accuracies
+    validation_floors: Accuracies = field(default_factory=dict)
+
+
+def cell(values: list[float], digits: int = 1) -> str:
+    """Mean, standard deviation, and each."""
+    if len(values) == 1:
+        return f'{values[0]:.{digits}f}'
+    each = ', '.join(f'{value:.{digits}f}' for value in values)
+    return f'**{mean(values):.{digits}f}** ± {stdev(values):.{digits}f} ({each})'
+
+
+def table(minutes: dict[str, list[float]], accuracy: dict[str, dict[str, list[float]]]) -> str:
+    """Markdown table: a row for each method and kind of features, and for each floor."""
+    lines = [
+        '| features | minutes | ' + ' | '.join(f'{probe}, %' for probe in PROBES) + ' |',
+        '|---|---:|' + '---:|' * len(PROBES),
+    ]
+    for row, scores in accuracy.items():
+        cells = [cell(minutes[row], 0) if row in minutes else '']
+        cells += [cell([100 * v for v in scores[p]]) if p in scores else '' for p in PROBES]
+        lines.append(f'| {row} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+def draw(runs: dict[str, list[Run]], path: Path) -> None:
+    """Accuracy on the validation cells against epochs and minutes, beside its floors."""
+    figure = Figure(figsize=(10, 12), layout='constrained')
+    axes = figure.subplots(len(CURVES), 2, sharey='row', sharex='col')
+    floors = [run.validation_floors for run in chain(*runs.values()) if run.validation_floors]
+    for row, kind in zip(axes, CURVES, strict=True):
+        for ax, against in zip(row, ('epoch', 'minutes'), strict=True):
+            for number, (method, seeds) in enumerate(runs.items()):
+                for i, run in enumerate(seeds):
+                    points = [point for point in run.curve if kind in point]
+                    x = [point[against] for point in points]
+                    y = [100 * point[kind] for point in points]
+                    label = method if i == 0 else None
+                    ax.plot(x, y, marker='.', color=f'C{number}', lw=1.2, alpha=0.8, label=label)
+            styles = {'random weights': '--', 'band mean and std': ':'} if floors else {}
+            for name, style in styles.items():
+                values = [floor[name].get(kind, floor[name].get('', 0.0)) for floor in floors]
+                label = f'{name} (floor)'
+                ax.axhline(100 * mean(values), color='0.3', ls=style, lw=1.2, label=label)
+            ax.grid(alpha=0.3)
+        row[0].set_ylabel(f'5-NN of the {kind}, %')
+    axes[-1, 0].set_xlabel('epochs')
+    axes[-1, 1].set_xlabel('minutes of training')
+    axes[0, 1].legend(fontsize='small')
+    figure.suptitle('EuroSAT RGB, accuracy on the validation cells', fontsize='medium')
+    beside = path.with_name(f'.{path.stem}.part.png')
+    figure.savefig(beside, dpi=100)
+    beside.replace(path)
+
+
+def report(runs: dict[str, list[Run]], precision: str) -> str:
+    """The table, and what it says."""
+    accuracy: dict[str, dict[str, list[float]]] = {}
+    devices: dict[str, list[str]] = {}
+    for name, seeds in runs.items():
+        for run in seeds:
+            devices.setdefault(run.device, []).append(name)
+            for row, scores in run.accuracy.items():
+                for probe, value in scores.items():
+                    accuracy.setdefault(row, {}).setdefault(probe, []).append(value)
+    # Methods before floors, a method's own row before those of its features.
+    order = sorted(accuracy, key=lambda row: _place(row, list(runs)))
+    minutes = {name: [run.curve[-1]['minutes'] for run in seeds] for name, seeds in runs.items()}
+    where = '; '.join(
+        f'{device} ({", ".join(dict.fromkeys(names))})' for device, names in devices.items()
+    )
+    caption = (
+        'Accuracy on the test cells, mean ± standard deviation over the seeds (each of them), '
+        'where there are several, made by `python experiments/eurosat_rgb.py`. Minutes are those '
+        f'of training, precision {precision}, on: {where}. The linear probe chooses its '
+        'tokens on the validation cells.'
+    )
+    return f'{table(minutes, {row: accuracy[row] for row in order})}\n\n{caption}'
+
+
+def _place(row: str, methods: list[str]) -> tuple[int, str]:
+    # 'MAE, then DINOv2, CLS token' is of 'MAE, then DINOv2', not of 'MAE'.
+    of = [name for name in methods if row == name or row.startswith(f'{name}, ')]
+    return (methods.index(max(of, key=len)) if of else len(methods), row)
