@@ -106,7 +106,8 @@ def report(runs: dict[str, list[Run]], precision: str) -> str:
     order = sorted(accuracy, key=lambda row: _place(row, list(runs)))
     minutes = {name: [run.curve[-1]['minutes'] for run in seeds] for name, seeds in runs.items()}
     where = '; '.join(
-        f'{device} ({", ".join(dict.fromkeys(names))})' for device, names in devices.items()
+        f'{device} ({", ".join(f"*{name}*" for name in dict.fromkeys(names))})'
+        for device, names in devices.items()
     )
     caption = (
         'Accuracy on the test cells, mean ± standard deviation over the seeds (each of them), '

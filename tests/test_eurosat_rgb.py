@@ -192,4 +192,4 @@ def test_a_run_of_the_settings_of_today_is_taken_from_the_results_file(
     text = experiment['report']({'MAE': [recorded['MAE'][3]]}, '32-true')
     assert '| MAE | 40 |' in text
     assert '| 50.0 |' in text
-    assert 'a lamp (MAE)' in text
+    assert 'a lamp (*MAE*)' in text
