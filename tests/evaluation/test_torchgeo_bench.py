@@ -68,7 +68,10 @@ def raw(bands: Sequence[str], images: int = 3, size: int = 32) -> Tensor:
     """Images in dB and DN: the same, whatever the test before this one has drawn."""
     mean, std = (v.view(-1, 1, 1) for v in band_statistics(bands))
     generator = torch.Generator().manual_seed(0)
-    return mean + std * torch.randn(images, len(bands), size, size, generator=generator)
+    noise = torch.randn(images, len(bands), size, size, generator=generator)
+    # Noise alone is the same ground to a backbone: each image has a level of its own.
+    level = torch.randn(images, len(bands), 1, 1, generator=generator)
+    return mean + std * (noise + level)
 
 
 @pytest.fixture(scope='module')
@@ -117,7 +120,7 @@ def test_features_are_those_of_the_backbone(
         features = ours.forward_patch_features(images)
     torch.testing.assert_close(features, tokens[:, 0])
     # They say what is in an image, or no comparison here would mean anything.
-    assert features.std(dim=0).mean() > 0.02 * features.std()
+    assert features.std(dim=0).mean() > 0.1 * features.std()
     patches = tokens[:, backbone.num_prefix_tokens :].mean(dim=1)
     for pool, expected in (('mean', patches), ('both', torch.cat([tokens[:, 0], patches], 1))):
         ours.pool = pool
