@@ -39,12 +39,17 @@ class Sensor:
         title: Name for people.
         unit: Unit of the pixel values.
         bands: Bands in file order.
+        limits: Lowest and highest value that a pixel with data can have, in the unit of the
+            sensor. What lies beyond is fill or damage, not data.
+        measures_zero: Whether 0 in a single band is a measurement. 0 in all bands is always fill.
     """
 
     name: str
     title: str
     unit: str
     bands: tuple[Band, ...]
+    limits: tuple[float, float]
+    measures_zero: bool
 
     @property
     def band_names(self) -> tuple[str, ...]:
@@ -54,7 +59,16 @@ class Sensor:
 
 # Means and standard deviations of SEN12MS-CR-TS (Ebel et al., 2022), S1 in dB, S2 in DN
 # (top-of-atmosphere reflectance x 10,000).
-SENTINEL1 = Sensor('s1', 'Sentinel-1 GRD', 'dB', (Band('VV', -11.4, 4.60), Band('VH', -19.2, 6.30)))
+SENTINEL1 = Sensor(
+    's1',
+    'Sentinel-1 GRD',
+    'dB',
+    (Band('VV', -11.4, 4.60), Band('VH', -19.2, 6.30)),
+    # Thermal noise lies near -30 dB and corner reflectors near 30 dB; processors clip low power to
+    # as little as 1e-10.
+    limits=(-100.0, 100.0),
+    measures_zero=False,
+)
 SENTINEL2 = Sensor(
     's2',
     'Sentinel-2 Level-1C',
@@ -74,6 +88,9 @@ SENTINEL2 = Sensor(
         Band('B11', 2733.0, 1365.0),
         Band('B12', 2098.0, 1159.0),
     ),
+    # With the offset of processing baseline 04.00 taken off, dark pixels go down to -1,000.
+    limits=(-1000.0, 65535.0),
+    measures_zero=True,
 )
 
 #: Sensors by key, in the order in which their channels are stacked (S1 first, as in TorchGeo).

@@ -1,0 +1,74 @@
+"""Which pixels hold data: the one rule, for data sets, the catalogue and maps.
+
+A pixel holds no data where
+
+* any band has the file's nodata value, except that a nodata value of 0 counts only where all bands
+  are 0 if the sensor measures 0 (:attr:`~geofm.sensors.Sensor.measures_zero`),
+* all bands are 0, which is fill whether the file says so or not,
+* any band is NaN, infinite or outside of :attr:`~geofm.sensors.Sensor.limits`.
+
+The first two are about the numbers of a file, the last one is about values in the sensor's unit.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from geofm.sensors import Sensor
+
+type Bools = npt.NDArray[np.bool_]
+
+#: Nodata value of a file: one for all bands, one per band (None: that band has none), or none.
+type Nodata = float | Sequence[float | None] | None
+
+
+def mark_invalid(
+    image: npt.NDArray[np.generic], valid: Bools, sensor: Sensor, nodata: Nodata = None
+) -> None:
+    """Mark pixels without data of a file whose numbers are in the sensor's unit.
+
+    Args:
+        image: Pixels (C, H, W), bands of one sensor.
+        valid: Where pixels are valid so far, (H, W); changed in place.
+        sensor: The sensor.
+        nodata: Nodata value of the file.
+    """
+    mark_nodata(image, valid, sensor, nodata)
+    mark_beyond_limits(image, valid, sensor)
+
+
+def mark_nodata(
+    image: npt.NDArray[np.generic], valid: Bools, sensor: Sensor, nodata: Nodata = None
+) -> None:
+    """Mark pixels that a file's numbers call fill or nodata.
+
+    Args:
+        image: Numbers of the file (C, H, W), before any scale and offset, bands of one sensor.
+        valid: Where pixels are valid so far, (H, W); changed in place.
+        sensor: The sensor.
+        nodata: Nodata value of the file.
+    """
+    # Most often the first band has no 0, and the others need not be looked at.
+    if not image[0].all():
+        valid &= (image != 0).any(axis=0)
+    per_band = [nodata] * len(image) if nodata is None or np.isscalar(nodata) else list(nodata)  # type: ignore[arg-type]
+    for band, value in zip(image, per_band, strict=True):
+        if value is None or np.isnan(value) or (value == 0 and sensor.measures_zero):
+            continue
+        # A float32 file may give its nodata value in double precision.
+        valid &= band != np.float32(value) if band.dtype.kind == 'f' else band != value
+
+
+def mark_beyond_limits(image: npt.NDArray[np.generic], valid: Bools, sensor: Sensor) -> None:
+    """Mark pixels whose values a sensor cannot have measured.
+
+    Args:
+        image: Values in the sensor's unit (C, H, W), bands of one sensor.
+        valid: Where pixels are valid so far, (H, W); changed in place.
+        sensor: The sensor.
+    """
+    low, high = sensor.limits
+    # Comparisons with NaN are false, so a look at the extremes finds NaN and infinity too.
+    if image.size and not (low <= image.min() and image.max() <= high):
+        valid &= ((image >= low) & (image <= high)).all(axis=0)
