@@ -1,29 +1,38 @@
 """Units of pixel values: telling from the values that a file is not in its sensor's unit."""
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from geofm.sensors import Sensor
+from geofm.sensors import SENSORS, Sensor, sensor_channels
 
-#: No valid value of Sentinel-2 in DN stays below: reflectance is rarely above 2.
+#: Reflectance is rarely above this, DN rarely below.
 _REFLECTANCE = 2.0
 
 #: What processing baseline 04.00 of Sentinel-2 adds to every DN (since January 2022).
 BASELINE_OFFSET = 1000.0
+
+#: Noise in dark water brings some DN a little below the offset.
+_DARKEST = 0.95 * BASELINE_OFFSET
+
+#: Values of an image that are looked at.
+_SOME = 20_000
 
 
 class UnitWarning(UserWarning):
     """Values look as if they were in another unit than the sensor's."""
 
 
-def wrong_unit(values: npt.NDArray[np.generic], sensor: Sensor) -> str | None:
+def wrong_unit(values: npt.NDArray[Any], sensor: Sensor) -> str | None:
     """Tell from valid values whether they are in another unit than the sensor's.
 
     Args:
         values: Valid values of all bands of the sensor that are at hand, of any shape, as many as
-            possible: whether a place is all water or desert cannot be told from a few.
+            possible: whether a place is all water or desert cannot be told from a few. Those above
+            :attr:`~geofm.sensors.Sensor.limits` may be among them.
         sensor: The sensor.
 
     Returns:
@@ -31,39 +40,90 @@ def wrong_unit(values: npt.NDArray[np.generic], sensor: Sensor) -> str | None:
     """
     if values.size == 0:
         return None
-    low, median, high = (float(v) for v in np.percentile(values, (0, 50, 100)))
+    # Not the extremes: a few pixels may be damaged, or be noise.
+    low, median, high = (float(v) for v in np.percentile(values, (5, 50, 99)))
+    seen = f'values (mostly {low:.4g} to {high:.4g})'
     if sensor.unit == 'dB':
         if low >= 0 and high > 100:
             return (
-                f'values from {low:g} to {high:g} look like raw digital numbers, not dB: '
+                f'{seen} look like raw digital numbers, not dB: '
                 'calibrate the product to sigma0 or gamma0 in dB first'
             )
-        if low >= 0:
-            return (
-                f'values from {low:g} to {high:g} look like linear power, not dB: '
-                'convert them with 10 * log10(power)'
-            )
+        if low >= 0 and median > 0:
+            return f'{seen} look like linear power, not dB: convert them with 10 * log10(power)'
         return None
     if high <= _REFLECTANCE and median < _REFLECTANCE:
+        return f'{seen} look like reflectance, not DN: multiply them by 10,000'
+    if low >= _DARKEST:
         return (
-            f'values from {low:g} to {high:g} look like reflectance, not DN: '
-            'multiply them by 10,000'
-        )
-    if low >= BASELINE_OFFSET:
-        return (
-            f'no value is below {low:g}, as if the offset of processing baseline 04.00 had been '
-            'added: subtract 1,000 from DN of products since January 2022'
+            f'hardly any value is below {low:.4g}, as if the offset of processing baseline 04.00 '
+            'had been added: subtract 1,000 from DN of products since January 2022'
         )
     return None
 
 
-def warn_of_unit(values: npt.NDArray[np.generic], sensor: Sensor, source: str) -> None:
+def warn_of_unit(values: npt.NDArray[Any], sensor: Sensor, source: str) -> bool:
     """Warn if values look as if they were in another unit than the sensor's.
 
     Args:
         values: Valid values, as for :func:`wrong_unit`.
         sensor: The sensor.
         source: File or data set that the values are from.
+
+    Returns:
+        Whether there was something to warn of.
     """
-    if said := wrong_unit(values, sensor):
+    said = wrong_unit(values, sensor)
+    if said is not None:
         warnings.warn(f'{source}: {sensor.title}: {said}', UnitWarning, stacklevel=3)
+    return said is not None
+
+
+class UnitWatch:
+    """Looks at the first images of a data set, and warns of each sensor once if need be.
+
+    The values of all images seen so far are judged together, since a single image may well be
+    all cloud or all town.
+    """
+
+    def __init__(self, bands: Sequence[str], source: str, images: int = 8) -> None:
+        """Initialize a new UnitWatch instance.
+
+        Args:
+            bands: Names of the channels, in the order of the images.
+            source: Name of the data set, for the warning.
+            images: Number of images, or batches of them, to look at.
+
+        Raises:
+            BandError: If a band is unknown or given twice.
+        """
+        self._channels = sensor_channels(bands)
+        self._source = source
+        self._left = images
+        self._seen: dict[str, list[npt.NDArray[np.float32]]] = {key: [] for key in self._channels}
+
+    @property
+    def is_done(self) -> bool:
+        """Whether further images are not looked at."""
+        return self._left == 0 or not self._seen
+
+    def look(self, image: npt.NDArray[Any]) -> None:
+        """Look at an image, or a batch of them.
+
+        Args:
+            image: Raw values, shape (..., C, H, W), channels as in *bands*. Pixels that are not
+                finite, 0 in all bands of a sensor or below its limits are left out.
+        """
+        if self.is_done:
+            return
+        self._left -= 1
+        for key in list(self._seen):
+            sensor = SENSORS[key]
+            values = np.moveaxis(image[..., self._channels[key], :, :], -3, 0)
+            pixels = values.reshape(len(values), -1)
+            pixels = pixels[:, :: -(-pixels.shape[1] // _SOME) or 1].astype(np.float32)
+            known = np.isfinite(pixels).all(axis=0) & (pixels != 0).any(axis=0)
+            known &= (pixels >= sensor.limits[0]).all(axis=0)
+            self._seen[key].append(pixels[:, known].ravel())
+            if warn_of_unit(np.concatenate(self._seen[key]), sensor, self._source):
+                del self._seen[key]

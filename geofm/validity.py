@@ -11,6 +11,7 @@ The first two are about the numbers of a file, the last one is about values in t
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +25,7 @@ type Nodata = float | Sequence[float | None] | None
 
 
 def mark_invalid(
-    image: npt.NDArray[np.generic], valid: Bools, sensor: Sensor, nodata: Nodata = None
+    image: npt.NDArray[Any], valid: Bools, sensor: Sensor, nodata: Nodata = None
 ) -> None:
     """Mark pixels without data of a file whose numbers are in the sensor's unit.
 
@@ -39,7 +40,7 @@ def mark_invalid(
 
 
 def mark_nodata(
-    image: npt.NDArray[np.generic], valid: Bools, sensor: Sensor, nodata: Nodata = None
+    image: npt.NDArray[Any], valid: Bools, sensor: Sensor, nodata: Nodata = None
 ) -> None:
     """Mark pixels that a file's numbers call fill or nodata.
 
@@ -52,7 +53,7 @@ def mark_nodata(
     # Most often the first band has no 0, and the others need not be looked at.
     if not image[0].all():
         valid &= (image != 0).any(axis=0)
-    per_band = [nodata] * len(image) if nodata is None or np.isscalar(nodata) else list(nodata)  # type: ignore[arg-type]
+    per_band = nodata if isinstance(nodata, Sequence) else [nodata] * len(image)
     for band, value in zip(image, per_band, strict=True):
         if value is None or np.isnan(value) or (value == 0 and sensor.measures_zero):
             continue
@@ -60,7 +61,7 @@ def mark_nodata(
         valid &= band != np.float32(value) if band.dtype.kind == 'f' else band != value
 
 
-def mark_beyond_limits(image: npt.NDArray[np.generic], valid: Bools, sensor: Sensor) -> None:
+def mark_beyond_limits(image: npt.NDArray[Any], valid: Bools, sensor: Sensor) -> None:
     """Mark pixels whose values a sensor cannot have measured.
 
     Args:
@@ -68,7 +69,17 @@ def mark_beyond_limits(image: npt.NDArray[np.generic], valid: Bools, sensor: Sen
         valid: Where pixels are valid so far, (H, W); changed in place.
         sensor: The sensor.
     """
+    if _stays_within(image.dtype, sensor):
+        return
     low, high = sensor.limits
     # Comparisons with NaN are false, so a look at the extremes finds NaN and infinity too.
     if image.size and not (low <= image.min() and image.max() <= high):
         valid &= ((image >= low) & (image <= high)).all(axis=0)
+
+
+def _stays_within(dtype: np.dtype[Any], sensor: Sensor) -> bool:
+    """Whether no number of a type is beyond the limits of a sensor."""
+    if dtype.kind not in 'iu':
+        return False
+    kind = np.iinfo(dtype)
+    return sensor.limits[0] <= kind.min and kind.max <= sensor.limits[1]

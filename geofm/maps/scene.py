@@ -19,6 +19,7 @@ from rasterio.vrt import WarpedVRT
 from torch import Tensor
 
 from geofm.grid import Grid, read_on_grid
+from geofm.sensor_rasters import name_bands
 from geofm.sensors import (
     SENSORS,
     SENTINEL1,
@@ -96,71 +97,6 @@ class SensorRaster:
         except ValueError:
             src.close()
             raise
-
-
-def name_bands(
-    src: DatasetReader, sensor: Sensor, bands: Sequence[str] | None = None
-) -> dict[str, int]:
-    """Find out which band of a raster is which.
-
-    Args:
-        src: Open raster.
-        sensor: Sensor of the raster.
-        bands: Name of each band of the file, if known. Default: as the file describes them.
-
-    Returns:
-        For each band that was found, its name and its index in the file, from 0.
-
-    Raises:
-        BandError: If two bands have the same name; or if none has a name, and their number is not
-            that of the sensor's bands; or if *bands* are not those of the sensor, or not as many as
-            the file has.
-    """
-    if bands is not None:
-        given = check_bands(bands)
-        if len(given) != src.count or not set(given) <= set(sensor.band_names):
-            raise BandError(
-                f'{src.name}: {src.count} bands, but named {list(given)}: give one name of '
-                f'{", ".join(sensor.band_names)} for each, in the order of the file'
-            )
-        return {name: i for i, name in enumerate(given)}
-    named = [(band_name(text or '', sensor), i) for i, text in enumerate(src.descriptions)]
-    known = [(name, i) for name, i in named if name is not None]
-    found = dict(known)
-    if len(found) < len(known):
-        names = [name for name, _ in known]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise BandError(f'{src.name}: several bands are described as {twice}; rename all but one')
-    if found:
-        return found
-    if src.count != len(sensor.bands):
-        raise BandError(
-            f'{src.name}: {src.count} bands without names, but {sensor.title} has '
-            f'{len(sensor.bands)}: {", ".join(sensor.band_names)}. Give a file with these, in this '
-            f'order, or set the band descriptions, or name the bands'
-        )
-    return {name: i for i, name in enumerate(sensor.band_names)}
-
-
-def band_name(text: str, sensor: Sensor) -> str | None:
-    """Find the name of a band in its description.
-
-    Args:
-        text: Description, e.g. 'B4, central wavelength 665 nm' or 'Sigma0_VV_dB'.
-        sensor: The sensor.
-
-    Returns:
-        Name as in the sensor's bands, None if it is none of them.
-    """
-    match = re.match(r'B0*(\d{1,2})(A?)(?![0-9A-Z])', text.upper()) or re.search(
-        r'(?<![A-Z])(VV|VH)(?![A-Z])', text.upper()
-    )
-    if match is None:
-        return None
-    digits, *rest = match.groups()
-    # 'B8A', but 'B08'.
-    name = digits if not rest else f'B{digits}A' if rest[0] else f'B{int(digits):02d}'
-    return name if name in sensor.band_names else None
 
 
 def acquisition_date(src: DatasetReader) -> np.datetime64:

@@ -14,8 +14,9 @@ from rasterio.errors import RasterioIOError
 from rasterio.transform import Affine
 
 from geofm.grid import ALIGNMENT_TOLERANCE, Grid
-from geofm.maps.scene import SensorRaster, band_name
+from geofm.maps.scene import SensorRaster
 from geofm.maps.writer import replacing
+from geofm.sensor_rasters import band_name
 from geofm.sensors import SENSORS, Sensor
 
 #: Sentinel-2 bands by the names that the EO extension and the Earth Search catalogue give them.

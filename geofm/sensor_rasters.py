@@ -1,0 +1,238 @@
+"""Rasters of one sensor: which band is which, values in the sensor's unit, which pixels hold data.
+
+The one way from the numbers of a file to values, for data sets, the catalogue and maps.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.io import DatasetReader
+from rasterio.windows import Window
+
+from geofm.sensors import BandError, Sensor, check_bands
+from geofm.validity import Bools, mark_beyond_limits, mark_nodata
+
+#: Largest scale that a file may state for reflectance from 0 to 1, stored as integers.
+_REFLECTANCE_SCALE = 0.01
+
+#: DN per reflectance.
+_DN = 10_000.0
+
+
+class UnitError(ValueError):
+    """A file states a scale that leads to no unit of its sensor."""
+
+
+@dataclass(frozen=True)
+class SensorBands:
+    """How to read the bands of a sensor from a raster.
+
+    Attributes:
+        sensor: The sensor.
+        indices: Name of each band that is known, and its index in the file, from 0.
+        named: Whether the file names its bands. Otherwise the order of the sensor is assumed.
+        scale: Factor for the numbers of each band, float64 (C, 1, 1), with :attr:`offset` to the
+            unit of the sensor; None if the numbers are in that unit.
+        offset: What is added to them, float64 (C, 1, 1).
+    """
+
+    sensor: Sensor
+    indices: Mapping[str, int]
+    named: bool
+    scale: npt.NDArray[np.float64] | None = None
+    offset: npt.NDArray[np.float64] | None = None
+
+    @classmethod
+    def of(cls, src: DatasetReader, sensor: Sensor, bands: Sequence[str] | None = None) -> Self:
+        """Find out how to read a raster.
+
+        Args:
+            src: Open raster.
+            sensor: Sensor of the raster.
+            bands: Name of each band of the file, as of :func:`name_bands`.
+
+        Returns:
+            How to read its bands.
+
+        Raises:
+            BandError: If it cannot be told which band is which.
+            UnitError: If the scale that the file states leads to no unit of the sensor.
+        """
+        indices = name_bands(src, sensor, bands)
+        named = bands is not None or any(
+            band_name(src.descriptions[i] or '', sensor) for i in indices.values()
+        )
+        scale = np.array([src.scales[i] for i in indices.values()])[:, None, None]
+        offset = np.array([src.offsets[i] for i in indices.values()])[:, None, None]
+        if sensor.unit == 'DN' and (scale != 1).any():
+            if not ((scale > 0) & (scale <= _REFLECTANCE_SCALE)).all():
+                raise UnitError(
+                    f'{src.name}: states the scale {scale.max():g}, which makes neither DN nor '
+                    f'reflectance from 0 to 1 of its values: store DN (reflectance x 10,000), '
+                    f'without a scale'
+                )
+            scale, offset = scale * _DN, offset * _DN
+        if not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
+            raise UnitError(f'{src.name}: states a scale or an offset that is no number')
+        if (scale == 1).all() and not offset.any():
+            return cls(sensor, indices, named)
+        return cls(sensor, indices, named, scale, offset)
+
+    def read(
+        self, src: DatasetReader, window: Window | None = None
+    ) -> tuple[npt.NDArray[np.float32], Bools]:
+        """Read all bands that are known.
+
+        Args:
+            src: The raster.
+            window: Window in whole pixels, inside the raster; all of it by default.
+
+        Returns:
+            Values in the unit of the sensor, float32 (C, H, W), in the order of :attr:`indices`,
+            and where they are valid, bool (H, W), by the rule of :mod:`geofm.validity` and the
+            mask of the file. Values that are not valid mean nothing.
+        """
+        numbers = src.read([i + 1 for i in self.indices.values()], window=window)
+        valid = own_mask(src, list(self.indices.values()), window)
+        if valid is None:
+            valid = np.ones(numbers.shape[1:], bool)
+        nodata = [src.nodatavals[i] for i in self.indices.values()]
+        return self.convert(numbers, valid, nodata), valid
+
+    def convert(
+        self,
+        numbers: npt.NDArray[Any],
+        valid: Bools,
+        nodata: Sequence[float | None] | float | None,
+    ) -> npt.NDArray[np.float32]:
+        """Bring the numbers of a file to the unit of the sensor.
+
+        Args:
+            numbers: Numbers of the file (C, H, W), in the order of :attr:`indices`.
+            valid: Where they are valid so far, (H, W); changed in place.
+            nodata: Nodata value of the file.
+
+        Returns:
+            Values in the unit of the sensor, float32 (C, H, W).
+        """
+        mark_nodata(numbers, valid, self.sensor, nodata)
+        with np.errstate(over='ignore', invalid='ignore'):
+            # What float32 cannot hold becomes infinite, and is then marked.
+            if self.scale is not None and self.offset is not None:
+                values = (numbers * self.scale + self.offset).astype(np.float32)
+            else:
+                values = numbers.astype(np.float32)
+        mark_beyond_limits(values, valid, self.sensor)
+        return values
+
+
+def own_mask(
+    src: DatasetReader, indices: Sequence[int], window: Window | None = None
+) -> Bools | None:
+    """Where a file's own mask says that there are data; a nodata value is none.
+
+    Args:
+        src: Open raster.
+        indices: Indices of the bands, from 0.
+        window: Window in whole pixels; all of it by default.
+
+    Returns:
+        Where the internal mask, the ``.msk`` file and the alpha band that the file has are not 0,
+        for all bands, (H, W); None if it has none of them.
+    """
+    masks = []
+    if (alpha := alpha_band(src)) is not None:
+        masks.append(src.read(alpha + 1, window=window))
+    flags = [(i, src.mask_flag_enums[i]) for i in indices]
+    told = {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}
+    bands = [i for i, kinds in flags if not told & set(kinds)]
+    if bands and all(MaskFlags.per_dataset in src.mask_flag_enums[i] for i in bands):
+        bands = bands[:1]
+    masks += [src.read_masks(i + 1, window=window) for i in bands]
+    if not masks:
+        return None
+    return np.asarray(np.logical_and.reduce([mask != 0 for mask in masks]))
+
+
+def alpha_band(src: DatasetReader) -> int | None:
+    """Find the alpha band of a raster.
+
+    Args:
+        src: Open raster.
+
+    Returns:
+        Its index, from 0; None if there is none.
+    """
+    return next((i for i, kind in enumerate(src.colorinterp) if kind is ColorInterp.alpha), None)
+
+
+def name_bands(
+    src: DatasetReader, sensor: Sensor, bands: Sequence[str] | None = None
+) -> dict[str, int]:
+    """Find out which band of a raster is which.
+
+    Args:
+        src: Open raster.
+        sensor: Sensor of the raster.
+        bands: Name of each band of the file but its alpha band, if known. Default: as the file
+            describes them.
+
+    Returns:
+        For each band that was found, its name and its index in the file, from 0.
+
+    Raises:
+        BandError: If two bands have the same name; or if none has a name, and their number is not
+            that of the sensor's bands; or if *bands* are not those of the sensor, or not as many as
+            the file has.
+    """
+    data = [i for i in range(src.count) if i != alpha_band(src)]
+    if bands is not None:
+        given = check_bands(bands)
+        if len(given) != len(data) or not set(given) <= set(sensor.band_names):
+            raise BandError(
+                f'{src.name}: {len(data)} bands, but named {list(given)}: give one name of '
+                f'{", ".join(sensor.band_names)} for each, in the order of the file'
+            )
+        return dict(zip(given, data, strict=True))
+    named = [(band_name(src.descriptions[i] or '', sensor), i) for i in data]
+    known = [(name, i) for name, i in named if name is not None]
+    found = dict(known)
+    if len(found) < len(known):
+        names = [name for name, _ in known]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise BandError(f'{src.name}: several bands are described as {twice}; rename all but one')
+    if found:
+        return found
+    if len(data) != len(sensor.bands):
+        raise BandError(
+            f'{src.name}: {len(data)} bands without names, but {sensor.title} has '
+            f'{len(sensor.bands)}: {", ".join(sensor.band_names)}. Give a file with these, in this '
+            f'order, or set the band descriptions, or name the bands'
+        )
+    return dict(zip(sensor.band_names, data, strict=True))
+
+
+def band_name(text: str, sensor: Sensor) -> str | None:
+    """Find the name of a band in its description.
+
+    Args:
+        text: Description, e.g. 'B4, central wavelength 665 nm' or 'Sigma0_VV_dB'.
+        sensor: The sensor.
+
+    Returns:
+        Name as in the sensor's bands, None if it is none of them.
+    """
+    match = re.match(r'B0*(\d{1,2})(A?)(?![0-9A-Z])', text.upper()) or re.search(
+        r'(?<![A-Z])(VV|VH)(?![A-Z])', text.upper()
+    )
+    if match is None:
+        return None
+    digits, *rest = match.groups()
+    # 'B8A', but 'B08'.
+    name = digits if not rest else f'B{digits}A' if rest[0] else f'B{int(digits):02d}'
+    return name if name in sensor.band_names else None
