@@ -1,7 +1,6 @@
 """Commands that make and look through data."""
 
 import json
-import os
 from pathlib import Path
 
 from rich.console import Console
@@ -9,6 +8,7 @@ from rich.progress import track
 from rich.table import Table
 from torch.utils.data import DataLoader
 
+from geofm.atomic import atomic_file
 from geofm.datasets import SEN12MSCRTS, write_sample_data
 from geofm.datasets.catalogue.catalogue import JOBS, Catalogue, update_catalogue
 from geofm.datasets.catalogue.listing import Listing
@@ -141,10 +141,6 @@ def _write_pairs(catalogue: Catalogue, file: Path) -> int:
         [str(Path(str(pairs.path(i, sensor))).absolute()) for sensor in ('s1', 's2')]
         for i in range(len(pairs))
     ]
-    part = file.with_name(f'{file.name}.{os.getpid()}.part')
-    try:
+    with atomic_file(file) as part:
         part.write_text(json.dumps(listed, indent=0) + '\n')
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
     return len(listed)

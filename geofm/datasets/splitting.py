@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from geofm.atomic import atomic_folder
 from geofm.datasets.catalogue.scan import SceneName
 from geofm.datasets.regions import Roi, split_of
 from geofm.datasets.sen12mscr import PatchName, sen12mscr_split_of
@@ -127,8 +128,7 @@ def split_tree(
         raise ValueError(f'{root}: no scene of SEN12MS-CR-TS or SEN12MS-CR')
     rois = sorted(set(files.values()))
     splits = official_splits(rois) if shares is None else random_splits(rois, *shares, seed)
-    part = dest.with_name(f'{dest.name}.{os.getpid()}.part')
-    try:
+    with atomic_folder(dest) as part:
         for path, roi in track(files.items(), description='Splitting', disable=len(files) < 2000):
             target = part / splits[roi] / path.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -138,9 +138,6 @@ def split_tree(
                 target.symlink_to(path.resolve())
         for name in _FOLDERS:
             (part / name).mkdir(exist_ok=True)
-        part.rename(dest)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return Counter(dict.fromkeys(_FOLDERS, 0) | Counter(splits[roi] for roi in files.values()))
 
 

@@ -11,6 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
+from geofm.atomic import atomic_file
 from geofm.sensors import BandError, check_bands, sensor_of
 
 #: Percentiles that are worked out.
@@ -136,13 +137,9 @@ def write_statistics(
         bands: See :meth:`BandStatistics.result`.
         about: What they are of.
     """
-    part = file.with_name(f'{file.name}.{os.getpid()}.part')
-    try:
-        content = {**about, 'bands': {name: dict(values) for name, values in bands.items()}}
+    content = {**about, 'bands': {name: dict(values) for name, values in bands.items()}}
+    with atomic_file(file) as part:
         part.write_text(yaml.safe_dump(content, sort_keys=False))
-        part.replace(file)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def read_statistics(file: str | os.PathLike[str], bands: Sequence[str]) -> tuple[Tensor, Tensor]:

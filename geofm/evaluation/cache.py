@@ -1,19 +1,18 @@
 """Features on disk, found again by what they were made of."""
 
 import hashlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from geofm.evaluation.adapter import Adapter
 from geofm.evaluation.data import LabelledData, Split
 from geofm.evaluation.encoders import Encoder
 from geofm.evaluation.features import Features
 from geofm.evaluation.hashing import code_version, hash_module, hash_tensors
+from geofm.models.weights.files import write_safetensors
 
 #: Where the hash of the tensors stands in a file.
 _DIGEST = 'sha256'
@@ -97,12 +96,6 @@ def _read(path: Path) -> Features | None:
 
 
 def _write(path: Path, features: Features) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        'values': features.values.contiguous(),
-        'targets': features.targets.contiguous(),
-    }
-    # The process in the name: several may write the same features.
-    beside = path.with_name(f'.{path.name}.{os.getpid()}.part')
-    save_file(tensors, beside, metadata={_DIGEST: hash_tensors(tensors)})
-    beside.replace(path)
+    tensors = {'values': features.values, 'targets': features.targets}
+    # Several processes may write the same features.
+    write_safetensors(tensors, path, {_DIGEST: hash_tensors(tensors)})

@@ -9,6 +9,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from geofm.atomic import atomic_file
 from geofm.datasets.plot import s1_composite, stretch
 from geofm.evaluation.metrics import NO_SHARES, PRIMARY
 from geofm.evaluation.report import Report, pictured_samples, with_unit
@@ -152,8 +153,7 @@ def write_figures(report: Report, folder: Path) -> list[Path]:
     files = []
     for name, figure in figures.items():
         path = folder / name
-        beside = path.with_name(f'.part.{name}')
-        figure.savefig(beside, dpi=_DPI)
-        beside.replace(path)
+        with atomic_file(path) as part:
+            figure.savefig(part, dpi=_DPI)
         files.append(path)
     return files

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from geofm.atomic import atomic_file
 from geofm.evaluation.data import LabelledData
 from geofm.evaluation.metrics import NO_SHARES, PRIMARY, Metric
 from geofm.evaluation.probes.prediction import Prediction
@@ -254,9 +255,8 @@ def _csv(report: Report) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    beside = path.with_name(f'.{path.name}.part')
-    beside.write_text(text)
-    beside.replace(path)
+    with atomic_file(path) as part:
+        part.write_text(text)
     return path
 
 

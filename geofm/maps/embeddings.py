@@ -16,6 +16,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 
+from geofm.atomic import atomic_file
 from geofm.grid import Grid
 from geofm.maps.windows import Floats, Strip
 
@@ -156,7 +157,7 @@ def write_embeddings(
         },
     )
     count = 0
-    with pq.ParquetWriter(path, schema, compression='zstd') as writer:
+    with atomic_file(path) as part, pq.ParquetWriter(part, schema, compression='zstd') as writer:
         for rows, cols, tokens in _groups(_known([first], strips)):
             numbers = tokens if scale is None else np.rint(tokens / scale)
             flat = pa.array(numbers.astype(precision).ravel())

@@ -18,9 +18,9 @@ from matplotlib.patches import FancyArrowPatch
 from matplotlib.transforms import Affine2DBase, ScaledTranslation
 from rasterio.io import DatasetReader
 
+from geofm.atomic import atomic_file
 from geofm.grid import Grid
 from geofm.maps.scene import Scene, SensorRaster
-from geofm.maps.writer import replacing
 from geofm.sensors import RGB_BANDS, SENSORS
 
 Array = npt.NDArray[np.float32]
@@ -150,11 +150,10 @@ def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
     Returns:
         The two files.
     """
-    stem.parent.mkdir(parents=True, exist_ok=True)
     png, pdf = (stem.with_name(f'{stem.name}{suffix}') for suffix in ('.png', '.pdf'))
     for path in (png, pdf):
-        with replacing(path) as temporary:
-            figure.savefig(temporary, dpi=200)
+        with atomic_file(path) as part:
+            figure.savefig(part, dpi=200)
     return png, pdf
 
 

@@ -10,8 +10,8 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from geofm.atomic import atomic_file
 from geofm.maps.windows import Floats, Strip
-from geofm.maps.writer import replacing
 
 #: A colour channel goes from this many standard deviations below the mean to as many above.
 _RANGE = 2.0
@@ -131,8 +131,8 @@ class PCABasis:
             for name in ('mean', 'components', 'std')
         }
         about = {'foreground': str(self.foreground), 'weights_sha256': self.weights_sha256}
-        with replacing(path) as temporary:
-            temporary.write_bytes(save(arrays, about))
+        with atomic_file(path) as part:
+            part.write_bytes(save(arrays, about))
 
     @classmethod
     def load(cls, path: Path) -> Self:

@@ -16,10 +16,10 @@ from pyproj import Geod
 from rasterio.crs import CRS
 from rasterio.warp import transform as transform_points
 
+from geofm.atomic import atomic_file
 from geofm.maps.embeddings import EmbeddingTable
 from geofm.maps.figure import draw_map
 from geofm.maps.windows import Floats
-from geofm.maps.writer import replacing
 
 _LONLAT = CRS.from_epsg(4326)
 _BATCH_ROWS = 16_384
@@ -71,12 +71,11 @@ class SearchResult:
             ValueError: If the suffix is none of these.
         """
         suffix = path.suffix.lower()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
+        with atomic_file(path) as part:
             if suffix in _DRIVERS:
-                self.places.to_file(temporary, driver=_DRIVERS[suffix], layer='places')
+                self.places.to_file(part, driver=_DRIVERS[suffix], layer='places')
             elif suffix in ('.png', '.pdf'):
-                self.plot().savefig(temporary)
+                self.plot().savefig(part)
             else:
                 raise ValueError(f'{path}: give a .geojson, .gpkg, .png or .pdf')
 

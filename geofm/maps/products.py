@@ -38,7 +38,6 @@ from geofm.maps.writer import (
     Encoding,
     Upsampling,
     patch_grid,
-    replacing,
     write_patches,
     write_pixels,
 )
@@ -403,27 +402,25 @@ class _Maker:
         encoding = Encoding(precision, -128 if scales else math.nan, scales)
         path = self._path('embedding')
         p = self.survey.tiling.patch_size
-        with replacing(path) as temporary:
-            write_patches(
-                temporary,
-                self.scene.grid,
-                p,
-                self.survey.layout['tokens'],
-                self._strips('tokens', 'Writing embedding'),
-                {**self.tags, **self._last},
-                encoding,
-            )
+        write_patches(
+            path,
+            self.scene.grid,
+            p,
+            self.survey.layout['tokens'],
+            self._strips('tokens', 'Writing embedding'),
+            {**self.tags, **self._last},
+            encoding,
+        )
         table = self._path('embedding', '.parquet')
-        with replacing(table) as temporary:
-            write_embeddings(
-                temporary,
-                patch_grid(self.scene.grid, p),
-                self._strips('tokens', 'Writing table'),
-                precision=precision,
-                scales=scales,
-                dates={key: raster.date for key, raster in self.scene.rasters.items()},
-                tags={**self.tags, **self._last},
-            )
+        write_embeddings(
+            table,
+            patch_grid(self.scene.grid, p),
+            self._strips('tokens', 'Writing table'),
+            precision=precision,
+            scales=scales,
+            dates={key: raster.date for key, raster in self.scene.rasters.items()},
+            tags={**self.tags, **self._last},
+        )
         return {'embedding': path, 'embedding_table': table}
 
     # -- files ----------------------------------------------------------------------------------
@@ -460,13 +457,12 @@ class _Maker:
         path, pixels = self._path(product), self.options.pixels
         grid, p = self.scene.grid, self.survey.tiling.patch_size
         tags = {**self.tags, **tags}
-        with replacing(path) as temporary:
-            if pixels is None:
-                write_patches(temporary, grid, p, names, strips, tags, encoding)
-            else:
-                how = pixels if encoding is None or encoding.colors is None else 'nearest'
-                tags = {**tags, 'upsampling': how}
-                write_pixels(temporary, grid, p, names, strips, how, tags, encoding)
+        if pixels is None:
+            write_patches(path, grid, p, names, strips, tags, encoding)
+        else:
+            how = pixels if encoding is None or encoding.colors is None else 'nearest'
+            tags = {**tags, 'upsampling': how}
+            write_pixels(path, grid, p, names, strips, how, tags, encoding)
         return {product: path}
 
 

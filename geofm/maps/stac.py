@@ -13,9 +13,9 @@ import rasterio
 from rasterio.errors import RasterioIOError
 from rasterio.transform import Affine
 
+from geofm.atomic import atomic_file
 from geofm.grid import ALIGNMENT_TOLERANCE, Grid
 from geofm.maps.scene import SensorRaster
-from geofm.maps.writer import replacing
 from geofm.sensor_rasters import band_name
 from geofm.sensors import SENSORS, Sensor
 
@@ -225,9 +225,8 @@ def _stack(sources: Sequence[_Source], vrt: Path) -> Path:
     content = ET.tostring(root)
     # A file that is there already keeps its time, by which a run that was killed knows its input.
     if not vrt.is_file() or vrt.read_bytes() != content:
-        vrt.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(vrt) as temporary:
-            temporary.write_bytes(content)
+        with atomic_file(vrt) as part:
+            part.write_bytes(content)
     return vrt
 
 

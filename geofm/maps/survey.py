@@ -23,9 +23,9 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
+from geofm.atomic import atomic_file
 from geofm.maps.scene import Scene
 from geofm.maps.windows import Floats, Mask, Position, Strip, Sums, Tile, Tiling, blend_row
-from geofm.maps.writer import replacing
 from geofm.models.attention import Observation
 from geofm.transforms import Normalize
 
@@ -257,8 +257,8 @@ class Survey:
             # In this order: where a strip is, all that the next row needs is there.
             _save(self._sums(i), values=sums.values, **_pack(sums.valid))
             _save(self.folder / f'valid_{i:05}.npz', **_pack(strip.valid))
-            with replacing(self._strip(i)) as path:
-                np.save(path, strip.values)
+            with atomic_file(self._strip(i)) as part:
+                np.save(part, strip.values)
             for path in (*batches, self._sums(i - 1)):
                 path.unlink(missing_ok=True)
 
@@ -289,6 +289,8 @@ class Survey:
 
     def remove(self) -> None:
         """Remove the work folder."""
+        # First: half of a work folder is not to go on with.
+        (self.folder / _MANIFEST).unlink()
         shutil.rmtree(self.folder)
 
 
@@ -312,8 +314,8 @@ def open_survey(
     if not path.exists() or path.read_text() != text:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        with replacing(path) as temporary:
-            temporary.write_text(text)
+        with atomic_file(path) as part:
+            part.write_text(text)
     return Survey(folder, tiling, layout)
 
 
@@ -407,5 +409,5 @@ def return_memory() -> None:
 
 
 def _save(path: Path, **arrays: Any) -> None:
-    with replacing(path) as temporary:
-        np.savez(temporary, **arrays)
+    with atomic_file(path) as part:
+        np.savez(part, **arrays)

@@ -2,10 +2,8 @@
 
 import math
 import os
-import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -27,6 +25,7 @@ from rio_tiler.expression import parse_expression
 from rio_tiler.models import ImageData
 from rio_tiler.utils import linear_rescale
 
+from geofm.atomic import atomic_folder
 from geofm.grid import Grid
 
 Bytes = npt.NDArray[np.uint8]
@@ -363,35 +362,7 @@ def write_tiles(
     with rasterio.open(raster) as src:
         pyramid = Pyramid.cover(Grid.of(src), style.smooth, zooms)
     tiles = [*pyramid.tiles]
-    with Progress() as progress, replacing_folder(output) as folder:
+    with Progress() as progress, atomic_folder(output, replace=True) as folder:
         rendered = render_tiles(raster, style, pyramid, folder)
         done = progress.track(rendered, len(tiles), description='Tiles')
         return {tile for tile, written in done if written}
-
-
-@contextmanager
-def replacing_folder(path: Path) -> Iterator[Path]:
-    """Fill a folder beside its final name, and give it that name when it is whole.
-
-    Args:
-        path: Final name; folders above it are made.
-
-    Yields:
-        An empty folder. After an exception it is removed, and a folder that had the final name
-        before is left as it was; else it takes that one's place.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    before = path.with_name(f'.{path.name}.{os.getpid()}.before')
-    temporary.mkdir()
-    try:
-        yield temporary
-        # A folder that is not empty cannot be replaced in one step.
-        if path.exists():
-            path.rename(before)
-        temporary.rename(path)
-        shutil.rmtree(before, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if before.exists() and not path.exists():
-            before.rename(path)

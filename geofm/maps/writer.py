@@ -1,9 +1,7 @@
 """Rasters of patch values as Cloud-Optimised GeoTIFFs, written strip by strip."""
 
 import math
-import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -13,10 +11,12 @@ import numpy.typing as npt
 import rasterio
 import rasterio.shutil
 import torch
+from rasterio._err import CPLE_BaseError
 from rasterio.enums import ColorInterp
 from rasterio.windows import Window
 from torch.nn.functional import interpolate
 
+from geofm.atomic import atomic_file, temporary_file
 from geofm.grid import Grid
 from geofm.maps.windows import Floats, Strip, any_valid, regroup
 
@@ -31,25 +31,6 @@ _TILE = 256
 
 #: About the most memory that patch values of a row of tiles take.
 _STRIP_BYTES = 32 * 2**20
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Write a file beside its final name, and give it that name when it is whole.
-
-    Args:
-        path: Final name. Its folder must exist.
-
-    Yields:
-        Name to write to, in the same folder and with the same suffix. After an exception it is
-        removed, and a file that had the final name before is left as it was.
-    """
-    temporary = path.with_name(f'.{path.stem}.{os.getpid()}{path.suffix}')
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
@@ -174,12 +155,9 @@ def write_pixels(
     """
     encoding = encoding or Encoding()
     # Overviews come before what they show in a Cloud-Optimised GeoTIFF, so it is made of another.
-    plain = path.with_name(f'.{path.stem}.strips.tif')
-    try:
+    with temporary_file(path.with_suffix('.strips.tif')) as plain, atomic_file(path) as part:
         _write_strips(plain, grid, patch_size, descriptions, strips, upsampling, tags, encoding)
-        _optimise(plain, path, encoding)
-    finally:
-        plain.unlink(missing_ok=True)
+        _optimise(plain, part, encoding)
 
 
 def _write_strips(
@@ -254,4 +232,10 @@ def _optimise(plain: Path, path: Path, encoding: Encoding) -> None:
     }
     if encoding.dtype == 'float16':
         options['NBITS'] = 16
-    rasterio.shutil.copy(plain, path, driver='COG', **options)
+    try:
+        rasterio.shutil.copy(plain, path, driver='COG', **options)
+    except CPLE_BaseError as error:
+        # What was written is gone by then, so a full disk cannot be told.
+        raise OSError(
+            f'{path}: GDAL cannot write this raster ({error}); is the disk full?'
+        ) from error

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from geofm.atomic import atomic_file
 from geofm.tasks.randomness import seeded
 
 if TYPE_CHECKING:
@@ -66,9 +67,7 @@ def write_dump(task: 'DINOv2', step: Step, values: dict[str, float], folder: Pat
     Returns:
         The file.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f'nonfinite-step{step.number}-rank{task.global_rank}.pt'
-    beside = path.with_name(f'.{path.name}.part')
     photometry = task.multi_crop.photometry
     content = {
         # What the command line notes beside the arguments is not the task's.
@@ -82,8 +81,8 @@ def write_dump(task: 'DINOv2', step: Step, values: dict[str, float], folder: Pat
         'statistics': None if photometry is None else photometry.statistics(),
         'values': values,
     }
-    torch.save(content, beside)
-    beside.replace(path)
+    with atomic_file(path) as part:
+        torch.save(content, part)
     return path
 
 

@@ -17,7 +17,6 @@ from geofm.maps.writer import (
     Encoding,
     Upsampling,
     patch_grid,
-    replacing,
     upsample,
     write_patches,
     write_pixels,
@@ -189,23 +188,3 @@ def test_memory_does_not_grow_with_the_height(tmp_path: Path) -> None:
     low, high = peak(512), peak(4096)
     assert high < 1.2 * low
     assert high < 4096 * 256 * 4  # a quarter of the raster
-
-
-def test_replacing_leaves_whole_files_only(tmp_path: Path) -> None:
-    path = tmp_path / 'a.txt'
-    with replacing(path) as temporary:
-        temporary.write_text('first')
-        assert not path.exists()
-        assert temporary.parent == tmp_path
-        assert temporary.suffix == '.txt'
-    assert path.read_text() == 'first'
-
-    def fail() -> None:
-        with replacing(path) as temporary:
-            temporary.write_text('half of the sec')
-            raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        fail()
-    assert path.read_text() == 'first'
-    assert list(tmp_path.iterdir()) == [path]

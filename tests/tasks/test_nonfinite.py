@@ -40,7 +40,7 @@ def test_loss_that_is_not_finite_is_said_and_kept(
     dump = tmp_path / 'nonfinite-step1-rank0.pt'
     values = replay(dump)
     assert all(torch.tensor(values[name]).isnan() for name in ('dino', 'ibot', 'koleo'))
-    assert not list(tmp_path.glob('.*.part'))
+    assert not list(tmp_path.glob('.*'))
 
     main(['replay', str(dump)])
     assert 'dino' in capsys.readouterr().out

@@ -7,7 +7,6 @@ files takes an hour. :func:`update_catalogue` makes it, and brings it up to date
 import hashlib
 import json
 import os
-import platform
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from rasterio.errors import RasterioError
 from rich.progress import track
 
+from geofm.atomic import atomic_file, temporary_file
 from geofm.datasets.catalogue.clouds import cloud_cover
 from geofm.datasets.catalogue.geoparquet import (
     STORED,
@@ -120,24 +120,11 @@ class Catalogue:
 
     def write(self) -> None:
         """Write the catalogue: all of it, or nothing if that fails or is interrupted."""
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        # Other machines may write to the same folder.
-        host = platform.node().replace('.', '-')
-        for left_over in self.file.parent.glob(f'{self.file.name}.{host}.*.part'):
-            # A running process may own it; then its renaming fails, with an error that says so.
-            if not _is_running(left_over.suffixes[-2][1:]):
-                left_over.unlink(missing_ok=True)
-        part = self.file.with_name(f'{self.file.name}.{host}.{os.getpid()}.part')
         state = {'folders': self.folders, 'root': str(self.root.resolve())}
-        try:
+        table = to_arrow(self.table, state)
+        with atomic_file(self.file) as part:
             # Small groups of rows, which need not be in memory all at a time.
-            table = to_arrow(self.table, state)
             pq.write_table(table, part, compression='zstd', row_group_size=GROUP)
-            with part.open('rb+') as file:
-                os.fsync(file.fileno())
-            part.replace(self.file)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 class State(NamedTuple):
@@ -377,17 +364,6 @@ def _updated(root: Path, file: Path, jobs: int) -> tuple[Catalogue, Catalogue | 
     return Catalogue(root, file, table, folders), before
 
 
-def _is_running(process: str) -> bool:
-    """Whether a process of this machine is alive."""
-    try:
-        os.kill(int(process), 0)
-    except (ValueError, ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 def _writable(root: Path) -> Path:
     """Where a new catalogue of a folder can be written."""
     # A superuser may write to what is meant to be left alone.
@@ -395,9 +371,8 @@ def _writable(root: Path) -> Path:
         return in_cache(root)
     try:
         # Asking for permission alone does not tell a file system that is mounted read-only.
-        probe = root / f'{CATALOGUE_NAME}.{os.getpid()}.part'
-        probe.touch()
-        probe.unlink()
+        with temporary_file(beside(root)) as probe:
+            probe.touch()
     except OSError:
         return in_cache(root)
     return beside(root)

@@ -117,7 +117,7 @@ def _is_text(name: str) -> bool:
 
 def _is_scene(name: str) -> bool:
     """Whether a file is one of those that are catalogued; land-cover maps share the tree."""
-    return name.endswith('.tif') and not name.startswith('lc_') and '_lc_' not in name
+    return name.endswith('.tif') and not name.startswith(('.', 'lc_')) and '_lc_' not in name
 
 
 def _entries(root: Path) -> int:

@@ -5,8 +5,6 @@ import datetime
 import json
 import math
 import os
-import shutil
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ import rasterio
 from rich.progress import track
 
 from geofm import __version__
+from geofm.atomic import atomic_folder
 from geofm.datasets.catalogue.scan import PairKey, SceneName
 from geofm.datasets.regions import Roi, region_of
 from geofm.datasets.sample.classes import LAND_COVER
@@ -124,20 +123,13 @@ def write_sample_data(
     }
     if dest.is_file() or (dest.is_dir() and any(dest.iterdir())):
         return _summary(dest, _same_data(dest, wanted), reused=True)
-    part = dest.absolute().parent / f'.{dest.name}-{uuid.uuid4().hex}.part'
-    part.mkdir(parents=True)
-    try:
+    with atomic_folder(dest) as part:
         steps = _write_tree(part, rois, patches_per_roi, time_steps, size, seed)
         for _ in track(steps, 'Sample data', total=len(rois) * time_steps):
             pass
         _write_source(part, wanted)
         manifest = {**wanted, 'files': _sizes(part)}
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
-        if dest.is_dir():
-            dest.rmdir()
-        part.rename(dest)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return _summary(dest, manifest, reused=False)
 
 

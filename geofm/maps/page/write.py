@@ -18,6 +18,7 @@ from rasterio.warp import transform_bounds
 from rich.progress import Progress
 
 from geofm import __version__
+from geofm.atomic import atomic_folder
 from geofm.grid import Grid
 from geofm.maps.page.embedding import EmbeddingGrid
 from geofm.maps.page.layers import BACKDROP, Layer
@@ -30,7 +31,6 @@ from geofm.maps.tiles import (
     Style,
     palette,
     render_tiles,
-    replacing_folder,
 )
 
 _MARK = '<meta name="generator" content="geofm'
@@ -83,7 +83,7 @@ def write_page(
     with (
         rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
         Progress() as progress,
-        replacing_folder(output) as folder,
+        atomic_folder(output, replace=True) as folder,
     ):
         if isinstance(embedding, Path):
             embedding = EmbeddingGrid.read(embedding)

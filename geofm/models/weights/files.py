@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from geofm.atomic import atomic_file
+
 #: Where safetensors' metadata hold what this project says of a file, as JSON.
 METADATA = 'geofm'
 
@@ -86,9 +88,9 @@ def write_torch(content: Any, path: Path) -> Path:
     Returns:
         The file.
     """
-    beside = _beside(path)
-    torch.save(content, beside)
-    return beside.replace(path)
+    with atomic_file(path) as part:
+        torch.save(content, part)
+    return path
 
 
 def write_weights(
@@ -106,10 +108,33 @@ def write_weights(
     """
     if path.suffix in TORCH_SUFFIXES:
         return write_torch(dict(tensors), path)
-    beside = _beside(path)
     metadata = {'format': 'pt'} | ({METADATA: json.dumps(said)} if said else {})
-    save_file({key: value.contiguous() for key, value in tensors.items()}, beside, metadata)
-    return beside.replace(path)
+    return write_safetensors(tensors, path, metadata)
+
+
+def write_safetensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str]
+) -> Path:
+    """Write a safetensors file.
+
+    Args:
+        tensors: Tensors by name.
+        path: The file.
+        metadata: What to say of them.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    try:
+        with atomic_file(path) as part:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, part, dict(metadata))
+    except SafetensorError as error:
+        # What was written is gone by then, so a full disk shows in the text only.
+        raise OSError(f'{path}: {error}') from error
+    return path
 
 
 def check_suffix(path: Path) -> None:
@@ -126,8 +151,3 @@ def check_suffix(path: Path) -> None:
             f'{path}: the suffix says how to write it: .safetensors, or one of '
             f'{", ".join(TORCH_SUFFIXES)} for PyTorch'
         )
-
-
-def _beside(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f'.{path.name}.part')

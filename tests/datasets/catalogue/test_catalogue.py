@@ -299,7 +299,7 @@ def test_killed_at_any_moment_it_leaves_a_whole_catalogue(own_tree: Path) -> Non
         assert table['problem'].isna().all()
     process.communicate()
     update_catalogue(own_tree).write()
-    assert list(own_tree.glob('*.part')) == []
+    assert list(own_tree.glob('.*.part*')) == []
 
 
 # Pairing and filters
