@@ -5,6 +5,8 @@ import torch.distributed as dist
 from lightly.models.modules.center import Center
 from torch import Tensor, nn
 
+from geofm.losses.precision import at_least_float32
+
 
 class EMACentering(nn.Module):
     """Softmax of the teacher's logits, from which a moving average is taken off.
@@ -29,9 +31,9 @@ class EMACentering(nn.Module):
             temperature: Teacher temperature.
 
         Returns:
-            Probabilities, float32 of shape (M, K).
+            Probabilities in float32 or float64, of shape (M, K).
         """
-        return torch.softmax((logits.float() - self.center.value) / temperature, dim=-1)
+        return torch.softmax((at_least_float32(logits) - self.center.value) / temperature, dim=-1)
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
@@ -41,7 +43,7 @@ class EMACentering(nn.Module):
             logits: Teacher logits of shape (M, K).
         """
         # A rank without a masked token has no mean of its own, but must join the others'.
-        self.center.update(logits.float() if len(logits) else self.center.value)
+        self.center.update(at_least_float32(logits) if len(logits) else self.center.value)
 
 
 class SinkhornKnopp(nn.Module):
@@ -69,10 +71,10 @@ class SinkhornKnopp(nn.Module):
             temperature: Teacher temperature.
 
         Returns:
-            Probabilities, float32 of shape (M, K): each row sums to 1, and the sum over the
-            rows of all ranks is nearly the same for each prototype.
+            Probabilities in float32 or float64, of shape (M, K): each row sums to 1, and the sum
+            over the rows of all ranks is nearly the same for each prototype.
         """
-        scaled = logits.float() / temperature
+        scaled = at_least_float32(logits) / temperature
         # One constant for all entries cancels in the first normalisation, and keeps exp finite.
         largest = scaled.max() if scaled.numel() else scaled.new_full((), -torch.inf)
         weights = torch.exp(scaled - _total(largest, dist.ReduceOp.MAX))

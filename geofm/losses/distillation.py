@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from geofm.losses.precision import at_least_float32
+
 
 class DINOLoss(nn.Module):
     """Cross-entropy between views of an image, on the CLS token.
@@ -31,7 +33,7 @@ class DINOLoss(nn.Module):
             Mean over the T x (V - 1) pairs of different crops, and over the batch.
         """
         views, batch, _ = logits.shape
-        log_probabilities = torch.log_softmax(logits.float() / self.temperature, dim=-1)
+        log_probabilities = torch.log_softmax(at_least_float32(logits) / self.temperature, dim=-1)
         pairs = -torch.einsum('tbk,vbk->tv', targets, log_probabilities)
         total = pairs.sum() - pairs.diagonal().sum()
         return total / (len(targets) * (views - 1) * batch)
@@ -64,7 +66,7 @@ class IBOTLoss(nn.Module):
         Returns:
             Scalar; 0 if nothing is masked.
         """
-        log_probabilities = torch.log_softmax(logits.float() / self.temperature, dim=-1)
+        log_probabilities = torch.log_softmax(at_least_float32(logits) / self.temperature, dim=-1)
         losses = -(targets * log_probabilities).sum(dim=-1)
         weights = 1 / masks.sum(dim=1).clamp_min(1)
         return (losses * weights[masked // masks.shape[1]]).sum() / len(masks)

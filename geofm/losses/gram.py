@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, mse_loss, normalize
 
+from geofm.losses.precision import at_least_float32
+
 
 class GramLoss(nn.Module):
     """Difference between the student's and an anchor's similarities of patches.
@@ -26,7 +28,7 @@ class GramLoss(nn.Module):
 
 
 def _gram(tokens: Tensor) -> Tensor:
-    directions = normalize(tokens.float(), dim=-1)
+    directions = normalize(at_least_float32(tokens), dim=-1)
     return directions @ directions.mT
 
 
@@ -43,6 +45,6 @@ def resize_tokens(tokens: Tensor, grid: tuple[int, int], size: tuple[int, int]) 
     """
     if grid == size:
         return tokens
-    image = tokens.mT.unflatten(2, grid).float()
+    image = at_least_float32(tokens.mT.unflatten(2, grid))
     resized = interpolate(image, size, mode='bicubic', antialias=True)
     return resized.flatten(2).mT

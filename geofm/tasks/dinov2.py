@@ -1,6 +1,7 @@
 """DINOv2 task for self-supervised learning (SSL)."""
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -16,10 +17,11 @@ from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.sampling import run_seed
 from geofm.losses import DINOLoss, EMACentering, GramLoss, IBOTLoss, SinkhornKnopp
+from geofm.losses.precision import at_least_float32
 from geofm.models import Source, read_task_weights
 from geofm.models.packed_attention import choose_attention
 from geofm.tasks.nonfinite import AUTOCAST, Step, gradient_norms, write_dump
-from geofm.tasks.parameters import parameter_groups
+from geofm.tasks.parameters import check_precision, parameter_groups
 from geofm.tasks.randomness import batch_seed, seeded
 from geofm.tasks.schedules import Schedules, dinov2_schedules
 from geofm.tasks.student_teacher import StudentTeacher
@@ -252,8 +254,10 @@ class DINOv2(StudentTeacher):
         """KoLeo of each global crop on its own, summed."""
         if len(features) < 4:
             # An image alone has no neighbour to keep away from.
-            return features.new_zeros((), dtype=torch.float32)
-        return torch.stack([self.koleo_loss(view.float()) for view in features.chunk(2)]).sum()
+            return at_least_float32(features.new_zeros(()))
+        return torch.stack(
+            [self.koleo_loss(at_least_float32(view)) for view in features.chunk(2)]
+        ).sum()
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the losses.
@@ -375,8 +379,29 @@ class DINOv2(StudentTeacher):
 
     # -- a run ----------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Prepare the photometry and, for training, the teacher.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            BandError: If the data module lacks a band of the model.
+            ValueError: If student and teacher have different parameters.
+        """
+        super().setup(stage)
+        if stage == 'fit':
+            self.prepare_teacher()
+
     def on_fit_start(self) -> None:
-        """Say which attention runs."""
+        """Check the precision, and say which attention runs.
+
+        Raises:
+            ValueError: If weights are in half precision.
+        """
+        check_precision(self)
+        # Lightning warns of modules in evaluation mode: here, those of the teacher.
+        warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
         dtype = AUTOCAST.get(str(self.trainer.precision), torch.float32)
         method, reason = choose_attention(self.device, dtype)
         rank_zero_info(f'Attention of packed crops: {method} ({reason})')

@@ -111,6 +111,8 @@ def replay(path: Path, device: torch.device | str = 'cpu') -> dict[str, float]:
         # A dozen kinds of error, by the kind of file that it is not.
         raise DumpError(f'{path}: not the dump of a step: {error}') from error
     task = DINOv2(**hparams)
+    if dump['precision'] == '64-true':
+        task.double()
     task.load_state_dict(state)
     if task.multi_crop.photometry is not None:
         task.multi_crop.photometry.set_statistics(*statistics)

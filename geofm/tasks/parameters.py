@@ -1,8 +1,9 @@
-"""DINOv2's parameter groups."""
+"""DINOv2's parameter groups, and the precision that its parameters need."""
 
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
 _BLOCK = re.compile(r'\bblocks\.(\d+)\.')
@@ -50,3 +51,24 @@ def parameter_groups(
         groups[key]['params'].append(parameter)
         groups[key]['names'].append(name)
     return list(groups.values())
+
+
+def check_precision(task: nn.Module) -> None:
+    """Refuse to train with weights, averages or centres in half precision.
+
+    They change by far less than half precision can resolve: bfloat16 has steps of 0.4 %, but a
+    teacher with a momentum of 0.9995 moves by 0.05 % of its distance from the student.
+
+    Args:
+        task: The task, as it is about to be trained.
+
+    Raises:
+        ValueError: If a floating-point parameter or buffer has fewer than 32 bits.
+    """
+    for name, value in (*task.named_parameters(), *task.named_buffers()):
+        if value.is_floating_point() and torch.finfo(value.dtype).bits < 32:
+            raise ValueError(
+                f'{name} is in {str(value.dtype).removeprefix("torch.")}: in such steps the EMA '
+                'teacher, the centres and AdamW stand still. Keep the weights in float32 and '
+                'compute in half precision, with precision=bf16-mixed or 16-mixed'
+            )

@@ -100,6 +100,8 @@ class StudentTeacher(BaseTask):
             if hparams['gram_weight']
             else None,
         )
+        # Lightning leaves the modes of the modules as they are when it starts to train.
+        self.train()
 
     def _heads(self) -> nn.ModuleDict:
         hparams = self.hparams
@@ -136,13 +138,52 @@ class StudentTeacher(BaseTask):
             )
 
     def train(self, mode: bool = True) -> Self:
-        """Set the training mode of the student; the teacher always evaluates."""
+        """Set the training mode of the student; the teacher is always in evaluation mode.
+
+        Args:
+            mode: Whether the student is in training mode.
+
+        Returns:
+            The task.
+        """
         super().train(mode)
-        self.model.eval()
-        self.teacher_heads.eval()
-        if self.gram_backbone is not None:
-            self.gram_backbone.eval()
+        for network in self._teachers():
+            network.eval()
         return self
+
+    def _teachers(self) -> list[nn.Module]:
+        """Networks that follow the student and are never trained."""
+        networks = [self.model, self.teacher_heads, self.gram_backbone]
+        return [network for network in networks if network is not None]
+
+    def prepare_teacher(self) -> None:
+        """Make the teacher ready to follow the student, whatever was done to either before.
+
+        Raises:
+            ValueError: If their parameters differ, e.g. with adapters in the student alone.
+        """
+        for network in self._teachers():
+            network.requires_grad_(False).eval()
+        teacher, student = (dict(pairs) for pairs in (self._of_teacher(), self._of_student()))
+        if list(teacher) != list(student):
+            differ = sorted(teacher.keys() ^ student.keys()) or ['their order']
+            raise ValueError(
+                f'student and teacher have different parameters, e.g. {differ[0]}: change both in '
+                "the same way, task.student['backbone'] and task.model"
+            )
+
+    def _of_teacher(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters of the teacher, by the names that the student has for them."""
+        backbone = [(f'backbone.{name}', p) for name, p in self.model.named_parameters()]
+        return backbone + list(self.teacher_heads.named_parameters())
+
+    def _of_student(self) -> list[tuple[str, nn.Parameter]]:
+        """Parameters of the student, in the order of :meth:`_of_teacher`."""
+        return [
+            (f'{network}.{name}', parameter)
+            for network in ('backbone', *self.teacher_heads)
+            for name, parameter in self.student[network].named_parameters()
+        ]
 
     def teacher_forward(self, crops: Crops) -> Outputs:
         """Teacher on the global crops, nothing hidden.
@@ -238,10 +279,8 @@ class StudentTeacher(BaseTask):
         Args:
             momentum: Share of the teacher that stays.
         """
-        teacher: list[Tensor] = [*self.model.parameters(), *self.teacher_heads.parameters()]
-        student: list[Tensor] = [*self.student['backbone'].parameters()]
-        for name in self.teacher_heads:
-            student += self.student[name].parameters()
+        teacher: list[Tensor] = [parameter for _, parameter in self._of_teacher()]
+        student: list[Tensor] = [parameter for _, parameter in self._of_student()]
         torch._foreach_lerp_(teacher, student, 1 - momentum)
 
     def _refresh_gram_teacher(self) -> None:

@@ -1,0 +1,16 @@
+"""Precision of what is too fine for half precision."""
+
+import torch
+from torch import Tensor
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Convert a tensor of half precision to float32; others keep their precision.
+
+    Args:
+        x: Floating-point tensor of any shape.
+
+    Returns:
+        The same values, in float32 or float64.
+    """
+    return x.to(torch.promote_types(x.dtype, torch.float32))
