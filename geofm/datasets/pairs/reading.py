@@ -8,7 +8,6 @@ import rasterio
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine
-from rasterio.vrt import WarpedVRT
 from rasterio.windows import Window
 
 from geofm.datasets.catalogue.tiff_header import NotPlainError, parse_header, read_window
@@ -155,17 +154,10 @@ def _read_moved_s1(
     src: DatasetReader, grid: Grid
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Backscatter in dB of a file on whatever grid, and where it is valid."""
-    if grid.window_in(Grid.of(src)) is not None:
-        pixels, valid = read_on_grid(src, grid)
-        return pixels, valid & (pixels != 0).any(axis=0)
-    if src.nodata is not None:
-        return read_on_grid(src, grid)
     # Fill must be known before warping, or it would bleed into the pixels beside it. Only 0 in
-    # both polarisations is fill, which is what the option of GDAL says.
-    with WarpedVRT(
-        src, src_nodata=0, nodata=float('nan'), dtype='float32', UNIFIED_SRC_NODATA='YES'
-    ) as filled:
-        return read_on_grid(filled, grid)
+    # both polarisations is fill.
+    pixels, valid = read_on_grid(src, grid, fill=0)
+    return pixels, valid & (pixels != 0).any(axis=0)
 
 
 def _read_s2(src: DatasetReader, grid: Grid, window: Window, target: Target) -> None:
