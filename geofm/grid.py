@@ -1,6 +1,7 @@
 """A pixel grid on the ground as one value, and reading rasters on it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -192,29 +193,47 @@ def read_on_grid(
     valid = np.isfinite(pixels).all(axis=0)
     if src.nodata is not None and not np.isnan(src.nodata):
         valid &= (pixels != np.float32(src.nodata)).all(axis=0)
-    alpha = _alpha(src)
-    if alpha is not None:
-        valid &= pixels[alpha] > 0
-    elif has_mask(src):
-        valid &= src.dataset_mask(window=window) > 0
-    return pixels, valid
+    mask = own_mask(src, range(src.count), window)
+    return pixels, valid if mask is None else valid & mask
 
 
-def has_mask(src: DatasetReader) -> bool:
-    """Whether a raster says by a mask of its own which pixels hold data.
+def own_mask(
+    src: DatasetReader, indices: Sequence[int], window: Window | None = None
+) -> npt.NDArray[np.bool_] | None:
+    """Where a file's own mask says that there are data; a nodata value is none.
+
+    Args:
+        src: Open raster.
+        indices: Indices of the bands, from 0.
+        window: Window in whole pixels; all of it by default.
+
+    Returns:
+        Where the internal mask, the ``.msk`` file and the alpha band that the file has are not 0,
+        for all bands, (H, W); None if it has none of them.
+    """
+    masks = []
+    if (alpha := alpha_band(src)) is not None:
+        masks.append(src.read(alpha + 1, window=window))
+    flags = [(i, src.mask_flag_enums[i]) for i in indices]
+    told = {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}
+    bands = [i for i, kinds in flags if not told & set(kinds)]
+    if bands and all(MaskFlags.per_dataset in src.mask_flag_enums[i] for i in bands):
+        bands = bands[:1]
+    masks += [src.read_masks(i + 1, window=window) for i in bands]
+    if not masks:
+        return None
+    return np.asarray(np.logical_and.reduce([mask != 0 for mask in masks]))
+
+
+def alpha_band(src: DatasetReader) -> int | None:
+    """Find the alpha band of a raster.
 
     Args:
         src: Open raster.
 
     Returns:
-        True for an internal mask, a .msk file or an alpha band, and False for a nodata value.
+        Its index, from 0; None if there is none.
     """
-    # GDAL does not take an alpha band of every type for a mask.
-    return _alpha(src) is not None or any(MaskFlags.per_dataset in f for f in src.mask_flag_enums)
-
-
-def _alpha(src: DatasetReader) -> int | None:
-    """Index of a raster's alpha band, from 0; None if it has none."""
     return next((i for i, kind in enumerate(src.colorinterp) if kind is ColorInterp.alpha), None)
 
 
@@ -234,8 +253,8 @@ def _warp(
         # An integer raster could not say NaN where it has no data.
         'dtype': 'float32',
     }
-    if has_mask(src):
-        alpha = _alpha(src)
+    if own_mask(src, range(src.count), Window(0, 0, 1, 1)) is not None:
+        alpha = alpha_band(src)
         # GDAL heeds the mask only where no nodata value is given.
         options |= {'src_nodata': None, 'nodata': None, 'add_alpha': alpha is None}
         with WarpedVRT(src, **options) as vrt:
