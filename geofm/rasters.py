@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+from rasterio._err import CPLE_BaseError
 from rasterio.env import ensure_env
-from rasterio.errors import RasterioIOError
+from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
 
 #: Formats that hold their own pixels, by the names of GDAL's drivers.
@@ -33,6 +34,10 @@ DRIVERS = (
     'HDF5Image',
     'Zarr',
 )
+
+#: What opening and reading a damaged file may raise. GDAL's own errors come through where rasterio
+#: asks for details of a file, and have no public name.
+RASTER_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError)
 
 #: Largest block (tile or strip, with all bands that are stored in it) of a small file, in bytes.
 #: GDAL reads whole blocks, so a block must fit into memory even for a single pixel.

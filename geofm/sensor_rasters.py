@@ -10,10 +10,12 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader
+from rasterio.warp import reproject, transform
 from rasterio.windows import Window
 
-from geofm.grid import alpha_band, own_mask
+from geofm.grid import Grid
 from geofm.sensors import BandError, Sensor, check_bands
 from geofm.validity import Bools, mark_beyond_limits, mark_nodata
 
@@ -22,6 +24,9 @@ _REFLECTANCE_SCALE = 0.01
 
 #: DN per reflectance.
 _DN = 10_000.0
+
+#: Values that are read at once, 1 GiB as float32.
+MOST_VALUES = 1 << 28
 
 
 class UnitError(ValueError):
@@ -43,7 +48,7 @@ class SensorBands:
 
     sensor: Sensor
     indices: Mapping[str, int]
-    named: bool
+    named: bool = False
     scale: npt.NDArray[np.float64] | None = None
     offset: npt.NDArray[np.float64] | None = None
 
@@ -97,12 +102,71 @@ class SensorBands:
             and where they are valid, bool (H, W), by the rule of :mod:`geofm.validity` and the
             mask of the file. Values that are not valid mean nothing.
         """
+        _, values, valid = self.numbers_and_values(src, window)
+        return values, valid
+
+    def numbers_and_values(
+        self, src: DatasetReader, window: Window | None = None
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32], Bools]:
+        """Read all bands that are known, as the file has them and in the unit of the sensor.
+
+        Args:
+            src: The raster.
+            window: Window in whole pixels, inside the raster; all of it by default.
+
+        Returns:
+            Numbers of the file (C, H, W), and values and valid pixels as of :meth:`read`.
+        """
         numbers = src.read([i + 1 for i in self.indices.values()], window=window)
         valid = own_mask(src, list(self.indices.values()), window)
         if valid is None:
             valid = np.ones(numbers.shape[1:], bool)
         nodata = [src.nodatavals[i] for i in self.indices.values()]
-        return self.convert(numbers, valid, nodata), valid
+        return numbers, self.convert(numbers, valid, nodata), valid
+
+    def read_on(self, src: DatasetReader, grid: Grid) -> tuple[npt.NDArray[np.float32], Bools]:
+        """Read all bands that are known on a grid, warped if it must be.
+
+        Args:
+            src: The raster.
+            grid: The grid.
+
+        Returns:
+            As of :meth:`read`: pixel by pixel where the raster has the pixels of the grid;
+            otherwise warped (bilinear), without what is not valid, and NaN where there are no data.
+
+        Raises:
+            ValueError: If the raster has so many pixels on the ground of the grid that they would
+                take gigabytes.
+        """
+        own = Grid.of(src)
+        window = grid.window_in(own)
+        if window is not None:
+            return self.read(src, window)
+        warped = np.full((len(self.indices), *grid.shape), np.nan, np.float32)
+        window = _covering(own, grid)
+        if window is not None:
+            if window.width * window.height * src.count > MOST_VALUES:
+                raise ValueError(
+                    f'{src.name}: {window.width} x {window.height} pixels of it lie on a grid of '
+                    f'{grid.width} x {grid.height}: bring it to a coarser resolution'
+                )
+            values, valid = self.read(src, window)
+            # Before warping, or it would bleed into the pixels beside it.
+            values[:, ~valid] = np.nan
+            part = own.crop(window.row_off, window.col_off, window.height, window.width)
+            reproject(
+                values,
+                warped,
+                src_transform=part.transform,
+                src_crs=own.crs,
+                src_nodata=np.nan,
+                dst_transform=grid.transform,
+                dst_crs=grid.crs,
+                dst_nodata=np.nan,
+                resampling=Resampling.bilinear,
+            )
+        return warped, np.isfinite(warped).all(axis=0)
 
     def convert(
         self,
@@ -131,6 +195,66 @@ class SensorBands:
         return values
 
 
+def _covering(own: Grid, grid: Grid) -> Window | None:
+    """Window of a grid that has all its pixels on, and close to, another one; None if none is."""
+    steps = np.linspace(0, 1, 22)
+    edges = [(steps, 0 * steps), (steps, 1 + 0 * steps), (0 * steps, steps), (1 + 0 * steps, steps)]
+    cols, rows = (np.concatenate(axis) for axis in zip(*edges, strict=True))
+    x, y = grid.transform @ (cols * grid.width, rows * grid.height)
+    if grid.crs != own.crs:
+        x, y = (np.array(axis) for axis in transform(grid.crs, own.crs, x, y))
+    row, col = own.pixel_of(x, y)
+    if not (np.isfinite(row).all() and np.isfinite(col).all()):
+        return None
+    # As far as bilinear interpolation reaches, which is further where pixels become larger.
+    ratio = max(np.ptp(row) / grid.height, np.ptp(col) / grid.width, 1.0)
+    margin = int(np.ceil(2 * ratio)) + 2
+    top, left = (max(int(axis.min()) - margin, 0) for axis in (row, col))
+    bottom = min(int(np.ceil(row.max())) + margin, own.height)
+    right = min(int(np.ceil(col.max())) + margin, own.width)
+    return Window(left, top, right - left, bottom - top) if left < right and top < bottom else None
+
+
+def own_mask(
+    src: DatasetReader, indices: Sequence[int], window: Window | None = None
+) -> Bools | None:
+    """Where a file's own mask says that there are data; a nodata value is none.
+
+    Args:
+        src: Open raster.
+        indices: Indices of the bands, from 0.
+        window: Window in whole pixels; all of it by default.
+
+    Returns:
+        Where the internal mask, the ``.msk`` file and the alpha band that the file has are not 0,
+        for all bands, (H, W); None if it has none of them.
+    """
+    masks = []
+    if (alpha := alpha_band(src)) is not None:
+        masks.append(src.read(alpha + 1, window=window))
+    flags = [(i, src.mask_flag_enums[i]) for i in indices]
+    told = {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}
+    bands = [i for i, kinds in flags if not told & set(kinds)]
+    if bands and all(MaskFlags.per_dataset in src.mask_flag_enums[i] for i in bands):
+        bands = bands[:1]
+    masks += [src.read_masks(i + 1, window=window) for i in bands]
+    if not masks:
+        return None
+    return np.asarray(np.logical_and.reduce([mask != 0 for mask in masks]))
+
+
+def alpha_band(src: DatasetReader) -> int | None:
+    """Find the alpha band of a raster.
+
+    Args:
+        src: Open raster.
+
+    Returns:
+        Its index, from 0; None if there is none.
+    """
+    return next((i for i, kind in enumerate(src.colorinterp) if kind is ColorInterp.alpha), None)
+
+
 def name_bands(
     src: DatasetReader, sensor: Sensor, bands: Sequence[str] | None = None
 ) -> dict[str, int]:
@@ -150,7 +274,8 @@ def name_bands(
             that of the sensor's bands; or if *bands* are not those of the sensor, or not as many as
             the file has.
     """
-    data = [i for i in range(src.count) if i != alpha_band(src)]
+    alpha = alpha_band(src)
+    data = [i for i in range(src.count) if i != alpha]
     if bands is not None:
         given = check_bands(bands)
         if len(given) != len(data) or not set(given) <= set(sensor.band_names):

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,9 @@ BASELINE_OFFSET = 1000.0
 #: Noise in dark water brings some DN a little below the offset.
 _DARKEST = 0.95 * BASELINE_OFFSET
 
+#: Linear power is not lower, dB are.
+_LEAST_POWER = -0.1
+
 #: Values of an image that are looked at.
 _SOME = 20_000
 
@@ -26,7 +30,22 @@ class UnitWarning(UserWarning):
     """Values look as if they were in another unit than the sensor's."""
 
 
-def wrong_unit(values: npt.NDArray[Any], sensor: Sensor) -> str | None:
+class WrongUnit(StrEnum):
+    """What values look like that are not in their sensor's unit, and what to do about it."""
+
+    RAW = (
+        'look like raw digital numbers, not dB: calibrate the product to sigma0 or gamma0 in dB '
+        'first'
+    )
+    POWER = 'look like linear power, not dB: convert them with 10 * log10(power)'
+    REFLECTANCE = 'look like reflectance, not DN: multiply them by 10,000'
+    OFFSET = (
+        'look as if the offset of processing baseline 04.00 had been added: subtract 1,000 from DN '
+        'of products since January 2022'
+    )
+
+
+def wrong_unit(values: npt.NDArray[Any], sensor: Sensor) -> WrongUnit | None:
     """Tell from valid values whether they are in another unit than the sensor's.
 
     Args:
@@ -36,30 +55,41 @@ def wrong_unit(values: npt.NDArray[Any], sensor: Sensor) -> str | None:
         sensor: The sensor.
 
     Returns:
-        What the values look like and what to do about it, or None if they look right.
+        What the values look like, or None if they look right.
     """
     if values.size == 0:
         return None
     # Not the extremes: a few pixels may be damaged, or be noise.
-    low, median, high = (float(v) for v in np.percentile(values, (5, 50, 99)))
-    seen = f'values (mostly {low:.4g} to {high:.4g})'
+    lowest, low, median, high = (float(v) for v in np.percentile(values, (1, 5, 50, 99)))
     if sensor.unit == 'dB':
-        if low >= 0 and high > 100:
-            return (
-                f'{seen} look like raw digital numbers, not dB: '
-                'calibrate the product to sigma0 or gamma0 in dB first'
-            )
-        if low >= 0 and median > 0:
-            return f'{seen} look like linear power, not dB: convert them with 10 * log10(power)'
-        return None
+        # Power less its noise may be a little below 0.
+        if lowest < _LEAST_POWER or median <= 0:
+            return None
+        return WrongUnit.RAW if high > sensor.limits[1] else WrongUnit.POWER
     if high <= _REFLECTANCE and median < _REFLECTANCE:
-        return f'{seen} look like reflectance, not DN: multiply them by 10,000'
-    if low >= _DARKEST:
-        return (
-            f'hardly any value is below {low:.4g}, as if the offset of processing baseline 04.00 '
-            'had been added: subtract 1,000 from DN of products since January 2022'
-        )
-    return None
+        return WrongUnit.REFLECTANCE
+    return WrongUnit.OFFSET if low >= _DARKEST else None
+
+
+def some_values(image: npt.NDArray[Any], sensor: Sensor) -> npt.NDArray[np.float32]:
+    """Some values of an image that are no fill, to tell their unit by.
+
+    Args:
+        image: Values of bands of the sensor (..., C, H, W), in whatever unit.
+        sensor: The sensor.
+
+    Returns:
+        Values of pixels that are finite, not 0 in all bands and not below the sensor's limits.
+    """
+    values = np.moveaxis(image, -3, 0)
+    pixels = values.reshape(len(values), -1)
+    pixels = pixels[:, :: max(1, pixels.shape[1] // _SOME)]
+    with np.errstate(over='ignore'):
+        pixels = pixels.astype(np.float32)
+    known = np.isfinite(pixels).all(axis=0) & (pixels != 0).any(axis=0)
+    known &= (pixels >= sensor.limits[0]).all(axis=0)
+    found: npt.NDArray[np.float32] = pixels[:, known].ravel()
+    return found
 
 
 def warn_of_unit(values: npt.NDArray[Any], sensor: Sensor, source: str) -> bool:
@@ -73,10 +103,15 @@ def warn_of_unit(values: npt.NDArray[Any], sensor: Sensor, source: str) -> bool:
     Returns:
         Whether there was something to warn of.
     """
-    said = wrong_unit(values, sensor)
-    if said is not None:
-        warnings.warn(f'{source}: {sensor.title}: {said}', UnitWarning, stacklevel=3)
-    return said is not None
+    looks_like = wrong_unit(values, sensor)
+    if looks_like is not None:
+        low, high = np.percentile(values, (5, 99))
+        warnings.warn(
+            f'{source}: values of {sensor.title} (mostly {low:.4g} to {high:.4g}) {looks_like}',
+            UnitWarning,
+            stacklevel=3,
+        )
+    return looks_like is not None
 
 
 class UnitWatch:
@@ -119,11 +154,6 @@ class UnitWatch:
         self._left -= 1
         for key in list(self._seen):
             sensor = SENSORS[key]
-            values = np.moveaxis(image[..., self._channels[key], :, :], -3, 0)
-            pixels = values.reshape(len(values), -1)
-            pixels = pixels[:, :: -(-pixels.shape[1] // _SOME) or 1].astype(np.float32)
-            known = np.isfinite(pixels).all(axis=0) & (pixels != 0).any(axis=0)
-            known &= (pixels >= sensor.limits[0]).all(axis=0)
-            self._seen[key].append(pixels[:, known].ravel())
+            self._seen[key].append(some_values(image[..., self._channels[key], :, :], sensor))
             if warn_of_unit(np.concatenate(self._seen[key]), sensor, self._source):
                 del self._seen[key]

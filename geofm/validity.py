@@ -58,7 +58,8 @@ def mark_nodata(
         if value is None or np.isnan(value) or (value == 0 and sensor.measures_zero):
             continue
         # A float32 file may give its nodata value in double precision.
-        valid &= band != np.float32(value) if band.dtype.kind == 'f' else band != value
+        with np.errstate(over='ignore'):
+            valid &= band != (band.dtype.type(value) if band.dtype.kind == 'f' else value)
 
 
 def mark_beyond_limits(image: npt.NDArray[Any], valid: Bools, sensor: Sensor) -> None:
@@ -69,7 +70,7 @@ def mark_beyond_limits(image: npt.NDArray[Any], valid: Bools, sensor: Sensor) ->
         valid: Where pixels are valid so far, (H, W); changed in place.
         sensor: The sensor.
     """
-    if _stays_within(image.dtype, sensor):
+    if stays_within(image.dtype, sensor):
         return
     low, high = sensor.limits
     # Comparisons with NaN are false, so a look at the extremes finds NaN and infinity too.
@@ -77,8 +78,16 @@ def mark_beyond_limits(image: npt.NDArray[Any], valid: Bools, sensor: Sensor) ->
         valid &= ((image >= low) & (image <= high)).all(axis=0)
 
 
-def _stays_within(dtype: np.dtype[Any], sensor: Sensor) -> bool:
-    """Whether no number of a type is beyond the limits of a sensor."""
+def stays_within(dtype: np.dtype[Any], sensor: Sensor) -> bool:
+    """Whether no number of a type is beyond the limits of a sensor.
+
+    Args:
+        dtype: Type of the numbers.
+        sensor: The sensor.
+
+    Returns:
+        True if pixels of this type need not be looked at.
+    """
     if dtype.kind not in 'iu':
         return False
     kind = np.iinfo(dtype)

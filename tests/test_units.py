@@ -41,7 +41,7 @@ def test_each_sensor_is_warned_of_once() -> None:
         for _ in range(20):
             watch.look(images)
     assert len(caught) == 2
-    assert 'here: Sentinel-1 GRD: ' in str(caught[0].message)
+    assert 'here: values of Sentinel-1 GRD (mostly ' in str(caught[0].message)
     assert watch.is_done
 
 

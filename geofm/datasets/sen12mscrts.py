@@ -1,7 +1,6 @@
 """SEN12MS-CR-TS: pairs of Sentinel-1 and Sentinel-2 patches, each read on its own grid."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
@@ -15,12 +14,19 @@ from geofm.datasets.catalogue.scan import Reason
 from geofm.datasets.catalogue.scenes import Rows, Scenes
 from geofm.datasets.pairs.dataset import OnError, PairDataset
 from geofm.datasets.pairs.pairing import AnyPairing, Pairing, pair_scenes
-from geofm.datasets.pairs.table import MIN_OVERLAP, Draft, PairTable, Period, check_overlap
+from geofm.datasets.pairs.table import Draft, PairTable, Period
 from geofm.datasets.regions import REGIONS, Roi, Split, split_of
-from geofm.sensors import SENSORS, BandError, check_bands
+from geofm.sensors import BANDS, SENSORS, BandError, check_bands, sensor_of
 
 #: Pixel size of the data set in degrees, along both axes.
 PIXEL_SIZE = 8.983152841195215e-05
+
+
+#: Bands of the other sensors.
+_NOT_OF = {
+    key: [band for band in BANDS if band not in sensor.band_names]
+    for key, sensor in SENSORS.items()
+}
 
 
 class EmptySplitError(ValueError):
@@ -50,6 +56,12 @@ class SEN12MSCRTS(PairDataset):
     ``geofm index`` does, and files that it marks as bad are left out. Of folders of fewer than
     :data:`geofm.datasets.catalogue.SMALL` files it is brought up to date each time; of larger ones
     no file is opened, and a catalogue that is older than the data is used with a warning.
+
+    Bands are known by the descriptions in the files, whatever their order. A file without
+    descriptions must have all bands of its sensor, in the order of the data set. Files of Level-2A,
+    which have no B10, are read if *bands* does not ask for it; a file that lacks a band is left
+    out. A scale and an offset that a file states are applied. Values are S1 in dB and S2 in DN:
+    files that are evidently in another unit are marked as bad.
 
     Every patch is read on the grid of its S2 file, whatever CRS the other patches have, so its
     pixels are those of the file, bit for bit. S1 is warped (bilinear, in dB) only where its own
@@ -90,7 +102,6 @@ class SEN12MSCRTS(PairDataset):
         dates: tuple[str, str] | None = None,
         on_error: OnError = 'raise',
         catalogue: Path | None = None,
-        min_overlap: float = MIN_OVERLAP,
     ) -> None:
         """Initialize a new SEN12MSCRTS instance.
 
@@ -119,10 +130,6 @@ class SEN12MSCRTS(PairDataset):
                 from PyTorch's generator, and count that in :attr:`failures`.
             catalogue: Catalogue of the folder *paths*, if it does not lie beside the data or in
                 the user's cache.
-            min_overlap: Least fraction, 0 to 1, of the ground of an S2 file that the S1 file of its
-                pair must cover. Pairs below are left out and counted in :attr:`skipped`. The
-                fraction of each pair is the column 'overlap' of :attr:`index`; pixels that S1
-                does not cover are not valid.
 
         Raises:
             BandError: If a band is unknown, given twice, or not of the sensors.
@@ -156,7 +163,6 @@ class SEN12MSCRTS(PairDataset):
             raise ValueError(f'max_cloud_cover must be from 0 to 1, not {max_cloud_cover}')
         if max_cloud_cover is not None and 's2' not in self.sensors:
             raise ValueError("max_cloud_cover is of S2, but sensors are only 's1'")
-        self.min_overlap = check_overlap(min_overlap)
         self.pairing = pairing
         self.max_day_gap = max_day_gap
         self.max_cloud_cover = max_cloud_cover
@@ -185,10 +191,8 @@ class SEN12MSCRTS(PairDataset):
         """Find the pairs."""
         draft, rois = self._draft()
         give_back()
-        pairs = draft.complete(self.skipped, self._period, self.min_overlap)
+        pairs = draft.complete(self.skipped, self._period)
         self.skipped.warn()
-        if said := pairs.partial_overlap():
-            warnings.warn(said, UserWarning, stacklevel=3)
         if not rois:
             raise DatasetNotFoundError(self)
         if not len(pairs):
@@ -209,7 +213,21 @@ class SEN12MSCRTS(PairDataset):
         rois = [(scenes.seasons[code >> 32], code & 0xFFFFFFFF) for code in there.tolist()]
         rows = rows[np.isin(codes, there[[self._keeps(roi) for roi in rois]])]
         listing.note_bad(rows, self.skipped)
+        rows = self._with_bands(scenes, rows)
         return Draft.of(scenes, self._filter(scenes, self._pair(listing, rows))), rois
+
+    def _with_bands(self, scenes: Scenes, rows: Rows) -> Rows:
+        """Files that have the bands that are asked for."""
+        lacking = np.zeros(len(rows), bool)
+        names = scenes.names[rows]
+        for number, layout in enumerate(scenes.layouts):
+            if layout:
+                known = [*layout.split(), *_NOT_OF[sensor_of(layout.split()[0]).name]]
+                lacking |= (names == number) & (not set(self.bands) <= set(known))
+        lacking &= scenes.problem[rows] < 0
+        if lacking.any():
+            self.skipped.add(Reason.BANDS, *scenes.paths.take(rows[lacking]))
+        return rows[~lacking]
 
     def _pair(self, listing: Listing, kept: Rows) -> dict[str, Rows]:
         """Files of each pair, by sensor."""

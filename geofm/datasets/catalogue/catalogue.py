@@ -51,7 +51,7 @@ CLOUDS_AT_ONCE = 1000
 SMALL = 5000
 
 #: Columns with few different values.
-_NAMES = ['sensor', 'season', 'problem']
+_NAMES = ['sensor', 'season', 'names', 'problem']
 
 #: Rows that are written together, and that are read together.
 GROUP, AT_ONCE = 1 << 16, 1 << 14
@@ -68,7 +68,8 @@ class Catalogue:
             ``mtime`` (ns), ``sensor``, ``season``, ``roi``, ``patch``, ``time_step``, ``date``,
             ``epsg``, affine coefficients ``a`` to ``f``, ``width``, ``height``, ``bands`` (their
             number), ``dtype``, ``cloud_cover`` (0 to 1), ``gaps`` (whether pixels without data
-            were seen), ``problem`` (a :class:`~geofm.datasets.catalogue.inspection.Problem`). Where
+            were seen), ``names`` (of the bands, separated by spaces, '' if the file gives none),
+            ``problem`` (a :class:`~geofm.datasets.catalogue.inspection.Problem`). Where
             nothing is known, integers are -1 and others missing.
         folders: Time at which each folder was last changed (ns).
     """

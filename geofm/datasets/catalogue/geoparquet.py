@@ -15,7 +15,7 @@ from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, outlines
 AFFINE = ['a', 'b', 'c', 'd', 'e', 'f']
 
 #: Version of the format.
-VERSION = 1
+VERSION = 2
 
 _FACTS = pa.schema(
     [
@@ -36,6 +36,7 @@ _FACTS = pa.schema(
         ('dtype', pa.string()),
         ('cloud_cover', pa.float32()),
         ('gaps', pa.bool_()),
+        ('names', pa.string()),
         ('problem', pa.string()),
     ]
 )
@@ -62,6 +63,7 @@ COLUMNS: dict[str, Any] = {
     'dtype': 'str',
     'cloud_cover': np.float32,
     'gaps': np.bool_,
+    'names': 'str',
     'problem': 'str',
 }
 

@@ -1,25 +1,30 @@
 """Is a file of Sentinel-1 or Sentinel-2 what it should be?"""
 
 import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
-from rasterio.errors import RasterioError
+from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from geofm.datasets.catalogue.scan import DTYPES
 from geofm.datasets.catalogue.tiff_header import (
     Header,
     NotPlainError,
+    header_of,
     parse_header,
-    read_header,
     read_rows,
 )
-from geofm.sensors import SENSORS
+from geofm.rasters import RASTER_ERRORS, open_raster
+from geofm.sensor_rasters import SensorBands, UnitError
+from geofm.sensors import SENSORS, BandError, Sensor
+from geofm.units import WrongUnit, some_values, wrong_unit
+from geofm.validity import Bools, mark_beyond_limits
 
 #: Where rows are looked at, as shares of the height.
 _ROWS = (0.1, 0.5, 0.9)
@@ -27,11 +32,25 @@ _ROWS = (0.1, 0.5, 0.9)
 #: GDAL's word for no transform.
 _NO_TRANSFORM: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
-#: Values beyond which a file is no patch: one that says so has a broken header.
-_MOST_VALUES = 1 << 31
+#: Bytes of pixels beyond which a file must be large itself, and how many bytes of pixels it may
+#: have for each of its own. Images with something in them are not compressed as far as that.
+_MANY_BYTES, _MOST_EXPANSION = 1 << 26, 200
+
+#: Values that are read at a time.
+_AT_ONCE = 1 << 22
 
 #: No coordinate of the Earth is as large, in degrees, metres or feet.
 _FARTHEST = 1e9
+
+#: Bytes after the last one that the header speaks of which writers leave behind.
+_LEFT_OVER = 64
+
+#: Fill is one value, or a few. A file has random bytes among its pixels if so many different values
+#: are beyond the limits of the sensor, in so large a share of them.
+_MOST_FILLS, _MOST_BEYOND = 8, 0.01
+
+#: Names of the bands of a file that does not name them.
+UNNAMED = ''
 
 
 class Problem(StrEnum):
@@ -42,14 +61,27 @@ class Problem(StrEnum):
     PERMISSION = 'no permission to read'
     UNREADABLE = 'not readable as a raster'
     TRUNCATED = 'shorter than its header says'
+    LONGER = 'longer than its header says'
+    TOO_LARGE = 'more pixels than its bytes can hold'
     BAND_COUNT = 'wrong number of bands'
     DTYPE = 'wrong type of pixels'
+    SCALE = 'states a scale that leads to no unit of the sensor'
     NO_EPSG = 'no CRS with an EPSG code'
     TRANSFORM = 'transform that leads to no place on the ground'
     DUPLICATE = 'another file has the same sensor, ROI, patch and time step'
-    NO_DATA = 'every pixel is NaN or nodata'
+    NO_DATA = 'every pixel is NaN, masked, nodata or beyond the range of the sensor'
     ZEROS = 'every pixel is 0'
+    DAMAGED = 'random values, beyond the range of the sensor'
     LINEAR = 'S1 in linear power, not in dB'
+    RAW = 'S1 in raw digital numbers, not in dB'
+    REFLECTANCE = 'S2 in reflectance, not in DN (reflectance x 10,000)'
+
+
+_UNITS = {
+    WrongUnit.POWER: Problem.LINEAR,
+    WrongUnit.RAW: Problem.RAW,
+    WrongUnit.REFLECTANCE: Problem.REFLECTANCE,
+}
 
 
 #: What the table of problems says of files that are used, their invalid pixels masked.
@@ -63,12 +95,15 @@ class Finding:
     Attributes:
         header: Its header, if it could be read.
         problem: Why it must not be used, None if it may be.
-        gaps: Whether NaN or nodata were seen in the rows that were looked at.
+        gaps: Whether pixels without data were seen in the rows that were looked at.
+        names: Names of its bands, separated by spaces, as the file gives them; :data:`UNNAMED` if
+            it does not, and the order of the sensor is assumed.
     """
 
     header: Header | None
     problem: Problem | None
     gaps: bool = False
+    names: str = UNNAMED
 
 
 def inspect(path: str | os.PathLike[str], sensor: str) -> Finding:
@@ -89,33 +124,73 @@ def inspect(path: str | os.PathLike[str], sensor: str) -> Finding:
             if size == 0:
                 return Finding(None, Problem.EMPTY)
             try:
-                header = parse_header(descriptor)
+                header = parse_header(path, descriptor)
             except NotPlainError:
-                header = read_header(path)
-            problem = _header_problem(header, sensor, size)
-            if problem is not None:
-                return Finding(header, problem)
-            return _content(path, descriptor, header, sensor)
+                pass
+            else:
+                return _inspect_plain(path, descriptor, header, SENSORS[sensor], size)
+        with open_raster(path) as src:
+            header = header_of(src)
+            return _inspect_any(src, header, SENSORS[sensor], size)
     except PermissionError:
         return Finding(header, Problem.PERMISSION)
-    except (OSError, RasterioError, ValueError, MemoryError):
+    except (*RASTER_ERRORS, MemoryError):
         return Finding(header, Problem.UNREADABLE)
 
 
-def _header_problem(header: Header, sensor: str, size: int) -> Problem | None:
+def _inspect_plain(
+    path: str | os.PathLike[str], descriptor: int, header: Header, sensor: Sensor, size: int
+) -> Finding:
+    """Look at an ordinary file, whose bands are in the order of the sensor."""
+    if header.bands != len(sensor.bands):
+        return Finding(header, Problem.BAND_COUNT)
+    problem = _header_problem(header, size)
+    if problem is not None:
+        return Finding(header, problem)
+    bands = SensorBands(sensor, dict(zip(sensor.band_names, range(header.bands), strict=True)))
+    if header.strips is None or header.rows_per_strip * header.width * header.bands > _AT_ONCE:
+        with open_raster(path) as src:
+            return _content(src, header, bands)
+    rows = [int(share * header.height) for share in _ROWS]
+    strips = sorted({row // header.rows_per_strip for row in rows})
+    look = _Look(bands, header)
+    for strip in strips:
+        numbers = np.moveaxis(read_rows(descriptor, header, strip), -1, 0)
+        valid = np.ones(numbers.shape[1:], bool)
+        look.add(numbers, bands.convert(numbers, valid, header.nodata), valid)
+    if look.problem is None:
+        return look.finding()
+    # A few rows are no proof.
+    with open_raster(path) as src:
+        return _content(src, header, bands, all_rows=True)
+
+
+def _inspect_any(src: DatasetReader, header: Header, sensor: Sensor, size: int) -> Finding:
+    """Look at a file through GDAL."""
+    try:
+        bands = SensorBands.of(src, sensor)
+    except BandError:
+        return Finding(header, Problem.BAND_COUNT)
+    except UnitError:
+        return Finding(header, Problem.SCALE)
+    finding = Finding(header, _header_problem(header, size))
+    if finding.problem is None:
+        finding = _content(src, header, bands)
+    return replace(finding, names=' '.join(bands.indices) if bands.named else UNNAMED)
+
+
+def _header_problem(header: Header, size: int) -> Problem | None:
     """What is wrong with a header."""
-    if header.bands != len(SENSORS[sensor].bands):
-        return Problem.BAND_COUNT
-    if header.dtype not in DTYPES[sensor]:
-        return Problem.DTYPE
     if header.epsg is None:
         return Problem.NO_EPSG
     if not _leads_somewhere(header.transform):
         return Problem.TRANSFORM
     if size < header.end:
         return Problem.TRUNCATED
-    many = header.width * header.height * header.bands > _MOST_VALUES
-    return Problem.UNREADABLE if many else None
+    if header.used and size > header.used + _LEFT_OVER:
+        return Problem.LONGER
+    pixels = header.width * header.height * header.bands * np.dtype(header.dtype).itemsize
+    return Problem.TOO_LARGE if pixels > max(_MANY_BYTES, _MOST_EXPANSION * size) else None
 
 
 def _leads_somewhere(transform: tuple[float, ...]) -> bool:
@@ -128,52 +203,86 @@ def _leads_somewhere(transform: tuple[float, ...]) -> bool:
     )
 
 
-def _content(path: str | os.PathLike[str], descriptor: int, header: Header, sensor: str) -> Finding:
+def _content(
+    src: DatasetReader, header: Header, bands: SensorBands, all_rows: bool = False
+) -> Finding:
     """What the pixels tell."""
-    pixels = _some_rows(path, descriptor, header)
-    problem, gaps = _judge(pixels, header.nodata, sensor)
-    if problem is not None:
-        # A few rows are no proof.
-        with rasterio.open(path) as src:
-            pixels = np.moveaxis(src.read(), 0, -1).reshape(-1, src.count)
-        problem, gaps = _judge(pixels, header.nodata, sensor)
-    return Finding(header, problem, gaps)
+    if not all_rows:
+        look = _Look(bands, header)
+        for share in _ROWS:
+            row = Window(0, int(share * src.height), src.width, 1)
+            look.add(*bands.numbers_and_values(src, row))
+        if look.problem is None:
+            return look.finding()
+    # A few rows are no proof.
+    look = _Look(bands, header)
+    for window in _windows(src):
+        look.add(*bands.numbers_and_values(src, window))
+    return look.finding()
 
 
-def _some_rows(
-    path: str | os.PathLike[str], descriptor: int, header: Header
-) -> npt.NDArray[np.generic]:
-    """Pixels (N, C) of some rows."""
-    rows = [int(share * header.height) for share in _ROWS]
-    if header.strips is not None:
-        strips = sorted({row // header.rows_per_strip for row in rows})
-        parts = [read_rows(descriptor, header, strip) for strip in strips]
-    else:
-        with rasterio.open(path) as src:
-            windows = [Window(0, row, src.width, 1) for row in rows]
-            parts = [np.moveaxis(src.read(window=window), 0, -1) for window in windows]
-    return np.concatenate([part.reshape(-1, header.bands) for part in parts])
+def _windows(src: DatasetReader) -> Iterator[Window]:
+    """Windows of a file that are read one after the other, in whole blocks where possible."""
+    height, width = src.block_shapes[0]
+    cols = max(width, _AT_ONCE // (height * src.count) // width * width)
+    rows = max(1, _AT_ONCE // (min(cols, src.width) * src.count) // height) * height
+    for row in range(0, src.height, rows):
+        for col in range(0, src.width, cols):
+            yield Window(col, row, min(cols, src.width - col), min(rows, src.height - row))
 
 
-def _judge(
-    pixels: npt.NDArray[np.generic], nodata: float | None, sensor: str
-) -> tuple[Problem | None, bool]:
-    """What is wrong with pixels (N, C), and whether some of them have no data."""
-    if not pixels.any():
-        return (Problem.ZEROS if nodata != 0 else Problem.NO_DATA), True
-    gone = np.zeros(len(pixels), bool)
-    if pixels.dtype.kind == 'f':
-        gone |= ~np.isfinite(pixels).all(axis=1)
-    if nodata is not None and nodata == nodata:
-        same = pixels == np.asarray(nodata, pixels.dtype)
-        # As in reading: one band of S2 may well be at the nodata value, B10 at 0 above all.
-        gone |= same.any(axis=1) if sensor == 's1' else same.all(axis=1)
-    if gone.all():
-        return Problem.NO_DATA, True
-    gaps = bool(gone.any())
-    if sensor == 's1':
-        kept = pixels[~gone] if gaps else pixels
-        # Open water and most land lie below 0 dB; power is never below 0.
-        if kept.any() and kept.min() >= 0:  # type: ignore[operator]
-            return Problem.LINEAR, gaps
-    return None, gaps
+class _Look:
+    """What was seen of a file so far."""
+
+    def __init__(self, bands: SensorBands, header: Header) -> None:
+        self._bands, self._header = bands, header
+        self._gaps = False
+        self._any_number = self._any_valid = False
+        self._pixels = self._beyond = 0
+        self._fills: set[float] = set()
+        self._some: list[npt.NDArray[np.float32]] = []
+
+    def add(self, numbers: npt.NDArray[Any], values: npt.NDArray[np.float32], valid: Bools) -> None:
+        """Look at a window: numbers of the file, values (C, H, W), and which are valid."""
+        sensor = self._bands.sensor
+        self._pixels += valid.size
+        with np.errstate(invalid='ignore'):
+            self._any_number |= bool(numbers.any())
+        if not valid.all():
+            self._gaps = True
+            within = np.ones_like(valid)
+            mark_beyond_limits(values, within, sensor)
+            far = values[:, ~within]
+            self._beyond += far.shape[1]
+            low, high = sensor.limits
+            outside = far[np.isfinite(far) & ~((far >= low) & (far <= high))]
+            if len(self._fills) <= _MOST_FILLS:
+                self._fills.update(np.unique(outside)[: _MOST_FILLS + 1].tolist())
+        self._any_valid |= bool(valid.any())
+        self._some.append(some_values(values, sensor))
+
+    @property
+    def problem(self) -> Problem | None:
+        """Why the file must not be used."""
+        if not self._any_number:
+            return Problem.ZEROS if self._header.nodata != 0 else Problem.NO_DATA
+        unit = wrong_unit(np.concatenate(self._some), self._bands.sensor)
+        if unit in _UNITS:
+            return _UNITS[unit]
+        if not self._is_right_type:
+            return Problem.DTYPE
+        if len(self._fills) > _MOST_FILLS and self._beyond > _MOST_BEYOND * self._pixels:
+            return Problem.DAMAGED
+        return None if self._any_valid else Problem.NO_DATA
+
+    @property
+    def _is_right_type(self) -> bool:
+        """Whether pixels are of a type that the sensor's files may have."""
+        dtype = self._header.dtype
+        # Whole numbers may stand for decibels if the file says how.
+        scaled = self._bands.scale is not None and np.dtype(dtype).kind in 'iu'
+        return scaled or dtype in DTYPES[self._bands.sensor.name]
+
+    def finding(self) -> Finding:
+        """What was found out about the file."""
+        return Finding(self._header, self.problem, self._gaps)

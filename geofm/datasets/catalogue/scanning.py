@@ -117,6 +117,7 @@ def _row(item: tuple[Path, str, int, int]) -> tuple[Any, ...]:
         None if header is None else header.dtype,
         nothing,
         finding.gaps,
+        finding.names,
         None if finding.problem is None else str(finding.problem),
     )
 

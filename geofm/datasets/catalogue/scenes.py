@@ -27,6 +27,7 @@ _FACTS = (
     'time_step',
     'date',
     'cloud_cover',
+    'names',
     'problem',
 )
 
@@ -81,9 +82,11 @@ class Scenes:
         time_step: Number of the time step.
         day: Days since 1970-01-01, :data:`NO_DAY` if the name says none.
         cloud_cover: 0 to 1, NaN where not known.
+        names: Which bands the file has, a position in :attr:`layouts`.
         problem: Why the file must not be used, a position in :attr:`problems`; -1 if it may be.
         seasons: Names of the seasons, sorted.
         problems: What the problems are.
+        layouts: Names of the bands, separated by spaces, of each kind of file; '' if it gives none.
     """
 
     sources: Sequence[Source]
@@ -95,9 +98,11 @@ class Scenes:
     time_step: Int32
     day: Int32
     cloud_cover: npt.NDArray[np.float32]
+    names: Int32
     problem: Int32
     seasons: tuple[str, ...]
     problems: tuple[str, ...]
+    layouts: tuple[str, ...]
 
     @classmethod
     def read(cls, sources: Sequence[Source]) -> 'Scenes':
@@ -109,13 +114,13 @@ class Scenes:
         Returns:
             The files of all sources, in order.
         """
-        seasons, problems = _Names(), _Names()
+        seasons, problems, layouts = _Names(), _Names(), _Names()
         parts: list[dict[str, npt.NDArray[np.generic]]] = []
 
         def paths() -> Iterator[pa.StringArray]:
             for source in sources:
                 for batch in source.batches(_FACTS):
-                    parts.append(_facts(batch, seasons, problems))
+                    parts.append(_facts(batch, seasons, problems, layouts))
                     path = batch.column('path')
                     yield (
                         pc.binary_join_element_wise(source.root, path, '/') if source.root else path
@@ -126,7 +131,14 @@ class Scenes:
         # Column by column, so that no fact is in memory twice for long.
         columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in _KINDS}
         columns['season'], names = seasons.sorted(columns['season'])
-        return cls(sources, found, **columns, seasons=names, problems=tuple(problems.numbers))
+        return cls(
+            sources,
+            found,
+            **columns,
+            seasons=names,
+            problems=tuple(problems.numbers),
+            layouts=tuple(layouts.numbers),
+        )
 
     def __len__(self) -> int:
         """Number of files."""
@@ -184,6 +196,7 @@ _KINDS = {
     'time_step': np.int32,
     'day': np.int32,
     'cloud_cover': np.float32,
+    'names': np.int32,
     'problem': np.int32,
 }
 
@@ -213,7 +226,7 @@ class _Names:
 
 
 def _facts(
-    batch: pa.RecordBatch, seasons: _Names, problems: _Names
+    batch: pa.RecordBatch, seasons: _Names, problems: _Names, layouts: _Names
 ) -> dict[str, npt.NDArray[np.generic]]:
     """Columns of a batch as arrays."""
     sensors = _Names()
@@ -226,6 +239,7 @@ def _facts(
         **{name: _integers(batch.column(name)) for name in ('roi', 'patch', 'time_step')},
         'day': day.to_numpy(zero_copy_only=False).copy(),
         'cloud_cover': cloud_cover.to_numpy(zero_copy_only=False).copy(),
+        'names': layouts.of(batch.column('names')),
         'problem': problems.of(batch.column('problem')),
     }
 

@@ -2,10 +2,11 @@
 
 Opening a file with GDAL takes about a millisecond, parsing the first kilobytes of an ordinary one
 some ten microseconds; with a million files that is the difference between a quarter of an hour and
-a minute. Only what is plain is parsed here: classic TIFF (not BigTIFF), tags that are all known
-here and say what they ordinarily do, north-up or affine. For all else :func:`parse_header` says
-that it does not know, and :func:`read_header` asks rasterio. What the keys of the CRS mean, GDAL
-is asked once for each set of them.
+a minute. Only what is plain is parsed here: classic TIFF (not BigTIFF), one image without a mask,
+tags that are all known here and say what they ordinarily do, bands without names, scale and offset,
+north-up or affine. For all else :func:`parse_header` says that it does not know, and
+:func:`read_header` asks rasterio. What the keys of the CRS mean, GDAL is asked once for each set of
+them.
 
 The format: TIFF 6.0 (Adobe, 1992) and OGC GeoTIFF 1.1 (OGC 19-008r4).
 """
@@ -22,10 +23,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from rasterio.errors import RasterioError
-from rasterio.io import MemoryFile
+from rasterio.io import DatasetReader, MemoryFile
 from rasterio.transform import Affine
+
+from geofm.rasters import open_raster
 
 #: Bytes read at first; the header of a SEN12MS-CR-TS file, with offsets of strips, has about 5 kB.
 HEAD = 8192
@@ -66,6 +68,10 @@ _MOST_ENTRIES = 256
 _MOST_BYTES = 1 << 24
 
 
+#: Files beside a file that change what GDAL makes of it: masks, and metadata of all kinds.
+_SIDECARS = ('.msk', '.aux.xml')
+
+
 class NotPlainError(Exception):
     """The header has something that is not parsed here, or is none."""
 
@@ -84,6 +90,7 @@ class Header:
         nodata: Value that means no data, None if not given.
         end: Number of bytes that the file must have at least for all pixels to be there; 0 where
             not known.
+        used: Number of bytes up to the last one that the header speaks of; 0 where not known.
         strips: Offset of each strip of rows, if the pixels are uncompressed, in strips of whole
             rows, interleaved by pixel; otherwise None.
         rows_per_strip: Number of rows in a strip.
@@ -98,6 +105,7 @@ class Header:
     transform: tuple[float, ...]
     nodata: float | None
     end: int = 0
+    used: int = 0
     strips: tuple[int, ...] | None = None
     rows_per_strip: int = 0
     big_endian: bool = False
@@ -114,20 +122,23 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
     Raises:
         OSError: If the file cannot be read.
-        RasterioError: If it is not a raster.
+        RasterioError: If its bands are of several types.
+        ValueError: If it is not a raster.
     """
     with Path(path).open('rb', buffering=0) as file:
         try:
-            return parse_header(file.fileno())
+            return parse_header(path, file.fileno())
         except NotPlainError:
             pass
-    return _ask_rasterio(path)
+    with open_raster(path) as src:
+        return header_of(src)
 
 
-def parse_header(descriptor: int) -> Header:
+def parse_header(path: str | os.PathLike[str], descriptor: int) -> Header:
     """Parse the header of an ordinary GeoTIFF.
 
     Args:
+        path: Path of the file, beside which others may lie.
         descriptor: Descriptor of the open file.
 
     Returns:
@@ -136,6 +147,9 @@ def parse_header(descriptor: int) -> Header:
     Raises:
         NotPlainError: If the file is not an ordinary GeoTIFF; rasterio may know it all the same.
     """
+    name = os.fspath(path)
+    if any(os.path.lexists(name + suffix) for suffix in _SIDECARS):
+        raise NotPlainError('files beside it')
     try:
         return _header(_Tags(descriptor))
     except (struct.error, IndexError, ValueError, OverflowError, RasterioError) as err:
@@ -214,7 +228,10 @@ class _Tags:
         (count,) = self._unpack('H', start)
         if count > _MOST_ENTRIES:
             raise NotPlainError(f'{count} tags')
-        entries = self._unpack('HHI4s' * count, start + 2)
+        *entries, following = self._unpack('HHI4s' * count + 'I', start + 2)
+        if following:
+            raise NotPlainError('a mask, or overviews')
+        self.used = start + 2 + 12 * count + 4
         if any(low >= high for low, high in zip(entries[:-4:4], entries[4::4], strict=True)):
             raise NotPlainError('tags out of order')
         self._entries = {entries[i]: entries[i + 1 : i + 4] for i in range(0, 4 * count, 4)}
@@ -239,6 +256,7 @@ class _Tags:
             raise NotPlainError(f'tag of {size} bytes')
         if size > 4:
             (position,) = struct.unpack(self._order + 'I', inline)
+            self.used = max(self.used, position + size)
             return self._unpack(code, position)
         return struct.unpack_from(self._order + code, inline)
 
@@ -301,6 +319,7 @@ def _header(tags: _Tags) -> Header:
     sizes = tags.get(_TILE_SIZES if tiled else _STRIP_SIZES, blocks)
     if not offsets or not sizes:
         raise NotPlainError('no offsets of the pixels')
+    stated_end = max(map(operator.add, offsets, sizes))
     plain = not tiled and compression == 1 and planes == 1
     if compression == 1 and not tiled:
         row = width * (bands // planes) * np.dtype(dtype).itemsize
@@ -313,15 +332,20 @@ def _header(tags: _Tags) -> Header:
         # The sizes that the file states may be wrong; what the pixels need is known.
         plain &= sizes == needed
         sizes = needed
+    if b'role' in tags.text(_METADATA):
+        raise NotPlainError('bands with names, scale or offset')
+    epsg, transform, nodata = _epsg(tags), _transform(tags), _nodata(tags, np.dtype(dtype))
+    end = max(map(operator.add, offsets, sizes))
     return Header(
         width,
         height,
         bands,
         dtype,
-        _epsg(tags),
-        _transform(tags),
-        _nodata(tags, np.dtype(dtype)),
-        end=max(map(operator.add, offsets, sizes)),
+        epsg,
+        transform,
+        nodata,
+        end=end,
+        used=max(end, stated_end, tags.used),
         strips=offsets if plain else None,
         rows_per_strip=rows if plain else 0,
         big_endian=tags.big_endian,
@@ -408,17 +432,26 @@ def _nodata(tags: _Tags, dtype: np.dtype[Any]) -> float | None:
     return value
 
 
-def _ask_rasterio(path: str | os.PathLike[str]) -> Header:
-    """Header as GDAL reads it."""
-    with rasterio.open(path) as src:
-        if len(set(src.dtypes)) != 1:
-            raise RasterioError(f'{path}: bands of several types')
-        return Header(
-            src.width,
-            src.height,
-            src.count,
-            src.dtypes[0],
-            src.crs.to_epsg() if src.crs else None,
-            tuple(Affine(*src.transform[:6]))[:6],
-            src.nodata,
-        )
+def header_of(src: DatasetReader) -> Header:
+    """Header as GDAL reads it.
+
+    Args:
+        src: Open raster.
+
+    Returns:
+        The header.
+
+    Raises:
+        RasterioError: If its bands are of several types.
+    """
+    if len(set(src.dtypes)) != 1:
+        raise RasterioError(f'{src.name}: bands of several types')
+    return Header(
+        src.width,
+        src.height,
+        src.count,
+        src.dtypes[0],
+        src.crs.to_epsg() if src.crs else None,
+        tuple(Affine(*src.transform[:6]))[:6],
+        src.nodata,
+    )

@@ -1,6 +1,7 @@
 """Pairs of Sentinel-1 and Sentinel-2 files as a TorchGeo data set, each read on its own grid."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from multiprocessing.context import get_spawning_popen
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
@@ -20,13 +21,13 @@ from torchgeo.datasets.utils import GeoSlice, Sample
 from geofm.datasets.catalogue.footprints import SEARCH_CRS
 from geofm.datasets.catalogue.scan import Skipped
 from geofm.datasets.pairs.failures import FailureLog
-from geofm.datasets.pairs.intersection import PairIntersection
 from geofm.datasets.pairs.reading import BrokenFileError, read_file, refuse_empty
 from geofm.datasets.pairs.search import FrameSearch, TableSearch, best_pair
 from geofm.datasets.pairs.table import PairTable
 from geofm.datasets.plot import plot_pair
 from geofm.grid import Grid
-from geofm.sensors import BANDS, RGB_BANDS, SENSORS, band_indices
+from geofm.sensor_rasters import MOST_VALUES
+from geofm.sensors import BANDS, RGB_BANDS, SENSORS, sensor_channels
 
 #: What to do about a file that cannot be read any more.
 OnError = Literal['raise', 'skip']
@@ -84,21 +85,6 @@ class PairDataset(GeoDataset):
             # A worker reads, and what was left out may be many names.
             state['skipped'] = Skipped()
         return state
-
-    def __and__(self, other: GeoDataset) -> PairIntersection:
-        """Join the pairs with another data set, such as a raster of labels.
-
-        Args:
-            other: A RasterDataset or VectorDataset.
-
-        Returns:
-            Both, read on the grid of each pair.
-
-        Raises:
-            RuntimeError: If the data sets have no ground or no time in common.
-            TypeError: If *other* is neither a RasterDataset nor a VectorDataset.
-        """
-        return PairIntersection(self, other)
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -216,8 +202,7 @@ class PairDataset(GeoDataset):
                 dataset.
 
         Returns:
-            The sample, see :meth:`read_pair`. For a slice, 'crs' and 'index' have shape (1,), so
-            that TorchGeo's IntersectionDataset can concatenate them.
+            The sample, see :meth:`read_pair`.
 
         Raises:
             IndexError: If there is no such pair.
@@ -238,8 +223,7 @@ class PairDataset(GeoDataset):
         position = best_pair(self._searched(), box, *when)
         if position is None:
             raise IndexError(f'index: {index} not found in dataset with bounds: {self.bounds}')
-        sample = self.read_pair(position, self._window(position, box))
-        return {**sample, 'crs': sample['crs'][None], 'index': sample['index'][None]}
+        return self.read_pair(position, self._window(position, box))
 
     def read_pair(self, position: int, window: Window | None = None) -> Sample:
         """Read a pair, or a window of it, on the grid of its S2 file.
@@ -252,9 +236,9 @@ class PairDataset(GeoDataset):
             A dictionary of tensors:
 
             * image: float32 (C, H, W), S1 in dB and S2 in DN, channels as in :attr:`bands`
-            * valid: bool (H, W), True where both sensors have data: S1 finite, S2 not nodata, and
-              neither of them 0 in all bands, which is how the data set fills gaps. Values
-              elsewhere mean nothing and may be NaN.
+            * valid: bool (H, W), True where both sensors have data, by the rule of
+              :mod:`geofm.validity` and the masks of the files. Values elsewhere mean nothing and
+              may be NaN.
             * dates: int64 (2,), the days of S1 and S2 since 1970-01-01
             * bounds: float64 (4,), left, bottom, right, top in the CRS of the patch
             * transform: float64 (6,), affine coefficients a, b, c, d, e, f
@@ -263,7 +247,8 @@ class PairDataset(GeoDataset):
 
         Raises:
             IndexError: If there is no such pair.
-            ValueError: If the window is not inside the patch, or a file cannot be read.
+            ValueError: If the window is not inside the patch or too large, or a file cannot be
+                read.
         """
         position = self._position(position)
         for _ in range(MOST_SKIPPED if self.on_error == 'skip' else 0):
@@ -304,7 +289,7 @@ class PairDataset(GeoDataset):
 
         Raises:
             BrokenFileError: If a file cannot be read; a ValueError.
-            ValueError: If the window is not inside the patch.
+            ValueError: If the window is not inside the patch, or too large.
         """
         grid, epsg = self.pairs.grid(position)
         paths = {sensor: self.pairs.path(position, sensor) for sensor in self.sensors}
@@ -321,22 +306,26 @@ class PairDataset(GeoDataset):
         else:
             col, first_row, width, height = (int(v) for v in window.flatten())
             grid = grid.crop(first_row, col, height, width)
-        counts = [len(SENSORS[sensor].bands) for sensor in self.sensors]
-        image = np.empty((sum(counts), *grid.shape), dtype=np.float32)
+        if len(self.bands) * grid.height * grid.width > MOST_VALUES:
+            raise ValueError(
+                f'{paths[main]}: {grid.height} x {grid.width} pixels of {len(self.bands)} bands '
+                f'are too many to read at once: read windows (patch_size of the data module)'
+            )
+        image = np.empty((len(self.bands), *grid.shape), dtype=np.float32)
         valid = np.ones(grid.shape, dtype=bool)
-        first = 0
-        for (sensor, path), count in zip(paths.items(), counts, strict=True):
+        for key, path in paths.items():
             assert path is not None
-            target = image[first : first + count], valid
-            read_file(path, sensor, epsg, grid, window, target, may_warp=sensor != main)
-            first += count
+            names, channels = _channels(self.bands, key)
+            target = image[channels]
+            read_file(
+                path, names, SENSORS[key], epsg, grid, window, (target, valid), may_warp=key != main
+            )
+            if not isinstance(channels, slice):
+                image[channels] = target
         if is_whole and not valid.any():
             # A window may well lie in a gap, a patch that the scan found sound may not.
-            for sensor, path in paths.items():
-                refuse_empty(str(path), sensor, epsg, grid, window)
-        available = [band for sensor in self.sensors for band in SENSORS[sensor].band_names]
-        if list(self.bands) != available:
-            image = image[band_indices(self.bands, available)]
+            for key, path in paths.items():
+                refuse_empty(str(path), SENSORS[key], epsg, grid, window)
         sample: Sample = {
             'image': torch.from_numpy(image),
             'valid': torch.from_numpy(valid),
@@ -402,6 +391,17 @@ class PairDataset(GeoDataset):
         row, height = _clip(rows.min(), rows.max(), grid.height)
         col, width = _clip(cols.min(), cols.max(), grid.width)
         return Window(col, row, width, height)
+
+
+@lru_cache(maxsize=64)
+def _channels(bands: tuple[str, ...], sensor: str) -> tuple[tuple[str, ...], Any]:
+    """Bands of a sensor, and their channels: a slice, or else their numbers."""
+    channels = sensor_channels(bands).get(sensor, [])
+    names = tuple(bands[i] for i in channels)
+    first, count = (channels[0], len(channels)) if channels else (0, 0)
+    if channels == list(range(first, first + count)):
+        return names, slice(first, first + count)
+    return names, channels
 
 
 def _clip(start: float, stop: float, size: int) -> tuple[int, int]:

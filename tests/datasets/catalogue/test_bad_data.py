@@ -372,7 +372,7 @@ def test_a_compressed_file_that_claims_to_be_huge_is_not_read(pairs: Path) -> No
         SPARSE_OK=True,
     ):
         pass
-    assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.UNREADABLE]
+    assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.TOO_LARGE]
 
 
 @pytest.mark.parametrize('size', [SIZE // 2, SIZE * 2])
