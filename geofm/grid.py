@@ -1,6 +1,7 @@
 """A pixel grid on the ground as one value, and reading rasters on it."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -9,9 +10,9 @@ import numpy.typing as npt
 import shapely
 from rasterio.coords import BoundingBox
 from rasterio.crs import CRS
-from rasterio.enums import Resampling
+from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader
-from rasterio.transform import Affine, array_bounds
+from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
@@ -62,8 +63,11 @@ class Grid:
 
     @property
     def bounds(self) -> BoundingBox:
-        """Left, bottom, right and top in units of the CRS."""
-        return BoundingBox(*array_bounds(self.height, self.width, self.transform))
+        """Left, bottom, right and top in units of the CRS, of a grid of any orientation."""
+        # Not rasterio's array_bounds, which gives bottom > top for grids whose rows run north.
+        corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
+        xs, ys = zip(*(self.transform @ corner for corner in corners), strict=True)
+        return BoundingBox(min(xs), min(ys), max(xs), max(ys))
 
     @property
     def res(self) -> tuple[float, float]:
@@ -157,45 +161,108 @@ class Grid:
 
 
 def read_on_grid(
-    src: DatasetReader, grid: Grid, resampling: Resampling = Resampling.bilinear
+    src: DatasetReader,
+    grid: Grid,
+    resampling: Resampling = Resampling.bilinear,
+    fill: float | None = None,
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Read all bands of a raster on a grid.
 
     Where the raster has the pixels of the grid, this is a plain window read and bit-exact.
-    Only where CRS, origin or pixel size differ is the raster warped.
+    Only where CRS, origin or pixel size differ is the raster warped, once. Pixels without data do
+    not bleed into their neighbours.
 
     Args:
         src: Open raster.
         grid: Grid to read on.
         resampling: How to warp, if it must be warped.
+        fill: Number that marks a pixel as empty where all bands have it, in a raster without a
+            nodata value. Only warping needs to know; a plain window read leaves it as it is.
 
     Returns:
         Pixels, float32 of shape (C, H, W), and where they are valid, bool of shape (H, W): inside
-        the raster, finite, and not its nodata value. Pixels that the raster does not cover
-        are NaN.
+        the raster, finite, not its nodata value, and not masked by the file itself (an internal
+        mask, a .msk file or an alpha band). Pixels that the raster does not cover are NaN, as are
+        those without data if it was warped.
     """
     window = grid.window_in(Grid.of(src))
-    if window is not None:
-        pixels = src.read(window=window, out_dtype='float32')
-        nodata = src.nodata
-    else:
-        nodata = float('nan')
-        # Warped as float32: an integer raster could not say NaN where it has no data. Nodata is a
-        # matter of each band: else GDAL blends the nodata value of one band if another has data.
-        with WarpedVRT(
-            src,
-            crs=grid.crs,
-            transform=grid.transform,
-            height=grid.height,
-            width=grid.width,
-            resampling=resampling,
-            src_nodata=src.nodata,
-            nodata=nodata,
-            dtype='float32',
-            UNIFIED_SRC_NODATA='NO',
-        ) as vrt:
-            pixels = vrt.read(out_dtype='float32')
+    if window is None:
+        pixels = _warp(src, grid, resampling, fill)
+        return pixels, np.isfinite(pixels).all(axis=0)
+    pixels = src.read(window=window, out_dtype='float32')
     valid = np.isfinite(pixels).all(axis=0)
-    if nodata is not None and not np.isnan(nodata):
-        valid &= (pixels != np.float32(nodata)).all(axis=0)
-    return pixels, valid
+    if src.nodata is not None and not np.isnan(src.nodata):
+        valid &= (pixels != np.float32(src.nodata)).all(axis=0)
+    mask = own_mask(src, range(src.count), window)
+    return pixels, valid if mask is None else valid & mask
+
+
+def own_mask(
+    src: DatasetReader, indices: Sequence[int], window: Window | None = None
+) -> npt.NDArray[np.bool_] | None:
+    """Where a file's own mask says that there are data; a nodata value is none.
+
+    Args:
+        src: Open raster.
+        indices: Indices of the bands, from 0.
+        window: Window in whole pixels; all of it by default.
+
+    Returns:
+        Where the internal mask, the ``.msk`` file and the alpha band that the file has are not 0,
+        for all bands, (H, W); None if it has none of them.
+    """
+    masks = []
+    if (alpha := alpha_band(src)) is not None:
+        masks.append(src.read(alpha + 1, window=window))
+    flags = [(i, src.mask_flag_enums[i]) for i in indices]
+    told = {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}
+    bands = [i for i, kinds in flags if not told & set(kinds)]
+    if bands and all(MaskFlags.per_dataset in src.mask_flag_enums[i] for i in bands):
+        bands = bands[:1]
+    masks += [src.read_masks(i + 1, window=window) for i in bands]
+    if not masks:
+        return None
+    return np.asarray(np.logical_and.reduce([mask != 0 for mask in masks]))
+
+
+def alpha_band(src: DatasetReader) -> int | None:
+    """Find the alpha band of a raster.
+
+    Args:
+        src: Open raster.
+
+    Returns:
+        Its index, from 0; None if there is none.
+    """
+    return next((i for i, kind in enumerate(src.colorinterp) if kind is ColorInterp.alpha), None)
+
+
+def _warp(
+    src: DatasetReader, grid: Grid, resampling: Resampling, fill: float | None
+) -> npt.NDArray[np.float32]:
+    """Warp a raster onto a grid, NaN where there is no data."""
+    # Nodata is a matter of each band: else GDAL blends the nodata value of one band if another has
+    # data. Fill is a matter of all bands: 0 in one of them may be a measurement.
+    nodata, unified = (fill, 'YES') if src.nodata is None else (src.nodata, 'NO')
+    options = {
+        'crs': grid.crs,
+        'transform': grid.transform,
+        'height': grid.height,
+        'width': grid.width,
+        'resampling': resampling,
+        # An integer raster could not say NaN where it has no data.
+        'dtype': 'float32',
+    }
+    if own_mask(src, range(src.count), Window(0, 0, 1, 1)) is not None:
+        alpha = alpha_band(src)
+        # GDAL heeds the mask only where no nodata value is given.
+        options |= {'src_nodata': None, 'nodata': None, 'add_alpha': alpha is None}
+        with WarpedVRT(src, **options) as vrt:
+            pixels = vrt.read(out_dtype='float32')
+        gone = pixels[src.count if alpha is None else alpha] == 0
+        pixels[:, gone] = np.nan
+        return pixels[: src.count]
+    with WarpedVRT(
+        src, src_nodata=nodata, nodata=float('nan'), UNIFIED_SRC_NODATA=unified, **options
+    ) as vrt:
+        return vrt.read(out_dtype='float32')

@@ -10,12 +10,12 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from rasterio.enums import ColorInterp, MaskFlags, Resampling
+from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
 from rasterio.warp import reproject, transform
 from rasterio.windows import Window
 
-from geofm.grid import Grid
+from geofm.grid import Grid, alpha_band, own_mask
 from geofm.sensors import BandError, Sensor, check_bands
 from geofm.validity import Bools, mark_beyond_limits, mark_nodata
 
@@ -213,46 +213,6 @@ def _covering(own: Grid, grid: Grid) -> Window | None:
     bottom = min(int(np.ceil(row.max())) + margin, own.height)
     right = min(int(np.ceil(col.max())) + margin, own.width)
     return Window(left, top, right - left, bottom - top) if left < right and top < bottom else None
-
-
-def own_mask(
-    src: DatasetReader, indices: Sequence[int], window: Window | None = None
-) -> Bools | None:
-    """Where a file's own mask says that there are data; a nodata value is none.
-
-    Args:
-        src: Open raster.
-        indices: Indices of the bands, from 0.
-        window: Window in whole pixels; all of it by default.
-
-    Returns:
-        Where the internal mask, the ``.msk`` file and the alpha band that the file has are not 0,
-        for all bands, (H, W); None if it has none of them.
-    """
-    masks = []
-    if (alpha := alpha_band(src)) is not None:
-        masks.append(src.read(alpha + 1, window=window))
-    flags = [(i, src.mask_flag_enums[i]) for i in indices]
-    told = {MaskFlags.all_valid, MaskFlags.nodata, MaskFlags.alpha}
-    bands = [i for i, kinds in flags if not told & set(kinds)]
-    if bands and all(MaskFlags.per_dataset in src.mask_flag_enums[i] for i in bands):
-        bands = bands[:1]
-    masks += [src.read_masks(i + 1, window=window) for i in bands]
-    if not masks:
-        return None
-    return np.asarray(np.logical_and.reduce([mask != 0 for mask in masks]))
-
-
-def alpha_band(src: DatasetReader) -> int | None:
-    """Find the alpha band of a raster.
-
-    Args:
-        src: Open raster.
-
-    Returns:
-        Its index, from 0; None if there is none.
-    """
-    return next((i for i, kind in enumerate(src.colorinterp) if kind is ColorInterp.alpha), None)
 
 
 def name_bands(

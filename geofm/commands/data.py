@@ -12,10 +12,10 @@ from geofm.atomic import atomic_file
 from geofm.datasets import SEN12MSCRTS, write_sample_data
 from geofm.datasets.catalogue.catalogue import JOBS, Catalogue, update_catalogue
 from geofm.datasets.catalogue.listing import Listing
-from geofm.datasets.catalogue.scan import Skipped
+from geofm.datasets.catalogue.scan import Reason, Skipped
 from geofm.datasets.catalogue.scenes import Scenes
 from geofm.datasets.pairs.pairing import pair_scenes
-from geofm.datasets.pairs.table import Draft
+from geofm.datasets.pairs.table import MIN_OVERLAP, Draft, PairTable, check_overlap
 from geofm.datasets.regions import Split
 from geofm.datasets.splitting import split_tree
 from geofm.datasets.statistics import dataset_statistics, write_statistics
@@ -40,6 +40,7 @@ def index(
     jobs: int = JOBS,
     clouds: bool = False,
     pairs_json: Path | None = None,
+    min_overlap: float = MIN_OVERLAP,
 ) -> None:
     """Make the catalogue of a folder of SEN12MS-CR-TS, or bring it up to date.
 
@@ -54,12 +55,21 @@ def index(
         jobs: Number of threads that read.
         clouds: Work out the cloud cover of each Sentinel-2 file too, with s2cloudless.
         pairs_json: Also write the pairs of all splits, [[s1, s2], ...], to this file.
+        min_overlap: Least fraction, 0 to 1, of a Sentinel-2 patch that the Sentinel-1 file of its
+            pair must cover. Pairs below are named and left out.
     """
+    check_overlap(min_overlap)
     catalogue = update_catalogue(root, output, jobs, clouds)
     print(f'{catalogue.file}: {len(catalogue.table)} files')
     _print_problems(catalogue)
+    skipped = Skipped()
+    pairs = _pairs(catalogue, skipped, min_overlap)
+    for path in skipped.files.get(Reason.APART, []):
+        print(f'left out: {path}: {Reason.APART} (less than {min_overlap:.0%})')
+    if said := pairs.partial_overlap():
+        print(said)
     if pairs_json is not None:
-        print(f'{pairs_json}: {_write_pairs(catalogue, pairs_json)} pairs')
+        print(f'{pairs_json}: {_write_pairs(pairs, pairs_json)} pairs')
 
 
 def split(
@@ -130,13 +140,16 @@ def _print_problems(catalogue: Catalogue) -> None:
     Console(width=200 + int(problems['first'].str.len().max()), soft_wrap=True).print(table)
 
 
-def _write_pairs(catalogue: Catalogue, file: Path) -> int:
-    """Write the pairs of a catalogue; their number."""
+def _pairs(catalogue: Catalogue, skipped: Skipped, min_overlap: float) -> PairTable:
+    """Pairs of a catalogue, of all splits."""
     scenes = Scenes.read([catalogue.source()])
-    skipped = Skipped()
     rows = Listing(scenes).rows(dated=True)
     found = pair_scenes(scenes, rows, ('s1', 's2'), 'time_step', skipped)
-    pairs = Draft.of(scenes, found).complete(skipped)
+    return Draft.of(scenes, found).complete(skipped, min_overlap=min_overlap)
+
+
+def _write_pairs(pairs: PairTable, file: Path) -> int:
+    """Write pairs; their number."""
     listed = [
         [str(Path(str(pairs.path(i, sensor))).absolute()) for sensor in ('s1', 's2')]
         for i in range(len(pairs))

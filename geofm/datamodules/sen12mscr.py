@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from geofm.datamodules.resumable import StartMethod
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
 from geofm.datasets.pairs.dataset import OnError
+from geofm.datasets.pairs.table import MIN_OVERLAP
 from geofm.datasets.sen12mscr import SEN12MSCR, Sky
 from geofm.sensors import BANDS
 
@@ -32,6 +33,7 @@ class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
         start_method: StartMethod | None = None,
         on_error: OnError = 'raise',
         catalogue: str | None = None,
+        min_overlap: float = MIN_OVERLAP,
     ) -> None:
         """Initialize a new SEN12MSCRDataModule instance.
 
@@ -51,6 +53,7 @@ class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
             on_error: What to do about a pair that cannot be read: 'raise', or 'skip' it, read
                 another one and report that at the end of the epoch.
             catalogue: Catalogue of the folder *paths*, if it does not lie where it is looked for.
+            min_overlap: As of :class:`~geofm.datasets.SEN12MSCRTS`.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -68,4 +71,5 @@ class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
             sky=sky,
             on_error=on_error,
             catalogue=catalogue,
+            min_overlap=min_overlap,
         )

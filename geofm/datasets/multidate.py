@@ -15,7 +15,7 @@ from torchgeo.datasets.utils import Sample
 from geofm.datasets.catalogue.shared_array import SharedArray
 from geofm.datasets.pairs.dataset import MOST_SKIPPED, PairDataset
 from geofm.datasets.pairs.reading import BrokenFileError
-from geofm.datasets.pairs.table import PLACE
+from geofm.datasets.pairs.table import PLACE, pixel_size
 from geofm.grid import ALIGNMENT_TOLERANCE
 
 #: Entries of a sample that differ between dates.
@@ -184,7 +184,7 @@ def _places(records: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
     columns = pd.DataFrame({name: records[name] for name in PLACE})
     patch = columns.groupby(list(PLACE), sort=False).ngroup().to_numpy()
     first = np.unique(patch, return_index=True)[1][patch]
-    pixel = np.abs(transforms[first][:, [0, 0, 0, 4, 4, 4]])
+    pixel = pixel_size(transforms[first])[:, None]
     # Files of one grid differ by rounding alone: by less than the tolerance from the first one.
     off = (transforms - transforms[first]) / pixel
     keys = pd.DataFrame(np.round(off / ALIGNMENT_TOLERANCE / 2).astype(np.int64))

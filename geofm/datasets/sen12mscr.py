@@ -15,6 +15,7 @@ from geofm.datasets.catalogue.scan import MOST
 from geofm.datasets.catalogue.scenes import SENSOR_NUMBERS, Rows
 from geofm.datasets.pairs.dataset import OnError
 from geofm.datasets.pairs.pairing import AnyPairing
+from geofm.datasets.pairs.table import MIN_OVERLAP
 from geofm.datasets.regions import Roi, Split, split_of
 from geofm.datasets.sen12mscrts import SEN12MSCRTS
 from geofm.sensors import BANDS
@@ -170,6 +171,7 @@ class SEN12MSCR(SEN12MSCRTS):
         transforms: Callable[[Sample], Sample] | None = None,
         on_error: OnError = 'raise',
         catalogue: Path | None = None,
+        min_overlap: float = MIN_OVERLAP,
     ) -> None:
         """Initialize a new SEN12MSCR instance.
 
@@ -183,6 +185,7 @@ class SEN12MSCR(SEN12MSCRTS):
             transforms: Applied to each sample, last.
             on_error: As of :class:`~geofm.datasets.SEN12MSCRTS`.
             catalogue: As of :class:`~geofm.datasets.SEN12MSCRTS`.
+            min_overlap: As of :class:`~geofm.datasets.SEN12MSCRTS`.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -200,6 +203,7 @@ class SEN12MSCR(SEN12MSCRTS):
             transforms=transforms,
             on_error=on_error,
             catalogue=catalogue,
+            min_overlap=min_overlap,
         )
 
     def _split_of(self, roi: Roi) -> str:

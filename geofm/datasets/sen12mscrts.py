@@ -1,6 +1,7 @@
 """SEN12MS-CR-TS: pairs of Sentinel-1 and Sentinel-2 patches, each read on its own grid."""
 
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
@@ -14,7 +15,7 @@ from geofm.datasets.catalogue.scan import Reason
 from geofm.datasets.catalogue.scenes import Rows, Scenes
 from geofm.datasets.pairs.dataset import OnError, PairDataset
 from geofm.datasets.pairs.pairing import AnyPairing, Pairing, pair_scenes
-from geofm.datasets.pairs.table import Draft, PairTable, Period
+from geofm.datasets.pairs.table import MIN_OVERLAP, Draft, PairTable, Period, check_overlap
 from geofm.datasets.regions import REGIONS, Roi, Split, split_of
 from geofm.sensors import BANDS, SENSORS, BandError, check_bands, sensor_of
 
@@ -102,6 +103,7 @@ class SEN12MSCRTS(PairDataset):
         dates: tuple[str, str] | None = None,
         on_error: OnError = 'raise',
         catalogue: Path | None = None,
+        min_overlap: float = MIN_OVERLAP,
     ) -> None:
         """Initialize a new SEN12MSCRTS instance.
 
@@ -130,6 +132,10 @@ class SEN12MSCRTS(PairDataset):
                 from PyTorch's generator, and count that in :attr:`failures`.
             catalogue: Catalogue of the folder *paths*, if it does not lie beside the data or in
                 the user's cache.
+            min_overlap: Least fraction, 0 to 1, of the ground of an S2 file that the S1 file of its
+                pair must cover. Pairs below are left out and counted in :attr:`skipped`. The
+                fraction of each pair is the column 'overlap' of :attr:`index`; pixels that S1
+                does not cover are not valid.
 
         Raises:
             BandError: If a band is unknown, given twice, or not of the sensors.
@@ -163,6 +169,7 @@ class SEN12MSCRTS(PairDataset):
             raise ValueError(f'max_cloud_cover must be from 0 to 1, not {max_cloud_cover}')
         if max_cloud_cover is not None and 's2' not in self.sensors:
             raise ValueError("max_cloud_cover is of S2, but sensors are only 's1'")
+        self.min_overlap = check_overlap(min_overlap)
         self.pairing = pairing
         self.max_day_gap = max_day_gap
         self.max_cloud_cover = max_cloud_cover
@@ -191,8 +198,10 @@ class SEN12MSCRTS(PairDataset):
         """Find the pairs."""
         draft, rois = self._draft()
         give_back()
-        pairs = draft.complete(self.skipped, self._period)
+        pairs = draft.complete(self.skipped, self._period, self.min_overlap)
         self.skipped.warn()
+        if said := pairs.partial_overlap():
+            warnings.warn(said, UserWarning, stacklevel=3)
         if not rois:
             raise DatasetNotFoundError(self)
         if not len(pairs):

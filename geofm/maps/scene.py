@@ -15,7 +15,6 @@ from rasterio.enums import Resampling
 from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine
-from rasterio.vrt import WarpedVRT
 from torch import Tensor
 
 from geofm.grid import Grid, read_on_grid
@@ -178,15 +177,8 @@ def _warp(
     raster: SensorRaster, grid: Grid, resampling: Resampling
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Bring a raster onto a grid; pixels without data bleed into none."""
-    src = raster.src
-    if src.nodata is not None:
-        pixels, _ = read_on_grid(src, grid, resampling)
-    else:
-        # 0 in all bands is fill, of which GDAL must know before it blends pixels.
-        with WarpedVRT(
-            src, src_nodata=0, nodata=float('nan'), dtype='float32', UNIFIED_SRC_NODATA='YES'
-        ) as filled:
-            pixels, _ = read_on_grid(filled, grid, resampling)
+    # 0 in all bands is fill, of which GDAL must know before it blends pixels.
+    pixels, _ = read_on_grid(raster.src, grid, resampling, fill=0)
     return pixels, _has_data(pixels, raster, None)
 
 

@@ -4,13 +4,16 @@ Linear layers see the tokens of all crops as the rows of one matrix; attention s
 crop. As in DINOv2 (Oquab et al., 2023, section 5), where it is called sequence packing.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
+from timm.layers.attention import Attention
 from timm.layers.drop import DropPath
 from timm.layers.layer_scale import LayerScale
-from timm.layers.mlp import Mlp
+from timm.layers.mlp import GluMlp, Mlp, SwiGLU
+from timm.layers.patch_embed import PatchEmbed
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from geofm.models.packed_attention import Groups, attend
@@ -64,17 +67,70 @@ def take_out(crops: Sequence[Tensor], groups: Groups) -> list[Tensor]:
     return [part.unflatten(0, group) for part, group in zip(parts, groups, strict=True)]
 
 
-def drops_paths(block: nn.Module) -> bool:
-    """Whether a block of timm's ViT, as it is now, leaves out some of its input at random.
+def is_plain(block: nn.Module) -> bool:
+    """Whether a block's layers do what their weights say, so that these may be used directly.
+
+    Adapters such as LoRA, hooks and replaced ``forward`` methods act when a module is called. A
+    block with any of them must be called as a whole.
 
     Args:
         block: The block.
 
     Returns:
-        True if it is being trained with stochastic depth.
+        True if it is a block of timm, its layers are of the classes that timm gives it, and
+        neither it nor any module in it has hooks.
     """
-    blk: Any = block
-    return _drop_rate(blk.drop_path1) > 0
+    if type(block) is not Block or _is_altered(block):
+        return False
+    attn: Any = block.attn
+    mlp: Any = block.mlp
+    linear: tuple[tuple[Any, str], ...] = ((attn, 'qkv'), (attn, 'proj'))
+    if type(mlp) is Mlp:
+        linear += ((mlp, 'fc1'), (mlp, 'fc2'))
+    drops = ('drop_path1', 'drop_path2')
+    return (
+        type(attn) is Attention
+        and type(mlp) in (Mlp, GluMlp, SwiGLU)
+        and all(type(parent._modules[name]) is nn.Linear for parent, name in linear)
+        and all(type(block._modules[name]) in (DropPath, nn.Identity) for name in drops)
+    )
+
+
+def _is_altered(module: nn.Module) -> bool:
+    """Whether calling a module, or one in it, does more than its class says."""
+    # Looked at for every block of every step: modules' own attribute access is slow.
+    modules: list[Any] = [module]
+    while modules:
+        own = modules.pop().__dict__
+        if (
+            own['_forward_hooks']
+            or own['_forward_pre_hooks']
+            or own['_backward_hooks']
+            or own['_backward_pre_hooks']
+            or 'forward' in own
+        ):
+            return True
+        modules += [child for child in own['_modules'].values() if child is not None]
+    return False
+
+
+def _call_block(block: nn.Module, groups: Groups, crops: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Call a block on the crops of each size, laid out as they were."""
+    results = [block(crop) for crop in take_out(crops, groups)]
+    return lay_out(results, drop=len(crops) == len(groups))[0]
+
+
+def drops_paths(blocks: Iterable[nn.Module]) -> bool:
+    """Whether a block of timm's ViT, as it is now, leaves out some of its input at random.
+
+    Args:
+        blocks: The blocks.
+
+    Returns:
+        True if any of them is being trained with stochastic depth.
+    """
+    branches = ('drop_path1', 'drop_path2')
+    return any(_drop_rate(getattr(block, name, None)) for block in blocks for name in branches)
 
 
 def run_block(block: nn.Module, groups: Groups, *crops: Tensor) -> tuple[Tensor, ...]:
@@ -82,6 +138,7 @@ def run_block(block: nn.Module, groups: Groups, *crops: Tensor) -> tuple[Tensor,
 
     Where the block has stochastic depth and is being trained, each of its two branches runs on
     a random subset of the crops of each size, as in DINOv2: what is dropped costs nothing.
+    A block that is not plain, see :func:`is_plain`, is called on the crops of each size.
 
     Args:
         block: The block.
@@ -91,6 +148,8 @@ def run_block(block: nn.Module, groups: Groups, *crops: Tensor) -> tuple[Tensor,
     Returns:
         As many tensors of the same shapes.
     """
+    if not is_plain(block):
+        return _call_block(block, groups, crops)
     blk: Any = block
 
     def attention(x: Tensor, groups: Groups) -> Tensor:
@@ -117,6 +176,8 @@ def run_last_block(block: nn.Module, groups: Groups, kept: Kept, *crops: Tensor)
     Returns:
         The wanted tokens, of shape (M, D).
     """
+    if not is_plain(block):
+        return _pack(_call_block(block, groups, crops))[_rows(groups, kept)]
     blk: Any = block
     before = _pack(crops)[_rows(groups, kept)]
     chosen = _draw_subsets(groups, _drop_rate(blk.drop_path1), before.device)
@@ -154,6 +215,9 @@ def embed_patches(embed: nn.Module, images: Tensor) -> Tensor:
         Tokens of shape (B, H/p, W/p, D).
     """
     patch_embed: Any = embed
+    plain = type(embed) is PatchEmbed and type(patch_embed.proj) is nn.Conv2d
+    if not plain or _is_altered(embed):
+        return patch_embed(images)
     height, width = patch_embed.patch_size
     if images.shape[-2] % height or images.shape[-1] % width:
         # Timm says what is wrong.
@@ -186,7 +250,7 @@ def _scaled_linear(layer: nn.Linear, scale: nn.Module, x: Tensor) -> Tensor:
     To scale the weights takes no time, and the layer's output need not be kept for the gradient of
     the scales. In float16 weights of 1e-5 times theirs would vanish.
     """
-    if not isinstance(scale, LayerScale) or _in_float16(x.device.type):
+    if type(scale) is not LayerScale or _in_float16(x.device.type):
         return scale(_linear(layer, x))
     bias = None if layer.bias is None else layer.bias * scale.gamma
     return _product(x, layer.weight * scale.gamma[:, None], bias)
@@ -220,7 +284,7 @@ def _attend(attn: Any, x: Tensor, groups: Groups) -> Tensor:
     return normalised if attn.gate is None else normalised * attn.gate(x).sigmoid()
 
 
-def _drop_rate(drop: nn.Module) -> float:
+def _drop_rate(drop: nn.Module | None) -> float:
     return float(drop.drop_prob or 0.0) if isinstance(drop, DropPath) and drop.training else 0.0
 
 

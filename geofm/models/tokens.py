@@ -336,9 +336,7 @@ class SensorTokens(nn.Module):
     ) -> tuple[tuple[Tensor, ...], Groups]:
         """Tokens of one sensor's crops after the first blocks of its ViT, and their layout."""
         blocks = self._encoder(key).blocks
-        crops, groups = lay_out(
-            [self._embed(key, view) for view in views], drop=drops_paths(blocks[0])
-        )
+        crops, groups = lay_out([self._embed(key, view) for view in views], drops_paths(blocks))
         for block in blocks[:count]:
             crops = self._checkpointed(self._run_block, block, groups, *crops)
         return crops, groups

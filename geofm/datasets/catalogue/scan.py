@@ -101,7 +101,7 @@ class Reason(StrEnum):
     BAND_COUNT = 'wrong number of bands'
     NO_EPSG = 'no CRS with an EPSG code'
     DTYPE = 'wrong type of pixels'
-    APART = 'S1 and S2 do not overlap on the ground'
+    APART = 'S1 and S2 overlap too little on the ground'
     BAD = 'marked as bad in the catalogue'
     BANDS = 'without some of the bands that are asked for'
 

@@ -21,6 +21,7 @@ from torchgeo.datasets.utils import GeoSlice, Sample
 from geofm.datasets.catalogue.footprints import SEARCH_CRS
 from geofm.datasets.catalogue.scan import Skipped
 from geofm.datasets.pairs.failures import FailureLog
+from geofm.datasets.pairs.intersection import PairIntersection
 from geofm.datasets.pairs.reading import BrokenFileError, read_file, refuse_empty
 from geofm.datasets.pairs.search import FrameSearch, TableSearch, best_pair
 from geofm.datasets.pairs.table import PairTable
@@ -85,6 +86,21 @@ class PairDataset(GeoDataset):
             # A worker reads, and what was left out may be many names.
             state['skipped'] = Skipped()
         return state
+
+    def __and__(self, other: GeoDataset) -> PairIntersection:
+        """Join the pairs with another data set, such as a raster of labels.
+
+        Args:
+            other: A RasterDataset or VectorDataset.
+
+        Returns:
+            Both, read on the grid of each pair.
+
+        Raises:
+            RuntimeError: If the data sets have no ground or no time in common.
+            TypeError: If *other* is neither a RasterDataset nor a VectorDataset.
+        """
+        return PairIntersection(self, other)
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -202,7 +218,8 @@ class PairDataset(GeoDataset):
                 dataset.
 
         Returns:
-            The sample, see :meth:`read_pair`.
+            The sample, see :meth:`read_pair`. For a slice, 'crs' and 'index' have shape (1,), so
+            that TorchGeo's IntersectionDataset can concatenate them.
 
         Raises:
             IndexError: If there is no such pair.
@@ -223,7 +240,8 @@ class PairDataset(GeoDataset):
         position = best_pair(self._searched(), box, *when)
         if position is None:
             raise IndexError(f'index: {index} not found in dataset with bounds: {self.bounds}')
-        return self.read_pair(position, self._window(position, box))
+        sample = self.read_pair(position, self._window(position, box))
+        return {**sample, 'crs': sample['crs'][None], 'index': sample['index'][None]}
 
     def read_pair(self, position: int, window: Window | None = None) -> Sample:
         """Read a pair, or a window of it, on the grid of its S2 file.

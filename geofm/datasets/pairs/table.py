@@ -20,7 +20,8 @@ from geofm.datasets.catalogue.scenes import NO_DAY, Grids, Rows, Scenes, read_gr
 from geofm.datasets.catalogue.shared_array import SharedArray
 from geofm.grid import ALIGNMENT_TOLERANCE, Grid
 
-#: A pair. The grid is that of S2, if there is one; files are numbers of a list of paths.
+#: A pair. The grid is that of S2, if there is one; files are numbers of a list of paths; overlap is
+#: the fraction of the grid that the S1 file covers, 1 for a single sensor.
 PAIR = np.dtype(
     [
         ('transform', np.float64, 6),
@@ -35,9 +36,13 @@ PAIR = np.dtype(
         ('epsg', np.int32),
         ('height', np.int32),
         ('width', np.int32),
+        ('overlap', np.float32),
     ],
     align=True,
 )
+
+#: Least fraction of a pair's grid that its S1 file must cover, unless told otherwise.
+MIN_OVERLAP = 0.5
 
 #: What a pair shows, but for the date.
 PLACE = ('season', 'roi', 'patch')
@@ -89,7 +94,7 @@ class PairTable:
         records = np.zeros(len(frame), PAIR)
         season, seasons = pd.factorize(frame['season'], sort=True)
         records['season'] = season
-        for name in ('roi', 'patch', 'time_step', 'epsg', 'height', 'width'):
+        for name in ('roi', 'patch', 'time_step', 'epsg', 'height', 'width', 'overlap'):
             records[name] = frame[name].to_numpy()
         records['transform'] = np.array(frame['transform'].tolist(), float).reshape(-1, 6)
         paths: list[str] = []
@@ -187,6 +192,22 @@ class PairTable:
         whole = np.timedelta64(86_400_000_000 - 1, 'us')
         return start.astype('datetime64[us]'), stop.astype('datetime64[us]') + whole
 
+    def partial_overlap(self) -> str | None:
+        """Describe the pairs whose S1 file does not cover all of the grid.
+
+        Returns:
+            Their number, and the least overlap with the file that has it; None if there are none.
+        """
+        overlap = self.records['overlap']
+        partial = np.flatnonzero(overlap < 1)
+        if not len(partial):
+            return None
+        least = int(partial[np.argmin(overlap[partial])])
+        return (
+            f'{len(partial)} of {len(self)} pairs: S1 covers only a part of the S2 patch, pixels '
+            f'elsewhere are not valid (least: {overlap[least]:.1%}, {self.path(least, "s1")})'
+        )
+
     def frame(self, crs: pyproj.CRS) -> gpd.GeoDataFrame:
         """The pairs as TorchGeo's samplers want them.
 
@@ -196,8 +217,9 @@ class PairTable:
         Returns:
             One row a pair: ``s1`` and ``s2`` (paths, missing for a sensor that the pair has not),
             ``season``, ``roi``, ``patch``, ``time_step``, ``s1_date`` and ``s2_date``; ``epsg``,
-            ``transform`` (a, b, c, d, e, f), ``height`` and ``width`` of the grid; the outline of
-            the grid in *crs*; and as index the interval in which both were taken.
+            ``transform`` (a, b, c, d, e, f), ``height`` and ``width`` of the grid; ``overlap``, the
+            fraction of the grid that the S1 file covers; the outline of the grid in *crs*; and as
+            index the interval in which both were taken.
         """
         records, every = self.records, slice(None)
         start, stop = self.spans(every)
@@ -211,6 +233,7 @@ class PairTable:
             'epsg': records['epsg'].astype(np.int64),
             'transform': transforms,
             **{name: records[name].astype(np.int64) for name in ('height', 'width')},
+            'overlap': records['overlap'].astype(np.float64),
             'geometry': outlines(self.corners(every, crs)),
         }
         intervals = pd.IntervalIndex.from_arrays(
@@ -269,17 +292,22 @@ class Draft(NamedTuple):
             records[f'{sensor}_day'] = scenes.day[files[sensor]] if sensor in files else NO_DAY
         return cls(records, scenes.paths, scenes.seasons, partial(read_grids, scenes.sources))
 
-    def complete(self, skipped: Skipped, period: Period | None = None) -> PairTable:
+    def complete(
+        self, skipped: Skipped, period: Period | None = None, min_overlap: float = MIN_OVERLAP
+    ) -> PairTable:
         """Read where pairs lie.
 
         Args:
-            skipped: Takes the S1 of each pair whose files show different ground.
+            skipped: Takes the S1 of each pair whose files share too little ground.
             period: First and last day of pairs without dates.
+            min_overlap: Least fraction of the S2 grid that the S1 file must cover, 0 to 1. A pair
+                without any common ground is left out even for 0.
 
         Returns:
             The other pairs.
         """
         records = self.records
+        records['overlap'] = 1
         has_s1, has_s2 = ((records[sensor] != _NONE).any() for sensor in ('s1', 's2'))
         for rows, grids in self._by_file('s2' if has_s2 else 's1'):
             records['epsg'][rows] = grids.epsg
@@ -287,9 +315,10 @@ class Draft(NamedTuple):
             records['height'][rows], records['width'][rows] = grids.shape.T
         if has_s1 and has_s2:
             # Read once more rather than kept, which would take as much memory as the table.
-            gone = np.zeros(len(records), bool)
             for rows, grids in self._by_file('s1'):
-                gone[rows] = _apart(grids, records[rows])
+                records['overlap'][rows] = overlaps(grids, records[rows])
+            # Moved by exactly half a patch is an overlap of a half, whatever the rounding.
+            gone = (records['overlap'] < min_overlap - 1e-5) | (records['overlap'] == 0)
             if gone.any():
                 skipped.add(Reason.APART, *self.paths.take(records['s1'][gone]))
                 records = records[~gone]
@@ -306,19 +335,81 @@ class Draft(NamedTuple):
             yield rows, Grids(first, epsg[here], transform[here], shape[here])
 
 
-def _apart(grids: Grids, s2: npt.NDArray[np.void]) -> npt.NDArray[np.bool_]:
-    """Whether S1 files show other ground than the S2 of their pairs."""
-    # By rounding alone the corners of files on one grid differ, far less than by a pixel.
-    pixel = np.abs(s2['transform'][:, [1, 2, 4, 5]]).max(axis=1, keepdims=True)
-    other = (np.abs(grids.transform - s2['transform']) > ALIGNMENT_TOLERANCE * pixel).any(axis=1)
-    other |= grids.epsg != s2['epsg']
-    other |= (grids.shape != np.stack((s2['height'], s2['width']), axis=1)).any(axis=1)
-    apart = np.zeros(len(s2), bool)
-    if other.any():
-        first = corners(grids.epsg[other], grids.transform[other], grids.shape[other])
-        shapes = (outlines(points) for points in (first, _corners(s2[other])))
-        apart[other] = ~shapely.intersects(*shapes)
-    return apart
+def check_overlap(min_overlap: float) -> float:
+    """Check a least overlap.
+
+    Args:
+        min_overlap: Fraction of a pair's grid.
+
+    Returns:
+        The fraction.
+
+    Raises:
+        ValueError: If it is not from 0 to 1.
+    """
+    if not 0 <= min_overlap <= 1:
+        raise ValueError(f'min_overlap must be from 0 to 1, not {min_overlap}')
+    return min_overlap
+
+
+def overlaps(grids: Grids, pairs: npt.NDArray[np.void]) -> npt.NDArray[np.float32]:
+    """Fraction of each pair's grid that a file covers.
+
+    Args:
+        grids: Grids of the files, one per pair.
+        pairs: The pairs, of type :data:`PAIR`.
+
+    Returns:
+        Fractions from 0 to 1, shape (N,); exactly 1 where the file has the grid of the pair.
+    """
+    covered = np.ones(len(pairs), np.float32)
+    shape = np.stack((pairs['height'], pairs['width']), axis=1)
+    # On one grid corners differ by rounding alone, which is far less than a pixel.
+    tolerance = ALIGNMENT_TOLERANCE * pixel_size(pairs['transform'])[:, None]
+    other = (np.abs(grids.transform - pairs['transform']) > tolerance).any(axis=1)
+    other |= (grids.epsg != pairs['epsg']) | (grids.shape != shape).any(axis=1)
+    for epsg in np.unique(pairs['epsg'][other]):
+        rows = np.flatnonzero(other & (pairs['epsg'] == epsg))
+        covered[rows] = _covered(
+            corners(
+                grids.epsg[rows], grids.transform[rows], grids.shape[rows], pyproj.CRS(int(epsg))
+            ),
+            pairs['transform'][rows],
+            shape[rows],
+        )
+    return covered
+
+
+def pixel_size(transform: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Side of a pixel, the longer one if it is not square.
+
+    Args:
+        transform: Affine coefficients a to f, shape (N, 6).
+
+    Returns:
+        Sides in units of the CRS, shape (N,), whatever the orientation of the grid.
+    """
+    a, b, _, d, e, _ = np.moveaxis(transform, -1, 0)
+    return np.maximum(np.hypot(a, d), np.hypot(b, e))
+
+
+def _covered(
+    points: npt.NDArray[np.float64],
+    transform: npt.NDArray[np.float64],
+    shape: npt.NDArray[np.int32],
+) -> npt.NDArray[np.float64]:
+    """Fraction of grids (N) inside quadrilaterals whose corners (N, 4, 2) are in their CRS."""
+    # In pixels of the grid: numbers are small, and the grid is an upright box.
+    a, b, c, d, e, f = (transform[:, i, None] for i in range(6))
+    x, y = points[..., 0] - c, points[..., 1] - f
+    with np.errstate(invalid='ignore'):
+        pixels = np.stack((e * x - b * y, a * y - d * x), axis=-1) / (a * e - b * d)[..., None]
+    quads = outlines(pixels)
+    valid = shapely.make_valid(quads)
+    height, width = shape.T
+    common = shapely.area(shapely.intersection(valid, shapely.box(0, 0, width, height)))
+    # No outline: a corner lies nowhere in the CRS of the grid.
+    return np.nan_to_num(common / (height * width)).clip(0, 1)
 
 
 def _corners(
