@@ -49,7 +49,7 @@ class RearrangedModule(LabelledFolderDataModule):
     """The folder, as if its files had other bands."""
 
     def __init__(self, root: Path, bands: list[str], seed: int) -> None:
-        super().__init__(root, seed=seed)
+        super().__init__(root, val_fraction=0.2, test_fraction=0.2, seed=seed)
         self.channels = [FILES.index(band) for band in bands]
 
     def setup(self, stage: str) -> None:

@@ -189,6 +189,24 @@ def band_indices(wanted: Sequence[str], available: Sequence[str]) -> list[int]:
     return [available.index(band) for band in wanted]
 
 
+def check_channels(image: Tensor, bands: Sequence[str]) -> None:
+    """Check that an image has one channel for each of its bands.
+
+    Args:
+        image: Image or batch of images, of shape (..., C, H, W).
+        bands: Names that its channels should have.
+
+    Raises:
+        BandError: If the number of channels is not that of the bands.
+    """
+    if image.ndim < 3 or image.shape[-3] != len(bands):
+        channels = image.shape[-3] if image.ndim >= 3 else 'no'
+        raise BandError(
+            f'image of shape {tuple(image.shape)} has {channels} channels, but {len(bands)} bands '
+            f'are expected: {list(bands)}'
+        )
+
+
 def band_statistics(bands: Sequence[str]) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation of bands over SEN12MS-CR-TS.
 

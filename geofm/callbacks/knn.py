@@ -1,13 +1,25 @@
 """k-NN accuracy of a backbone while it is being pretrained."""
 
 from collections.abc import Sequence
+from itertools import islice
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torchgeo.datamodules import BaseDataModule
 
-from geofm.evaluation import encoder_of, extract_features, knn_accuracy
+from geofm.datamodules import NamedBandsDataModule
+from geofm.evaluation import (
+    LabelledFeatures,
+    encoder_of,
+    extract_features,
+    knn_accuracy,
+    knn_average_precision,
+)
+from geofm.evaluation.encoders import Encoder
 from geofm.evaluation.features import side_by_side
+from geofm.models import MultiSensorViT
+from geofm.sensors import BandError
 
 
 class OnlineKNN(Callback):
@@ -18,6 +30,12 @@ class OnlineKNN(Callback):
     features. Of a ViT there are also those of the mean and of the standard deviation of its
     patches, and of CLS and mean side by side: ``knn_mean_of_patches/top1_k{k}``,
     ``knn_std_of_patches/top1_k{k}``, ``knn_cls_and_mean_of_patches/top1_k{k}``.
+
+    Where an image has several labels there is no accuracy: logged is the average precision of the
+    votes, ``knn/map_k{k}`` and so on, see :func:`geofm.evaluation.knn_average_precision`.
+
+    The bands of the labelled data are those of the backbone, matched by name if the data come from
+    a :class:`geofm.datamodules.NamedBandsDataModule`.
 
     Of :class:`geofm.tasks.DINOv2` that is the teacher's backbone. TorchGeo's ``SimCLR``, ``MoCo``
     and ``MAE`` can be watched too, and ``Classification`` of a ViT.
@@ -40,11 +58,35 @@ class OnlineKNN(Callback):
         self.k = tuple(k)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Set the labelled data up once, before training."""
-        if stage == 'fit':
-            backbone_of(pl_module)
-            self.datamodule.prepare_data()
-            self.datamodule.setup('fit')
+        """Set the labelled data up once, before training.
+
+        Raises:
+            BandError: If the labelled data do not have the bands of the backbone.
+            TypeError: If the task has no backbone.
+        """
+        if stage != 'fit':
+            return
+        backbone = backbone_of(pl_module)
+        bands = backbone.bands if isinstance(backbone, MultiSensorViT) else None
+        if bands is not None and isinstance(self.datamodule, NamedBandsDataModule):
+            self.datamodule.match_bands(bands)
+        self.datamodule.prepare_data()
+        self.datamodule.setup('fit')
+        given = getattr(self.datamodule.aug, 'bands', None)
+        if bands is not None and given is not None and tuple(given) != bands:
+            raise BandError(
+                f'OnlineKNN: the labelled data have the bands {list(given)}, but the backbone has '
+                f'{list(bands)}'
+            )
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at one batch of each split, so that data that do not fit are told at once.
+
+        Raises:
+            BandError: If the images have other channels than the backbone.
+            ValueError: If they have no labels, or labels that cannot be ones.
+        """
+        self._features(pl_module, batches=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure, if it is time."""
@@ -54,29 +96,55 @@ class OnlineKNN(Callback):
         self._measure(pl_module)
 
     def _measure(self, pl_module: LightningModule) -> None:
-        backbone = backbone_of(pl_module)
-        encoder = encoder_of(backbone)
-        training = {module: module.training for module in backbone.modules()}
-        backbone.eval()
-        bank, queries = (
-            extract_features(encoder.pooled, loader, self.datamodule.aug, pl_module.device)
-            for loader in (self.datamodule.train_dataloader(), self.datamodule.val_dataloader())
-        )
-        for module, mode in training.items():
-            module.training = mode
+        encoder, bank, queries = self._features(pl_module)
+        several = bank.labels.ndim == 2
+        if not several and len(bank.labels.unique()) < 2:
+            raise ValueError(
+                f'OnlineKNN: all labels are {bank.labels[0].item()}: with one class there is '
+                'nothing to tell apart'
+            )
+        measure, metric = (knn_average_precision, 'map') if several else (knn_accuracy, 'top1')
         for name, vectors in encoder.features.items():
             shown = name == next(iter(encoder.features))
             # 'CLS token' is 'knn', 'mean of patches' is 'knn_mean_of_patches'.
             group = 'knn' if shown else f'knn_{name.replace(" ", "_").lower()}'
             for k in self.k:
-                accuracy = knn_accuracy(
+                value = measure(
                     side_by_side(bank.features, vectors),
                     bank.labels,
                     side_by_side(queries.features, vectors),
                     queries.labels,
                     k=min(k, len(bank.labels)),
                 )
-                pl_module.log(f'{group}/top1_k{k}', accuracy, prog_bar=shown and k == self.k[0])
+                pl_module.log(f'{group}/{metric}_k{k}', value, prog_bar=shown and k == self.k[0])
+
+    def _features(
+        self, pl_module: LightningModule, batches: int | None = None
+    ) -> tuple[Encoder, LabelledFeatures, LabelledFeatures]:
+        """Features of the first batches, or all, of the training and of the validation split."""
+        backbone = backbone_of(pl_module)
+        encoder = encoder_of(backbone)
+        training = {module: module.training for module in backbone.modules()}
+        backbone.eval()
+        try:
+            # Loaders draw a seed each, which training must not notice.
+            with torch.random.fork_rng(devices=[]):
+                bank, queries = (
+                    extract_features(
+                        encoder.pooled,
+                        islice(loader, batches),
+                        self.datamodule.aug,
+                        pl_module.device,
+                    )
+                    for loader in (
+                        self.datamodule.train_dataloader(),
+                        self.datamodule.val_dataloader(),
+                    )
+                )
+        finally:
+            for module, mode in training.items():
+                module.training = mode
+        return encoder, bank, queries
 
 
 def backbone_of(task: LightningModule) -> nn.Module:

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torchgeo.datamodules import NonGeoDataModule
 
+from geofm.datamodules.targets import CheckedTargets
 from geofm.datasets.eurosat_rgb import EuroSATRGB
 
 
-class EuroSATRGBDataModule(NonGeoDataModule):
+class EuroSATRGBDataModule(CheckedTargets, NonGeoDataModule):
     """Real patches of ten classes, as DN of B04, B03 and B02; no cell is in two splits.
 
     .. seealso:: :class:`geofm.datasets.EuroSATRGB`

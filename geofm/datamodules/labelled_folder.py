@@ -1,15 +1,19 @@
 """Images sorted into a folder for each class, as EuroSAT and many others come."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import rasterio
 import torch
+from torch import nn
 from torch.utils.data import Subset
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import NonGeoClassificationDataset
 from torchgeo.datasets.utils import Path
+
+from geofm.sensors import BandError
 
 
 def read_image(path: str) -> npt.NDArray[np.float32]:
@@ -31,19 +35,32 @@ def read_image(path: str) -> npt.NDArray[np.float32]:
         raise ValueError(f'{path}: cannot be read: {error}') from error
 
 
+class _Unnamed(nn.Module):
+    """Stands where a data module has its normalisation: there is none without names of bands."""
+
+    def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
+        raise BandError(
+            'LabelledFolderDataModule reads bands without names, which cannot be normalised: wrap '
+            'it in geofm.datamodules.NamedBandsDataModule and name them with source_bands'
+        )
+
+
 class LabelledFolderDataModule(NonGeoDataModule):
     """Images of a folder that has a folder for each class, split at random within the classes.
 
     Images that lie side by side may fall into different splits: where places are known, split by
-    place, and make a data set for each split. Name the bands with
-    :class:`geofm.datamodules.NamedBandsDataModule`.
+    place, and make a data set for each split.
+
+    It reads numbers and knows no bands: to train on them, name the bands with
+    :class:`geofm.datamodules.NamedBandsDataModule`, which normalises them too. To pretrain on all
+    images, set both shares to 0.
     """
 
     def __init__(
         self,
         root: Path,
-        val_fraction: float = 0.2,
-        test_fraction: float = 0.2,
+        val_fraction: float | None = None,
+        test_fraction: float | None = None,
         batch_size: int = 64,
         num_workers: int = 0,
         seed: int = 0,
@@ -52,8 +69,9 @@ class LabelledFolderDataModule(NonGeoDataModule):
 
         Args:
             root: The folder.
-            val_fraction: Share of each class to choose by.
-            test_fraction: Share of each class to report on.
+            val_fraction: Share of each class to choose by; by default 0.2, and a warning tells that
+                these images are not trained on. With 0 there is no such split.
+            test_fraction: Share of each class to report on; likewise.
             batch_size: Number of images in a batch.
             num_workers: Number of processes that read.
             seed: Seed of the split.
@@ -61,6 +79,9 @@ class LabelledFolderDataModule(NonGeoDataModule):
         Raises:
             ValueError: If the shares leave nothing to learn from.
         """
+        self._says_shares = val_fraction is not None and test_fraction is not None
+        val_fraction = 0.2 if val_fraction is None else val_fraction
+        test_fraction = 0.2 if test_fraction is None else test_fraction
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
             raise ValueError(
                 f'val_fraction {val_fraction} and test_fraction {test_fraction} leave no image to '
@@ -70,6 +91,8 @@ class LabelledFolderDataModule(NonGeoDataModule):
             NonGeoClassificationDataset, batch_size, num_workers, root=root, loader=read_image
         )
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
+        # Not TorchGeo's default, which takes any image for a picture of 8 bits.
+        self.aug = _Unnamed()
 
     def setup(self, stage: str) -> None:
         """Make the data sets; the split does not depend on the stage.
@@ -98,4 +121,18 @@ class LabelledFolderDataModule(NonGeoDataModule):
             parts['val'] += shuffled[test : test + val]
             parts['train'] += shuffled[test + val :]
         for split, indices in parts.items():
-            setattr(self, f'{split}_dataset', Subset(dataset, sorted(indices)))
+            subset = Subset(dataset, sorted(indices)) if indices else None
+            setattr(self, f'{split}_dataset', subset)
+        self._tell_held_out(len(targets), len(parts['train']))
+
+    def _tell_held_out(self, every: int, trained: int) -> None:
+        """Warn once of images that nobody asked to hold out."""
+        if self._says_shares or trained == every:
+            return
+        self._says_shares = True
+        warnings.warn(
+            f'{self.kwargs["root"]}: {every - trained} of {every} images are held out of training '
+            f'to validate and test on: set val_fraction ({self.val_fraction:g} by default) and '
+            f'test_fraction ({self.test_fraction:g}) to say how many, or to 0 to train on all',
+            stacklevel=2,
+        )

@@ -6,12 +6,13 @@ from typing import Any
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets.utils import Path
 
+from geofm.datamodules.targets import CheckedTargets
 from geofm.datasets.landcover import SampleLandCover
 from geofm.sensors import BANDS, band_statistics
 from geofm.transforms.normalize import Normalize
 
 
-class SampleLandCoverDataModule(NonGeoDataModule):
+class SampleLandCoverDataModule(CheckedTargets, NonGeoDataModule):
     """Land cover of the sample data that ``geofm sample-data`` generates, split by ROI.
 
     The splits are those of SEN12MS-CR-TS. Batches are normalised on the device that they are on.

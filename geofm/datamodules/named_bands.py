@@ -10,6 +10,7 @@ from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.resumable import ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
+from geofm.datamodules.targets import CheckedTargets
 from geofm.datasets.collate import pad_and_stack
 from geofm.datasets.named_bands import NamedBands, S1Unit, wanted_bands
 from geofm.models import MultiSensorViT
@@ -20,7 +21,7 @@ from geofm.transforms import Normalize
 SPLITS = ('train', 'val', 'test', 'predict')
 
 
-class NamedBandsDataModule(ResumableDataModule):
+class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
     """Data of a TorchGeo data module, or of data sets, with their bands matched by name.
 
     Name the channels in the order in which the data come, once. The model then gets its own
@@ -101,6 +102,7 @@ class NamedBandsDataModule(ResumableDataModule):
         names = source_bands.values() if isinstance(source_bands, Mapping) else [source_bands]
         self.available = check_bands([band for image in names for band in image])
         self._asked = bands
+        self._model_bands: tuple[str, ...] | None = None
         self._mean, self._std = mean or {}, std or {}
         unknown = sorted({*self._mean, *self._std} - set(self.available))
         if unknown:
@@ -121,12 +123,24 @@ class NamedBandsDataModule(ResumableDataModule):
         Raises:
             BandError: If the model has bands that the data lack, or not those asked for.
         """
-        self._name_bands(self._match(self._asked))
+        self._name_bands(self._match())
         if self.source is not None:
             self.source.setup(stage)
         for split in SPLITS:
             dataset = self._source_dataset(split)
             setattr(self, f'{split}_dataset', None if dataset is None else self._named(dataset))
+
+    def match_bands(self, bands: Sequence[str]) -> None:
+        """Give the bands of a model that the trainer of this data module does not know.
+
+        Args:
+            bands: Names of the model's bands, in its order.
+
+        Raises:
+            BandError: If others were asked for, or the data lack one.
+        """
+        self._model_bands = tuple(bands)
+        self._name_bands(self._match())
 
     def train_dataloader(self) -> DataLoader[Sample]:
         """Training samples: shuffled, or as the sampler of a GeoDataModule says.
@@ -197,16 +211,19 @@ class NamedBandsDataModule(ResumableDataModule):
     def _named(self, dataset: Dataset[Any]) -> NamedBands:
         return NamedBands(dataset, bands=self.bands, **self.kwargs)
 
-    def _match(self, bands: Sequence[str] | None) -> Sequence[str] | None:
-        """Bands asked for, or else those of the model."""
+    def _match(self) -> Sequence[str] | None:
+        """Bands of the model; without one of this project, those asked for."""
         trainer = self.trainer
         modules = trainer.lightning_module.modules() if trainer and trainer.model else ()
         models = [module.bands for module in modules if isinstance(module, MultiSensorViT)]
-        if not models:
-            return bands
-        if bands is not None and tuple(bands) != models[0]:
-            raise BandError(f'bands {list(bands)} asked for, but the model has {list(models[0])}')
-        return models[0]
+        wanted = models[0] if models else self._model_bands
+        if wanted is None:
+            return self._asked
+        if self._asked is not None and tuple(self._asked) != wanted:
+            raise BandError(
+                f'bands {list(self._asked)} asked for, but the model has {list(wanted)}'
+            )
+        return wanted
 
     def _name_bands(self, bands: Sequence[str] | None) -> None:
         """Set the bands to return, and what goes with them."""

@@ -1,5 +1,6 @@
 """Any data set of Sentinel images, its bands by name."""
 
+import warnings
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
@@ -10,7 +11,8 @@ from torch.utils.data import Dataset, Subset
 from torchgeo.datasets.utils import Sample
 
 from geofm.datasets.files import files_of
-from geofm.sensors import BANDS, BandError, band_indices, check_bands, sensor_channels
+from geofm.sensors import BANDS, SENSORS, BandError, band_indices, check_bands, sensor_channels
+from geofm.units import UnitWarning, warn_of_unit
 
 #: Bands of each image of a sample, by its key.
 type BandNames = Sequence[str] | Mapping[str, Sequence[str]]
@@ -53,7 +55,8 @@ class NamedBands(Dataset[Sample]):
             scale: Factor that brings values to the unit of the sensor, for all bands or by name:
                 10,000 for reflectances.
             s1_unit: Whether Sentinel-1 comes in dB or as linear power, which becomes dB; power that
-                is not positive is invalid.
+                is not positive is invalid. A warning is given once if the values look like the
+                other.
             n_dates: Number of dates k that lie one after the other in the channels of 'image', as
                 in TorchGeo's SSL4EO-S12 with ``seasons=k``. 'image' becomes (k, C, H, W).
 
@@ -72,6 +75,7 @@ class NamedBands(Dataset[Sample]):
         self.bands = wanted_bands(bands, available)
         self.s1_unit = s1_unit
         self.n_dates = n_dates
+        self._judged = False
         self._pick = band_indices(self.bands, available)
         self._channels = sensor_channels(available)
         self._scale = _factors(scale, available)
@@ -110,6 +114,7 @@ class NamedBands(Dataset[Sample]):
         valid = torch.ones_like(image[..., 0, :, :], dtype=torch.bool)
         if 's2' in self._channels:
             valid &= (image[..., self._channels['s2'], :, :] != 0).any(dim=-3)
+        self._judge_unit(image)
         if 's1' in self._channels and self.s1_unit == 'power':
             channels = self._channels['s1']
             # Where the logarithm is not finite there was no echo to measure.
@@ -159,6 +164,27 @@ class NamedBands(Dataset[Sample]):
             )
         image = image.to(torch.float32)
         return image if self.n_dates is None else image.unflatten(0, (self.n_dates, -1))
+
+    def _judge_unit(self, image: Tensor) -> None:
+        """Warn once if Sentinel-1 of the first image with data is not in the unit that was said."""
+        if self._judged or 's1' not in self._channels:
+            return
+        values = image[..., self._channels['s1'], :, :].movedim(-3, 0).flatten(1)
+        values = values[:, ((values != 0) & values.isfinite()).all(dim=0)]
+        if not values.numel():
+            return
+        self._judged = True
+        if self.s1_unit == 'power':
+            if values.max() < 0:
+                warnings.warn(
+                    f'{self._title}: values of Sentinel-1 from {values.min():g} to '
+                    f"{values.max():g} look like dB, not power: leave out s1_unit='power'",
+                    UnitWarning,
+                    stacklevel=3,
+                )
+        else:
+            title = f"{self._title}, read with s1_unit='dB' ('power' converts linear power)"
+            warn_of_unit(values.numpy(), SENSORS['s1'], title)
 
     @property
     def _title(self) -> str:

@@ -5,7 +5,13 @@ from geofm.evaluation.benchmark import Probe, ProbeSettings, run_benchmark
 from geofm.evaluation.data import LabelledData, labelled_data
 from geofm.evaluation.features import LabelledFeatures, extract_features
 from geofm.evaluation.paired import PairedDataModule
-from geofm.evaluation.probes.knn import knn_accuracy, knn_predict, knn_votes, whiten
+from geofm.evaluation.probes.knn import (
+    knn_accuracy,
+    knn_average_precision,
+    knn_predict,
+    knn_votes,
+    whiten,
+)
 from geofm.evaluation.report import Report, Score, print_report, write_report
 
 __all__ = (
@@ -20,6 +26,7 @@ __all__ = (
     'encoder_of',
     'extract_features',
     'knn_accuracy',
+    'knn_average_precision',
     'knn_predict',
     'knn_votes',
     'labelled_data',

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from geofm.sensors import BandError, sensor_of
+from geofm.sensors import BandError, check_channels, sensor_of
 from geofm.transforms import Normalize
 
 #: What stands for a band that the data lack: the mean of the band, or the value zero.
@@ -130,6 +130,7 @@ class Adapter(nn.Module):
             BandError: If the data lack a band, and *missing* does not say what to do.
         """
         super().__init__()
+        self.data_bands = tuple(data_bands)
         self.bands = tuple(bands)
         self.filled = tuple(band for band in bands if band not in data_bands)
         if self.filled and missing is None:
@@ -165,6 +166,7 @@ class Adapter(nn.Module):
             'valid' of the size of the data.
 
         Raises:
+            BandError: If the image does not have one channel for each band of the data.
             ValueError: If there are several dates.
         """
         image: Tensor = batch['image']
@@ -172,6 +174,7 @@ class Adapter(nn.Module):
             raise ValueError(
                 f'images of shape {tuple(image.shape)}: one date at a time, (B, C, H, W), is needed'
             )
+        check_channels(image, self.data_bands)
         image = image[:, self.pick]
         if self.filled:
             every = image.new_zeros(len(image), len(self.bands), *image.shape[-2:])

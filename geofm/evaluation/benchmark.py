@@ -17,6 +17,7 @@ from geofm.evaluation.backbones import (
 from geofm.evaluation.cache import FeatureCache, feature_key
 from geofm.evaluation.data import SPLITS, LabelledData, Split
 from geofm.evaluation.features import Features, split_features
+from geofm.evaluation.labels import number_of_classes
 from geofm.evaluation.metrics import (
     Metric,
     confusion,
@@ -99,7 +100,7 @@ def run_benchmark(
     Raises:
         BandError: If the bands of the data are not what a backbone needs.
         CheckpointError: If weights cannot be had.
-        ValueError: If a probe is not one for the data.
+        ValueError: If a probe is not one for the data, or a target cannot be one.
     """
     report = Report(data, say)
     for line in data.notes:
@@ -229,9 +230,12 @@ def _classes(splits: dict[Split, Features], data: LabelledData) -> int:
         return 1
     if data.task == 'multilabel':
         return targets[0].shape[1]
-    known = [t[t != data.ignore_index] if data.dense else t for t in targets]
-    seen = 1 + max((int(t.max()) for t in known if t.numel()), default=0)
-    return max(seen, len(data.classes))
+    values = torch.cat([t.unique() for t in targets])
+    advice = 'Leave images without a label out of the data set'
+    if data.dense:
+        values = values[values != data.ignore_index]
+        advice = 'If it means that nothing is known there, set ignore_index to it'
+    return number_of_classes(values, len(data.classes), data.name, advice, data.says_nodata)
 
 
 def _predictions(

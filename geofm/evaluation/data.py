@@ -14,6 +14,7 @@ from torchgeo.datasets.utils import Sample
 from geofm.datamodules import NamedBandsDataModule
 from geofm.datasets import pad_and_stack
 from geofm.evaluation.hashing import hash_tensors, identity
+from geofm.evaluation.labels import class_labels, class_mask
 from geofm.evaluation.naming import (
     Windows,
     innermost,
@@ -52,6 +53,7 @@ class LabelledData:
         num_workers: Processes that read.
         collate_fn: How samples become a batch.
         ignore_index: Value of targets that does not count.
+        says_nodata: Whether a user said which value does not count.
         classes: Names of the classes, as far as they are known.
         statistics: Mean and std by band that the data ask for; empty: those of the backbone.
         notes: What a reader of the figures should know of the data.
@@ -66,6 +68,7 @@ class LabelledData:
     num_workers: int = 0
     collate_fn: Callable[[Any], Any] = default_collate
     ignore_index: int = IGNORE
+    says_nodata: bool = False
     classes: tuple[str, ...] = ()
     statistics: dict[str, tuple[float, float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
@@ -107,6 +110,9 @@ class LabelledData:
         Returns:
             Classes int64 (B,), or 0 and 1 int64 (B, classes), or maps (B, H, W): int64, with
             :attr:`ignore_index` where nothing is known, or float32, NaN there.
+
+        Raises:
+            ValueError: If a target cannot be one.
         """
         key = 'mask' if self.dense else 'label'
         target: Tensor = batch[key]
@@ -118,8 +124,8 @@ class LabelledData:
             if self.task == 'regression':
                 return target.float()
             # Beyond the border of an image pad_and_stack leaves -1.
-            return target.long().masked_fill(target < 0, self.ignore_index)
-        return target.long()
+            return class_mask(target, self.ignore_index, self.name)
+        return class_labels(target, self.name)
 
     def fingerprint(self, split: Split) -> str:
         """A hash of what the data of a split are: where from, how many, and a sample of them."""
@@ -181,6 +187,7 @@ def labelled_data(
         num_workers=datamodule.num_workers,
         collate_fn=_collate(sources[0]),
         ignore_index=IGNORE if ignore_index is None else ignore_index,
+        says_nodata=ignore_index is not None,
         classes=_classes_of(sources[0]),
         statistics=_statistics(datamodule),
         notes=notes,

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from geofm.evaluation.adapter import Adapter
 from geofm.evaluation.data import LabelledData, Split
 from geofm.evaluation.encoders import Encoder
+from geofm.evaluation.labels import class_labels
 
 
 class LabelledFeatures(NamedTuple):
@@ -111,7 +112,7 @@ def extract_features(
         Features and labels, on the CPU.
 
     Raises:
-        ValueError: If there is no batch, or one without labels.
+        ValueError: If there is no batch, or one without labels, or a label that cannot be one.
     """
     features, labels = [], []
     for batch in batches:
@@ -119,7 +120,7 @@ def extract_features(
             raise ValueError(f'batches must have a label; this one has {sorted(batch)}')
         tensors = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
         features.append(encoder(prepare(tensors)).float().cpu())
-        labels.append(batch['label'])
+        labels.append(class_labels(batch['label'].cpu(), 'the labelled data'))
     if not features:
         raise ValueError('no data to compute features of: the data loader gave no batch')
     return LabelledFeatures(torch.cat(features), torch.cat(labels))

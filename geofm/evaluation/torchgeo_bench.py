@@ -13,7 +13,14 @@ from torch import Tensor, nn
 from torchgeo.datasets import DependencyNotFoundError
 
 from geofm.models import MultiSensorViT, create_backbone, load_backbone, read_hparams
-from geofm.sensors import SENSORS, BandError, check_bands, sensor_channels, sensor_of
+from geofm.sensors import (
+    SENSORS,
+    BandError,
+    check_bands,
+    check_channels,
+    sensor_channels,
+    sensor_of,
+)
 from geofm.transforms import Normalize
 
 try:
@@ -48,6 +55,10 @@ _NAMES: dict[str, dict[str, str]] = {
         'swir_2': 'B12',
     },
 }
+
+
+#: Least mean of B8A as a share of that of B07 or B08; in data with the right names it is above 1.
+_LEAST_B8A = 0.85
 
 
 class GeofmBench(BenchModel):
@@ -116,7 +127,11 @@ class GeofmBench(BenchModel):
 
         Returns:
             Images of the channels that are used.
+
+        Raises:
+            BandError: If the images do not have one channel for each of the bands described.
         """
+        check_channels(images, [spec.name for spec in self.bands])
         if self.to_native is not None:
             normalised: Tensor = self.to_native(images[:, self._channels])
             return normalised
@@ -212,6 +227,14 @@ def _check_names(named: Mapping[str, BandSpec]) -> None:
             f"'{said['VV']}' is darker than '{said['VH']}' (means {mean['VV']:g} and "
             f'{mean["VH"]:g}), so it is hardly co-polarised. {advice}'
         )
+    if 'B8A' in mean:
+        for band in ('B08', 'B07'):
+            # Beside each other in the near infrared: in any data B8A is about as bright.
+            if mean['B8A'] < _LEAST_B8A * mean.get(band, 0):
+                raise ValueError(
+                    f"'{said['B8A']}' is darker than '{said[band]}' (means {mean['B8A']:g} and "
+                    f'{mean[band]:g}), so it is hardly B8A, which lies beside {band}. {advice}'
+                )
     others = {m: name for name, m in mean.items() if name != 'B10' and sensor_of(name).name == 's2'}
     if 'B10' in mean and others and mean['B10'] >= min(others):
         darkest = others[min(others)]

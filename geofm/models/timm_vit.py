@@ -12,7 +12,7 @@ from geofm.models.checkpoints import load_backbone
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.task_checkpoints import read_weights, task_backbone
 from geofm.models.weights.files import CheckpointError, read_file
-from geofm.sensors import BandError, check_bands, sensor_channels
+from geofm.sensors import BandError, check_bands, check_channels, sensor_channels
 
 
 class TimmViT(nn.Module):
@@ -71,7 +71,11 @@ class TimmViT(nn.Module):
 
         Returns:
             What the ViT returns.
+
+        Raises:
+            BandError: If the images do not have one channel a band.
         """
+        check_channels(x, self.bands)
         output: Tensor = self.vit(x)
         return output
 
@@ -100,10 +104,12 @@ class TimmViT(nn.Module):
             after the sensor, or 'vit' if the bands are of two.
 
         Raises:
+            BandError: If the images do not have one channel a band.
             IndexError: If there is no such block.
             ValueError: If a sensor is not present, the size does not fit, or the model has no CLS
                 token that could ask.
         """
+        check_channels(x, self.bands)
         vit: Any = self.vit
         if present is not None and not present.all():
             raise ValueError('the model needs all of its sensors: it knows no stand-in for one')

@@ -23,7 +23,7 @@ from geofm.models.packed import (
     take_out,
 )
 from geofm.models.packed_attention import Groups
-from geofm.sensors import SENSORS
+from geofm.sensors import SENSORS, check_channels
 
 #: Columns of a `dates` tensor.
 _DATE_COLUMN = {key: i for i, key in enumerate(SENSORS)}
@@ -200,6 +200,7 @@ class SensorTokens(nn.Module):
         present: Tensor | None,
     ) -> list[list[Tensor]]:
         """Normalised tokens of every encoder after each of the blocks in *take*."""
+        check_channels(x, self.bands)
         taken: list[list[Tensor]] = [[] for _ in take]
         view = View(x, dates, masks, present)
         for key in self.encoders:
@@ -244,6 +245,7 @@ class SensorTokens(nn.Module):
             Fused tokens of shape (B, 1 + registers + N, D): CLS, registers, patches row by row.
 
         Raises:
+            BandError: If the images do not have one channel a band.
             ValueError: If the model fuses early and *masks* differ between sensors.
         """
         (tokens,) = self._run(x, [self.depth - 1], dates, masks, present)
@@ -261,7 +263,12 @@ class SensorTokens(nn.Module):
         Returns:
             What is wanted of each view: as from :meth:`forward_features`, but for rounding.
             Stochastic depth leaves out a random subset of each view's crops in each branch.
+
+        Raises:
+            BandError: If the images do not have one channel a band.
         """
+        for view in views:
+            check_channels(view.image, self.bands)
         kept = [self._kept(view) for view in views]
         if isinstance(self.fusion, CrossAttentionFusion):
             # Every token of the other sensor is a key, so none can be left out before.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geofm.sensors import BandError, band_statistics, check_bands
+from geofm.sensors import BandError, band_statistics, check_bands, check_channels
 
 
 class Normalize(nn.Module):
@@ -114,11 +114,7 @@ class Normalize(nn.Module):
 
     def _statistics(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation (C, 1, 1) on the device of the image."""
-        if image.ndim < 3 or image.shape[-3] != len(self.bands):
-            raise BandError(
-                f'image of shape {tuple(image.shape)} given for {len(self.bands)} bands '
-                f'{list(self.bands)}: expected (..., {len(self.bands)}, H, W)'
-            )
+        check_channels(image, self.bands)
         if self.mean.device != image.device:
             # Lightning validates in inference mode; a tensor made there is no use in training.
             with torch.inference_mode(False):

@@ -15,7 +15,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
-from geofm.sensors import BandError, band_statistics, check_bands, sensor_channels
+from geofm.sensors import BandError, band_statistics, check_bands, check_channels, sensor_channels
 
 #: Digital number of Sentinel-2 Level-1C at a reflectance of 1.
 DN_PER_REFLECTANCE = 10_000.0
@@ -88,7 +88,11 @@ class Photometry(nn.Module):
 
         Returns:
             The same tensor.
+
+        Raises:
+            BandError: If the crops do not have one channel a band.
         """
+        check_channels(crops, self.speckle.bands)
         # One pass over the pixels for all gains: they touch different channels.
         gain, offset = torch.ones(crops.shape[:2]), torch.zeros(crops.shape[:2])
         for module in self.gains:

@@ -6,8 +6,10 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from torchgeo.tasks import SimCLR
 
 from geofm.callbacks import OnlineKNN
-from tests.pairs import RandomPairsDataModule
-from tests.tasks.test_dinov2 import small_task, small_trainer
+from geofm.datamodules import NamedBandsDataModule
+from geofm.sensors import BANDS
+from tests.pairs import RandomPairs, RandomPairsDataModule
+from tests.tasks.test_dinov2 import SMALL, small_task, small_trainer
 
 
 def test_knn_while_pretraining_tells_the_classes_apart(tmp_path: Path) -> None:
@@ -58,3 +60,71 @@ def test_modes_are_as_they_were_after_a_measurement(tmp_path: Path) -> None:
     assert all(after)
     assert 'knn/top1_k1' in trainer.callback_metrics
     assert 'knn_mean_of_patches/top1_k1' not in trainer.callback_metrics
+
+
+class Several(RandomPairsDataModule):
+    """Random pairs of which each image can have several labels."""
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        for dataset in (self.train_dataset, self.val_dataset):
+            assert isinstance(dataset, RandomPairs)
+            one = dataset.labels
+            dataset.labels = torch.stack([one, 1 - one, one * 0 + 1], dim=1)
+
+
+def test_images_with_several_labels_have_a_precision_and_no_accuracy(tmp_path: Path) -> None:
+    knn = OnlineKNN(Several(length=32), k=(1, 5))
+    trainer = small_trainer(tmp_path, max_epochs=1, callbacks=[knn], limit_val_batches=0)
+    trainer.fit(small_task(), datamodule=RandomPairsDataModule())
+    assert trainer.callback_metrics['knn/map_k5'] == pytest.approx(1.0)
+    assert not any('top1' in name for name in trainer.callback_metrics)
+
+
+class Folder(RandomPairsDataModule):
+    """Other labels, or other channels."""
+
+    def __init__(self, labels: torch.Tensor | None = None, channels: int = 15) -> None:
+        super().__init__(length=8)
+        self.labels, self.channels = labels, channels
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        for dataset in (self.train_dataset, self.val_dataset):
+            assert isinstance(dataset, RandomPairs)
+            dataset.images = dataset.images[:, : self.channels]
+            if self.labels is not None:
+                dataset.labels = self.labels
+
+
+@pytest.mark.parametrize(
+    ('data', 'message'),
+    [
+        (Folder(channels=13), 'has 13 channels, but 15 bands are expected'),
+        (Folder(torch.tensor([0, -1] * 4)), 'label -1 is no class'),
+        (Folder(torch.rand(8)), 'labels of shape'),
+    ],
+)
+def test_data_that_do_not_fit_are_refused_before_a_step(
+    data: Folder, message: str, tmp_path: Path
+) -> None:
+    task = small_task()
+    trainer = small_trainer(tmp_path, max_epochs=1, callbacks=[OnlineKNN(data)])
+    with pytest.raises(ValueError, match=message):
+        trainer.fit(task, datamodule=RandomPairsDataModule())
+    assert trainer.global_step == 0
+
+
+def test_labelled_data_get_the_bands_of_the_backbone_by_name(tmp_path: Path) -> None:
+    images = RandomPairs(8, channels=15)
+    source = tuple(reversed(BANDS))
+    data = NamedBandsDataModule(list(source), train_dataset=images, val_dataset=images)
+    knn = OnlineKNN(data, k=(1,))
+    bands = BANDS[2:]
+    model = {**SMALL, 'model': 'geofm_vit_tiny_patch16_s2'}
+    task = small_task(**model, in_channels=13, bands=bands)
+    knn.setup(small_trainer(tmp_path, max_epochs=1), task, 'fit')
+    assert data.bands == bands
+    sample = data.train_dataset[3]  # type: ignore[index]
+    expected = images[3]['image'][[source.index(band) for band in bands]]
+    assert torch.equal(sample['image'], expected)

@@ -1,3 +1,4 @@
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,8 @@ import pytest
 import rasterio
 import torch
 
-from geofm.datamodules import LabelledFolderDataModule
+from geofm.datamodules import LabelledFolderDataModule, NamedBandsDataModule
+from geofm.sensors import BandError, band_statistics
 
 
 @pytest.fixture
@@ -42,6 +44,33 @@ def test_the_split_depends_on_the_seed_alone(folder: Path) -> None:
     first = contents(LabelledFolderDataModule(folder, seed=1))
     assert contents(LabelledFolderDataModule(folder, seed=1)) == first
     assert contents(LabelledFolderDataModule(folder, seed=2)) != first
+
+
+def test_held_out_images_are_told_unless_one_says_how_many(folder: Path) -> None:
+    with pytest.warns(UserWarning, match=r'8 of 20 images are held out.*to 0 to train on all'):
+        LabelledFolderDataModule(folder).setup('fit')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        LabelledFolderDataModule(folder, 0.2, 0.2).setup('fit')
+        data = LabelledFolderDataModule(folder, 0, 0)
+        data.setup('fit')
+    assert len(data.train_dataset) == 20  # type: ignore[arg-type]
+    assert data.val_dataset is None
+    assert data.test_dataset is None
+
+
+def test_bands_without_names_are_not_normalised_by_a_guess(folder: Path) -> None:
+    data = LabelledFolderDataModule(folder, 0.2, 0.2, batch_size=4)
+    data.setup('fit')
+    batch = next(iter(data.train_dataloader()))
+    with pytest.raises(BandError, match='NamedBandsDataModule and name them with source_bands'):
+        data.aug(batch)
+    named = NamedBandsDataModule(['B04', 'B03'], data)
+    named.setup('fit')
+    batch = next(iter(named.train_dataloader()))
+    mean, std = (s.view(-1, 1, 1) for s in band_statistics(('B03', 'B04')))
+    expected = (batch['image'] - mean) / std
+    torch.testing.assert_close(named.aug(batch)['image'], expected)
 
 
 def test_batches_are_of_all_bands(folder: Path) -> None:

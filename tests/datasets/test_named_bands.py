@@ -1,3 +1,5 @@
+import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from torchgeo.datasets import BigEarthNet, BigEarthNetV2, EuroSAT, SatlasPretrai
 
 from geofm.datasets import NamedBands
 from geofm.sensors import BANDS, BandError
+from geofm.units import UnitWarning
 
 #: As TorchGeo yields them.
 EUROSAT = (
@@ -188,3 +191,42 @@ def test_bigearthnet_v2(shared_data: Path) -> None:
     names = {'image_s1': BIGEARTHNET[:2], 'image_s2': BIGEARTHNET[2:]}
     sample = NamedBands(raw, names, ['B02', 'VV'])[0]
     assert sample['image'].shape == (2, 120, 120)
+
+
+class Backscatter(Dataset[Any]):
+    """Sentinel-1 in a unit, the first image of a swath's edge: all fill."""
+
+    def __init__(self, unit: str) -> None:
+        generator = torch.Generator().manual_seed(0)
+        decibel = -12 + 3 * torch.randn(4, 2, 8, 8, generator=generator)
+        self.images = 10 ** (decibel / 10) if unit == 'power' else decibel
+        self.images[0] = 0
+        self.images[:, :, 0] = 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {'image': self.images[index]}
+
+
+@pytest.mark.parametrize(
+    ('unit', 'said', 'message'),
+    [
+        ('power', 'dB', "s1_unit='dB' .*: Sentinel-1 GRD: .* look like linear power, not dB"),
+        ('dB', 'power', "look like dB, not power: leave out s1_unit='power'"),
+        ('dB', 'dB', None),
+        ('power', 'power', None),
+    ],
+)
+def test_backscatter_in_another_unit_than_said_is_told_once(
+    unit: str, said: Any, message: str | None
+) -> None:
+    data = NamedBands(Backscatter(unit), ['VV', 'VH'], s1_unit=said)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter('always')
+        for index in range(4):
+            data[index]
+    told = [str(w.message) for w in caught if w.category is UnitWarning]
+    assert len(told) == (message is not None)
+    assert message is None or re.search(message, told[0])

@@ -75,3 +75,10 @@ def test_a_sensor_is_absent_if_none_of_its_bands_is_there() -> None:
     assert absent_sensors(['VH'], BANDS) == ('s2',)
     assert absent_sensors(['VH', 'B01'], BANDS) == ()
     assert absent_sensors(['VH'], ['VV']) == ()
+
+
+@pytest.mark.parametrize('channels', [2, 16])
+def test_images_of_other_channels_than_the_data_said_are_refused(channels: int) -> None:
+    adapter = Adapter(BANDS, ('B04', 'VV'))
+    with pytest.raises(BandError, match=f'has {channels} channels, but 15 bands are expected'):
+        adapter({'image': torch.zeros(1, channels, 16, 16)})

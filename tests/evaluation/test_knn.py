@@ -6,10 +6,17 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from sklearn.decomposition import PCA
+from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
-from geofm.evaluation import knn_accuracy, knn_predict, knn_votes, whiten
+from geofm.evaluation import (
+    knn_accuracy,
+    knn_average_precision,
+    knn_predict,
+    knn_votes,
+    whiten,
+)
 from geofm.evaluation.probes.knn import nearest
 
 
@@ -140,3 +147,22 @@ def test_what_hardly_varies_is_not_blown_up() -> None:
 def test_features_of_one_image_cannot_be_whitened() -> None:
     with pytest.raises(ValueError, match='give more training images'):
         whiten(torch.ones(1, 3), torch.ones(2, 3))
+
+
+def test_accuracy_of_several_labels_is_refused_and_precision_is_scikit_learns() -> None:
+    generator = torch.Generator().manual_seed(0)
+    bank, queries = (torch.randn(n, 8, generator=generator) for n in (40, 25))
+    labels, truth = (torch.randint(0, 2, (n, 3), generator=generator) for n in (40, 25))
+    with pytest.raises(ValueError, match='several labels: use knn_average_precision'):
+        knn_accuracy(bank, labels, queries, truth)
+    votes = knn_votes(bank, labels, queries, (5,))[5]
+    expected = average_precision_score(truth.numpy(), votes.numpy(), average='micro')
+    found = knn_average_precision(bank, labels, queries, truth, k=5)
+    assert found == pytest.approx(expected, abs=1e-5)
+    with pytest.raises(ValueError, match='use knn_accuracy'):
+        knn_average_precision(bank, labels[:, 0], queries, truth[:, 0])
+
+
+def test_a_label_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match='the bank: label -1 is no class'):
+        knn_votes(torch.randn(3, 4), torch.tensor([0, -1, 1]), torch.randn(2, 4), (1,))

@@ -287,7 +287,7 @@ def test_unknown_bands_are_refused_or_left_out(checkpoints: Callable[..., str]) 
 
 #: Its own descriptions of data whose bands have wrong names, and the right ones: B8A comes last in
 #: EuroSAT; VV, which is brighter, after VH in BigEarthNet.
-WRONG = {
+WRONG: dict[str, dict[str, str | None]] = {
     'm-eurosat': {
         'red_edge_4': 'B09',
         'water_vapour': 'B10',
@@ -296,6 +296,15 @@ WRONG = {
         'swir_2': 'B8A',
     },
     'benv2': {'vv': 'VH', 'vh': 'VV'},
+    'm-brick-kiln': {
+        'red_edge_2': 'B07',
+        'red_edge_3': 'B8A',
+        'red_edge_4': 'B11',
+        'water_vapour': 'B12',
+        'swir_cirrus': None,
+        'swir_1': None,
+        'swir_2': None,
+    },
 }
 
 
@@ -308,6 +317,18 @@ def test_names_that_the_statistics_contradict_are_refused(
         GeofmBench(bands, checkpoint=checkpoints())
     ours = GeofmBench(bands, checkpoint=checkpoints(), names=WRONG[name])
     assert ours(torch.rand(1, len(bands), 16, 16)).isfinite().all()
+
+
+def test_m_brick_kiln_without_its_bytes_is_refused_too(checkpoints: Callable[..., str]) -> None:
+    bands = [spec for spec in get_bench_dataset_class('m-brick-kiln').bands if spec.max > 255]
+    assert len(bands) == 10
+    with pytest.raises(ValueError, match=r"'red_edge_4' is darker.*hardly B8A"):
+        GeofmBench(bands, checkpoint=checkpoints())
+    names = {k: v for k, v in WRONG['m-brick-kiln'].items() if v is not None}
+    ours = GeofmBench(bands, checkpoint=checkpoints(), names=names)
+    assert ' '.join(ours.model.bands) == 'B01 B02 B03 B04 B05 B07 B8A B08 B11 B12'
+    with pytest.raises(BandError, match='has 13 channels, but 10 bands'):
+        ours(torch.rand(1, 13, 16, 16))
 
 
 def test_the_names_of_m_eurosat_are_wrong() -> None:

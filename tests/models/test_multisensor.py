@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from geofm.models import MODEL_NAMES, MultiSensorViT
 from geofm.models.dates import NO_DATE
+from geofm.models.tokens import View
 from geofm.sensors import BANDS, SENSORS, BandError
 
 SMALL: dict[str, Any] = {'embed_dim': 32, 'depth': 3, 'num_heads': 2, 'patch_size': 8}
@@ -271,3 +272,26 @@ def test_mean_pooling_leaves_prefix_tokens_out() -> None:
     x = torch.randn(1, 15, 32, 32)
     expected = model.forward_features(x)[:, model.num_prefix_tokens :].mean(dim=1)
     torch.testing.assert_close(model(x), expected)
+
+
+@pytest.mark.parametrize('fusion', ['linear', 'xattn', 'early'])
+@pytest.mark.parametrize('given', [1, 13, 16, 20])
+def test_another_number_of_channels_is_refused_by_every_way_in(fusion: str, given: int) -> None:
+    model = build(fusion=fusion)
+    x = torch.randn(2, given, 16, 16)
+    ways: list[Any] = [
+        model,
+        model.forward_features,
+        model.forward_intermediates,
+        model.observe,
+        lambda x: model.forward_views([View(torch.randn(2, 15, 16, 16)), View(x)]),
+    ]
+    for way in ways:
+        with pytest.raises(BandError, match=rf'has {given} channels, but 15 bands .*VV'):
+            way(x)
+
+
+def test_a_model_of_three_bands_does_not_take_the_first_three_of_thirteen() -> None:
+    model = build(sensors=('s2',), in_chans=3)
+    with pytest.raises(BandError, match=r"13 channels, but 3 bands are expected: \['B04', 'B03'"):
+        model(torch.randn(1, 13, 16, 16))

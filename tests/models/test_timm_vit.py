@@ -145,3 +145,11 @@ def test_files_that_are_no_checkpoint(tmp_path: Path) -> None:
     torch.save({'state_dict': {}, 'hyper_parameters': {'lr': 1}}, path)
     with pytest.raises(CheckpointError, match=r'a\.ckpt: a checkpoint of another task'):
         load_model(path)
+
+
+def test_another_number_of_channels_is_refused_with_the_names() -> None:
+    model = TimmViT(build('vit_small_patch16_224', in_chans=3, img_size=32), RGB)
+    x = torch.randn(1, 13, 32, 32)
+    for way in (model, model.observe):
+        with pytest.raises(BandError, match=r"13 channels, but 3 bands are expected: \['B04'"):
+            way(x)

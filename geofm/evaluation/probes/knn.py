@@ -5,6 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from torchmetrics.functional.classification import multilabel_average_precision
+
+from geofm.evaluation.labels import class_labels
 
 #: Similarities that are held at a time.
 _SIMILARITIES = 2**27
@@ -123,8 +126,9 @@ def knn_votes(
         For each number of neighbours, shares of shape (M, C), in [0, 1].
 
     Raises:
-        ValueError: If a number of neighbours is not between 1 and N.
+        ValueError: If a number of neighbours is not between 1 and N, or a label cannot be one.
     """
+    bank_labels = class_labels(bank_labels, 'the bank')
     if bank_labels.ndim == 1:
         classes = int(bank_labels.max()) + 1 if classes is None else classes
         ballots = torch.nn.functional.one_hot(bank_labels, classes)
@@ -196,7 +200,50 @@ def knn_accuracy(
         Accuracy in [0, 1].
 
     Raises:
-        ValueError: If *k* is not between 1 and N.
+        ValueError: If *k* is not between 1 and N, or an image can have several labels, for which
+            there is :func:`knn_average_precision`.
     """
+    bank_labels = class_labels(bank_labels, 'the bank')
+    query_labels = class_labels(query_labels, 'the queries')
+    if bank_labels.ndim != 1 or query_labels.ndim != 1:
+        raise ValueError(
+            'accuracy is not defined where an image has several labels: use knn_average_precision'
+        )
     predictions = knn_predict(bank, bank_labels, queries, k, temperature)
     return (predictions == query_labels).float().mean().item()
+
+
+def knn_average_precision(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    k: int = 20,
+    temperature: float | None = 0.07,
+) -> float:
+    """Average precision of the votes for labels, of images that can have several.
+
+    It is averaged over all pairs of image and label ('micro'), as in the benchmark.
+
+    Args:
+        bank: Features with known labels, of shape (N, D).
+        bank_labels: Their labels, 0 and 1, int64 of shape (N, C).
+        queries: Features to label, of shape (M, D).
+        query_labels: Their true labels, 0 and 1, int64 of shape (M, C).
+        k: Number of neighbours.
+        temperature: See :func:`knn_votes`.
+
+    Returns:
+        Average precision in [0, 1].
+
+    Raises:
+        ValueError: If *k* is not between 1 and N, or the labels are not 0 and 1 of shape (N, C).
+    """
+    bank_labels = class_labels(bank_labels, 'the bank')
+    query_labels = class_labels(query_labels, 'the queries')
+    if bank_labels.ndim != 2 or query_labels.ndim != 2:
+        raise ValueError('average precision needs several labels an image: use knn_accuracy')
+    votes = knn_votes(bank, bank_labels, queries, (k,), temperature)[k]
+    return multilabel_average_precision(
+        votes, query_labels, query_labels.shape[1], average='micro'
+    ).item()
