@@ -5,11 +5,13 @@ import inspect
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import geofm
+from geofm.printing import format_warning, printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +135,7 @@ def _run(name: str, args: list[str]) -> None:
     try:
         auto_cli(function, args=args, as_positional=command.positional, prog=f'geofm {name}')
     except (ValueError, OSError) as error:
-        sys.exit(f'geofm {name}: {error}')
+        sys.exit(f'geofm {name}: {printable(error)}')
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -145,6 +147,8 @@ def main(args: Sequence[str] | None = None) -> None:
     given, args = args, list(sys.argv[1:] if args is None else args)
     # A folder of SEN12MS-CR-TS holds 15,000 files: GDAL must not list it for each one it opens.
     os.environ.setdefault('GDAL_DISABLE_READDIR_ON_OPEN', 'EMPTY_DIR')
+    # Warnings name files, whose names may hold anything.
+    warnings.formatwarning = format_warning
     if not args or args[0] in ('-h', '--help'):
         print(_help())
     elif args[0] == '--version':

@@ -1,10 +1,12 @@
 """The command that measures backbones on labelled data."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 from torchgeo.datamodules import BaseDataModule
 
 # Imported so that data modules can be named without their module; TorchGeo's already are.
@@ -21,6 +23,8 @@ from geofm.evaluation import (
 from geofm.evaluation.adapter import Missing
 from geofm.evaluation.data import Task
 from geofm.evaluation.figures import write_figures
+from geofm.locking import locked_folder
+from geofm.printing import printable, say
 
 
 def benchmark(
@@ -72,15 +76,17 @@ def benchmark(
         configs.insert(0, BackboneConfig(str(checkpoint), name='pretrained'))
     configs = [replace(c, missing_bands=c.missing_bands or missing_bands) for c in configs]
     settings = ProbeSettings(probes, k, steps, epochs, seed, device)
-    report = run_benchmark(
-        configs,
-        labelled_data(data, task, ignore_index, limit, seed),
-        settings,
-        cache,
-        lambda line: console.print(line, style='dim', highlight=False),
-    )
-    print_report(report, console)
-    if output is not None:
+    with nullcontext() if output is None else locked_folder(output):
+        report = run_benchmark(
+            configs,
+            labelled_data(data, task, ignore_index, limit, seed),
+            settings,
+            cache,
+            lambda line: console.print(Text(printable(line), style='dim')),
+        )
+        print_report(report, console)
+        if output is None:
+            return
         asked = {
             'backbones': [config.model for config in configs],
             'probes': None if probes is None else list(probes),
@@ -92,4 +98,4 @@ def benchmark(
             'device': device,
         }
         for path in (*write_report(report, output, asked), *write_figures(report, output)):
-            console.print(str(path), highlight=False)
+            say(path)

@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 from torch.utils.data import DataLoader
 
 from geofm.atomic import atomic_file
@@ -19,6 +20,7 @@ from geofm.datasets.pairs.table import MIN_OVERLAP, Draft, PairTable, check_over
 from geofm.datasets.regions import Split
 from geofm.datasets.splitting import split_tree
 from geofm.datasets.statistics import dataset_statistics, write_statistics
+from geofm.printing import printable, say
 from geofm.sensors import BANDS
 
 
@@ -31,7 +33,7 @@ def sample_data(dest: Path, seed: int = 0) -> None:
         dest: Folder to write to.
         seed: Seed of the landscape.
     """
-    print(write_sample_data(dest, seed=seed))
+    say(write_sample_data(dest, seed=seed))
 
 
 def index(
@@ -60,16 +62,16 @@ def index(
     """
     check_overlap(min_overlap)
     catalogue = update_catalogue(root, output, jobs, clouds)
-    print(f'{catalogue.file}: {len(catalogue.table)} files')
+    say(f'{catalogue.file}: {len(catalogue.table)} files')
     _print_problems(catalogue)
     skipped = Skipped()
     pairs = _pairs(catalogue, skipped, min_overlap)
     for path in skipped.files.get(Reason.APART, []):
-        print(f'left out: {path}: {Reason.APART} (less than {min_overlap:.0%})')
+        say(f'left out: {path}: {Reason.APART} (less than {min_overlap:.0%})')
     if said := pairs.partial_overlap():
-        print(said)
+        say(said)
     if pairs_json is not None:
-        print(f'{pairs_json}: {_write_pairs(pairs, pairs_json)} pairs')
+        say(f'{pairs_json}: {_write_pairs(pairs, pairs_json)} pairs')
 
 
 def split(
@@ -96,7 +98,7 @@ def split(
     """
     shares = None if val is None and test is None else (val or 0.0, test or 0.0)
     for name, files in split_tree(root, dest, copy, shares, seed).items():
-        print(f'{dest / name}: {files} files')
+        say(f'{dest / name}: {files} files')
     if shares is not None:
         print("These are not the official splits: open each folder with split='all'.")
 
@@ -124,7 +126,7 @@ def stats(
     write_statistics(output, bands, {'root': str(root), 'split': split, 'pairs': len(pairs)})
     for band, values in bands.items():
         print(f'{band:<4} {values["mean"]:10.2f} ± {values["std"]:9.2f} {values["unit"]}')
-    print(output)
+    say(output)
 
 
 def _print_problems(catalogue: Catalogue) -> None:
@@ -135,9 +137,11 @@ def _print_problems(catalogue: Catalogue) -> None:
         return
     table = Table('Problem', 'Files', 'First', title='Problems', title_justify='left', box=None)
     for problem, files, first in problems.itertuples(index=False, name=None):
-        table.add_row(str(problem), str(files), str(first))
+        # Text is not taken for markup, as brackets in a string are.
+        table.add_row(*(Text(printable(cell)) for cell in (problem, files, first)))
     # Paths are there to be copied: they are not cut to the width of the terminal.
-    Console(width=200 + int(problems['first'].str.len().max()), soft_wrap=True).print(table)
+    width = 200 + max(len(printable(first)) for first in problems['first'])
+    Console(width=width, soft_wrap=True).print(table)
 
 
 def _pairs(catalogue: Catalogue, skipped: Skipped, min_overlap: float) -> PairTable:

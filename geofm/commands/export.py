@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from geofm.models import export_backbone
+from geofm.printing import say
 
 
 def export(
@@ -23,6 +24,6 @@ def export(
         sensor: For timm and dinov2: whose ViT; the only one by default, early fusion's too.
     """
     exported = export_backbone(checkpoint, output, to, sensor)
-    print(exported.path)
+    say(exported.path)
     if exported.left_out:
-        print(f'left out: {", ".join(exported.left_out)}')
+        say(f'left out: {", ".join(exported.left_out)}')

@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from geofm.locking import locked_folder
 from geofm.maps import Options, Product, map_scene, plot_products, read_item, save_figure
 from geofm.maps import search as search_embeddings
 from geofm.maps.figure import DRAWN
 from geofm.maps.places import SearchResult
 from geofm.models.timm_vit import load_model
+from geofm.printing import say
 
 
 def map_(
@@ -102,7 +104,7 @@ def map_(
         command=command,
     )
     for path in files.values():
-        print(path)
+        say(path)
     if figure is not None:
         _draw(files, s1, s2, figure, names)
 
@@ -255,7 +257,7 @@ def search(
     _print_places(result)
     for path in output or ():
         result.save(path)
-        print(path)
+        say(path)
 
 
 def figure(
@@ -299,10 +301,10 @@ def _draw(
     names: Mapping[str, Sequence[str]],
     title: str | None = None,
 ) -> None:
-    drawn = plot_products(files, s1, s2, names=names, title=title)
     stem = output.with_suffix('') if output.suffix in ('.png', '.pdf') else output
-    for path in save_figure(drawn, stem):
-        print(path)
+    with locked_folder(stem.parent):
+        for path in save_figure(plot_products(files, s1, s2, names=names, title=title), stem):
+            say(path)
 
 
 def _names(s1: Sequence[str] | None, s2: Sequence[str] | None) -> dict[str, Sequence[str]]:

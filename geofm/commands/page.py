@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from geofm.printing import say
+
 
 def page(
     directory: Path,
@@ -41,4 +43,4 @@ def page(
         title=title or name,
         basemap=basemap,
     )
-    print(index)
+    say(index)

@@ -4,8 +4,9 @@ import math
 import os
 import re
 import shutil
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from rich.progress import track
 
 from geofm.atomic import atomic_folder
 from geofm.datasets.catalogue.scan import SceneName
+from geofm.datasets.catalogue.walking import folders_below
 from geofm.datasets.regions import Roi, split_of
 from geofm.datasets.sen12mscr import PatchName, sen12mscr_split_of
 
@@ -123,7 +125,13 @@ def split_tree(
         raise ValueError(f'{dest}: exists already; delete it or name another folder')
     if dest.parent.resolve().is_relative_to(root):
         raise ValueError(f'{dest}: lies in the tree that is to be split; name a folder outside')
-    files = {path: roi for path in _files(root) if (roi := roi_of(path)) is not None}
+    found = {path: roi for path in _rasters(root) if (roi := roi_of(path)) is not None}
+    files = {path: roi for path, roi in found.items() if os.path.isfile(path)}  # noqa: PTH113
+    if odd := [path for path in found if path not in files]:
+        warnings.warn(
+            f'left out: {len(odd)} entries that are no files (broken links, pipes), e.g. {odd[0]}',
+            stacklevel=2,
+        )
     if not files:
         raise ValueError(f'{root}: no scene of SEN12MS-CR-TS or SEN12MS-CR')
     rois = sorted(set(files.values()))
@@ -146,8 +154,16 @@ def _place(roi: Roi) -> Roi:
     return roi[0].split('_')[0], roi[1]
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _rasters(root: Path) -> list[Path]:
     """Rasters of a tree, in order."""
-    for folder, folders, names in os.walk(root, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith('.'))
-        yield from (Path(folder) / name for name in sorted(names) if name.endswith('.tif'))
+    found = []
+    for folder, _, entries in folders_below(root):
+        if entries is None:
+            raise PermissionError(f'{root / folder}: no permission to read')
+        names = (entry.name for entry in entries)
+        found += [
+            root / folder / name
+            for name in names
+            if name.endswith('.tif') and not name.startswith('.')
+        ]
+    return sorted(found)

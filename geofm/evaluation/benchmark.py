@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from geofm.evaluation.backbones import (
@@ -31,6 +32,7 @@ from geofm.evaluation.probes.dense import dense_probe
 from geofm.evaluation.probes.images import knn_probe, linear_probe, logistic_probe
 from geofm.evaluation.probes.prediction import Prediction
 from geofm.evaluation.report import Report, Score
+from geofm.printing import printable
 
 #: Probes by name. DPT and UPerNet are trained on the backbone, frozen or tuned.
 Probe = Literal[
@@ -210,7 +212,9 @@ def cached_features(
     """
     encoder = backbone.encoder
     key = feature_key(encoder, backbone.adapter, data, split, settings.device)
-    description = f'{backbone.name}: {split}' if settings.progress else None
+    description = None
+    if settings.progress:
+        description = escape(printable(f'{backbone.name}: {split}'))
     encoder.to(settings.device)
     try:
         return cache.get(

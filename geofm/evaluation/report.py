@@ -11,12 +11,14 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from geofm.atomic import atomic_file
 from geofm.evaluation.data import LabelledData
 from geofm.evaluation.metrics import NO_SHARES, PRIMARY, Metric
 from geofm.evaluation.probes.prediction import Prediction
+from geofm.printing import printable
 
 #: Test images of which maps are drawn.
 PICTURED = 4
@@ -174,7 +176,8 @@ def print_report(report: Report, console: Console | None = None) -> None:
     for metric in dict.fromkeys(metric for _, metric in report.columns()):
         columns = [column for column in report.columns() if column[1] == metric]
         table = Table(
-            'backbone, features', title=f'{report.title}\n{with_unit(metric)}, 95 % interval'
+            'backbone, features',
+            title=Text(printable(f'{report.title}\n{with_unit(metric)}, 95 % interval', '\n')),
         )
         for probe, _ in columns:
             table.add_column(probe, justify='right')
@@ -182,7 +185,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
             # The interval below the figure: narrow enough for a terminal.
             texts = [cells[c].text().replace(' [', '\n[') if c in cells else '' for c in columns]
             if any(texts):
-                table.add_row(name, *texts)
+                table.add_row(Text(printable(name)), *texts)
         console.print(table)
 
 

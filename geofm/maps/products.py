@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from geofm import __version__
+from geofm.locking import locked_folder
 from geofm.maps.embeddings import Precision, dimension_scales, write_embeddings
 from geofm.maps.pca import PCABasis
 from geofm.maps.scene import Scene
@@ -143,6 +144,7 @@ def map_scene(
 
     Raises:
         FileNotFoundError: If a file is missing.
+        LockedError: If another process is writing to the folder.
         ValueError: If a raster is unfit (no CRS, bands missing, smaller than a patch), the two do
             not overlap or hold no data together, the model's sensor is not given, the model
             cannot make a product, or an argument is out of range, such as the block.
@@ -151,6 +153,7 @@ def map_scene(
     backbone: Any = model.eval() if device is None else model.to(device).eval()
     chosen = _choose(products, options, backbone)
     with (
+        locked_folder(output),
         rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
         Scene(backbone.bands, s1, s2, dates, names) as scene,
         Progress() as progress,
@@ -171,7 +174,7 @@ def map_scene(
             names_of = ' and '.join(raster.src.name for raster in scene.rasters.values())
             raise ValueError(f'{names_of}: no pixel holds data in every band')
         files = maker.make(chosen)
-    maker.survey.remove()
+        maker.survey.remove()
     return files
 
 

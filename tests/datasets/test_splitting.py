@@ -1,3 +1,5 @@
+import os
+import shutil
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -13,6 +15,7 @@ from geofm.datasets.regions import ROIS
 from geofm.datasets.sen12mscr import PatchName
 from geofm.datasets.splitting import random_splits, roi_of, split_tree
 from tests.datasets.tree import SIZE, grid_at, random_pixels, write_raster
+from tests.killing import killed_before_rename
 
 ALL = [(season, roi) for season, rois in ROIS.items() for roi in rois]
 
@@ -95,3 +98,26 @@ def test_bad_arguments(tree: Path, tmp_path: Path) -> None:
         split_tree(tree, tmp_path / 'out', shares=(1.5, 0))
     assert not (tmp_path / 'out').exists()
     assert rois_in(tmp_path) == set()
+
+
+def test_links_are_followed_once_and_odd_files_named(tree: Path, tmp_path: Path) -> None:
+    root = tmp_path / 'in'
+    shutil.copytree(tree, root)
+    scene = min(root.rglob('s1_*.tif'))
+    counts = split_tree(root, tmp_path / 'before')
+    (scene.parent / 'loop').symlink_to(root)
+    (root / 'again').symlink_to(scene.parents[2])
+    (root / 'itself').symlink_to('itself')
+    stem = scene.stem.rpartition('_')[0]
+    os.mkfifo(scene.with_name(f'{stem}_90.tif'))
+    scene.with_name(f'{stem}_91.tif').symlink_to(f'{stem}_91.tif')
+    for copy in (False, True):
+        with pytest.warns(UserWarning, match=rf'2 entries that are no files.*{stem}_90.tif'):
+            assert split_tree(root, tmp_path / f'out{copy}', copy) == counts
+
+
+def test_the_copy_of_a_killed_split_is_removed_by_the_next(tree: Path, tmp_path: Path) -> None:
+    killed_before_rename(lambda: split_tree(tree, tmp_path / 'out', copy=True))
+    assert [p.name[:5] for p in tmp_path.iterdir()] == ['.out.'] * 2
+    split_tree(tree, tmp_path / 'out', copy=True)
+    assert [p.name for p in tmp_path.iterdir()] == ['out']

@@ -9,10 +9,10 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import pandas as pd
 import pyarrow as pa
@@ -23,8 +23,10 @@ from rich.progress import track
 from geofm.atomic import atomic_file, temporary_file
 from geofm.datasets.catalogue.clouds import cloud_cover
 from geofm.datasets.catalogue.geoparquet import (
+    NAMES,
     STORED,
     VERSION,
+    check_schema,
     empty_table,
     facts_to_arrow,
     from_arrow,
@@ -34,6 +36,7 @@ from geofm.datasets.catalogue.inspection import GAPS
 from geofm.datasets.catalogue.scanning import in_threads, renew, scan_rows
 from geofm.datasets.catalogue.scenes import Source
 from geofm.datasets.catalogue.walking import as_listing, changed, file_state, walk
+from geofm.locking import locked_name
 
 #: Name of the catalogue beside the data.
 CATALOGUE_NAME = '.geofm-catalogue.parquet'
@@ -50,11 +53,15 @@ CLOUDS_AT_ONCE = 1000
 #: Files from which a catalogue is used as it is: to look at each file would take a second.
 SMALL = 5000
 
-#: Columns with few different values.
-_NAMES = ['sensor', 'season', 'names', 'problem']
+#: How catalogues are read: pages whose checksum is wrong are an error.
+_CHECKED: dict[str, Any] = {'page_checksum_verification': True}
 
 #: Rows that are written together, and that are read together.
 GROUP, AT_ONCE = 1 << 16, 1 << 14
+
+
+class CatalogueError(ValueError):
+    """A file is no catalogue that can be used here."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,10 +98,11 @@ class Catalogue:
             The catalogue.
 
         Raises:
-            ValueError: If the file is no catalogue.
+            CatalogueError: If the file is no catalogue, or damaged.
         """
         state = read_state(file, root)
-        return cls(root, file, from_arrow(pq.read_table(file, columns=STORED)), state.folders)
+        with _damage_named(file, root), pq.ParquetFile(file, **_CHECKED) as stored:
+            return cls(root, file, from_arrow(stored.read(STORED)), state.folders)
 
     def source(self) -> Source:
         """The rows, for :class:`~geofm.datasets.catalogue.scenes.Scenes`.
@@ -125,7 +133,9 @@ class Catalogue:
         table = to_arrow(self.table, state)
         with atomic_file(self.file) as part:
             # Small groups of rows, which need not be in memory all at a time.
-            pq.write_table(table, part, compression='zstd', row_group_size=GROUP)
+            pq.write_table(
+                table, part, compression='zstd', row_group_size=GROUP, write_page_checksum=True
+            )
 
 
 class State(NamedTuple):
@@ -161,30 +171,46 @@ def read_state(file: Path, root: Path | None = None) -> State:
         The state.
 
     Raises:
-        ValueError: If the file is no catalogue, or its folder is not there.
+        CatalogueError: If the file is no catalogue, or damaged, or its folder is not there.
     """
-    try:
+    with _damage_named(file, root):
         footer = pq.read_metadata(file)
         state = json.loads(footer.metadata[b'geofm'])
-        missing = set(STORED) - set(footer.schema.to_arrow_schema().names)
-        if state['version'] == VERSION and missing:
-            raise ValueError(f'it has no {sorted(missing)}')
-    except (pa.ArrowException, OSError, KeyError, TypeError, ValueError) as err:
-        raise ValueError(
-            f"{file}: not a catalogue ({err}); delete it and run 'geofm index' anew"
-        ) from err
-    if state['version'] != VERSION:
-        raise ValueError(
-            f'{file}: a catalogue of version {state["version"]}, but this is version '
-            f"{VERSION} of the format; run 'geofm index' anew"
+        version = int(state['version'])
+        folders = {}
+        if version == VERSION:
+            check_schema(footer.schema.to_arrow_schema())
+            folders = {str(name): int(mtime) for name, mtime in state['folders'].items()}
+        folder = root or Path(state.get('root', file.parent))
+        is_there = folder.is_dir()
+    if version != VERSION:
+        raise CatalogueError(
+            f'{file}: a catalogue of version {version}, but this is version {VERSION} of the '
+            f'format; {_remake(root)}'
         )
-    folder = root or Path(state.get('root', file.parent))
-    if not folder.is_dir():
-        raise ValueError(
+    if not is_there:
+        raise CatalogueError(
             f'{file}: a catalogue of {folder}, which is not there; give the folder as paths and '
             f'this file as catalogue'
         )
-    return State(folder, state['folders'], footer.num_rows)
+    return State(folder, folders, footer.num_rows)
+
+
+@contextmanager
+def _damage_named(file: Path, root: Path | None) -> Iterator[None]:
+    """Say what reading a file that is no catalogue, or damaged, may raise."""
+    try:
+        yield
+    except Exception as error:
+        # A dozen kinds of error, by what is damaged.
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise CatalogueError(
+            f'{file}: not a catalogue, or damaged ({reason}); {_remake(root)}'
+        ) from error
+
+
+def _remake(root: Path | None) -> str:
+    return f"'geofm index {root or 'FOLDER'}' makes it anew"
 
 
 def open_catalogue(root: Path) -> Source:
@@ -200,14 +226,15 @@ def open_catalogue(root: Path) -> Source:
         The rows of its files.
 
     Raises:
-        ValueError: If the file that lies there is no catalogue.
+        CatalogueError: If the file that lies there is no catalogue, or damaged.
     """
     file = find_catalogue(root)
+    before = None
     if file is not None:
-        state = read_state(file, root)
-        if state.rows >= SMALL:
+        if read_state(file, root).rows >= SMALL:
             return open_file(file, root)
-    made, before = _updated(root, file or _writable(root), JOBS)
+        before = Catalogue.read(file, root)
+    made = _updated(root, file or _writable(root), before, JOBS)
     if made is not before and made.table['sensor'].notna().any():
         if before is not None and made.table is not before.table:
             _warn(f'{file}: was older than the data, and is now up to date')
@@ -233,7 +260,7 @@ def open_file(file: Path, root: Path | None = None) -> Source:
         The rows of its files.
 
     Raises:
-        ValueError: If the file is no catalogue, or its folder is not there.
+        CatalogueError: If the file is no catalogue, or damaged, or its folder is not there.
     """
     state = read_state(file, root)
     if state.is_stale:
@@ -243,9 +270,12 @@ def open_file(file: Path, root: Path | None = None) -> Source:
         )
 
     def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        with _system_memory():
-            stored = pq.ParquetFile(file, memory_map=True, read_dictionary=_NAMES, pre_buffer=False)
-        return stored.iter_batches(AT_ONCE, columns=columns, use_threads=False)
+        with _damage_named(file, root):
+            with _system_memory():
+                stored = pq.ParquetFile(
+                    file, memory_map=True, read_dictionary=NAMES, pre_buffer=False, **_CHECKED
+                )
+            yield from stored.iter_batches(AT_ONCE, columns=columns, use_threads=False)
 
     return Source(str(state.root), batches)
 
@@ -323,8 +353,9 @@ def update_catalogue(
 ) -> Catalogue:
     """Make the catalogue of a folder, or bring it up to date.
 
-    Only files that are new, or whose size or time of change differ, are read. A file that is
-    gone loses its row. Until the new catalogue is whole, the old one stays as it is.
+    Only files that are new, or whose size or time of change differ, are read. A file that is gone
+    loses its row. A file that is no catalogue, or damaged, is replaced. Until the new catalogue is
+    whole, the old one stays as it is.
 
     Args:
         root: The folder.
@@ -339,30 +370,34 @@ def update_catalogue(
     Raises:
         ValueError: If there is no such folder, *jobs* is below 1, or s2cloudless is needed and
             missing.
+        LockedError: If another process is writing the same catalogue.
     """
     if not root.is_dir():
         raise ValueError(f'{root}: no such folder')
     if jobs < 1:
         raise ValueError(f'jobs must be at least 1, not {jobs}')
-    catalogue, before = _updated(root, output or find_catalogue(root) or _writable(root), jobs)
-    if catalogue is not before:
-        catalogue.write()
-    if clouds:
-        _add_clouds(catalogue, jobs)
+    file = output or find_catalogue(root) or _writable(root)
+    read_only = file.parent.exists() and not os.access(file.parent, os.W_OK)
+    with nullcontext() if read_only else locked_name(file):
+        before = None
+        if file.is_file():
+            with suppress(CatalogueError):
+                before = Catalogue.read(file, root)
+        catalogue = _updated(root, file, before, jobs)
+        if catalogue is not before:
+            catalogue.write()
+        if clouds:
+            _add_clouds(catalogue, jobs)
     return catalogue
 
 
-def _updated(root: Path, file: Path, jobs: int) -> tuple[Catalogue, Catalogue | None]:
-    """The catalogue as it should be, and as the file has it; the same one if nothing changed."""
+def _updated(root: Path, file: Path, before: Catalogue | None, jobs: int) -> Catalogue:
+    """The catalogue as it should be; the one before if nothing changed."""
     listing, folders = walk(root)
-    before = None
-    if file.is_file():
-        with suppress(ValueError):
-            before = Catalogue.read(file, root)
     table, is_new = renew(root, empty_table() if before is None else before.table, listing, jobs)
     if before is not None and not is_new and folders == before.folders:
-        return before, before
-    return Catalogue(root, file, table, folders), before
+        return before
+    return Catalogue(root, file, table, folders)
 
 
 def _writable(root: Path) -> Path:

@@ -44,6 +44,9 @@ _FACTS = pa.schema(
 #: Columns that are stored, but for the geometry, which the others tell.
 STORED = list(_FACTS.names)
 
+#: Columns whose values are few, and may be read as such.
+NAMES = ['sensor', 'season', 'names', 'problem']
+
 #: Columns in memory, in order, with their types; -1 and NaN where nothing is known.
 COLUMNS: dict[str, Any] = {
     'path': 'str',
@@ -128,6 +131,23 @@ def to_arrow(table: pd.DataFrame, state: Mapping[str, Any]) -> pa.Table:
     )
     content = {'version': VERSION, **state}
     return stored.replace_schema_metadata({'geo': json.dumps(geo), 'geofm': json.dumps(content)})
+
+
+def check_schema(schema: pa.Schema) -> None:
+    """Check that a file has all columns that are stored, with their types.
+
+    Args:
+        schema: Schema of the file.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    types = dict(zip(schema.names, schema.types, strict=True))
+    if missing := [field.name for field in _FACTS if field.name not in types]:
+        raise ValueError(f'it has no {missing}')
+    for field in _FACTS:
+        if types[field.name] != field.type:
+            raise ValueError(f"'{field.name}' is {types[field.name]}, not {field.type}")
 
 
 def from_arrow(stored: pa.Table) -> pd.DataFrame:

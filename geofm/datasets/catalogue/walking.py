@@ -2,6 +2,8 @@
 
 import hashlib
 import os
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pandas as pd
 def walk(root: Path) -> tuple[pd.DataFrame, dict[str, int]]:
     """List the scenes below a folder.
 
-    Hidden folders are left out, and land-cover maps, which share the tree.
+    Hidden files and folders are left out, and land-cover maps, which share the tree.
 
     Args:
         root: The folder.
@@ -23,38 +25,58 @@ def walk(root: Path) -> tuple[pd.DataFrame, dict[str, int]]:
     """
     rows: list[tuple[str, int, int]] = []
     folders: dict[str, int] = {}
+    for folder, mtime, entries in folders_below(root):
+        folders[folder] = mtime
+        prefix = f'{folder}/' if folder else ''
+        if entries is None:
+            rows.append((folder, -1, -1))
+            continue
+        rows += [(prefix + e.name, *file_state(e)) for e in entries if _is_scene(e.name)]
+    # The catalogue itself changes the root: that counts by its entries.
+    folders[''] = _entries(root)
+    return as_listing(rows), folders
+
+
+def folders_below(root: Path) -> Iterator[tuple[str, int, list[os.DirEntry[str]] | None]]:
+    """Walk a folder and those below it, through links too, each of them once.
+
+    Hidden folders are left out. A folder that is reached by a link and without one is walked where
+    it lies.
+
+    Args:
+        root: The folder.
+
+    Yields:
+        Path below the root, time of change (ns), and all entries that are no folders, in the order
+        of their names; None if the folder cannot be read.
+    """
     seen: set[tuple[int, int]] = set()
-    waiting = ['']
-    while waiting:
-        folder = waiting.pop()
+    # Links come last.
+    waiting, links = [''], list[str]()
+    while waiting or links:
+        folder = waiting.pop() if waiting else links.pop(0)
         path = os.path.join(root, folder) if folder else str(root)  # noqa: PTH118 - in the loop
         state = os.stat(path)  # noqa: PTH116
         if (state.st_dev, state.st_ino) in seen:
             # A link to a folder above, or two links to one folder.
             continue
         seen.add((state.st_dev, state.st_ino))
-        folders[folder] = state.st_mtime_ns
         prefix = f'{folder}/' if folder else ''
         try:
-            entries = os.scandir(path)
+            with os.scandir(path) as found:
+                # Arrow and Parquet have no place for other names, and no scene has one.
+                entries = sorted((e for e in found if _is_text(e.name)), key=lambda e: e.name)
         except PermissionError:
-            rows.append((folder, -1, -1))
+            yield folder, state.st_mtime_ns, None
             continue
-        with entries:
-            for entry in entries:
-                if not _is_text(entry.name):
-                    # Arrow and Parquet have no place for such names, and no scene has one.
-                    continue
-                if entry.is_dir():
-                    # Snapshots and caches hold copies, which are no scenes of their own.
-                    if entry.name.startswith('.'):
-                        continue
-                    waiting.append(prefix + entry.name)
-                elif _is_scene(entry.name):
-                    rows.append((prefix + entry.name, *file_state(entry)))
-    # The catalogue itself changes the root: that counts by its entries.
-    folders[''] = _entries(root)
-    return as_listing(rows), folders
+        files = []
+        for entry in entries:
+            if not _is_folder(entry):
+                files.append(entry)
+            # Snapshots and caches hold copies, which are no scenes of their own.
+            elif not entry.name.startswith('.'):
+                (links if entry.is_symlink() else waiting).append(prefix + entry.name)
+        yield folder, state.st_mtime_ns, files
 
 
 def as_listing(rows: list[tuple[str, int, int]]) -> pd.DataFrame:
@@ -77,14 +99,14 @@ def file_state(path: 'str | os.DirEntry[str]') -> tuple[int, int]:
         path: The file.
 
     Returns:
-        Bytes and nanoseconds; -1 if it cannot be looked at.
+        Bytes and nanoseconds; -1 if it cannot be looked at, or is no regular file but a pipe, say.
     """
     try:
         # An entry of a folder may know without asking the system.
         state = os.stat(path) if isinstance(path, str) else path.stat()  # noqa: PTH116
     except OSError:
         return -1, -1
-    return state.st_size, state.st_mtime_ns
+    return (state.st_size, state.st_mtime_ns) if stat.S_ISREG(state.st_mode) else (-1, -1)
 
 
 def changed(root: Path, folder: str, mtime: int) -> bool:
@@ -115,6 +137,14 @@ def _is_text(name: str) -> bool:
     return True
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a folder or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _is_scene(name: str) -> bool:
     """Whether a file is one of those that are catalogued; land-cover maps share the tree."""
     return name.endswith('.tif') and not name.startswith(('.', 'lc_')) and '_lc_' not in name
@@ -126,7 +156,7 @@ def _entries(root: Path) -> int:
         names = sorted(
             e.name
             for e in entries
-            if _is_scene(e.name) or (e.is_dir() and not e.name.startswith('.'))
+            if _is_scene(e.name) or (_is_folder(e) and not e.name.startswith('.'))
         )
     content = '\0'.join(names).encode(errors='surrogateescape')
     return int.from_bytes(hashlib.sha256(content).digest()[:6], 'big')

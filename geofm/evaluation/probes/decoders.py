@@ -10,6 +10,7 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import torch
 from lightning.pytorch import LightningModule, Trainer, seed_everything
+from rich.markup import escape
 from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
@@ -20,6 +21,7 @@ from geofm.evaluation.adapter import Adapter
 from geofm.evaluation.backbones import Backbone
 from geofm.evaluation.data import LabelledData, Split
 from geofm.evaluation.probes.prediction import Prediction
+from geofm.printing import printable
 
 #: Learning rates of AdamW, with the backbone frozen and tuned.
 _LR = 1e-3
@@ -120,7 +122,7 @@ def decoder_probe(
         warnings.filterwarnings('ignore', '.*in eval mode at the start of training')
         # The validation loss is what TorchGeo lowers the learning rate by.
         trainer.fit(task, loader('train'), loader('val'))
-    text = f'{backbone.name}: maps' if progress else None
+    text = escape(printable(f'{backbone.name}: maps')) if progress else None
     maps = _predict(task.eval().to(device), adapter.to(device), data, device, text)
     if data.task == 'regression':
         maps = maps * spread + center
