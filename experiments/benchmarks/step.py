@@ -1,9 +1,11 @@
-"""Compare the speed of a DINOv2 training step with that of a timm + lightly composition.
+"""Compare the speed of a DINOv2 training step with compositions of timm and lightly.
 
-Both take the same crops, masks and weights, and are checked to give the same losses. Steps take
-turns, so that whatever else the machine does falls on both; compare the ratios of one run, not
-the figures of two. The share of the machine's peak counts the arithmetic that the step needs
-(forward, and twice that backward) against the fastest matrix product measured beside it.
+All rows take the same crops, masks, initial weights, stochastic depth and fused AdamW. Their losses
+are checked to be equal without stochastic depth, and to stay together over the timed steps with
+it. Steps take turns, so that whatever else the machine does falls on all of them; compare the
+ratios of one run, not the figures of two. The fraction of the machine's peak counts the arithmetic
+that the step needs (forward, and twice that backward) against the fastest matrix product
+measured beside it.
 
     python experiments/benchmarks/step.py                    # ViT-S/16 on the CPU
     python experiments/benchmarks/step.py --preset gpu       # ViT-B/16, both sensors, bf16
@@ -15,11 +17,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from composition import Composition
+from composition import Composition, PackedComposition
 from rich.progress import track
 from rounds import RESULTS, write_results
 from torch import Tensor, nn
@@ -36,8 +39,10 @@ from geofm.tasks.parameters import parameter_groups
 from geofm.transforms import Crops, MultiCrop
 
 TEMPERATURE, MOMENTUM, CLIP = 0.05, 0.994, 3.0
-#: Names of the two in tables.
-OURS, REFERENCE = 'geofm', 'timm + lightly'
+#: Names of the rows in tables.
+OURS, REFERENCE, PACKED = 'geofm', 'timm + lightly', "DINOv2's method, plainly"
+#: Largest difference between the mean losses of two rows over the timed steps, relative.
+SAME_LOSS = 0.05
 
 PRESETS: dict[str, dict[str, Any]] = {
     'cpu': {
@@ -98,49 +103,55 @@ def step_of_ours(crops: Crops, preset: dict[str, Any], drop_path: float) -> tupl
     task.multi_crop = _TheseCrops(crops)  # type: ignore[assignment]
     optimizer = AdamW(parameter_groups(task.student, task.model.depth), lr=1e-4, fused=True)
 
-    def step() -> None:
+    def step() -> float:
         with _autocast(preset):
             losses, _ = task.losses({'image': crops.globals}, TEMPERATURE, update_centers=True)
-        task.total(losses).backward()
+        loss = task.total(losses)
+        loss.backward()
         norms = gradient_norms(task.student)
         for name, module in task.student.items():
             nn.utils.clip_grads_with_norm_(module.parameters(), CLIP, norms[name])
         optimizer.step()
         optimizer.zero_grad()
         task.move_teacher(MOMENTUM)
+        return loss.item()
 
     return task, step
 
 
 def step_of_composition(
-    crops: Crops, preset: dict[str, Any], drop_path: float
+    crops: Crops,
+    preset: dict[str, Any],
+    drop_path: float,
+    kind: type[Composition] = Composition,
 ) -> tuple[Composition, Any]:
-    """The reference's step."""
+    """A reference's step."""
     vit = {
         'model_name': 'vit_base_patch16_224',
         'img_size': 224,
         'reg_tokens': 4,
         'no_embed_class': True,
         'init_values': 1e-5,
-        'drop_path_rate': drop_path,
         **SIZES[preset['size']],
     }
     channels = [len(SENSORS[key].bands) for key in preset['sensors']]
-    composition = Composition(vit, channels, preset['prototypes']).to(preset['device'])
+    composition = kind(vit, channels, preset['prototypes'], drop_path).to(preset['device'])
     composition.student.train()
     composition.head.train()
     parameters = [*composition.student.parameters(), *composition.head.parameters()]
-    optimizer = AdamW(parameters, lr=1e-4)
+    optimizer = AdamW(parameters, lr=1e-4, fused=True)
 
-    def step() -> None:
+    def step() -> float:
         with _autocast(preset):
             losses = composition.losses(crops, TEMPERATURE)
-        (losses['dino'] + losses['ibot'] + 0.1 * losses['koleo']).backward()
+        loss = losses['dino'] + losses['ibot'] + 0.1 * losses['koleo']
+        loss.backward()
         nn.utils.clip_grad_norm_(composition.student.parameters(), CLIP)
         nn.utils.clip_grad_norm_(composition.head.parameters(), CLIP)
         optimizer.step()
         optimizer.zero_grad()
         composition.move_teacher(MOMENTUM)
+        return loss.item()
 
     return composition, step
 
@@ -150,14 +161,12 @@ def _autocast(preset: dict[str, Any]) -> torch.autocast:
     return torch.autocast(preset['device'], dtype, enabled=dtype is not None)
 
 
-def check_same_losses(crops: Crops, preset: dict[str, Any]) -> None:
-    """Both must compute the same method: equal losses from equal weights."""
-    composition, _ = step_of_composition(crops, preset, 0.0)
-    task, _ = step_of_ours(crops, preset, 0.0)
+def copy_weights(composition: Composition, task: DINOv2, sensors: Sequence[str]) -> None:
+    """Give a task the weights of a composition."""
     backbones = task.student['backbone'], task.model
     for ours, theirs in zip(backbones, (composition.student, composition.teacher), strict=True):
         assert isinstance(ours, MultiSensorViT)
-        for i, key in enumerate(preset['sensors']):
+        for i, key in enumerate(sensors):
             ours.encoders[key].load_state_dict(theirs.vits[i].vit.state_dict())
             with torch.no_grad():
                 ours.mask_token[i] = theirs.vits[i].mask_token.flatten()
@@ -165,10 +174,27 @@ def check_same_losses(crops: Crops, preset: dict[str, Any]) -> None:
             ours.fusion.load_state_dict(theirs.fusion.state_dict())
     task.student['dino_head'].load_state_dict(composition.head.state_dict())
     task.teacher_heads['dino_head'].load_state_dict(composition.teacher_head.state_dict())
+
+
+def make_steps(crops: Crops, preset: dict[str, Any], drop_path: float) -> dict[str, Any]:
+    """Model and step of each row, all from the same weights."""
+    reference = step_of_composition(crops, preset, drop_path)
+    packed = step_of_composition(crops, preset, drop_path, PackedComposition)
+    packed[0].load_state_dict(reference[0].state_dict())
+    ours = step_of_ours(crops, preset, drop_path)
+    copy_weights(reference[0], ours[0], preset['sensors'])
+    return {REFERENCE: reference, PACKED: packed, OURS: ours}
+
+
+def check_same_losses(crops: Crops, preset: dict[str, Any]) -> None:
+    """All rows must compute the same method: equal losses from equal weights."""
+    rows = make_steps(crops, preset, 0.0)
+    task = rows.pop(OURS)[0]
     with torch.no_grad():
         losses, _ = task.losses({'image': crops.globals}, TEMPERATURE)
-        for name, expected in composition.losses(crops, TEMPERATURE).items():
-            torch.testing.assert_close(losses[name], expected, rtol=1e-4, atol=1e-4)
+        for composition, _ in rows.values():
+            for name, expected in composition.losses(crops, TEMPERATURE).items():
+                torch.testing.assert_close(losses[name], expected, rtol=1e-4, atol=1e-4)
 
 
 def needed_flops(crops: Crops, preset: dict[str, Any], drop_path: float) -> float:
@@ -211,7 +237,7 @@ def gemm_peak(preset: dict[str, Any]) -> float:
     return best
 
 
-def _timed(step: Callable[[], None], device: str) -> float:
+def _timed(step: Callable[[], object], device: str) -> float:
     start = time.perf_counter()
     step()
     if device == 'cuda':
@@ -224,7 +250,11 @@ def _peak_memory(which: str, preset: dict[str, Any], drop_path: float, threads: 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     crops = make_crops(preset)
-    make = step_of_ours if which == OURS else step_of_composition
+    make = {
+        OURS: step_of_ours,
+        REFERENCE: step_of_composition,
+        PACKED: partial(step_of_composition, kind=PackedComposition),
+    }[which]
     _, step = make(crops, preset, drop_path)
     for _ in range(3):
         step()
@@ -240,19 +270,22 @@ def measure(preset: dict[str, Any], drop_path: float, threads: int) -> dict[str,
     torch.manual_seed(0)
     crops = make_crops(preset)
     flops = needed_flops(crops, preset, drop_path)
-    steps = {
-        REFERENCE: step_of_composition(crops, preset, drop_path)[1],
-        OURS: step_of_ours(crops, preset, drop_path)[1],
-    }
+    steps = {name: step for name, (_, step) in make_steps(crops, preset, drop_path).items()}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
+    losses: dict[str, list[float]] = {name: [] for name in steps}
     peaks: list[float] = []
     for step in steps.values():
         step()
     for _ in track(range(preset['rounds']), description=f'Drop path {drop_path}'):
         peaks.append(gemm_peak(preset))
         for name, step in steps.items():
-            seconds[name].append(_timed(step, preset['device']))
+            seconds[name].append(
+                _timed(lambda step=step, name=name: losses[name].append(step()), preset['device'])
+            )
     del steps
+    means = {name: statistics.fmean(values) for name, values in losses.items()}
+    if max(means.values()) > (1 + SAME_LOSS) * min(means.values()):
+        raise RuntimeError(f'the rows do not train alike: mean losses {means}')
     context = multiprocessing.get_context('spawn')
     memory = {}
     for name in seconds:
@@ -260,6 +293,7 @@ def measure(preset: dict[str, Any], drop_path: float, threads: int) -> dict[str,
             memory[name] = pool.apply(_peak_memory, (name, preset, drop_path, threads))
     return {
         'drop_path': drop_path,
+        'losses': {k: round(v, 4) for k, v in means.items()},
         'seconds': {k: [round(v, 4) for v in values] for k, values in seconds.items()},
         'flops': flops,
         'gemm_peak': [round(peak) for peak in peaks],
@@ -270,8 +304,9 @@ def measure(preset: dict[str, Any], drop_path: float, threads: int) -> dict[str,
 def table(results: Sequence[dict[str, Any]], batch_size: int) -> str:
     """Markdown table of medians, and of the medians of the ratios within a round."""
     lines = [
-        '| drop path | step | s | images/s | ratio | range of ratio | of GEMM peak | peak memory |',
-        '|---:|---|---:|---:|---:|---:|---:|---:|',
+        '| drop path | step | s | images/s | ratio | range of ratio | of GEMM peak | peak memory '
+        '| mean loss |',
+        '|---:|---|---:|---:|---:|---:|---:|---:|---:|',
     ]
     for result in results:
         base = result['seconds'][REFERENCE]
@@ -286,7 +321,8 @@ def table(results: Sequence[dict[str, Any]], batch_size: int) -> str:
             lines.append(
                 f'| {result["drop_path"]} | {name} | {median:.2f} | {batch_size / median:.2f} '
                 f'| {statistics.median(ratios):.2f} | {min(ratios):.2f} to {max(ratios):.2f} '
-                f'| {share} | {result["peak_memory_mib"][name]:,} MiB |'
+                f'| {share} | {result["peak_memory_mib"][name]:,} MiB '
+                f'| {result["losses"][name]:.2f} |'
             )
     return '\n'.join(lines)
 

@@ -252,7 +252,7 @@ class PairTable:
         """Dates of a sensor, as pandas has them."""
         days = self.records[f'{sensor}_day']
         dates = days.astype('datetime64[D]').astype('datetime64[s]')
-        dates[days == NO_DAY] = np.datetime64('NaT')
+        dates[days == NO_DAY] = np.datetime64('NaT', 's')
         return dates
 
 
