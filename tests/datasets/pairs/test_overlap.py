@@ -1,17 +1,20 @@
 """Pairs are of the same ground, whatever their names say."""
 
 import json
+import shutil
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.transform import Affine
 
 from geofm.cli import main
-from geofm.datasets import SEN12MSCR, SEN12MSCRTS
+from geofm.datasets import SEN12MSCR, SEN12MSCRTS, EmptySplitError, write_sample_data
 from geofm.datasets.catalogue.scan import PairKey, Reason
 from geofm.datasets.catalogue.scenes import Grids
 from geofm.datasets.pairs.table import PAIR, overlaps
@@ -192,3 +195,40 @@ def test_overlap_across_crs() -> None:
             np.array([[2 * SIZE, 2 * SIZE]], np.int32),
         )
         assert overlaps(file, pair)[0] == pytest.approx(want, abs=1e-6)
+
+
+def check_moved_tree(tree: Path, tmp_path: Path) -> None:
+    """Every S1 of a tree moved by 0.6 px or more is marked or left out, however it is paired."""
+    for shift in (0.6, -3.5, 24.0, 5000.0):
+        root = tmp_path / f'moved by {shift}'
+        shutil.copytree(tree, root)
+        for path in root.rglob('s1_*.tif'):
+            path.chmod(0o644)
+            with rasterio.open(path, 'r+') as dst:
+                dst.transform @= Affine.translation(shift, 0)
+        listed = root / 'pairs.json'
+        by_time = SEN12MSCRTS(tree, split='all').index[['s1', 's2']].to_numpy()
+        pairs = [[str(root / Path(path).relative_to(tree)) for path in pair] for pair in by_time]
+        listed.write_text(json.dumps(pairs))
+        for paths, pairing in ((root, 'time_step'), (root, 'nearest'), (listed, 'time_step')):
+            kwargs: dict[str, Any] = {'split': 'all', 'pairing': pairing}
+            if shift == 5000:
+                with pytest.raises(EmptySplitError, match='overlap too little'):
+                    SEN12MSCRTS(paths, **kwargs)
+                continue
+            ds = SEN12MSCRTS(paths, **kwargs)
+            assert len(ds) == len(by_time)
+            assert (ds.index['overlap'] < 1).all()
+            for i in range(0, len(ds), 4):
+                assert not ds[i]['valid'].all()
+
+
+@pytest.mark.filterwarnings('ignore:files left out', 'ignore:.*only a part of the S2')
+def test_no_moved_pair_of_generated_data_passes_unmarked(tmp_path: Path) -> None:
+    write_sample_data(tmp_path / 'tree', [('ROIs1868', 36)], 4, 2, size=64)
+    check_moved_tree(tmp_path / 'tree', tmp_path)
+
+
+@pytest.mark.filterwarnings('ignore:files left out', 'ignore:.*only a part of the S2')
+def test_no_moved_pair_of_real_data_passes_unmarked(shared_data: Path, tmp_path: Path) -> None:
+    check_moved_tree(shared_data / 'real' / 'crts_layout', tmp_path)
