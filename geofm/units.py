@@ -22,6 +22,9 @@ _DARKEST = 0.95 * BASELINE_OFFSET
 #: Linear power is not lower, dB are.
 _LEAST_POWER = -0.1
 
+#: Images from which on the darkest values tell something.
+_FEW = 4
+
 #: Values of an image that are looked at.
 _SOME = 20_000
 
@@ -121,26 +124,26 @@ class UnitWatch:
     all cloud or all town.
     """
 
-    def __init__(self, bands: Sequence[str], source: str, images: int = 8) -> None:
+    def __init__(self, bands: Sequence[str], source: str, images: int = 256) -> None:
         """Initialize a new UnitWatch instance.
 
         Args:
             bands: Names of the channels, in the order of the images.
             source: Name of the data set, for the warning.
-            images: Number of images, or batches of them, to look at.
+            images: Number of images to look at.
 
         Raises:
             BandError: If a band is unknown or given twice.
         """
         self._channels = sensor_channels(bands)
         self._source = source
-        self._left = images
+        self._images, self._looked_at = images, 0
         self._seen: dict[str, list[npt.NDArray[np.float32]]] = {key: [] for key in self._channels}
 
     @property
     def is_done(self) -> bool:
         """Whether further images are not looked at."""
-        return self._left == 0 or not self._seen
+        return self._looked_at >= self._images or not self._seen
 
     def look(self, image: npt.NDArray[Any]) -> None:
         """Look at an image, or a batch of them.
@@ -151,9 +154,12 @@ class UnitWatch:
         """
         if self.is_done:
             return
-        self._left -= 1
+        self._looked_at += int(np.prod(image.shape[:-3]))
         for key in list(self._seen):
             sensor = SENSORS[key]
             self._seen[key].append(some_values(image[..., self._channels[key], :, :], sensor))
-            if warn_of_unit(np.concatenate(self._seen[key]), sensor, self._source):
+            values = np.concatenate(self._seen[key])
+            # A few images may well be without anything dark.
+            is_sure = wrong_unit(values, sensor) != WrongUnit.OFFSET or self._looked_at >= _FEW
+            if is_sure and warn_of_unit(values, sensor, self._source):
                 del self._seen[key]

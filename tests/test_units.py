@@ -34,7 +34,7 @@ def test_units_are_told_by_the_values(values: np.ndarray, sensor: object, said: 
 
 
 def test_each_sensor_is_warned_of_once() -> None:
-    images = np.concatenate([10 ** (DB / 10), DN + 1000])[None].repeat(2, 0)
+    images = np.concatenate([10 ** (DB / 10), DN + 1000])[None].repeat(4, 0)
     watch = UnitWatch((*SENTINEL1.band_names, *SENTINEL2.band_names), 'here')
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always', UnitWarning)
@@ -58,4 +58,4 @@ def test_fill_is_not_looked_at() -> None:
     assert watch.is_done
     shifted = np.where(image > 0, image + 1000, image)
     with pytest.warns(UnitWarning, match='baseline'):
-        UnitWatch(SENTINEL2.band_names, 'here').look(shifted[2:])
+        UnitWatch(SENTINEL2.band_names, 'here').look(shifted[None, 2:].repeat(4, 0))

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader
 from geofm.atomic import atomic_file
 from geofm.datasets import SEN12MSCRTS, write_sample_data
 from geofm.datasets.catalogue.catalogue import JOBS, Catalogue, update_catalogue
+from geofm.datasets.catalogue.inspection import UNNAMED, look_at_values
 from geofm.datasets.catalogue.listing import Listing
 from geofm.datasets.catalogue.scan import Reason, Skipped
 from geofm.datasets.catalogue.scenes import Scenes
@@ -21,7 +23,11 @@ from geofm.datasets.regions import Split
 from geofm.datasets.splitting import split_tree
 from geofm.datasets.statistics import dataset_statistics, write_statistics
 from geofm.printing import printable, say
-from geofm.sensors import BANDS
+from geofm.sensors import BANDS, SENSORS
+from geofm.units import warn_of_unit, wrong_unit
+
+#: Files of each sensor whose values ``geofm index`` looks at together.
+_LOOKED_AT = 64
 
 
 def sample_data(dest: Path, seed: int = 0) -> None:
@@ -64,6 +70,7 @@ def index(
     catalogue = update_catalogue(root, output, jobs, clouds)
     say(f'{catalogue.file}: {len(catalogue.table)} files')
     _print_problems(catalogue)
+    _check_values(catalogue)
     skipped = Skipped()
     pairs = _pairs(catalogue, skipped, min_overlap)
     for path in skipped.files.get(Reason.APART, []):
@@ -122,7 +129,7 @@ def stats(
     pairs = SEN12MSCRTS(root, split)
     loader = DataLoader(pairs, batch_size=None, num_workers=num_workers)
     samples = track(loader, description='Reading pairs', total=len(pairs))
-    bands = dataset_statistics(samples, BANDS)
+    bands = dataset_statistics(samples, BANDS, str(root))
     write_statistics(output, bands, {'root': str(root), 'split': split, 'pairs': len(pairs)})
     for band, values in bands.items():
         print(f'{band:<4} {values["mean"]:10.2f} ± {values["std"]:9.2f} {values["unit"]}')
@@ -142,6 +149,25 @@ def _print_problems(catalogue: Catalogue) -> None:
     # Paths are there to be copied: they are not cut to the width of the terminal.
     width = 200 + max(len(printable(first)) for first in problems['first'])
     Console(width=width, soft_wrap=True).print(table)
+
+
+def _check_values(catalogue: Catalogue) -> None:
+    """Say which order of bands is assumed, and warn of values in another unit, by some files."""
+    table = catalogue.table[catalogue.table['problem'].isna()]
+    for key, sensor in SENSORS.items():
+        files = table[table['sensor'] == key]
+        if (files['names'] == UNNAMED).any():
+            say(
+                f'{sensor.title}: files without names of bands are taken to have '
+                f'{" ".join(sensor.band_names)}, in this order'
+            )
+        some = files.sample(min(len(files), _LOOKED_AT), random_state=0)['path'].tolist()
+        values = [look_at_values(catalogue.root / path, key) for path in some]
+        wrong = [i for i, part in enumerate(values) if wrong_unit(part, sensor) is not None]
+        # Of one file it cannot be told whether it is all cloud.
+        if len(wrong) > max(1, len(some) // 4) or len(wrong) == len(some) > 0:
+            source = f'{len(wrong)} of {len(some)} files (e.g. {printable(some[wrong[0]])})'
+            warn_of_unit(np.concatenate([values[i] for i in wrong]), sensor, source)
 
 
 def _pairs(catalogue: Catalogue, skipped: Skipped, min_overlap: float) -> PairTable:

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 import torch
 from torch import nn
 from torch.utils.data import Subset
@@ -13,6 +12,8 @@ from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import NonGeoClassificationDataset
 from torchgeo.datasets.utils import Path
 
+from geofm.rasters import RASTER_ERRORS, open_raster
+from geofm.sensor_rasters import MOST_VALUES
 from geofm.sensors import BandError
 
 
@@ -29,9 +30,11 @@ def read_image(path: str) -> npt.NDArray[np.float32]:
         ValueError: If it cannot be read.
     """
     try:
-        with rasterio.open(path) as src:
+        with open_raster(path) as src:
+            if src.count * src.height * src.width > MOST_VALUES:
+                raise ValueError(f'{src.height} x {src.width} pixels are too many for one image')
             return np.moveaxis(src.read().astype(np.float32), 0, -1)
-    except rasterio.RasterioIOError as error:
+    except RASTER_ERRORS as error:
         raise ValueError(f'{path}: cannot be read: {error}') from error
 
 

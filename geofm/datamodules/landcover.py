@@ -7,12 +7,13 @@ from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets.utils import Path
 
 from geofm.datamodules.targets import CheckedTargets
+from geofm.datamodules.units import WatchedUnits
 from geofm.datasets.landcover import SampleLandCover
 from geofm.sensors import BANDS, band_statistics
 from geofm.transforms.normalize import Normalize
 
 
-class SampleLandCoverDataModule(CheckedTargets, NonGeoDataModule):
+class SampleLandCoverDataModule(CheckedTargets, WatchedUnits, NonGeoDataModule):
     """Land cover of the sample data that ``geofm sample-data`` generates, split by ROI.
 
     The splits are those of SEN12MS-CR-TS. Batches are normalised on the device that they are on.

@@ -13,6 +13,7 @@ from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.sampling import ResumableLoader, ResumableSampler, trainer_position
 from geofm.datamodules.skipped import SkippedFiles, innermost
+from geofm.datamodules.units import WatchedUnits
 from geofm.datasets.files import files_of
 from geofm.datasets.seeded import Seeded
 
@@ -20,7 +21,7 @@ from geofm.datasets.seeded import Seeded
 StartMethod = Literal['fork', 'spawn', 'forkserver']
 
 
-class ResumableDataModule(BaseDataModule):
+class ResumableDataModule(WatchedUnits, BaseDataModule):
     """Loaders whose samples depend on the seed alone.
 
     Each process trains on samples of its own, in an order, and with random numbers in the

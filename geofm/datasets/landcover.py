@@ -8,7 +8,6 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-import rasterio
 import torch
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
@@ -22,6 +21,7 @@ from geofm.datasets.sample.classes import LAND_COVER
 from geofm.datasets.sample.writer import SCENES, land_cover_path
 from geofm.datasets.sen12mscrts import SEN12MSCRTS
 from geofm.grid import Grid
+from geofm.rasters import open_raster
 from geofm.sensors import BANDS
 
 #: Which time steps to use: all of them, or those that Sentinel-2 sees without clouds.
@@ -226,7 +226,7 @@ class SampleLandCover(NonGeoDataset):
         """Row, column and label of the windows of a patch; the label is -1 where mixed."""
         land_cover = _read_land_cover(path)
         row = self.pairs.index.iloc[pair]
-        with rasterio.open(path) as src, rasterio.open(row.s2) as s2:
+        with open_raster(path) as src, open_raster(row.s2) as s2:
             if Grid.of(src).shape != Grid.of(s2).shape or not Grid.of(src).window_in(Grid.of(s2)):
                 raise ValueError(f'{path}: not on the pixel grid of {row.s2}')
         labels, purity = window_labels(land_cover, self.window)
@@ -284,7 +284,7 @@ def _read_land_cover(path: FilePath, window: Window | None = None) -> npt.NDArra
         raise ValueError(
             f"{path}: no land-cover map; it comes with the data that 'geofm sample-data' writes"
         )
-    with rasterio.open(path) as src:
+    with open_raster(path) as src:
         land_cover = src.read(1, window=window)
     if land_cover.max() >= len(LAND_COVER):
         raise ValueError(

@@ -97,7 +97,8 @@ class NamedBands(Dataset[Sample]):
             * image: float32 (C, H, W), or (k, C, H, W) with k dates, S1 in dB and S2 in DN,
               channels as in :attr:`bands`
             * valid: bool (H, W), or (k, H, W), True where all bands of the source are finite and
-              those of S2 not all 0, which is how gaps are filled
+              within the limits of their sensor, and those of S2 not all 0, which is how gaps are
+              filled
 
             and what else the data set yields, but for the images that became part of 'image'. A
             sample that is asked for by number has that as 'index', int64 ().
@@ -119,7 +120,11 @@ class NamedBands(Dataset[Sample]):
             channels = self._channels['s1']
             # Where the logarithm is not finite there was no echo to measure.
             image[..., channels, :, :] = 10 * image[..., channels, :, :].log10()
-        valid &= image.isfinite().all(dim=-3)
+        for key, channels in self._channels.items():
+            # Comparisons with NaN are false.
+            low, high = SENSORS[key].limits
+            part = image[..., channels, :, :]
+            valid &= ((part >= low) & (part <= high)).all(dim=-3)
         return {**sample, 'image': image[..., self._pick, :, :], 'valid': valid}
 
     def files_of(self, index: int) -> list[Path]:

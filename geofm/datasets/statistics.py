@@ -13,6 +13,7 @@ from torch import Tensor
 
 from geofm.atomic import atomic_file
 from geofm.sensors import BandError, check_bands, sensor_of
+from geofm.units import UnitWatch
 
 #: Percentiles that are worked out.
 PERCENTILES = (1, 2, 5, 25, 50, 75, 95, 98, 99)
@@ -106,7 +107,7 @@ class BandStatistics:
 
 
 def dataset_statistics(
-    samples: Iterable[Mapping[str, Tensor]], bands: Sequence[str]
+    samples: Iterable[Mapping[str, Tensor]], bands: Sequence[str], source: str = 'data set'
 ) -> dict[str, dict[str, Any]]:
     """Statistics of the valid pixels of samples.
 
@@ -114,6 +115,7 @@ def dataset_statistics(
         samples: Samples with 'image' (C, H, W) and 'valid' (H, W), as of
             :meth:`geofm.datasets.SEN12MSCRTS.read_pair`.
         bands: Names of the channels.
+        source: Name of the data set, for a warning if its values look to be in another unit.
 
     Returns:
         See :meth:`BandStatistics.result`.
@@ -121,8 +123,9 @@ def dataset_statistics(
     Raises:
         ValueError: If there is no valid pixel, or a file cannot be read.
     """
-    statistics = BandStatistics(bands)
+    statistics, watch = BandStatistics(bands), UnitWatch(bands, source)
     for sample in samples:
+        watch.look(sample['image'].numpy())
         statistics.update(sample['image'], sample['valid'])
     return statistics.result()
 

@@ -213,7 +213,11 @@ class Backscatter(Dataset[Any]):
 @pytest.mark.parametrize(
     ('unit', 'said', 'message'),
     [
-        ('power', 'dB', "s1_unit='dB' .*: Sentinel-1 GRD: .* look like linear power, not dB"),
+        (
+            'power',
+            'dB',
+            "s1_unit='dB' .*: values of Sentinel-1 GRD .* look like linear power, not dB",
+        ),
         ('dB', 'power', "look like dB, not power: leave out s1_unit='power'"),
         ('dB', 'dB', None),
         ('power', 'power', None),

@@ -10,9 +10,11 @@ from importlib import import_module
 from typing import Any
 
 import numpy as np
-import rasterio
+from rasterio.errors import RasterioError
 
-from geofm.sensors import SENTINEL2
+from geofm.rasters import RASTER_ERRORS, open_raster
+from geofm.sensor_rasters import SensorBands
+from geofm.sensors import SENTINEL2, band_indices
 
 #: What s2cloudless expects: reflectance from 0 to 1, of DN = reflectance x 10,000.
 _DN_PER_REFLECTANCE = 10_000
@@ -42,15 +44,18 @@ def cloud_cover(path: str | os.PathLike[str]) -> float:
         Share from 0 to 1 of the pixels that have data; NaN if none has.
 
     Raises:
-        RasterioError: If the file cannot be read.
-        ValueError: If s2cloudless is not installed or the file has other bands.
+        RasterioError: If the file cannot be read, or lacks a band.
+        ValueError: If s2cloudless is not installed.
     """
     detector = _detector()
-    with rasterio.open(path) as src:
-        if src.count != len(SENTINEL2.bands):
-            raise ValueError(f'{path}: {src.count} bands, but {len(SENTINEL2.bands)} are needed')
-        pixels = src.read(out_dtype='float32')
-    valid = np.isfinite(pixels).all(axis=0) & (pixels != 0).any(axis=0)
+    try:
+        with open_raster(path) as src:
+            bands = SensorBands.of(src, SENTINEL2)
+            order = band_indices(SENTINEL2.band_names, list(bands.indices))
+            values, valid = bands.read(src)
+    except RASTER_ERRORS as err:
+        raise RasterioError(f'{path}: {err}') from err
+    pixels = values[order]
     if not valid.any():
         return float('nan')
     reflectance = np.moveaxis(np.where(valid, pixels, 0), 0, -1) / _DN_PER_REFLECTANCE

@@ -138,6 +138,26 @@ def inspect(path: str | os.PathLike[str], sensor: str) -> Finding:
         return Finding(header, Problem.UNREADABLE)
 
 
+def look_at_values(path: str | os.PathLike[str], sensor: str) -> npt.NDArray[np.float32]:
+    """Read some values of a file, to tell their unit by.
+
+    Args:
+        path: Path of the file.
+        sensor: ``'s1'`` or ``'s2'``.
+
+    Returns:
+        Values as of :func:`geofm.units.some_values`; none if the file cannot be read.
+    """
+    try:
+        with open_raster(path) as src:
+            bands = SensorBands.of(src, SENSORS[sensor])
+            rows = [Window(0, int(share * src.height), src.width, 1) for share in _ROWS]
+            values = [some_values(bands.read(src, row)[0], bands.sensor) for row in rows]
+    except RASTER_ERRORS:
+        return np.empty(0, np.float32)
+    return np.concatenate(values)
+
+
 def _inspect_plain(
     path: str | os.PathLike[str], descriptor: int, header: Header, sensor: Sensor, size: int
 ) -> Finding:

@@ -1,0 +1,42 @@
+"""Checking the units of the first batches that are trained on."""
+
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from geofm.transforms.normalize import Normalize
+from geofm.units import UnitWatch
+
+
+class WatchedUnits(LightningDataModule):
+    """A data module that warns, once for each sensor, of values in another unit than the sensor's.
+
+    It looks at the raw values of the first training batches, before they are normalised.
+    """
+
+    _unit_watch: UnitWatch | None = None
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Look at a batch, while it is on the CPU.
+
+        Args:
+            batch: A batch.
+            dataloader_idx: Index of its data loader.
+
+        Returns:
+            The batch.
+        """
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        normalize = getattr(self, 'aug', None)
+        if (
+            self.trainer is None
+            or not self.trainer.training
+            or not isinstance(normalize, Normalize)
+            or not isinstance(batch, dict)
+        ):
+            return batch
+        if self._unit_watch is None:
+            self._unit_watch = UnitWatch(normalize.bands, type(self).__name__)
+        if not self._unit_watch.is_done and batch['image'].shape[-3] == len(normalize.bands):
+            self._unit_watch.look(batch['image'].numpy())
+        return batch
