@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from geofm.models.attention import Observation, block_index, observe_blocks, take_rows
 from geofm.models.dates import DayOfYear
 from geofm.models.fusion import CrossAttentionFusion, LinearFusion
-from geofm.models.tokens import EARLY, SensorTokens
+from geofm.models.tokens import EARLY, SensorTokens, is_distributed
 from geofm.sensors import RGB_BANDS, SENSORS, BandError, band_indices, sensor_channels
 
 
@@ -161,6 +161,9 @@ class MultiSensorViT(SensorTokens):
                 for key, names in self.encoder_bands.items()
             }
         )
+        for key in self.encoders:
+            # Without input it cannot learn: it stays what it is.
+            self._encoder(key).requires_grad_(self._runs(key))
         if drop_path_rate:
             for key in self.encoders:
                 for block in self._encoder(key).blocks:
@@ -276,6 +279,9 @@ class MultiSensorViT(SensorTokens):
         fused = [
             self._fuse(tokens) for tokens in self._run(x, [*take, *last], dates, None, present)
         ]
+
+        if is_distributed():
+            fused[-1] = self._let_all_take_part(fused[-1], max(*take, *last) + 1)
 
         height, width = self._grid(x)
         features: list[Any] = []

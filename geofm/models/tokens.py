@@ -6,6 +6,7 @@ from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -249,7 +250,8 @@ class SensorTokens(nn.Module):
             ValueError: If the model fuses early and *masks* differ between sensors.
         """
         (tokens,) = self._run(x, [self.depth - 1], dates, masks, present)
-        return self._fuse(tokens)
+        fused = self._fuse(tokens)
+        return self._let_all_take_part(fused) if is_distributed() else fused
 
     def forward_views(self, views: Sequence[View]) -> list[ViewTokens]:
         """Tokens of crops of several sizes, of which few are wanted: how to train.
@@ -280,6 +282,7 @@ class SensorTokens(nn.Module):
         else:
             wanted = [self._run_wanted(key, views, kept) for key in self.encoders]
             rows = list(self._fuse(wanted).split([len(part.tokens) for part in kept]))
+        rows[0] = self._let_all_take_part(rows[0])
         return [
             ViewTokens(part[: len(view.image)], part[len(view.image) :])
             for view, part in zip(views, rows, strict=True)
@@ -366,9 +369,54 @@ class SensorTokens(nn.Module):
             return torch.where(present[:, None, None], tokens, stand_in)
         return torch.where(present[kept.sequences, None], tokens, stand_in[0, kept.tokens])
 
+    def _let_all_take_part(self, tokens: Tensor, blocks: int | None = None) -> Tensor:
+        """Give parameters that the input did not need a gradient of zero while training.
+
+        Without dates their encoding is idle, without masks the mask token, and so on. Distributed
+        training waits for all gradients; finding out which will not come takes a search through
+        the graph in every step.
+
+        Args:
+            tokens: Tokens that the loss will depend on.
+            blocks: Number of blocks that ran; None: all of them.
+
+        Returns:
+            The same tokens.
+        """
+        if not (self.training and torch.is_grad_enabled()):
+            return tokens
+        idle = [self.mask_token, *self.day_of_year.parameters()]
+        if self.fusion is not None:
+            idle.append(self.stand_in)
+        for key in self.encoders:
+            encoder = self._encoder(key)
+            left_out = encoder.blocks[blocks or self.depth :] if self._runs(key) else encoder
+            idle += left_out.parameters()
+        idle = [parameter for parameter in idle if parameter.requires_grad]
+        takes_part: Tensor = _TakePart.apply(tokens, *idle) if idle else tokens
+        return takes_part
+
     def _grid(self, x: Tensor) -> tuple[int, int]:
         """Patches down and across."""
         return x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+
+
+def is_distributed() -> bool:
+    """Whether this process is one of several that train together."""
+    return dist.is_available() and dist.is_initialized()
+
+
+class _TakePart(torch.autograd.Function):
+    """Tokens as they are, which depend on further parameters in name only."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.save_for_backward(*parameters)
+        return tokens.view_as(tokens)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return grad, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
 
 
 def _take_channels(image: Tensor, channels: list[int]) -> Tensor:

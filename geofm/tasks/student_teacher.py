@@ -11,7 +11,7 @@ from torchgeo.tasks import BaseTask
 from geofm.losses import resize_tokens
 from geofm.models import MultiSensorViT, View, create_backbone, load_backbone_weights
 from geofm.models.weights.load import Weights
-from geofm.sensors import band_indices
+from geofm.sensors import band_indices, sensor_channels
 from geofm.transforms import Crops, MultiCrop, Normalize
 
 
@@ -79,9 +79,10 @@ class StudentTeacher(BaseTask):
             )
         if unknown := set(hparams['global_sensors'] or ()) - set(backbone.sensors):
             raise ValueError(f'global_sensors {sorted(unknown)}: not of {list(backbone.sensors)}')
-        hides = hparams['sensor_dropout'] or hparams['global_sensors']
+        absent = len(sensor_channels(backbone.bands)) < len(backbone.sensors)
+        hides = hparams['sensor_dropout'] or hparams['global_sensors'] or absent
         if backbone.fusion is not None and not hides:
-            # Never used, so never given a gradient, which distributed training would wait for.
+            # Never used: it must not decay.
             backbone.stand_in.requires_grad_(False)
 
         self.multi_crop = MultiCrop(
