@@ -6,14 +6,16 @@ from typing import Any
 from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets.utils import Path
 
+from geofm.datamodules.carried import NormalizingDataModule
 from geofm.datamodules.targets import CheckedTargets
 from geofm.datamodules.units import WatchedUnits
 from geofm.datasets.landcover import SampleLandCover
-from geofm.sensors import BANDS, band_statistics
-from geofm.transforms.normalize import Normalize
+from geofm.sensors import BANDS
 
 
-class SampleLandCoverDataModule(CheckedTargets, WatchedUnits, NonGeoDataModule):
+class SampleLandCoverDataModule(
+    CheckedTargets, WatchedUnits, NormalizingDataModule, NonGeoDataModule
+):
     """Land cover of the sample data that ``geofm sample-data`` generates, split by ROI.
 
     The splits are those of SEN12MS-CR-TS. Batches are normalised on the device that they are on.
@@ -54,6 +56,13 @@ class SampleLandCoverDataModule(CheckedTargets, WatchedUnits, NonGeoDataModule):
             bands=bands,
             **kwargs,
         )
-        # TorchGeo's tasks bring images back to raw units with these before they draw them.
-        self.mean, self.std = band_statistics(bands)
-        self.aug = Normalize(bands)
+        self.normalize_by(tuple(bands))
+
+    def setup(self, stage: str) -> None:
+        """Make the data sets of a stage, and normalise as the weights in use were trained.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+        """
+        super().setup(stage)
+        self.take_up_statistics()

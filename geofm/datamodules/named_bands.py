@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 from torchgeo.datamodules import BaseDataModule, GeoDataModule
 from torchgeo.datasets.utils import Sample
@@ -14,8 +13,7 @@ from geofm.datamodules.targets import CheckedTargets
 from geofm.datasets.collate import pad_and_stack
 from geofm.datasets.named_bands import NamedBands, S1Unit, wanted_bands
 from geofm.models import MultiSensorViT
-from geofm.sensors import BandError, band_statistics, check_bands
-from geofm.transforms import Normalize
+from geofm.sensors import BandError, check_bands
 
 #: Splits of a TorchGeo data module.
 SPLITS = ('train', 'val', 'test', 'predict')
@@ -64,9 +62,9 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
                 reflectances.
             s1_unit: Whether Sentinel-1 comes in 'dB', or as linear 'power', which becomes dB.
             n_dates: Number of dates that lie one after the other in the channels of 'image'.
-            mean: Mean of bands by name, in dB and DN; by default that of
-                :mod:`geofm.sensors`.
-            std: Standard deviation of bands by name.
+            mean: Mean of bands by name, in dB and DN; by default that which the weights in use were
+                trained with, or else that of :mod:`geofm.sensors`.
+            std: Standard deviation of bands by name, likewise.
             batch_size: Number of samples in a batch (on each device); by default that of the data
                 module, or 64.
             num_workers: Number of processes that read; by default that of the data module, or 0.
@@ -124,6 +122,7 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
             BandError: If the model has bands that the data lack, or not those asked for.
         """
         self._name_bands(self._match())
+        self.take_up_statistics()
         if self.source is not None:
             self.source.setup(stage)
         for split in SPLITS:
@@ -228,12 +227,4 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
     def _name_bands(self, bands: Sequence[str] | None) -> None:
         """Set the bands to return, and what goes with them."""
         self.bands = wanted_bands(bands, self.available)
-        mean, std = band_statistics(self.bands)
-        # TorchGeo's tasks take these to undo the normalisation for plots.
-        self.mean = torch.tensor(
-            [self._mean.get(b, m) for b, m in zip(self.bands, mean.tolist(), strict=True)]
-        )
-        self.std = torch.tensor(
-            [self._std.get(b, s) for b, s in zip(self.bands, std.tolist(), strict=True)]
-        )
-        self.aug = Normalize(self.bands, self.mean, self.std)
+        self.normalize_by(self.bands, self._mean, self._std)

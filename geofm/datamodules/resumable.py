@@ -7,21 +7,22 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader, Dataset
-from torchgeo.datamodules import BaseDataModule
 from torchgeo.datasets import stack_samples
 from torchgeo.datasets.utils import Sample
 
+from geofm.datamodules.carried import NormalizingDataModule
 from geofm.datamodules.sampling import ResumableLoader, ResumableSampler, trainer_position
 from geofm.datamodules.skipped import SkippedFiles, innermost
 from geofm.datamodules.units import WatchedUnits
 from geofm.datasets.files import files_of
 from geofm.datasets.seeded import Seeded
+from geofm.models.weights.carried import INPUT
 
 #: How worker processes are started.
 StartMethod = Literal['fork', 'spawn', 'forkserver']
 
 
-class ResumableDataModule(WatchedUnits, BaseDataModule):
+class ResumableDataModule(WatchedUnits, NormalizingDataModule):
     """Loaders whose samples depend on the seed alone.
 
     Each process trains on samples of its own, in an order, and with random numbers in the
@@ -38,19 +39,24 @@ class ResumableDataModule(WatchedUnits, BaseDataModule):
     _state: dict[str, Any] | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands, for a checkpoint.
+        """Where training stands and how images are normalised, for a checkpoint.
 
         Returns:
-            The state of the training loader.
+            The state of the training loader and the statistics in use.
         """
-        return {} if self._train_loader is None else self._train_loader.state_dict()
+        loader = {} if self._train_loader is None else self._train_loader.state_dict()
+        return {**loader, **super().state_dict()}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where a checkpoint was written.
 
         Args:
             state_dict: As of :meth:`state_dict`.
         """
+        super().load_state_dict(state_dict)
+        state_dict = {key: value for key, value in state_dict.items() if key != INPUT}
+        if not state_dict:
+            return
         # The loader is there already if the strategy restores late; most often it is to come.
         if self._train_loader is not None:
             self._train_loader.load_state_dict(state_dict)

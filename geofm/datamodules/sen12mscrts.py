@@ -14,8 +14,7 @@ from geofm.datasets import SEN12MSCRTS, EmptySplitError, MultiDate, pad_and_stac
 from geofm.datasets.regions import Split
 from geofm.datasets.statistics import read_statistics
 from geofm.datasets.windows import RandomWindows
-from geofm.sensors import BANDS, band_statistics
-from geofm.transforms import Normalize
+from geofm.sensors import BANDS
 
 
 class SEN12MSCRTSDataModule(ResumableDataModule):
@@ -63,7 +62,8 @@ class SEN12MSCRTSDataModule(ResumableDataModule):
                 by default that of Lightning's ``seed_everything``.
             start_method: How processes that read are started; by default as Python does.
             statistics: YAML file with mean and standard deviation of each band, as ``geofm stats``
-                writes it; by default those of SEN12MS-CR-TS.
+                writes it; by default those that the weights in use were trained with, or else those
+                of SEN12MS-CR-TS.
             **kwargs: Further arguments of :class:`~geofm.datasets.SEN12MSCRTS`.
 
         Raises:
@@ -89,11 +89,11 @@ class SEN12MSCRTSDataModule(ResumableDataModule):
         self.n_dates = n_dates
         self.seed = run_seed(seed)
         self.start_method = start_method
-        # TorchGeo's tasks take these to undo the normalisation for plots.
-        self.mean, self.std = (
-            band_statistics(bands) if statistics is None else read_statistics(statistics, bands)
-        )
-        self.aug = Normalize(bands, self.mean, self.std)
+        given: tuple[dict[str, float], ...] = ()
+        if statistics is not None:
+            values = (v.tolist() for v in read_statistics(statistics, bands))
+            given = tuple(dict(zip(bands, v, strict=True)) for v in values)
+        self.normalize_by(tuple(bands), *given)
 
     def setup(self, stage: str) -> None:
         """Find the pairs of the splits that a stage needs.
@@ -106,6 +106,7 @@ class SEN12MSCRTSDataModule(ResumableDataModule):
             EmptySplitError: If a split has no pair. Only fitting does without a validation
                 split, with a warning.
         """
+        self.take_up_statistics()
         if stage == 'fit':
             self.train_dataset = self._training_samples()
             try:

@@ -9,6 +9,7 @@ from torch.nn.functional import interpolate
 
 from geofm.sensors import BandError, check_channels, sensor_of
 from geofm.transforms import Normalize
+from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
 #: What stands for a band that the data lack: the mean of the band, or the value zero.
 Missing = Literal['mean', 'zero']
@@ -112,6 +113,7 @@ class Adapter(nn.Module):
         missing: Missing | None = None,
         image_size: int | None = None,
         multiple: int = 1,
+        clip: float | None = NO_STATISTICS.clip,
     ) -> None:
         """Initialize a new Adapter instance.
 
@@ -125,6 +127,7 @@ class Adapter(nn.Module):
             missing: What stands for a band that the data lack; None: an error.
             image_size: Side to which images are resized; None: as they are.
             multiple: What a side must be a multiple of.
+            clip: Largest magnitude of a value normalised by band; None: any.
 
         Raises:
             BandError: If the data lack a band, and *missing* does not say what to do.
@@ -145,7 +148,7 @@ class Adapter(nn.Module):
         self.multiple = multiple
         self.lines: list[str] = []
         if normalise is None:
-            self.normalise: nn.Module = _by_band(self.bands, statistics or {})
+            self.normalise: nn.Module = _by_band(self.bands, statistics or {}, clip)
         else:
             self.normalise = normalise
         self._place = [self.bands.index(band) for band in known]
@@ -219,14 +222,12 @@ class Adapter(nn.Module):
         )
 
 
-def _by_band(bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]) -> Normalize:
+def _by_band(
+    bands: Sequence[str], statistics: Mapping[str, tuple[float, float]], clip: float | None
+) -> Normalize:
     """Normalisation by the mean and standard deviation of each band."""
-    default = Normalize(bands)
-    pairs = zip(default.mean.flatten().tolist(), default.std.flatten().tolist(), strict=True)
-    chosen = [statistics.get(band, pair) for band, pair in zip(bands, pairs, strict=True)]
-    return Normalize(
-        bands, torch.tensor([m for m, _ in chosen]), torch.tensor([s for _, s in chosen])
-    )
+    mean, std = ({band: pair[i] for band, pair in statistics.items()} for i in range(2))
+    return InputStatistics(mean, std, clip).normalize(bands)
 
 
 def absent_sensors(data_bands: Sequence[str], bands: Sequence[str]) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from geofm.models import MODEL_NAMES, CheckpointError, MultiSensorViT
 from geofm.models.task_checkpoints import task_backbone
 from geofm.models.weights.files import read_file
 from geofm.sensors import RGB_BANDS, BandError
+from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
 #: Name of TorchGeo's random convolutional features.
 RCF_NAME = 'rcf'
@@ -144,7 +145,7 @@ def build_backbone(
 def _of_task(config: BackboneConfig) -> BackboneConfig:
     """For the checkpoint of a TorchGeo task on a model of timm's, the model and its weights."""
     path = Path(config.model)
-    found = task_backbone(read_file(path)) if path.is_file() else None
+    found = task_backbone(read_file(path), path) if path.is_file() else None
     if found is None or found.model in MODEL_NAMES:
         return config
     return replace(
@@ -154,13 +155,17 @@ def _of_task(config: BackboneConfig) -> BackboneConfig:
         weights=path,
         pretrained=False,
         model_args={**found.model_args, **(config.model_args or {})},
+        mean=config.mean or (None if found.statistics is None else dict(found.statistics.mean)),
+        std=config.std or (None if found.statistics is None else dict(found.statistics.std)),
     )
 
 
 def _statistics(
-    config: BackboneConfig, of_data: Mapping[str, tuple[float, float]]
+    config: BackboneConfig,
+    of_data: Mapping[str, tuple[float, float]],
+    carried: InputStatistics | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Mean and std by band: the user's for this model before those for the data."""
+    """Mean and std by band: the user's for this model, then for the data, then the checkpoint's."""
     given = {*(config.mean or {}), *(config.std or {})}
     incomplete = given - (set(config.mean or {}) & set(config.std or {}))
     if incomplete:
@@ -168,7 +173,25 @@ def _statistics(
             f'{config.model}: mean and std need the same bands, see {sorted(incomplete)}'
         )
     own = {b: (config.mean[b], config.std[b]) for b in given} if config.mean and config.std else {}
-    return {**of_data, **own}
+    trained = {} if carried is None else {b: (m, carried.std[b]) for b, m in carried.mean.items()}
+    return {**trained, **of_data, **own}
+
+
+def _statistics_lines(
+    title: str, statistics: Mapping[str, tuple[float, float]], carried: InputStatistics | None
+) -> list[str]:
+    """What a reader should know of the normalisation of a checkpoint's input."""
+    if carried is None:
+        return []
+    others = [b for b, m in carried.mean.items() if statistics[b] != (m, carried.std[b])]
+    if others:
+        return [
+            f'{title}: {", ".join(others)} are normalised by the statistics that were given, not '
+            'by those that its weights were trained with'
+        ]
+    if not carried.differs():
+        return []
+    return [f'{title}: normalised by the statistics that its weights were trained with']
 
 
 def _rcf(
@@ -201,10 +224,14 @@ def _ours(
     # Reading a checkpoint draws numbers; random weights are to depend on the seed alone.
     torch.manual_seed(seed)
     model, lines = builder.build(data_bands, random)
+    carried = builder.statistics
+    chosen = _statistics(config, statistics, carried)
+    lines += _statistics_lines(builder.title, chosen, carried)
     adapter = Adapter(
         data_bands,
         model.bands,
-        statistics=_statistics(config, statistics),
+        statistics=chosen,
+        clip=NO_STATISTICS.clip if carried is None else carried.clip,
         missing=config.missing_bands,
         image_size=config.image_size,
         multiple=model.patch_size,

@@ -20,6 +20,7 @@ _CODE = (
     'sensors.py',
     'datasets/named_bands.py',
     'transforms/normalize.py',
+    'transforms/statistics.py',
     'models',
     'evaluation/naming.py',
     'evaluation/sources.py',

@@ -12,14 +12,14 @@ from geofm.models import (
     CheckpointError,
     MultiSensorViT,
     create_backbone,
-    load_backbone,
-    read_hparams,
 )
+from geofm.models.checkpoints import as_checkpoint
 from geofm.models.registry import VARIANTS
 from geofm.models.task_checkpoints import task_backbone
 from geofm.models.timm_vit import load_model
 from geofm.models.weights.files import read_file
 from geofm.sensors import SENSORS, BandError, sensor_of
+from geofm.transforms.statistics import InputStatistics
 
 
 def is_ours(model: str, weights: Path | None = None) -> bool:
@@ -43,6 +43,7 @@ class OursBuilder:
         title: What a table calls it.
         architecture: Same for models that differ in their weights alone.
         learned: Whether there are weights to load.
+        statistics: How the input of the weights was normalised, where their file says.
     """
 
     def __init__(
@@ -72,11 +73,13 @@ class OursBuilder:
         self.title = model
         self._loaded: MultiSensorViT | None = None
         self._hparams: dict[str, Any] = {}
+        self.statistics: InputStatistics | None = None
         if path is not None:
             self.title = path.stem
             self._load(path, model if model in MODEL_NAMES else None)
         self.architecture = (
-            f'{self.name} {self._hparams} {self._bands} {sorted(self._args.items())}'
+            f'{self.name} {self._hparams} {self._bands} {sorted(self._args.items())} '
+            f'{self.statistics}'
         )
 
     def build(self, data_bands: Sequence[str], random: bool) -> tuple[MultiSensorViT, list[str]]:
@@ -129,17 +132,13 @@ class OursBuilder:
 
     def _load(self, path: Path, name: str | None) -> None:
         """Read a checkpoint: of this project's task, of TorchGeo's, or a file of weights."""
-        if name is not None:
-            loaded: Any = load_model(path, name, self._bands, self._args)
-        else:
-            try:
-                loaded = load_backbone(path)
-                self._hparams = read_hparams(path)
-                self.name = self._hparams['model']
-            except (CheckpointError, LookupError):
-                loaded = load_model(path, bands=self._bands)
-                found = task_backbone(read_file(path))
-                assert found is not None
+        loaded: Any = load_model(path, name, self._bands, self._args if name else None)
+        if name is None:
+            content = read_file(path)
+            own = as_checkpoint(content, path)
+            if own is not None:
+                self._hparams, self.name = own.hparams, own.hparams['model']
+            elif (found := task_backbone(content, path)) is not None:
                 self.name, self._args = found.model, {**found.model_args, **self._args}
         if not isinstance(loaded, MultiSensorViT):
             raise CheckpointError(
@@ -150,6 +149,7 @@ class OursBuilder:
                 f'{path}: has bands {list(loaded.bands)}, not {list(self._bands or ())}'
             )
         self._loaded, self._bands = loaded, loaded.bands
+        self.statistics = loaded.statistics
 
     def _default_bands(self) -> tuple[str, ...]:
         if self._bands is not None:

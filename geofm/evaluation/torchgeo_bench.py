@@ -6,13 +6,15 @@ Needs the extra ``geofm[bench]``. torchgeo-bench builds :class:`GeofmBench` by i
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torchgeo.datasets import DependencyNotFoundError
 
-from geofm.models import MultiSensorViT, create_backbone, load_backbone, read_hparams
+from geofm.models import MultiSensorViT, create_backbone
+from geofm.models.checkpoints import build_backbone, read_checkpoint
 from geofm.sensors import (
     SENSORS,
     BandError,
@@ -21,7 +23,7 @@ from geofm.sensors import (
     sensor_channels,
     sensor_of,
 )
-from geofm.transforms import Normalize
+from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
 try:
     from torchgeo_bench.datasets.base import BandSpec
@@ -113,8 +115,9 @@ class GeofmBench(BenchModel):
         named = _name_bands(self.bands, names or {})
         _check_names(named)
         self._channels = [self.bands.index(spec) for spec in named.values()]
-        self.to_native = _ToNative(named) if native else None
         self.model = _backbone_for(tuple(named), checkpoint, random_weights).eval()
+        statistics = self.model.statistics or NO_STATISTICS
+        self.to_native = _ToNative(named, statistics) if native else None
         count = min(4, self.model.depth)
         self._blocks = [(i + 1) * self.model.depth // count - 1 for i in range(count)]
         self.levels = nn.ModuleList(nn.Identity() for _ in self._blocks)
@@ -162,7 +165,7 @@ class _ToNative(nn.Module):
 
     scale: Tensor
 
-    def __init__(self, named: Mapping[str, BandSpec]) -> None:
+    def __init__(self, named: Mapping[str, BandSpec], statistics: InputStatistics) -> None:
         super().__init__()
         channels = sensor_channels(tuple(named))
         specs = list(named.values())
@@ -180,7 +183,7 @@ class _ToNative(nn.Module):
         if self.optical:
             scale[self.optical] = _dn_factor(named)
         self.register_buffer('scale', scale.view(-1, 1, 1), persistent=False)
-        self.normalize = Normalize(tuple(named))
+        self.normalize = statistics.normalize(tuple(named))
 
     def forward(self, images: Tensor) -> Tensor:
         images = images * self.scale
@@ -273,16 +276,21 @@ def _dn_factor(named: Mapping[str, BandSpec]) -> float:
 
 def _backbone_for(bands: tuple[str, ...], checkpoint: str, random_weights: bool) -> MultiSensorViT:
     """The backbone of a checkpoint, for the bands at hand."""
-    hparams = read_hparams(checkpoint)
+    path = Path(checkpoint)
+    content = read_checkpoint(path)
+    hparams = {**content.hparams, 'in_channels': len(bands), 'bands': bands}
     if random_weights:
-        return create_backbone({**hparams, 'in_channels': len(bands), 'bands': bands})
-    pretrained = load_backbone(checkpoint)
+        backbone = create_backbone(hparams)
+        backbone.statistics = content.statistics
+        return backbone
+    pretrained = build_backbone(content, path)
     if unknown := [band for band in bands if band not in pretrained.bands]:
         raise BandError(
             f'{checkpoint} knows no bands {unknown}, but {list(pretrained.bands)}. Leave them out '
             'with dataset.bands or model.names'
         )
-    backbone = create_backbone({**hparams, 'in_channels': len(bands), 'bands': bands})
+    backbone = create_backbone(hparams)
+    backbone.statistics = content.statistics
     weights = pretrained.state_dict()
     at_hand = sensor_channels(bands)
     for key in backbone.sensors:

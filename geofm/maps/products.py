@@ -44,6 +44,7 @@ from geofm.maps.writer import (
 )
 from geofm.models.timm_vit import has_cls_token
 from geofm.sensors import SENSORS
+from geofm.transforms.statistics import InputStatistics
 
 #: What can be made of a scene.
 Product = Literal['attention', 'rollout', 'point', 'pca', 'segments', 'embedding']
@@ -267,6 +268,7 @@ class _Maker:
             'overlap': options.overlap,
             'kinds': {kind: len(names) for kind, names in layout.items()},
             'rasters': describe_rasters(scene),
+            'statistics': InputStatistics.of(observer.normalize).entry(),
         }
         digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:8]
         folder = output / f'.{scene.path.stem}.{digest}.work'
@@ -274,6 +276,7 @@ class _Maker:
             'TIFFTAG_SOFTWARE': f'geofm {__version__}',
             'model': architecture(model),
             'weights_sha256': weights,
+            'input_statistics': json.dumps(manifest['statistics']),
             'window': str(options.window),
             'overlap': str(options.overlap),
             'command': command,

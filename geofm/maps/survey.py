@@ -27,7 +27,7 @@ from geofm.atomic import atomic_file
 from geofm.maps.scene import Scene
 from geofm.maps.windows import Floats, Mask, Position, Strip, Sums, Tile, Tiling, blend_row
 from geofm.models.attention import Observation
-from geofm.transforms import Normalize
+from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
 _MANIFEST = 'manifest.json'
 
@@ -53,7 +53,8 @@ class Observer:
     Args:
         model: A :class:`geofm.models.MultiSensorViT`, a :class:`geofm.models.timm_vit.TimmViT`, or
             a module with their ``bands``, ``sensors``, ``patch_size``, ``num_prefix_tokens``
-            and ``observe``, in evaluation mode.
+            and ``observe``, in evaluation mode. Its ``statistics``, where it has any, say how the
+            input is normalised.
         scene: The scene.
         wanted: What to keep.
     """
@@ -64,7 +65,8 @@ class Observer:
         self.scene = scene
         self.wanted = wanted
         sensors: tuple[str, ...] = backbone.sensors
-        self.normalize = Normalize(scene.bands)
+        statistics: InputStatistics | None = getattr(backbone, 'statistics', None)
+        self.normalize = (statistics or NO_STATISTICS).normalize(scene.bands)
         self.device = next(model.parameters()).device
         here = [key in scene.rasters for key in sensors]
         # The model shows attention to an absent sensor's placeholder pixels, too.
@@ -80,6 +82,9 @@ class Observer:
 
         Returns:
             What it sees, without the attention to a sensor that is not there.
+
+        Raises:
+            ValueError: If a token is not finite.
         """
         size = len(samples['image'])
         with torch.inference_mode():
@@ -91,6 +96,11 @@ class Observer:
                 block=self.wanted.block,
                 query=None if query is None else torch.full((size,), query, device=self.device),
                 rollout=self.wanted.rollout,
+            )
+        if not seen.tokens.isfinite().all():
+            raise ValueError(
+                'what the model makes of the scene is not finite: its weights diverged or are '
+                'damaged; take an earlier checkpoint'
             )
         attention, rollout = (
             {key: value for key, value in maps.items() if key not in self._absent}

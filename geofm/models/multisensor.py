@@ -15,6 +15,7 @@ from geofm.models.dates import DayOfYear
 from geofm.models.fusion import CrossAttentionFusion, LinearFusion
 from geofm.models.tokens import EARLY, SensorTokens, is_distributed
 from geofm.sensors import RGB_BANDS, SENSORS, BandError, band_indices, sensor_channels
+from geofm.transforms.statistics import InputStatistics
 
 
 def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
@@ -75,12 +76,18 @@ class MultiSensorViT(SensorTokens):
         drop_path_rate: Stochastic depth, the same in all blocks, as in DINOv2.
         vit_args: Further arguments of timm's ``VisionTransformer``.
 
+    Attributes:
+        statistics: How its input was normalised in training, as its checkpoint says; None: by the
+            built-in statistics.
+
     Raises:
         BandError: If the bands are unknown or given twice, do not match *in_chans*, or belong to
             a sensor that the model does not have.
         ValueError: If there are not one or two sensors, the *query* is not one of them, or *fusion*
             is unknown.
     """
+
+    statistics: InputStatistics | None = None
 
     def __init__(
         self,

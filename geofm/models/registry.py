@@ -8,6 +8,7 @@ from torch import nn
 
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.torchgeo import accept_both_names
+from geofm.models.weights.trust import refuse_nonfinite
 from geofm.sensors import SENSORS
 
 #: Width, depth and heads, as in DeiT, timm and DINOv2, whose giant has SwiGLU. Nano is half as deep
@@ -86,6 +87,7 @@ def _build(
         **_ffn_args(ffn_layer, embed_dim, mlp_ratio),
         **kwargs,
     )
+    model.register_load_state_dict_pre_hook(refuse_nonfinite)
     return accept_both_names(model)
 
 

@@ -5,14 +5,19 @@ from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from torch import Tensor, nn
 
 from geofm.models.attention import Observation, block_index, observe_blocks
-from geofm.models.checkpoints import load_backbone
+from geofm.models.checkpoints import as_checkpoint, build_backbone, check_fit, checkpoint_in
 from geofm.models.multisensor import MultiSensorViT
+from geofm.models.registry import MODEL_NAMES
 from geofm.models.task_checkpoints import read_weights, task_backbone
+from geofm.models.weights.carried import read_input_statistics
 from geofm.models.weights.files import CheckpointError, read_file
+from geofm.models.weights.trust import one_line
 from geofm.sensors import BandError, check_bands, check_channels, sensor_channels
+from geofm.transforms.statistics import InputStatistics
 
 
 class TimmViT(nn.Module):
@@ -33,11 +38,14 @@ class TimmViT(nn.Module):
         depth: Number of blocks.
         num_prefix_tokens: CLS and register tokens before the patches.
         embed_dim: Width of the tokens.
+        statistics: How its input was normalised in training; None: by the built-in statistics.
 
     Raises:
         ValueError: If it is no such ViT, or its patches are not square.
         BandError: If a band is unknown or given twice, or their number is not that of the channels.
     """
+
+    statistics: InputStatistics | None = None
 
     def __init__(self, vit: nn.Module, bands: Sequence[str]) -> None:
         super().__init__()
@@ -180,14 +188,17 @@ def load_model(
         BandError: If a band is unknown, or bands are needed and not given.
     """
     if model is not None:
-        return _create(model, read_weights(checkpoint), checkpoint, bands, model_args)
-    try:
-        return load_backbone(checkpoint)
-    except (CheckpointError, LookupError):
-        found = task_backbone(read_file(checkpoint))
-        if found is None:
-            raise
-    return _create(found.model, found.weights, checkpoint, bands, found.model_args)
+        weights = read_weights(checkpoint)
+        statistics = read_input_statistics(checkpoint)
+        return _create(model, weights, checkpoint, bands, model_args, statistics)
+    content = read_file(checkpoint)
+    own = as_checkpoint(content, checkpoint)
+    found = task_backbone(content, checkpoint) if own is None else None
+    if found is None:
+        return build_backbone(own or checkpoint_in(content, checkpoint), checkpoint)
+    return _create(
+        found.model, found.weights, checkpoint, bands, found.model_args, found.statistics
+    )
 
 
 def _create(
@@ -196,31 +207,47 @@ def _create(
     checkpoint: Path,
     bands: Sequence[str] | None,
     model_args: Mapping[str, Any] | None,
+    statistics: InputStatistics | None,
 ) -> MultiSensorViT | TimmViT:
     """Build a model by its name and load weights into it, all but a head's."""
     weights = {key: value for key, value in weights.items() if not key.startswith('head.')}
-    ours = name.startswith('geofm_')
-    args = {'num_classes': 0, **(model_args or {})}
+    ours = name in MODEL_NAMES
     if bands is None and not ours:
         raise BandError(f"which bands are the channels of '{name}'? Name them with --bands")
+    channels = _channels(weights) if bands is None else len(check_bands(bands))
+    args = {'num_classes': 0, 'in_chans': channels, **(model_args or {})}
     if ours:
-        channels = _channels(weights) if bands is None else len(bands)
-        model = timm.create_model(name, in_chans=channels, bands=bands, **args)
-    else:
-        channels = len(check_bands(bands or ()))
-        try:
-            model = timm.create_model(name, in_chans=channels, **{'dynamic_img_size': True, **args})
-        except TypeError:
-            # Some have relative positions for one size only.
-            model = timm.create_model(name, in_chans=channels, **args)
+        args['bands'] = bands
     try:
+        # Without memory first: a damaged file may describe a model that fits no machine.
+        with torch.device('meta'):
+            own = _build(name, args).state_dict()
+        check_fit(own, weights, checkpoint, f"'{name}'")
+        model = _build(name, args)
         model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(f"{checkpoint}: its weights do not fit '{name}': {error}") from error
+    except (CheckpointError, BandError):
+        raise
+    except Exception as error:
+        # Whatever a model's parts raise about arguments that do not go together.
+        raise CheckpointError(f"{checkpoint}: no '{name}': {one_line(error)}") from error
     model.eval()
-    return model if isinstance(model, MultiSensorViT) else TimmViT(model, bands or ()).eval()
+    found = model if isinstance(model, MultiSensorViT) else TimmViT(model, bands or ()).eval()
+    found.statistics = statistics
+    return found
+
+
+def _build(name: str, args: Mapping[str, Any]) -> Any:
+    """A model of timm that takes images of any size, if it can; one of ours always does."""
+    if name in MODEL_NAMES:
+        return timm.create_model(name, **args)
+    try:
+        return timm.create_model(name, **{'dynamic_img_size': True, **args})
+    except TypeError:
+        # Some have relative positions for one size only.
+        return timm.create_model(name, **args)
 
 
 def _channels(weights: dict[str, Tensor]) -> int:
     """Input channels of one of our models: those of all its patch embeddings."""
-    return sum(v.shape[1] for k, v in weights.items() if k.endswith('patch_embed.proj.weight'))
+    name = 'patch_embed.proj.weight'
+    return sum(v.shape[1] for k, v in weights.items() if k.endswith(name) and v.ndim == 4)

@@ -20,6 +20,8 @@ from geofm.losses import DINOLoss, EMACentering, GramLoss, IBOTLoss, SinkhornKno
 from geofm.losses.precision import at_least_float32
 from geofm.models import Source, read_task_weights
 from geofm.models.packed_attention import choose_attention
+from geofm.models.weights.carried import carry_statistics, read_input_statistics
+from geofm.models.weights.files import METADATA
 from geofm.tasks.nonfinite import AUTOCAST, Step, gradient_norms, write_dump
 from geofm.tasks.parameters import check_precision, parameter_groups
 from geofm.tasks.randomness import batch_seed, seeded
@@ -27,6 +29,7 @@ from geofm.tasks.schedules import Schedules, dinov2_schedules
 from geofm.tasks.student_teacher import StudentTeacher
 from geofm.transforms import Crops
 from geofm.transforms.photometry import PhotometryArgs
+from geofm.transforms.statistics import statistics_of
 
 
 class DINOv2(StudentTeacher):
@@ -184,6 +187,7 @@ class DINOv2(StudentTeacher):
         self._step: Step | None = None
         if continue_from is not None:
             self.load_state_dict(read_task_weights(continue_from, self.state_dict()))
+            self.model.statistics = read_input_statistics(continue_from)
         self._refresh_gram_teacher()
 
     def configure_losses(self) -> None:
@@ -394,7 +398,7 @@ class DINOv2(StudentTeacher):
             self.prepare_teacher()
 
     def on_fit_start(self) -> None:
-        """Check the precision, and say which attention runs.
+        """Check the precision, take up the input's statistics, and say which attention runs.
 
         Raises:
             ValueError: If weights are in half precision.
@@ -402,13 +406,17 @@ class DINOv2(StudentTeacher):
         check_precision(self)
         # Lightning warns of modules in evaluation mode: here, those of the teacher.
         warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
+        self.take_up_statistics()
         dtype = AUTOCAST.get(str(self.trainer.precision), torch.float32)
         method, reason = choose_attention(self.device, dtype)
         rank_zero_info(f'Attention of packed crops: {method} ({reason})')
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the run's seed: its crops are drawn again from there."""
+        """Keep the run's seed, from which its crops are drawn again, and the input's statistics."""
         checkpoint['seed'] = self.seed
+        datamodule = getattr(self._trainer, 'datamodule', None)
+        statistics = statistics_of(getattr(datamodule, 'aug', None)) or self.model.statistics
+        checkpoint[METADATA] = carry_statistics(statistics)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the seed of the run that is resumed."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from geofm.atomic import atomic_file
+from geofm.models.weights.trust import one_line
 from geofm.tasks.randomness import seeded
 
 if TYPE_CHECKING:
@@ -105,12 +106,13 @@ def replay(path: Path, device: torch.device | str = 'cpu') -> dict[str, float]:
         dump = torch.load(path, map_location=device, weights_only=True)
         hparams, state = dump['hyper_parameters'], dump['state_dict']
         statistics = dump['statistics']
+        # No dump names other files, which would be opened or downloaded.
+        task = DINOv2(**{k: v for k, v in hparams.items() if k not in DINOv2.ignore})
     except FileNotFoundError:
         raise
     except Exception as error:
         # A dozen kinds of error, by the kind of file that it is not.
-        raise DumpError(f'{path}: not the dump of a step: {error}') from error
-    task = DINOv2(**hparams)
+        raise DumpError(f'{path}: not the dump of a step: {one_line(error)}') from error
     if dump['precision'] == '64-true':
         task.double()
     task.load_state_dict(state)

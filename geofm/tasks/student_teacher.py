@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, Self, cast
 
 import torch
 from lightly.models.modules import DINOv2ProjectionHead
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from torchgeo.tasks import BaseTask
 
@@ -13,6 +14,7 @@ from geofm.models import MultiSensorViT, View, create_backbone, load_backbone_we
 from geofm.models.weights.load import Weights
 from geofm.sensors import band_indices, sensor_channels
 from geofm.transforms import Crops, MultiCrop, Normalize
+from geofm.transforms.statistics import statistics_of
 
 
 class Outputs(NamedTuple):
@@ -126,6 +128,22 @@ class StudentTeacher(BaseTask):
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            BandError: If the data module lacks a band of the model.
+        """
+        self.take_up_statistics()
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        if datamodule is not None and statistics_of(getattr(datamodule, 'aug', None)) is None:
+            rank_zero_warn(
+                f'how {type(datamodule).__name__} normalises is not known, so checkpoints cannot '
+                'carry the statistics of the input, and maps will use the built-in ones: wrap it '
+                'in geofm.datamodules.NamedBandsDataModule',
+                category=UserWarning,
+            )
+
+    def take_up_statistics(self) -> None:
+        """Have the photometry undo the normalisation of the data module in use.
 
         Raises:
             BandError: If the data module lacks a band of the model.

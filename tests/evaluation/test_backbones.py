@@ -248,7 +248,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r'other\.pth: its weights do not fit'):
         build(model='vit_tiny_patch16_224', weights=tmp_path / 'other.pth')
     (tmp_path / 'text.pth').write_text('no weights')
-    with pytest.raises(CheckpointError, match=r'text\.pth: no readable file'):
+    with pytest.raises(CheckpointError, match=r'text\.pth: not a readable'):
         build(model='vit_tiny_patch16_224', weights=tmp_path / 'text.pth')
 
 

@@ -6,10 +6,11 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from geofm.models.checkpoints import PREFIX, create_backbone, load_strictly, read_checkpoint
+from geofm.models.checkpoints import PREFIX, load_backbone, read_checkpoint
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.tokens import EARLY
-from geofm.models.weights.files import check_suffix, write_torch, write_weights
+from geofm.models.weights.carried import carry_statistics
+from geofm.models.weights.files import METADATA, check_suffix, write_torch, write_weights
 from geofm.models.weights.layouts import fold_positions, to_dinov2
 from geofm.models.weights.torchgeo import torchgeo_checkpoint
 
@@ -68,11 +69,13 @@ def export_backbone(
         raise ValueError(f"'{to}' is of the whole backbone: leave sensor out")
     if to == 'torchgeo':
         return Exported(export_torchgeo(checkpoint, output))
-    hparams, weights = read_checkpoint(checkpoint)
+    hparams, weights, statistics = read_checkpoint(checkpoint)
+    carried = carry_statistics(statistics)
     if output.suffix == '.safetensors':
-        return Exported(write_weights(weights, output, {'hyper_parameters': hparams}))
+        return Exported(write_weights(weights, output, {'hyper_parameters': hparams, **carried}))
     state = {PREFIX + key: value for key, value in weights.items()}
-    return Exported(write_torch({'hyper_parameters': hparams, 'state_dict': state}, output))
+    content = {'hyper_parameters': hparams, 'state_dict': state, METADATA: carried}
+    return Exported(write_torch(content, output))
 
 
 def export_torchgeo(checkpoint: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
@@ -95,16 +98,15 @@ def export_torchgeo(checkpoint: str | os.PathLike[str], output: str | os.PathLik
     output = Path(output)
     if output.suffix == '.safetensors':
         raise ValueError(f'{output}: TorchGeo reads PyTorch files only: name it .ckpt or .pth')
-    hparams, weights = read_checkpoint(Path(checkpoint))
-    return write_torch(torchgeo_checkpoint(hparams, weights), output)
+    hparams, weights, statistics = read_checkpoint(Path(checkpoint))
+    content = torchgeo_checkpoint(hparams, weights)
+    return write_torch({**content, METADATA: carry_statistics(statistics)}, output)
 
 
 def _export_encoder(
     checkpoint: Path, output: Path, to: Literal['timm', 'dinov2'], sensor: str | None
 ) -> Exported:
-    hparams, weights = read_checkpoint(checkpoint)
-    model = create_backbone(hparams)
-    load_strictly(model, weights, checkpoint)
+    model = load_backbone(checkpoint)
     if sensor is None and len(model.encoders) == 1:
         (sensor,) = model.encoders
     if sensor is None or sensor not in model.encoders:
@@ -117,10 +119,12 @@ def _export_encoder(
         )
     state = _encoder_state(model, sensor, to)
     bands = list(model.encoder_bands[sensor])
-    return Exported(
-        write_weights(state, output, {'sensor': sensor, 'bands': bands}),
-        _left_out(model, sensor, to),
-    )
+    of_bands = None if model.statistics is None else model.statistics.updated(None, bands)
+    said = {'sensor': sensor, 'bands': bands, **carry_statistics(of_bands)}
+    left_out = _left_out(model, sensor, to)
+    if output.suffix != '.safetensors' and of_bands is not None and of_bands.differs():
+        left_out = (*left_out, 'the statistics of its input (.safetensors holds them)')
+    return Exported(write_weights(state, output, said), left_out)
 
 
 def _encoder_state(

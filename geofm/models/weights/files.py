@@ -1,8 +1,8 @@
 """Files of weights: told apart by their content, written beside and renamed."""
 
 import json
-import pickle
-import struct
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,8 @@ METADATA = 'geofm'
 #: Suffixes of the files that ``torch.save`` writes.
 TORCH_SUFFIXES = ('.pth', '.pt', '.ckpt')
 
-#: What reading a file that is no checkpoint may raise: its bytes are run as pickle's opcodes.
-_UNREADABLE = (
-    pickle.UnpicklingError,
-    struct.error,
-    SafetensorError,
-    RuntimeError,
-    EOFError,
-    ValueError,
-    LookupError,
-)
+#: How PyTorch says that a file holds an object of a class.
+_CLASS = re.compile(r'(?:Unsupported global: GLOBAL|unsupported GLOBAL) ([\w.]{1,80})')
 
 
 class CheckpointError(ValueError):
@@ -51,16 +43,34 @@ def read_file(path: Path) -> Any:
         CheckpointError: If there is no such file, or it cannot be read.
     """
     if not path.is_file():
-        raise CheckpointError(f'{path}: no such file')
+        raise CheckpointError(f'{path}: ' + ('is a folder' if path.is_dir() else 'no such file'))
     try:
         if _is_safetensors(path):
-            return _read_safetensors(path)
-        return torch.load(path, map_location='cpu', weights_only=True)
-    except _UNREADABLE as error:
-        raise CheckpointError(
-            f'{path}: not a readable PyTorch checkpoint, or it holds more than weights. '
-            'Give a .ckpt that `geofm fit` wrote, or a file of weights (.pth, .safetensors)'
-        ) from error
+            content: dict[str, Any] = {'state_dict': load_file(path)}
+            return content | _said(path)
+        with warnings.catch_warnings():
+            # Of files that are no checkpoints PyTorch says more than the error does.
+            warnings.simplefilter('ignore')
+            return torch.load(path, map_location='cpu', weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:
+        # Damaged bytes are run as pickle's opcodes, which may raise anything.
+        raise CheckpointError(f'{path}: {_why_unreadable(path, error)}') from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    advice = 'Give a .ckpt that `geofm fit` wrote, or a file of weights (.pth, .safetensors)'
+    if isinstance(error, OSError):
+        return f'cannot be read: {error.strerror or error}'
+    if not path.stat().st_size:
+        return f'an empty file. {advice}'
+    if found := _CLASS.search(str(error)):
+        return (
+            f'holds more than weights ({found[1]}), and objects out of a file are never created. '
+            f'{advice}'
+        )
+    return f'not a readable PyTorch checkpoint, or it is damaged or cut off. {advice}'
 
 
 def _is_safetensors(path: Path) -> bool:
@@ -69,13 +79,19 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b'{'
 
 
-def _read_safetensors(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = {'state_dict': load_file(path)}
+def _said(path: Path) -> dict[str, Any]:
+    """What this project said of the weights in a file of safetensors."""
     with safe_open(path, framework='pt') as file:
-        metadata = file.metadata() or {}
-    if METADATA in metadata:
-        content[METADATA] = json.loads(metadata[METADATA])
-    return content
+        text = (file.metadata() or {}).get(METADATA)
+    if text is None:
+        return {}
+    try:
+        said = json.loads(text)
+    except (ValueError, RecursionError):
+        said = None
+    if not isinstance(said, dict):
+        raise CheckpointError(f"{path}: its metadata '{METADATA}' are not a JSON object: damaged")
+    return {METADATA: said}
 
 
 def write_torch(content: Any, path: Path) -> Path:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from geofm.models.weights.files import CheckpointError
 from geofm.models.weights.layouts import architecture, fold_positions
+from geofm.models.weights.trust import one_line
 from geofm.sensors import RGB_BANDS, SENSORS, BandError, check_bands
 
 #: Bands of ViTs that come without names, by their number: Sentinel's, or those of a photograph.
@@ -27,6 +28,7 @@ def load_into(
     tensors: Mapping[str, Tensor],
     wanted: Sequence[str],
     bands: Sequence[str] | None,
+    source_grid: tuple[int, int] | None = None,
 ) -> list[str]:
     """Load a ViT's weights into an encoder, and say what could not be taken as it was.
 
@@ -35,6 +37,7 @@ def load_into(
         tensors: Weights in timm's layout, see :func:`~geofm.models.weights.layouts.find_vit`.
         wanted: Names of the encoder's channels.
         bands: Names of the source's channels; of a known number of channels if None.
+        source_grid: Patches along each axis for which the source stores positions, where known.
 
     Returns:
         A few words each on what was changed, left out or not found.
@@ -51,7 +54,7 @@ def load_into(
             'Take the model of that size (ffn_layer in model_args makes MLP or SwiGLU)'
         )
     grid = encoder.patch_embed.grid_size
-    tensors = fold_positions(tensors, grid)
+    tensors = fold_positions(tensors, grid, source_grid)
     notes = [
         *_fit_patch_embed(tensors, wanted, bands, encoder.patch_embed.patch_size),
         *_fit_positions(tensors, grid),
@@ -66,7 +69,7 @@ def load_into(
     try:
         encoder.load_state_dict(fitting, strict=False)
     except RuntimeError as error:
-        raise CheckpointError(f'its weights do not fit: {error}') from error
+        raise CheckpointError(f'its weights do not fit: {one_line(error)}') from error
     for title, left in (('new here', own.keys() - fitting), ('not used', tensors.keys() - own)):
         if left:
             notes.append(f'{title}: {", ".join(_short(left))}')

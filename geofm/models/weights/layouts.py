@@ -19,6 +19,16 @@ from geofm.models.weights.files import CheckpointError
 #: What every ViT here has, whatever stands before the name.
 _PATCH_EMBED = 'patch_embed.proj.weight'
 
+#: Numbers of dimensions of what is looked into.
+_DIMS = {
+    _PATCH_EMBED: (4,),
+    'blocks.0.mlp.fc1.weight': (2,),
+    'blocks.0.mlp.fc2.weight': (2,),
+    'pos_embed': (3, 4),
+    'cls_token': (3,),
+    'reg_token': (3,),
+}
+
 #: Where training frameworks keep weights among other things.
 _WRAPPERS = ('teacher', 'model', 'state_dict')
 
@@ -102,6 +112,9 @@ def find_vit(content: Any, prefix: str | None = None) -> dict[str, Tensor]:
         raise CheckpointError(
             "no ViT that is known here: neither DINOv2's names, nor timm's, nor this project's"
         )
+    for name, dims in _DIMS.items():
+        if name in tensors and tensors[name].ndim not in dims:
+            raise CheckpointError(f'{name} is of shape {tuple(tensors[name].shape)}: damaged')
     return tensors
 
 
@@ -122,13 +135,18 @@ def _timm_name(key: str) -> str:
     return key
 
 
-def fold_positions(tensors: Mapping[str, Tensor], grid: tuple[int, int]) -> dict[str, Tensor]:
+def fold_positions(
+    tensors: Mapping[str, Tensor],
+    grid: tuple[int, int],
+    source_grid: tuple[int, int] | None = None,
+) -> dict[str, Tensor]:
     """Give patches alone a position: those of CLS and registers are added to these tokens.
 
     Args:
         tensors: Weights in timm's layout, with or without positions of CLS and registers.
         grid: Patches along each axis, of the model to load into: taken for the source's grid if
             that is not square.
+        source_grid: The source's grid, where it is known.
 
     Returns:
         Weights; ``pos_embed`` is of shape (1, H, W, D).
@@ -147,17 +165,24 @@ def fold_positions(tensors: Mapping[str, Tensor], grid: tuple[int, int]) -> dict
     for folded in range(len(tokens) + 1 if positions.ndim == 3 else 0):
         lengths = [tensors[name].shape[1] for name in tokens[:folded]]
         patches = positions.shape[1] - sum(lengths)
-        side = math.isqrt(patches)
-        if side * side == patches or patches == math.prod(grid):
+        shape = source_grid or _grid(patches, grid)
+        if shape is not None and patches == math.prod(shape):
             break
     else:
         raise CheckpointError(f'positions of shape {tuple(positions.shape)} are on no square grid')
     *of_tokens, of_patches = positions.split([*lengths, patches], dim=1)
     for name, position in zip(tokens, of_tokens, strict=False):
         tensors[name] = tensors[name] + position
-    shape = (side, side) if side * side == patches else grid
     tensors['pos_embed'] = of_patches.unflatten(1, shape)
     return tensors
+
+
+def _grid(patches: int, wanted: tuple[int, int]) -> tuple[int, int] | None:
+    """Grid of so many patches: a square, or else the one wanted."""
+    side = math.isqrt(max(patches, 0))
+    if side * side == patches:
+        return side, side
+    return wanted if patches == math.prod(wanted) else None
 
 
 def to_dinov2(tensors: Mapping[str, Tensor], mask_token: Tensor) -> dict[str, Tensor]:

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 
-from geofm.models.checkpoints import as_checkpoint, load_strictly
+from geofm.models.checkpoints import Checkpoint, as_checkpoint, check_fit, describe_backbone
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.files import CheckpointError, read_file
 from geofm.models.weights.fit import load_into
+from geofm.models.weights.own import fit_backbone
 from geofm.models.weights.sources import Source, is_torchgeo, read_encoder
 from geofm.sensors import BandError
 
@@ -20,11 +21,12 @@ Weights = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str] | Source]
 def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
     """Load pretrained weights into a backbone, and warn of all that was not taken as it was.
 
-    A checkpoint of this project, or an export of one, is loaded whole and must fit. Any other
-    source is one sensor's ViT: DINOv2's own files, pretrained ``.pth`` or a training run's
-    teacher; a timm ViT, ``.pth`` or ``.safetensors``; TorchGeo's Sentinel ViTs, as a file or by
-    name; or, named for a sensor, that sensor's encoder in a checkpoint of this project. Files are
-    told apart by their content. Then
+    A checkpoint of this project, or an export of one, is loaded whole: its sensors, fusion and
+    attention heads must be those of the model. Any other source is one sensor's ViT: DINOv2's own
+    files, pretrained ``.pth`` or a training run's teacher; a timm ViT, ``.pth`` or
+    ``.safetensors``; TorchGeo's Sentinel ViTs, as a file or by name; or, named for a sensor, that
+    sensor's encoder in a checkpoint of this project. Files are told apart by their content. Then,
+    for all of them,
 
     * kernels of the patch embedding are taken by band name. A band that the source lacks starts
       from the mean of the source's kernels;
@@ -33,6 +35,9 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
     * patches of another size are resampled (FlexiViT, Beyer et al., 2023);
     * a source without LayerScale gets scales of 1, which change nothing;
     * what the source lacks, registers for example, keeps its fresh values.
+
+    The statistics of the input that a checkpoint or an export carries become the backbone's
+    ``statistics``.
 
     Args:
         backbone: The backbone; changed in place.
@@ -43,7 +48,8 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
 
     Raises:
         CheckpointError: If a file cannot be read, is of no kind that is known here, or is of a
-            ViT of another width, depth or feed-forward layer.
+            ViT of another width, depth or feed-forward layer, or of a model of this project with
+            other sensors or another fusion.
         BandError: If the source's bands are not known.
         ValueError: If it is not said which sensor a ViT is for.
     """
@@ -51,9 +57,9 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
         _load_by_sensor(backbone, weights)
         return
     path = Path(weights)
-    checkpoint = None if is_torchgeo(os.fspath(weights)) else as_checkpoint(read_file(path))
+    checkpoint = None if is_torchgeo(os.fspath(weights)) else as_checkpoint(read_file(path), path)
     if checkpoint is not None:
-        load_strictly(backbone, checkpoint.weights, path)
+        _load_whole(backbone, checkpoint, path)
     elif len(backbone.encoders) == 1:
         _load_by_sensor(backbone, {next(iter(backbone.encoders)): os.fspath(weights)})
     else:
@@ -61,6 +67,18 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
             f'{weights}: not a checkpoint of this project, but perhaps a ViT of one sensor. '
             'Say of which: weights: {s1: FILE, s2: FILE}, or one of them'
         )
+
+
+def _load_whole(backbone: MultiSensorViT, checkpoint: Checkpoint, path: Path) -> None:
+    source = describe_backbone(checkpoint, path)
+    check_fit(source.state_dict(), checkpoint.weights, path)
+    try:
+        notes = fit_backbone(backbone, source, checkpoint.weights)
+    except (CheckpointError, BandError) as error:
+        raise type(error)(f'{path}: {error}') from error
+    if notes:
+        _warn(f'{path}: fitted to the model: {"; ".join(notes)}')
+    backbone.statistics = checkpoint.statistics
 
 
 def _load_by_sensor(
@@ -87,20 +105,25 @@ def _load_by_sensor(
 
 
 def _load_sensor(backbone: MultiSensorViT, sensor: str, source: Source) -> list[str]:
-    tensors, bands, mask_token, left = read_encoder(source['path'], sensor)
+    found = read_encoder(source['path'], sensor)
     notes = load_into(
         backbone.get_submodule(f'encoders.{sensor}'),  # type: ignore[arg-type]
-        tensors,
+        found.tensors,
         backbone.encoder_bands[sensor],
-        source.get('bands', bands),
+        source.get('bands', found.bands),
+        found.grid,
     )
-    if mask_token is None:
+    if found.statistics is not None:
+        backbone.statistics = found.statistics.updated(
+            backbone.statistics, backbone.encoder_bands[sensor]
+        )
+    if found.mask_token is None:
         notes.append('no mask_token there')
     else:
         with torch.no_grad():
-            backbone.mask_token[list(backbone.encoders).index(sensor)] = mask_token
-    if left:
-        notes.append(f'not used: {", ".join(left)}')
+            backbone.mask_token[list(backbone.encoders).index(sensor)] = found.mask_token
+    if found.left:
+        notes.append(f'not used: {", ".join(found.left)}')
     return notes
 
 

@@ -1,16 +1,18 @@
 """Where weights of one sensor's ViT come from: a file, or a name of TorchGeo's."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NotRequired, TypedDict
 
-import torch
 from torch import Tensor
 
-from geofm.models.checkpoints import Checkpoint, as_checkpoint, create_backbone
+from geofm.models.checkpoints import Checkpoint, as_checkpoint, check_fit, describe_backbone
+from geofm.models.weights.carried import find_statistics
 from geofm.models.weights.files import METADATA, CheckpointError, read_file
 from geofm.models.weights.layouts import find_vit
+from geofm.models.weights.trust import check_weights
+from geofm.transforms.statistics import InputStatistics
 
 
 class Source(TypedDict):
@@ -33,12 +35,16 @@ class EncoderWeights(NamedTuple):
         bands: Names of its channels, where they are known.
         mask_token: Token in place of a hidden patch, of shape (D,), if it has one.
         left: Names of what else this project's checkpoint holds.
+        grid: Patches along each axis for which positions are stored, where it is known.
+        statistics: How its input was normalised, where the file says.
     """
 
     tensors: dict[str, Tensor]
     bands: Sequence[str] | None = None
     mask_token: Tensor | None = None
     left: tuple[str, ...] = ()
+    grid: tuple[int, int] | None = None
+    statistics: InputStatistics | None = None
 
 
 def is_torchgeo(path: str) -> bool:
@@ -68,12 +74,22 @@ def read_encoder(path: str, sensor: str) -> EncoderWeights:
     """
     if is_torchgeo(path):
         return _from_torchgeo(path)
-    content = read_file(Path(path))
-    checkpoint = as_checkpoint(content)
+    file = Path(path)
+    content = read_file(file)
+    checkpoint = as_checkpoint(content, file)
     if checkpoint is not None:
-        return _from_checkpoint(checkpoint, sensor)
-    tensors = find_vit(content)
-    return _with_mask_token(tensors, content.get(METADATA, {}).get('bands'))
+        return _from_checkpoint(checkpoint, sensor, file)
+    tensors = check_weights(find_vit(content), file)
+    metadata = content.get(METADATA)
+    bands = metadata.get('bands') if isinstance(metadata, Mapping) else None
+    if not _are_names(bands):
+        raise CheckpointError('its metadata do not name the bands in a list: damaged')
+    found = _with_mask_token(tensors, bands)
+    return found._replace(statistics=find_statistics(content, file))
+
+
+def _are_names(bands: Any) -> bool:
+    return bands is None or (isinstance(bands, list) and all(isinstance(b, str) for b in bands))
 
 
 def _with_mask_token(tensors: dict[str, Tensor], bands: Sequence[str] | None) -> EncoderWeights:
@@ -94,16 +110,19 @@ def _from_torchgeo(name: str) -> EncoderWeights:
     return _with_mask_token(find_vit(state), weight.meta['bands'])
 
 
-def _from_checkpoint(checkpoint: Checkpoint, sensor: str) -> EncoderWeights:
-    with torch.device('meta'):
-        model = create_backbone(checkpoint.hparams)
+def _from_checkpoint(checkpoint: Checkpoint, sensor: str, file: Path) -> EncoderWeights:
+    model = describe_backbone(checkpoint, file)
+    check_fit(model.state_dict(), checkpoint.weights, file)
     if sensor not in model.encoders:
         raise CheckpointError(f'its model has {list(model.encoders)}')
     prefix = f'encoders.{sensor}.'
+    encoder: Any = model.encoders[sensor]
     others = {key.split('.')[0] for key in checkpoint.weights if not key.startswith('encoders.')}
     return EncoderWeights(
         find_vit(checkpoint.weights, prefix),
         model.encoder_bands[sensor],
         checkpoint.weights['mask_token'][list(model.encoders).index(sensor)].float(),
         tuple(sorted(others - {'mask_token'})),
+        encoder.patch_embed.grid_size,
+        checkpoint.statistics,
     )

@@ -1,0 +1,101 @@
+"""A backbone of this project made to fit one of other bands, patches, positions or registers."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from geofm.models.fusion import CrossAttentionFusion
+from geofm.models.multisensor import MultiSensorViT
+from geofm.models.weights.files import CheckpointError
+from geofm.models.weights.fit import load_into
+from geofm.models.weights.layouts import find_vit
+from geofm.models.weights.trust import one_line
+
+
+def fit_backbone(
+    backbone: MultiSensorViT, source: MultiSensorViT, weights: Mapping[str, Tensor]
+) -> list[str]:
+    """Load the weights of a backbone into one that may differ in all that can be fitted.
+
+    Bands, patch size, image size and registers of each encoder are fitted as those of any ViT, see
+    :func:`geofm.models.weights.fit.load_into`. Sensors, fusion and attention heads must be equal.
+
+    Args:
+        backbone: The backbone to load into; changed in place. A head of it keeps its weights.
+        source: The backbone that the weights are of, on any device: its bands and build count.
+        weights: Its weights.
+
+    Returns:
+        A few words each on what was fitted; nothing if all was taken as it is.
+
+    Raises:
+        CheckpointError: If they differ in what cannot be fitted.
+    """
+    _check_build(source, backbone)
+    own = {key: value for key, value in backbone.state_dict().items() if key[:5] != 'head.'}
+    weights = {key: value for key, value in weights.items() if key[:5] != 'head.'}
+    same = source.encoder_bands == backbone.encoder_bands and own.keys() == weights.keys()
+    if same and all(own[key].shape == weights[key].shape for key in own):
+        backbone.load_state_dict(weights, strict=False)
+        return []
+    notes: list[str] = []
+    for key in backbone.encoders:
+        encoder: Any = backbone.encoders[key]
+        of_source: Any = source.encoders[key]
+        found = load_into(
+            encoder,
+            find_vit(weights, f'encoders.{key}.'),
+            backbone.encoder_bands[key],
+            source.encoder_bands[key],
+            of_source.patch_embed.grid_size,
+        )
+        notes += [f'encoder of {key}: {note}' for note in found]
+    rest = {key: value for key, value in weights.items() if not key.startswith('encoders.')}
+    if 'stand_in' in rest and rest['stand_in'].shape != own['stand_in'].shape:
+        rest['stand_in'] = _fit_stand_in(rest['stand_in'], own['stand_in'])
+    try:
+        backbone.load_state_dict(rest, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f'its weights do not fit: {one_line(error)}') from error
+    return notes
+
+
+def _fit_stand_in(theirs: Tensor, own: Tensor) -> Tensor:
+    """Stand-in tokens for another number of registers: those of CLS and of a patch."""
+    fitted = own.clone()
+    with torch.no_grad():
+        fitted[:, 0], fitted[:, -1] = theirs[:, 0].to(own), theirs[:, -1].to(own)
+    return fitted
+
+
+def _check_build(theirs: MultiSensorViT, ours: MultiSensorViT) -> None:
+    """Refuse what would load and compute something else, or not load at all."""
+    for name, describe in (
+        ('encoders', lambda model: list(model.encoders)),
+        ('fusion', _fusion),
+        ('attention heads', _heads),
+    ):
+        there, here = describe(theirs), describe(ours)
+        if there != here:
+            raise CheckpointError(
+                f'its model has {name} {there}; the one to load into has {here}. Build it alike, '
+                'or take encoders alone: weights: {s1: FILE, s2: FILE}, or one of them'
+            )
+
+
+def _heads(model: MultiSensorViT) -> list[int]:
+    encoders: list[Any] = list(model.encoders.values())
+    return [encoder.blocks[0].attn.num_heads for encoder in encoders]
+
+
+def _fusion(model: MultiSensorViT) -> str:
+    fusion: Any = model.fusion
+    if not isinstance(fusion, CrossAttentionFusion):
+        return 'none' if fusion is None else 'linear'
+    block: Any = fusion.blocks[0]
+    return (
+        f'xattn(query={model.sensors[fusion.query]}, nhead={block.attn.num_heads}, '
+        f'nlayer={fusion.nlayer}, shared={len(fusion.blocks) == 1})'
+    )

@@ -1,0 +1,186 @@
+"""How the input of a model was normalised: what has to travel with its weights."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+
+from geofm.sensors import BandError, band_statistics, check_bands, sensor_of
+from geofm.transforms.normalize import Normalize
+
+
+@dataclass(frozen=True)
+class InputStatistics:
+    """Normalisation of the input that a model was trained with, by band name.
+
+    Attributes:
+        mean: Mean of each band in the unit of its sensor (S1: dB, S2: DN).
+        std: Standard deviation of each band in the unit of its sensor.
+        clip: Largest magnitude of a normalised value, in standard deviations; None: not clipped.
+    """
+
+    mean: Mapping[str, float]
+    std: Mapping[str, float]
+    clip: float | None = 5.0
+
+    def __post_init__(self) -> None:
+        """Check the numbers.
+
+        Raises:
+            BandError: If a band is unknown, or does not have both a mean and a standard deviation.
+            ValueError: If a number is not finite, or a standard deviation or *clip* not positive.
+        """
+        if self.mean:
+            check_bands(list(self.mean))
+        if set(self.mean) != set(self.std):
+            raise BandError(f'mean of {sorted(self.mean)}, but std of {sorted(self.std)}')
+        finite = all(math.isfinite(value) for value in (*self.mean.values(), *self.std.values()))
+        if not finite or not all(value > 0 for value in self.std.values()):
+            raise ValueError('means must be finite and standard deviations positive')
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f'clip must be positive or None, not {self.clip}')
+
+    @classmethod
+    def of(cls, normalize: Normalize) -> Self:
+        """Statistics of a normalisation.
+
+        Args:
+            normalize: The normalisation.
+
+        Returns:
+            Its statistics.
+        """
+        mean, std = normalize.mean.flatten().tolist(), normalize.std.flatten().tolist()
+        return cls(
+            dict(zip(normalize.bands, mean, strict=True)),
+            dict(zip(normalize.bands, std, strict=True)),
+            normalize.clip,
+        )
+
+    @classmethod
+    def from_entry(cls, entry: Any) -> Self:
+        """Read what :meth:`entry` wrote.
+
+        Args:
+            entry: The entry of a file; its content is not trusted.
+
+        Returns:
+            The statistics.
+
+        Raises:
+            ValueError: If the entry is not one that :meth:`entry` writes, or a band is in another
+                unit than this version's.
+        """
+        if not isinstance(entry, Mapping) or not isinstance(entry.get('bands'), Mapping):
+            raise ValueError("no mapping 'bands'")
+        bands, clip = entry['bands'], entry.get('clip')
+        for band, values in bands.items():
+            if not isinstance(band, str) or not isinstance(values, Mapping):
+                raise ValueError("'bands' does not map names to mean, std and unit")
+            if not all(_is_number(values.get(key)) for key in ('mean', 'std')):
+                raise ValueError(f'{band}: mean and std must be numbers')
+            if values.get('unit') != sensor_of(band).unit:
+                raise ValueError(
+                    f'{band}: trained in {values.get("unit")!r}, but this version of geofm gives '
+                    f'{sensor_of(band).unit!r}'
+                )
+        if clip is not None and not _is_number(clip):
+            raise ValueError('clip must be a number or null')
+        mean, std = (
+            {band: float(values[key]) for band, values in bands.items()} for key in ('mean', 'std')
+        )
+        return cls(mean, std, None if clip is None else float(clip))
+
+    def entry(self) -> dict[str, Any]:
+        """What to write into a file: values of JSON only.
+
+        Returns:
+            ``bands``, the mean, standard deviation and unit of each by its name, and ``clip``.
+        """
+        return {
+            'bands': {
+                band: {'mean': mean, 'std': self.std[band], 'unit': sensor_of(band).unit}
+                for band, mean in self.mean.items()
+            },
+            'clip': self.clip,
+        }
+
+    def normalize(self, bands: Sequence[str]) -> Normalize:
+        """Normalisation of images with these statistics.
+
+        Args:
+            bands: Names of the channels, in their order. A band without an entry gets the built-in
+                statistics of :mod:`geofm.sensors`.
+
+        Returns:
+            The normalisation.
+
+        Raises:
+            BandError: If a band is unknown or given twice.
+        """
+        mean, std = band_statistics(bands)
+        for i, band in enumerate(bands):
+            if band in self.mean:
+                mean[i], std[i] = self.mean[band], self.std[band]
+        return Normalize(bands, mean, std, self.clip)
+
+    def updated(self, other: Self | None, bands: Sequence[str]) -> Self:
+        """These statistics for some bands, other ones for the rest.
+
+        Args:
+            other: The other statistics; None: there are none.
+            bands: Bands to take from these.
+
+        Returns:
+            The statistics of both.
+        """
+        kept = {} if other is None else dict(other.mean), {} if other is None else dict(other.std)
+        chosen = [band for band in bands if band in self.mean]
+        return type(self)(
+            kept[0] | {band: self.mean[band] for band in chosen},
+            kept[1] | {band: self.std[band] for band in chosen},
+            self.clip,
+        )
+
+    def differs(self, other: Self | None = None) -> tuple[str, ...]:
+        """Bands that two normalisations treat differently.
+
+        Args:
+            other: The other statistics; None: the built-in ones.
+
+        Returns:
+            Names of the bands, of those that both know; all of them if *clip* differs.
+        """
+        bands = [band for band in self.mean if other is None or band in other.mean]
+        if not bands:
+            return ()
+        ours = self.normalize(bands)
+        theirs = Normalize(bands) if other is None else other.normalize(bands)
+        if ours.clip != theirs.clip:
+            return tuple(bands)
+        same = torch.isclose(ours.mean, theirs.mean) & torch.isclose(ours.std, theirs.std)
+        return tuple(
+            b for b, equal in zip(bands, same.flatten().tolist(), strict=True) if not equal
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def statistics_of(normalize: Any) -> InputStatistics | None:
+    """Statistics of whatever a data module normalises with.
+
+    Args:
+        normalize: The data module's ``aug``.
+
+    Returns:
+        The statistics; None if it is not a :class:`~geofm.transforms.Normalize`.
+    """
+    return InputStatistics.of(normalize) if isinstance(normalize, Normalize) else None
+
+
+#: Of a model that does not say how its input was normalised: the built-in ones for every band.
+NO_STATISTICS = InputStatistics({}, {})
