@@ -43,7 +43,12 @@ def export_backbone(
     * ``torchgeo``: the same, as ``torchgeo.tasks.Classification`` and ``SemanticSegmentation``
       take it as *weights*.
     * ``timm``: one sensor's ViT for timm's ``VisionTransformer(no_embed_class=True, ...)``.
-    * ``dinov2``: one sensor's ViT as in DINOv2's own ``dinov2_vit*_pretrain.pth``.
+    * ``dinov2``: one sensor's ViT as in DINOv2's own ``dinov2_vit*_pretrain.pth``. Build its model
+      with ``interpolate_antialias=True`` and ``interpolate_offset=0.0``, as positions are
+      interpolated here; with that code's defaults tokens differ at sizes other than the stored one.
+
+    The statistics of the input go with the weights, but for ``timm`` and ``dinov2`` in PyTorch's
+    files, which have no place for them.
 
     Args:
         checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.

@@ -1,6 +1,7 @@
 """What is written is what is read: by us, by timm, by DINOv2's layout, by TorchGeo."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from timm.layers.mlp import SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
 
 from geofm.models import (
     CheckpointError,
@@ -217,3 +219,34 @@ def test_what_cannot_be_written_is_said(fused: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r'gone\.ckpt: no such file'):
         export_backbone(tmp_path / 'gone.ckpt', tmp_path / 'a.pth')
     assert [path.name for path in tmp_path.iterdir()] == ['last.ckpt']
+
+
+def _dinov2_positions(stored: Tensor, size: int, antialias: bool, offset: float) -> Tensor:
+    """Positions of the patches as ``DinoVisionTransformer.interpolate_pos_encoding`` has them."""
+    side = math.isqrt(stored.shape[1] - 1)
+    scale: dict[str, Any] = {'size': (size, size)}
+    if offset:
+        scale = {'scale_factor': ((size + offset) / side,) * 2}
+    grid = stored[:, 1:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    resized = interpolate(grid, mode='bicubic', antialias=antialias, **scale)
+    return resized.permute(0, 2, 3, 1).flatten(1, 2)
+
+
+@pytest.mark.parametrize('size', [3, 4, 7])
+def test_dinov2_must_be_told_how_positions_are_interpolated(size: int, tmp_path: Path) -> None:
+    path = checkpoint(tmp_path, 'geofm_vit_tiny_patch16_s2', ['B04'], reg_tokens=0)
+    exported = export_backbone(path, tmp_path / 'vit.pth', 'dinov2').path
+    stored = torch.load(exported, weights_only=True)['pos_embed']
+    encoder: Any = load_backbone(path).encoders['s2']
+    with torch.no_grad():
+        nothing = torch.zeros(1, size, size, stored.shape[-1])
+        ours = encoder._pos_embed(nothing)[:, 1:]
+        told = _dinov2_positions(stored, size, antialias=True, offset=0.0)
+        default = _dinov2_positions(stored, size, antialias=False, offset=0.1)
+    torch.testing.assert_close(ours, told, atol=1e-6, rtol=1e-5)
+    if size != 4:
+        assert (ours - default).abs().max() > 0.02
+    docs = (Path(__file__).parents[3] / 'docs' / 'models.md').read_text()
+    for text in (docs, export_backbone.__doc__ or ''):
+        assert 'interpolate_antialias=True' in text
+        assert 'interpolate_offset=0.0' in text
