@@ -14,17 +14,14 @@ import pyproj
 import shapely
 from rasterio.crs import CRS
 from rasterio.transform import Affine
-from rasterio.warp import transform as transform_points
 
+from geofm import lonlat
 from geofm.atomic import atomic_file
 from geofm.grid import Grid
 from geofm.maps.windows import Floats, Strip
 
 #: How the numbers of a vector are stored; 'int8' with a scale for each dimension.
 Precision = Literal['float32', 'float16', 'int8']
-
-#: Footprints are given in longitude and latitude, as GeoParquet has it by default.
-_LONLAT = CRS.from_epsg(4326)
 
 _GROUP_ROWS = 8_192
 
@@ -105,10 +102,11 @@ def write_embeddings(
 ) -> int:
     """Write patch tokens as GeoParquet, strip by strip.
 
-    A row has the footprint of a patch ('geometry', EPSG:4326), its 'row' and 'col' on the patch
-    grid, the day of acquisition of each sensor ('date_s1', 'date_s2'; null where unknown), and its
-    vector ('embedding', a list of fixed size). Patches without data have no row. The entry 'geofm'
-    of the file's metadata holds the patch grid, the scales of int8 and the tags, as JSON.
+    A row has the footprint of a patch ('geometry', EPSG:4326, cut at 180 degrees), its 'row' and
+    'col' on the patch grid, the day of acquisition of each sensor ('date_s1', 'date_s2'; null where
+    unknown), and its vector ('embedding', a list of fixed size). Patches without data have no row.
+    The entry 'geofm' of the file's metadata holds the patch grid, the scales of int8 and the tags,
+    as JSON.
 
     Args:
         path: File to write.
@@ -210,14 +208,11 @@ def _corners(
     c = cols[:, None] + np.array([0, 1, 1, 0, 0])
     r = rows[:, None] + np.array([0, 0, 1, 1, 0])
     xs, ys = grid.transform @ (c.astype(float), r.astype(float))
-    if grid.crs != _LONLAT:
-        x, y = transform_points(grid.crs, _LONLAT, xs.ravel(), ys.ravel())
-        xs, ys = np.reshape(x, c.shape), np.reshape(y, c.shape)
-    return np.stack([xs, ys], axis=-1)
+    return lonlat.transform_to_lonlat(grid, xs, ys)
 
 
 def _footprints(grid: Grid, rows: npt.NDArray[np.intp], cols: npt.NDArray[np.intp]) -> Any:
-    return shapely.to_wkb(shapely.polygons(_corners(grid, rows, cols)))
+    return shapely.to_wkb(lonlat.outlines(_corners(grid, rows, cols)))
 
 
 def _geo_metadata(grid: Grid) -> dict[str, Any]:
@@ -225,16 +220,18 @@ def _geo_metadata(grid: Grid) -> dict[str, Any]:
     # The patches along the four edges: an edge that is straight on the grid is not in degrees.
     inner = np.zeros(grid.shape, bool)
     inner[1:-1, 1:-1] = True
-    corners = _corners(grid, *(~inner).nonzero()).reshape(-1, 2)
+    box = lonlat.bounding_box(lonlat.extents(_corners(grid, *(~inner).nonzero())))
+    # Footprints across 180 degrees are cut in two.
+    cut = not -180 < box[0] < box[2] < 180
     return {
         'version': '1.1.0',
         'primary_column': 'geometry',
         'columns': {
             'geometry': {
                 'encoding': 'WKB',
-                'geometry_types': ['Polygon'],
+                'geometry_types': ['MultiPolygon', 'Polygon'] if cut else ['Polygon'],
                 'crs': pyproj.CRS.from_epsg(4326).to_json_dict(),
-                'bbox': [*corners.min(axis=0).tolist(), *corners.max(axis=0).tolist()],
+                'bbox': list(box),
             }
         },
     }

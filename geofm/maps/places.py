@@ -13,15 +13,13 @@ import pyarrow.parquet as pq
 import shapely
 from matplotlib.figure import Figure
 from pyproj import Geod
-from rasterio.crs import CRS
-from rasterio.warp import transform as transform_points
 
+from geofm import lonlat
 from geofm.atomic import atomic_file
 from geofm.maps.embeddings import EmbeddingTable
 from geofm.maps.figure import draw_map
 from geofm.maps.windows import Floats
 
-_LONLAT = CRS.from_epsg(4326)
 _BATCH_ROWS = 16_384
 
 #: Drivers of the files that places are written to.
@@ -152,15 +150,13 @@ def _batches(path: Path, table: EmbeddingTable) -> Iterator[_Batch]:
 
 def _patch_at(path: Path, table: EmbeddingTable, at: tuple[float, float]) -> tuple[int, int]:
     grid = table.grid
-    x, y = transform_points(_LONLAT, grid.crs, [at[0]], [at[1]])
-    rows, cols = grid.pixel_of(x, y)
-    if not (0 <= rows[0] < grid.height and 0 <= cols[0] < grid.width):
-        left, bottom, right, top = grid.footprint(_LONLAT).bounds
+    row, col = lonlat.pixel_at(grid, *at)
+    if not (0 <= row < grid.height and 0 <= col < grid.width):
         raise ValueError(
-            f'{path}: {at[0]}, {at[1]} is outside of the scene, which is at longitudes '
-            f'{left:.4f} to {right:.4f} and latitudes {bottom:.4f} to {top:.4f}'
+            f'{path}: {at[0]}, {at[1]} is outside of the scene, which is at '
+            f'{lonlat.describe(lonlat.bounds(grid))}'
         )
-    return int(rows[0]), int(cols[0])
+    return int(row), int(col)
 
 
 def _places(
@@ -179,10 +175,12 @@ def _places(
     frame = pa.Table.from_batches(found).to_pandas()
     geometry = gpd.GeoSeries(shapely.from_wkb(frame.pop('geometry')), crs='EPSG:4326')
     positions = frame['row'].to_numpy() * width + frame['col'].to_numpy()
-    centres = shapely.get_coordinates(shapely.centroid(geometry.array))
+    # Not the centroid of the footprint, which may be in two parts on either side of 180 degrees.
+    middles = table.grid.transform @ (frame['col'].to_numpy() + 0.5, frame['row'].to_numpy() + 0.5)
+    centres = lonlat.transform_to_lonlat(table.grid, *middles)
     frame.insert(0, 'rank', [rank[int(position)] for position in positions])
     frame.insert(1, 'similarity', similarity.ravel()[positions])
-    frame.insert(2, 'longitude', centres[:, 0])
+    frame.insert(2, 'longitude', lonlat.wrap(centres[:, 0]))
     frame.insert(3, 'latitude', centres[:, 1])
     places = gpd.GeoDataFrame(frame, geometry=geometry).sort_values('rank', ignore_index=True)
     lon, lat = places['longitude'].to_numpy(), places['latitude'].to_numpy()

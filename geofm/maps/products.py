@@ -12,14 +12,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 import rasterio
 import torch
-from rasterio.crs import CRS
-from rasterio.warp import transform as transform_points
 from rich.progress import Progress
 from torch import nn
 from torch.utils.data import default_collate
 
 from geofm import __version__
 from geofm.locking import locked_folder
+from geofm.lonlat import bounds, describe, pixel_at
 from geofm.maps.embeddings import Precision, dimension_scales, write_embeddings
 from geofm.maps.pca import PCABasis
 from geofm.maps.scene import Scene
@@ -484,11 +483,13 @@ def _load_basis(path: Path, weights: str) -> PCABasis:
 
 def _patch_at(scene: Scene, patch_size: int, point: tuple[float, float]) -> tuple[int, int]:
     """Row and column of the patch at a longitude and latitude."""
-    x, y = transform_points(CRS.from_epsg(4326), scene.grid.crs, [point[0]], [point[1]])
-    rows, cols = scene.grid.pixel_of(x, y)
-    if not (0 <= rows[0] < scene.grid.height and 0 <= cols[0] < scene.grid.width):
-        raise ValueError(f'{scene.path}: {point[0]}, {point[1]} is outside of the scene')
-    row, col = int(rows[0]) // patch_size, int(cols[0]) // patch_size
+    y, x = pixel_at(scene.grid, *point)
+    if not (0 <= y < scene.grid.height and 0 <= x < scene.grid.width):
+        raise ValueError(
+            f'{scene.path}: {point[0]}, {point[1]} is outside of the scene, which is at '
+            f'{describe(bounds(scene.grid))}'
+        )
+    row, col = int(y) // patch_size, int(x) // patch_size
     patch = scene.read(row * patch_size, col * patch_size, patch_size, patch_size)
     if not patch['valid'].any():
         raise ValueError(f'{scene.path}: no data at the point {point[0]}, {point[1]}')

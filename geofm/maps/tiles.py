@@ -18,13 +18,13 @@ from morecantile import Tile
 from rasterio.crs import CRS
 from rasterio.io import DatasetReader
 from rasterio.warp import transform as transform_points
-from rasterio.warp import transform_bounds
 from rich.progress import Progress
 from rio_tiler import reader
 from rio_tiler.expression import parse_expression
 from rio_tiler.models import ImageData
 from rio_tiler.utils import linear_rescale
 
+from geofm import lonlat
 from geofm.atomic import atomic_folder
 from geofm.grid import Grid
 
@@ -36,6 +36,9 @@ Resampling = Literal['nearest', 'bilinear', 'average']
 WEB_MERCATOR = morecantile.tms.get('WebMercatorQuad')
 WEB_MERCATOR_CRS = CRS.from_epsg(3857)
 TILE_SIZE = 256
+
+#: Once around the globe, in metres of Web Mercator.
+WORLD = 2 * WEB_MERCATOR.xy_bbox.right
 
 # Where a pixel of the raster is to be seen as such, it is at least this many map pixels wide: its
 # edges then lie within a sixteenth of a pixel of where they belong.
@@ -168,12 +171,38 @@ def palette(name: str) -> Bytes:
     return colormaps[name](np.arange(256), bytes=True)[:, :3]
 
 
+def mercator_bounds(grid: Grid) -> tuple[float, float, float, float]:
+    """Where a grid lies on a web map.
+
+    Args:
+        grid: The grid.
+
+    Returns:
+        Left, bottom, right and top in metres of Web Mercator; left is on the map, right is beyond
+        its edge if the grid crosses the antimeridian.
+
+    Raises:
+        ValueError: If a part of it lies where Web Mercator does not reach.
+    """
+    points = lonlat.boundary(grid, 32)
+    west, south, east, north = lonlat.extents(points[None])[0].tolist()
+    lowest, highest = WEB_MERCATOR.bbox.bottom, WEB_MERCATOR.bbox.top
+    if not (np.isfinite(points).all() and lowest <= south and north <= highest):
+        raise ValueError(
+            f'{grid.footprint().bounds} ({grid.crs}) is not on a web map: that reaches from 85.05° '
+            f'south to 85.05° north'
+        )
+    _, (bottom, top) = transform_points(lonlat.LONLAT, WEB_MERCATOR_CRS, [0, 0], [south, north])
+    return west / 360 * WORLD, bottom, east / 360 * WORLD, top
+
+
 @dataclass(frozen=True)
 class Pyramid:
     """Which part of the map a raster covers, at which zooms.
 
     Attributes:
-        bounds: Left, bottom, right and top in metres of Web Mercator.
+        bounds: Left, bottom, right and top in metres of Web Mercator; right of a raster across the
+            antimeridian is beyond the edge of the map.
         zooms: First and last zoom.
     """
 
@@ -204,14 +233,7 @@ class Pyramid:
         Raises:
             ValueError: If the raster lies where Web Mercator does not reach, or a zoom is none.
         """
-        corners = grid.footprint().bounds
-        bounds = transform_bounds(grid.crs, WEB_MERCATOR_CRS, *corners)
-        limit = WEB_MERCATOR.xy_bbox.right
-        if not np.isfinite(bounds).all() or np.abs(bounds).max() > limit:
-            raise ValueError(
-                f'{corners} ({grid.crs}) is not on a web map: that reaches from 85.05° '
-                f'south to 85.05° north'
-            )
+        bounds = mercator_bounds(grid)
         if zooms is None:
             pixel = _pixel_on_map(grid) / (1 if smooth else _SHARPNESS)
             side = max(bounds[2] - bounds[0], bounds[3] - bounds[1])
@@ -228,15 +250,29 @@ class Pyramid:
     @property
     def tiles(self) -> Iterator[Tile]:
         """Tiles that the bounds touch, zoom by zoom and column by column."""
-        left, bottom, right, top = self.bounds
         for zoom in range(self.zooms[0], self.zooms[1] + 1):
-            # A hair inside: what ends on the edge of a tile does not touch the next.
-            hair = 1e-6 * WEB_MERCATOR.matrix(zoom).cellSize
-            first = WEB_MERCATOR._tile(left + hair, top - hair, zoom)
-            last = WEB_MERCATOR._tile(right - hair, bottom + hair, zoom)
-            for x in range(first.x, last.x + 1):
-                for y in range(first.y, last.y + 1):
-                    yield Tile(x, y, zoom)
+            first_x, first_y, last_x, last_y = self.ranges(zoom)
+            for x in range(first_x, last_x + 1):
+                for y in range(first_y, last_y + 1):
+                    yield Tile(x % 2**zoom, y, zoom)
+
+    def ranges(self, zoom: int) -> tuple[int, int, int, int]:
+        """Tiles of a zoom.
+
+        Args:
+            zoom: The zoom.
+
+        Returns:
+            First column and row, last column and row. A column of 2^zoom or more is one from the
+            western edge of the map, across the antimeridian.
+        """
+        left, bottom, right, top = self.bounds
+        side = WORLD / 2**zoom
+        # A hair inside: what ends on the edge of a tile does not touch the next.
+        hair = 1e-6 * side / TILE_SIZE
+        first_x, last_x = (int((x + WORLD / 2) // side) for x in (left + hair, right - hair))
+        first_y, last_y = (int((WORLD / 2 - y) // side) for y in (top - hair, bottom + hair))
+        return first_x, first_y, min(last_x, first_x + 2**zoom - 1), last_y
 
 
 def _pixel_on_map(grid: Grid) -> float:
@@ -245,6 +281,7 @@ def _pixel_on_map(grid: Grid) -> float:
     places = ((col, row), (col + 1, row), (col, row + 1))
     xs, ys = zip(*(grid.transform @ place for place in places), strict=True)
     xs, ys = transform_points(grid.crs, WEB_MERCATOR_CRS, xs, ys)
+    xs = lonlat.near(xs, xs[0], WORLD).tolist()
     return min(math.hypot(xs[i] - xs[0], ys[i] - ys[0]) for i in (1, 2))
 
 
@@ -270,6 +307,7 @@ def read_tile(src: DatasetReader, style: Style, tile: Tile) -> ImageData:
         nodata=unsaid_nodata(src, style),
         resampling_method=style.resampling,
         reproject_method=style.resampling,
+        vrt_options=_longitudes_of(src),
     )
     values, hidden = evaluate(image, style)
     rgba = style.paint(values)
@@ -277,6 +315,15 @@ def read_tile(src: DatasetReader, style: Style, tile: Tile) -> ImageData:
     rgb = np.where(hidden, np.uint8(0), rgba[:3])
     mask = np.broadcast_to(hidden, rgb.shape)
     return ImageData(np.ma.MaskedArray(rgb, mask), crs=image.crs, bounds=image.bounds)
+
+
+def _longitudes_of(src: DatasetReader) -> dict[str, CRS]:
+    """What tells the warper of a raster in degrees that its longitudes go beyond 180."""
+    left, _, right, _ = src.bounds
+    if not src.crs.is_geographic or max(abs(left), abs(right)) <= lonlat.CIRCLE / 2:
+        return {}
+    middle = (left + right) / 2
+    return {'src_crs': CRS.from_proj4(f'{src.crs.to_proj4()} +lon_wrap={middle}')}
 
 
 def unsaid_nodata(src: DatasetReader, style: Style) -> float | None:

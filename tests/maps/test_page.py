@@ -51,6 +51,8 @@ GRIDS = {
     'utm': (UTM, NORTH_UP),
     'degrees': (DEGREES, Affine(9e-5, 0, 5, 0, -9e-5, 60)),
     'south-up': (UTM, Affine(10, 0, 350_000, 0, 10, 4_190_000)),
+    # Across the antimeridian.
+    'fiji': (CRS.from_epsg(32760), Affine(10, 0, 819_430, 0, -10, 8_174_200)),
 }
 EMPTY = (3, 2)  # a patch without data
 
@@ -205,7 +207,8 @@ class Made:
         """Latitude and longitude of a fractional row and column."""
         to_degrees = Transformer.from_crs(self.grid.crs, 4326, always_xy=True)
         longitude, latitude = to_degrees.transform(*(self.grid.transform @ (col, row)))
-        return latitude, longitude
+        # The map goes on beyond 180 degrees.
+        return latitude, longitude + 360 if longitude < -170 else longitude
 
 
 def make(folder: Path, crs: CRS, transform: Affine) -> Made:
@@ -587,9 +590,11 @@ def test_a_click_paints_similarity(opened: tuple[Browser, Made]) -> None:
         assert np.abs(colors - wanted[known]).max() < 5
     latitude, longitude = made.place(row + 0.5, col + 0.5)
     text = browser.text('#places')
-    found = re.search(r'([\d.]+)° N, ([\d.]+)° ([EW])', text)
+    found = re.search(r'([\d.]+)° ([NS]), ([\d.]+)° ([EW])', text)
     assert found
-    shown = float(found[1]), float(found[2]) * {'E': 1, 'W': -1}[found[3]]
+    signs = {'N': 1, 'S': -1, 'E': 1, 'W': -1}
+    shown = float(found[1]) * signs[found[2]], float(found[3]) * signs[found[4]]
+    longitude = (longitude + 180) % 360 - 180
     assert shown == pytest.approx((latitude, longitude), rel=0, abs=3e-5)
     assert f'row {row}, column {col}' in text
     assert 'Cosine similarity to A' in browser.text('#legend')

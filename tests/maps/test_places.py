@@ -1,5 +1,6 @@
 """Embeddings as a table, and search in it."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import shapely
 from matplotlib.figure import Figure
+from pyproj import Geod
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
@@ -21,6 +23,7 @@ from geofm.maps.windows import Strip
 
 from .scenes import NORTH_UP, UTM
 
+GEOD = Geod(ellps='WGS84')
 GRID = Grid(UTM, NORTH_UP @ Affine.scale(16), 9, 12)
 GRIDS = {
     'utm': GRID,
@@ -204,3 +207,63 @@ def test_scales_go_with_int8_alone(tmp_path: Path) -> None:
         write_embeddings(tmp_path / 'a', GRID, _strips(_vectors()), scales=[1.0] * 6)
     empty = Strip(np.full((3, 1, 4), np.nan, np.float32), np.zeros((1, 4), bool))
     assert dimension_scales([empty]).tolist() == [1, 1, 1]
+
+
+FIJI = {
+    'zone 60': Grid(CRS.from_epsg(32760), Affine(160, 0, 819_500, 0, -160, 8_174_200), 9, 12),
+    'zone 1': Grid(CRS.from_epsg(32701), Affine(160, 0, 178_900, 0, -160, 8_174_200), 9, 12),
+    'degrees': Grid(CRS.from_epsg(4326), Affine(2e-3, 0, 179.9891, 0, -2e-3, -16.49), 9, 12),
+    'degrees west': Grid(CRS.from_epsg(4326), Affine(2e-3, 0, -180.0109, 0, -2e-3, -16.49), 9, 12),
+}
+
+
+@pytest.mark.parametrize('grid', FIJI.values(), ids=FIJI)
+def test_a_scene_across_the_antimeridian_stays_in_one_place(tmp_path: Path, grid: Grid) -> None:
+    path = _write(tmp_path / 'a.parquet', grid)
+    table = gpd.read_parquet(path)
+    assert table.geometry.is_valid.all()
+    assert max(_widths(table)) < 0.003
+    assert {'MultiPolygon', 'Polygon'} == set(table.geom_type)
+    geo = json.loads(pq.read_schema(path).metadata[b'geo'])['columns']['geometry']
+    west, south, east, north = geo['bbox']
+    assert west > 179.9
+    assert east < -179.9
+    assert -16.52 < south < north < -16.48
+    assert set(geo['geometry_types']) == {'MultiPolygon', 'Polygon'}
+    for longitude in (180.0, -180.0, 179.9999, -179.9999):
+        places = search(path, (longitude, -16.5), 20).places
+        assert places['distance'].max() < 4000
+        assert places['longitude'].abs().between(179.98, 180).all()
+        (distance,) = GEOD.inv([longitude], [-16.5], *_first(places))[2]
+        assert distance < 160
+    with pytest.raises(ValueError, match=r'at longitudes 179\.9\d+ to -179\.9'):
+        search(path, (0, -16.5))
+
+
+def _first(places: gpd.GeoDataFrame) -> tuple[list[float], list[float]]:
+    return [places['longitude'][0]], [places['latitude'][0]]
+
+
+@pytest.mark.parametrize('code', [3413, 3031])
+def test_a_scene_over_a_pole_stays_there(tmp_path: Path, code: int) -> None:
+    """Distances against those on the plane, of a grid with the pole on a corner of patches."""
+    grid = Grid(CRS.from_epsg(code), Affine(160, 0, -960, 0, -160, 640), 9, 12)
+    path = _write(tmp_path / 'a.parquet', grid)
+    table = gpd.read_parquet(path)
+    assert table.geometry.is_valid.all()
+    pole = 90 if code == 3413 else -90
+    # Four patches share the pole, so that each reaches it over a quarter of all longitudes.
+    line = shapely.LineString([[-180, pole], [180, pole]])
+    at_pole = table[table.geometry.intersects(line)]
+    assert len(at_pole) == 4
+    assert sum(_widths(at_pole)) == pytest.approx(360, abs=1e-6)
+    places = search(path, (45.0, pole * 0.99999), 10).places
+    for place in places.itertuples():
+        x, y = grid.transform @ (place.col + 0.5, place.row + 0.5)
+        assert place.distance < 2500
+        assert abs(abs(place.latitude) - 90) * 111_700 == pytest.approx(np.hypot(x, y), rel=0.05)
+
+
+def _widths(table: gpd.GeoDataFrame) -> list[float]:
+    parts = table.geometry.explode().bounds
+    return np.asarray(parts.maxx - parts.minx).tolist()

@@ -40,6 +40,11 @@ GRIDS = {
     'degrees': (DEGREES, Affine(9e-5, 0, -3, 0, -9e-5, 38)),
     'south-up': (UTM, Affine(10, 0, 500_000, 0, 10, 4_199_000)),
     'rotated': (UTM, NORTH_UP @ Affine.rotation(30)),
+    # Across the antimeridian.
+    'fiji': (CRS.from_epsg(32760), Affine(10, 0, 820_000, 0, -10, 8_173_600)),
+    'fiji, zone 1': (CRS.from_epsg(32701), Affine(10, 0, 179_300, 0, -10, 8_173_600)),
+    'degrees east': (DEGREES, Affine(9e-5, 0, 179.9965, 0, -9e-5, -16.5)),
+    'degrees west': (DEGREES, Affine(9e-5, 0, -180.0035, 0, -9e-5, -16.5)),
 }
 
 
@@ -55,7 +60,11 @@ def place_of_pixels(grid: Grid, tile: Tile) -> tuple[npt.NDArray[np.float64], ..
     at = (np.arange(256) + 0.5) / 256
     x, y = np.meshgrid(left + at * (right - left), top + at * (bottom - top))
     to_grid = Transformer.from_crs(3857, grid.crs, always_xy=True)
-    return grid.pixel_of(*to_grid.transform(x, y))
+    xs, ys = to_grid.transform(x, y)
+    if grid.crs == DEGREES:
+        west = grid.transform.c
+        xs = np.where(xs < west - 180, xs + 360, np.where(xs > west + 180, xs - 360, xs))
+    return grid.pixel_of(xs, ys)
 
 
 @pytest.mark.parametrize('name', GRIDS)
@@ -69,6 +78,8 @@ def test_tiles_lie_on_the_ground(tmp_path: Path, name: str) -> None:
     with rasterio.open(raster) as src:
         grid = Grid.of(src)
     last = max(tile.z for tile in tiles)
+    assert all(0 <= tile.x < 2**tile.z and 0 <= tile.y < 2**tile.z for tile in tiles)
+    assert len(tiles) < 600
     seen = np.zeros(classes.size, int)
     for tile in tiles:
         rgba = read_png(tmp_path / 'tiles' / f'{tile.z}/{tile.x}/{tile.y}.png')

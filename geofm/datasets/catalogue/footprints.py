@@ -7,6 +7,8 @@ import numpy.typing as npt
 import pyproj
 import shapely
 
+from geofm import lonlat
+
 #: CRS in which pairs are searched by default, that of the real data set.
 SEARCH_CRS = pyproj.CRS(4326)
 
@@ -46,8 +48,41 @@ def corners(
     return points
 
 
+def shapes_on_ground(
+    points: npt.NDArray[np.float64], crs: pyproj.CRS, cut: bool = True
+) -> npt.NDArray[np.object_]:
+    """Outlines of files, also across the antimeridian and over a pole.
+
+    Args:
+        points: As of :func:`corners`.
+        crs: CRS of the corners.
+        cut: Whether to cut outlines in longitude and latitude at 180 degrees, as files have them.
+            Otherwise their longitudes run on beyond it.
+
+    Returns:
+        Polygons, and MultiPolygons where one is cut, shape (N,); None where a corner is not finite.
+    """
+    return lonlat.outlines(points, cut) if crs.is_geographic else outlines(points)
+
+
+def extents(points: npt.NDArray[np.float64], crs: pyproj.CRS) -> npt.NDArray[np.float64]:
+    """Bounds of files.
+
+    Args:
+        points: As of :func:`corners`.
+        crs: CRS of the corners.
+
+    Returns:
+        Left, bottom, right and top, shape (N, 4); of longitudes the right one is beyond 180 for a
+        file across it.
+    """
+    if crs.is_geographic:
+        return lonlat.extents(points)
+    return np.concatenate((points.min(axis=1), points.max(axis=1)), axis=1)
+
+
 def outlines(points: npt.NDArray[np.float64]) -> npt.NDArray[np.object_]:
-    """Polygons through corners.
+    """Polygons through corners, as points of a plane.
 
     Args:
         points: As of :func:`corners`.

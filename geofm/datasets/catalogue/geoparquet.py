@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import shapely
 
-from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, outlines
+from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, extents, shapes_on_ground
+from geofm.lonlat import bounding_box
 
 #: Affine coefficients, one column each while in memory.
 AFFINE = ['a', 'b', 'c', 'd', 'e', 'f']
@@ -117,13 +119,16 @@ def to_arrow(table: pd.DataFrame, state: Mapping[str, Any]) -> pa.Table:
     """
     shape = table[['height', 'width']].to_numpy()
     # None for rows without CRS and for those whose corners lie nowhere.
-    shapes = outlines(corners(table['epsg'].to_numpy(), table[AFFINE].to_numpy(), shape))
-    known = shapes[shapely.is_geometry(shapes)]
+    points = corners(table['epsg'].to_numpy(), table[AFFINE].to_numpy(), shape)
+    # Cut at 180 degrees, which GeoParquet's readers expect.
+    shapes = shapes_on_ground(points, SEARCH_CRS)
+    known = shapely.is_geometry(shapes)
+    box = bounding_box(extents(points[known], SEARCH_CRS)) if known.any() else None
     geometry = {
         'encoding': 'WKB',
-        'geometry_types': ['Polygon'],
+        'geometry_types': geometry_types(shapes[known]),
         'crs': SEARCH_CRS.to_json_dict(),
-        **({'bbox': shapely.total_bounds(known).tolist()} if len(known) else {}),
+        **({} if box is None else {'bbox': list(box)}),
     }
     geo = {'version': '1.0.0', 'primary_column': 'geometry', 'columns': {'geometry': geometry}}
     stored = facts_to_arrow(table).append_column(
@@ -148,6 +153,18 @@ def check_schema(schema: pa.Schema) -> None:
     for field in _FACTS:
         if types[field.name] != field.type:
             raise ValueError(f"'{field.name}' is {types[field.name]}, not {field.type}")
+
+
+def geometry_types(shapes: npt.NDArray[np.object_]) -> list[str]:
+    """Types of geometries, as GeoParquet lists them.
+
+    Args:
+        shapes: Geometries.
+
+    Returns:
+        Their names, each once; those of outlines if there is none.
+    """
+    return sorted({shape.geom_type for shape in shapes}) or ['Polygon']
 
 
 def from_arrow(stored: pa.Table) -> pd.DataFrame:

@@ -27,6 +27,7 @@ from geofm.datasets.pairs.search import FrameSearch, TableSearch, best_pair
 from geofm.datasets.pairs.table import PairTable
 from geofm.datasets.plot import plot_pair
 from geofm.grid import Grid
+from geofm.lonlat import CIRCLE, near
 from geofm.sensor_rasters import MOST_VALUES
 from geofm.sensors import BANDS, RGB_BANDS, SENSORS, sensor_channels
 
@@ -215,7 +216,8 @@ class PairDataset(GeoDataset):
 
         Args:
             index: Number of the pair, or [xmin:xmax, ymin:ymax, tmin:tmax] in the CRS of the
-                dataset.
+                dataset. Of longitudes, xmax may be beyond 180, or less than xmin: the box then
+                crosses 180 degrees.
 
         Returns:
             The sample, see :meth:`read_pair`. For a slice, 'crs' and 'index' have shape (1,), so
@@ -402,9 +404,16 @@ class PairDataset(GeoDataset):
         """Window of a patch that a box in the CRS of the dataset overlaps."""
         grid, _ = self.pairs.grid(position)
         crs = self._native_crs
+        if crs.is_geographic and box[0] > box[2]:
+            box = (box[0], box[1], box[2] + CIRCLE, box[3])
         left, bottom, right, top = (
             box if crs == grid.crs else transform_bounds(crs, grid.crs, *box, densify_pts=21)
         )
+        if grid.crs.is_geographic:
+            # The patch and the box may be given on different turns around the globe.
+            middle, _ = grid.transform @ (grid.width / 2, grid.height / 2)
+            shift = float(near((left + right) / 2, middle)) - (left + right) / 2
+            left, right = left + shift, right + shift
         rows, cols = grid.pixel_of([left, right, right, left], [top, top, bottom, bottom])
         row, height = _clip(rows.min(), rows.max(), grid.height)
         col, width = _clip(cols.min(), cols.max(), grid.width)

@@ -9,9 +9,10 @@ import pandas as pd
 import shapely
 from pyproj import CRS
 
-from geofm.datasets.catalogue.footprints import outlines
+from geofm.datasets.catalogue.footprints import extents, shapes_on_ground
 from geofm.datasets.catalogue.scenes import Rows
 from geofm.datasets.pairs.table import PLACE, PairTable
+from geofm.lonlat import CIRCLE, near
 
 #: Areas of overlap closer than this, relative to the larger, count as equal.
 _AREA_TOLERANCE = 1e-6
@@ -24,7 +25,15 @@ type Box = tuple[float, float, float, float]
 
 
 class Search(Protocol):
-    """Outlines and times of pairs."""
+    """Outlines and times of pairs.
+
+    Attributes:
+        bounds: Of all pairs. Of longitudes, that of pairs across 180 degrees runs on beyond it.
+        crs: CRS of the outlines.
+    """
+
+    bounds: Box
+    crs: CRS
 
     def near(self, box: shapely.Polygon) -> Rows:
         """Numbers of pairs that may touch a box, sorted; none that does is missing."""
@@ -86,7 +95,7 @@ class TableSearch:
         Returns:
             Polygons.
         """
-        return outlines(self.table.corners(rows, self.crs))
+        return shapes_on_ground(self.table.corners(rows, self.crs), self.crs, cut=False)
 
     def spans(self, rows: Rows) -> tuple[Any, Any]:
         """When pairs were taken.
@@ -104,9 +113,13 @@ class TableSearch:
         boxes = np.empty((len(self.table), 4))
         for first in range(0, len(self.table), _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
-            points = self.table.corners(part, self.crs)
-            boxes[part, :2], boxes[part, 2:] = points.min(axis=1), points.max(axis=1)
+            boxes[part] = extents(self.table.corners(part, self.crs), self.crs)
         starts = self._starts[:-1]
+        if self.crs.is_geographic:
+            # A place may have pairs on both sides of 180 degrees.
+            first_west = np.repeat(boxes[starts, 0], np.diff(self._starts))
+            shift = near(boxes[:, 0], first_west) - boxes[:, 0]
+            boxes[:, [0, 2]] += shift[:, None]
         return np.concatenate(
             (
                 np.minimum.reduceat(boxes[:, :2], starts, axis=0),
@@ -126,6 +139,7 @@ class FrameSearch:
             frame: The index.
         """
         self.frame = frame
+        self.crs = CRS(frame.crs)
         self.bounds: Box = tuple(frame.total_bounds.tolist())
 
     def near(self, box: shapely.Polygon) -> Rows:
@@ -168,7 +182,8 @@ def best_pair(search: Search, box: Box, start: pd.Timestamp, stop: pd.Timestamp)
 
     Args:
         search: The pairs.
-        box: Where.
+        box: Where. Longitudes may run on beyond 180 degrees, or left may be greater than right: the
+            box then crosses 180 degrees.
         start: From when.
         stop: Until when.
 
@@ -177,20 +192,38 @@ def best_pair(search: Search, box: Box, start: pd.Timestamp, stop: pd.Timestamp)
         of several, the one whose interval is most like that asked for (intersection over union);
         of several still, the first. None if there is none.
     """
-    query = shapely.box(*box)
+    boxes = _turns(box, search)
     first, last = (time.to_datetime64().astype('datetime64[us]') for time in (start, stop))
-    near = search.near(query)
-    left, right = search.spans(near)
-    near = near[(left <= last) & (right >= first) & (first <= last)]
+    found = [search.near(shapely.box(*turned)) for turned in boxes]
+    rows = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
+    left, right = search.spans(rows)
+    rows = rows[(left <= last) & (right >= first) & (first <= last)]
+    shapes = search.shapes(rows)
     # Not intersection(), which takes ten times as long where edges are all but the same.
-    areas = np.nan_to_num(shapely.area(shapely.clip_by_rect(search.shapes(near), *box)))
-    if not areas.any():
+    areas = sum(
+        np.nan_to_num(shapely.area(shapely.clip_by_rect(shapes, *turned))) for turned in boxes
+    )
+    if not np.any(areas):
         return None
-    near = near[areas >= areas.max() * (1 - _AREA_TOLERANCE)]
-    left, right = search.spans(near)
+    rows = rows[areas >= np.max(areas) * (1 - _AREA_TOLERANCE)]
+    left, right = search.spans(rows)
     shared = np.minimum(right, last) - np.maximum(left, first)
     joint = np.maximum(right, last) - np.minimum(left, first)
-    return int(near[np.argmax(shared / joint)])
+    return int(rows[np.argmax(shared / joint)])
+
+
+def _turns(box: Box, search: Search) -> list[Box]:
+    """A box, and the same box a turn of the globe on or back, as far as there may be pairs."""
+    if not search.crs.is_geographic:
+        return [box]
+    left, bottom, right, top = box
+    if left > right:
+        right += CIRCLE
+    west, east = min(search.bounds[0], -CIRCLE / 2), max(search.bounds[2], CIRCLE / 2)
+    shifts = [
+        shift for shift in (0.0, -CIRCLE, CIRCLE) if left + shift <= east and right + shift >= west
+    ]
+    return [(left + shift, bottom, right + shift, top) for shift in shifts or [0.0]]
 
 
 def _starts(table: PairTable) -> Rows:

@@ -13,12 +13,18 @@ import shapely
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, outlines
+from geofm.datasets.catalogue.footprints import (
+    SEARCH_CRS,
+    corners,
+    outlines,
+    shapes_on_ground,
+)
 from geofm.datasets.catalogue.path_list import PathList
 from geofm.datasets.catalogue.scan import Reason, Skipped
 from geofm.datasets.catalogue.scenes import NO_DAY, Grids, Rows, Scenes, read_grids
 from geofm.datasets.catalogue.shared_array import SharedArray
 from geofm.grid import ALIGNMENT_TOLERANCE, Grid
+from geofm.lonlat import near
 
 #: A pair. The grid is that of S2, if there is one; files are numbers of a list of paths; overlap is
 #: the fraction of the grid that the S1 file covers, 1 for a single sensor.
@@ -234,7 +240,8 @@ class PairTable:
             'transform': transforms,
             **{name: records[name].astype(np.int64) for name in ('height', 'width')},
             'overlap': records['overlap'].astype(np.float64),
-            'geometry': outlines(self.corners(every, crs)),
+            # Samplers of TorchGeo draw from the bounds of each, so that none may be cut in two.
+            'geometry': shapes_on_ground(self.corners(every, crs), crs, cut=False),
         }
         intervals = pd.IntervalIndex.from_arrays(
             pd.DatetimeIndex(start), pd.DatetimeIndex(stop), closed='both', name='datetime'
@@ -370,13 +377,12 @@ def overlaps(grids: Grids, pairs: npt.NDArray[np.void]) -> npt.NDArray[np.float3
     other |= (grids.epsg != pairs['epsg']) | (grids.shape != shape).any(axis=1)
     for epsg in np.unique(pairs['epsg'][other]):
         rows = np.flatnonzero(other & (pairs['epsg'] == epsg))
-        covered[rows] = _covered(
-            corners(
-                grids.epsg[rows], grids.transform[rows], grids.shape[rows], pyproj.CRS(int(epsg))
-            ),
-            pairs['transform'][rows],
-            shape[rows],
-        )
+        crs = pyproj.CRS(int(epsg))
+        points = corners(grids.epsg[rows], grids.transform[rows], grids.shape[rows], crs)
+        if crs.is_geographic:
+            # Longitudes of the grid may run on beyond 180 degrees.
+            points[..., 0] = near(points[..., 0], pairs['transform'][rows, 2, None])
+        covered[rows] = _covered(points, pairs['transform'][rows], shape[rows])
     return covered
 
 

@@ -4,7 +4,6 @@ A browser has no projections. But over a scene, the map between the patch grid a
 so smooth that its values at the nodes of a coarse mesh are enough: between them it is bilinear.
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +11,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from rasterio.warp import transform as transform_points
-from rasterio.warp import transform_bounds
 
 from geofm.grid import Grid
-from geofm.maps.tiles import WEB_MERCATOR_CRS
+from geofm.lonlat import near
+from geofm.maps.tiles import WEB_MERCATOR_CRS, WORLD, mercator_bounds
 
 Doubles = npt.NDArray[np.float64]
 
 #: Largest error of a mesh between its nodes, in patches.
 TOLERANCE = 0.01
 _MOST_CELLS = 256
-_WORLD = 2 * math.pi * 6_378_137
 
 
 @dataclass(frozen=True)
@@ -83,7 +81,8 @@ class PatchMap:
     World coordinates are Web Mercator scaled to the unit square: x to the east, y to the south.
 
     Attributes:
-        box: West, north, east and south of the grid in world coordinates.
+        box: West, north, east and south of the grid in world coordinates; east is beyond 1 if the
+            grid crosses the antimeridian.
         to_patch: From the box to fractional (row, column).
         to_box: From (column / columns, row / rows) to the box, as (x, y) in [0, 1].
     """
@@ -102,26 +101,28 @@ class PatchMap:
         Returns:
             The map, within a hundredth of a patch.
         """
-        corners = grid.footprint().bounds
-        left, bottom, right, top = transform_bounds(grid.crs, WEB_MERCATOR_CRS, *corners)
+        left, bottom, right, top = mercator_bounds(grid)
         origin = np.array([left, top])
         size = np.array([right - left, bottom - top])
 
         def to_patch(s: Doubles, t: Doubles) -> Doubles:
             x, y = np.moveaxis(origin + np.stack([s, t], axis=-1) * size, -1, 0)
-            points = transform_points(WEB_MERCATOR_CRS, grid.crs, x.ravel(), y.ravel())
-            rows, cols = grid.pixel_of(*points)
+            xs, ys = transform_points(WEB_MERCATOR_CRS, grid.crs, x.ravel(), y.ravel())
+            if grid.crs.is_geographic:
+                xs = near(xs, (grid.transform @ (grid.width / 2, grid.height / 2))[0])
+            rows, cols = grid.pixel_of(xs, ys)
             return np.stack([rows, cols], axis=-1).reshape(*s.shape, 2)
 
         def to_box(s: Doubles, t: Doubles) -> Doubles:
             x, y = grid.transform @ (s.ravel() * grid.width, t.ravel() * grid.height)
-            points = transform_points(grid.crs, WEB_MERCATOR_CRS, x, y)
-            return ((np.stack(points, axis=-1) - origin) / size).reshape(*s.shape, 2)
+            xs, ys = transform_points(grid.crs, WEB_MERCATOR_CRS, x, y)
+            points = np.stack([near(xs, (left + right) / 2, WORLD), ys], axis=-1)
+            return ((points - origin) / size).reshape(*s.shape, 2)
 
         corner, right_of, below, _ = to_box(*_nodes(1)).reshape(4, 2)
         patch = np.abs(right_of - corner) / grid.width + np.abs(below - corner) / grid.height
         return cls(
-            (left / _WORLD + 0.5, 0.5 - top / _WORLD, right / _WORLD + 0.5, 0.5 - bottom / _WORLD),
+            (left / WORLD + 0.5, 0.5 - top / WORLD, right / WORLD + 0.5, 0.5 - bottom / WORLD),
             fit_mesh(to_patch, np.full(2, TOLERANCE)),
             fit_mesh(to_box, TOLERANCE * patch),
         )

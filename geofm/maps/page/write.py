@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 import numpy as np
 import rasterio
 from morecantile import Tile
-from rasterio.warp import transform_bounds
 from rich.progress import Progress
 
 from geofm import __version__
 from geofm.atomic import atomic_folder
 from geofm.grid import Grid
+from geofm.lonlat import boundary, extents, near
 from geofm.maps.page.embedding import EmbeddingGrid
 from geofm.maps.page.layers import BACKDROP, Layer
 from geofm.maps.page.mesh import PatchMap
@@ -139,8 +139,7 @@ def _describe(layer: Layer, pyramid: Pyramid, written: set[Tile], path: str) -> 
     """A layer as the page reads it. It is told what tiles are not there, and never asks for one."""
     ranges = {}
     for z in range(pyramid.zooms[0], pyramid.zooms[1] + 1):
-        tiles = [tile for tile in pyramid.tiles if tile.z == z]
-        ranges[z] = [tiles[0].x, tiles[0].y, tiles[-1].x, tiles[-1].y]
+        ranges[z] = pyramid.ranges(z)
     missing = [f'{t.z}/{t.x}/{t.y}' for t in pyramid.tiles if t not in written]
     return {
         'name': layer.name,
@@ -197,14 +196,19 @@ def _hex_colors(name: str) -> list[str]:
 
 
 def _bounds(layers: Sequence[Layer], embedding: EmbeddingGrid | None) -> list[list[float]]:
-    """South-west and north-east corner of all that is shown, in degrees."""
+    """South-west and north-east corner of all that is shown, in degrees.
+
+    East is beyond 180 if the antimeridian is between them, as Leaflet has it.
+    """
     grids = [embedding.grid] if embedding is not None else []
     for layer in layers:
         with rasterio.open(layer.raster) as src:
             grids.append(Grid.of(src))
-    boxes = [transform_bounds(g.crs, 'EPSG:4326', *g.footprint().bounds) for g in grids]
-    west, south, east, north = zip(*boxes, strict=True)
-    return [[min(south), min(west)], [max(north), max(east)]]
+    boxes = np.array([extents(boundary(grid)[None])[0] for grid in grids])
+    boxes[:, [0, 2]] += (near(boxes[:, 0], boxes[0, 0]) - boxes[:, 0])[:, None]
+    west, south = boxes[:, :2].min(axis=0).tolist()
+    east, north = boxes[:, 2:].max(axis=0).tolist()
+    return [[south, west], [north, east]]
 
 
 def _slug(text: str) -> str:

@@ -42,7 +42,10 @@
   const latlng = ([x, y]) => L.CRS.EPSG3857.pointToLatLng(L.point(x, y).multiplyBy(256), 0);
   const degrees = (value, positive, negative) =>
     `${Math.abs(value).toFixed(5)}° ${value < 0 ? negative : positive}`;
-  const written = ({ lat, lng }) => `${degrees(lat, 'N', 'S')}, ${degrees(lng, 'E', 'W')}`;
+  const written = (at) => {
+    const { lat, lng } = L.latLng(at).wrap();
+    return `${degrees(lat, 'N', 'S')}, ${degrees(lng, 'E', 'W')}`;
+  };
 
   L.control.zoom({ position: 'topright' }).addTo(map);
   L.control.scale({ position: 'bottomright', imperial: false }).addTo(map);
@@ -59,8 +62,10 @@
       const z = this._getZoomForUrl();
       const [left, top, right, bottom] = ranges[z];
       const inside = coords.x >= left && coords.x <= right && coords.y >= top && coords.y <= bottom;
-      return inside && !missing.has(`${z}/${coords.x}/${coords.y}`)
-        ? L.TileLayer.prototype.getTileUrl.call(this, coords)
+      // Columns are counted on across the antimeridian; files are not.
+      const file = { x: coords.x % 2 ** z, y: coords.y };
+      return inside && !missing.has(`${z}/${file.x}/${file.y}`)
+        ? L.TileLayer.prototype.getTileUrl.call(this, file)
         : L.Util.emptyImageUrl;
     },
   });
@@ -110,6 +115,8 @@
     maxNativeZoom: info.zooms[1],
     maxZoom: map.getMaxZoom(),
     bounds: data.bounds,
+    // Wrapped, tiles beyond 180 degrees would count as outside of the bounds.
+    noWrap: true,
     className: info.smooth ? '' : 'squares',
   });
 
@@ -127,7 +134,8 @@
     { name: 'None' },
   ];
   const similarity = patches && new PatchLayer({
-    pane: 'shown', maxZoom: map.getMaxZoom(), bounds: data.bounds, className: 'patches',
+    pane: 'shown', maxZoom: map.getMaxZoom(), bounds: data.bounds, noWrap: true,
+    className: 'patches',
   });
   const overlays = [
     ...(patches ? [{ name: 'Similarity', group: '', layer: similarity }] : []),

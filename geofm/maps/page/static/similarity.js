@@ -43,7 +43,8 @@ class Patches {
 
   // Index of the patch at a place, -1 outside the grid and where there is no data.
   at(x, y) {
-    const s = (x - this.west) / (this.east - this.west);
+    // The world repeats: a scene across the antimeridian has its east beyond 1.
+    const s = (x - this.west - Math.floor(x - this.west)) / (this.east - this.west);
     const t = (y - this.north) / (this.south - this.north);
     if (!(s >= 0 && s <= 1 && t >= 0 && t <= 1)) return -1;
     const [row, col] = this.toPatch.at(s, t).map(Math.floor);
