@@ -6,10 +6,11 @@ import torch
 from torchgeo.datamodules import NonGeoDataModule
 
 from geofm.datamodules.targets import CheckedTargets
+from geofm.datamodules.transfer import PlacesStay
 from geofm.datasets.eurosat_rgb import EuroSATRGB
 
 
-class EuroSATRGBDataModule(CheckedTargets, NonGeoDataModule):
+class EuroSATRGBDataModule(CheckedTargets, PlacesStay, NonGeoDataModule):
     """Real patches of ten classes, as DN of B04, B03 and B02; no cell is in two splits.
 
     .. seealso:: :class:`geofm.datasets.EuroSATRGB`

@@ -12,6 +12,7 @@ from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import NonGeoClassificationDataset
 from torchgeo.datasets.utils import Path
 
+from geofm.datamodules.transfer import PlacesStay
 from geofm.rasters import RASTER_ERRORS, open_raster
 from geofm.sensor_rasters import MOST_VALUES
 from geofm.sensors import BandError
@@ -48,7 +49,7 @@ class _Unnamed(nn.Module):
         )
 
 
-class LabelledFolderDataModule(NonGeoDataModule):
+class LabelledFolderDataModule(PlacesStay, NonGeoDataModule):
     """Images of a folder that has a folder for each class, split at random within the classes.
 
     Images that lie side by side may fall into different splits: where places are known, split by

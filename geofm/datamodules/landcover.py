@@ -8,13 +8,14 @@ from torchgeo.datasets.utils import Path
 
 from geofm.datamodules.carried import NormalizingDataModule
 from geofm.datamodules.targets import CheckedTargets
+from geofm.datamodules.transfer import PlacesStay
 from geofm.datamodules.units import WatchedUnits
 from geofm.datasets.landcover import SampleLandCover
 from geofm.sensors import BANDS
 
 
 class SampleLandCoverDataModule(
-    CheckedTargets, WatchedUnits, NormalizingDataModule, NonGeoDataModule
+    CheckedTargets, WatchedUnits, PlacesStay, NormalizingDataModule, NonGeoDataModule
 ):
     """Land cover of the sample data that ``geofm sample-data`` generates, split by ROI.
 

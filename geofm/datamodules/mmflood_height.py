@@ -9,6 +9,8 @@ from torchgeo.datasets import MMFlood
 from torchgeo.datasets.utils import GeoSlice, Sample
 from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler
 
+from geofm.datamodules.transfer import PlacesStay
+
 #: Median and standard deviation of elevations in metres, as TorchGeo has them of MMFlood.
 MEDIAN, STD = (float(values[2]) for values in (MMFloodDataModule.median, MMFloodDataModule.std))
 
@@ -73,7 +75,7 @@ class MMFloodHeight(MMFlood):
         return figure
 
 
-class MMFloodHeightDataModule(GeoDataModule):
+class MMFloodHeightDataModule(PlacesStay, GeoDataModule):
     """Windows of :class:`MMFloodHeight`, by the splits of MMFlood.
 
     Give it to :class:`geofm.datamodules.NamedBandsDataModule`, which brings Sentinel-1 to dB and

@@ -11,8 +11,14 @@ from torchgeo.datasets import stack_samples
 from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.carried import NormalizingDataModule
-from geofm.datamodules.sampling import ResumableLoader, ResumableSampler, trainer_position
+from geofm.datamodules.sampling import (
+    RecountBatches,
+    ResumableLoader,
+    ResumableSampler,
+    trainer_position,
+)
 from geofm.datamodules.skipped import SkippedFiles, innermost
+from geofm.datamodules.transfer import PlacesStay
 from geofm.datamodules.units import WatchedUnits
 from geofm.datasets.files import files_of
 from geofm.datasets.seeded import Seeded
@@ -22,7 +28,7 @@ from geofm.models.weights.carried import INPUT
 StartMethod = Literal['fork', 'spawn', 'forkserver']
 
 
-class ResumableDataModule(WatchedUnits, NormalizingDataModule):
+class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
     """Loaders whose samples depend on the seed alone.
 
     Each process trains on samples of its own, in an order, and with random numbers in the
@@ -124,6 +130,9 @@ class ResumableDataModule(WatchedUnits, NormalizingDataModule):
         )
         if trainer:
             loader.position = lambda: trainer_position(trainer)
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            if not any(isinstance(callback, RecountBatches) for callback in callbacks):
+                callbacks.append(RecountBatches(lambda: self._train_loader))
         if self._state is not None:
             loader.load_state_dict(self._state)
             self._state = None

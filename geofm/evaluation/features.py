@@ -9,6 +9,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from geofm.datasets.transfer import tensors_to
 from geofm.evaluation.adapter import Adapter
 from geofm.evaluation.data import LabelledData, Split
 from geofm.evaluation.encoders import Encoder
@@ -86,7 +87,7 @@ def split_features(
     if description is not None:
         loader = track(loader, description)
     for batch in loader:
-        tensors = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
+        tensors = tensors_to(batch, device)
         values.append(compute(adapter(tensors)).float().cpu())
         # On the CPU: some of TorchGeo's data modules keep tables there.
         targets.append(data.targets(batch))
@@ -118,7 +119,7 @@ def extract_features(
     for batch in batches:
         if 'label' not in batch:
             raise ValueError(f'batches must have a label; this one has {sorted(batch)}')
-        tensors = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
+        tensors = tensors_to(batch, device)
         features.append(encoder(prepare(tensors)).float().cpu())
         labels.append(class_labels(batch['label'].cpu(), 'the labelled data'))
     if not features:

@@ -17,6 +17,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 from torchgeo.tasks import PixelwiseRegression, SemanticSegmentation
 
+from geofm.datasets.transfer import tensors_to
 from geofm.evaluation.adapter import Adapter
 from geofm.evaluation.backbones import Backbone
 from geofm.evaluation.data import LabelledData, Split
@@ -213,7 +214,7 @@ def _predict(
     loader = track(data.loader('test'), description or '', disable=description is None)
     for batch in loader:
         size = batch['image'].shape[-2:]
-        tensors = {k: v.to(device) for k, v in batch.items() if isinstance(v, Tensor)}
+        tensors = tensors_to(batch, device)
         outputs = interpolate(task(adapter(tensors)['image']), size, mode='bilinear')
         found = outputs[:, 0] if data.task == 'regression' else outputs.argmax(dim=1)
         maps.append(found.float().cpu() if data.task == 'regression' else found.cpu())

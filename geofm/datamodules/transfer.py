@@ -1,0 +1,36 @@
+"""What a data module moves to the device."""
+
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+
+from geofm.datasets.transfer import stays_on_host
+
+
+class PlacesStay(LightningDataModule):
+    """A data module whose batches keep the places of their pixels on the host.
+
+    .. seealso:: :func:`geofm.datasets.transfer.stays_on_host`
+    """
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move a batch to the device, but for float64 tensors that say where its pixels lie.
+
+        Args:
+            batch: A batch.
+            device: The device.
+            dataloader_idx: Index of the data loader.
+
+        Returns:
+            The batch, with the same entries.
+        """
+        if not isinstance(batch, dict):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        stay = {key: value for key, value in batch.items() if stays_on_host(key, value)}
+        moved = super().transfer_batch_to_device(
+            {key: value for key, value in batch.items() if key not in stay}, device, dataloader_idx
+        )
+        return {key: stay.get(key, moved.get(key)) for key in batch}
