@@ -1,12 +1,13 @@
 """Which samples an epoch sees, in which order and on which process, from any step on."""
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sized
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, DistributedSampler
 from torchgeo.datasets.utils import Sample
 
@@ -69,8 +70,14 @@ class ResumableSampler(DistributedSampler[int]):
         order = np.arange(self.n_samples)
         if self.shuffle:
             order = np.random.default_rng([seed, epoch]).permutation(order)
-        mine = order[self.start : self.total_size][self.rank :: self.num_replicas]
+        # As many for each process, wherever it starts: they wait for each other.
+        rest = self.left() * self.num_replicas
+        mine = order[self.start :][:rest][self.rank :: self.num_replicas]
         return (Visit(index, epoch, seed) for index in mine.tolist())
+
+    def left(self) -> int:
+        """Number of samples of the epoch that each process has still to see."""
+        return (self.n_samples - self.start) // self.num_replicas
 
     def set_epoch(self, epoch: int) -> None:
         """Turn to an epoch: to its start, unless it is the one that is under way.
@@ -123,15 +130,24 @@ class ResumableLoader(DataLoader[Sample]):
         assert isinstance(self.sampler, ResumableSampler)
         return (self.batch_size or 1) * self.sampler.num_replicas
 
+    @property
+    def batches_before(self) -> int:
+        """Batches of the epoch that are done when it is gone on with, as if of the present size.
+
+        Those that are left make it as many as an epoch has.
+        """
+        if not isinstance(self.sampler, ResumableSampler) or not self.sampler.start:
+            return 0
+        left, size = self.sampler.left(), self.batch_size or 1
+        return len(self) - (left // size if self.drop_last else -(-left // size))
+
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
         """Go through the rest of the epoch.
 
         Yields:
             Batches.
         """
-        self._handed_out = 0
-        if isinstance(self.sampler, ResumableSampler):
-            self._handed_out = self.sampler.start // self._batch_samples
+        self._handed_out = self.batches_before
         for batch in super().__iter__():
             self._handed_out += 1
             yield batch
@@ -150,7 +166,9 @@ class ResumableLoader(DataLoader[Sample]):
             epoch, batches = self.sampler.epoch, self._handed_out
             if batches >= len(self):
                 epoch, batches = epoch + 1, 0
-        start = batches * self._batch_samples
+        first = (self.sampler.start, self.batches_before)
+        start, before = first if epoch == self.sampler.epoch else (0, 0)
+        start += (batches - before) * self._batch_samples
         return {**self.sampler.state_dict(), 'epoch': epoch, 'start': start}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
@@ -161,6 +179,39 @@ class ResumableLoader(DataLoader[Sample]):
         """
         if state_dict and isinstance(self.sampler, ResumableSampler):
             self.sampler.load_state_dict(state_dict)
+
+
+class RecountBatches(Callback):
+    """Counts the batches of an epoch anew that is gone on with in batches of another size.
+
+    Lightning counts on from those that the checkpoint had, and would end the epoch too early or too
+    late. The data module brings this callback itself.
+    """
+
+    def __init__(self, loader: Callable[[], ResumableLoader | None]) -> None:
+        """Initialize a new RecountBatches instance.
+
+        Args:
+            loader: Gives the training loader.
+        """
+        self._loader = loader
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Count anew.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+        """
+        loop, loader = trainer.fit_loop, self._loader()
+        epoch: Any = loop.epoch_progress.current
+        batches: Any = loop.epoch_loop.batch_progress.current
+        if loader is None or not batches.processed or math.isinf(loop.max_batches):
+            return
+        ended = epoch.started == epoch.processed
+        shift = int(loop.max_batches if ended else loader.batches_before) - batches.processed
+        for name in ('ready', 'started', 'processed', 'completed'):
+            setattr(batches, name, getattr(batches, name) + shift)
 
 
 def run_seed(seed: int | None = None) -> int:

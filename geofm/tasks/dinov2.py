@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +25,8 @@ from geofm.models.weights.carried import carry_statistics, read_input_statistics
 from geofm.models.weights.files import METADATA
 from geofm.tasks.nonfinite import AUTOCAST, Step, gradient_norms, write_dump
 from geofm.tasks.parameters import check_precision, parameter_groups
+from geofm.tasks.progress import KEY as PROGRESS
+from geofm.tasks.progress import Plan, read_progress, warn_of_length
 from geofm.tasks.randomness import batch_seed, seeded
 from geofm.tasks.schedules import Schedules, dinov2_schedules
 from geofm.tasks.student_teacher import StudentTeacher
@@ -98,6 +101,7 @@ class DINOv2(StudentTeacher):
         lr: float = 4e-3,
         scale_lr: bool = True,
         min_lr: float = 1e-6,
+        samples_per_epoch: int | None = None,
         warmup_epochs: float = 10,
         freeze_last_layer_epochs: float = 1,
         weight_decay: tuple[float, float] = (0.04, 0.4),
@@ -163,6 +167,9 @@ class DINOv2(StudentTeacher):
             lr: Peak learning rate, of a batch of 1024 if it is scaled.
             scale_lr: Whether to multiply *lr* by sqrt(batch / 1024), over all ranks.
             min_lr: Final learning rate.
+            samples_per_epoch: Samples, over all ranks, that count as an epoch in what follows. By
+                default one pass over the data. Streams of data, whose length is not known, need it;
+                so may runs of few passes over much data.
             warmup_epochs: Warm-up of the learning rate.
             freeze_last_layer_epochs: How long the heads' last layers stay as they are.
             weight_decay: First and final weight decay.
@@ -183,6 +190,8 @@ class DINOv2(StudentTeacher):
         self.weights = weights
         super().__init__()
         self.schedules: Schedules | None = None
+        self._plan: Plan | None = None
+        self._resumed: dict[str, Any] | None = None
         self.seed = run_seed()
         self._step: Step | None = None
         if continue_from is not None:
@@ -396,6 +405,7 @@ class DINOv2(StudentTeacher):
         super().setup(stage)
         if stage == 'fit':
             self.prepare_teacher()
+            self.schedules = self._resumed = None
 
     def on_fit_start(self) -> None:
         """Check the precision, take up the input's statistics, and say which attention runs.
@@ -412,33 +422,41 @@ class DINOv2(StudentTeacher):
         rank_zero_info(f'Attention of packed crops: {method} ({reason})')
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the run's seed, from which its crops are drawn again, and the input's statistics."""
+        """Keep the run's seed, how far it has come, and the input's statistics."""
         checkpoint['seed'] = self.seed
         datamodule = getattr(self._trainer, 'datamodule', None)
         statistics = statistics_of(getattr(datamodule, 'aug', None)) or self.model.statistics
         checkpoint[METADATA] = carry_statistics(statistics)
+        if self.schedules is not None and self._plan is not None:
+            size = self._plan.samples_per_step
+            checkpoint[PROGRESS] = {
+                'samples': (self.global_step + self.schedules.offset) * size,
+                'planned': len(self.schedules) * size,
+                'batch': self._plan.batch,
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the seed of the run that is resumed."""
+        """Take up the seed and the schedules of the run that is resumed."""
         self.seed = checkpoint.get('seed', self.seed)
+        if self._trainer is not None:
+            keys = ('loops', 'global_step', PROGRESS)
+            self._resumed = {key: checkpoint[key] for key in keys if key in checkpoint}
+            self.schedules = None
 
     # -- optimisation ---------------------------------------------------------------------------
 
     def _schedules(self) -> Schedules:
         """The table of this run, made when first asked for: it needs the data's length."""
         if self.schedules is None:
-            trainer, hparams = self.trainer, self.hparams
+            hparams = self.hparams
             # Lightning builds the loaders later; their length and batch size are needed now.
-            trainer.fit_loop.setup_data()
-            steps = trainer.estimated_stepping_batches
-            if steps == float('inf'):
-                raise ValueError('schedules need an end: set max_epochs or max_steps')
-            batches, accumulated = trainer.num_training_batches, trainer.accumulate_grad_batches
-            # Lightning takes a last window of fewer batches for a step, too.
-            per_epoch = math.ceil(batches / accumulated) if batches != float('inf') else int(steps)
-            self.schedules = dinov2_schedules(
-                int(steps),
-                per_epoch,
+            self.trainer.fit_loop.setup_data()
+            self._plan = plan = Plan.of(self.trainer)
+            done = None if self._resumed is None else read_progress(self._resumed, plan)
+            steps, position = plan.steps_from(done)
+            schedules = dinov2_schedules(
+                steps,
+                self._steps_per_epoch(plan),
                 lr=hparams['lr'] * self._lr_scale(),
                 min_lr=hparams['min_lr'],
                 warmup_epochs=hparams['warmup_epochs'],
@@ -448,15 +466,42 @@ class DINOv2(StudentTeacher):
                 teacher_temperature=hparams['teacher_temperature'],
                 warmup_teacher_temperature_epochs=hparams['warmup_teacher_temperature_epochs'],
             )
+            if done is not None:
+                schedules = replace(schedules, offset=position - done.step)
+                warn_of_length(done, steps * plan.samples_per_step)
+            self.schedules = schedules
         return self.schedules
+
+    def _steps_per_epoch(self, plan: Plan) -> float:
+        """Optimiser steps of what counts as an epoch in warm-ups."""
+        given = self.hparams['samples_per_epoch']
+        if given is not None:
+            self._batch_size('samples_per_epoch')
+            return float(given / plan.samples_per_step)
+        if not math.isinf(plan.steps_per_epoch):
+            return plan.steps_per_epoch
+        names = ('warmup_epochs', 'freeze_last_layer_epochs', 'warmup_teacher_temperature_epochs')
+        if counted := [f'{name}={self.hparams[name]:g}' for name in names if self.hparams[name]]:
+            raise ValueError(
+                f'the data have no length, so that {", ".join(counted)} cannot be counted: set '
+                'samples_per_epoch to the number of samples that count as an epoch, or these to 0'
+            )
+        return 0.0
+
+    def _batch_size(self, why: str, off: object = None) -> int:
+        batch_size = getattr(self.trainer.train_dataloader, 'batch_size', None)
+        if batch_size is None:
+            raise ValueError(f'{why}: the data loader has no batch_size; set {why} to {off}')
+        return int(batch_size)
 
     def _lr_scale(self) -> float:
         if not self.hparams['scale_lr']:
             return 1.0
-        batch_size = getattr(self.trainer.train_dataloader, 'batch_size', None)
-        if batch_size is None:
-            raise ValueError('scale_lr: the data loader has no batch_size; set scale_lr=False')
-        total = batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches
+        total = (
+            self._batch_size('scale_lr', off=False)
+            * self.trainer.world_size
+            * self.trainer.accumulate_grad_batches
+        )
         return float((total / 1024) ** 0.5)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:

@@ -42,6 +42,8 @@ class Schedules:
         momentum: Momentum of the teacher.
         teacher_temperature: Temperature of the teacher's softmax.
         final: What each tends to, by name: its value beyond the end.
+        offset: What to add to the number of an optimiser step, in a run that is resumed in steps
+            of another size.
     """
 
     lr: FloatArray
@@ -50,6 +52,7 @@ class Schedules:
     momentum: FloatArray
     teacher_temperature: FloatArray
     final: Mapping[str, float]
+    offset: int = 0
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -64,14 +67,15 @@ class Schedules:
         Returns:
             Value by name.
         """
-        if step >= len(self):
+        place = max(0, step + self.offset)
+        if place >= len(self):
             return dict(self.final)
-        return {name: float(getattr(self, name)[step]) for name in self.final}
+        return {name: float(getattr(self, name)[place]) for name in self.final}
 
 
 def dinov2_schedules(
     steps: int,
-    steps_per_epoch: int,
+    steps_per_epoch: float,
     *,
     lr: float,
     min_lr: float,
@@ -100,14 +104,21 @@ def dinov2_schedules(
         The table.
 
     Warns:
-        UserWarning: If a warm-up is longer than the run and had to be cut.
+        UserWarning: If a warm-up is as long as the run, or longer and had to be cut.
     """
 
     def in_steps(epochs: float, name: str) -> int:
         wanted = round(epochs * steps_per_epoch)
         if wanted > steps:
             warnings.warn(
-                f'{name}={epochs:g} are {wanted} steps, but the run has {steps}: cut to these',
+                f'{name}={epochs:g} are {wanted} steps, but the run has {steps}: cut to these. '
+                'Take fewer epochs for it, or say with samples_per_epoch how long one is',
+                stacklevel=3,
+            )
+        elif wanted == steps > 0:
+            warnings.warn(
+                f'{name}={epochs:g} are {wanted} steps, which is the whole run. Take fewer epochs '
+                'for it, or say with samples_per_epoch how long one is',
                 stacklevel=3,
             )
         return min(wanted, steps)
