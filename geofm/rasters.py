@@ -118,12 +118,13 @@ def _split_archive(text: str) -> tuple[Path, str]:
     return Path(text), ''
 
 
-def open_raster(path: str | os.PathLike[str]) -> DatasetReader:
+def open_raster(path: str | os.PathLike[str], overview_level: int | None = None) -> DatasetReader:
     """Open a raster file of a format that holds its own pixels, with bounded memory.
 
     Args:
         path: What :meth:`Address.parse` understands. A GDAL virtual raster is opened only if its
             name ends in ``.vrt``: it may read any file or address that it names.
+        overview_level: Overview to open in place of the raster, from 0 (the finest).
 
     Returns:
         The open raster; close it, or use it as a context manager.
@@ -136,7 +137,8 @@ def open_raster(path: str | os.PathLike[str]) -> DatasetReader:
     address = Address.parse(path)
     _check_sidecars(address)
     try:
-        src = _open(address.name, [*DRIVERS, *(['VRT'] if address.is_virtual else [])])
+        drivers = [*DRIVERS, *(['VRT'] if address.is_virtual else [])]
+        src = _open(address.name, drivers, overview_level)
     except RasterioIOError as error:
         raise ValueError(f'{address.name}: {_why_not(address, error)}') from error
     try:
@@ -155,9 +157,10 @@ def open_raster(path: str | os.PathLike[str]) -> DatasetReader:
 
 
 @ensure_env  # type: ignore[untyped-decorator]
-def _open(name: str, drivers: list[str]) -> DatasetReader:
+def _open(name: str, drivers: list[str], overview_level: int | None) -> DatasetReader:
+    options = {} if overview_level is None else {'OVERVIEW_LEVEL': overview_level}
     # Unlike rasterio.open, this takes several drivers.
-    return DatasetReader(name, driver=drivers)
+    return DatasetReader(name, driver=drivers, **options)
 
 
 def _check_sidecars(address: Address) -> None:

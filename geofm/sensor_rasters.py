@@ -5,7 +5,7 @@ The one way from the numbers of a file to values, for data sets, the catalogue a
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -16,7 +16,7 @@ from rasterio.warp import reproject, transform
 from rasterio.windows import Window
 
 from geofm.grid import Grid, alpha_band, own_mask
-from geofm.sensors import BandError, Sensor, check_bands
+from geofm.sensors import BandError, Sensor, band_indices, check_bands
 from geofm.validity import Bools, mark_beyond_limits, mark_nodata
 
 #: Largest scale that a file may state for reflectance from 0 to 1, stored as integers.
@@ -27,6 +27,9 @@ _DN = 10_000.0
 
 #: Values that are read at once, 1 GiB as float32.
 MOST_VALUES = 1 << 28
+
+#: Units that a file may state for backscatter, and the factor of their logarithm that gives dB.
+_TO_DB = {'linear': 10.0, 'power': 10.0, 'linear power': 10.0, 'amplitude': 20.0}
 
 
 class UnitError(ValueError):
@@ -44,6 +47,10 @@ class SensorBands:
         scale: Factor for the numbers of each band, float64 (C, 1, 1), with :attr:`offset` to the
             unit of the sensor; None if the numbers are in that unit.
         offset: What is added to them, float64 (C, 1, 1).
+        logarithm: Factor of the logarithm to base 10 that gives dB, where the file states that its
+            values are linear power or amplitude; else None.
+        others: Indices of further bands of the sensor that are not read, but tell a measurement of
+            0 from fill.
     """
 
     sensor: Sensor
@@ -51,6 +58,8 @@ class SensorBands:
     named: bool = False
     scale: npt.NDArray[np.float64] | None = None
     offset: npt.NDArray[np.float64] | None = None
+    logarithm: float | None = None
+    others: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, src: DatasetReader, sensor: Sensor, bands: Sequence[str] | None = None) -> Self:
@@ -70,11 +79,17 @@ class SensorBands:
         """
         indices = name_bands(src, sensor, bands)
         named = bands is not None or any(
-            band_name(src.descriptions[i] or '', sensor) for i in indices.values()
+            band_name(_description(src, i), sensor) for i in indices.values()
         )
         scale = np.array([src.scales[i] for i in indices.values()])[:, None, None]
         offset = np.array([src.offsets[i] for i in indices.values()])[:, None, None]
-        if sensor.unit == 'DN' and (scale != 1).any():
+        units = {(src.units[i] or '').strip().lower() for i in indices.values()}
+        logarithm = None
+        if sensor.unit == 'dB' and len(units) == 1:
+            logarithm = _TO_DB.get(next(iter(units)))
+        if sensor.unit == 'DN' and units == {'reflectance'} and (scale == 1).all():
+            scale, offset = scale * _DN, offset * _DN
+        elif sensor.unit == 'DN' and (scale != 1).any():
             if not ((scale > 0) & (scale <= _REFLECTANCE_SCALE)).all():
                 raise UnitError(
                     f'{src.name}: states the scale {scale.max():g}, which makes neither DN nor '
@@ -85,8 +100,30 @@ class SensorBands:
         if not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
             raise UnitError(f'{src.name}: states a scale or an offset that is no number')
         if (scale == 1).all() and not offset.any():
-            return cls(sensor, indices, named)
-        return cls(sensor, indices, named, scale, offset)
+            return cls(sensor, indices, named, logarithm=logarithm)
+        return cls(sensor, indices, named, scale, offset, logarithm)
+
+    def choose(self, bands: Sequence[str]) -> Self:
+        """Read some of the bands only, and judge by these alone which pixels hold data.
+
+        Args:
+            bands: Names of the bands, in the order to read them in.
+
+        Returns:
+            How to read these.
+
+        Raises:
+            BandError: If a band is not there.
+        """
+        order = band_indices(bands, list(self.indices))
+        every = list(self.indices.values())
+        return replace(
+            self,
+            indices={name: self.indices[name] for name in bands},
+            scale=None if self.scale is None else self.scale[order],
+            offset=None if self.offset is None else self.offset[order],
+            others=tuple(i for k, i in enumerate(every) if k not in order),
+        )
 
     def read(
         self, src: DatasetReader, window: Window | None = None
@@ -117,12 +154,21 @@ class SensorBands:
         Returns:
             Numbers of the file (C, H, W), and values and valid pixels as of :meth:`read`.
         """
-        numbers = src.read([i + 1 for i in self.indices.values()], window=window)
-        valid = own_mask(src, list(self.indices.values()), window)
+        bands = list(self.indices.values())
+        numbers = src.read([i + 1 for i in bands], window=window)
+        valid = own_mask(src, bands, window)
         if valid is None:
             valid = np.ones(numbers.shape[1:], bool)
-        nodata = [src.nodatavals[i] for i in self.indices.values()]
-        return numbers, self.convert(numbers, valid, nodata), valid
+        nodata = [src.nodatavals[i] for i in bands]
+        if self.others and not numbers.any(axis=0).all():
+            others = src.read([i + 1 for i in self.others], window=window)
+            nodata += [None] * len(others)
+            mark_nodata(np.concatenate([numbers, others]), valid, self.sensor, nodata)
+        else:
+            mark_nodata(numbers, valid, self.sensor, nodata)
+        values = self.scaled(numbers)
+        mark_beyond_limits(values, valid, self.sensor)
+        return numbers, values, valid
 
     def read_on(self, src: DatasetReader, grid: Grid) -> tuple[npt.NDArray[np.float32], Bools]:
         """Read all bands that are known on a grid, warped if it must be.
@@ -168,6 +214,28 @@ class SensorBands:
             )
         return warped, np.isfinite(warped).all(axis=0)
 
+    def measured(self, src: DatasetReader, window: Window) -> npt.NDArray[np.float32]:
+        """Values of a window by which the unit can be told.
+
+        Args:
+            src: The raster.
+            window: Window in whole pixels, inside the raster.
+
+        Returns:
+            Values of all bands where there are data, in the unit of the sensor if the file is,
+            one dimension. Those above the limits of the sensor are among them, since they may be in
+            another unit.
+        """
+        bands = list(self.indices.values())
+        numbers = src.read([i + 1 for i in bands], window=window)
+        valid = own_mask(src, bands, window)
+        if valid is None:
+            valid = np.ones(numbers.shape[1:], bool)
+        mark_nodata(numbers, valid, self.sensor, [src.nodatavals[i] for i in bands])
+        values = self.scaled(numbers)
+        valid &= (values >= self.sensor.limits[0]).all(axis=0)
+        return values[:, valid].ravel()
+
     def convert(
         self,
         numbers: npt.NDArray[Any],
@@ -185,14 +253,28 @@ class SensorBands:
             Values in the unit of the sensor, float32 (C, H, W).
         """
         mark_nodata(numbers, valid, self.sensor, nodata)
-        with np.errstate(over='ignore', invalid='ignore'):
-            # What float32 cannot hold becomes infinite, and is then marked.
-            if self.scale is not None and self.offset is not None:
-                values = (numbers * self.scale + self.offset).astype(np.float32)
-            else:
-                values = numbers.astype(np.float32)
+        values = self.scaled(numbers)
         mark_beyond_limits(values, valid, self.sensor)
         return values
+
+    def scaled(self, numbers: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
+        """Bring the numbers of a file to the unit of the sensor, whether they are valid or not.
+
+        Args:
+            numbers: Numbers of the file (C, H, W), in the order of :attr:`indices`.
+
+        Returns:
+            Values in the unit of the sensor, float32 (C, H, W).
+        """
+        # What float32 cannot hold, and the logarithm of what is not positive, is not finite, and
+        # so beyond the limits of the sensor.
+        with np.errstate(over='ignore', invalid='ignore', divide='ignore'):
+            values: npt.NDArray[Any] = numbers
+            if self.scale is not None and self.offset is not None:
+                values = values * self.scale + self.offset
+            if self.logarithm is not None:
+                values = self.logarithm * np.log10(values)
+            return values.astype(np.float32)
 
 
 def _covering(own: Grid, grid: Grid) -> Window | None:
@@ -244,7 +326,7 @@ def name_bands(
                 f'{", ".join(sensor.band_names)} for each, in the order of the file'
             )
         return dict(zip(given, data, strict=True))
-    named = [(band_name(src.descriptions[i] or '', sensor), i) for i in data]
+    named = [(band_name(_description(src, i), sensor), i) for i in data]
     known = [(name, i) for name, i in named if name is not None]
     found = dict(known)
     if len(found) < len(known):
@@ -260,6 +342,12 @@ def name_bands(
             f'order, or set the band descriptions, or name the bands'
         )
     return dict(zip(sensor.band_names, data, strict=True))
+
+
+def _description(src: DatasetReader, index: int) -> str:
+    """What a file says of a band; a netCDF variable is described by its name."""
+    text = src.descriptions[index] or ''
+    return src.tags(index + 1).get('NETCDF_VARNAME', '') if src.driver == 'netCDF' else text
 
 
 def band_name(text: str, sensor: Sensor) -> str | None:

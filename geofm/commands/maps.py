@@ -11,8 +11,10 @@ from geofm.maps import Options, Product, map_scene, plot_products, read_item, sa
 from geofm.maps import search as search_embeddings
 from geofm.maps.figure import DRAWN
 from geofm.maps.places import SearchResult
+from geofm.maps.scene import Missing
 from geofm.models.timm_vit import load_model
 from geofm.printing import say
+from geofm.rasters import Address
 
 
 def map_(
@@ -35,6 +37,7 @@ def map_(
     dates: dict[str, str] | None = None,
     s1_bands: list[str] | None = None,
     s2_bands: list[str] | None = None,
+    missing_bands: Missing | None = None,
     model: str | None = None,
     bands: list[str] | None = None,
     figure: Path | None = None,
@@ -65,6 +68,8 @@ def map_(
             or metadata if not given.
         s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
         s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
+        missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
+            an error if not given.
         model: Name of a timm model whose weights the checkpoint holds.
         bands: Names of the model's channels, e.g. [B04,B03,B02].
         figure: File to draw the scene and its products to, side by side, as PNG and as PDF.
@@ -88,6 +93,7 @@ def map_(
         basis=basis,
         segments=segments,
         precision=precision,
+        missing_bands=missing_bands,
     )
     backbone = load_model(checkpoint, model, bands)
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -120,6 +126,9 @@ def attention(
     overlap: float = 0.5,
     batch_size: int = 8,
     pixels: Literal['nearest', 'bilinear'] | None = 'nearest',
+    s1_bands: list[str] | None = None,
+    s2_bands: list[str] | None = None,
+    missing_bands: Missing | None = None,
     device: str | None = None,
 ) -> None:
     """Map where a backbone looks, and draw it; `geofm map` has more choices.
@@ -135,6 +144,10 @@ def attention(
         overlap: Least share of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
         pixels: How a pixel of the scene gets the value of its patch; null: one pixel a patch.
+        s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
+        s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
+        missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
+            an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
     """
     products: list[Product] = ['attention']
@@ -143,7 +156,7 @@ def attention(
         s1,
         s2,
         output=output,
-        figure=output / f'{(s2 or s1 or output).stem}_attention',
+        figure=output / f'{_stem(s2 or s1 or output)}_attention',
         products=products if point is None else [*products, 'point'],
         block=block,
         point=point,
@@ -151,6 +164,9 @@ def attention(
         overlap=overlap,
         batch_size=batch_size,
         pixels=pixels,
+        s1_bands=s1_bands,
+        s2_bands=s2_bands,
+        missing_bands=missing_bands,
         device=device,
     )
 
@@ -166,6 +182,9 @@ def pca(
     overlap: float = 0.5,
     batch_size: int = 8,
     pixels: Literal['nearest', 'bilinear'] | None = None,
+    s1_bands: list[str] | None = None,
+    s2_bands: list[str] | None = None,
+    missing_bands: Missing | None = None,
     device: str | None = None,
 ) -> None:
     """Map the principal components of patch tokens as colours; `geofm map` has more choices.
@@ -181,6 +200,10 @@ def pca(
         overlap: Least share of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
         pixels: Write products on the pixels of the scene, and how; one pixel a patch if not given.
+        s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
+        s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
+        missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
+            an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
     """
     map_(
@@ -195,6 +218,9 @@ def pca(
         overlap=overlap,
         batch_size=batch_size,
         pixels=pixels,
+        s1_bands=s1_bands,
+        s2_bands=s2_bands,
+        missing_bands=missing_bands,
         device=device,
     )
 
@@ -208,6 +234,9 @@ def embed(
     window: int = 224,
     overlap: float = 0.5,
     batch_size: int = 8,
+    s1_bands: list[str] | None = None,
+    s2_bands: list[str] | None = None,
+    missing_bands: Missing | None = None,
     device: str | None = None,
 ) -> None:
     """Write the embedding of every patch, as GeoTIFF and GeoParquet; `geofm map` has more choices.
@@ -221,6 +250,10 @@ def embed(
         window: Side of a window in pixels, a multiple of the patch size.
         overlap: Least share of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
+        s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
+        s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
+        missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
+            an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
     """
     map_(
@@ -233,6 +266,9 @@ def embed(
         window=window,
         overlap=overlap,
         batch_size=batch_size,
+        s1_bands=s1_bands,
+        s2_bands=s2_bands,
+        missing_bands=missing_bands,
         device=device,
     )
 
@@ -282,7 +318,7 @@ def figure(
         s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
     """
     # The raster that gives the grid gives the name; a model of one sensor may have had either.
-    stems = [path.stem for path in (s2, s1) if path is not None]
+    stems = [_stem(path) for path in (s2, s1) if path is not None]
     for stem in stems:
         paths = {product: directory / f'{stem}_{product}.tif' for product in DRAWN}
         if files := {product: path for product, path in paths.items() if path.exists()}:
@@ -309,6 +345,14 @@ def _draw(
 
 def _names(s1: Sequence[str] | None, s2: Sequence[str] | None) -> dict[str, Sequence[str]]:
     return {key: bands for key, bands in (('s1', s1), ('s2', s2)) if bands is not None}
+
+
+def _stem(path: Path) -> str:
+    """Name that products of a raster begin with; that of a missing file is found later."""
+    try:
+        return Address.parse(path).stem
+    except (FileNotFoundError, ValueError):
+        return path.stem
 
 
 def _lonlat(text: str) -> tuple[float, float]:

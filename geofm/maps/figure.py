@@ -90,7 +90,7 @@ def plot_products(
         ValueError: If neither raster is given, or one is unfit.
     """
     with _open(s1, s2, names or {}) as scene:
-        grid, stem = scene.grid, scene.path.stem
+        grid, stem = scene.grid, scene.stem
         pictures = _pictures(scene, max_side)
     backdrop = pictures.get('s2') or pictures['s1']
     top = [_Panel(p.title, _whole(p.rgba, grid)) for p in pictures.values()][::-1]

@@ -21,7 +21,7 @@ from geofm.locking import locked_folder
 from geofm.lonlat import bounds, describe, pixel_at
 from geofm.maps.embeddings import Precision, dimension_scales, write_embeddings
 from geofm.maps.pca import PCABasis
-from geofm.maps.scene import Scene
+from geofm.maps.scene import Missing, Scene
 from geofm.maps.segments import Segmenter, segment_colors
 from geofm.maps.survey import (
     Observer,
@@ -73,6 +73,8 @@ class Options:
         segments: Number of segments.
         seed: Seed of k-means.
         precision: How embeddings are stored.
+        missing_bands: What stands for a band of the model that a raster lacks: its 'mean' or
+            'zero'; None: an error.
     """
 
     block: int = -1
@@ -86,6 +88,7 @@ class Options:
     segments: int = 8
     seed: int = 0
     precision: Precision = 'float32'
+    missing_bands: Missing | None = None
 
 
 def map_scene(
@@ -128,7 +131,9 @@ def map_scene(
             a module with their ``bands``, ``sensors``, ``patch_size``, ``depth``,
             ``num_prefix_tokens`` and ``observe``. It is put into eval mode.
         s1: Sentinel-1 raster of VV and VH in dB, or None.
-        s2: Sentinel-2 raster in DN, or None.
+        s2: Sentinel-2 raster in DN (reflectance x 10,000, without the offset of processing
+            baseline 04.00), or None. A scale and an offset that a raster states are applied; values
+            that look like another unit are warned of.
         output: Folder of the products; made if it isn't there.
         products: What to make. Default: all that the model can, 'point' only if there is one.
         options: How to make it.
@@ -155,10 +160,11 @@ def map_scene(
     with (
         locked_folder(output),
         rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
-        Scene(backbone.bands, s1, s2, dates, names) as scene,
+        Scene(backbone.bands, s1, s2, dates, names, options.missing_bands) as scene,
         Progress() as progress,
     ):
         _report_sensors(scene, backbone.sensors, {'s1': s1, 's2': s2})
+        units = scene.check_units()
         if min(scene.grid.shape) < backbone.patch_size:
             height, width = scene.grid.shape
             raise ValueError(
@@ -172,7 +178,7 @@ def map_scene(
         if maker.survey.layout and maker.survey.is_empty():
             maker.survey.remove()
             names_of = ' and '.join(raster.src.name for raster in scene.rasters.values())
-            raise ValueError(f'{names_of}: no pixel holds data in every band')
+            raise ValueError('; '.join([f'{names_of}: no pixel holds data in every band', *units]))
         files = maker.make(chosen)
         maker.survey.remove()
     return files
@@ -218,6 +224,12 @@ def _report_sensors(
             )
         elif path is not None and key not in scene.rasters:
             warnings.warn(f'{path} is not used: the model has no {title} bands', stacklevel=3)
+    if scene.filled:
+        stand_in = 'their mean' if scene.missing == 'mean' else 'zeros'
+        warnings.warn(
+            f'no raster has the bands {", ".join(scene.filled)}: filled with {stand_in}',
+            stacklevel=3,
+        )
 
 
 @dataclass(frozen=True)
@@ -268,9 +280,10 @@ class _Maker:
             'kinds': {kind: len(names) for kind, names in layout.items()},
             'rasters': describe_rasters(scene),
             'statistics': InputStatistics.of(observer.normalize).entry(),
+            'missing_bands': options.missing_bands,
         }
         digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:8]
-        folder = output / f'.{scene.path.stem}.{digest}.work'
+        folder = output / f'.{scene.stem}.{digest}.work'
         tags = {
             'TIFFTAG_SOFTWARE': f'geofm {__version__}',
             'model': architecture(model),
@@ -286,7 +299,7 @@ class _Maker:
             observer,
             open_survey(folder, tiling, layout, manifest),
             scene,
-            output / scene.path.stem,
+            output / scene.stem,
             options,
             basis,
             tags,

@@ -1,33 +1,37 @@
 """A Sentinel-1 and Sentinel-2 scene of any size, read window by window on one grid."""
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 import torch
 from rasterio.enums import Resampling
-from rasterio.errors import RasterioIOError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine
+from rasterio.windows import Window
 from torch import Tensor
 
-from geofm.grid import Grid, read_on_grid
-from geofm.sensor_rasters import name_bands
-from geofm.sensors import (
-    SENSORS,
-    SENTINEL1,
-    BandError,
-    Sensor,
-    band_indices,
-    check_bands,
-    sensor_channels,
-)
+from geofm.grid import Grid
+from geofm.maps.placement import Placement
+from geofm.rasters import Address, open_raster
+from geofm.sensor_rasters import SensorBands
+from geofm.sensors import SENSORS, BandError, Sensor, check_bands, sensor_channels
+from geofm.units import UnitWarning, wrong_unit
+
+#: What stands for a band that a raster lacks.
+Missing = Literal['mean', 'zero']
+
+# Pixels of a raster that are warped at once.
+_MOST_PIXELS = 2**24
+
+# Side of the windows by which the unit of a raster is told, in pixels.
+_SAMPLE = 64
 
 _FILE_DATE = re.compile(r'(?<!\d)((?:19|20)\d{2})(-?)(\d{2})\2(\d{2})(?:T\d{6})?(?!\d)')
 
@@ -48,13 +52,17 @@ class SensorRaster:
     Attributes:
         sensor: The sensor.
         src: The raster.
-        bands: Name of each band that is known, and its index in the file, from 0.
+        address: Where it is.
+        reading: How to read its bands.
+        placement: Where it lies.
         date: Day of acquisition, NaT if unknown.
     """
 
     sensor: Sensor
     src: DatasetReader
-    bands: Mapping[str, int]
+    address: Address
+    reading: SensorBands
+    placement: Placement
     date: np.datetime64
 
     @classmethod
@@ -67,10 +75,12 @@ class SensorRaster:
     ) -> Self:
         """Open a raster of a sensor.
 
+        Warns if the bands have no names, and if it is placed by ground control points.
+
         Args:
-            path: Any raster that GDAL reads. Descriptions of its bands decide which is which,
-                e.g. 'B8A' or 'Sigma0_VV'; without any, it must have all bands of the sensor in
-                the sensor's order, or *bands* must name them.
+            path: A raster as :func:`geofm.rasters.open_raster` takes it. Descriptions of its bands
+                decide which is which, e.g. 'B8A' or 'Sigma0_VV'; without any, it must have all
+                bands of the sensor in the sensor's order, or *bands* must name them.
             sensor: The sensor.
             date: Day of acquisition, YYYY-MM-DD. Default: from the file's name or metadata.
             bands: Name of each band of the file, in its order, whatever it says of itself.
@@ -80,22 +90,72 @@ class SensorRaster:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is no raster, has no CRS, or the date is none.
+            ValueError: If it is no raster, cannot be placed, states a scale that leads to no unit
+                of the sensor, or the date is none.
             BandError: If it cannot be told which band is which.
         """
-        if not path.exists():
-            raise FileNotFoundError(f'{path}: no such file (given as the {sensor.title} raster)')
         try:
-            src = rasterio.open(path)
-        except RasterioIOError as error:
-            raise ValueError(f'{path}: GDAL cannot read this raster: {error}') from error
+            src = open_raster(path)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f'{error} (given as the {sensor.title} raster)') from error
         try:
-            Grid.of(src)
+            placement = Placement.of(src)
             day = acquisition_date(src) if date is None else _day(date, sensor)
-            return cls(sensor, src, name_bands(src, sensor, bands), day)
+            reading = SensorBands.of(src, sensor, bands)
         except ValueError:
             src.close()
             raise
+        if not reading.named:
+            warnings.warn(
+                f'{path}: its bands have no names; taken to be {", ".join(reading.indices)} in '
+                f'this order. If they are not, name them with --{sensor.name}_bands',
+                stacklevel=3,
+            )
+        return cls(sensor, src, Address.parse(path), reading, placement, day)
+
+    @property
+    def bands(self) -> Mapping[str, int]:
+        """Name of each band that is known, and its index in the file, from 0."""
+        return self.reading.indices
+
+    def sample(self) -> npt.NDArray[np.float32]:
+        """Some values of all bands, from all over the raster.
+
+        Returns:
+            Values in the unit of the sensor that are not fill, those above its limits among them;
+            one dimension.
+        """
+        starts = [
+            sorted({int((size - _SAMPLE) * k / 2) if size > _SAMPLE else 0 for k in range(3)})
+            for size in self.src.shape
+        ]
+        return np.concatenate(
+            [
+                self.reading.measured(self.src, Window(col, row, *self._sides(row, col)))
+                for row in starts[0]
+                for col in starts[1]
+            ]
+        )
+
+    def _sides(self, row: int, col: int) -> tuple[int, int]:
+        """Width and height of a window of a sample."""
+        height, width = self.src.shape
+        return min(_SAMPLE, width - col), min(_SAMPLE, height - row)
+
+    def overview(self, shrink: float) -> Self:
+        """The coarsest overview of the file that is not coarser than wanted.
+
+        Args:
+            shrink: Pixels of the raster along a side of a pixel that is wanted.
+
+        Returns:
+            The overview, to be closed; this raster itself if there is none.
+        """
+        fit = [i for i, factor in enumerate(self.src.overviews(1)) if factor <= shrink]
+        if not fit or not self.placement.is_regular:
+            return self
+        src = open_raster(self.address.name, overview_level=fit[-1])
+        return replace(self, src=src, placement=Placement.of(src))
 
 
 def acquisition_date(src: DatasetReader) -> np.datetime64:
@@ -127,38 +187,37 @@ def _day(text: str, sensor: Sensor) -> np.datetime64:
 
 
 def read_where_covered(
-    raster: SensorRaster, grid: Grid
+    raster: SensorRaster, bands: Sequence[str], grid: Grid
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Read all bands on a grid that may reach beyond the raster.
+    """Read bands on a grid that may reach beyond the raster.
 
-    Where both share their pixels, those that the raster has are read bit for bit, as
-    :func:`geofm.grid.read_on_grid` does for grids inside the raster; otherwise it is warped.
+    Where both share their pixels, those that the raster has are read as they are; otherwise it is
+    warped.
 
     Args:
         raster: Open raster.
+        bands: Names of bands that it has.
         grid: Grid to read on.
 
     Returns:
-        Pixels, float32 of shape (C, H, W), and where they are valid, bool of shape (H, W), by the
-        rule of :class:`geofm.datasets.SEN12MSCRTS`: Sentinel-1 has data where no band is nodata,
-        Sentinel-2 where not all bands are (B10 may well be 0); 0 in all bands is fill, whether the
-        file says so or not. Pixels that the raster does not cover are NaN.
+        Values in the unit of the sensor, float32 of shape (C, H, W), and where they are valid, bool
+        of shape (H, W), by the rule of :mod:`geofm.validity` and the mask of the file. Pixels that
+        the raster does not cover are NaN.
     """
-    src = raster.src
-    part = _shared_part(Grid.of(src), grid)
+    reading = raster.reading.choose(bands)
+    part = _shared_part(raster.placement.grid, grid) if raster.placement.is_regular else None
     if part is None:
-        return _warp(raster, grid, Resampling.bilinear)
-    row, col, shared = part
-    pixels = np.full((src.count, *grid.shape), np.nan, np.float32)
+        return _warp(raster, reading, grid, Resampling.bilinear)
+    row, col, window = part
+    values = np.full((len(bands), *grid.shape), np.nan, np.float32)
     valid = np.zeros(grid.shape, bool)
-    inside = (slice(row, row + shared.height), slice(col, col + shared.width))
-    pixels[:, *inside], _ = read_on_grid(src, shared)
-    valid[inside] = _has_data(pixels[:, *inside], raster, src.nodata)
-    return pixels, valid
+    inside = (slice(row, row + window.height), slice(col, col + window.width))
+    values[:, *inside], valid[inside] = reading.read(raster.src, window)
+    return values, valid
 
 
-def _shared_part(own: Grid, grid: Grid) -> tuple[int, int, Grid] | None:
-    """Part of a grid that is part of a raster's own: its first row, its first column, and it."""
+def _shared_part(own: Grid, grid: Grid) -> tuple[int, int, Window] | None:
+    """Part of a grid that is part of a raster's own: first row, first column, window of the own."""
     if own.crs != grid.crs:
         return None
     to_grid = ~grid.transform @ own.transform
@@ -169,29 +228,35 @@ def _shared_part(own: Grid, grid: Grid) -> tuple[int, int, Grid] | None:
     top, bottom = max(top, 0), min(bottom, grid.height)
     if left >= right or top >= bottom:
         return None
-    part = grid.crop(top, left, bottom - top, right - left)
-    return None if part.window_in(own) is None else (top, left, part)
+    window = grid.crop(top, left, bottom - top, right - left).window_in(own)
+    return None if window is None else (top, left, window)
 
 
 def _warp(
-    raster: SensorRaster, grid: Grid, resampling: Resampling
+    raster: SensorRaster, reading: SensorBands, grid: Grid, resampling: Resampling
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Bring a raster onto a grid; pixels without data bleed into none."""
-    # 0 in all bands is fill, of which GDAL must know before it blends pixels.
-    pixels, _ = read_on_grid(raster.src, grid, resampling, fill=0)
-    return pixels, _has_data(pixels, raster, None)
-
-
-def _has_data(
-    pixels: npt.NDArray[np.float32], raster: SensorRaster, nodata: float | None
-) -> npt.NDArray[np.bool_]:
-    """Where the bands of the sensor, among all of a file, hold data."""
-    pixels = pixels[list(raster.bands.values())]
-    valid = np.isfinite(pixels).all(axis=0) & (pixels != 0).any(axis=0)
-    if nodata is not None and not np.isnan(nodata):
-        known = pixels != np.float32(nodata)
-        valid &= known.all(axis=0) if raster.sensor is SENTINEL1 else known.any(axis=0)
-    return valid
+    window = raster.placement.window_of(grid)
+    if window is None:
+        values = np.full((len(reading.indices), *grid.shape), np.nan, np.float32)
+        return values, np.zeros(grid.shape, bool)
+    if window.width * window.height > _MOST_PIXELS and max(grid.shape) > 1:
+        # A much finer raster is read part by part.
+        axis = int(grid.width > grid.height)
+        half = grid.shape[axis] // 2
+        first = (0, 0, *((half, grid.width) if axis == 0 else (grid.height, half)))
+        rest = (
+            (half, 0, grid.height - half, grid.width)
+            if axis == 0
+            else (0, half, grid.height, grid.width - half)
+        )
+        parts = [_warp(raster, reading, grid.crop(*box), resampling) for box in (first, rest)]
+        values = np.concatenate([values for values, _ in parts], axis=axis + 1)
+        return values, np.concatenate([valid for _, valid in parts], axis=axis)
+    values, valid = reading.read(raster.src, window)
+    values[:, ~valid] = np.nan
+    values = raster.placement.warp(values, window, grid, resampling)
+    return values, np.isfinite(values).all(axis=0)
 
 
 class Scene:
@@ -202,6 +267,8 @@ class Scene:
     Attributes:
         grid: The grid of the scene.
         path: The raster that has this grid.
+        stem: Short name of that raster, for names of files.
+        missing: What stands for a band that a raster lacks.
         bands: Names of the channels that are read.
         rasters: The open raster of each sensor that is there, by key.
     """
@@ -213,6 +280,7 @@ class Scene:
         s2: Path | None = None,
         dates: Mapping[str, str] | None = None,
         names: Mapping[str, Sequence[str]] | None = None,
+        missing: Missing | None = None,
     ) -> None:
         """Open the rasters of the sensors that the bands belong to.
 
@@ -225,6 +293,8 @@ class Scene:
                 file's name or metadata, unknown where there is none.
             names: Name of each band of a file, in its order, by sensor. Default: as the file
                 describes its bands; all of the sensor's in its order if it does not.
+            missing: What stands for a band that a raster lacks: its 'mean' or 'zero'; None: an
+                error.
 
         Raises:
             FileNotFoundError: If a file is missing.
@@ -233,6 +303,7 @@ class Scene:
             BandError: If a band is unknown, or a raster lacks one.
         """
         self.bands = check_bands(bands)
+        self.missing = missing
         dates = dates or {}
         names = names or {}
         if unknown := sorted({*dates, *names} - set(SENSORS)):
@@ -251,22 +322,37 @@ class Scene:
                     self.rasters[key] = raster
             reference = self.rasters.get('s2', next(iter(self.rasters.values())))
             self.path = Path(reference.src.name)
-            self.grid = Grid.of(reference.src)
-            self._indices = {key: self._indices_of(raster) for key, raster in self.rasters.items()}
+            self.stem = reference.address.stem
+            self.grid = reference.placement.grid
+            self._wanted = {key: self._bands_of(r, missing) for key, r in self.rasters.items()}
             self._check_overlap()
             self._files = stack.pop_all()
 
-    def _indices_of(self, raster: SensorRaster) -> list[int]:
+    def _bands_of(self, raster: SensorRaster, missing: Missing | None) -> list[str]:
+        """Bands to read of a raster."""
         wanted = [self.bands[channel] for channel in self._channels[raster.sensor.name]]
-        try:
-            found = band_indices(wanted, list(raster.bands))
-        except BandError as error:
-            raise BandError(f'{raster.src.name}: {error}') from error
-        indices = list(raster.bands.values())
-        return [indices[i] for i in found]
+        there = [band for band in wanted if band in raster.bands]
+        if len(there) < len(wanted) and (missing is None or not there):
+            lacking = [band for band in wanted if band not in there]
+            raise BandError(
+                f'{raster.src.name}: missing bands {lacking}: the file has {list(raster.bands)}. '
+                "missing_bands (--missing_bands): 'mean' fills them with their mean, 'zero' with "
+                'zeros'
+            )
+        return there
+
+    @property
+    def filled(self) -> tuple[str, ...]:
+        """Bands that a raster which is there lacks, so that something stands for them."""
+        return tuple(
+            band
+            for key, there in self._wanted.items()
+            for band in (self.bands[channel] for channel in self._channels[key])
+            if band not in there
+        )
 
     def _check_overlap(self) -> None:
-        outlines = [Grid.of(r.src).footprint(self.grid.crs) for r in self.rasters.values()]
+        outlines = [r.placement.grid.footprint(self.grid.crs) for r in self.rasters.values()]
         if len(outlines) == 2 and not outlines[0].intersection(outlines[1]).area > 0:
             first, second = (raster.src.name for raster in self.rasters.values())
             raise ValueError(
@@ -298,15 +384,16 @@ class Scene:
         Returns:
             A sample: 'image' float32 (C, H, W) in raw units, in the order of the bands; 'valid'
             bool (H, W), where all sensors that are there have data; 'dates' int64 (2,). Channels
-            of a sensor that is not there are 0.
+            of a sensor that is not there, and those in :attr:`filled`, are 0.
         """
         grid = self.grid.crop(row, col, height, width)
         image = np.zeros((len(self.bands), height, width), np.float32)
         # Beyond the grid's own raster there is no scene, even if the other sensor goes on.
         valid = np.ones((height, width), bool)
         for key, raster in self.rasters.items():
-            pixels, has_data = read_where_covered(raster, grid)
-            image[self._channels[key]] = pixels[self._indices[key]]
+            bands = self._wanted[key]
+            values, has_data = read_where_covered(raster, bands, grid)
+            image[[self.bands.index(band) for band in bands]] = values
             valid &= has_data
         return {
             'image': torch.from_numpy(image),
@@ -330,25 +417,34 @@ class Scene:
         """
         (key,) = sensor_channels(bands)
         raster = self.rasters[key]
-        indices = [raster.bands[band] for band in bands]
         grid = self.grid
         shrink = max(1.0, max(grid.shape) / max_side)
-        height, width = (max(1, round(side / shrink)) for side in grid.shape)
         if shrink == 1:
-            pixels, valid = read_where_covered(raster, grid)
-            return pixels[indices], valid
-        if Grid.of(raster.src) == grid:
-            # GDAL takes an overview where there is one, and averages block by block otherwise.
-            masked = raster.src.read(
-                [i + 1 for i in indices],
-                out_shape=(len(bands), height, width),
-                resampling=Resampling.average,
-                masked=True,
-                out_dtype='float32',
-            )
-            pixels = masked.filled(np.nan)
-            return pixels, np.isfinite(pixels).all(axis=0)
+            return read_where_covered(raster, bands, grid)
+        height, width = (max(1, round(side / shrink)) for side in grid.shape)
         scale = Affine.scale(grid.width / width, grid.height / height)
         small = replace(grid, transform=grid.transform @ scale, height=height, width=width)
-        pixels, valid = _warp(raster, small, Resampling.average)
-        return pixels[indices], valid
+        same = raster.placement.is_regular and raster.placement.grid == grid
+        source = raster.overview(shrink) if same else raster
+        try:
+            reading = raster.reading.choose(bands)
+            return _warp(source, reading, small, Resampling.average)
+        finally:
+            if source is not raster:
+                source.src.close()
+
+    def check_units(self) -> list[str]:
+        """Warn of rasters whose values look as if they were in another unit.
+
+        Some windows all over each raster are looked at.
+
+        Returns:
+            What was warned of.
+        """
+        said = []
+        for raster in self.rasters.values():
+            text = wrong_unit(raster.sample(), raster.sensor)
+            if text is not None:
+                said.append(f'{raster.src.name}: {raster.sensor.title}: {text}')
+                warnings.warn(said[-1], UnitWarning, stacklevel=3)
+        return said

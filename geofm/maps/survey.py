@@ -72,6 +72,9 @@ class Observer:
         # The model shows attention to an absent sensor's placeholder pixels, too.
         self._absent = {key for key in sensors if key not in scene.rasters}
         self._present = torch.tensor([here], device=self.device) if self._absent else None
+        # Normalised, the mean of a band is 0.
+        filled = scene.filled if scene.missing == 'mean' else ()
+        self._at_mean = [scene.bands.index(band) for band in filled]
 
     def observe(self, samples: Mapping[str, Tensor], query: int | None = None) -> Observation:
         """Run the model on windows.
@@ -89,6 +92,7 @@ class Observer:
         size = len(samples['image'])
         with torch.inference_mode():
             inputs = self.normalize({key: v.to(self.device) for key, v in samples.items()})
+            inputs['image'][:, self._at_mean] = 0
             seen: Observation = self.model.observe(
                 inputs['image'],
                 inputs['dates'],
@@ -336,18 +340,23 @@ def describe_rasters(scene: Scene) -> dict[str, Any]:
         scene: The scene.
 
     Returns:
-        Path, size, time of change, date and bands of each, by sensor.
+        Path, size, time of change, date, bands and how to read these, by sensor.
     """
     described = {}
     for key, raster in scene.rasters.items():
-        path = Path(raster.src.name)
+        path = raster.address.file
         stat = path.stat()
+        reading = raster.reading
         described[key] = {
             'path': str(path.resolve()),
+            'name': raster.src.name,
             'size': stat.st_size,
             'changed': stat.st_mtime_ns,
             'date': str(raster.date),
             'bands': dict(raster.bands),
+            'scale': None if reading.scale is None else reading.scale.ravel().tolist(),
+            'offset': None if reading.offset is None else reading.offset.ravel().tolist(),
+            'logarithm': reading.logarithm,
         }
     return described
 

@@ -53,7 +53,9 @@ def noise(key: str, height: int, width: int, seed: int = 0) -> npt.NDArray[np.fl
     bands = SENSORS[key].bands
     mean, std = (np.array([getattr(b, what) for b in bands]) for what in ('mean', 'std'))
     random = np.random.default_rng(seed).standard_normal((len(bands), height, width))
-    return (mean[:, None, None] + 0.5 * std[:, None, None] * random).astype(np.float32)
+    pixels = mean[:, None, None] + 0.5 * std[:, None, None] * random
+    # Values far from the mean of B10 would be below what the sensor can have measured.
+    return pixels.clip(0.9 * SENSORS[key].limits[0]).astype(np.float32)
 
 
 class GroundModel(nn.Module):
