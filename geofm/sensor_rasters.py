@@ -17,13 +17,11 @@ from rasterio.windows import Window
 
 from geofm.grid import Grid, alpha_band, own_mask
 from geofm.sensors import BandError, Sensor, band_indices, check_bands
+from geofm.units import DN_PER_REFLECTANCE
 from geofm.validity import Bools, mark_beyond_limits, mark_nodata
 
 #: Largest scale that a file may state for reflectance from 0 to 1, stored as integers.
 _REFLECTANCE_SCALE = 0.01
-
-#: DN per reflectance.
-_DN = 10_000.0
 
 #: Values that are read at once, 1 GiB as float32.
 MOST_VALUES = 1 << 28
@@ -88,7 +86,7 @@ class SensorBands:
         if sensor.unit == 'dB' and len(units) == 1:
             logarithm = _TO_DB.get(next(iter(units)))
         if sensor.unit == 'DN' and units == {'reflectance'} and (scale == 1).all():
-            scale, offset = scale * _DN, offset * _DN
+            scale, offset = scale * DN_PER_REFLECTANCE, offset * DN_PER_REFLECTANCE
         elif sensor.unit == 'DN' and (scale != 1).any():
             if not ((scale > 0) & (scale <= _REFLECTANCE_SCALE)).all():
                 raise UnitError(
@@ -96,7 +94,7 @@ class SensorBands:
                     f'reflectance from 0 to 1 of its values: store DN (reflectance x 10,000), '
                     f'without a scale'
                 )
-            scale, offset = scale * _DN, offset * _DN
+            scale, offset = scale * DN_PER_REFLECTANCE, offset * DN_PER_REFLECTANCE
         if not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
             raise UnitError(f'{src.name}: states a scale or an offset that is no number')
         if (scale == 1).all() and not offset.any():

@@ -1,5 +1,6 @@
 """Units of pixel values: telling from the values that a file is not in its sensor's unit."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from enum import StrEnum
@@ -16,6 +17,9 @@ _REFLECTANCE = 2.0
 #: What processing baseline 04.00 of Sentinel-2 adds to every DN (since January 2022).
 BASELINE_OFFSET = 1000.0
 
+#: DN of Sentinel-2 per unit of reflectance.
+DN_PER_REFLECTANCE = 10_000.0
+
 #: Noise in dark water brings some DN a little below the offset.
 _DARKEST = 0.95 * BASELINE_OFFSET
 
@@ -27,6 +31,9 @@ _FEW = 4
 
 #: Values of an image that are looked at.
 _SOME = 20_000
+
+
+_BASELINE = re.compile(r'(?<![A-Za-z0-9])N(\d{2})(\d{2})(?![A-Za-z0-9])')
 
 
 class UnitWarning(UserWarning):
@@ -163,3 +170,16 @@ class UnitWatch:
             is_sure = wrong_unit(values, sensor) != WrongUnit.OFFSET or self._looked_at >= _FEW
             if is_sure and warn_of_unit(values, sensor, self._source):
                 del self._seen[key]
+
+
+def baseline_of(name: str) -> float | None:
+    """Processing baseline in the name of a Sentinel-2 product.
+
+    Args:
+        name: Name, e.g. S2B_MSIL2A_20230601T100559_N0509_R022_T33UUP_20230601T132522.
+
+    Returns:
+        The baseline, e.g. 5.09; None if the name has none.
+    """
+    match = _BASELINE.search(name.replace('_', ' '))
+    return float(f'{match[1]}.{match[2]}') if match else None

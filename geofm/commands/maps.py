@@ -76,10 +76,11 @@ def map_(
         device: Where to compute, e.g. cuda; on the CPU if not given.
     """
     found = {} if dates is None else dict(dates)
+    if item is not None and (s1 is not None or s2 is not None):
+        raise ValueError('give --item, or --s1 and --s2, not both')
+    backbone = load_model(checkpoint, model, bands)
     if item is not None:
-        if s1 is not None or s2 is not None:
-            raise ValueError('give --item, or --s1 and --s2, not both')
-        rasters = read_item(item, output)
+        rasters = read_item(item, output, backbone.bands)
         s1, s2, found = rasters.s1, rasters.s2, {**rasters.dates, **found}
     names = _names(s1_bands, s2_bands)
     options = Options(
@@ -95,7 +96,6 @@ def map_(
         precision=precision,
         missing_bands=missing_bands,
     )
-    backbone = load_model(checkpoint, model, bands)
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     files = map_scene(
         backbone,

@@ -76,6 +76,14 @@ class Placement:
         """Whether the raster has the pixels of :attr:`grid`."""
         return not self.gcps
 
+    def is_like(self, other: Self) -> bool:
+        """Whether another raster with ground control points has its pixels at the same places."""
+        mine, others = (
+            (p.shape, p.gcp_crs, [(g.row, g.col, g.x, g.y, g.z) for g in p.gcps])
+            for p in (self, other)
+        )
+        return mine == others
+
     def window_of(self, grid: Grid) -> Window | None:
         """Part of the raster that is needed to warp it onto a grid.
 

@@ -22,7 +22,14 @@ from geofm.maps.placement import Placement
 from geofm.rasters import Address, open_raster
 from geofm.sensor_rasters import SensorBands
 from geofm.sensors import SENSORS, BandError, Sensor, check_bands, sensor_channels
-from geofm.units import UnitWarning, wrong_unit
+from geofm.units import (
+    BASELINE_OFFSET,
+    DN_PER_REFLECTANCE,
+    UnitWarning,
+    WrongUnit,
+    baseline_of,
+    wrong_unit,
+)
 
 #: What stands for a band that a raster lacks.
 Missing = Literal['mean', 'zero']
@@ -34,6 +41,8 @@ _MOST_PIXELS = 2**24
 _SAMPLE = 64
 
 _FILE_DATE = re.compile(r'(?<!\d)((?:19|20)\d{2})(-?)(\d{2})\2(\d{2})(?:T\d{6})?(?!\d)')
+
+_OLD_SENSING = re.compile(r'_OPER_.*_V(\d{8}T\d{6})')
 
 # Where GDAL's drivers and common producers put the time of acquisition. TIFFTAG_DATETIME is not
 # among them: by the standard it is when the file was made.
@@ -111,7 +120,34 @@ class SensorRaster:
                 f'this order. If they are not, name them with --{sensor.name}_bands',
                 stacklevel=3,
             )
-        return cls(sensor, src, Address.parse(path), reading, placement, day)
+        return cls(sensor, src, Address.parse(path), reading, placement, day)._without_offset()
+
+    @property
+    def states_scale(self) -> bool:
+        """Whether the file states a scale or an offset."""
+        bands = self.bands.values()
+        return any((self.src.scales[i], self.src.offsets[i]) != (1, 0) for i in bands)
+
+    def _without_offset(self) -> Self:
+        """Take off what processing baseline 04.00 added, if the name and the values say so."""
+        # A product's baseline is in its name and, written by GDAL, in the metadata as '05.09'.
+        tag = self.src.tags().get('PROCESSING_BASELINE', '')
+        baseline = baseline_of(self.src.name) or baseline_of(f'N{tag.replace(".", "")}') or 0
+        if self.sensor.unit != 'DN' or self.states_scale or baseline < 4:
+            return self
+        if wrong_unit(self.sample(), self.sensor) is not WrongUnit.OFFSET:
+            return self
+        warnings.warn(
+            f'{self.src.name}: of processing baseline {baseline:.2f}, and hardly any DN is below '
+            f'{BASELINE_OFFSET:g}: this offset is taken off. If that is wrong, state a scale of '
+            f'{1 / DN_PER_REFLECTANCE:g} and an offset of 0 in the file',
+            stacklevel=4,
+        )
+        shape = (len(self.bands), 1, 1)
+        reading = replace(
+            self.reading, scale=np.ones(shape), offset=np.full(shape, -BASELINE_OFFSET)
+        )
+        return replace(self, reading=reading)
 
     @property
     def bands(self) -> Mapping[str, int]:
@@ -169,7 +205,14 @@ def acquisition_date(src: DatasetReader) -> np.datetime64:
         The day, NaT if unknown.
     """
     tags = (src.tags(ns=domain).get(key, '') for domain, key in _DATE_TAGS)
-    for text in (Path(src.name).name, *tags):
+    path = Path(src.name)
+    names = [path.name]
+    if '_OPER_' in path.name:
+        # Until 2016, names of Sentinel-2 began with the time of processing. That of sensing follows
+        # a V in the name of the product, which may be that of a folder.
+        found = (_OLD_SENSING.search(part) for part in reversed(path.parts))
+        names = [match[1] for match in found if match]
+    for text in (*names, *tags):
         for match in _FILE_DATE.finditer(text.replace('/', '-')):
             year, _, month, day = match.groups()
             try:
@@ -444,7 +487,8 @@ class Scene:
         said = []
         for raster in self.rasters.values():
             text = wrong_unit(raster.sample(), raster.sensor)
-            if text is not None:
+            # Whether an offset was added need not be guessed where the file tells.
+            if text is not None and not (text is WrongUnit.OFFSET and raster.states_scale):
                 said.append(f'{raster.src.name}: {raster.sensor.title}: {text}')
                 warnings.warn(said[-1], UnitWarning, stacklevel=3)
         return said

@@ -218,6 +218,11 @@ def test_only_sensors_of_the_bands_are_opened(pair: tuple[Path, Path]) -> None:
         ('s2_ROIs2017_32_ImgNo_4_2018-02-24_patch_12.tif', '2018-02-24'),
         ('S2A_MSIL1C_20170613T101031_N0205_20190101T000000.tif', '2017-06-13'),
         ('scene_20201231.tif', '2020-12-31'),
+        (
+            'S2A_OPER_PRD_MSIL1C_PDMC_20160112T150243_R122_V20151207T110016_20151207T110016.tif',
+            '2015-12-07',
+        ),
+        ('S2A_OPER_MSI_L1C_TL_SGS__20160112T160241_A002475_T33UUP_B02.tif', 'NaT'),
         ('tile_20181340_2019-02-01.tif', '2019-02-01'),
         ('scene_123456789.tif', 'NaT'),
         ('2018-0224.tif', 'NaT'),

@@ -1,11 +1,13 @@
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
+import rasterio.control
 from rasterio.transform import Affine
 
 from geofm.maps import Options, map_scene, read_item
@@ -158,15 +160,15 @@ def test_unfit_items_are_errors(tmp_path: Path) -> None:
           transform=Affine(10, 0, 0, 0, 10, 0))  # fmt: skip
     (tmp_path / 'text.tif').write_text('text')
     vv = {'href': 'radar.tif', 'bands': [{'name': 'VV'}]}
+    # A file that cannot be read is left out if another one of the sensor can.
     cases: list[tuple[str, dict[str, Any]]] = [
         ('is not a local file', {'vv': {'href': 'https://nowhere/vv.tif'}}),
         ('no asset has a band', {'B99': {'href': 'radar.tif'}}),
-        (r"several assets hold \['VV'\]", {'vv': vv, 'b': vv}),
         ('another CRS or direction', {'vv': vv, 'vh': {'href': 'west.tif'}}),
         ('another CRS or direction', {'vv': vv, 'vh': {'href': 'south.tif'}}),
         ('2 bands, but the item says that band 3 is VV',
          {'a': {'href': 'radar.tif', 'bands': [{'name': 'x'}, {'name': 'y'}, {'name': 'vv'}]}}),
-        (r'text\.tif: GDAL cannot read', {'vv': {'href': 'text.tif'}}),
+        (r'text\.tif: cannot be read as a raster', {'vv': {'href': 'text.tif'}}),
     ]  # fmt: skip
     for message, assets in cases:
         with pytest.raises(ValueError, match=message):
@@ -179,3 +181,197 @@ def test_unfit_items_are_errors(tmp_path: Path) -> None:
         (tmp_path / 'item.json').write_text(text)
         with pytest.raises(ValueError, match=message):
             read_item(tmp_path / 'item.json', tmp_path)
+
+
+# -- what an item says of values ----------------------------------------------------------------
+
+
+DN = noise('s2', 24, 24).clip(200, 9000).astype('uint16')
+
+
+def _values(item: Path, bands: tuple[str, ...], folder: Path) -> np.ndarray:
+    found = read_item(item, folder, bands)
+    with Scene(bands, found.s1, found.s2, found.dates) as scene:
+        sample = scene.read(0, 0, *scene.grid.shape)
+    assert sample['valid'].all()
+    return sample['image'].numpy()
+
+
+@pytest.mark.parametrize('form', ['raster:bands', 'bands', 'raster:bands of v2', 'asset'])
+def test_a_scale_that_an_item_states_is_applied(tmp_path: Path, form: str) -> None:
+    write(tmp_path / 'red.tif', DN[[3]] + 1000)
+    forms: dict[str, dict[str, Any]] = {
+        'raster:bands': {'raster:bands': [{'scale': 1e-4, 'offset': -0.1}]},
+        'bands': {'bands': [{'name': 'B04', 'scale': 1e-4, 'offset': -0.1}]},
+        'raster:bands of v2': {
+            'bands': [{'name': 'B04', 'raster:scale': 1e-4, 'raster:offset': -0.1}]
+        },
+        'asset': {'raster:scale': 1e-4, 'raster:offset': -0.1},
+    }
+    item = _item(tmp_path, {'B04_10m': {'href': 'red.tif', **forms[form]}})
+    np.testing.assert_array_equal(_values(item, ('B04',), tmp_path)[0], DN[3])
+
+
+@pytest.mark.parametrize(
+    ('scaling', 'properties', 'offset'),
+    [
+        ({}, {'s2:processing_baseline': '05.09'}, 1000),
+        ({}, {'processing:version': '05.11'}, 1000),
+        ({}, {'s2:product_uri': 'S2A_MSIL2A_20230601T100559_N0509_R022_T33UUP.SAFE'}, 1000),
+        ({}, {'s2:processing_baseline': '03.01'}, 0),
+        ({'scale': 1e-4}, {'s2:processing_baseline': '04.00'}, 1000),
+        ({'scale': 1e-4, 'offset': 0}, {'s2:processing_baseline': '05.09'}, 0),
+        ({}, {'s2:processing_baseline': '05.09', 'earthsearch:boa_offset_applied': True}, 0),
+        ({'scale': 1e-4, 'offset': -0.1}, {'earthsearch:boa_offset_applied': True}, 0),
+        ({'scale': 1e-4, 'offset': -0.1}, {'earthsearch:boa_offset_applied': False}, 1000),
+        ({'scale': 1e-4, 'offset': -0.1}, {'s2:processing_baseline': '05.09'}, 1000),
+    ],
+)
+def test_the_offset_of_a_processing_baseline_is_taken_off(
+    tmp_path: Path, scaling: dict[str, Any], properties: dict[str, Any], offset: int
+) -> None:
+    write(tmp_path / 'red.tif', DN[[3]] + offset)
+    item = _item(tmp_path, {'red': {'href': 'red.tif', 'raster:bands': [scaling]}}, **properties)
+    np.testing.assert_array_equal(_values(item, ('B04',), tmp_path)[0], DN[3])
+
+
+def test_the_baseline_in_the_name_of_a_product(tmp_path: Path) -> None:
+    name = 'S2B_MSIL2A_20230601T100559_N0509_R022_T33UUP_20230601T132522.tif'
+    path = write(tmp_path / name, DN + 1000, descriptions=S2)
+    with pytest.warns(UserWarning, match=r'baseline 5\.09.*taken off'):
+        scene = Scene(S2, None, path)
+    with scene:
+        np.testing.assert_array_equal(scene.read(0, 0, 24, 24)['image'], DN)
+    # Whoever made this file has taken it off.
+    path = write(tmp_path / name, DN, descriptions=S2)
+    with Scene(S2, None, path) as scene:
+        np.testing.assert_array_equal(scene.read(0, 0, 24, 24)['image'], DN)
+
+
+def test_scale_of_the_file_counts_if_the_item_states_none(tmp_path: Path) -> None:
+    for i, band in ((3, 'B04'), (7, 'B08')):
+        with rasterio.open(write(tmp_path / f'{band}.tif', DN[[i]] + 1000), 'r+') as dst:
+            dst.scales, dst.offsets = [1e-4], [-0.1]
+    item = _item(tmp_path, {band: {'href': f'{band}.tif'} for band in ('B04', 'B08')})
+    np.testing.assert_array_equal(_values(item, ('B04', 'B08'), tmp_path), DN[[3, 7]])
+
+
+def test_masks_of_the_files_of_an_item_count(tmp_path: Path) -> None:
+    mask = np.full((24, 24), 255, 'uint8')
+    mask[:12] = 0
+    for i, band in ((3, 'B04'), (7, 'B08')):
+        with rasterio.open(write(tmp_path / f'{band}.tif', DN[[i]]), 'r+') as dst:
+            dst.write_mask(mask)
+    item = _item(tmp_path, {band: {'href': f'{band}.tif'} for band in ('B04', 'B08')})
+    with Scene(('B04', 'B08'), None, read_item(item, tmp_path).s2) as scene:
+        valid = scene.read(0, 0, 24, 24)['valid'].numpy()
+    np.testing.assert_array_equal(valid, mask != 0)
+
+
+def test_bands_placed_by_ground_control_points(tmp_path: Path) -> None:
+    points = [
+        rasterio.control.GroundControlPoint(r, c, 15 + c * 1e-4, 45 - r * 1e-4)
+        for r in (0, 24) for c in (0, 24)
+    ]  # fmt: skip
+    for i, name in enumerate(('vv', 'vh')):
+        with rasterio.open(
+            tmp_path / f'{name}.tif', 'w', driver='GTiff', count=1, height=24, width=24,
+            dtype='float32', gcps=points, crs='EPSG:4326',
+        ) as dst:  # fmt: skip
+            dst.write(noise('s1', 24, 24)[[i]])
+    item = _item(tmp_path, {name: {'href': f'{name}.tif'} for name in ('vv', 'vh')})
+    with pytest.warns(UserWarning, match='ground control points'):
+        found = read_item(item, tmp_path)
+    with pytest.warns(UserWarning, match='ground control points'):
+        scene = Scene(('VV', 'VH'), found.s1)
+    with scene:
+        valid = scene.read(0, 0, *scene.grid.shape)['valid'].numpy()
+    assert valid[2:-2, 2:-2].all()
+
+
+# -- which assets are taken ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('order', [('10m', '20m', '60m'), ('60m', '20m', '10m')])
+def test_the_finest_of_several_resolutions_is_taken(tmp_path: Path, order: tuple[str, ...]) -> None:
+    for name, factor in (('10m', 1), ('20m', 2), ('60m', 6)):
+        write(tmp_path / f'{name}.tif', DN[[1], : 24 // factor, : 24 // factor],
+              transform=NORTH_UP @ Affine.scale(factor))  # fmt: skip
+    item = _item(tmp_path, {f'B02_{name}': {'href': f'{name}.tif'} for name in order})
+    np.testing.assert_array_equal(_values(item, ('B02',), tmp_path)[0], DN[1])
+
+
+def test_assets_that_are_not_needed_stop_nothing(tmp_path: Path) -> None:
+    write(tmp_path / 'red.tif', DN[[3]])
+    (tmp_path / 'text.tif').write_text('text')
+    assets = {
+        'red': {'href': 'red.tif'},
+        'red-jp2': {'href': 's3://nowhere/B04.jp2'},
+        'nir': {'href': 'https://nowhere/B08.tif'},
+        'blue': {'href': 'text.tif'},
+        'green': {'href': 'gone.tif'},
+    }
+    item = _item(tmp_path, assets)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        np.testing.assert_array_equal(_values(item, ('B04',), tmp_path)[0], DN[3])
+    # Whoever does not say what is needed is told what is left out.
+    with pytest.warns(UserWarning, match='B08 is left out: .*fetch it first') as caught:
+        assert read_item(item, tmp_path).s2
+    assert [str(w.message).split()[0] for w in caught] == ['B08', 'B02', 'B03']
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'type': 'FeatureCollection', 'features': []}, 'a FeatureCollection: give one item'),
+        ({'type': 'Collection'}, 'a Collection: give one item'),
+        ({'assets': None}, 'no assets'),
+        ({'assets': [{'href': 'red.tif'}]}, 'no assets'),
+        ({'assets': {'red': 'red.tif'}}, "the asset 'red' must be a JSON object"),
+        ({'assets': {'red': {}}}, 'has the href None'),
+        ({'assets': {'red': {'href': 3}}}, 'has the href 3'),
+        ({'assets': {'red': {'href': 'a\0b'}}}, 'has the href'),
+        ({'assets': {'red': {'href': 'x' * 5000}}}, 'href'),
+        ({'assets': {'red': {'href': 'http://['}}}, 'href'),
+        ({'assets': {'red': {'href': '../../outside.tif'}}}, 'no such file'),
+        ({'assets': {'red': {'href': 'red.tif', 'eo:bands': 'B04'}}}, 'eo:bands of the asset'),
+        ({'assets': {'red': {'href': 'red.tif', 'eo:bands': ['B04']}}}, 'an entry of eo:bands'),
+        ({'assets': {'red': {'href': 'red.tif', 'bands': {'name': 'B04'}}}}, 'bands of the asset'),
+        ({'assets': {'red': {'href': 'red.tif', 'roles': 'data'}}}, 'roles of the asset'),
+        ({'assets': {'red': {'href': 'red.tif', 'roles': [{}]}}}, 'a role of the asset'),
+        ({'assets': {'red': {'href': 'red.tif', 'raster:bands': [{'scale': 'x'}]}}},
+         "scale 'x' is no number"),
+        ({'properties': ['a']}, 'properties must be a JSON object'),
+        ({'properties': {'datetime': 'yesterday'}}, "'yesterday' is no date"),
+        ({'properties': {'datetime': 5}}, '5 is no date'),
+        ({'properties': {'datetime': ['2020']}}, 'is no date'),
+    ],
+)  # fmt: skip
+def test_malformed_items_are_told_in_one_line(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    write(tmp_path / 'red.tif', DN[[3]])
+    path = _item(tmp_path, {'red': {'href': 'red.tif'}})
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises((ValueError, OSError), match=message) as caught:
+        read_item(path, tmp_path)
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('properties', [None, {'datetime': None}, {}])
+def test_items_without_properties_are_read(tmp_path: Path, properties: object) -> None:
+    write(tmp_path / 'red.tif', DN[[3]])
+    path = _item(tmp_path, {'red': {'href': 'red.tif'}})
+    changed = {**json.loads(path.read_text()), 'properties': properties, 'id': '../../a\0b'}
+    path.write_text(json.dumps(changed))
+    found = read_item(path, tmp_path / 'out')
+    assert found.dates == {}
+    assert found.s2 is not None
+    assert found.s2.parent == tmp_path / 'out'
+
+
+def test_json_that_is_too_deep_is_told(tmp_path: Path) -> None:
+    (tmp_path / 'item.json').write_text('[' * 100_000)
+    with pytest.raises(ValueError, match='no JSON'):
+        read_item(tmp_path / 'item.json', tmp_path)
