@@ -101,7 +101,8 @@ class Observer:
                 query=None if query is None else torch.full((size,), query, device=self.device),
                 rollout=self.wanted.rollout,
             )
-        if not seen.tokens.isfinite().all():
+        # Prefix tokens are in no product.
+        if not seen.tokens[:, self.model.num_prefix_tokens :].isfinite().all():
             raise ValueError(
                 'what the model makes of the scene is not finite: its weights diverged or are '
                 'damaged; take an earlier checkpoint'
