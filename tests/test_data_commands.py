@@ -2,14 +2,17 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+import rasterio
 import yaml
 
 from geofm.cli import main
-from geofm.datasets import SEN12MSCRTS
+from geofm.datasets import SEN12MSCR, SEN12MSCRTS
 from geofm.datasets.catalogue.catalogue import beside, find_catalogue
 from geofm.sensors import BANDS
 from tests.datasets.catalogue.test_catalogue import KEY
+from tests.datasets.test_sen12mscr import write_patch
 from tests.datasets.tree import grid_at, write_pair
 
 
@@ -62,3 +65,49 @@ def test_stats(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert content['pairs'] == 3
     assert 'VV' in capsys.readouterr().out
     assert beside(root).exists()
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> Path:
+    """Three triplets of SEN12MS-CR."""
+    for patch in range(3):
+        grid = grid_at(32632, 5e5 + 320 * patch, 5.3e6)
+        write_patch(tmp_path / 'cr', 'ROIs1868_summer', 36, patch, grid, ('s1', 's2', 's2_cloudy'))
+    return tmp_path / 'cr'
+
+
+def test_index_lists_the_pairs_of_sen12mscr(single: Path) -> None:
+    listed = single.parent / 'pairs.json'
+    main(['index', str(single), '--pairs-json', str(listed)])
+    pairs = json.loads(listed.read_text())
+    index = SEN12MSCR(single, 'all').index
+    assert len(pairs) == 6
+    assert pairs == [list(pair) for pair in zip(index['s1'], index['s2'], strict=True)]
+    assert len(SEN12MSCR(listed, 'train')) == 6
+    assert len(SEN12MSCR(listed, 'train', sky='clear')) == 3
+
+
+def test_stats_of_sen12mscr(single: Path, root: Path, tmp_path: Path) -> None:
+    main(['stats', str(single), '--output', str(tmp_path / 's.yaml')])
+    content = yaml.safe_load((tmp_path / 's.yaml').read_text())
+    assert content['pairs'] == 6
+    pixels = [rasterio.open(path).read(1) for path in single.rglob('*_s1_*.tif')]
+    # Every S1 is in two pairs.
+    assert content['bands']['VV']['mean'] == pytest.approx(np.mean(pixels), rel=1e-4)
+    shutil.copytree(single, root / 'cr')
+    with pytest.raises(SystemExit, match='holds SEN12MS-CR-TS and SEN12MS-CR'):
+        main(['stats', str(root), '--output', str(tmp_path / 'both.yaml')])
+
+
+@pytest.mark.parametrize('name', [None, 'notes.tif', 'ROIs1868_summer_s2_36_p0.tif'])
+def test_index_fails_without_a_usable_file(
+    name: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / 'in'
+    root.mkdir()
+    if name is not None:
+        (root / name).write_bytes(b'no raster')
+    with pytest.raises(SystemExit) as stopped:
+        main(['index', str(root)])
+    assert stopped.value.code == 1
+    assert 'no usable scene' in capsys.readouterr().err

@@ -11,10 +11,10 @@ from rich.text import Text
 from torch.utils.data import DataLoader
 
 from geofm.atomic import atomic_file
-from geofm.datasets import SEN12MSCRTS, write_sample_data
+from geofm.datasets import SEN12MSCR, SEN12MSCRTS, write_sample_data
 from geofm.datasets.catalogue.catalogue import JOBS, Catalogue, update_catalogue
 from geofm.datasets.catalogue.inspection import UNNAMED, look_at_values
-from geofm.datasets.catalogue.listing import Listing
+from geofm.datasets.catalogue.listing import Listing, list_scenes
 from geofm.datasets.catalogue.scan import Reason, Skipped
 from geofm.datasets.catalogue.scenes import Scenes
 from geofm.datasets.pairs.pairing import pair_scenes
@@ -50,7 +50,7 @@ def index(
     pairs_json: Path | None = None,
     min_overlap: float = MIN_OVERLAP,
 ) -> None:
-    """Make the catalogue of a folder of SEN12MS-CR-TS, or bring it up to date.
+    """Make the catalogue of a folder of SEN12MS-CR-TS or SEN12MS-CR, or bring it up to date.
 
     Each file's header and some of its rows are read once. Run again, only files that are new or
     changed are read, and those that are gone leave the catalogue. Datasets use the catalogue that
@@ -70,6 +70,8 @@ def index(
     catalogue = update_catalogue(root, output, jobs, clouds)
     say(f'{catalogue.file}: {len(catalogue.table)} files')
     _print_problems(catalogue)
+    if not catalogue.table['problem'].isna().any():
+        raise ValueError(f'{root}: no usable scene of SEN12MS-CR-TS or SEN12MS-CR')
     _check_values(catalogue)
     skipped = Skipped()
     pairs = _pairs(catalogue, skipped, min_overlap)
@@ -121,12 +123,12 @@ def stats(
     The file is for the argument 'statistics' of the data module.
 
     Args:
-        root: Folder of SEN12MS-CR-TS.
+        root: Folder of SEN12MS-CR-TS or SEN12MS-CR.
         output: YAML file to write.
         split: Split to look at.
         num_workers: Number of processes that read.
     """
-    pairs = SEN12MSCRTS(root, split)
+    pairs = _dataset(root, split)
     loader = DataLoader(pairs, batch_size=None, num_workers=num_workers)
     samples = track(loader, description='Reading pairs', total=len(pairs))
     bands = dataset_statistics(samples, BANDS, str(root))
@@ -134,6 +136,16 @@ def stats(
     for band, values in bands.items():
         print(f'{band:<4} {values["mean"]:10.2f} ± {values["std"]:9.2f} {values["unit"]}')
     say(output)
+
+
+def _dataset(root: Path, split: Split) -> SEN12MSCRTS:
+    """The data set that a folder holds."""
+    listing = list_scenes(root)
+    if not len(listing.rows(dated=False)):
+        return SEN12MSCRTS(root, split)
+    if len(listing.rows(dated=True)):
+        raise ValueError(f'{root}: holds SEN12MS-CR-TS and SEN12MS-CR; name the folder of one')
+    return SEN12MSCR(root, split)
 
 
 def _print_problems(catalogue: Catalogue) -> None:
@@ -173,8 +185,11 @@ def _check_values(catalogue: Catalogue) -> None:
 def _pairs(catalogue: Catalogue, skipped: Skipped, min_overlap: float) -> PairTable:
     """Pairs of a catalogue, of all splits."""
     scenes = Scenes.read([catalogue.source()])
-    rows = Listing(scenes).rows(dated=True)
-    found = pair_scenes(scenes, rows, ('s1', 's2'), 'time_step', skipped)
+    listing, sensors = Listing(scenes), ('s1', 's2')
+    # A folder may hold SEN12MS-CR-TS and SEN12MS-CR.
+    series = pair_scenes(scenes, listing.rows(dated=True), sensors, 'time_step', skipped)
+    single = pair_scenes(scenes, listing.rows(dated=False), sensors, 'patch', skipped)
+    found = {sensor: np.concatenate([series[sensor], single[sensor]]) for sensor in sensors}
     return Draft.of(scenes, found).complete(skipped, min_overlap=min_overlap)
 
 

@@ -176,8 +176,8 @@ class SEN12MSCR(SEN12MSCRTS):
         """Initialize a new SEN12MSCR instance.
 
         Args:
-            paths: Folders to search, or files; or a catalogue ``.parquet`` of ``geofm index
-                --output``.
+            paths: Folders to search, or files; or a list of pairs ``.json`` or a catalogue
+                ``.parquet``, as of :class:`~geofm.datasets.SEN12MSCRTS`.
             split: One of 'train', 'val', 'test' or 'all'.
             sky: Which S2 images to use: the 'clear' ones, the 'cloudy' ones, or 'both', each as a
                 pair of its own.

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from geofm.datasets.catalogue.catalogue import open_catalogue, open_file, scan_files
 from geofm.datasets.catalogue.inspection import Problem
-from geofm.datasets.catalogue.scan import Reason, SceneName, Skipped
-from geofm.datasets.catalogue.scenes import NO_DAY, Rows, Scenes
+from geofm.datasets.catalogue.scan import Reason, Skipped
+from geofm.datasets.catalogue.scenes import NO_DAY, SENSOR_NUMBERS, Rows, Scenes
 
 type AnyPath = str | os.PathLike[str]
 
@@ -109,11 +109,6 @@ def _read_pairs(file: Path) -> Listing:
         pairs = [(str(s1), str(s2)) for s1, s2 in content]
     except (OSError, ValueError, TypeError) as err:
         raise ValueError(f'{file}: not a list [[s1, s2], ...] of paths ({err})') from err
-    for pair in pairs:
-        for sensor, path in zip(('s1', 's2'), pair, strict=True):
-            name = SceneName.parse(path)
-            if name is None or name.sensor != sensor:
-                raise ValueError(f'{file}: {path} is not named like an {sensor} scene')
     # Relative to the list, so that both can be moved together.
     numbers: dict[str, int] = {}
     rows = [
@@ -122,6 +117,11 @@ def _read_pairs(file: Path) -> Listing:
     listing = Listing(Scenes.read([scan_files(list(numbers))]))
     s1, s2 = np.array(rows, np.intp).reshape(-1, 2).T
     scenes = listing.scenes
+    for sensor, files in (('s1', s1), ('s2', s2)):
+        wrong = np.flatnonzero(scenes.sensor[files] != SENSOR_NUMBERS[sensor])
+        if len(wrong):
+            path = pairs[int(wrong[0])][sensor == 's2']
+            raise ValueError(f'{file}: {path} is not named like an {sensor} scene')
     keys = scenes.keys(s2)
     order = np.argsort(keys, kind='stable')
     again = np.flatnonzero(np.diff(keys[order]) == 0)
