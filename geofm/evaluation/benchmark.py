@@ -121,7 +121,9 @@ def run_benchmark(
         }
         for line in backbone.adapter.lines:
             report.note(f'{backbone.name}: {line}')
-        classes = _classes(splits, data) if classes is None else classes
+        if classes is None:
+            _require_known(splits, data)
+            classes = _classes(splits, data)
         for prediction in _predictions(probes, backbone, splits, data, classes, settings, report):
             metrics = score(prediction.scores, splits['test'].targets, data, classes, settings.seed)
             sizes = len(splits['train'].targets), len(splits['test'].targets)
@@ -225,6 +227,19 @@ def cached_features(
         )
     finally:
         encoder.cpu()
+
+
+def _require_known(splits: dict[Split, Features], data: LabelledData) -> None:
+    """Refuse maps of which nothing counts, which can neither train a probe nor measure it."""
+    for split in SPLITS if data.dense else ():
+        targets = splits[split].targets
+        known = targets.isfinite() if data.task == 'regression' else targets != data.ignore_index
+        if not known.any():
+            raise ValueError(
+                f'{data.name}: every pixel of the masks of the {split} split is '
+                + ('NaN' if data.task == 'regression' else f'{data.ignore_index} (ignore_index)')
+                + ': nothing can be learned or measured'
+            )
 
 
 def _classes(splits: dict[Split, Features], data: LabelledData) -> int:

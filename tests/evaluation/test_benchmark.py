@@ -1,5 +1,7 @@
 import csv
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,8 @@ import pytest
 import torch
 from matplotlib.image import imread
 from rich.console import Console
+from torch import Tensor
+from torch.utils.data import Dataset
 
 from geofm.evaluation import (
     BackboneConfig,
@@ -16,7 +20,7 @@ from geofm.evaluation import (
     run_benchmark,
     write_report,
 )
-from geofm.evaluation.data import LabelledData, Task
+from geofm.evaluation.data import LabelledData, Split, Task
 from geofm.evaluation.figures import write_figures
 from geofm.models import MultiSensorViT
 from geofm.sensors import BANDS
@@ -103,6 +107,51 @@ def test_torchgeo_s_decoders_map_with_the_backbone(task: Task, checkpoint: Path)
     assert "dpt, frozen: left out: last: its embed_dim is not that of the name's model" in notes
     if ('named', 'upernet, frozen') not in probes:
         assert 'is no encoder of segmentation-models-pytorch' in notes
+
+
+def test_upernet_leaves_out_a_last_batch_of_one_image() -> None:
+    """Its pyramid pooling has one pixel, which batch normalization cannot take of one image."""
+    settings = ProbeSettings(('upernet',), epochs=1, progress=False)
+    named = BackboneConfig(NAME, name='named', model_args={'init_values': 1.0})
+    report = run(noise_data('segmentation', length=9), named, settings=settings)
+    assert ('named', 'upernet, frozen') in {(s.backbone, s.probe) for s in report.scores}
+    alone = run(noise_data('segmentation', length=1), named, settings=settings)
+    assert 'UPerNet needs batches of 2 or more training images' in '\n'.join(alone.notes)
+
+
+def test_dpt_takes_odd_grids_and_says_which_patches_it_takes() -> None:
+    settings = ProbeSettings(('dpt',), epochs=1, progress=False)
+    odd = noise_data('segmentation', length=4, size=48)
+    named = BackboneConfig(NAME, name='named', model_args={'init_values': 1.0})
+    report = run(odd, named, settings=settings)
+    assert ('named', 'dpt, frozen') in {(s.backbone, s.probe) for s in report.scores}
+    name = NAME.replace('patch16', 'patch14')
+    other = BackboneConfig(name, name='other', model_args={'init_values': 1.0})
+    notes = '\n'.join(run(odd, other, settings=settings).notes)
+    assert 'DPT needs patches whose side is a power of two, such as 8 or 16 px, not 14' in notes
+
+
+class Blank(Dataset[dict[str, Tensor]]):
+    """Samples of another data set, with one value all over the mask."""
+
+    def __init__(self, dataset: Any, value: float) -> None:
+        self.dataset, self.value, self.bands = dataset, value, dataset.bands
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        sample = self.dataset[index]
+        return {**sample, 'mask': torch.full_like(sample['mask'], self.value)}
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+@pytest.mark.parametrize(('task', 'value'), [('segmentation', 255), ('regression', math.nan)])
+def test_masks_of_which_nothing_counts_are_refused(task: Task, value: float, split: Split) -> None:
+    data = noise_data(task, length=4)
+    blank = replace(data, splits={**data.splits, split: Blank(data.splits[split], value)})
+    with pytest.raises(ValueError, match=f'every pixel of the masks of the {split} split is'):
+        run(blank)
 
 
 def test_probes_of_another_task_are_refused() -> None:

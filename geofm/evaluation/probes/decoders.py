@@ -28,8 +28,9 @@ from geofm.printing import printable
 _LR = 1e-3
 _TUNED_LR = 1e-4
 
-#: What the sides of an image must be a multiple of, by the coarsest map of the decoder.
-_MULTIPLES = {'dpt': 1, 'upernet': 32}
+#: What the sides of an image must be a multiple of: the coarsest map of both decoders has a stride
+#: of 32.
+_MULTIPLE = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +85,7 @@ def decoder_probe(
     Raises:
         UnsuitableError: If the backbone does not go with the decoder.
     """
+    lone = _lone_image(decoder, backbone, data)
     seed_everything(seed, verbose=False)
     task = _task(decoder, backbone, data, classes)
     # Values are learned at zero mean and unit variance, and brought back.
@@ -105,7 +107,7 @@ def decoder_probe(
     )
     # Workers, and so the loaders, prepare batches on the CPU.
     adapter = copy.deepcopy(backbone.adapter).cpu()
-    adapter.multiple = math.lcm(adapter.multiple, _MULTIPLES[decoder.model])
+    adapter.multiple = math.lcm(adapter.multiple, _MULTIPLE)
     prepare = _prepare(adapter, data, center, spread)
 
     def loader(split: Split) -> DataLoader[Any]:
@@ -116,6 +118,7 @@ def decoder_probe(
             num_workers=data.num_workers,
             collate_fn=lambda samples: prepare(data.collate_fn(samples)),
             generator=torch.Generator().manual_seed(seed),
+            drop_last=split == 'train' and lone,
         )
 
     with warnings.catch_warnings():
@@ -131,6 +134,21 @@ def decoder_probe(
     return Prediction(decoder.name, '', maps, '; '.join([f'{epochs} epochs', *resized]))
 
 
+def _lone_image(decoder: Decoder, backbone: Backbone, data: LabelledData) -> bool:
+    """Whether the last training batch has one image, with which UPerNet cannot be trained.
+
+    UPerNet's pyramid pooling normalises a map of one pixel over the batch.
+    """
+    if decoder.model != 'upernet':
+        return False
+    if min(data.size('train'), data.batch_size) < 2:
+        raise UnsuitableError(
+            f'{backbone.name}: UPerNet needs batches of 2 or more training images, for its batch '
+            'normalization'
+        )
+    return data.size('train') % data.batch_size == 1
+
+
 def _task(decoder: Decoder, backbone: Backbone, data: LabelledData, classes: int) -> Any:
     """TorchGeo's task, built by name, its encoder's model replaced by the backbone."""
     if backbone.model is None or backbone.decoder_name is None:
@@ -142,6 +160,7 @@ def _task(decoder: Decoder, backbone: Backbone, data: LabelledData, classes: int
                 f"{backbone.name}: '{name}' is no encoder of segmentation-models-pytorch"
             )
     else:
+        _check_patch_size(backbone)
         name = f'tu-{name}'
     common: dict[str, Any] = {
         'model': decoder.model,
@@ -161,6 +180,18 @@ def _task(decoder: Decoder, backbone: Backbone, data: LabelledData, classes: int
     # Of an encoder with a pyramid, the pyramid is always trained.
     vit.requires_grad_(decoder.tuned).train(decoder.tuned)
     return task
+
+
+def _check_patch_size(backbone: Backbone) -> None:
+    """Refuse patches whose tokens DPT cannot bring to strides of 4, 8, 16 and 32."""
+    size = getattr(getattr(backbone.model, 'patch_embed', None), 'patch_size', None)
+    size = getattr(backbone.model, 'patch_size', size)
+    side = size[0] if isinstance(size, tuple) else size
+    if side is not None and side & (side - 1):
+        raise UnsuitableError(
+            f'{backbone.name}: DPT needs patches whose side is a power of two, such as 8 or 16 px, '
+            f'not {side}; UPerNet and the linear head take any'
+        )
 
 
 def _default_channels(backbone: Backbone) -> int:

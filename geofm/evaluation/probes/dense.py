@@ -52,11 +52,16 @@ def dense_probe(
 
     Returns:
         Maps of the test split.
+
+    Raises:
+        ValueError: If nothing is known of the training maps.
     """
     train, val, test = splits['train'], splits['val'], splits['test']
     height, width = train.values.shape[-2:]
     shares, counted = patch_targets(train.targets, (height, width), task, classes, ignore_index)
     known = counted > 0
+    if not known.any():
+        raise ValueError('no pixel of the training maps is known: check the masks and ignore_index')
     shares, counted = shares[known], counted[known]
     features = train.values.movedim(1, -1).flatten(0, -2)[known]
     # Values are learned at zero mean and unit variance, and brought back.
