@@ -4,14 +4,15 @@ import importlib
 import inspect
 import os
 import re
+import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import geofm
-from geofm.printing import format_warning, printable
+from geofm.printing import format_warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,34 +76,10 @@ def _help() -> str:
         'Start:',
         '  geofm sample-data data/sample',
         '  geofm fit --config configs/pretrain/quickstart.yaml',
+        '',
+        'Errors take a few lines; --debug, with any command, prints the traceback.',
     ]
     return '\n'.join(lines)
-
-
-def _train(args: list[str] | None) -> None:
-    """Run one of LightningCLI's sub-commands, with the arguments of the process if None."""
-    import torch
-
-    # Importing these lets a YAML name their classes without the module, and registers our models.
-    import torchgeo.datamodules
-    import torchgeo.tasks
-    from lightning.pytorch.cli import LightningCLI
-
-    import geofm.callbacks
-    import geofm.datamodules
-    import geofm.tasks
-
-    torch.set_float32_matmul_precision('high')
-    LightningCLI(
-        model_class=torchgeo.tasks.BaseTask,
-        datamodule_class=torchgeo.datamodules.BaseDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        seed_everything_default=0,
-        save_config_kwargs={'overwrite': True},
-        parser_kwargs={'version': geofm.__version__},
-        args=args,
-    )
 
 
 def _spell_out(args: list[str], function: Any) -> list[str]:
@@ -122,8 +99,10 @@ def _spell_out(args: list[str], function: Any) -> list[str]:
 
 
 def _run(name: str, args: list[str]) -> None:
-    """Run one of our own commands; what is wrong with its input takes one line to say."""
+    """Run one of our own commands."""
     from jsonargparse import auto_cli
+
+    from geofm.messages import Parser
 
     command = COMMANDS[name]
     # argparse takes '-0.78,38.1', a longitude and latitude, for an option.
@@ -131,11 +110,39 @@ def _run(name: str, args: list[str]) -> None:
         if re.match(r'-\d.*,', args[i]) and args[i - 1].startswith('--'):
             args[i - 1 : i + 1] = [f'{args[i - 1]}={args[i]}']
     function = command.load()
-    args = _spell_out(args, function)
+    auto_cli(
+        function,
+        args=_spell_out(args, function),
+        as_positional=command.positional,
+        prog=f'geofm {name}',
+        parser_class=Parser,
+    )
+
+
+def _guard(command: str, run: Callable[[], None], args: Sequence[str], debug: bool) -> None:
+    """Run a command; what is wrong takes some lines to say, and a traceback only if asked for."""
     try:
-        auto_cli(function, args=args, as_positional=command.positional, prog=f'geofm {name}')
-    except (ValueError, OSError) as error:
-        sys.exit(f'geofm {name}: {printable(error)}')
+        run()
+    except Exception as error:
+        from geofm.messages import fail
+
+        fail(command, error, args, debug)
+    except (KeyboardInterrupt, SystemExit) as error:
+        from geofm.messages import stop
+
+        # By name: importing Lightning takes seconds. Its exit code would be 0.
+        if type(error).__name__ == 'SIGTERMException':
+            stop(f'{command}: stopped by SIGTERM', 128 + signal.SIGTERM, error)
+        if isinstance(error, KeyboardInterrupt):
+            stop(f'{command}: interrupted', 128 + signal.SIGINT, error)
+        raise
+
+
+def _train(args: list[str]) -> None:
+    """Run one of Lightning's commands."""
+    from geofm.commands.fit import train
+
+    train(args)
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -143,19 +150,32 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Args:
         args: Arguments; those of the process by default.
+
+    Raises:
+        CommandError: If the command fails: with exit code 2 for wrong usage, otherwise 1. What is
+            wrong is printed in one to five lines; ``--debug`` prints the traceback too. After
+            SIGTERM and SIGINT the exit code is 143 and 130, as a shell says it.
     """
-    given, args = args, list(sys.argv[1:] if args is None else args)
+    args = list(sys.argv[1:] if args is None else args)
+    debug = '--debug' in args
+    args = [arg for arg in args if arg != '--debug']
     # A folder of SEN12MS-CR-TS holds 15,000 files: GDAL must not list it for each one it opens.
     os.environ.setdefault('GDAL_DISABLE_READDIR_ON_OPEN', 'EMPTY_DIR')
     # Warnings name files, whose names may hold anything.
     warnings.formatwarning = format_warning
     if not args or args[0] in ('-h', '--help'):
         print(_help())
-    elif args[0] == '--version':
+        return
+    name, rest = args[0], args[1:]
+    if name == '--version':
         print(f'geofm {geofm.__version__}')
-    elif args[0] in LIGHTNING_COMMANDS:
-        _train(None if given is None else args)
-    elif args[0] in COMMANDS:
-        _run(args[0], args[1:])
+    elif name in LIGHTNING_COMMANDS:
+        _guard(f'geofm {name}', lambda: _train(args), rest, debug)
+    elif name in COMMANDS:
+        _guard(f'geofm {name}', lambda: _run(name, rest), rest, debug)
     else:
-        sys.exit(f"geofm: no command '{args[0]}'\n\n{_help()}")
+        from geofm.messages import stop
+        from geofm.suggestions import did_you_mean
+
+        guess = did_you_mean(name, [*COMMANDS, *LIGHTNING_COMMANDS])
+        stop(f"geofm: no command '{name}'{guess}\n`geofm --help` lists the commands", 2)

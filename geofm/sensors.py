@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from geofm.suggestions import did_you_mean
+
 
 class BandError(ValueError):
     """A band name is unknown, missing or given twice."""
@@ -123,7 +125,8 @@ def check_bands(bands: Sequence[str]) -> tuple[str, ...]:
         raise BandError(f"bands must be a list of names, not the string '{bands}'")
     unknown = [band for band in bands if band not in _BAND]
     if unknown:
-        raise BandError(f'unknown bands {unknown}: known are {list(BANDS)}')
+        guess = did_you_mean(unknown[0], BANDS)
+        raise BandError(f'unknown bands {unknown}: known are {list(BANDS)}{guess}')
     if not bands:
         raise BandError(f'no bands given: choose from {list(BANDS)}')
     twice = sorted({band for band in bands if list(bands).count(band) > 1})

@@ -34,6 +34,12 @@ from geofm.transforms import Crops
 from geofm.transforms.photometry import PhotometryArgs
 from geofm.transforms.statistics import statistics_of
 
+#: Error of a run without a single step.
+NO_STEPS = (
+    'no step to train: the training data have fewer samples than a batch (lower batch_size), or '
+    'max_epochs, max_steps or limit_train_batches is 0'
+)
+
 
 class DINOv2(StudentTeacher):
     """DINOv2: self-distillation of crops, masked patches and a spread of features.
@@ -454,6 +460,8 @@ class DINOv2(StudentTeacher):
             self._plan = plan = Plan.of(self.trainer)
             done = None if self._resumed is None else read_progress(self._resumed, plan)
             steps, position = plan.steps_from(done)
+            if steps < 1:
+                raise ValueError(NO_STEPS)
             schedules = dinov2_schedules(
                 steps,
                 self._steps_per_epoch(plan),

@@ -1,0 +1,190 @@
+"""Training, evaluation and prediction, with Lightning's command line."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, override
+
+import torch
+
+# Importing these lets a YAML name their classes without the module, and registers our models.
+import torchgeo.datamodules
+import torchgeo.tasks
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+import geofm
+import geofm.callbacks
+import geofm.datamodules
+import geofm.tasks
+from geofm.atomic import atomic_file
+from geofm.checkpoint_io import AtomicCheckpointIO, local_path, remove_partial_checkpoints
+from geofm.messages import ShortErrors
+from geofm.tasks.dinov2 import NO_STEPS
+
+
+class TrainingParser(ShortErrors, LightningArgumentParser):
+    """Lightning's parser with short errors."""
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the configuration beside the checkpoints; never half of it."""
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write the file once.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The task.
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+        """
+        # All processes ask for the folder, since rank 0 broadcasts it.
+        folder = trainer.log_dir
+        local = None if folder is None else local_path(folder)
+        if local is None:
+            super().setup(trainer, pl_module, stage)
+            return
+        if trainer.is_global_zero and not self.already_saved:
+            with atomic_file(local / self.config_filename) as part:
+                self.parser.save(
+                    self.config, part, skip_none=False, overwrite=True, multifile=False
+                )
+        self.already_saved = True
+
+
+class GeofmCLI(LightningCLI):
+    """Lightning's command line, with checkpoints that are whole or not there."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        """Run a sub-command.
+
+        Args:
+            args: The sub-command and its arguments.
+        """
+        super().__init__(
+            model_class=torchgeo.tasks.BaseTask,
+            datamodule_class=torchgeo.datamodules.BaseDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig,
+            save_config_kwargs={'overwrite': True},
+            parser_class=TrainingParser,
+            parser_kwargs={'version': geofm.__version__},
+            args=list(args),
+        )
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse arguments.
+
+        Args:
+            parser: The parser.
+            args: The arguments, which need not be those of the process.
+        """
+        self.config = parser.parse_args(args)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Make the trainer.
+
+        Args:
+            **kwargs: Further arguments of it.
+
+        Returns:
+            The trainer. Checkpoints are written by :class:`AtomicCheckpointIO` unless the
+            configuration has a plugin of its own.
+        """
+        trainer = super().instantiate_trainer(**kwargs)
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+        return trainer
+
+    def before_fit(self) -> None:
+        """Look at the checkpoints that are there."""
+        self._require_last()
+        trainer = self.trainer
+        if 0 in (trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches):
+            raise ValueError(NO_STEPS)
+        if trainer.is_global_zero:
+            for folder in _run_folders(trainer):
+                remove_partial_checkpoints(folder)
+
+    def after_fit(self) -> None:
+        """Fail if nothing was trained, of which Lightning only warns."""
+        if self.trainer.num_training_batches == 0:
+            raise ValueError(NO_STEPS)
+
+    def before_validate(self) -> None:
+        """Look at the checkpoints that are there."""
+        self._require_last()
+
+    def before_test(self) -> None:
+        """Look at the checkpoints that are there."""
+        self._require_last()
+
+    def before_predict(self) -> None:
+        """Look at the checkpoints that are there."""
+        self._require_last()
+
+    def _require_last(self) -> None:
+        """Refuse ``--ckpt_path last`` if there is none, where Lightning would do without."""
+        if self._get(self.config, 'ckpt_path') != 'last':
+            return
+        trainer = self.trainer
+        written = [getattr(callback, 'ckpt_path', '') for callback in trainer.checkpoint_callbacks]
+        folders = _checkpoint_folders(trainer)
+        if any(_last_checkpoints(folder) for folder in folders) or any(
+            path and os.path.exists(path)  # noqa: PTH110 - may be a URL
+            for path in written
+        ):
+            return
+        others = [path for folder in _run_folders(trainer) for path in _last_checkpoints(folder)]
+        newest = max(others, key=lambda path: path.stat().st_mtime, default=None)
+        advice = '' if newest is None else f'; the newest of another run is {newest}'
+        raise ValueError(
+            f'--ckpt_path last: no last checkpoint in {", ".join(map(str, folders))}{advice}. Give '
+            'the path of a checkpoint, or leave out --ckpt_path to start anew'
+        )
+
+
+def _checkpoint_folders(trainer: Trainer) -> list[Path]:
+    """Folders that this run writes checkpoints to."""
+    root = trainer.default_root_dir
+    if trainer.loggers:
+        logger = trainer.loggers[0]
+        version = logger.version
+        version = version if isinstance(version, str) else f'version_{version}'
+        root = os.path.join(logger.save_dir or root, str(logger.name), version)  # noqa: PTH118 - may be a URL
+    default = os.path.join(root, 'checkpoints')  # noqa: PTH118
+    given = [
+        callback.dirpath or default
+        for callback in trainer.checkpoint_callbacks
+        if isinstance(callback, ModelCheckpoint)
+    ]
+    paths = [local_path(folder) for folder in dict.fromkeys(given)]
+    return [path for path in paths if path is not None]
+
+
+def _run_folders(trainer: Trainer) -> list[Path]:
+    """Folders of checkpoints of this run and of those beside it, which have other versions."""
+    folders = _checkpoint_folders(trainer)
+    beside = [path for folder in folders for path in folder.parent.parent.glob('*/checkpoints')]
+    return list(dict.fromkeys([*folders, *beside]))
+
+
+def _last_checkpoints(folder: Path) -> list[Path]:
+    return list(folder.glob('last*.ckpt'))
+
+
+def train(args: Sequence[str]) -> None:
+    """Run one of LightningCLI's sub-commands.
+
+    Args:
+        args: The sub-command and its arguments.
+    """
+    torch.set_float32_matmul_precision('high')
+    GeofmCLI(args)

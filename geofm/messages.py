@@ -1,0 +1,531 @@
+"""Errors of the command line in a few lines: what is wrong, where, and what was probably meant."""
+
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+from geofm.printing import printable
+from geofm.suggestions import did_you_mean
+
+#: Most lines that an error takes.
+LINES = 5
+
+#: Most characters of a line of a message: jsonargparse and PyTorch may print whole configurations.
+_WIDTH = 600
+
+_DEBUG = 'run again with --debug for the traceback'
+
+# Errors that say what is wrong with the input; all others may be faults of the program.
+_EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError)
+
+# The same of other libraries, by name: importing these takes seconds.
+_EXPLAINED_NAMES = ('MisconfigurationException', 'OutOfMemoryError')
+
+
+class CommandError(SystemExit):
+    """A command failed, and what is wrong has been printed.
+
+    Args:
+        message: What was printed.
+        code: Exit code: 1 for an error while running, 2 for wrong usage.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class UsageError(ValueError):
+    """The arguments or the configuration of a command cannot be parsed.
+
+    Args:
+        message: What jsonargparse says.
+        parser: The parser that failed.
+    """
+
+    def __init__(self, message: str, parser: ArgumentParser) -> None:
+        super().__init__(message)
+        self.parser = parser
+
+
+class ShortErrors:
+    """Mixed into a parser: errors without the usage of all options, which may be 100 lines."""
+
+    exit_on_error: bool
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise an error.
+
+        Args:
+            message: What is wrong.
+            ex: What was raised.
+
+        Raises:
+            UsageError: Unless this parses a nested value, whose errors jsonargparse gathers.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)  # type: ignore[misc]
+        parser: Any = getattr(ex, 'subcommand_parser', None) or self
+        raise UsageError(message, parser) from ex
+
+
+class Parser(ShortErrors, ArgumentParser):
+    """jsonargparse's parser with short errors."""
+
+
+def fail(
+    command: str, error: BaseException, args: Sequence[str] = (), debug: bool = False
+) -> NoReturn:
+    """Print an error in at most :data:`LINES` lines and end the command.
+
+    Args:
+        command: The command, e.g. 'geofm fit'.
+        error: What was raised.
+        args: Arguments of the command.
+        debug: Whether to print the traceback first.
+
+    Raises:
+        CommandError: Always; its exit code is 2 for a :class:`UsageError` and 1 for others.
+    """
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, UsageError):
+        code, text = 2, _shorten(usage_message(error, args))
+    else:
+        code, text = 1, describe(error)
+    stop(f'{command}: {text}', code, error)
+
+
+def stop(message: str, code: int, cause: BaseException | None = None) -> NoReturn:
+    """Print a message to stderr and end the command.
+
+    Args:
+        message: What to say.
+        code: Exit code.
+        cause: What was raised.
+
+    Raises:
+        CommandError: Always.
+    """
+    print(message, file=sys.stderr)
+    raise CommandError(message, code) from cause
+
+
+def describe(error: BaseException) -> str:
+    """Say in at most :data:`LINES` lines what is wrong.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        The text, without control characters.
+    """
+    # jsonargparse wraps what a constructor raises in the alternatives of its type.
+    while error.__cause__ is not None and str(error).startswith('Does not validate against any'):
+        error = error.__cause__
+    text = _without_traceback(str(error))
+    for pattern, explain in _EXPLANATIONS:
+        match = re.search(pattern, text)
+        if match is not None:
+            return _shorten(explain(match))
+    if _passed_through(error, 'segmentation_models_pytorch/decoders/dpt/'):
+        return (
+            'DPT of segmentation-models-pytorch needs patches whose side is a power of two, like '
+            '8 or 16 px, and images whose sides are multiples of 32 px'
+        )
+    explained = isinstance(error, _EXPLAINED) or type(error).__name__ in _EXPLAINED_NAMES
+    if explained and text:
+        return _shorten(text)
+    hint = _DEBUG if text else f'no message; {_DEBUG}'
+    return f'{_shorten(f"{type(error).__name__}: {text}", LINES - 1)}\n({hint})'
+
+
+def _passed_through(error: BaseException, folder: str) -> bool:
+    """Whether an error comes from below a folder of a library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(folder in Path(frame.filename).as_posix() for frame in frames)
+
+
+def _without_traceback(text: str) -> str:
+    """The message of an error that a worker process passed on, without its traceback."""
+    if 'Traceback (most recent call last):' not in text:
+        return text
+    # The last line that is not indented begins the error itself: 'ValueError: the message'.
+    lines = text.rstrip().splitlines()
+    starts = [i for i, line in enumerate(lines) if re.match(r'[A-Za-z_][\w.]*(:|$)', line)]
+    last = '\n'.join(lines[starts[-1] :]) if starts else lines[-1]
+    return last.partition(': ')[2] or last
+
+
+def _shorten(text: str, most: int = LINES) -> str:
+    lines = [line.rstrip() for line in text.strip().splitlines() if line.strip()]
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f'... ({len(lines) - most + 1} more lines; {_DEBUG})']
+    texts = [printable(line.expandtabs(2)) for line in lines]
+    return '\n'.join(t if len(t) <= _WIDTH else f'{t[:_WIDTH]} ...' for t in texts)
+
+
+# -- what other libraries say ------------------------------------------------------------------
+
+
+def _unknown_model(match: re.Match[str]) -> str:
+    import timm
+
+    import geofm.models  # noqa: F401 - registers the names
+
+    return f"unknown model '{match[1]}'{did_you_mean(match[1], timm.list_models())}"
+
+
+def _unknown_argument(match: re.Match[str]) -> str:
+    found = [getattr(module, match[1], None) for module in list(sys.modules.values())]
+    known = [name for cls in found if inspect.isclass(cls) for name in _parameters_of(cls)]
+    return f"{match[1]} has no argument '{match[2]}'{did_you_mean(match[2], known)}"
+
+
+def _unknown_encoder(match: re.Match[str]) -> str:
+    known = re.findall(r"'([^']+)'", match[2])
+    return f"unknown model '{match[1]}'{did_you_mean(match[1], known)}"
+
+
+#: Messages of PyTorch, timm and others that do not say what to do.
+_EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
+    (r'^Unknown model \((.*)\)$', _unknown_model),
+    (r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", _unknown_argument),
+    (r"Wrong encoder name [`'](.+?)[`'], supported encoders: (.*)", _unknown_encoder),
+    (
+        r'Target (-?\d+) is out of bounds|Class values must be (?:smaller than|non-negative)'
+        # torchmetrics' confusion matrix of labels beyond the number of classes.
+        r"|shape '\[(\d+), \2\]' is invalid for input of size",
+        lambda match: (
+            'the data have labels that are not classes of the model'
+            + (f', e.g. {match[1]}' if match[1] else '')
+            + (f', which has num_classes={match[2]}' if match[2] else '')
+            + ": set the model's num_classes to one more than the largest label, and ignore_index "
+            'to the value of pixels without a label'
+        ),
+    ),
+    (
+        r'Expected more than 1 value per channel when training',
+        lambda match: (
+            'batch normalization cannot be trained on a batch with one image: choose a '
+            'batch_size of 2 or more that does not leave one image for the last batch'
+        ),
+    ),
+    (
+        r'^(.*) is not a valid WeightsEnum',
+        lambda match: f"weights '{match[1]}': neither a file nor a name of weights in TorchGeo",
+    ),
+    (
+        r'Weights only load failed',
+        lambda match: (
+            'a file of weights cannot be read: it is damaged, of another format, or holds Python '
+            'objects beside tensors, which are not loaded from files'
+        ),
+    ),
+    (r'(Wrong input shape .*)', lambda match: match[1]),
+    (
+        r'^(?:CUDA )?out of memory|CUDA out of memory',
+        lambda match: 'the device is out of memory: choose a smaller batch_size or model',
+    ),
+)
+
+
+# -- what jsonargparse says --------------------------------------------------------------------
+
+_KEY = re.compile(r'Parser key "(?P<key>[^"]*)"(?P<place>[^:]*):?\s*(?P<rest>.*)', re.DOTALL)
+_CLASS = re.compile(r"Problem with given class_path '(?P<key>.*)':\s*(?P<rest>.*)")
+_NOISE = (
+    'Does not validate against any',
+    'Subtypes:',
+    'Errors:',
+    'Given value type:',
+    'Subclass types expect one of:',
+    'a class path (str)',
+    'a dict with',
+)
+_OPTION = (
+    re.compile(r"Option '(?P<name>.*?)' is not accepted"),
+    re.compile(r"(?:Subcommand|Group) '.*?' does not accept (?:option|nested key) '(?P<name>.*?)'"),
+    re.compile(r"No action for key '?\"?(?P<name>[^'\"]*)"),
+)
+_MISSING_CLASS = re.compile(
+    r"module '[\w.]*' has no attribute|No module named|Unexpected import path format"
+)
+_NO_PATH = re.compile(r'Expected a dot import path string: (?P<name>.*)')
+_NO_CLASS = re.compile(r'Not a valid subclass of|Expected an instantiatable class')
+
+
+def usage_message(error: UsageError, args: Sequence[str]) -> str:
+    """Shorten a message of jsonargparse.
+
+    Args:
+        error: What was raised.
+        args: Arguments of the command.
+
+    Returns:
+        One line if possible: the file and line, the key, what is wrong, and a similar name.
+    """
+    parser, message, configs = error.parser, str(error), _configs(args)
+    if not message.startswith(('Parser key', 'Subcommand', 'Group', 'Option', 'No action')):
+        return _other_message(parser, message, configs)
+    leaves = list(_leaves(message))
+    if not leaves:
+        return _plain(message)
+    deepest = max(len(path) for path, _ in leaves)
+    path = next(path for path, _ in leaves if len(path) == deepest)
+    texts = list(dict.fromkeys(text for found, text in leaves if found == path))
+    key, last = '', None
+    for kind, name in path:
+        if kind == 'key':
+            key = f'{key}.init_args.{name}' if last else '.'.join(filter(None, [key, name]))
+        last = name if kind == 'class' else None
+    given = re.findall(r'Given value: (.*)', message)
+    text, token = _explain(parser, texts, last, given[-1] if given else '')
+    token = token or key.rpartition('.')[2]
+    where = '' if _is_option(args, token) else _place(configs, token, _keys(parser))
+    return ': '.join(part for part in (where, key, text) if part)
+
+
+def _leaves(message: str) -> Iterator[tuple[tuple[tuple[str, str], ...], str]]:
+    """What is wrong, each with the keys and classes that lead there."""
+    path: list[tuple[str, str]] = []
+    # Number of names before the alternatives of each indentation.
+    depths: dict[int, int] = {}
+    in_value = False
+    for line in message.splitlines():
+        text = line.strip()
+        indent = len(line) - len(line.lstrip())
+        if text.startswith('- '):
+            depths = {k: v for k, v in depths.items() if k <= indent}
+            del path[depths.setdefault(indent, len(path)) :]
+            text = text[2:]
+            in_value = False
+        while text and not in_value:
+            if text.startswith('Given value:'):
+                # It may have several lines.
+                in_value = True
+            elif text.startswith(_NOISE):
+                break
+            elif match := _KEY.match(text):
+                path.append(('key', match['key'] + match['place'].strip()))
+                text = match['rest']
+                continue
+            elif match := _CLASS.match(text):
+                path.append(('class', match['key']))
+                text = match['rest']
+                continue
+            else:
+                yield tuple(path), text
+            break
+
+
+def _explain(
+    parser: ArgumentParser, texts: Sequence[str], class_path: str | None, given: str
+) -> tuple[str, str | None]:
+    """What is wrong in other words, and the name to look for in the configuration."""
+    for text in texts:
+        for pattern in _OPTION:
+            if match := pattern.search(text):
+                name = match['name']
+                known = _keys(parser) if class_path is None else _parameters(class_path)
+                of = '' if class_path is None else f' of {class_path}'
+                return f"no option '{name}'{of}{_similar_key(name, known)}", name
+        if match := _NO_PATH.search(text):
+            return f"no class '{match['name']}'{_similar_class(match['name'])}", match['name']
+        if _NO_CLASS.search(text):
+            return 'expected class_path and init_args, and no other keys beside them', None
+    if class_path is None:
+        return _expected(texts, given), None
+    if any(_MISSING_CLASS.search(text) for text in texts):
+        return f"no class '{class_path}'{_similar_class(class_path)}", class_path
+    return f'{class_path}: {_expected(texts, given)}', class_path
+
+
+def _expected(texts: Sequence[str], given: str) -> str:
+    """Several 'Expected a <class 'int'>. Got value: x' as one sentence."""
+    kinds = []
+    for text in texts:
+        match = re.fullmatch(r'Expected an? (.*?)(?:\. Got value: (.*))?', text)
+        if match is None:
+            others = [t for t in texts if not t.startswith('Expected a <class')] or texts
+            return '; '.join(_plain(t) for t in others[:3])
+        kinds.append(_plain(match[1]))
+        given = match[2] or given
+    wanted = ' or '.join(dict.fromkeys(kinds))
+    choices = [name for kind in kinds for name in re.findall(r"'([^']*)'", kind)]
+    # Whole configurations are no help.
+    got = f', not {given!r}' if 0 < len(given) <= 80 else ''
+    return f'expected {wanted}{got}{did_you_mean(given, choices)}'
+
+
+def _plain(text: str) -> str:
+    text = re.sub(r"<class '([\w.]*)'>", lambda m: m[1].rpartition('.')[2], text)
+    text = re.sub(r'(?:typing\.)?Literal\[(.*?)\]', r'one of \1', text)
+    return text.replace('NoneType', 'null')
+
+
+def _other_message(parser: ArgumentParser, message: str, configs: Sequence[Path]) -> str:
+    """Messages that are not about one key."""
+    if match := re.match(r'unrecognized arguments: *(\S[^\s=]*)', message):
+        name = match[1]
+        bare = name.lstrip('-')
+        return f"no option '{name}'{_similar_key(bare, _keys(parser), '--')}"
+    if message.startswith('Problems parsing config'):
+        reason = ' '.join(message.partition(': ')[2].split())
+        broken = next((file for file in configs if not _is_yaml(file)), None)
+        if broken is not None:
+            reason = re.sub(r'in "<(?:unicode|byte) string>", ', 'in ', reason)
+            return f'{broken}: not valid YAML: {reason}'
+        return f'not valid YAML: {reason}'
+    if message.startswith('Unexpected config'):
+        empty = next((file for file in configs if not _is_mapping(file)), None)
+        return f'{empty or "config"}: expected keys and values, e.g. "model: ..."'
+    return _plain(message)
+
+
+def _similar_key(name: str, known: Sequence[str], prefix: str = '') -> str:
+    """Suggest a key; of a nested one that is wrong at its beginning, the beginning."""
+    found = did_you_mean(name, [key for key in known if key.count('.') == name.count('.')])
+    if not found and '.' in name:
+        head = name.partition('.')[0]
+        heads = {key.partition('.')[0] for key in known}
+        found = '' if head in heads else did_you_mean(head, heads)
+    found = found or did_you_mean(name, known)
+    return found.replace("mean '", f"mean '{prefix}")
+
+
+def _similar_class(class_path: str) -> str:
+    """Suggest a class for a path or short name that names none."""
+    module, _, name = class_path.rpartition('.')
+    paths = [f'{module}.{n}' for n in _public_names(module)] if module else []
+    classes = {cls.__name__: cls for cls in _classes()}
+    if not module:
+        return did_you_mean(name, classes)
+    if found := did_you_mean(class_path, paths):
+        return found
+    close = did_you_mean(name, classes)
+    match = re.search(r"'(.*)'", close)
+    return f"; did you mean '{_shortest_path(classes[match[1]])}'?" if match else ''
+
+
+def _public_names(module: str) -> list[str]:
+    try:
+        return [name for name in dir(import_module(module)) if name[0].isupper()]
+    except Exception:
+        return []
+
+
+def _classes() -> Iterator[type]:
+    """Classes that a configuration may name."""
+    from lightning.pytorch import Callback
+    from torchgeo.datamodules import BaseDataModule
+    from torchgeo.tasks import BaseTask
+
+    waiting: list[type] = [Callback, BaseDataModule, BaseTask]
+    while waiting:
+        found = waiting.pop()
+        yield found
+        waiting.extend(found.__subclasses__())
+
+
+def _shortest_path(cls: type) -> str:
+    """Import path of a class, of the outermost package that exports it."""
+    parts = cls.__module__.split('.')
+    for end in range(1, len(parts) + 1):
+        module = sys.modules.get('.'.join(parts[:end]))
+        if getattr(module, cls.__name__, None) is cls:
+            return '.'.join([*parts[:end], cls.__name__])
+    return f'{cls.__module__}.{cls.__name__}'
+
+
+def _parameters(class_path: str) -> list[str]:
+    """Parameters of a class, those of its bases included, to which it may pass others on."""
+    module, _, name = class_path.rpartition('.')
+    try:
+        cls: Any = getattr(import_module(module), name) if module else None
+    except Exception:
+        return []
+    cls = cls or next((c for c in _classes() if c.__name__ == name), None)
+    return _parameters_of(cls) if inspect.isclass(cls) else []
+
+
+def _parameters_of(cls: type) -> list[str]:
+    names: list[str] = []
+    for base in cls.__mro__:
+        # Classes of C may have no signature.
+        with suppress(TypeError, ValueError):
+            if base is not object and '__init__' in vars(base):
+                names += inspect.signature(base).parameters
+    return [name for name in dict.fromkeys(names) if name not in ('args', 'kwargs')]
+
+
+def _keys(parser: ArgumentParser) -> list[str]:
+    """Keys of a parser and of its subcommands."""
+    keys = [action.dest for action in parser._actions]
+    for action in parser._actions:
+        for name, sub in (getattr(action, '_name_parser_map', None) or {}).items():
+            if getattr(parser, 'subcommand', name) == name:
+                keys += _keys(sub)
+    return [key for key in dict.fromkeys(keys) if key not in ('help', '==SUPPRESS==')]
+
+
+def _configs(args: Sequence[str]) -> list[Path]:
+    """Configuration files among the arguments."""
+    found = []
+    for i, arg in enumerate(args):
+        option, _, value = arg.partition('=')
+        if option in ('--config', '-c'):
+            value = value or (args[i + 1] if i + 1 < len(args) else '')
+            found.append(Path(value))
+    return [path for path in found if path.is_file()]
+
+
+def _load(file: Path) -> Any:
+    import yaml
+
+    return yaml.safe_load(file.read_text(encoding='utf-8'))
+
+
+def _is_yaml(file: Path) -> bool:
+    try:
+        _load(file)
+    except Exception:
+        return False
+    return True
+
+
+def _is_mapping(file: Path) -> bool:
+    return _is_yaml(file) and isinstance(_load(file), dict)
+
+
+def _is_option(args: Sequence[str], token: str) -> bool:
+    """Whether a key or class was given as an argument, not in a file."""
+    options = [arg.partition('=') for arg in args]
+    return any((o.startswith('--') and o.endswith(token)) or v == token for o, _, v in options)
+
+
+def _place(configs: Sequence[Path], token: str, known: Sequence[str]) -> str:
+    """File and line of the configuration that has a key or class, if only one line has it."""
+    names = [token]
+    if '/' not in token:
+        parts = {part for key in known for part in key.split('.')}
+        names += [part for part in token.split('.') if part not in parts] or token.split('.')[-1:]
+    for name in names:
+        pattern = re.compile(rf'(?<![\w.]){re.escape(name)}(?![\w.])')
+        found = [
+            f'{file}, line {number}'
+            for file in configs
+            for number, line in enumerate(file.read_text(errors='replace').splitlines(), 1)
+            if pattern.search(line.partition('#')[0])
+        ]
+        if name and len(found) == 1:
+            return found[0]
+    return ''

@@ -1,0 +1,194 @@
+import errno
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from geofm.checkpoint_io import AtomicCheckpointIO, remove_partial_checkpoints
+from geofm.cli import main
+from geofm.datasets import write_sample_data
+from geofm.messages import CommandError
+
+ROOT = Path(__file__).resolve().parents[1]
+CHECKPOINT = {'state_dict': {'weight': torch.arange(100_000.0)}}
+
+
+@pytest.fixture
+def _two_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The temporary folder is on another file system than the run."""
+    temporary = tmp_path / 'tmp'
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, 'tempdir', str(temporary))
+
+    def one_system(move: Callable[..., None]) -> Callable[..., None]:
+        def renamed(src: Any, dst: Any, **kwargs: Any) -> None:
+            if (temporary in Path(src).parents) != (temporary in Path(dst).parents):
+                raise OSError(errno.EXDEV, 'Invalid cross-device link')
+            move(src, dst, **kwargs)
+
+        return renamed
+
+    for name in ('rename', 'replace', 'link'):
+        monkeypatch.setattr(os, name, one_system(getattr(os, name)))
+
+
+def _killed_while_writing(path: Path, kind: type[TorchCheckpointIO]) -> None:
+    """Write a checkpoint in a process that is killed when half of the bytes are in a file."""
+
+    def save(checkpoint: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+        with tempfile.TemporaryFile() as whole:
+            original(checkpoint, whole)
+            size = whole.tell()
+            whole.seek(0)
+            content = whole.read(size)
+        # A path, or something to write to.
+        with open(file, 'wb') if isinstance(file, str | Path) else file as target:  # noqa: PTH123
+            target.write(content[: size // 2])
+            target.flush()
+            if isinstance(target.fileno(), int):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    def copy(src: Any, dst: Any, *args: Any, **kwargs: Any) -> None:
+        """What shutil.move does between file systems."""
+        content = Path(src).read_bytes()
+        Path(dst).write_bytes(content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    original = torch.save
+    if kind is AtomicCheckpointIO:
+        torch.save = save  # type: ignore[assignment]
+    shutil.copy2 = shutil.copyfile = copy  # type: ignore[assignment]
+    kind().save_checkpoint(CHECKPOINT, path)
+
+
+def _kill(path: Path, kind: type[TorchCheckpointIO]) -> None:
+    process = get_context('fork').Process(target=_killed_while_writing, args=(path, kind))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures('_two_file_systems')
+def test_a_killed_write_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+    folder = tmp_path / 'run' / 'checkpoints'
+    path = folder / 'epoch=1-step=20.ckpt'
+    _kill(path, AtomicCheckpointIO)
+    assert not path.exists()
+    (left,) = folder.iterdir()
+    assert left.stat().st_size > 100_000
+    AtomicCheckpointIO().save_checkpoint(CHECKPOINT, path)
+    whole = path.read_bytes()
+    _kill(path, AtomicCheckpointIO)
+    assert path.read_bytes() == whole
+    remove_partial_checkpoints(folder)
+    assert [p.name for p in folder.iterdir()] == [path.name]
+    loaded = torch.load(path, weights_only=True)
+    assert torch.equal(loaded['state_dict']['weight'], CHECKPOINT['state_dict']['weight'])
+
+
+@pytest.mark.usefixtures('_two_file_systems')
+def test_lightning_alone_leaves_half_a_checkpoint(tmp_path: Path) -> None:
+    """Why this class is needed: once this fails, it no longer is."""
+    path = tmp_path / 'run' / 'last.ckpt'
+    _kill(path, TorchCheckpointIO)
+    assert path.exists()
+    with pytest.raises(RuntimeError, match=r'zip|PytorchStreamReader'):
+        torch.load(path, weights_only=True)
+
+
+def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+    own = tmp_path / f'.last.ckpt.{"other-machine"}.1.part.ckpt'
+    own.touch()
+    (tmp_path / '.notes.part.ckpt').touch()
+    remove_partial_checkpoints(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_url_is_left_to_lightning() -> None:
+    AtomicCheckpointIO().save_checkpoint(CHECKPOINT, 'memory://run/last.ckpt')
+    assert 'state_dict' in AtomicCheckpointIO().load_checkpoint('memory://run/last.ckpt')
+    with pytest.raises(TypeError, match='storage_options'):
+        AtomicCheckpointIO().save_checkpoint(CHECKPOINT, 'last.ckpt', {})
+
+
+@pytest.fixture(scope='module')
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('data') / 'sample'
+    write_sample_data(path, patches_per_roi=1, time_steps=1, size=64)
+    return path
+
+
+def fit(sample: Path, root: Path, *args: str) -> None:
+    main(
+        [
+            'fit',
+            f'--config={ROOT}/configs/finetune/classification.yaml',
+            f'--data.init_args.paths={sample}',
+            '--data.init_args.batch_size=4',
+            '--data.init_args.window=16',
+            '--model.init_args.model=geofm_vit_nano_patch16_linear',
+            f'--trainer.default_root_dir={root}',
+            '--trainer.accelerator=cpu',
+            '--trainer.enable_progress_bar=false',
+            '--trainer.limit_val_batches=0',
+            *args,
+        ]
+    )
+
+
+def test_sigterm_saves_a_checkpoint_and_fails(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopped_at: list[int] = []
+    left = tmp_path / 'lightning_logs' / 'version_0' / 'checkpoints' / '.last.ckpt'
+    left = left.with_name(
+        f'.last.ckpt.{os.uname().nodename.replace(".", "-")}.{2**22 + 1}.part.ckpt'
+    )
+    left.parent.mkdir(parents=True)
+    left.touch()
+
+    def terminate(self: Any, *args: Any) -> None:
+        if not stopped_at:
+            stopped_at.append(self.global_step)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr('torchgeo.tasks.BaseTask.on_train_batch_end', terminate, raising=False)
+    with pytest.raises(CommandError, match='geofm fit: stopped by SIGTERM') as stopped:
+        fit(
+            sample,
+            tmp_path,
+            '--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint',
+            '--trainer.callbacks.save_on_exception=true',
+        )
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert not left.exists()
+    (checkpoint,) = tmp_path.rglob('*.ckpt')
+    assert torch.load(checkpoint, weights_only=True)['global_step'] == stopped_at[0]
+    (config,) = tmp_path.rglob('config.yaml')
+    assert 'num_classes: 8' in config.read_text()
+
+
+def test_the_command_line_writes_checkpoints_atomically(
+    sample: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[type] = []
+
+    def train(self: Trainer, **kwargs: Any) -> None:
+        seen.append(type(self.strategy.checkpoint_io))
+
+    monkeypatch.setattr(Trainer, 'fit', train)
+    monkeypatch.setattr('geofm.commands.fit.GeofmCLI.after_fit', lambda self: None)
+    fit(sample, tmp_path)
+    plugin = 'lightning.pytorch.plugins.io.AsyncCheckpointIO'
+    fit(sample, tmp_path, f'--trainer.plugins={plugin}')
+    assert seen[0] is AtomicCheckpointIO
+    assert seen[1].__name__ == 'AsyncCheckpointIO'
