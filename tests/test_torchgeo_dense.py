@@ -108,9 +108,16 @@ def test_a_classifier_that_was_fine_tuned_gives_its_backbone(tmp_path: Path) -> 
         assert torch.equal(value, tuned[key]), key
 
 
-def test_a_checkpoint_of_another_shape_is_refused(checkpoint: Path) -> None:
-    with pytest.raises(CheckpointError, match='do not fit'):
-        SemanticSegmentation('unet', 'geofm_vit_tiny_patch16_linear', str(checkpoint), 15)
+def test_a_checkpoint_brings_its_shape(checkpoint: Path) -> None:
+    """Another width, depth and patch size than the name's: the pyramid follows."""
+    task = SemanticSegmentation('unet', SMALL['model'], str(checkpoint), 15, num_classes=3)
+    assert_loaded(task.model.encoder, checkpoint)
+    assert task(torch.randn(2, 15, 32, 64)).shape == (2, 3, 32, 64)
+
+
+def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"weights are of 'geofm_vit_tiny_patch16_linear'"):
+        SemanticSegmentation('unet', 'geofm_vit_small_patch16_linear', str(checkpoint), 15)
 
 
 def test_a_frozen_backbone_stays_and_all_else_learns(checkpoint: Path) -> None:

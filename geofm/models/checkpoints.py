@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from geofm.models.architecture import KEY
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.registry import MODEL_NAMES
 from geofm.models.weights.carried import find_statistics
@@ -78,7 +79,7 @@ def as_checkpoint(content: Any, path: Path) -> Checkpoint | None:
     weights = {
         key.removeprefix(prefix): value
         for key, value in content['state_dict'].items()
-        if isinstance(key, str) and key.startswith(prefix)
+        if isinstance(key, str) and key.startswith(prefix) and key != prefix + KEY
     }
     if not weights:
         return None
@@ -232,7 +233,7 @@ def create_backbone(hparams: Mapping[str, Any], **kwargs: Any) -> MultiSensorViT
         **{**check_model_args(hparams['model_args']), **kwargs},
     )
     assert isinstance(backbone, MultiSensorViT)
-    return backbone
+    return backbone.fix_architecture()
 
 
 def build_backbone(checkpoint: Checkpoint, path: Path) -> MultiSensorViT:
@@ -333,12 +334,13 @@ def read_task_weights(
     checkpoint_in(content, path)
     found = check_weights(content['state_dict'], path)
     own = ('dino_center.', 'ibot_center.', 'gram_backbone.')
-    missing = [key for key in state if key not in found and not key.startswith(own)]
-    other = [key for key in state if key in found and found[key].shape != state[key].shape]
+    weights = [key for key in state if key.rsplit('.', 1)[-1] != KEY]
+    missing = [key for key in weights if key not in found and not key.startswith(own)]
+    other = [key for key in weights if key in found and found[key].shape != state[key].shape]
     if missing or other:
         raise CheckpointError(
             f'{path}: cannot be gone on from with this model and these heads: '
             f'{len(missing)} weights are missing, {len(other)} have another shape, such as '
             f'{(missing + other)[0]}'
         )
-    return {key: found.get(key, value) for key, value in state.items()}
+    return {key: found.get(key, state[key]) for key in weights}

@@ -11,11 +11,16 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from geofm.models.attention import Observation, block_index, observe_blocks, take_rows
+from geofm.models.by_name import BuiltByName
 from geofm.models.dates import DayOfYear
 from geofm.models.fusion import CrossAttentionFusion, LinearFusion
 from geofm.models.tokens import EARLY, SensorTokens, is_distributed
 from geofm.sensors import RGB_BANDS, SENSORS, BandError, band_indices, sensor_channels
 from geofm.transforms.statistics import InputStatistics
+
+
+class UnnamedBandsError(BandError):
+    """The number of channels does not tell which bands they are."""
 
 
 def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
@@ -27,14 +32,16 @@ def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
     for bands in choices:
         if len(bands) == in_chans:
             return bands
-    raise BandError(
+    raise UnnamedBandsError(
         f'in_chans={in_chans} does not tell which bands they are: it is neither all '
         f'{len(every)} of {list(sensors)} nor those of one sensor, nor 3 for '
-        'B04, B03, B02. Name them with bands=[...]'
+        'B04, B03, B02. Name them with bands=[...], which for an encoder of '
+        'segmentation-models-pytorch is an argument of geofm.models.register_encoder, or load a '
+        'checkpoint, which names them'
     )
 
 
-class MultiSensorViT(SensorTokens):
+class MultiSensorViT(BuiltByName, SensorTokens):
     """Vision transformers, one a sensor, fused into one sequence of tokens.
 
     Each sensor has a timm ``VisionTransformer`` with register tokens (Darcet et al., 2024) and
@@ -144,11 +151,6 @@ class MultiSensorViT(SensorTokens):
         self.in_chans = in_chans
         self.global_pool = global_pool
         self.depth = depth
-        self.feature_info = [
-            {'module': f'blocks.{i}', 'num_chs': embed_dim, 'reduction': patch_size}
-            for i in range(depth)
-        ]
-
         vit_args = {'no_embed_class': True, **vit_args}
         self.encoders = nn.ModuleDict(
             {
@@ -198,6 +200,16 @@ class MultiSensorViT(SensorTokens):
         self.reset_classifier(num_classes)
 
     # -- timm's model interface -----------------------------------------------------------------
+
+    @property
+    def feature_info(self) -> list[dict[str, Any]]:
+        """Name, channels and stride of the map after each block."""
+        if self._told_depth is None:
+            self._told_depth = self.depth
+        return [
+            {'module': f'blocks.{i}', 'num_chs': self.embed_dim, 'reduction': self.patch_size}
+            for i in range(self.depth)
+        ]
 
     @property
     def fc_norm(self) -> nn.Module:
@@ -281,7 +293,8 @@ class MultiSensorViT(SensorTokens):
         """
         if output_fmt not in ('NCHW', 'NLC'):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', not '{output_fmt}'")
-        take, _ = feature_take_indices(self.depth, indices)
+        wanted = self._blocks(indices)
+        take = sorted(set(wanted))
         last = [] if intermediates_only or self.depth - 1 in take else [self.depth - 1]
         fused = [
             self._fuse(tokens) for tokens in self._run(x, [*take, *last], dates, None, present)
@@ -292,12 +305,26 @@ class MultiSensorViT(SensorTokens):
 
         height, width = self._grid(x)
         features: list[Any] = []
-        for tokens in fused[: len(take)]:
+        for block in wanted:
+            tokens = fused[take.index(block)]
             prefix, patches = tokens.tensor_split([self.num_prefix_tokens], dim=1)
             if output_fmt == 'NCHW':
                 patches = patches.mT.unflatten(2, (height, width)).contiguous()
             features.append((patches, prefix) if return_prefix_tokens else patches)
         return features if intermediates_only else (fused[-1], features)
+
+    def _blocks(self, indices: int | list[int] | None) -> list[int]:
+        """Blocks to take, from 0.
+
+        Decoders choose blocks when they are built. If the weights that were loaded afterwards are
+        of a model of another depth, those at the same fraction of its depth are taken.
+        """
+        told = self._told_depth
+        if told in (None, self.depth) or not isinstance(indices, list | tuple):
+            take, _ = feature_take_indices(self.depth, indices)
+            return list(take)
+        chosen, _ = feature_take_indices(told, indices)
+        return [-(-(index + 1) * self.depth // told) - 1 for index in chosen]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool tokens and apply the head.

@@ -1,12 +1,16 @@
 """The models under their names: ``timm.create_model('geofm_vit_small_patch16_linear')``."""
 
+import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from timm.layers.mlp import SwiGLUPacked
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from geofm.models.multisensor import MultiSensorViT
+from geofm.models.architecture import TIMM_ARGS, Request
+from geofm.models.multisensor import MultiSensorViT, UnnamedBandsError
 from geofm.models.weights.torchgeo import accept_both_names
 from geofm.models.weights.trust import refuse_nonfinite
 from geofm.sensors import SENSORS
@@ -91,9 +95,48 @@ def _build(
     return accept_both_names(model)
 
 
+def _build_unnamed(name: str, pretrained: bool, **kwargs: Any) -> MultiSensorViT:
+    """A model whose bands are named by the weights that will be loaded into it."""
+    channels = kwargs['in_chans']
+    # Any names will do: TorchGeo looks at the number of channels of the first encoder.
+    parts = [SENSORS[key].band_names for key in kwargs['sensors']]
+    first = parts[0] if channels > len(parts[0]) and len(parts) > 1 else ()
+    bands = (*first, *parts[-1][: channels - len(first)])
+    model = _build(name, pretrained, **{**kwargs, 'bands': bands})
+    model.bands = ()
+    return model
+
+
+def _defaults(architecture: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a model where none are given."""
+    classes = (VisionTransformer, MultiSensorViT)
+    return {
+        **{n: p.default for c in classes for n, p in inspect.signature(c).parameters.items()},
+        # As MultiSensorViT hands them on, and as in _build.
+        'no_embed_class': True,
+        'dynamic_img_size': True,
+        'ffn_layer': 'mlp',
+        'mlp_ratio': 4.0,
+        **architecture,
+    }
+
+
 def _register(name: str, architecture: dict[str, Any]) -> None:
+    defaults = _defaults(architecture)
+
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> MultiSensorViT:
-        return _build(name, pretrained, **{**architecture, **kwargs})
+        every = {**architecture, **kwargs}
+        try:
+            model = _build(name, pretrained, **every)
+        except UnnamedBandsError:
+            if kwargs['in_chans'] > sum(len(SENSORS[key].bands) for key in every['sensors']):
+                raise
+            model = _build_unnamed(name, pretrained, **every)
+        given = {key: value for key, value in kwargs.items() if key not in TIMM_ARGS}
+        # With features_only=True, timm wraps the model.
+        inner: Any = getattr(model, 'model', model)
+        inner.remember(Request(name, given, defaults))
+        return model
 
     entrypoint.__name__ = entrypoint.__qualname__ = name
     register_model(entrypoint)

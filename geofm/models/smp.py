@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import timm
+import torch
 from segmentation_models_pytorch.encoders import encoders
 from torch import Tensor, nn
 
@@ -76,7 +77,8 @@ class PyramidEncoder(nn.Module):
             pretrained: Accepted for segmentation-models-pytorch.
 
         Raises:
-            BandError: If the number does not tell which bands they are, or is not theirs.
+            BandError: If the number is not that of the bands that the encoder was registered with,
+                or too large.
             TypeError: If the model is none of this package.
         """
         try:
@@ -84,11 +86,31 @@ class PyramidEncoder(nn.Module):
                 self.name, in_chans=in_channels, num_classes=0, **self._model_args
             )
         except BandError as error:
-            raise BandError(f'{error} of geofm.models.register_encoder') from error
+            raise BandError(f'{error} (geofm.models.register_encoder)') from error
         if not isinstance(model, MultiSensorViT):
             raise TypeError(f"'{self.name}' is no geofm model; see geofm.models.MODEL_NAMES")
         self.model = model
-        self.pyramid = SimpleFeaturePyramid(model.embed_dim, model.patch_size, self.strides[1:])
+        self._build_pyramid()
+
+    def _build_pyramid(self) -> None:
+        self._shape = (self.model.embed_dim, self.model.patch_size)
+        parameter = next(self.model.parameters())
+        with torch.device(parameter.device):
+            pyramid = SimpleFeaturePyramid(*self._shape, self.strides[1:])
+        self.pyramid = pyramid.to(parameter.dtype)
+
+    def _follow_model(self) -> None:
+        """Build the pyramid anew if the ViT became another one with the weights it was given."""
+        if (self.model.embed_dim, self.model.patch_size) != self._shape:
+            self._build_pyramid()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *args: Any
+    ) -> None:
+        # The pyramid's weights come after the ViT's, and must find a pyramid that they fit.
+        self.model.prepare_for(state_dict, f'{prefix}model.')
+        self._follow_model()
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
     def make_dilated(self, output_stride: int) -> None:
         """Nothing: the pyramid was built for the stride.
@@ -163,8 +185,10 @@ class PyramidEncoder(nn.Module):
         bare = {key.removeprefix('model.'): value for key, value in state_dict.items()}
         weights = {key: value for key, value in bare.items() if not key.startswith('head.')}
         try:
-            return self.model.load_state_dict(weights, assign=assign)
-        except RuntimeError as error:
+            result = self.model.load_state_dict(weights, assign=assign)
+            self._follow_model()
+            return result
+        except (RuntimeError, CheckpointError) as error:
             raise CheckpointError(f"the weights do not fit '{self.name}': {error}") from error
 
 

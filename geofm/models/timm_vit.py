@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from geofm.models.architecture import KEY, Architecture
 from geofm.models.attention import Observation, block_index, observe_blocks
 from geofm.models.checkpoints import as_checkpoint, build_backbone, check_fit, checkpoint_in
 from geofm.models.multisensor import MultiSensorViT
@@ -212,6 +213,10 @@ def _create(
     """Build a model by its name and load weights into it, all but a head's."""
     weights = {key: value for key, value in weights.items() if not key.startswith('head.')}
     ours = name in MODEL_NAMES
+    if ours and (said := weights.pop(KEY, None)) is not None:
+        architecture = Architecture.from_tensor(said)
+        model_args = {**architecture.model_args, **(model_args or {})}
+        bands = architecture.bands if bands is None else bands
     if bands is None and not ours:
         raise BandError(f"which bands are the channels of '{name}'? Name them with --bands")
     channels = _channels(weights) if bands is None else len(check_bands(bands))

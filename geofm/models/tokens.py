@@ -24,7 +24,7 @@ from geofm.models.packed import (
     take_out,
 )
 from geofm.models.packed_attention import Groups
-from geofm.sensors import SENSORS, check_channels
+from geofm.sensors import SENSORS, BandError, check_channels
 
 #: Columns of a `dates` tensor.
 _DATE_COLUMN = {key: i for i, key in enumerate(SENSORS)}
@@ -178,6 +178,15 @@ class SensorTokens(nn.Module):
         """Whether there is input for an encoder."""
         return key == EARLY or key in self._channels
 
+    def _check_channels(self, image: Tensor) -> None:
+        """Refuse images whose channels are not the model's bands, and any if they are unknown."""
+        if not self.bands:
+            raise BandError(
+                'which bands are the channels? Their number does not tell: name them with '
+                'bands=[...], or load a checkpoint, which names them'
+            )
+        check_channels(image, self.bands)
+
     def _stand_in(self, key: str, grid: tuple[int, int]) -> Tensor:
         """Tokens in place of an absent sensor's, of shape (1, L, D)."""
         encoder = self._encoder(key)
@@ -201,7 +210,7 @@ class SensorTokens(nn.Module):
         present: Tensor | None,
     ) -> list[list[Tensor]]:
         """Normalised tokens of every encoder after each of the blocks in *take*."""
-        check_channels(x, self.bands)
+        self._check_channels(x)
         taken: list[list[Tensor]] = [[] for _ in take]
         view = View(x, dates, masks, present)
         for key in self.encoders:
@@ -270,7 +279,7 @@ class SensorTokens(nn.Module):
             BandError: If the images do not have one channel a band.
         """
         for view in views:
-            check_channels(view.image, self.bands)
+            self._check_channels(view.image)
         kept = [self._kept(view) for view in views]
         if isinstance(self.fusion, CrossAttentionFusion):
             # Every token of the other sensor is a key, so none can be left out before.

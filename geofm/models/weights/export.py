@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
-from geofm.models.checkpoints import PREFIX, load_backbone, read_checkpoint
+from geofm.models.checkpoints import PREFIX, describe_backbone, load_backbone, read_checkpoint
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.tokens import EARLY
 from geofm.models.weights.carried import carry_statistics
@@ -103,9 +103,10 @@ def export_torchgeo(checkpoint: str | os.PathLike[str], output: str | os.PathLik
     output = Path(output)
     if output.suffix == '.safetensors':
         raise ValueError(f'{output}: TorchGeo reads PyTorch files only: name it .ckpt or .pth')
-    hparams, weights, statistics = read_checkpoint(Path(checkpoint))
-    content = torchgeo_checkpoint(hparams, weights)
-    return write_torch({**content, METADATA: carry_statistics(statistics)}, output)
+    read = read_checkpoint(Path(checkpoint))
+    architecture = describe_backbone(read, Path(checkpoint)).architecture
+    content = torchgeo_checkpoint(read.hparams, read.weights, architecture)
+    return write_torch({**content, METADATA: carry_statistics(read.statistics)}, output)
 
 
 def _export_encoder(

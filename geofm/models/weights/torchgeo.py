@@ -10,23 +10,37 @@ our models do not count the other name of a weight that they have as unexpected.
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
+
+from geofm.models.architecture import KEY, Architecture
+from geofm.models.by_name import BuiltByName
 
 #: Before a weight's name in the file: what Classification, and SemanticSegmentation, will see.
 _CLASSIFICATION = 'model.'
 _SEGMENTATION = 'modelmodel..'
 
+#: What to do where none of the weights has the name it should.
+_NONE = (
+    'no weights of the backbone: TorchGeo loads DPT from what `geofm export --to torchgeo` writes'
+)
 
-def torchgeo_checkpoint(hparams: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Any:
+
+def torchgeo_checkpoint(
+    hparams: Mapping[str, Any], weights: Mapping[str, Tensor], architecture: Architecture | None
+) -> Any:
     """Make a checkpoint that TorchGeo's ``Classification`` and ``SemanticSegmentation`` take.
 
     Args:
         hparams: Hyperparameters of the DINOv2 task.
         weights: Weights of its backbone.
+        architecture: Architecture of its backbone, which a model that is built by its name takes
+            from among the weights.
 
     Returns:
         What to write with ``torch.save``; :func:`geofm.models.load_backbone` reads it too.
     """
+    if architecture is not None:
+        weights = {**weights, KEY: architecture.to_tensor()}
     names = [(prefix, key) for prefix in (_CLASSIFICATION, _SEGMENTATION) for key in weights]
     return {
         'hyper_parameters': dict(hparams),
@@ -34,7 +48,7 @@ def torchgeo_checkpoint(hparams: Mapping[str, Any], weights: Mapping[str, Tensor
     }
 
 
-def accept_both_names[Module: nn.Module](model: Module) -> Module:
+def accept_both_names[Module: BuiltByName](model: Module) -> Module:
     """Let a model overlook the other name of a weight that it has.
 
     A weight that is missing is an error all the same.
@@ -49,7 +63,12 @@ def accept_both_names[Module: nn.Module](model: Module) -> Module:
     return model
 
 
-def _forget_other_names(model: nn.Module, incompatible: Any) -> None:
-    own = set(model.state_dict())
+def _forget_other_names(model: Any, incompatible: Any) -> None:
+    own = {*model.state_dict(), KEY}
     unexpected: list[str] = incompatible.unexpected_keys
+    # DPT's encoder is not ours, so all that can be done about its hundreds of names is to say why.
+    if (prefix := model.missing_prefix) is not None:
+        missing: list[str] = incompatible.missing_keys
+        rest = [key for key in missing if not key.startswith(prefix)]
+        missing[:] = [*rest, f'{prefix}* ({_NONE})']
     unexpected[:] = [key for key in unexpected if key.removeprefix('model.') not in own]
