@@ -21,6 +21,7 @@ import geofm.datamodules
 import geofm.tasks
 from geofm.atomic import atomic_file
 from geofm.checkpoint_io import AtomicCheckpointIO, local_path, remove_partial_checkpoints
+from geofm.commands.adoption import adopt_model
 from geofm.messages import ShortErrors
 from geofm.tasks.dinov2 import NO_STEPS
 
@@ -86,6 +87,11 @@ class GeofmCLI(LightningCLI):
             args: The arguments, which need not be those of the process.
         """
         self.config = parser.parse_args(args)
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Take the model from the checkpoint that a task starts from."""
+        adopt_model(self.config[self.subcommand].model)
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -1,0 +1,66 @@
+"""Fine-tuning starts from the checkpoint's model, whatever size a configuration names."""
+
+from pathlib import Path
+from typing import Any
+
+import timm
+from lightning.fabric.utilities import rank_zero_info
+
+from geofm.models import MODEL_NAMES, CheckpointError
+from geofm.models.checkpoints import as_checkpoint
+from geofm.models.task_checkpoints import task_backbone
+from geofm.models.weights.files import read_file
+
+#: Tasks that build their own model around the weights that they are given.
+_OWN = ('geofm.tasks.DINOv2', 'geofm.tasks.dinov2.DINOv2')
+
+#: Models of TorchGeo's that are built around a backbone.
+_DECODERS = ('unet', 'deeplabv3+', 'upernet', 'segformer', 'dpt')
+
+#: How segmentation-models-pytorch is told of a model of timm.
+_TIMM = 'tu-'
+
+
+def adopt_model(model: Any) -> None:
+    """Name the model of a checkpoint in the configuration of a task that starts from it.
+
+    A task of TorchGeo builds a model by its name and then loads ``weights``. Where both are of
+    geofm, the checkpoint says which model it is.
+
+    Args:
+        model: Configuration of the task, with ``class_path`` and ``init_args``; changed in place.
+
+    Raises:
+        CheckpointError: If the weights are a checkpoint of geofm, and the model is none.
+    """
+    args = model.get('init_args') or {}
+    weights = args.get('weights')
+    if not isinstance(weights, str) or not Path(weights).is_file():
+        return
+    if str(model.get('class_path')) in _OWN or (name := _model_of(Path(weights))) is None:
+        return
+    for key in ('model', 'backbone'):
+        given = args.get(key)
+        if not isinstance(given, str):
+            continue
+        plain = given.removeprefix(_TIMM)
+        wanted = given.removesuffix(plain) + name
+        if plain in MODEL_NAMES and plain != name:
+            args[key] = wanted
+            rank_zero_info(f'{key}: {wanted}, as in {weights}, in place of {given}')
+            continue
+        used = key == 'model' or args.get('model') in _DECODERS
+        if used and plain not in MODEL_NAMES and timm.is_model(plain):
+            raise CheckpointError(
+                f"{weights}: weights of '{name}', and {key} is '{given}': name that model"
+            )
+
+
+def _model_of(path: Path) -> str | None:
+    """Name of the model of a checkpoint of geofm, or of a task on one of its models."""
+    content = read_file(path)
+    own = as_checkpoint(content, path)
+    if own is not None:
+        return str(own.hparams['model'])
+    found = task_backbone(content, path)
+    return found.model if found is not None and found.model in MODEL_NAMES else None
