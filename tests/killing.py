@@ -1,6 +1,7 @@
 """Ending a process amid its work, as SIGKILL does, at a point that is the same each time."""
 
 import os
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -25,6 +26,8 @@ def killed_before_rename(function: Callable[[], object]) -> None:
         try:
             Path.replace = Path.rename = die  # type: ignore[method-assign]
             function()
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     _, status = os.waitpid(process, 0)
