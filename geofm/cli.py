@@ -160,7 +160,8 @@ def main(args: Sequence[str] | None = None) -> None:
     debug = '--debug' in args
     args = [arg for arg in args if arg != '--debug']
     # A folder of SEN12MS-CR-TS holds 15,000 files: GDAL must not list it for each one it opens.
-    os.environ.setdefault('GDAL_DISABLE_READDIR_ON_OPEN', 'EMPTY_DIR')
+    # Not 'EMPTY_DIR', with which GDAL would not see the .msk file beside a raster.
+    os.environ.setdefault('GDAL_DISABLE_READDIR_ON_OPEN', 'TRUE')
     # Warnings name files, whose names may hold anything.
     warnings.formatwarning = format_warning
     if not args or args[0] in ('-h', '--help'):

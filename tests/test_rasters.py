@@ -8,6 +8,7 @@ import rasterio
 import rasterio.shutil
 from rasterio.transform import from_origin
 
+from geofm.cli import main
 from geofm.rasters import MAX_BLOCK_BYTES, Address, open_raster
 
 
@@ -165,3 +166,31 @@ def test_what_is_no_raster_is_named(tmp_path: Path) -> None:
     (tmp_path / 'text.tif').write_text('text')
     with pytest.raises(ValueError, match=r'text\.tif: cannot be read as a raster'):
         open_raster(tmp_path / 'text.tif')
+
+
+def test_commands_see_the_mask_beside_a_raster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Commands keep GDAL from listing the folder of each file, which must not hide .msk files.
+    monkeypatch.delenv('GDAL_DISABLE_READDIR_ON_OPEN', raising=False)
+    main(['--version'])
+    path = tmp_path / 'x.tif'
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False),
+        rasterio.open(
+            path,
+            'w',
+            driver='GTiff',
+            count=1,
+            height=4,
+            width=4,
+            dtype='uint16',
+            crs='EPSG:32633',
+            transform=rasterio.transform.from_origin(5e5, 5e6, 10, 10),
+        ) as dst,
+    ):
+        dst.write(np.ones((1, 4, 4), 'uint16'))
+        dst.write_mask(np.arange(16).reshape(4, 4) >= 8)
+    assert path.with_name('x.tif.msk').is_file()
+    with open_raster(path) as src:
+        assert (src.dataset_mask() > 0).sum() == 8

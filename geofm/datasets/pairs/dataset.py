@@ -220,8 +220,7 @@ class PairDataset(GeoDataset):
                 crosses 180 degrees.
 
         Returns:
-            The sample, see :meth:`read_pair`. For a slice, 'crs' and 'index' have shape (1,), so
-            that TorchGeo's IntersectionDataset can concatenate them.
+            The sample, see :meth:`read_pair`.
 
         Raises:
             IndexError: If there is no such pair.
@@ -242,8 +241,7 @@ class PairDataset(GeoDataset):
         position = best_pair(self._searched(), box, *when)
         if position is None:
             raise IndexError(f'index: {index} not found in dataset with bounds: {self.bounds}')
-        sample = self.read_pair(position, self._window(position, box))
-        return {**sample, 'crs': sample['crs'][None], 'index': sample['index'][None]}
+        return self.read_pair(position, self._window(position, box))
 
     def read_pair(self, position: int, window: Window | None = None) -> Sample:
         """Read a pair, or a window of it, on the grid of its S2 file.
