@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 import shapely
+from rasterio._err import CPLE_BaseError
 from rasterio.coords import BoundingBox
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
@@ -115,13 +116,20 @@ class Grid:
         Returns:
             The polygon through the four corners. Edges are not densified: over the few
             kilometres of a patch their curvature is below a pixel.
+
+        Raises:
+            ValueError: If the CRS of the grid cannot be transformed to *crs*.
         """
         cols, rows = (0, self.width, self.width, 0), (0, 0, self.height, self.height)
         xs, ys = zip(
             *(self.transform @ (c, r) for c, r in zip(cols, rows, strict=True)), strict=True
         )
         if crs is not None and crs != self.crs:
-            xs, ys = transform_points(self.crs, crs, xs, ys)
+            try:
+                xs, ys = transform_points(self.crs, crs, xs, ys)
+            except CPLE_BaseError as error:
+                # Such as an engineering CRS, which lies nowhere on the Earth.
+                raise ValueError(f'no way from {self.crs} to {crs}: {error}') from error
         return shapely.Polygon(zip(xs, ys, strict=True))
 
     def pixel_of(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], ...]:

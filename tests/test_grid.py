@@ -98,3 +98,9 @@ def test_a_rotated_raster_is_warped_once(tmp_path: Path, nodata: float | None) -
     assert valid.all()
     # Metres. GDAL interpolates between approximated source coordinates, an eighth of a pixel off.
     assert np.abs(read - place(grid.transform, 64)).max() < 1.25
+
+
+def test_a_crs_that_lies_nowhere_has_no_footprint() -> None:
+    local = CRS.from_wkt('LOCAL_CS["nowhere",UNIT["metre",1]]')
+    with pytest.raises(ValueError, match='no way from'):
+        Grid(local, ORIGIN, 8, 8).footprint(UTM)

@@ -395,7 +395,12 @@ class Scene:
         )
 
     def _check_overlap(self) -> None:
-        outlines = [r.placement.grid.footprint(self.grid.crs) for r in self.rasters.values()]
+        outlines = []
+        for raster in self.rasters.values():
+            try:
+                outlines.append(raster.placement.grid.footprint(self.grid.crs))
+            except ValueError as error:
+                raise ValueError(f'{raster.src.name}: {error}') from error
         if len(outlines) == 2 and not outlines[0].intersection(outlines[1]).area > 0:
             first, second = (raster.src.name for raster in self.rasters.values())
             raise ValueError(
