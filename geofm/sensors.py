@@ -125,7 +125,7 @@ def check_bands(bands: Sequence[str]) -> tuple[str, ...]:
         raise BandError(f"bands must be a list of names, not the string '{bands}'")
     unknown = [band for band in bands if band not in _BAND]
     if unknown:
-        guess = did_you_mean(unknown[0], BANDS)
+        guess = did_you_mean(str(unknown[0]), BANDS)
         raise BandError(f'unknown bands {unknown}: known are {list(BANDS)}{guess}')
     if not bands:
         raise BandError(f'no bands given: choose from {list(BANDS)}')

@@ -188,7 +188,7 @@ def test_the_dump_of_a_step_names_no_other_files(tmp_path: Path) -> None:
         ({'bands': ['B02']}, 'describe no model: in_chans=15'),
         ({'in_channels': '15'}, 'in_channels'),
         ({'in_channels': True}, 'in_channels'),
-        ({'in_channels': 4, 'bands': None}, 'in_chans=4'),
+        ({'in_channels': 4, 'bands': None}, 'do not fit'),
         ({'model_args': [1]}, 'model_args is of type list'),
         ({'model_args': {**SMALL, 'depth': '1'}}, "depth cannot be '1'"),
         ({'model_args': {**SMALL, 'depth': 10**9}}, 'depth cannot be 1000000000'),
