@@ -39,7 +39,8 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
     if 'giant' in config['model']:
         args['ffn_layer'] = 'swiglu'
     name = re.sub('_(tiny|small|base|large|giant)_', '_nano_', config['model'])
-    kept: dict[str, Any] = {k: config[k] for k in ('in_channels', 'bands') if k in config}
+    names = ('in_channels', 'bands', 'global_size', 'local_size')
+    kept: dict[str, Any] = {k: config[k] for k in names if k in config}
     return {'model': name, 'model_args': {**args, 'depth': 2}, **kept}
 
 
