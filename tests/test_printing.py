@@ -25,7 +25,9 @@ def test_names_of_files_neither_stop_index_nor_steer_the_terminal(
     (root / f'{EVIL.replace("/", "")}.tif').touch()
     (root / '[').mkdir()
     (root / '[' / 'b].tif').touch()
-    main(['index', str(root)])
+    with pytest.raises(SystemExit):
+        # None of the files can be used.
+        main(['index', str(root)])
     out = capsys.readouterr().out
     assert '3 files' in out
     assert not set(out) & {'\x1b', '\x07', '\x9b', '\u202e'}
