@@ -130,7 +130,7 @@ def build_backbone(
         CheckpointError: If weights cannot be read or do not fit.
         ValueError: If there is no model of that name.
     """
-    config = _of_task(config)
+    config = _of_task(config, statistics)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if config.model == RCF_NAME:
@@ -142,12 +142,17 @@ def build_backbone(
         return _timm(config, data_bands, statistics, random)
 
 
-def _of_task(config: BackboneConfig) -> BackboneConfig:
+def _of_task(config: BackboneConfig, of_data: Mapping[str, tuple[float, float]]) -> BackboneConfig:
     """For the checkpoint of a TorchGeo task on a model of timm's, the model and its weights."""
     path = Path(config.model)
     found = task_backbone(read_file(path), path) if path.is_file() else None
     if found is None or found.model in MODEL_NAMES:
         return config
+    mean, std = config.mean, config.std
+    if found.statistics is not None and not mean and not std:
+        # Those that are given for the data come first, as for models of this package.
+        mean = {b: m for b, m in found.statistics.mean.items() if b not in of_data}
+        std = {b: found.statistics.std[b] for b in mean}
     return replace(
         config,
         model=found.model,
@@ -155,8 +160,8 @@ def _of_task(config: BackboneConfig) -> BackboneConfig:
         weights=path,
         pretrained=False,
         model_args={**found.model_args, **(config.model_args or {})},
-        mean=config.mean or (None if found.statistics is None else dict(found.statistics.mean)),
-        std=config.std or (None if found.statistics is None else dict(found.statistics.std)),
+        mean=mean,
+        std=std,
     )
 
 
