@@ -24,21 +24,6 @@ type Bools = npt.NDArray[np.bool_]
 type Nodata = float | Sequence[float | None] | None
 
 
-def mark_invalid(
-    image: npt.NDArray[Any], valid: Bools, sensor: Sensor, nodata: Nodata = None
-) -> None:
-    """Mark pixels without data of a file whose numbers are in the sensor's unit.
-
-    Args:
-        image: Pixels (C, H, W), bands of one sensor.
-        valid: Where pixels are valid so far, (H, W); changed in place.
-        sensor: The sensor.
-        nodata: Nodata value of the file.
-    """
-    mark_nodata(image, valid, sensor, nodata)
-    mark_beyond_limits(image, valid, sensor)
-
-
 def mark_nodata(
     image: npt.NDArray[Any], valid: Bools, sensor: Sensor, nodata: Nodata = None
 ) -> None:
