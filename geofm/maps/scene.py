@@ -21,7 +21,14 @@ from geofm.grid import Grid
 from geofm.maps.placement import Placement
 from geofm.rasters import Address, open_raster
 from geofm.sensor_rasters import SensorBands
-from geofm.sensors import SENSORS, BandError, Sensor, check_bands, sensor_channels
+from geofm.sensors import (
+    SENSORS,
+    BandError,
+    Sensor,
+    check_bands,
+    date_columns,
+    sensor_channels,
+)
 from geofm.units import (
     BASELINE_OFFSET,
     DN_PER_REFLECTANCE,
@@ -415,9 +422,13 @@ class Scene:
 
     @property
     def dates(self) -> Tensor:
-        """Days of acquisition of S1 and S2 since 1970-01-01, int64 (2,); least int64 = unknown."""
+        """Days of acquisition since 1970-01-01, int64 (S,); the least int64 where unknown.
+
+        Columns are those of :func:`geofm.sensors.date_columns`.
+        """
         nat = np.datetime64('NaT', 'D')
-        days = [self.rasters[key].date if key in self.rasters else nat for key in SENSORS]
+        columns = date_columns(tuple(self._channels))
+        days = [self.rasters[key].date if key in self.rasters else nat for key in columns]
         return torch.from_numpy(np.array(days, 'datetime64[D]').astype(np.int64))
 
     def read(self, row: int, col: int, height: int, width: int) -> dict[str, Tensor]:

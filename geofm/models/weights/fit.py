@@ -13,11 +13,11 @@ from torch import Tensor
 from geofm.models.weights.files import CheckpointError
 from geofm.models.weights.layouts import architecture, fold_positions
 from geofm.models.weights.trust import one_line
-from geofm.sensors import RGB_BANDS, SENSORS, BandError, check_bands
+from geofm.sensors import RGB_BANDS, SENTINEL1, SENTINEL2, BandError, check_bands
 
 #: Bands of ViTs that come without names, by their number: Sentinel's, or those of a photograph.
 _KNOWN_BANDS: dict[int, tuple[str, ...]] = {
-    len(bands): bands for bands in (RGB_BANDS, *(s.band_names for s in SENSORS.values()))
+    len(bands): bands for bands in (RGB_BANDS, SENTINEL1.band_names, SENTINEL2.band_names)
 }
 
 _PATCH_EMBED = 'patch_embed.proj.weight'

@@ -48,8 +48,13 @@ def _side(value: Any) -> bool:
     return 1 <= len(sides) <= 2 and all(_integer(1, 16_384)(side) for side in sides)
 
 
+def _sensor(value: Any) -> bool:
+    # Looked up at each call: sensors may be registered at any time.
+    return type(value) is str and value in SENSORS
+
+
 def _sensors(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(_one_of(*SENSORS)(key) for key in value)
+    return isinstance(value, list | tuple) and all(_sensor(key) for key in value)
 
 
 def _layer(value: Any) -> bool:
@@ -71,7 +76,7 @@ MODEL_ARGS: dict[str, Callable[[Any], bool]] = {
     'reg_tokens': _integer(0, 1_024),
     'sensors': _sensors,
     'fusion': _one_of('linear', 'xattn', 'early'),
-    'query': _one_of(*SENSORS),
+    'query': _sensor,
     'nhead': _integer(1, 1_024),
     'nlayer': _integer(1, 128),
     'dropout': _number(0, 1),

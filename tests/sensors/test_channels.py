@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geofm.sensors import (
@@ -36,6 +36,7 @@ def test_indices_find_bands_by_name(bands: list[str]) -> None:
     assert [bands[i] for i in band_indices(wanted, bands)] == wanted
 
 
+@settings(deadline=None)  # torch.testing is imported at the first call.
 @given(some_bands)
 def test_statistics_follow_the_order_of_the_names(bands: list[str]) -> None:
     mean, std = band_statistics(bands)

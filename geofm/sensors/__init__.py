@@ -1,0 +1,80 @@
+"""What a sensor and a channel are: the one place that knows sensors, bands, units and statistics.
+
+Everywhere else a band is known by its name. Position in a tensor is a matter of the list of names
+that travels with it.
+"""
+
+from geofm.sensors.builtin import DEM, LANDSAT, RGB, SENTINEL1, SENTINEL2, SENTINEL2_L2A
+from geofm.sensors.channels import (
+    BANDS,
+    RGB_BANDS,
+    BandError,
+    band_indices,
+    band_statistics,
+    bands_of,
+    canonical_bands,
+    check_bands,
+    check_channels,
+    sensor_channels,
+    sensor_of,
+)
+from geofm.sensors.plain import SensorError
+from geofm.sensors.registry import (
+    CHANNELS,
+    DEFAULT_SENSORS,
+    SENSORS,
+    canonical_order,
+    date_columns,
+    load_sensors,
+    reference_sensor,
+    register_sensor,
+    register_sensors,
+    sensor,
+)
+from geofm.sensors.sensor import (
+    Band,
+    Drawing,
+    Histogram,
+    Quantity,
+    Range,
+    Sensor,
+    SensorPhotometry,
+)
+
+__all__ = [
+    'BANDS',
+    'CHANNELS',
+    'DEFAULT_SENSORS',
+    'DEM',
+    'LANDSAT',
+    'RGB',
+    'RGB_BANDS',
+    'SENSORS',
+    'SENTINEL1',
+    'SENTINEL2',
+    'SENTINEL2_L2A',
+    'Band',
+    'BandError',
+    'Drawing',
+    'Histogram',
+    'Quantity',
+    'Range',
+    'Sensor',
+    'SensorError',
+    'SensorPhotometry',
+    'band_indices',
+    'band_statistics',
+    'bands_of',
+    'canonical_bands',
+    'canonical_order',
+    'check_bands',
+    'check_channels',
+    'date_columns',
+    'load_sensors',
+    'reference_sensor',
+    'register_sensor',
+    'register_sensors',
+    'sensor',
+    'sensor_channels',
+    'sensor_of',
+]
