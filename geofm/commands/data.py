@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from rich.console import Console
@@ -11,7 +12,7 @@ from rich.text import Text
 from torch.utils.data import DataLoader
 
 from geofm.atomic import atomic_file
-from geofm.datasets import SEN12MSCR, SEN12MSCRTS, write_sample_data
+from geofm.datasets import SEN12MSCR, SEN12MSCRTS, write_sample_data, write_sample_scenes
 from geofm.datasets.catalogue.catalogue import JOBS, Catalogue, update_catalogue
 from geofm.datasets.catalogue.inspection import UNNAMED, look_at_values
 from geofm.datasets.catalogue.listing import Listing, list_scenes
@@ -30,16 +31,23 @@ from geofm.units import warn_of_unit, wrong_unit
 _LOOKED_AT = 64
 
 
-def sample_data(dest: Path, seed: int = 0) -> None:
-    """Write a small generated data set in the layout of SEN12MS-CR-TS.
+def sample_data(
+    dest: Path, seed: int = 0, layout: Literal['sen12mscrts', 'scenes', 'bands'] = 'sen12mscrts'
+) -> None:
+    """Write a small generated data set.
 
     It has land cover for evaluation. It is generated, not observed: no result on it is science.
 
     Args:
         dest: Folder to write to.
         seed: Seed of the landscape.
+        layout: Layout of the files: that of SEN12MS-CR-TS; or one folder per place, with an
+            elevation model, and one file per scene ('scenes') or per band ('bands').
     """
-    say(write_sample_data(dest, seed=seed))
+    if layout == 'sen12mscrts':
+        say(write_sample_data(dest, seed=seed))
+    else:
+        say(write_sample_scenes(dest, 'scene' if layout == 'scenes' else 'band', seed=seed))
 
 
 def index(

@@ -289,7 +289,7 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path, damage: str) -> None
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = writer._write_raster
+    write = writer.write_raster
     written = []
 
     def interrupted(path: Path, *args: Any) -> None:
@@ -298,7 +298,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.M
         if len(written) == 5:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(writer, '_write_raster', interrupted)
+    monkeypatch.setattr(writer, 'write_raster', interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_sample_data(tmp_path / 'new' / 'data', DEFAULT_ROIS[:1], size=16)
     assert len(written) == 5

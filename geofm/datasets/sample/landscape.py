@@ -28,6 +28,8 @@ _FIELD_SURFACES = np.array(
 _REFERENCE = 512
 _RELIEF = 170.0
 _DISTRICT = 120.0
+# Mean and standard deviation of the elevation, in metres.
+_MEAN_ELEVATION, _ELEVATION_RANGE = 240.0, 45.0
 # More than the fields of a district along either axis.
 _FIELDS = 4096
 
@@ -49,6 +51,7 @@ class Landscape:
         vigour: What the green fraction of each pixel departs from its unit's, of shape (H, W).
         backscatter: What the backscatter of each pixel departs from its unit's, in dB, (H, W).
         slope: How much each pixel faces south, of shape (H, W), of standard deviation 1 on land.
+        elevation: Height above sea level of each pixel in metres, of shape (H, W).
     """
 
     land_cover: npt.NDArray[np.uint8]
@@ -60,6 +63,7 @@ class Landscape:
     vigour: Floats
     backscatter: Floats
     slope: Floats
+    elevation: Floats
 
 
 def smooth_noise(
@@ -261,6 +265,7 @@ class _Painter:
             vigour=vigour.astype(np.float32),
             backscatter=backscatter.astype(np.float32),
             slope=self._slope(),
+            elevation=(_MEAN_ELEVATION + _ELEVATION_RANGE * self.relief).astype(np.float32),
         )
 
 

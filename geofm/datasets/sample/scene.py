@@ -18,12 +18,13 @@ from geofm.sensors import SENTINEL2
 #: Equivalent number of looks of a Sentinel-1 IW GRD product in high resolution.
 LOOKS = 4.4
 
-# Centre wavelengths in micrometres and native pixel sizes in metres of Sentinel-2's bands (ESA).
+# Centre wavelengths in micrometres of Sentinel-2's bands (ESA).
 _WAVELENGTH = np.array(
     [0.443, 0.490, 0.560, 0.665, 0.705, 0.740, 0.783, 0.842, 0.865, 0.945, 1.375, 1.610, 2.190],
     np.float32,
 )
-_PIXEL_SIZE = (60, 10, 10, 10, 20, 20, 20, 10, 20, 60, 60, 20, 20)
+#: Native pixel sizes in metres of Sentinel-2's bands (ESA).
+NATIVE_PIXEL_SIZES = (60, 10, 10, 10, 20, 20, 20, 10, 20, 60, 60, 20, 20)
 # Brightness of a thick cloud of water droplets, relative to the blue band: white up to the near
 # infrared, dark where water absorbs.
 _CLOUD = np.array(
@@ -154,7 +155,7 @@ def sentinel2(
     opacity, shadow = _clouds(rng, shape, cover)
     light *= gain * (1 - 0.55 * shadow)
     top = 9500 * (0.75 + 0.35 * rng.random()) * (1 + 0.13 * smooth_noise(rng, shape, 30, 2))
-    for band, (pixels, size) in enumerate(zip(image, _PIXEL_SIZE, strict=True)):
+    for band, (pixels, size) in enumerate(zip(image, NATIVE_PIXEL_SIZES, strict=True)):
         pixels *= light * (vapour if band == _WATER_VAPOUR else 1)
         pixels += haze[band] if band != _CIRRUS else 0
         pixels += opacity * (_CLOUD[band] * top - pixels)

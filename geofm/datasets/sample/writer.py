@@ -1,8 +1,6 @@
 """Writing generated sample data as a tree of files laid out like SEN12MS-CR-TS."""
 
 import csv
-import datetime
-import json
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -10,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-import rasterio
 from rich.progress import track
 
 from geofm import __version__
@@ -20,6 +15,13 @@ from geofm.atomic import atomic_folder
 from geofm.datasets.catalogue.scan import PairKey, SceneName
 from geofm.datasets.regions import Roi, region_of
 from geofm.datasets.sample.classes import LAND_COVER
+from geofm.datasets.sample.files import (
+    date_in_2018,
+    read_same_data,
+    write_land_cover,
+    write_manifest,
+    write_raster,
+)
 from geofm.datasets.sample.landscape import draw_landscape
 from geofm.datasets.sample.plan import (
     DEFAULT_ROIS,
@@ -29,9 +31,7 @@ from geofm.datasets.sample.plan import (
     randomness,
 )
 from geofm.datasets.sample.scene import draw_region, sentinel1, sentinel2
-from geofm.grid import Grid
 
-MANIFEST = 'sample.json'
 SCENES = 'scenes.csv'
 SCENE_COLUMNS = ('season', 'roi', 'patch', 'time_step', 's1_date', 's2_date', 'cloud_cover')
 
@@ -122,14 +122,13 @@ def write_sample_data(
         'size': size,
     }
     if dest.is_file() or (dest.is_dir() and any(dest.iterdir())):
-        return _summary(dest, _same_data(dest, wanted), reused=True)
+        return _summary(dest, read_same_data(dest, wanted), reused=True)
     with atomic_folder(dest) as part:
         steps = _write_tree(part, rois, patches_per_roi, time_steps, size, seed)
         for _ in track(steps, 'Sample data', total=len(rois) * time_steps):
             pass
         _write_source(part, wanted)
-        manifest = {**wanted, 'files': _sizes(part)}
-        (part / MANIFEST).write_text(json.dumps(manifest, indent=1) + '\n')
+        manifest = write_manifest(part, wanted)
     return _summary(dest, manifest, reused=False)
 
 
@@ -164,34 +163,6 @@ def _check(
     for name, value, lowest, highest in limits:
         if not lowest <= value <= highest:
             raise ValueError(f'{name} must be {lowest} to {highest}, got {value}')
-
-
-def _same_data(dest: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Manifest of the data at *dest*, if they are those wanted and complete."""
-    advice = 'nothing was written: choose another folder, or delete this one'
-    try:
-        found = json.loads((dest / MANIFEST).read_text())
-        files = found.pop('files')
-    except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError(f'{dest}: there already, and not sample data of geofm; {advice}') from None
-    if found != wanted:
-        other = {k: v for k, v in found.items() if v != wanted.get(k)}
-        raise ValueError(f'{dest}: sample data made otherwise ({other}); {advice}')
-    if broken := [name for name, size in files.items() if _size(dest / name) != size]:
-        raise ValueError(
-            f'{dest}: sample data with {len(broken)} files missing or changed, e.g. {broken[0]}; '
-            f'{advice}'
-        )
-    return {**found, 'files': files}
-
-
-def _size(path: Path) -> int | None:
-    return path.stat().st_size if path.is_file() else None
-
-
-def _sizes(root: Path) -> dict[str, int]:
-    files = sorted(path for path in root.rglob('*') if path.is_file())
-    return {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
 
 
 def _summary(dest: Path, manifest: dict[str, Any], reused: bool) -> SampleDataSummary:
@@ -242,54 +213,20 @@ def _write_roi(
     region = draw_region(randomness(seed, roi, 1))
     for patch in patches:
         land_cover = landscape.land_cover[None, patch.rows, patch.cols]
-        _write_land_cover(land_cover_path(root, roi, patch.number), land_cover, patch.grid)
+        write_land_cover(land_cover_path(root, roi, patch.number), land_cover, patch.grid)
     for step, date in enumerate(dates_of(randomness(seed, roi, 2), time_steps)):
         s1 = sentinel1(randomness(seed, roi, 3, step), landscape, region, date.s1)
         s2, cloudy = sentinel2(
             randomness(seed, roi, 4, step), landscape, region, date.s2, date.cover
         )
-        days = {'s1': _day(date.s1), 's2': _day(date.s2)}
+        days = {'s1': date_in_2018(date.s1), 's2': date_in_2018(date.s2)}
         rows: list[tuple[object, ...]] = []
         for patch in patches:
             key = PairKey(*roi, patch.number, step)
             for sensor, image in (('s1', s1), ('s2', s2)):
                 name = SceneName(sensor, key, days[sensor])
                 path = root / name.folder / name.filename
-                _write_raster(path, image[:, patch.rows, patch.cols], patch.grid)
+                write_raster(path, image[:, patch.rows, patch.cols], patch.grid)
             cover = round(float(cloudy[patch.rows, patch.cols].mean()), 4)
             rows.append((*key, *days.values(), cover))
         yield rows
-
-
-def _day(day: int) -> datetime.date:
-    return datetime.date(2018, 1, 1) + datetime.timedelta(days=day - 1)
-
-
-def _write_raster(path: Path, image: npt.NDArray[Any], grid: Grid) -> None:
-    """Write a GeoTIFF as those of SEN12MS-CR-TS are: not compressed, pixel by pixel, no nodata."""
-    with _create(path, image, grid) as dst:
-        dst.write(image)
-
-
-def _write_land_cover(path: Path, image: npt.NDArray[np.uint8], grid: Grid) -> None:
-    """Write a land-cover map with its colours, and its classes as tags."""
-    with _create(path, image, grid) as dst:
-        dst.write(image)
-        dst.write_colormap(1, {i: (*c.color, 255) for i, c in enumerate(LAND_COVER)})
-        dst.update_tags(**{f'CLASS_{i}': c.name for i, c in enumerate(LAND_COVER)})
-
-
-def _create(path: Path, image: npt.NDArray[Any], grid: Grid) -> Any:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return rasterio.open(
-        path,
-        'w',
-        driver='GTiff',
-        count=len(image),
-        height=grid.height,
-        width=grid.width,
-        dtype=image.dtype,
-        crs=grid.crs,
-        transform=grid.transform,
-        interleave='pixel',
-    )

@@ -1,0 +1,169 @@
+"""Sample data as an archive of scenes: not in the layout of SEN12MS-CR-TS, and with elevation."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+from rasterio.warp import transform
+from rich.progress import track
+
+from geofm import __version__
+from geofm.atomic import atomic_folder
+from geofm.datasets.regions import Roi, region_of
+from geofm.datasets.sample.classes import LAND_COVER
+from geofm.datasets.sample.files import (
+    date_in_2018,
+    read_same_data,
+    write_land_cover,
+    write_manifest,
+    write_raster,
+)
+from geofm.datasets.sample.landscape import draw_landscape
+from geofm.datasets.sample.plan import DEFAULT_ROIS, dates_of, patches_of, randomness
+from geofm.datasets.sample.scene import NATIVE_PIXEL_SIZES, draw_region, sentinel1, sentinel2
+from geofm.grid import Grid
+from geofm.sensors import SENSORS
+
+#: One file per scene, or one file per band at the band's own pixel size.
+SceneFiles = Literal['scene', 'band']
+
+#: Pixel size of the elevation model in units of Sentinel-2's 10 m.
+_DEM_FACTOR = 3
+
+#: All pixel sizes divide a scene into whole pixels if its side is a multiple of this.
+_STEP = 6
+
+_FORMAT = 1
+_SOURCE = """\
+GENERATED DATA, not measurements: no result on them says anything about the Earth.
+
+Written by geofm {version} (scenes format {format}, seed {seed}).
+
+{places} places, {dates} dates each, {size} x {size} pixels of 10 m in UTM.
+PLACE/s1_DATE.tif        VV and VH in dB
+PLACE/s2_DATE.tif        13 bands of Level-1C digital numbers, or one file per band
+PLACE/dem.tif            elevation in metres, pixels of 30 m
+PLACE/land_cover.tif     {classes}
+"""
+
+
+def write_sample_scenes(
+    dest: str | os.PathLike[str],
+    files: SceneFiles = 'scene',
+    rois: Sequence[Roi] = DEFAULT_ROIS[:6],
+    dates: int = 3,
+    size: int = 480,
+    seed: int = 0,
+) -> Path:
+    """Write generated scenes of Sentinel-1 and Sentinel-2, an elevation model and land cover.
+
+    The landscapes are those of :func:`~geofm.datasets.write_sample_data`, as one folder per place
+    and in the place's UTM zone. The same arguments give the same bytes.
+
+    Args:
+        dest: Folder to write. If it holds the same data already, nothing is written.
+        files: 'scene': all bands of a scene in one file, on one grid; 'band': one file per band,
+            those of Sentinel-2 with pixels of 10, 20 or 60 m.
+        rois: Regions of interest, of those on the official list of SEN12MS-CR-TS.
+        dates: Number of dates of each sensor and place, 1 to 30.
+        size: Height and width of a scene in pixels of 10 m, a multiple of 6.
+        seed: Seed of all that is random.
+
+    Returns:
+        The folder.
+
+    Raises:
+        ValueError: If an argument is out of range, or *dest* holds anything else.
+    """
+    if size < _STEP * 8 or size % _STEP:
+        raise ValueError(f'size must be a multiple of {_STEP}, {_STEP * 8} or more, not {size}')
+    if not 1 <= dates <= 30:
+        raise ValueError(f'dates must be 1 to 30, not {dates}')
+    dest = Path(dest)
+    names = [f'{season}/{roi}' for season, roi in rois]
+    made_with = {
+        'scenes_format': _FORMAT,
+        'seed': seed,
+        'files_per': files,
+        'rois': names,
+        'dates': dates,
+        'size': size,
+    }
+    if dest.is_file() or (dest.is_dir() and any(dest.iterdir())):
+        read_same_data(dest, made_with)
+        return dest
+    with atomic_folder(dest) as part:
+        for roi in track(rois, 'Sample scenes'):
+            _write_place(part, roi, files, dates, size, seed)
+        classes = ', '.join(f'{i} {c.name}' for i, c in enumerate(LAND_COVER))
+        text = _SOURCE.format(
+            version=__version__,
+            format=_FORMAT,
+            seed=seed,
+            places=len(rois),
+            dates=dates,
+            size=size,
+            classes=classes,
+        )
+        (part / 'SOURCE.txt').write_text(text)
+        write_manifest(part, made_with)
+    return dest
+
+
+def _write_place(root: Path, roi: Roi, files: SceneFiles, dates: int, size: int, seed: int) -> None:
+    """Write all files of a place."""
+    season, number = roi
+    folder = root / f'{region_of(*roi)}_{season.removeprefix("ROIs")}_{number}'
+    grid = _utm_grid(roi, size)
+    landscape = draw_landscape(randomness(seed, roi, 0), (size, size))
+    region = draw_region(randomness(seed, roi, 1))
+    write_land_cover(folder / 'land_cover.tif', landscape.land_cover[None], grid)
+    elevation = _coarser(landscape.elevation, _DEM_FACTOR)
+    write_raster(folder / 'dem.tif', elevation[None], _coarser_grid(grid, _DEM_FACTOR))
+    for step, date in enumerate(dates_of(randomness(seed, roi, 2), dates)):
+        s1 = sentinel1(randomness(seed, roi, 3, step), landscape, region, date.s1)
+        s2, _ = sentinel2(randomness(seed, roi, 4, step), landscape, region, date.s2, date.cover)
+        for sensor, image, day in (('s1', s1, date.s1), ('s2', s2, date.s2)):
+            stem = f'{sensor}_{date_in_2018(day):%Y%m%d}'
+            bands = SENSORS[sensor].band_names
+            if files == 'scene':
+                write_raster(folder / f'{stem}.tif', image, grid, bands)
+                continue
+            factors = [1] * len(bands)
+            if sensor == 's2':
+                factors = [pixels // 10 for pixels in NATIVE_PIXEL_SIZES]
+            for band, pixels, factor in zip(bands, image, factors, strict=True):
+                values = _coarser(pixels, factor)[None]
+                write_raster(folder / f'{stem}_{band}.tif', values, _coarser_grid(grid, factor))
+
+
+def _utm_grid(roi: Roi, size: int) -> Grid:
+    """Grid of a place: pixels of 10 m in the UTM zone of its north-west corner."""
+    corner = patches_of(roi, 1, 1)[0].grid.transform
+    zone = int((corner.c + 180) // 6) + 1
+    crs = CRS.from_epsg(32600 + zone)
+    xs, ys = transform('EPSG:4326', crs, [corner.c], [corner.f])
+    left, top = (round(value / 60) * 60 for value in (xs[0], ys[0]))
+    return Grid(crs, Affine(10, 0, left, 0, -10, top), size, size)
+
+
+def _coarser_grid(grid: Grid, factor: int) -> Grid:
+    """The same ground in larger pixels."""
+    transform = grid.transform @ Affine.scale(factor)
+    return Grid(grid.crs, transform, grid.height // factor, grid.width // factor)
+
+
+def _coarser(image: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
+    """Means of blocks of pixels, in the type of the image."""
+    if factor == 1:
+        return image
+    height, width = (side // factor for side in image.shape)
+    blocks = image.reshape(height, factor, width, factor).mean(axis=(1, 3))
+    if image.dtype.kind in 'iu':
+        blocks = np.rint(blocks)
+    return blocks.astype(image.dtype)
