@@ -6,36 +6,33 @@ from typing import Any, SupportsIndex
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 import torch
 from rasterio.windows import Window
 from torch.utils.data import Dataset
 from torchgeo.datasets.utils import Sample
 
 from geofm.datasets.catalogue.shared_array import SharedArray
-from geofm.datasets.pairs.dataset import MOST_SKIPPED, PairDataset
+from geofm.datasets.pairs.dataset import MOST_SKIPPED, MatchedDataset
 from geofm.datasets.pairs.reading import BrokenFileError
-from geofm.datasets.pairs.table import PLACE, pixel_size
-from geofm.grid import ALIGNMENT_TOLERANCE
 
 #: Entries of a sample that differ between dates.
 DATED = ('image', 'valid', 'dates')
 
 
 class MultiDate(Dataset[Sample]):
-    """k dates of each patch of SEN12MS-CR-TS: season as an augmentation.
+    """k dates of each place: season as an augmentation.
 
-    A sample is a place and not a pair, so an epoch sees each place once, at k of its dates. These
+    A sample is a place and not a match, so an epoch sees each place once, at k of its dates. These
     are drawn at random from PyTorch's generator, in random order and none twice; of a place
     with fewer than k dates, all are taken and repeated. All dates of a place lie on one grid:
-    should the files of a patch lie on several, each of these is a place of its own.
+    should the files of a place lie on several, each of these is a place of its own.
 
     Attributes:
-        dataset: The pairs.
+        dataset: What is read, of which each place has one or more matches.
         n_dates: Number of dates in a sample.
     """
 
-    def __init__(self, dataset: PairDataset, n_dates: int) -> None:
+    def __init__(self, dataset: MatchedDataset, n_dates: int) -> None:
         """Initialize a new MultiDate instance.
 
         Args:
@@ -49,7 +46,7 @@ class MultiDate(Dataset[Sample]):
             raise ValueError(f'n_dates must be at least 1, got {n_dates}')
         self.dataset = dataset
         self.n_dates = n_dates
-        numbers = _places(dataset.pairs.records)
+        numbers = dataset.matches.places()
         # Pairs of a place side by side: place i has pairs order[starts[i]:starts[i + 1]].
         order = np.argsort(numbers, kind='stable')
         self._order = SharedArray(order.astype(np.int32))
@@ -116,9 +113,9 @@ class MultiDate(Dataset[Sample]):
 
             * image: float32 (k, C, H, W)
             * valid: bool (k, H, W)
-            * dates: int64 (k, 2)
+            * dates: int64 (k, S)
             * index: int64 (), number of the place
-            * pairs: int64 (k,), numbers of the pairs
+            * pairs: int64 (k,), numbers of the matches
 
         Raises:
             IndexError: If there is no such place.
@@ -156,10 +153,8 @@ class MultiDate(Dataset[Sample]):
 
     def _another(self, position: int) -> int:
         """Another place of the same size, drawn at random."""
-        records = self.dataset.pairs.records[self._order.array[self._starts.array[:-1]]]
-        like = (records['height'] == records['height'][position]) & (
-            records['width'] == records['width'][position]
-        )
+        sizes = self.dataset.matches.sizes(self._order.array[self._starts.array[:-1]])
+        like = (sizes == sizes[position]).all(axis=1)
         places = np.flatnonzero(like)
         return int(places[int(torch.randint(len(places), ()))])
 
@@ -176,20 +171,3 @@ class MultiDate(Dataset[Sample]):
         """
         first = {key: sample[key][0] for key in DATED if key in sample}
         return self.dataset.plot({**sample, **first}, *args, **kwargs)
-
-
-def _places(records: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
-    """Number of the place of each pair, from 0, in the order in which places first occur."""
-    transforms = records['transform']
-    columns = pd.DataFrame({name: records[name] for name in PLACE})
-    patch = columns.groupby(list(PLACE), sort=False).ngroup().to_numpy()
-    first = np.unique(patch, return_index=True)[1][patch]
-    pixel = pixel_size(transforms[first])[:, None]
-    # Files of one grid differ by rounding alone: by less than the tolerance from the first one.
-    off = (transforms - transforms[first]) / pixel
-    keys = pd.DataFrame(np.round(off / ALIGNMENT_TOLERANCE / 2).astype(np.int64))
-    keys['patch'] = patch
-    for column in ('epsg', 'height', 'width'):
-        keys[column] = records[column]
-    numbers = keys.groupby(list(keys.columns), sort=False).ngroup()
-    return np.asarray(numbers, dtype=np.int64)

@@ -13,7 +13,7 @@ from geofm.datasets.catalogue.listing import Listing, list_scenes, sound
 from geofm.datasets.catalogue.memory import give_back
 from geofm.datasets.catalogue.scan import Reason
 from geofm.datasets.catalogue.scenes import Rows, Scenes
-from geofm.datasets.pairs.dataset import OnError, PairDataset
+from geofm.datasets.pairs.dataset import MatchedDataset, OnError
 from geofm.datasets.pairs.pairing import AnyPairing, Pairing, pair_scenes
 from geofm.datasets.pairs.table import MIN_OVERLAP, Draft, PairTable, Period, check_overlap
 from geofm.datasets.regions import REGIONS, Roi, Split, split_of
@@ -34,7 +34,7 @@ class EmptySplitError(ValueError):
     """The tree holds no pair of the split and regions asked for."""
 
 
-class SEN12MSCRTS(PairDataset):
+class SEN12MSCRTS(MatchedDataset):
     """SEN12MS-CR-TS: co-registered Sentinel-1 and Sentinel-2 time series.
 
     `SEN12MS-CR-TS <https://patricktum.github.io/cloud_removal/sen12mscrts/>`__ has 53 regions of
@@ -84,6 +84,7 @@ class SEN12MSCRTS(PairDataset):
         split: The split.
     """
 
+    all_bands = BANDS
     filename_glob = '*.tif'
     _res = (PIXEL_SIZE, PIXEL_SIZE)
     #: First and last day of all pairs, if names do not say when they were taken.
@@ -156,6 +157,7 @@ class SEN12MSCRTS(PairDataset):
         self.split = split
         self.regions = None if regions is None else tuple(regions)
         self.sensors = _check_sensors(sensors)
+        self.reference = self.sensors[-1]
         self.bands = _bands_of(self.sensors, bands)
         for name, value, known in (
             ('pairing', pairing, get_args(Pairing)),
@@ -175,7 +177,7 @@ class SEN12MSCRTS(PairDataset):
         self.max_cloud_cover = max_cloud_cover
         self.dates = None if dates is None else _check_dates(dates)
         self.catalogue = catalogue
-        self.pairs = self._scan()
+        self.matches = self._scan()
         give_back()
 
     @property

@@ -1,1 +1,1 @@
-"""Which Sentinel-1 file goes with which Sentinel-2 file, and reading both on one grid."""
+"""Which files of several sensors show the same ground, and reading them on one grid."""

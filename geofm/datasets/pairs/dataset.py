@@ -1,4 +1,4 @@
-"""Pairs of Sentinel-1 and Sentinel-2 files as a TorchGeo data set, each read on its own grid."""
+"""Files of several sensors as a TorchGeo data set, matched and read on the grid of one of them."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -22,14 +22,13 @@ from geofm.datasets.catalogue.footprints import SEARCH_CRS
 from geofm.datasets.catalogue.scan import Skipped
 from geofm.datasets.pairs.failures import FailureLog
 from geofm.datasets.pairs.intersection import PairIntersection
-from geofm.datasets.pairs.reading import BrokenFileError, read_file, refuse_empty
+from geofm.datasets.pairs.matches import Extent, MatchTable
+from geofm.datasets.pairs.reading import BrokenFileError, Place, Target, read_file, refuse_empty
 from geofm.datasets.pairs.search import FrameSearch, TableSearch, best_pair
-from geofm.datasets.pairs.table import PairTable
 from geofm.datasets.plot import plot_pair
-from geofm.grid import Grid
 from geofm.lonlat import CIRCLE, near
 from geofm.sensor_rasters import MOST_VALUES
-from geofm.sensors import BANDS, RGB_BANDS, SENSORS, sensor_channels
+from geofm.sensors import RGB_BANDS, SENSORS, sensor_channels
 
 #: What to do about a file that cannot be read any more.
 OnError = Literal['raise', 'skip']
@@ -38,33 +37,36 @@ OnError = Literal['raise', 'skip']
 MOST_SKIPPED = 10
 
 
-class PairDataset(GeoDataset):
-    """Pairs of a table; which they are, a subclass finds out.
+class MatchedDataset(GeoDataset):
+    """Observations of several sensors that show the same ground, read on the grid of one of them.
 
-    The table is made of arrays that worker processes share, see
-    :class:`geofm.datasets.pairs.table.PairTable`.
+    Which observations match, a subclass finds out. The table of the matches is made of arrays that
+    worker processes share, see :class:`geofm.datasets.pairs.matches.MatchTable`.
 
     Attributes:
-        pairs: The table. A subclass sets it.
-        sensors: Sensors of a sample.
+        matches: The table. A subclass sets it.
+        sensors: Sensors of a sample, in canonical order.
+        reference: The sensor that gives the grid.
         bands: Names of the channels of 'image'.
+        allow_missing: Sensors that a sample may lack. If there are any, samples have 'present'.
         transforms: Applied to each sample, last.
         on_error: What is done about a file that cannot be read.
         skipped: The files left out, by reason.
     """
 
-    all_bands = BANDS
     rgb_bands = RGB_BANDS
     cmap = 'tab20'
 
-    pairs: PairTable
+    matches: MatchTable
     sensors: tuple[str, ...]
+    reference: str
     bands: tuple[str, ...]
+    allow_missing: tuple[str, ...] = ()
 
     def __init__(
         self, transforms: Callable[[Sample], Sample] | None = None, on_error: OnError = 'raise'
     ) -> None:
-        """Initialize a new PairDataset instance.
+        """Initialize a new MatchedDataset instance.
 
         Args:
             transforms: Applied to each sample, last.
@@ -88,14 +90,19 @@ class PairDataset(GeoDataset):
             state['skipped'] = Skipped()
         return state
 
+    @property
+    def pairs(self) -> Any:
+        """The table of the matches, under the name of data sets of two sensors."""
+        return self.matches
+
     def __and__(self, other: GeoDataset) -> PairIntersection:
-        """Join the pairs with another data set, such as a raster of labels.
+        """Join the matches with another data set, such as a raster of labels.
 
         Args:
             other: A RasterDataset or VectorDataset.
 
         Returns:
-            Both, read on the grid of each pair.
+            Both, read on the grid of each match.
 
         Raises:
             RuntimeError: If the data sets have no ground or no time in common.
@@ -104,31 +111,31 @@ class PairDataset(GeoDataset):
         return PairIntersection(self, other)
 
     def __len__(self) -> int:
-        """Number of pairs."""
-        return len(self.pairs)
+        """Number of samples."""
+        return len(self.matches)
 
     @property
     def index(self) -> gpd.GeoDataFrame:
-        """One row a pair, sorted by season, ROI, patch and time step.
+        """One row per sample, matches of one place next to each other.
 
         It is made when it is first asked for, as TorchGeo's samplers do, and is not needed to read
-        pairs. Columns as in :meth:`geofm.datasets.pairs.table.PairTable.frame`: the geometry is the
-        outline of the S2 file, the interval reaches from the earlier to the later of both days. To
-        change it, set another one: its rows are then the pairs.
+        samples by number. Columns as in the ``frame`` method of :attr:`matches`: the geometry is
+        the outline of the grid, the interval reaches from the earliest to the latest day. To change
+        it, set another one: its rows are then the samples.
         """
         if self._frame is None:
-            self._frame = self.pairs.frame(self._crs)
+            self._frame = self.matches.frame(self._crs)
         return self._frame
 
     @index.setter
     def index(self, frame: gpd.GeoDataFrame) -> None:
-        self.pairs = PairTable.of_frame(frame)
+        self.matches = self.matches.select(frame)
         self._frame, self._is_set = frame, True
         self._search_in(frame.crs)
 
     @property
     def crs(self) -> pyproj.CRS:
-        """CRS of the index. Pairs are read in their own, whatever this is."""
+        """CRS of the index. Samples are read in their own, whatever this is."""
         return self._crs
 
     @crs.setter
@@ -146,7 +153,7 @@ class PairDataset(GeoDataset):
 
     @property
     def bounds(self) -> tuple[slice, slice, slice]:
-        """Bounds of all pairs: x, y and time."""
+        """Bounds of all samples: x, y and time."""
         if self._bounds is None:
             left, bottom, right, top = self._searched().bounds
             start, stop = self._searched().spans(np.arange(len(self)))
@@ -159,7 +166,7 @@ class PairDataset(GeoDataset):
 
     @property
     def failures(self) -> int:
-        """Number of pairs that could not be read and were replaced, by all processes that read."""
+        """Number of samples that could not be read and were replaced, in all processes."""
         return 0 if self._failures is None else len(self._failures.read())
 
     def failed(self, start: int = 0) -> list[str]:
@@ -177,45 +184,45 @@ class PairDataset(GeoDataset):
         """Files behind a sample.
 
         Args:
-            index: Number of the pair, 'index' of the sample.
+            index: Number of the sample, its 'index'.
 
         Returns:
             The files of its sensors.
 
         Raises:
-            IndexError: If there is no such pair.
+            IndexError: If there is no such sample.
         """
         position = self._position(index)
-        paths = [self.pairs.path(position, sensor) for sensor in self.sensors]
-        return [Path(path) for path in paths if path is not None]
+        paths = (self.matches.paths(position, sensor) for sensor in self.sensors)
+        return [Path(path) for files in paths for path in files]
 
     def shape_of(self, index: SupportsIndex) -> tuple[int, int]:
-        """Size of a pair.
+        """Size of a sample.
 
         Args:
-            index: Number of the pair.
+            index: Number of the sample.
 
         Returns:
             Height and width in pixels.
         """
-        record = self.pairs.records[self._position(index)]
-        return int(record['height']), int(record['width'])
+        extent = self.matches.scene(self._position(index))[2]
+        return extent.height, extent.width
 
     def __getitem__(self, index: SupportsIndex | GeoSlice) -> Sample:
-        """Read a pair by its number or by place and time.
+        """Read a sample by its number or by place and time.
 
-        Among the pairs that a slice touches in space and time, the one is read that it overlaps
-        most in space; of several (the time steps of a patch) the one whose interval is most
+        Among the samples that a slice touches in space and time, the one is read that it overlaps
+        most in space; of several (the dates of a place) the one whose interval is most
         like the slice's (intersection over union); of several still, the first in the index. So
-        the bounds and interval of a row of the index give its own patch, whole.
+        the bounds and interval of a row of the index give its own sample, whole.
 
-        The box is projected into the CRS of that patch and read as a window of the nearest whole
-        number of pixels (one at least), placed at the nearest pixel and clipped to the patch:
-        nothing is resampled. A box of k x k pixels gives k x k in patches in EPSG:4326, and fewer
-        or more in a patch in UTM, whose pixels are not squares of degrees.
+        The box is projected into the CRS of that sample and read as a window of the nearest whole
+        number of pixels (one at least), placed at the nearest pixel and clipped to the
+        sample: nothing is resampled. A box of k x k pixels gives k x k in samples in the CRS of the
+        index, and fewer or more elsewhere, e.g. in UTM, whose pixels are not squares of degrees.
 
         Args:
-            index: Number of the pair, or [xmin:xmax, ymin:ymax, tmin:tmax] in the CRS of the
+            index: Number of the sample, or [xmin:xmax, ymin:ymax, tmin:tmax] in the CRS of the
                 dataset. Of longitudes, xmax may be beyond 180, or less than xmin: the box then
                 crosses 180 degrees.
 
@@ -223,7 +230,7 @@ class PairDataset(GeoDataset):
             The sample, see :meth:`read_pair`.
 
         Raises:
-            IndexError: If there is no such pair.
+            IndexError: If there is no such sample.
             ValueError: If the slice has a step that is not the resolution of the dataset, or a
                 file cannot be read.
         """
@@ -233,7 +240,7 @@ class PairDataset(GeoDataset):
         for axis, given, own in (('x', x.step, self.res[0]), ('y', y.step, self.res[1])):
             if given is not None and given != own:
                 raise ValueError(
-                    f'{axis} step {given} asks for resampling, but patches are read on their own '
+                    f'{axis} step {given} asks for resampling, but samples are read on their own '
                     f'grid: leave the step away and resample the sample'
                 )
         box = (x.start, y.start, x.stop, y.stop)
@@ -244,28 +251,33 @@ class PairDataset(GeoDataset):
         return self.read_pair(position, self._window(position, box))
 
     def read_pair(self, position: int, window: Window | None = None) -> Sample:
-        """Read a pair, or a window of it, on the grid of its S2 file.
+        """Read a sample, or a window of it, on the grid of its reference file.
 
         Args:
-            position: Number of the pair, a row of the index.
-            window: Window of the S2 file, in whole pixels; all of it by default.
+            position: Number of the sample, a row of the index.
+            window: Window of the sample, in whole pixels; all of it by default.
 
         Returns:
             A dictionary of tensors:
 
-            * image: float32 (C, H, W), S1 in dB and S2 in DN, channels as in :attr:`bands`
-            * valid: bool (H, W), True where both sensors have data, by the rule of
+            * image: float32 (C, H, W), in the unit of each sensor, channels as in :attr:`bands`;
+              0 in the channels of a sensor that the sample lacks
+            * valid: bool (H, W), True where all sensors that are there have data, by the rule of
               :mod:`geofm.validity` and the masks of the files. Values elsewhere mean nothing and
               may be NaN.
-            * dates: int64 (2,), the days of S1 and S2 since 1970-01-01
-            * bounds: float64 (4,), left, bottom, right, top in the CRS of the patch
+            * dates: int64 (S,), days since 1970-01-01, one per sensor of the table of the matches
+            * present: bool (S,), one per sensor of :attr:`sensors`: whether the sample has it.
+              Only if :attr:`allow_missing` names any.
+            * bounds: float64 (4,), left, bottom, right, top in the CRS of the sample
             * transform: float64 (6,), affine coefficients a, b, c, d, e, f
             * crs: int64 (), EPSG code
-            * index: int64 (), number of the pair that was read, for :meth:`files_of`
+            * index: int64 (), number of the sample that was read, for :meth:`files_of`
+
+            Without 'bounds', 'transform' and 'crs' where the files are not georeferenced.
 
         Raises:
-            IndexError: If there is no such pair.
-            ValueError: If the window is not inside the patch or too large, or a file cannot be
+            IndexError: If there is no such sample.
+            ValueError: If the window is not inside the sample or too large, or a file cannot be
                 read.
         """
         position = self._position(position)
@@ -287,19 +299,16 @@ class PairDataset(GeoDataset):
         self._failures.add(error.path)
 
     def _another(self, position: int) -> int:
-        """Another pair of the same size, drawn at random."""
-        records = self.pairs.records
-        like = np.flatnonzero(
-            (records['height'] == records['height'][position])
-            & (records['width'] == records['width'][position])
-        )
+        """Another sample of the same size, drawn at random."""
+        sizes = self.matches.sizes(slice(None))
+        like = np.flatnonzero((sizes == sizes[position]).all(axis=1))
         return int(like[int(torch.randint(len(like), ()))])
 
     def read_or_raise(self, position: int, window: Window | None = None) -> Sample:
-        """Read this pair and no other, whatever is to be done about errors.
+        """Read this sample and no other, whatever is to be done about errors.
 
         Args:
-            position: Number of the pair.
+            position: Number of the sample.
             window: As of :meth:`read_pair`.
 
         Returns:
@@ -307,53 +316,74 @@ class PairDataset(GeoDataset):
 
         Raises:
             BrokenFileError: If a file cannot be read; a ValueError.
-            ValueError: If the window is not inside the patch, or too large.
+            ValueError: If the window is not inside the sample, or too large.
         """
-        grid, epsg = self.pairs.grid(position)
-        paths = {sensor: self.pairs.path(position, sensor) for sensor in self.sensors}
-        # S2, where it is read, gives the grid.
-        main = max(paths)
-        is_whole = window is None
-        if window is None:
-            window = Window(0, 0, grid.width, grid.height)
-        elif not _is_inside(window, grid):
+        scene, epsg, extent = self.matches.scene(position)
+        if window is not None:
+            extent = self._part(position, extent, window)
+        if len(self.bands) * extent.height * extent.width > MOST_VALUES:
             raise ValueError(
-                f'{paths[main]}: {window} is not made of whole pixels inside {grid.height} rows '
-                f'and {grid.width} columns'
+                f'{self._name(position)}: {extent.height} x {extent.width} pixels of '
+                f'{len(self.bands)} bands are too many to read at once: read windows (patch_size '
+                f'of the data module)'
             )
-        else:
-            col, first_row, width, height = (int(v) for v in window.flatten())
-            grid = grid.crop(first_row, col, height, width)
-        if len(self.bands) * grid.height * grid.width > MOST_VALUES:
-            raise ValueError(
-                f'{paths[main]}: {grid.height} x {grid.width} pixels of {len(self.bands)} bands '
-                f'are too many to read at once: read windows (patch_size of the data module)'
-            )
-        image = np.empty((len(self.bands), *grid.shape), dtype=np.float32)
-        valid = np.ones(grid.shape, dtype=bool)
-        for key, path in paths.items():
-            assert path is not None
+        is_all = scene is None or (scene.height, scene.width) == extent[2:]
+        grid = scene if scene is None or is_all else scene.crop(*extent)
+        place = Place(grid, epsg, extent)
+        image = np.zeros((len(self.bands), extent.height, extent.width), dtype=np.float32)
+        valid = np.ones(image.shape[1:], dtype=bool)
+        present = []
+        for key in self.sensors:
             names, channels = _channels(self.bands, key)
             target = image[channels]
-            read_file(
-                path, names, SENSORS[key], epsg, grid, window, (target, valid), may_warp=key != main
-            )
+            present.append(self._read(position, key, names, place, (target, valid)))
             if not isinstance(channels, slice):
                 image[channels] = target
-        if is_whole and not valid.any():
-            # A window may well lie in a gap, a patch that the scan found sound may not.
-            for key, path in paths.items():
-                refuse_empty(str(path), SENSORS[key], epsg, grid, window)
+        if window is None and not valid.any():
+            # A window may well lie in a gap, what the scan found sound may not.
+            self._refuse_empty(position, place)
         sample: Sample = {
             'image': torch.from_numpy(image),
             'valid': torch.from_numpy(valid),
-            'dates': torch.from_numpy(self.pairs.days(position)),
-            'bounds': torch.tensor(tuple(grid.bounds), dtype=torch.float64),
-            'transform': torch.tensor(tuple(grid.transform)[:6], dtype=torch.float64),
-            'crs': torch.tensor(epsg),
-            'index': torch.tensor(position),
+            'dates': torch.from_numpy(self.matches.days(position)),
         }
+        if self.allow_missing:
+            sample['present'] = torch.tensor(present)
+        if grid is not None:
+            sample['bounds'] = torch.tensor(tuple(grid.bounds), dtype=torch.float64)
+            sample['transform'] = torch.tensor(tuple(grid.transform)[:6], dtype=torch.float64)
+            sample['crs'] = torch.tensor(epsg)
+        sample['index'] = torch.tensor(position)
         return sample if self.transforms is None else self.transforms(sample)
+
+    def _part(self, position: int, extent: Extent, window: Window) -> Extent:
+        """Part of the reference file that a window of a sample is."""
+        if not _is_inside(window, extent):
+            raise ValueError(
+                f'{self._name(position)}: {window} is not made of whole pixels inside '
+                f'{extent.height} rows and {extent.width} columns'
+            )
+        col, row, width, height = (int(v) for v in window.flatten())
+        return Extent(extent.row + row, extent.col + col, height, width)
+
+    def _name(self, position: int) -> str:
+        """The reference file of a sample, for an error."""
+        return next(iter(self.matches.paths(position, self.reference)), f'sample {position}')
+
+    def _read(
+        self, position: int, sensor: str, bands: tuple[str, ...], place: Place, target: Target
+    ) -> bool:
+        """Read the bands of a sensor; whether the sample has it."""
+        paths = self.matches.paths(position, sensor)
+        for path in paths:
+            read_file(path, bands, SENSORS[sensor], place, target, sensor != self.reference)
+        return bool(paths)
+
+    def _refuse_empty(self, position: int, place: Place) -> None:
+        """Refuse a sample without a valid pixel, if that is because of one of its files."""
+        for sensor in self.sensors:
+            for path in self.matches.paths(position, sensor):
+                refuse_empty(path, SENSORS[sensor], place)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
         """Draw a sample: true colour, S1 composite, and where given mask and prediction.
@@ -374,10 +404,10 @@ class PairDataset(GeoDataset):
         )
 
     def _position(self, index: SupportsIndex) -> int:
-        """Number of a pair, counted from the start."""
+        """Number of a sample, counted from the start."""
         position = index.__index__()
         if not -len(self) <= position < len(self):
-            raise IndexError(f'pair {position} of {len(self)}: out of range')
+            raise IndexError(f'sample {position} of {len(self)}: out of range')
         return position % len(self)
 
     def _complete(self, index: GeoSlice) -> tuple[slice, slice, slice]:
@@ -390,17 +420,17 @@ class PairDataset(GeoDataset):
         return self._disambiguate_slice(index)
 
     def _searched(self) -> TableSearch | FrameSearch:
-        """The search among all pairs, made when it is first needed."""
+        """The search among all samples, made when it is first needed."""
         if self._search is None:
             frame = self._frame if self._is_set else None
             self._search = (
-                TableSearch(self.pairs, self._crs) if frame is None else FrameSearch(frame)
+                TableSearch(self.matches, self._crs) if frame is None else FrameSearch(frame)
             )
         return self._search
 
     def _window(self, position: int, box: tuple[float, float, float, float]) -> Window:
-        """Window of a patch that a box in the CRS of the dataset overlaps."""
-        grid, _ = self.pairs.grid(position)
+        """Window of a sample that a box in the CRS of the dataset overlaps."""
+        grid = self.matches.grid(position)
         crs = self._native_crs
         if crs.is_geographic and box[0] > box[2]:
             box = (box[0], box[1], box[2] + CIRCLE, box[3])
@@ -443,11 +473,15 @@ def _clip(start: float, stop: float, size: int) -> tuple[int, int]:
     return first, max(last - first, 1)
 
 
-def _is_inside(window: Window, grid: Grid) -> bool:
-    """Whether a window is one or more whole pixels of a grid."""
+def _is_inside(window: Window, extent: Extent) -> bool:
+    """Whether a window is one or more whole pixels of a part."""
     col, row, width, height = window.flatten()
     return (
         all(float(v).is_integer() for v in (col, row, width, height))
-        and 0 <= col < col + width <= grid.width
-        and 0 <= row < row + height <= grid.height
+        and 0 <= col < col + width <= extent.width
+        and 0 <= row < row + height <= extent.height
     )
+
+
+#: The name of data sets of pairs before there were more than two sensors.
+PairDataset = MatchedDataset

@@ -1,4 +1,4 @@
-"""Which Sentinel-1 file goes with which Sentinel-2 file."""
+"""Which file of one sensor goes with which file of the other, by what their names say."""
 
 import os
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ def pair_scenes(
         scenes: The files.
         rows: Numbers of those that are considered, bad ones included: what would be the partner
             of a bad file is left out, but is no file without a partner.
-        sensors: The sensors that a sample needs. With one of them, each of its files is a
-            sample of its own.
+        sensors: The sensors that a sample needs, in the order of :data:`SENSOR_NUMBERS`; the last
+            one is the reference. With one of them, each of its files is a sample of its own.
         pairing: 'time_step'; 'nearest': each S2 with the S1 of the same patch whose day is
             nearest, the earlier of two, and an S1 may go with several S2; 'patch': each S2 with
             the one S1 of its patch.
@@ -48,7 +48,8 @@ def pair_scenes(
     if len(sensors) == 1:
         return {sensors[0]: rows[good]}
     links = numbers // 2 if pairing == 'time_step' else scenes.places(rows)
-    is_s1 = scenes.sensor[rows] == SENSOR_NUMBERS['s1']
+    other, reference = sensors
+    is_s1 = scenes.sensor[rows] == SENSOR_NUMBERS[other]
     s1, s2 = np.flatnonzero(good & is_s1), np.flatnonzero(good & ~is_s1)
     if pairing == 'nearest':
         partner = _nearest(links, scenes.day[rows], s1, s2)
@@ -58,7 +59,7 @@ def pair_scenes(
         _report(scenes, rows, links, lone, ~is_s1 & ~good, Reason.ONLY_S1, skipped)
     _report(scenes, rows, links, s2[partner < 0], is_s1 & ~good, Reason.ONLY_S2, skipped)
     paired = partner >= 0
-    return {'s1': rows[partner[paired]], 's2': rows[s2[paired]]}
+    return {other: rows[partner[paired]], reference: rows[s2[paired]]}
 
 
 def _double(

@@ -1,14 +1,15 @@
-"""Reading Sentinel-1 and Sentinel-2 files on a grid, with errors that name the file."""
+"""Reading files of a sensor on a grid, with errors that name the file."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from rasterio.transform import Affine
-from rasterio.windows import Window
 
 from geofm.datasets.catalogue.tiff_header import NotPlainError, parse_header, read_window
+from geofm.datasets.pairs.matches import Extent
 from geofm.grid import Grid
 from geofm.rasters import RASTER_ERRORS, open_raster
 from geofm.sensor_rasters import SensorBands
@@ -45,37 +46,49 @@ class BrokenFileError(ValueError):
 type Target = tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]
 
 
+class Place(NamedTuple):
+    """Where pixels are read.
+
+    Attributes:
+        grid: Grid of the pixels, None if the files are not georeferenced.
+        epsg: EPSG code of the grid.
+        extent: Which part of the reference file that is.
+    """
+
+    grid: Grid | None
+    epsg: int
+    extent: Extent
+
+
 def read_file(
     path: str,
     bands: Sequence[str],
     sensor: Sensor,
-    epsg: int,
-    grid: Grid,
-    window: Window,
+    place: Place,
     target: Target,
     may_warp: bool = False,
 ) -> None:
-    """Read bands of a window of a file.
+    """Read bands of a window of a georeferenced file.
 
     Args:
         path: The file.
         bands: Names of the bands to read, of *sensor*. All bands that the file has decide which
             pixels are valid.
         sensor: Sensor of the file.
-        epsg: EPSG code of the grid.
-        grid: Grid of the window.
-        window: The window, in whole pixels of the file that the pair's grid is of.
+        place: Where to read.
         target: Where pixels go.
-        may_warp: Whether the file may lie on another grid.
+        may_warp: Whether the file may lie on another grid than the reference file.
 
     Raises:
         BrokenFileError: If the file cannot be read, lacks a band, or must not be warped and lies
             elsewhere.
     """
+    grid, extent = place.grid, place.extent
+    assert grid is not None
     try:
-        if not _read_plain(path, bands, sensor, epsg, grid, window, target):
+        if not read_plain(path, bands, sensor, place, target):
             with open_raster(path) as src:
-                if not may_warp and grid.window_in(Grid.of(src)) != window:
+                if not may_warp and not _is_part(grid, extent, Grid.of(src)):
                     # GDAL would stretch what it finds to the window, or read other ground.
                     raise OSError('its pixels no longer lie where they did when it was scanned')
                 known = SensorBands.of(src, sensor)
@@ -87,46 +100,59 @@ def read_file(
         raise BrokenFileError(path, err.__cause__ or err) from err
 
 
-def refuse_empty(path: str, sensor: Sensor, epsg: int, grid: Grid, window: Window) -> None:
-    """Refuse a file that has nothing to show where it lies on the grid of its pair.
+def _is_part(grid: Grid, extent: Extent, of: Grid) -> bool:
+    """Whether a grid is the part of another one that it should be."""
+    window = grid.window_in(of)
+    return window is not None and (window.row_off, window.col_off) == extent[:2]
+
+
+def refuse_empty(path: str, sensor: Sensor, place: Place) -> None:
+    """Refuse a file that has nothing to show where it lies on the grid of a sample.
 
     Args:
         path: The file.
         sensor: Sensor of the file.
-        epsg: EPSG code of the grid.
-        grid: Grid of the window.
-        window: The window.
+        place: Where the sample lies.
 
     Raises:
         BrokenFileError: If no pixel is valid. Files like that are none of an index.
     """
+    grid = place.grid
+    assert grid is not None
     with open_raster(path) as src:
         if grid.window_in(Grid.of(src)) is None:
             # What is warped may just miss the ground.
             return
     image = np.empty((0, *grid.shape), np.float32)
     valid = np.ones(grid.shape, bool)
-    read_file(path, (), sensor, epsg, grid, window, (image, valid))
+    read_file(path, (), sensor, place, (image, valid))
     if not valid.any():
         raise BrokenFileError(
             path, 'every pixel is NaN, masked, nodata, 0 or beyond the range of the sensor'
         )
 
 
-def _read_plain(
-    path: str,
-    bands: Sequence[str],
-    sensor: Sensor,
-    epsg: int,
-    grid: Grid,
-    window: Window,
-    target: Target,
+def read_plain(
+    path: str, bands: Sequence[str], sensor: Sensor, place: Place, target: Target
 ) -> bool:
-    """Read from a file whose pixels lie there as they are, on the very grid; False for others.
+    """Read from a file whose pixels lie there as they are, on the very grid.
 
-    Such are the files of the data set, and this takes less time than GDAL does.
+    This takes less time than GDAL does.
+
+    Args:
+        path: The file.
+        bands: As of :func:`read_file`.
+        sensor: Sensor of the file.
+        place: Where to read.
+        target: Where pixels go.
+
+    Returns:
+        Whether the file is one of those; others are not read.
+
+    Raises:
+        OSError: If the file cannot be read.
     """
-    col, row, width, height = (int(v) for v in window.flatten())
+    row, col, height, width = place.extent
     with Path(path).open('rb', buffering=0) as file:
         try:
             header = parse_header(path, file.fileno())
@@ -135,8 +161,9 @@ def _read_plain(
         t = Affine(*header.transform) @ Affine.translation(col, row)
         if (
             header.bands != len(sensor.bands)
-            or header.epsg != epsg
-            or t != grid.transform
+            or header.epsg != place.epsg
+            or place.grid is None
+            or t != place.grid.transform
             or col + width > header.width
             or row + height > header.height
         ):

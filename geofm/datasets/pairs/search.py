@@ -11,7 +11,7 @@ from pyproj import CRS
 
 from geofm.datasets.catalogue.footprints import extents, shapes_on_ground
 from geofm.datasets.catalogue.scenes import Rows
-from geofm.datasets.pairs.table import PLACE, PairTable
+from geofm.datasets.pairs.matches import MatchTable
 from geofm.lonlat import CIRCLE, near
 
 #: Areas of overlap closer than this, relative to the larger, count as equal.
@@ -46,15 +46,15 @@ class Search(Protocol):
 
 
 class TableSearch:
-    """Search in a table of pairs.
+    """Search in a table of matches.
 
-    The tree has an entry for each place, of which there are far fewer than pairs.
+    The tree has an entry for each run of matches of one place, of which there are far fewer.
 
     Attributes:
         bounds: Of all pairs.
     """
 
-    def __init__(self, table: PairTable, crs: CRS) -> None:
+    def __init__(self, table: MatchTable, crs: CRS) -> None:
         """Initialize a new TableSearch instance.
 
         Args:
@@ -63,7 +63,7 @@ class TableSearch:
         """
         self.table = table
         self.crs = crs
-        self._starts = np.append(_starts(table), len(table))
+        self._starts = np.append(table.starts(), len(table))
         boxes = self._boxes()
         # Of places that lie nowhere in the CRS there is nothing to find.
         there = np.isfinite(boxes).all(axis=1)
@@ -224,13 +224,3 @@ def _turns(box: Box, search: Search) -> list[Box]:
         shift for shift in (0.0, -CIRCLE, CIRCLE) if left + shift <= east and right + shift >= west
     ]
     return [(left + shift, bottom, right + shift, top) for shift in shifts or [0.0]]
-
-
-def _starts(table: PairTable) -> Rows:
-    """Number of the first pair of each place."""
-    new = np.zeros(len(table), bool)
-    new[:1] = True
-    for name in PLACE:
-        column = table.records[name]
-        new[1:] |= column[1:] != column[:-1]
-    return np.flatnonzero(new)

@@ -1,8 +1,9 @@
 """All that reading needs to know of half a million pairs, in arrays that processes share."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import geopandas as gpd
 import numpy as np
@@ -10,44 +11,64 @@ import numpy.typing as npt
 import pandas as pd
 import pyproj
 import shapely
-from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from geofm.datasets.catalogue.footprints import (
-    SEARCH_CRS,
     corners,
     outlines,
     shapes_on_ground,
 )
 from geofm.datasets.catalogue.path_list import PathList
 from geofm.datasets.catalogue.scan import Reason, Skipped
-from geofm.datasets.catalogue.scenes import NO_DAY, Grids, Rows, Scenes, read_grids
+from geofm.datasets.catalogue.scenes import (
+    NO_DAY,
+    SENSOR_NUMBERS,
+    Grids,
+    Rows,
+    Scenes,
+    read_grids,
+)
 from geofm.datasets.catalogue.shared_array import SharedArray
+from geofm.datasets.pairs.matches import Extent, MatchTable, crs_of
 from geofm.grid import ALIGNMENT_TOLERANCE, Grid
 from geofm.lonlat import near
 
-#: A pair. The grid is that of S2, if there is one; files are numbers of a list of paths; overlap is
-#: the fraction of the grid that the S1 file covers, 1 for a single sensor.
-PAIR = np.dtype(
-    [
-        ('transform', np.float64, 6),
-        ('season', np.int32),
-        ('roi', np.int32),
-        ('patch', np.int32),
-        ('time_step', np.int32),
-        ('s1', np.int32),
-        ('s2', np.int32),
-        ('s1_day', np.int32),
-        ('s2_day', np.int32),
-        ('epsg', np.int32),
-        ('height', np.int32),
-        ('width', np.int32),
-        ('overlap', np.float32),
-    ],
-    align=True,
-)
 
-#: Least fraction of a pair's grid that its S1 file must cover, unless told otherwise.
+def record_type(sensors: int) -> np.dtype[np.void]:
+    """Type of the records of a table.
+
+    Args:
+        sensors: Number of sensors, S.
+
+    Returns:
+        A structured type: the grid of the reference file (``transform``, ``epsg``, ``height``,
+        ``width``); what the names say (``season``, ``roi``, ``patch``, ``time_step``); for each
+        sensor the number of its file in a list of paths (``file``) and its day (``day``), shape
+        (S,); and ``overlap``, the least fraction of the grid that a file of another sensor covers,
+        1 for a single sensor.
+    """
+    return np.dtype(
+        [
+            ('transform', np.float64, 6),
+            ('season', np.int32),
+            ('roi', np.int32),
+            ('patch', np.int32),
+            ('time_step', np.int32),
+            ('file', np.int32, (sensors,)),
+            ('day', np.int32, (sensors,)),
+            ('epsg', np.int32),
+            ('height', np.int32),
+            ('width', np.int32),
+            ('overlap', np.float32),
+        ],
+        align=True,
+    )
+
+
+#: Records of pairs of the data sets whose sensors the file names tell.
+PAIR = record_type(len(SENSOR_NUMBERS))
+
+#: Least fraction of the grid of a match that a file must cover, unless told otherwise.
 MIN_OVERLAP = 0.5
 
 #: What a pair shows, but for the date.
@@ -60,10 +81,12 @@ _NONE = -1
 Period = tuple[str, str]
 
 
-class PairTable:
+class PairTable(MatchTable):
     """Pairs of files, by number.
 
     Attributes:
+        sensors: Keys of the sensors.
+        reference: The sensor whose files give the grids.
         seasons: Names of the seasons.
     """
 
@@ -73,46 +96,54 @@ class PairTable:
         paths: PathList,
         seasons: Sequence[str],
         period: Period | None = None,
+        sensors: Sequence[str] = tuple(SENSOR_NUMBERS),
+        reference: str | None = None,
     ) -> None:
         """Initialize a new PairTable instance.
 
         Args:
-            records: The pairs, of type :data:`PAIR`, those of one place side by side.
+            records: The pairs, of type :func:`record_type`, those of one place side by side.
             paths: Paths of the files.
             seasons: Names of the seasons.
             period: First and last day of pairs without dates.
+            sensors: Keys of the sensors, as many as *records* has files.
+            reference: The sensor whose files give the grids; the last one by default.
         """
         self._records = SharedArray(records)
         self._paths = paths
         self.seasons = tuple(seasons)
         self._period = period
+        self.sensors = tuple(sensors)
+        self.reference = self.sensors[-1] if reference is None else reference
 
-    @classmethod
-    def of_frame(cls, frame: gpd.GeoDataFrame) -> 'PairTable':
+    def select(self, frame: gpd.GeoDataFrame) -> 'PairTable':
         """Make a table of the rows of an index.
 
         Args:
-            frame: As of :meth:`frame`, in whatever order, rows left out or repeated.
+            frame: As of :meth:`frame`, in any order, rows left out or repeated.
 
         Returns:
             The pairs.
         """
-        records = np.zeros(len(frame), PAIR)
+        records = np.zeros(len(frame), self.records.dtype)
         season, seasons = pd.factorize(frame['season'], sort=True)
         records['season'] = season
         for name in ('roi', 'patch', 'time_step', 'epsg', 'height', 'width', 'overlap'):
             records[name] = frame[name].to_numpy()
         records['transform'] = np.array(frame['transform'].tolist(), float).reshape(-1, 6)
         paths: list[str] = []
-        for sensor in ('s1', 's2'):
+        for i, sensor in enumerate(self.sensors):
             there = frame[sensor].notna().to_numpy()
-            records[sensor] = _NONE
-            records[sensor][there] = len(paths) + np.arange(there.sum())
+            records['file'][:, i] = _NONE
+            records['file'][there, i] = len(paths) + np.arange(there.sum())
             paths += frame[sensor][there].tolist()
             days = frame[f'{sensor}_date'].to_numpy('datetime64[D]')
             known = np.where(np.isnat(days), np.datetime64(0, 'D'), days).astype(np.int64)
-            records[f'{sensor}_day'] = np.where(np.isnat(days), NO_DAY, known)
-        return cls(records, PathList.of(paths), [str(name) for name in seasons])
+            records['day'][:, i] = np.where(np.isnat(days), NO_DAY, known)
+        names = [str(name) for name in seasons]
+        return PairTable(
+            records, PathList.of(paths), names, self._period, self.sensors, self.reference
+        )
 
     def __len__(self) -> int:
         """Number of pairs."""
@@ -120,7 +151,7 @@ class PairTable:
 
     @property
     def records(self) -> npt.NDArray[np.void]:
-        """The pairs, of type :data:`PAIR`."""
+        """The pairs, of type :func:`record_type`."""
         return self._records.array
 
     def path(self, position: int, sensor: str) -> str | None:
@@ -128,78 +159,64 @@ class PairTable:
 
         Args:
             position: Number of the pair.
-            sensor: ``'s1'`` or ``'s2'``.
+            sensor: Key of the sensor.
 
         Returns:
             The path, None if the pair has no such file.
         """
-        number = int(self.records[position][sensor])
+        number = int(self.records[position]['file'][self.sensors.index(sensor)])
         return None if number == _NONE else self._paths[number]
 
-    def grid(self, position: int) -> tuple[Grid, int]:
-        """Where the pixels of a pair lie.
+    def paths(self, position: int, sensor: str) -> list[str]:
+        """As of :meth:`MatchTable.paths`."""
+        path = self.path(position, sensor)
+        return [] if path is None else [path]
 
-        Args:
-            position: Number of the pair.
-
-        Returns:
-            The grid, and the EPSG code of its CRS.
-        """
+    def scene(self, position: int) -> tuple[Grid, int, Extent]:
+        """As of :meth:`MatchTable.scene`; a pair is a whole file."""
         record = self.records[position]
-        epsg = int(record['epsg'])
+        epsg, height, width = (int(record[name]) for name in ('epsg', 'height', 'width'))
         transform = Affine(*record['transform'].tolist())
-        return Grid(_crs(epsg), transform, int(record['height']), int(record['width'])), epsg
+        return Grid(crs_of(epsg), transform, height, width), epsg, Extent(0, 0, height, width)
 
     def days(self, position: int) -> npt.NDArray[np.int64]:
-        """Days of S1 and S2.
-
-        Args:
-            position: Number of the pair.
-
-        Returns:
-            Days since 1970-01-01, shape (2,); for a day that is not known, what NumPy makes of a
-            missing date.
-        """
-        record = self.records[position]
-        days = np.array([record['s1_day'], record['s2_day']], np.int64)
+        """As of :meth:`MatchTable.days`."""
+        days = self.records[position]['day'].astype(np.int64)
         return np.where(days == NO_DAY, np.iinfo(np.int64).min, days)
 
+    def sizes(self, rows: Rows | slice) -> npt.NDArray[np.int32]:
+        """As of :meth:`MatchTable.sizes`."""
+        part = self.records[rows]
+        return np.stack((part['height'], part['width']), axis=1)
+
     def corners(self, rows: Rows | slice, crs: pyproj.CRS) -> npt.NDArray[np.float64]:
-        """Corners of pairs.
-
-        Args:
-            rows: Numbers of the pairs.
-            crs: CRS of the corners.
-
-        Returns:
-            See :func:`geofm.datasets.catalogue.footprints.corners`.
-        """
-        return _corners(self.records[rows], crs)
+        """As of :meth:`MatchTable.corners`."""
+        part = self.records[rows]
+        return corners(part['epsg'], part['transform'], self.sizes(rows), crs)
 
     def spans(self, rows: Rows | slice) -> tuple[Any, Any]:
-        """When pairs were taken.
+        """As of :meth:`MatchTable.spans`."""
+        return day_spans(self.records[rows]['day'], self._period)
 
-        Args:
-            rows: Numbers of the pairs.
+    def starts(self) -> Rows:
+        """As of :meth:`MatchTable.starts`: the first pair of each patch."""
+        new = np.zeros(len(self), bool)
+        new[:1] = True
+        for name in PLACE:
+            column = self.records[name]
+            new[1:] |= column[1:] != column[:-1]
+        return np.flatnonzero(new)
 
-        Returns:
-            From the start of the earlier day to the end of the later one.
-        """
-        part = self.records[rows]
-        days = np.stack((part['s1_day'], part['s2_day']))
-        known = np.where(days == NO_DAY, days[::-1], days)
-        first, last = known.min(axis=0).astype(np.int64), known.max(axis=0).astype(np.int64)
-        if self._period is not None:
-            unknown = last == NO_DAY
-            for edge, day in zip((first, last), self._period, strict=True):
-                edge[unknown] = np.datetime64(day, 'D').astype(np.int64)
-        start, stop = (edge.astype('datetime64[D]') for edge in (first, last))
-        # A date means the whole day, to its last microsecond, as in TorchGeo.
-        whole = np.timedelta64(86_400_000_000 - 1, 'us')
-        return start.astype('datetime64[us]'), stop.astype('datetime64[us]') + whole
+    def places(self) -> npt.NDArray[np.int64]:
+        """As of :meth:`MatchTable.places`."""
+        records = self.records
+        columns = pd.DataFrame({name: records[name] for name in PLACE})
+        patch = columns.groupby(list(PLACE), sort=False).ngroup().to_numpy()
+        grids = (records['epsg'], records['height'], records['width'])
+        return number_grids(patch, records['transform'], *grids)
 
     def partial_overlap(self) -> str | None:
-        """Describe the pairs whose S1 file does not cover all of the grid.
+        """Describe the pairs in which a file does not cover all of the grid.
 
         Returns:
             Their number, and the least overlap with the file that has it; None if there are none.
@@ -209,9 +226,11 @@ class PairTable:
         if not len(partial):
             return None
         least = int(partial[np.argmin(overlap[partial])])
+        others = [sensor for sensor in self.sensors if sensor != self.reference]
         return (
-            f'{len(partial)} of {len(self)} pairs: S1 covers only a part of the S2 patch, pixels '
-            f'elsewhere are not valid (least: {overlap[least]:.1%}, {self.path(least, "s1")})'
+            f'{len(partial)} of {len(self)} pairs: {" or ".join(others).upper()} covers only a '
+            f'part of the {self.reference.upper()} patch, pixels elsewhere are not valid (least: '
+            f'{overlap[least]:.1%}, {self.path(least, others[0])})'
         )
 
     def frame(self, crs: pyproj.CRS) -> gpd.GeoDataFrame:
@@ -221,21 +240,24 @@ class PairTable:
             crs: CRS of the geometries.
 
         Returns:
-            One row a pair: ``s1`` and ``s2`` (paths, missing for a sensor that the pair has not),
-            ``season``, ``roi``, ``patch``, ``time_step``, ``s1_date`` and ``s2_date``; ``epsg``,
-            ``transform`` (a, b, c, d, e, f), ``height`` and ``width`` of the grid; ``overlap``, the
-            fraction of the grid that the S1 file covers; the outline of the grid in *crs*; and as
-            index the interval in which both were taken.
+            One row per pair: a column with the path for each sensor, named by its key (missing for
+            a sensor that the pair does not have), ``season``, ``roi``, ``patch``, ``time_step``,
+            and the day of each sensor (``s1_date`` and so on); ``epsg``, ``transform`` (a, b, c, d,
+            e, f), ``height`` and ``width`` of the grid; ``overlap``, the fraction of the grid that
+            the files of the other sensors cover; the outline of the grid in *crs*; and as index the
+            interval in which all were taken.
         """
         records, every = self.records, slice(None)
-        start, stop = self.spans(every)
         transforms = np.empty(len(self), dtype=object)
         transforms[:] = list(map(tuple, records['transform'].tolist()))
         columns = {
-            **{sensor: self._column(sensor) for sensor in ('s1', 's2')},
+            **{sensor: self._column(sensor) for sensor in self.sensors},
             'season': np.array(self.seasons, object)[records['season']].astype(str),
             **{name: records[name].astype(np.int64) for name in ('roi', 'patch', 'time_step')},
-            **{f'{sensor}_date': self._dates(sensor) for sensor in ('s1', 's2')},
+            **{
+                f'{sensor}_date': as_dates(records['day'][:, i])
+                for i, sensor in enumerate(self.sensors)
+            },
             'epsg': records['epsg'].astype(np.int64),
             'transform': transforms,
             **{name: records[name].astype(np.int64) for name in ('height', 'width')},
@@ -243,31 +265,103 @@ class PairTable:
             # Samplers of TorchGeo draw from the bounds of each, so that none may be cut in two.
             'geometry': shapes_on_ground(self.corners(every, crs), crs, cut=False),
         }
-        intervals = pd.IntervalIndex.from_arrays(
-            pd.DatetimeIndex(start), pd.DatetimeIndex(stop), closed='both', name='datetime'
-        )
+        intervals = as_intervals(*self.spans(every))
         return gpd.GeoDataFrame(columns, index=intervals, geometry='geometry', crs=crs)
 
     def _column(self, sensor: str) -> Any:
         """Paths of a sensor."""
-        numbers = self.records[sensor]
+        numbers = self.records['file'][:, self.sensors.index(sensor)]
         if not (numbers == _NONE).any():
             return pd.array(self._paths.take(numbers), dtype='str')
         return [self.path(i, sensor) for i in range(len(self))]
 
-    def _dates(self, sensor: str) -> npt.NDArray[np.datetime64]:
-        """Dates of a sensor, as pandas has them."""
-        days = self.records[f'{sensor}_day']
-        dates = days.astype('datetime64[D]').astype('datetime64[s]')
-        dates[days == NO_DAY] = np.datetime64('NaT', 's')
-        return dates
+
+def day_spans(days: npt.NDArray[np.int32], period: Period | None) -> tuple[Any, Any]:
+    """When matches were taken.
+
+    Args:
+        days: Day of each observation, :data:`NO_DAY` where unknown, shape (N, S).
+        period: First and last day of matches of which no day is known.
+
+    Returns:
+        From the start of the earliest day to the end of the latest one, datetime64[us].
+    """
+    known = days != NO_DAY
+    first = np.where(known, days, np.iinfo(np.int32).max).min(axis=1).astype(np.int64)
+    last = days.max(axis=1).astype(np.int64)
+    if period is not None:
+        unknown = last == NO_DAY
+        for edge, day in zip((first, last), period, strict=True):
+            edge[unknown] = np.datetime64(day, 'D').astype(np.int64)
+    start, stop = (edge.astype('datetime64[D]') for edge in (first, last))
+    # A date means the whole day, to its last microsecond, as in TorchGeo.
+    whole = np.timedelta64(86_400_000_000 - 1, 'us')
+    return start.astype('datetime64[us]'), stop.astype('datetime64[us]') + whole
 
 
-class Draft(NamedTuple):
+def as_dates(days: npt.NDArray[np.int32]) -> npt.NDArray[np.datetime64]:
+    """Days as pandas has them.
+
+    Args:
+        days: Days since 1970-01-01, :data:`NO_DAY` where unknown.
+
+    Returns:
+        Dates, NaT where unknown.
+    """
+    dates = days.astype('datetime64[D]').astype('datetime64[s]')
+    dates[days == NO_DAY] = np.datetime64('NaT', 's')
+    return dates
+
+
+def as_intervals(start: Any, stop: Any) -> pd.IntervalIndex:
+    """Intervals of an index, as TorchGeo has them.
+
+    Args:
+        start: Starts, datetime64[us].
+        stop: Ends, datetime64[us].
+
+    Returns:
+        Closed intervals.
+    """
+    left, right = pd.DatetimeIndex(start), pd.DatetimeIndex(stop)
+    return pd.IntervalIndex.from_arrays(left, right, closed='both', name='datetime')
+
+
+def number_grids(
+    place: npt.NDArray[np.integer[Any]],
+    transform: npt.NDArray[np.float64],
+    *others: npt.NDArray[np.integer[Any]],
+) -> npt.NDArray[np.int64]:
+    """Number matches by their place and grid.
+
+    Args:
+        place: Number of the place of each match, numbered from 0 in the order of first occurrence.
+        transform: Affine coefficients a to f, shape (N, 6).
+        *others: What else must be equal, such as the EPSG code and the size.
+
+    Returns:
+        Numbers from 0, in the order of first occurrence.
+    """
+    first = np.unique(place, return_index=True)[1][place]
+    pixel = pixel_size(transform[first])[:, None]
+    # Files of one grid differ by rounding alone: by less than the tolerance from the first one.
+    off = (transform - transform[first]) / pixel
+    # Without a grid, the place is all that there is.
+    off = np.nan_to_num(off)
+    keys = pd.DataFrame(np.round(off / ALIGNMENT_TOLERANCE / 2).astype(np.int64))
+    keys['place'] = place
+    for i, column in enumerate(others):
+        keys[f'other {i}'] = column
+    numbers = keys.groupby(list(keys.columns), sort=False).ngroup()
+    return np.asarray(numbers, dtype=np.int64)
+
+
+@dataclass
+class Draft:
     """Pairs whose grids are not known yet.
 
     Attributes:
-        records: The pairs, of type :data:`PAIR`.
+        records: The pairs, of type :func:`record_type`.
         paths: Paths of the files.
         seasons: Names of the seasons.
         grids: Reads the grids of the files.
@@ -289,14 +383,15 @@ class Draft(NamedTuple):
         Returns:
             The pairs. The files need not be kept, which take as much memory as these.
         """
-        # S2, where there is one, says what a pair shows.
-        main = files[max(files)]
-        records = np.zeros(len(main), PAIR)
+        sensors = tuple(SENSOR_NUMBERS)
+        # The last sensor says what a pair shows, where there is one.
+        main = files[next(sensor for sensor in reversed(sensors) if sensor in files)]
+        records = np.zeros(len(main), record_type(len(sensors)))
         for name in ('season', 'roi', 'patch', 'time_step'):
             records[name] = getattr(scenes, name)[main]
-        for sensor in ('s1', 's2'):
-            records[sensor] = files.get(sensor, _NONE)
-            records[f'{sensor}_day'] = scenes.day[files[sensor]] if sensor in files else NO_DAY
+        for i, sensor in enumerate(sensors):
+            records['file'][:, i] = files.get(sensor, _NONE)
+            records['day'][:, i] = scenes.day[files[sensor]] if sensor in files else NO_DAY
         return cls(records, scenes.paths, scenes.seasons, partial(read_grids, scenes.sources))
 
     def complete(
@@ -305,9 +400,9 @@ class Draft(NamedTuple):
         """Read where pairs lie.
 
         Args:
-            skipped: Takes the S1 of each pair whose files share too little ground.
+            skipped: Takes the other file of each pair whose files share too little ground.
             period: First and last day of pairs without dates.
-            min_overlap: Least fraction of the S2 grid that the S1 file must cover, 0 to 1. A pair
+            min_overlap: Least fraction of the grid that the other files must cover, 0 to 1. A pair
                 without any common ground is left out even for 0.
 
         Returns:
@@ -315,25 +410,28 @@ class Draft(NamedTuple):
         """
         records = self.records
         records['overlap'] = 1
-        has_s1, has_s2 = ((records[sensor] != _NONE).any() for sensor in ('s1', 's2'))
-        for rows, grids in self._by_file('s2' if has_s2 else 's1'):
+        there = np.flatnonzero((records['file'] != _NONE).any(axis=0)).tolist()
+        *others, reference = there or [len(SENSOR_NUMBERS) - 1]
+        for rows, grids in self._by_file(reference):
             records['epsg'][rows] = grids.epsg
             records['transform'][rows] = grids.transform
             records['height'][rows], records['width'][rows] = grids.shape.T
-        if has_s1 and has_s2:
+        for sensor in others:
             # Read once more rather than kept, which would take as much memory as the table.
-            for rows, grids in self._by_file('s1'):
-                records['overlap'][rows] = overlaps(grids, records[rows])
+            for rows, grids in self._by_file(sensor):
+                covered = overlaps(grids, records[rows])
+                records['overlap'][rows] = np.minimum(records['overlap'][rows], covered)
             # Moved by exactly half a patch is an overlap of a half, whatever the rounding.
             gone = (records['overlap'] < min_overlap - 1e-5) | (records['overlap'] == 0)
             if gone.any():
-                skipped.add(Reason.APART, *self.paths.take(records['s1'][gone]))
-                records = records[~gone]
-        return PairTable(records, self.paths, self.seasons, period)
+                skipped.add(Reason.APART, *self.paths.take(records['file'][gone, sensor]))
+                records = self.records = records[~gone]
+        main = tuple(SENSOR_NUMBERS)[reference]
+        return PairTable(records, self.paths, self.seasons, period, reference=main)
 
-    def _by_file(self, sensor: str) -> Iterator[tuple[Rows, Grids]]:
+    def _by_file(self, sensor: int) -> Iterator[tuple[Rows, Grids]]:
         """Numbers of some pairs and the grids of their files, until all pairs had their turn."""
-        files = np.ascontiguousarray(self.records[sensor])
+        files = np.ascontiguousarray(self.records['file'][:, sensor])
         order = np.argsort(files, kind='stable').astype(np.int32)
         for first, epsg, transform, shape in self.grids():
             bounds = np.searchsorted(files, [first, first + len(epsg)], sorter=order)
@@ -364,7 +462,7 @@ def overlaps(grids: Grids, pairs: npt.NDArray[np.void]) -> npt.NDArray[np.float3
 
     Args:
         grids: Grids of the files, one per pair.
-        pairs: The pairs, of type :data:`PAIR`.
+        pairs: The pairs, of type :func:`record_type`.
 
     Returns:
         Fractions from 0 to 1, shape (N,); exactly 1 where the file has the grid of the pair.
@@ -416,17 +514,3 @@ def _covered(
     common = shapely.area(shapely.intersection(valid, shapely.box(0, 0, width, height)))
     # No outline: a corner lies nowhere in the CRS of the grid.
     return np.nan_to_num(common / (height * width)).clip(0, 1)
-
-
-def _corners(
-    records: npt.NDArray[np.void], crs: pyproj.CRS = SEARCH_CRS
-) -> npt.NDArray[np.float64]:
-    """Corners of records that have a grid."""
-    shape = np.stack((records['height'], records['width']), axis=1)
-    return corners(records['epsg'], records['transform'], shape, crs)
-
-
-@lru_cache(maxsize=256)
-def _crs(epsg: int) -> CRS:
-    """CRS of an EPSG code; making one takes longer than all else about a file."""
-    return CRS.from_epsg(epsg)
