@@ -155,6 +155,23 @@ class Grid:
             The window of *other* whose pixels are those of this grid, or None if the CRS,
             pixel size, orientation or alignment differ, or if it reaches beyond *other*.
         """
+        offset = self.offset_in(other)
+        if offset is None:
+            return None
+        row, col = offset
+        inside = 0 <= col <= other.width - self.width and 0 <= row <= other.height - self.height
+        return Window(col, row, self.width, self.height) if inside else None
+
+    def offset_in(self, other: Self) -> tuple[int, int] | None:
+        """Where this grid starts in another one, if both have the same pixels where they overlap.
+
+        Args:
+            other: Grid to look into.
+
+        Returns:
+            Row and column of *other*, which may lie outside it, of the first pixel of this grid;
+            None if the CRS, pixel size, orientation or alignment differ.
+        """
         if self.crs != other.crs:
             return None
         to_other = ~other.transform @ self.transform
@@ -164,8 +181,7 @@ class Grid:
             other_col, other_row = to_other @ (c, r)
             if max(abs(other_col - col - c), abs(other_row - row - r)) > ALIGNMENT_TOLERANCE:
                 return None
-        inside = 0 <= col <= other.width - self.width and 0 <= row <= other.height - self.height
-        return Window(col, row, self.width, self.height) if inside else None
+        return row, col
 
 
 def read_on_grid(

@@ -188,7 +188,7 @@ class SensorBands:
         if window is not None:
             return self.read(src, window)
         warped = np.full((len(self.indices), *grid.shape), np.nan, np.float32)
-        window = _covering(own, grid)
+        window = covering_window(own, grid)
         if window is not None:
             if window.width * window.height * src.count > MOST_VALUES:
                 raise ValueError(
@@ -275,8 +275,16 @@ class SensorBands:
             return values.astype(np.float32)
 
 
-def _covering(own: Grid, grid: Grid) -> Window | None:
-    """Window of a grid that has all its pixels on, and close to, another one; None if none is."""
+def covering_window(own: Grid, grid: Grid) -> Window | None:
+    """Find the pixels of a grid that are needed to warp it onto another one.
+
+    Args:
+        own: Grid of a raster.
+        grid: Grid that it is warped onto.
+
+    Returns:
+        Window of all pixels on, and close to, *grid*; None if there are none.
+    """
     steps = np.linspace(0, 1, 22)
     edges = [(steps, 0 * steps), (steps, 1 + 0 * steps), (0 * steps, steps), (1 + 0 * steps, steps)]
     cols, rows = (np.concatenate(axis) for axis in zip(*edges, strict=True))

@@ -1,0 +1,25 @@
+"""Opening a raster by whatever reader is for it."""
+
+from geofm.datasets.readers.raster import RasterReader
+from geofm.datasets.readers.source import Reader, Source
+
+#: Readers in the order in which they are asked; the last one takes everything else.
+READERS: tuple[Reader, ...] = (RasterReader(),)
+
+
+def open_source(address: str, sensor: str | None = None) -> Source:
+    """Open a raster of any format.
+
+    Args:
+        address: Absolute path or address.
+        sensor: Key of the sensor to read, for files that hold several.
+
+    Returns:
+        The open raster; close it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it cannot be read; one line that names the file.
+    """
+    reader = next(reader for reader in READERS if reader.accepts(address))
+    return reader.open_source(address, sensor)
