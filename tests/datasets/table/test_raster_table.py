@@ -1,4 +1,5 @@
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from tests.datasets.table.rasters import write_csv
 ROW = {'path': 'a.tif', 'sensor': 's2', 'datetime': '2018-02-28', 'place': 'p', 'band': ''}
 
 
-def table_of(tmp_path: Path, *changes: dict[str, object]) -> RasterTable:
+def table_of(tmp_path: Path, *changes: Mapping[str, object]) -> RasterTable:
     rows = [{**ROW, **change} for change in changes]
     return RasterTable.read(write_csv(tmp_path / 'table.csv', rows))
 
