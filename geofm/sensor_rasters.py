@@ -17,7 +17,6 @@ from rasterio.windows import Window
 
 from geofm.grid import Grid, alpha_band, own_mask
 from geofm.sensors import BandError, Sensor, band_indices, check_bands
-from geofm.units import DN_PER_REFLECTANCE
 from geofm.validity import Bools, mark_beyond_limits, mark_nodata
 
 #: Largest scale that a file may state for reflectance from 0 to 1, stored as integers.
@@ -25,6 +24,9 @@ _REFLECTANCE_SCALE = 0.01
 
 #: Values that are read at once, 1 GiB as float32.
 MOST_VALUES = 1 << 28
+
+#: Pixels that a method of resampling looks at on each side; 2 where it is not here.
+_REACH = {'lanczos': 4, 'cubic': 3, 'cubic_spline': 3}
 
 #: Units that a file may state for backscatter, and the factor of their logarithm that gives dB.
 _TO_DB = {'linear': 10.0, 'power': 10.0, 'linear power': 10.0, 'amplitude': 20.0}
@@ -85,16 +87,17 @@ class SensorBands:
         logarithm = None
         if sensor.unit == 'dB' and len(units) == 1:
             logarithm = _TO_DB.get(next(iter(units)))
-        if sensor.unit == 'DN' and units == {'reflectance'} and (scale == 1).all():
-            scale, offset = scale * DN_PER_REFLECTANCE, offset * DN_PER_REFLECTANCE
-        elif sensor.unit == 'DN' and (scale != 1).any():
+        is_reflectance = units == {'reflectance'} and (scale == 1).all()
+        if sensor.unit == 'DN' and not is_reflectance and (scale != 1).any():
             if not ((scale > 0) & (scale <= _REFLECTANCE_SCALE)).all():
                 raise UnitError(
                     f'{src.name}: states the scale {scale.max():g}, which makes neither DN nor '
-                    f'reflectance from 0 to 1 of its values: store DN (reflectance x 10,000), '
-                    f'without a scale'
+                    f'reflectance from 0 to 1 of its values: store DN (reflectance '
+                    f'{_dn_of_reflectance(sensor)}), without a scale'
                 )
-            scale, offset = scale * DN_PER_REFLECTANCE, offset * DN_PER_REFLECTANCE
+            is_reflectance = True
+        if sensor.unit == 'DN' and is_reflectance:
+            scale, offset = _to_dn(scale, offset, sensor)
         if not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
             raise UnitError(f'{src.name}: states a scale or an offset that is no number')
         if (scale == 1).all() and not offset.any():
@@ -160,8 +163,7 @@ class SensorBands:
         nodata = [src.nodatavals[i] for i in bands]
         if self.others and not numbers.any(axis=0).all():
             others = src.read([i + 1 for i in self.others], window=window)
-            nodata += [None] * len(others)
-            mark_nodata(np.concatenate([numbers, others]), valid, self.sensor, nodata)
+            mark_nodata(numbers, valid, self.sensor, nodata, others)
         else:
             mark_nodata(numbers, valid, self.sensor, nodata)
         values = self.scaled(numbers)
@@ -177,7 +179,8 @@ class SensorBands:
 
         Returns:
             As of :meth:`read`: pixel by pixel where the raster has the pixels of the grid;
-            otherwise warped (bilinear), without what is not valid, and NaN where there are no data.
+            otherwise warped by the sensor's method, without what is not valid, and NaN where there
+            are no data.
 
         Raises:
             ValueError: If the raster has so many pixels on the ground of the grid that they would
@@ -188,7 +191,7 @@ class SensorBands:
         if window is not None:
             return self.read(src, window)
         warped = np.full((len(self.indices), *grid.shape), np.nan, np.float32)
-        window = covering_window(own, grid)
+        window = covering_window(own, grid, _REACH.get(self.sensor.resampling, 2))
         if window is not None:
             if window.width * window.height * src.count > MOST_VALUES:
                 raise ValueError(
@@ -208,7 +211,7 @@ class SensorBands:
                 dst_transform=grid.transform,
                 dst_crs=grid.crs,
                 dst_nodata=np.nan,
-                resampling=Resampling.bilinear,
+                resampling=Resampling[self.sensor.resampling],
             )
         return warped, np.isfinite(warped).all(axis=0)
 
@@ -275,12 +278,31 @@ class SensorBands:
             return values.astype(np.float32)
 
 
-def covering_window(own: Grid, grid: Grid) -> Window | None:
+def _dn_of_reflectance(sensor: Sensor) -> str:
+    """How DN come of reflectance, for a message."""
+    plus = f' + {-sensor.offset / sensor.scale:,.0f}' if sensor.offset else ''
+    return f'x {1 / sensor.scale:,.0f}{plus}'
+
+
+def _to_dn(
+    scale: npt.NDArray[np.float64], offset: npt.NDArray[np.float64], sensor: Sensor
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Scale and offset that lead to DN, from those that lead to reflectance."""
+    per_reflectance = 1 / sensor.scale
+    scale, offset = scale * per_reflectance, (offset - sensor.offset) * per_reflectance
+    # Rounding must not turn the sensor's own scale into another one.
+    if np.allclose(scale, 1, rtol=1e-9, atol=0) and np.allclose(offset, 0, rtol=0, atol=1e-6):
+        return np.ones_like(scale), np.zeros_like(offset)
+    return scale, offset
+
+
+def covering_window(own: Grid, grid: Grid, reach: int = 2) -> Window | None:
     """Find the pixels of a grid that are needed to warp it onto another one.
 
     Args:
         own: Grid of a raster.
         grid: Grid that it is warped onto.
+        reach: Pixels of the coarser grid, on each side, that the resampling looks at.
 
     Returns:
         Window of all pixels on, and close to, *grid*; None if there are none.
@@ -294,9 +316,8 @@ def covering_window(own: Grid, grid: Grid) -> Window | None:
     row, col = own.pixel_of(x, y)
     if not (np.isfinite(row).all() and np.isfinite(col).all()):
         return None
-    # As far as bilinear interpolation reaches, which is further where pixels become larger.
     ratio = max(np.ptp(row) / grid.height, np.ptp(col) / grid.width, 1.0)
-    margin = int(np.ceil(2 * ratio)) + 2
+    margin = int(np.ceil(reach * ratio)) + 2
     top, left = (max(int(axis.min()) - margin, 0) for axis in (row, col))
     bottom = min(int(np.ceil(row.max())) + margin, own.height)
     right = min(int(np.ceil(col.max())) + margin, own.width)
@@ -325,7 +346,7 @@ def name_bands(
     alpha = alpha_band(src)
     data = [i for i in range(src.count) if i != alpha]
     if bands is not None:
-        given = check_bands(bands)
+        given = check_bands([sensor.find_band(band) or band for band in bands])
         if len(given) != len(data) or not set(given) <= set(sensor.band_names):
             raise BandError(
                 f'{src.name}: {len(data)} bands, but named {list(given)}: give one name of '
@@ -360,18 +381,30 @@ def band_name(text: str, sensor: Sensor) -> str | None:
     """Find the name of a band in its description.
 
     Args:
-        text: Description, e.g. 'B4, central wavelength 665 nm' or 'Sigma0_VV_dB'.
+        text: Description, e.g. 'B4, central wavelength 665 nm', 'Sigma0_VV_dB' or 'red'.
         sensor: The sensor.
 
     Returns:
-        Name as in the sensor's bands, None if it is none of them.
+        Name of the band's channel, None if it is none of the sensor's.
     """
-    match = re.match(r'B0*(\d{1,2})(A?)(?![0-9A-Z])', text.upper()) or re.search(
-        r'(?<![A-Z])(VV|VH)(?![A-Z])', text.upper()
-    )
-    if match is None:
-        return None
-    digits, *rest = match.groups()
-    # 'B8A', but 'B08'.
-    name = digits if not rest else f'B{digits}A' if rest[0] else f'B{int(digits):02d}'
-    return name if name in sensor.band_names else None
+    exact = sensor.find_band(text)
+    if exact is not None or not text:
+        return exact
+    match = re.match(r'B0*(\d{1,2})(A?)(?![0-9A-Z])', text.upper())
+    if match is not None:
+        # 'B8A', but 'B08'.
+        return sensor.find_band(f'B{match[1]}A' if match[2] else f'B{int(match[1]):02d}')
+    # A name within a description, if there is only one.
+    found = {
+        sensor.channel(band.name)
+        for band in sensor.bands
+        for name in (band.name, *band.aliases)
+        if len(name) > 1 and re.search(_as_word(name), text.upper())
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+def _as_word(name: str) -> str:
+    """Pattern of a name that is no part of a longer one; digits may follow 'VV' but not 'B1'."""
+    after = '0-9A-Z' if name[-1].isdigit() else 'A-Z'
+    return rf'(?<![A-Z]){re.escape(name.upper())}(?![{after}])'

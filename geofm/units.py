@@ -9,19 +9,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from geofm.sensors import SENSORS, Sensor, sensor_channels
+from geofm.sensors import SENSORS, SENTINEL2, Sensor, sensor_channels
 
 #: Reflectance is rarely above this, DN rarely below.
 _REFLECTANCE = 2.0
 
 #: What processing baseline 04.00 of Sentinel-2 adds to every DN (since January 2022).
-BASELINE_OFFSET = 1000.0
+BASELINE_OFFSET = SENTINEL2.baseline_offset
 
 #: DN of Sentinel-2 per unit of reflectance.
-DN_PER_REFLECTANCE = 10_000.0
+DN_PER_REFLECTANCE = 1 / SENTINEL2.scale
 
-#: Noise in dark water brings some DN a little below the offset.
-_DARKEST = 0.95 * BASELINE_OFFSET
+#: Noise in dark water brings some DN a little below the offset of a processing baseline.
+_DARKEST = 0.95
 
 #: Linear power is not lower, dB are.
 _LEAST_POWER = -0.1
@@ -48,11 +48,27 @@ class WrongUnit(StrEnum):
         'first'
     )
     POWER = 'look like linear power, not dB: convert them with 10 * log10(power)'
+    DECIBEL = 'look like dB, not linear power: convert them with 10 ** (dB / 10)'
     REFLECTANCE = 'look like reflectance, not DN: multiply them by 10,000'
     OFFSET = (
         'look as if the offset of processing baseline 04.00 had been added: subtract 1,000 from DN '
         'of products since January 2022'
     )
+    FRACTION = 'look like fractions of 1, not 8-bit brightness: multiply them by 255'
+
+    def advice(self, sensor: Sensor) -> str:
+        """The same with the numbers of a sensor.
+
+        Args:
+            sensor: The sensor whose values they should be.
+
+        Returns:
+            What values look like, and what to do about it.
+        """
+        if self is WrongUnit.REFLECTANCE:
+            plus = f' and add {-sensor.offset / sensor.scale:,.0f}' if sensor.offset else ''
+            return f'look like reflectance, not DN: multiply them by {1 / sensor.scale:,.0f}{plus}'
+        return str(self)
 
 
 def wrong_unit(values: npt.NDArray[Any], sensor: Sensor) -> WrongUnit | None:
@@ -76,9 +92,17 @@ def wrong_unit(values: npt.NDArray[Any], sensor: Sensor) -> WrongUnit | None:
         if lowest < _LEAST_POWER or median <= 0:
             return None
         return WrongUnit.RAW if high > sensor.limits[1] else WrongUnit.POWER
+    if sensor.unit == 'power':
+        return WrongUnit.DECIBEL if median < _LEAST_POWER else None
+    if sensor.quantity == 'image':
+        is_fraction = 0 < high <= 1 and bool((values != np.round(values)).any())
+        return WrongUnit.FRACTION if is_fraction else None
+    if sensor.quantity != 'reflectance' or sensor.unit != 'DN':
+        return None
     if high <= _REFLECTANCE and median < _REFLECTANCE:
         return WrongUnit.REFLECTANCE
-    return WrongUnit.OFFSET if low >= _DARKEST else None
+    has_offset = sensor.baseline_offset > 0 and low >= _DARKEST * sensor.baseline_offset
+    return WrongUnit.OFFSET if has_offset else None
 
 
 def some_values(image: npt.NDArray[Any], sensor: Sensor) -> npt.NDArray[np.float32]:
@@ -89,14 +113,17 @@ def some_values(image: npt.NDArray[Any], sensor: Sensor) -> npt.NDArray[np.float
         sensor: The sensor.
 
     Returns:
-        Values of pixels that are finite, not 0 in all bands and not below the sensor's limits.
+        Values of pixels that are finite, not fill of 0 in all bands, and not below the sensor's
+        limits.
     """
     values = np.moveaxis(image, -3, 0)
     pixels = values.reshape(len(values), -1)
     pixels = pixels[:, :: max(1, pixels.shape[1] // _SOME)]
     with np.errstate(over='ignore'):
         pixels = pixels.astype(np.float32)
-    known = np.isfinite(pixels).all(axis=0) & (pixels != 0).any(axis=0)
+    known = np.isfinite(pixels).all(axis=0)
+    if sensor.fills_zero:
+        known &= (pixels != 0).any(axis=0)
     known &= (pixels >= sensor.limits[0]).all(axis=0)
     found: npt.NDArray[np.float32] = pixels[:, known].ravel()
     return found
@@ -117,7 +144,8 @@ def warn_of_unit(values: npt.NDArray[Any], sensor: Sensor, source: str) -> bool:
     if looks_like is not None:
         low, high = np.percentile(values, (5, 99))
         warnings.warn(
-            f'{source}: values of {sensor.title} (mostly {low:.4g} to {high:.4g}) {looks_like}',
+            f'{source}: values of {sensor.title} (mostly {low:.4g} to {high:.4g}) '
+            f'{looks_like.advice(sensor)}',
             UnitWarning,
             stacklevel=3,
         )

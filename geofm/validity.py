@@ -4,10 +4,12 @@ A pixel holds no data where
 
 * any band has the file's nodata value, except that a nodata value of 0 counts only where all bands
   are 0 if the sensor measures 0 (:attr:`~geofm.sensors.Sensor.measures_zero`),
-* all bands are 0, which is fill whether the file says so or not,
+* any band has one of the sensor's own nodata values (:attr:`~geofm.sensors.Sensor.nodata`),
+* all bands are 0, if that is fill for the sensor whether the file says so or not
+  (:attr:`~geofm.sensors.Sensor.fills_zero`),
 * any band is NaN, infinite or outside of :attr:`~geofm.sensors.Sensor.limits`.
 
-The first two are about the numbers of a file, the last one is about values in the sensor's unit.
+The first three are about the numbers of a file, the last one is about values in the sensor's unit.
 """
 
 from collections.abc import Sequence
@@ -25,7 +27,11 @@ type Nodata = float | Sequence[float | None] | None
 
 
 def mark_nodata(
-    image: npt.NDArray[Any], valid: Bools, sensor: Sensor, nodata: Nodata = None
+    image: npt.NDArray[Any],
+    valid: Bools,
+    sensor: Sensor,
+    nodata: Nodata = None,
+    others: npt.NDArray[Any] | None = None,
 ) -> None:
     """Mark pixels that a file's numbers call fill or nodata.
 
@@ -34,17 +40,28 @@ def mark_nodata(
         valid: Where pixels are valid so far, (H, W); changed in place.
         sensor: The sensor.
         nodata: Nodata value of the file.
+        others: Numbers of further bands of the sensor (K, H, W), where 0 in all of *image* is not
+            fill unless these are 0, too.
     """
-    # Most often the first band has no 0, and the others need not be looked at.
-    if not image[0].all():
-        valid &= (image != 0).any(axis=0)
     per_band = nodata if isinstance(nodata, Sequence) else [nodata] * len(image)
+    # Most often the first band has no 0, and the others need not be looked at.
+    if (sensor.fills_zero or 0 in per_band) and not image[0].all():
+        measured = (image != 0).any(axis=0)
+        valid &= measured if others is None else measured | (others != 0).any(axis=0)
     for band, value in zip(image, per_band, strict=True):
         if value is None or np.isnan(value) or (value == 0 and sensor.measures_zero):
             continue
-        # A float32 file may give its nodata value in double precision.
-        with np.errstate(over='ignore'):
-            valid &= band != (band.dtype.type(value) if band.dtype.kind == 'f' else value)
+        _mark_value(band, valid, value)
+    for value in sensor.nodata:
+        for band in image:
+            _mark_value(band, valid, value)
+
+
+def _mark_value(band: npt.NDArray[Any], valid: Bools, value: float) -> None:
+    """Mark pixels of a band that have a value."""
+    # A float32 file may give its nodata value in double precision.
+    with np.errstate(over='ignore'):
+        valid &= band != (band.dtype.type(value) if band.dtype.kind == 'f' else value)
 
 
 def mark_beyond_limits(image: npt.NDArray[Any], valid: Bools, sensor: Sensor) -> None:

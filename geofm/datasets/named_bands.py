@@ -1,4 +1,4 @@
-"""Any data set of Sentinel images, its bands by name."""
+"""Any data set of images, its bands by name."""
 
 import warnings
 from collections.abc import Mapping, Sequence, Sized
@@ -11,13 +11,21 @@ from torch.utils.data import Dataset, Subset
 from torchgeo.datasets.utils import Sample
 
 from geofm.datasets.files import files_of
-from geofm.sensors import BANDS, SENSORS, BandError, band_indices, check_bands, sensor_channels
+from geofm.sensors import (
+    SENSORS,
+    BandError,
+    Sensor,
+    band_indices,
+    canonical_bands,
+    check_bands,
+    sensor_channels,
+)
 from geofm.units import UnitWarning, warn_of_unit
 
 #: Bands of each image of a sample, by its key.
 type BandNames = Sequence[str] | Mapping[str, Sequence[str]]
 
-#: What Sentinel-1 pixels are.
+#: What pixels of backscatter are.
 S1Unit = Literal['dB', 'power']
 
 
@@ -28,11 +36,12 @@ class NamedBands(Dataset[Sample]):
     has VH before VV and no B10. With the names given once, the channels that are wanted are
     picked by name.
 
-    Values are brought to dB (Sentinel-1) and DN = reflectance x 10,000 (Sentinel-2), for which
-    the normalisation is made. The statistics of :mod:`geofm.sensors` are those of Level-1C with
-    clouds. Level-2A, the reflectance at the surface, is darker in the blue and brighter in the near
-    infrared, and products since January 2022 (processing baseline 04.00) have 1,000 added unless
-    the data set takes it off: give the statistics of such data to the data module.
+    Values are brought to the units of their sensors, for which the normalisation is made: dB
+    (Sentinel-1), DN = reflectance x 10,000 (Sentinel-2). The statistics of Sentinel-2 in
+    :mod:`geofm.sensors` are those of Level-1C with clouds. Level-2A, the reflectance at the
+    surface, is darker in the blue and brighter in the near infrared: name its bands 's2l2a.B02'
+    and so on, or give its statistics to the data module. Products since January 2022 (processing
+    baseline 04.00) have 1,000 added unless the data set takes it off.
     """
 
     def __init__(
@@ -54,9 +63,9 @@ class NamedBands(Dataset[Sample]):
                 *source_bands* in canonical order.
             scale: Factor that brings values to the unit of the sensor, for all bands or by name:
                 10,000 for reflectances.
-            s1_unit: Whether Sentinel-1 comes in dB or as linear power, which becomes dB; power that
-                is not positive is invalid. A warning is given once if the values look like the
-                other.
+            s1_unit: Whether Sentinel-1, or another sensor whose unit is dB, comes in dB or as
+                linear power, which becomes dB; power that is not positive is invalid. A warning is
+                given once if the values look like the other.
             n_dates: Number of dates k that lie one after the other in the channels of 'image', as
                 in TorchGeo's SSL4EO-S12 with ``seasons=k``. 'image' becomes (k, C, H, W).
 
@@ -94,11 +103,11 @@ class NamedBands(Dataset[Sample]):
         Returns:
             The sample with
 
-            * image: float32 (C, H, W), or (k, C, H, W) with k dates, S1 in dB and S2 in DN,
-              channels as in :attr:`bands`
+            * image: float32 (C, H, W), or (k, C, H, W) with k dates, in the units of the sensors
+              (S1 in dB, S2 in DN), channels as in :attr:`bands`
             * valid: bool (H, W), or (k, H, W), True where all bands of the source are finite and
-              within the limits of their sensor, and those of S2 not all 0, which is how gaps are
-              filled
+              within the limits of their sensor, none has a nodata value of its sensor, and those of
+              a sensor that measures reflectance are not all 0, which is how gaps are filled
 
             and what else the data set yields, but for the images that became part of 'image'. A
             sample that is asked for by number has that as 'index', int64 ().
@@ -110,17 +119,14 @@ class NamedBands(Dataset[Sample]):
         if isinstance(index, SupportsIndex):
             sample['index'] = torch.tensor(index.__index__())
         image = torch.cat([self._take(sample, key) for key in self.source_bands], dim=-3)
+        valid = self._measured(image)
         if self._scale is not None:
             image = image * self._scale
-        valid = torch.ones_like(image[..., 0, :, :], dtype=torch.bool)
-        if 's2' in self._channels:
-            valid &= (image[..., self._channels['s2'], :, :] != 0).any(dim=-3)
-        self._judge_unit(image)
-        if 's1' in self._channels and self.s1_unit == 'power':
-            channels = self._channels['s1']
-            # Where the logarithm is not finite there was no echo to measure.
-            image[..., channels, :, :] = 10 * image[..., channels, :, :].log10()
+        self._judge_units(image)
         for key, channels in self._channels.items():
+            if SENSORS[key].unit == 'dB' and self.s1_unit == 'power':
+                # Where the logarithm is not finite there was no echo to measure.
+                image[..., channels, :, :] = 10 * image[..., channels, :, :].log10()
             # Comparisons with NaN are false.
             low, high = SENSORS[key].limits
             part = image[..., channels, :, :]
@@ -170,26 +176,44 @@ class NamedBands(Dataset[Sample]):
         image = image.to(torch.float32)
         return image if self.n_dates is None else image.unflatten(0, (self.n_dates, -1))
 
-    def _judge_unit(self, image: Tensor) -> None:
-        """Warn once if Sentinel-1 of the first image with data is not in the unit that was said."""
-        if self._judged or 's1' not in self._channels:
+    def _measured(self, image: Tensor) -> Tensor:
+        """Where the numbers of an image are no fill, bool (..., H, W)."""
+        valid = torch.ones_like(image[..., 0, :, :], dtype=torch.bool)
+        for key, channels in self._channels.items():
+            sensor = SENSORS[key]
+            part = image[..., channels, :, :]
+            # 0 dB is a value like any other; 0 of a sensor that has none is beyond its limits.
+            if sensor.fills_zero and sensor.measures_zero:
+                valid &= (part != 0).any(dim=-3)
+            for value in sensor.nodata:
+                valid &= (part != value).all(dim=-3)
+        return valid
+
+    def _judge_units(self, image: Tensor) -> None:
+        """Warn once if backscatter of the first image with data is not in the stated unit."""
+        if self._judged:
             return
-        values = image[..., self._channels['s1'], :, :].movedim(-3, 0).flatten(1)
-        values = values[:, ((values != 0) & values.isfinite()).all(dim=0)]
-        if not values.numel():
-            return
-        self._judged = True
+        for key, channels in self._channels.items():
+            if SENSORS[key].unit == 'dB':
+                values = image[..., channels, :, :].movedim(-3, 0).flatten(1)
+                values = values[:, ((values != 0) & values.isfinite()).all(dim=0)]
+                if values.numel():
+                    self._judged = True
+                    self._judge_backscatter(values, SENSORS[key])
+
+    def _judge_backscatter(self, values: Tensor, sensor: Sensor) -> None:
+        """Warn if values of a sensor in dB are not in the stated unit."""
         if self.s1_unit == 'power':
             if values.max() < 0:
                 warnings.warn(
-                    f'{self._title}: values of Sentinel-1 from {values.min():g} to '
+                    f'{self._title}: values of {sensor.short_title} from {values.min():g} to '
                     f"{values.max():g} look like dB, not power: leave out s1_unit='power'",
                     UnitWarning,
-                    stacklevel=3,
+                    stacklevel=5,
                 )
         else:
             title = f"{self._title}, read with s1_unit='dB' ('power' converts linear power)"
-            warn_of_unit(values.numpy(), SENSORS['s1'], title)
+            warn_of_unit(values.numpy(), sensor, title)
 
     @property
     def _title(self) -> str:
@@ -210,14 +234,15 @@ def wanted_bands(bands: Sequence[str] | None, available: Sequence[str]) -> tuple
         BandError: If a band is unknown or given twice, or a wanted band is missing.
     """
     if bands is None:
-        return tuple(band for band in BANDS if band in available)
-    missing = [band for band in check_bands(bands) if band not in available]
+        return canonical_bands(available)
+    wanted = check_bands(bands)
+    missing = [band for band in wanted if band not in available]
     if missing:
         raise BandError(
             f'missing bands {missing}: the data have {list(available)}. To go without them, name '
             f'the other bands only, to the model too (bands and in_channels)'
         )
-    return tuple(bands)
+    return wanted
 
 
 def _factors(scale: float | Mapping[str, float], bands: Sequence[str]) -> Tensor | None:

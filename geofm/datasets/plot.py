@@ -1,8 +1,9 @@
-"""Pictures of samples with Sentinel-1 and Sentinel-2 bands."""
+"""Pictures of samples, each sensor drawn in its own way."""
 
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib import pyplot as plt
@@ -11,7 +12,7 @@ from matplotlib.figure import Figure
 from torchgeo.datasets import RGBBandsMissingError
 from torchgeo.datasets.utils import Sample
 
-from geofm.sensors import RGB_BANDS, SENTINEL1, band_indices
+from geofm.sensors import SENSORS, Sensor, sensor_channels
 
 #: Percentiles that are drawn black and white, of the valid pixels of each channel.
 STRETCH = (2.0, 98.0)
@@ -23,14 +24,14 @@ NO_DATA = 0.5
 def stretch(
     channels: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float32]:
-    """Make a picture of three channels, each stretched between percentiles.
+    """Make a picture of channels, each stretched between percentiles.
 
     Args:
-        channels: Values, shape (3, H, W).
+        channels: Values, shape (K, H, W), three for a picture in colours.
         valid: Where they mean something, shape (H, W); elsewhere the picture is grey.
 
     Returns:
-        Colours in [0, 1], shape (H, W, 3).
+        Brightness in [0, 1], shape (H, W, K).
     """
     picture = np.full((*valid.shape, len(channels)), NO_DATA, np.float32)
     if valid.any():
@@ -40,17 +41,64 @@ def stretch(
     return picture
 
 
-def s1_composite(vv: npt.NDArray[np.float32], vh: npt.NDArray[np.float32]) -> Any:
-    """Channels of the usual false-colour picture of dual-polarised SAR.
+def compose(
+    image: npt.NDArray[np.float32], bands: Sequence[str], sensor: Sensor
+) -> npt.NDArray[np.float32] | None:
+    """Channels of a sensor's picture, as :attr:`geofm.sensors.Sensor.drawing` says.
 
     Args:
-        vv: Co-polarised backscatter in dB, shape (H, W).
-        vh: Cross-polarised backscatter in dB, shape (H, W).
+        image: Raw values, shape (C, H, W).
+        bands: Names of the channels.
+        sensor: The sensor.
 
     Returns:
-        VV, VH and their ratio, which is a difference in dB, shape (3, H, W).
+        One or three channels, shape (1 or 3, H, W): bands, or differences of two; None if a band
+        that is needed is not there.
     """
-    return np.stack((vv, vh, vv - vh))
+    if not set(sensor.picture_bands) <= set(bands):
+        return None
+    values = {b: image[list(bands).index(sensor.channel(b))] for b in sensor.drawing.bands}
+    return np.stack(
+        [
+            values[band] if minus is None else values[band] - values[minus]
+            for band, minus in sensor.drawing.terms
+        ]
+    )
+
+
+def colours(
+    channels: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], sensor: Sensor
+) -> npt.NDArray[np.float32]:
+    """Picture of channels as of :func:`compose`.
+
+    Args:
+        channels: One or three channels, shape (1 or 3, H, W).
+        valid: Where they mean something, shape (H, W); elsewhere the picture is grey.
+        sensor: The sensor.
+
+    Returns:
+        Colours in [0, 1], shape (H, W, 3): three channels are red, green and blue; one is drawn
+        with the sensor's colour map.
+    """
+    picture = stretch(channels, valid)
+    if len(channels) == 3:
+        return picture
+    coloured = mpl.colormaps[sensor.drawing.cmap](picture[..., 0])[..., :3].astype(np.float32)
+    coloured[~valid] = NO_DATA
+    return coloured
+
+
+def drawing_order(bands: Sequence[str]) -> list[Sensor]:
+    """Sensors of some bands in the order in which they are drawn.
+
+    Args:
+        bands: Names of the channels.
+
+    Returns:
+        The sensors, that with the reference grid first.
+    """
+    sensors = [SENSORS[key] for key in sensor_channels(bands)]
+    return sorted(sensors, key=lambda sensor: -sensor.grid_priority)
 
 
 def plot_pair(
@@ -61,12 +109,12 @@ def plot_pair(
     show_titles: bool = True,
     suptitle: str | None = None,
 ) -> Figure:
-    """Draw true colour, an S1 composite, and where given mask and prediction.
+    """Draw a picture of each sensor, and where given mask and prediction.
 
     Args:
         sample: One sample: 'image' (C, H, W) in raw units, and if given 'valid' (H, W), 'mask'
             (H, W) and 'prediction' (H, W). A 'label' or 'prediction' that is one number is
-            written above the true-colour panel.
+            written above the first panel.
         bands: Names of the channels.
         cmap: Colours of the classes of mask and prediction.
         show_titles: Whether to write a title above each panel.
@@ -76,18 +124,21 @@ def plot_pair(
         The figure.
 
     Raises:
-        RGBBandsMissingError: If the bands have neither B04, B03, B02 nor VV, VH.
+        RGBBandsMissingError: If no sensor has all bands that its picture needs, e.g. B04, B03,
+            B02 of Sentinel-2.
     """
     image = sample['image'].detach().cpu().float().numpy()
     valid = np.isfinite(image).all(axis=0)
     if 'valid' in sample:
         valid &= sample['valid'].cpu().numpy().astype(bool)
     panels: dict[str, Any] = {}
-    if set(RGB_BANDS) <= set(bands):
-        panels['Sentinel-2 true colour'] = stretch(image[band_indices(RGB_BANDS, bands)], valid)
-    if set(SENTINEL1.band_names) <= set(bands):
-        vv, vh = image[band_indices(SENTINEL1.band_names, bands)]
-        panels['Sentinel-1 VV, VH, VV − VH'] = stretch(s1_composite(vv, vh), valid)
+    for sensor in drawing_order(bands):
+        channels = compose(image, bands, sensor)
+        if channels is not None:
+            title = f'{sensor.short_title} {sensor.drawing.title}'
+            panels[title if title not in panels else f'{title} ({sensor.name})'] = colours(
+                channels, valid, sensor
+            )
     if not panels:
         raise RGBBandsMissingError
     maps = {

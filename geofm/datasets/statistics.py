@@ -18,10 +18,6 @@ from geofm.units import UnitWatch
 #: Percentiles that are worked out.
 PERCENTILES = (1, 2, 5, 25, 50, 75, 95, 98, 99)
 
-#: First value, width and number of the bins of each sensor's histograms, in its unit. Percentiles
-#: are as fine as a bin; what lies beyond goes to the outermost bins.
-_BINS = {'s1': (-100.0, 0.01, 15_000), 's2': (0.0, 1.0, 65_536)}
-
 
 class BandStatistics:
     """Mean, standard deviation and percentiles of bands, sample by sample.
@@ -47,8 +43,8 @@ class BandStatistics:
         self.pixels = 0
         self._mean = np.zeros(len(self.bands))
         self._squares = np.zeros(len(self.bands))
-        self._bins = [_BINS[sensor_of(band).name] for band in self.bands]
-        self._counts = [np.zeros(number, np.int64) for _, _, number in self._bins]
+        self._bins = [sensor_of(band).histogram for band in self.bands]
+        self._counts = [np.zeros(bins.bins, np.int64) for bins in self._bins]
 
     def update(self, image: Tensor, valid: Tensor) -> None:
         """Add a sample.
@@ -68,11 +64,10 @@ class BandStatistics:
         self._squares += step**2 * (self.pixels * count / total)
         self._mean += step * (count / total)
         self.pixels = total
-        for band, (first, width, number), counts in zip(
-            values, self._bins, self._counts, strict=True
-        ):
-            bins = np.clip(np.round((band - first) / width), 0, number - 1).astype(np.int64)
-            counts += np.bincount(bins, minlength=number)
+        for band, histogram, counts in zip(values, self._bins, self._counts, strict=True):
+            positions = np.round((band - histogram.first) / histogram.width)
+            bins = np.clip(positions, 0, histogram.bins - 1).astype(np.int64)
+            counts += np.bincount(bins, minlength=histogram.bins)
 
     def result(self) -> dict[str, dict[str, Any]]:
         """The statistics.
@@ -98,7 +93,7 @@ class BandStatistics:
 
     def _percentiles(self, i: int) -> dict[int, float]:
         """Smallest values that so many percent of the pixels do not exceed."""
-        first, width, _ = self._bins[i]
+        first, width = self._bins[i].first, self._bins[i].width
         shares: npt.NDArray[np.float64] = self._counts[i].cumsum() / self.pixels
         return {
             p: round(float(first + width * np.searchsorted(shares, p / 100 * (1 - 1e-12))), 6)

@@ -10,10 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from geofm.atomic import atomic_file
-from geofm.datasets.plot import s1_composite, stretch
+from geofm.datasets.plot import colours, compose, drawing_order, stretch
 from geofm.evaluation.metrics import NO_SHARES, PRIMARY
 from geofm.evaluation.report import Report, pictured_samples, with_unit
-from geofm.sensors import RGB_BANDS, SENTINEL1, band_indices
 
 _DPI = 150
 _CLASSES = colormaps['tab20']
@@ -119,7 +118,7 @@ def _name_classes(figure: Figure, report: Report, style: dict[str, Any]) -> None
 
 
 def picture(image: npt.NDArray[np.float32], bands: tuple[str, ...]) -> npt.NDArray[np.float32]:
-    """True colour where the bands have it, else a composite of Sentinel-1, else the first band.
+    """Picture of the first sensor that can be drawn, else of the first band.
 
     Args:
         image: Raw values (C, H, W).
@@ -128,13 +127,11 @@ def picture(image: npt.NDArray[np.float32], bands: tuple[str, ...]) -> npt.NDArr
     Returns:
         Colours in [0, 1], shape (H, W, 3).
     """
-    if set(RGB_BANDS) <= set(bands):
-        channels = image[band_indices(RGB_BANDS, bands)]
-    elif set(SENTINEL1.band_names) <= set(bands):
-        channels = s1_composite(*image[band_indices(SENTINEL1.band_names, bands)])
-    else:
-        channels = image[[0, 0, 0]]
-    return stretch(channels, np.isfinite(channels).all(axis=0))
+    for sensor in drawing_order(bands):
+        channels = compose(image, bands, sensor)
+        if channels is not None:
+            return colours(channels, np.isfinite(channels).all(axis=0), sensor)
+    return stretch(image[[0, 0, 0]], np.isfinite(image[0]))
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:

@@ -8,7 +8,7 @@ import torch
 from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
-from geofm.sensors import BandError, check_bands, sensor_channels
+from geofm.sensors import SENSORS, BandError, Range, check_bands, sensor_channels
 from geofm.transforms.masks import block_masks
 from geofm.transforms.photometry import Photometry, PhotometryArgs, blur_sigma
 from geofm.transforms.resample import crop_and_resize
@@ -19,10 +19,6 @@ N_GLOBAL = 2
 #: DINOv2's blur is asymmetric: the first global crop always, the second rarely, local ones half.
 GLOBAL_BLUR_PROBABILITIES = (1.0, 0.1)
 LOCAL_BLUR_PROBABILITY = 0.5
-
-#: Range of the blur's standard deviation, in pixels of the crop. Sentinel-2: DINOv2's. For
-#: Sentinel-1 it is multilooking, kept modest: more would wipe out point targets and speckle alike.
-BLUR_SIGMA = {'s1': (0.1, 1.0), 's2': (0.1, 2.0)}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +62,7 @@ class MultiCrop(nn.Module):
     """DINOv2's views of a batch: two global crops, n local crops and masks over the global ones.
 
     A crop has one box, drawn by Kornia, and one pair of flips for all bands, so that a pixel shows
-    the same ground in Sentinel-1 and Sentinel-2. Crops are flipped both ways, as a view from above
+    the same ground in all sensors. Crops are flipped both ways, as a view from above
     has no up. Photometry then treats each sensor by its own rules.
 
     Of images of several dates, the global crops take one date each, in turn, and each local crop
@@ -114,8 +110,10 @@ class MultiCrop(nn.Module):
             max_tries: Number of times a crop is drawn at most; then the one with the largest
                 share of valid pixels is kept, whatever that is.
             photometry: Whether to blur crops and change gain, haze and speckle; or the arguments
-                of :class:`~geofm.transforms.photometry.ReflectanceGain` to do so with, and
-                ``blur``, the range of the blur's standard deviation in pixels of a crop.
+                of :class:`~geofm.transforms.photometry.ReflectanceGain` for sensors that measure
+                reflectance, and ``blur``, the range of the blur's standard deviation in pixels of a
+                crop, for the same sensors. The other sensors keep the photometry of their
+                definition, see :class:`geofm.sensors.SensorPhotometry`.
             anchor_size: Side A of the anchors, in pixels, for Gram anchoring; None: no anchors.
 
         Raises:
@@ -143,7 +141,7 @@ class MultiCrop(nn.Module):
         self.mask_probability, self.mask_ratio = mask_probability, mask_ratio
         self.min_valid, self.max_tries = min_valid, max_tries
         changes: PhotometryArgs = {} if isinstance(photometry, bool) else {**photometry}
-        self.blur = {**BLUR_SIGMA, 's2': changes.pop('blur', BLUR_SIGMA['s2'])}
+        self.blur = _blur_of(self.bands, changes.pop('blur', None))
         self.photometry = None if photometry is False else Photometry(self.bands, changes)
         self.anchor_size = anchor_size
 
@@ -292,6 +290,15 @@ class MultiCrop(nn.Module):
                     images[:, channels], boxes, flips, size, sigma, source=source
                 )
         return self.photometry(crops)
+
+
+def _blur_of(bands: Sequence[str], of_reflectance: Range | None) -> dict[str, Range]:
+    """Range of the blur's standard deviation for each sensor, in pixels of a crop."""
+    blur: dict[str, Range] = {}
+    for key in sensor_channels(bands):
+        changes = of_reflectance if SENSORS[key].quantity == 'reflectance' else None
+        blur[key] = changes or SENSORS[key].photometry.blur or (0.0, 0.0)
+    return blur
 
 
 def integral_image(valid: Tensor) -> Tensor:

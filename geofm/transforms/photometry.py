@@ -1,5 +1,6 @@
 """Photometry of normalised crops, sensor by sensor, in physical units.
 
+What is changed, and how much, is a matter of each sensor: :attr:`geofm.sensors.Sensor.photometry`.
 What suits a camera's pictures does not suit measurements. Left out of DINOv2's list on purpose:
 
 - *solarize* inverts the bright part of a picture; nothing on the ground or in the air does that to
@@ -9,23 +10,30 @@ What suits a camera's pictures does not suit measurements. Left out of DINOv2's 
 - *hue and saturation* have no meaning for thirteen bands, still less for VV and VH.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
 
-from geofm.sensors import BandError, band_statistics, check_bands, check_channels, sensor_channels
-
-#: Digital number of Sentinel-2 Level-1C at a reflectance of 1.
-DN_PER_REFLECTANCE = 10_000.0
+from geofm.sensors import (
+    DEFAULT_SENSORS,
+    SENSORS,
+    BandError,
+    SensorPhotometry,
+    band_statistics,
+    check_bands,
+    check_channels,
+    sensor_channels,
+)
 
 #: Affine change of each channel of each crop, x -> gain * x + offset, both of shape (N, C).
 Affine = tuple[Tensor, Tensor]
 
 
 class ReflectanceArgs(TypedDict, total=False):
-    """Arguments of :class:`ReflectanceGain`, for those who want Sentinel-2 changed more or less."""
+    """Photometry of sensors that measure reflectance, where it differs from the sensor's own."""
 
     gain: tuple[float, float]
     band_gain: tuple[float, float]
@@ -51,26 +59,33 @@ class Photometry(nn.Module):
 
         Args:
             bands: Names of the channels of the crops, in their order.
-            reflectance: Arguments of :class:`ReflectanceGain` that differ from its defaults.
+            reflectance: Changes to the photometry of sensors that measure reflectance: ``gain``,
+                ``band_gain``, ``haze`` (the range of the offset) and ``probability``.
 
         Raises:
             BandError: If a band is unknown or given twice.
         """
         super().__init__()
-        self.gains = nn.ModuleList(
-            [ReflectanceGain(bands, **(reflectance or {})), BackscatterGain(bands)]
+        self.bands = check_bands(bands)
+        by_sensor = {key: _changed(key, reflectance or {}) for key in _drawn(self.bands)}
+        self.gain = GainAndOffset(self.bands, by_sensor)
+        self.speckle = nn.ModuleList(
+            [
+                Speckle(self.bands, photometry.looks, photometry.speckle_probability, (key,))
+                for key, photometry in by_sensor.items()
+                if photometry.looks is not None
+            ]
         )
-        self.speckle = Speckle(bands)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set what the crops were normalised with; at first, the statistics of SEN12MS-CR-TS.
+        """Set what the crops were normalised with; at first, the statistics of the sensors.
 
         Args:
             mean: Mean of each band in raw units, shape (C,).
             std: Standard deviation of each band in raw units, shape (C,).
 
         Raises:
-            BandError: If they do not hold one number a band.
+            BandError: If they do not hold one number per band.
         """
         for module in self.modules():
             if isinstance(module, _Physical):
@@ -78,7 +93,7 @@ class Photometry(nn.Module):
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of each band that the crops were normalised with."""
-        return self.speckle.mean, self.speckle.std
+        return self.gain.mean, self.gain.std
 
     def forward(self, crops: Tensor) -> Tensor:
         """Change crops in place.
@@ -90,19 +105,44 @@ class Photometry(nn.Module):
             The same tensor.
 
         Raises:
-            BandError: If the crops do not have one channel a band.
+            BandError: If the crops do not have one channel per band.
         """
-        check_channels(crops, self.speckle.bands)
-        # One pass over the pixels for all gains: they touch different channels.
-        gain, offset = torch.ones(crops.shape[:2]), torch.zeros(crops.shape[:2])
-        for module in self.gains:
-            sensor_gain, sensor_offset = module(len(crops))
-            gain *= sensor_gain
-            offset += sensor_offset
+        check_channels(crops, self.bands)
+        # One pass over the pixels for all gains.
+        gain, offset = self.gain(len(crops))
         gain = gain[..., None, None].to(crops, non_blocking=True)
         offset = offset[..., None, None].to(crops, non_blocking=True)
         torch.addcmul(offset, crops, gain, out=crops)
-        return self.speckle(crops)
+        for speckle in self.speckle:
+            crops = speckle(crops)
+        return crops
+
+
+def _drawn(bands: Sequence[str]) -> list[str]:
+    """Sensors in the order in which their random numbers are drawn: those with gains first.
+
+    With bands of Sentinel-1 or Sentinel-2 alone, numbers are drawn for both all the same, so that a
+    seed draws the same changes as with the bands of both.
+    """
+    present = set(sensor_channels(bands))
+    if present <= set(DEFAULT_SENSORS):
+        present = set(DEFAULT_SENSORS)
+    keys = [key for key in SENSORS if key in present]
+    return sorted(keys, key=lambda key: SENSORS[key].photometry.gain is None)
+
+
+def _changed(key: str, changes: ReflectanceArgs) -> SensorPhotometry:
+    """Photometry of a sensor with the changes of a user."""
+    sensor = SENSORS[key]
+    if sensor.quantity != 'reflectance' or not changes:
+        return sensor.photometry
+    return replace(
+        sensor.photometry,
+        gain=changes.get('gain', sensor.photometry.gain),
+        band_gain=changes.get('band_gain', sensor.photometry.band_gain),
+        offset=changes.get('haze', sensor.photometry.offset),
+        probability=changes.get('probability', sensor.photometry.probability),
+    )
 
 
 class _Physical(nn.Module):
@@ -129,8 +169,70 @@ class _Physical(nn.Module):
         self.mean, self.std = mean.cpu(), std.cpu()
 
 
-class ReflectanceGain(_Physical):
-    """Draws brightness, contrast and haze of Sentinel-2 crops.
+class GainAndOffset(_Physical):
+    """Draws gains and offsets of the crops of each sensor.
+
+    A value v in physical units becomes ``gain * v + offset``. Both have a part that all bands of a
+    sensor share, and one of each band. Reflectance: gains are illumination, topography and
+    calibration; the offset is path radiance, as of thin haze. Backscatter in dB: offsets are gains
+    of power (incidence angle, soil moisture, calibration).
+    """
+
+    def __init__(self, bands: Sequence[str], sensors: Mapping[str, SensorPhotometry]) -> None:
+        """Initialize a new GainAndOffset instance.
+
+        Args:
+            bands: Names of the channels of the crops, in their order.
+            sensors: Photometry of sensors by key, in the order in which random numbers are drawn.
+
+        Raises:
+            BandError: If a band is unknown or given twice.
+        """
+        super().__init__(bands)
+        self.sensors = {key: change for key, change in sensors.items() if change.is_affine}
+        self.channels = sensor_channels(self.bands)
+
+    def forward(self, n_crops: int) -> Affine:
+        """Draw gains and offsets.
+
+        Args:
+            n_crops: Number of crops N.
+
+        Returns:
+            Gain and offset of normalised values, shape (N, C) each, on the CPU; 1 and 0 for the
+            channels of other sensors and the crops that stay as they are.
+        """
+        shape = (n_crops, len(self.bands))
+        gain, offset = torch.ones(shape), torch.zeros(shape)
+        for key, photometry in self.sensors.items():
+            sensor_gain, sensor_offset = self._draw(key, photometry, shape)
+            of_sensor = torch.zeros(len(self.bands), dtype=torch.bool)
+            of_sensor[self.channels.get(key, [])] = True
+            kept = of_sensor & (torch.rand(n_crops, 1) < photometry.probability)
+            gain = torch.where(kept, sensor_gain, gain)
+            offset = torch.where(kept, sensor_offset, offset)
+        return gain, offset
+
+    def _draw(self, key: str, photometry: SensorPhotometry, shape: tuple[int, int]) -> Affine:
+        """Gains and offsets of all channels as if all were of one sensor."""
+        shared = (shape[0], 1)
+        gain, offset = torch.ones(shape), torch.zeros(shape)
+        if photometry.gain is not None:
+            gain = _uniform(shared, photometry.gain)
+        if photometry.band_gain is not None:
+            gain = gain * _uniform(shape, photometry.band_gain)
+        if photometry.offset is not None:
+            offset = _uniform(shared, photometry.offset)
+        if photometry.band_offset is not None:
+            offset = offset + _uniform(shape, photometry.band_offset)
+        # From physical units to those of the sensor, then to normalised values.
+        sensor = SENSORS[key]
+        offset = (offset + (gain - 1) * sensor.offset) * (1 / sensor.scale)
+        return gain.expand(shape), (((gain - 1) * self.mean + offset) / self.std).expand(shape)
+
+
+class ReflectanceGain(GainAndOffset):
+    """Draws brightness, contrast and haze of the crops of sensors that measure reflectance.
 
     Reflectance r becomes ``g_b * r + h``: g_b is a gain that all bands share (illumination,
     topography), times a small one of each band (calibration, atmosphere); h is path radiance, as
@@ -157,29 +259,12 @@ class ReflectanceGain(_Physical):
         Raises:
             BandError: If a band is unknown or given twice.
         """
-        super().__init__(bands)
-        self.gain, self.band_gain, self.haze = gain, band_gain, haze
-        self.probability = probability
-
-    def forward(self, n_crops: int) -> Affine:
-        """Draw gains and offsets.
-
-        Args:
-            n_crops: Number of crops N.
-
-        Returns:
-            Gain and offset of normalised values, shape (N, C) each, on the CPU; 1 and 0 for the
-            channels of other sensors and the crops that stay as they are.
-        """
-        shape = (n_crops, len(self.bands))
-        gain = _uniform((n_crops, 1), self.gain) * _uniform(shape, self.band_gain)
-        haze = _uniform((n_crops, 1), self.haze) * DN_PER_REFLECTANCE
-        offset = ((gain - 1) * self.mean + haze) / self.std
-        return _only('s2', self.bands, self.probability, gain, offset)
+        photometry = SensorPhotometry(gain, band_gain, haze, probability=probability)
+        super().__init__(bands, dict.fromkeys(_measuring('reflectance', bands), photometry))
 
 
-class BackscatterGain(_Physical):
-    """Draws the calibration gain of Sentinel-1 crops, in dB.
+class BackscatterGain(GainAndOffset):
+    """Draws the calibration gain of the crops of sensors that measure backscatter in dB.
 
     A gain of backscattered power is an offset in dB. VV and VH share most of it (incidence angle,
     soil moisture); each has a small one of its own, so that their ratio varies a little.
@@ -203,27 +288,17 @@ class BackscatterGain(_Physical):
         Raises:
             BandError: If a band is unknown or given twice.
         """
-        super().__init__(bands)
-        self.gain, self.band_gain = gain, band_gain
-        self.probability = probability
+        photometry = SensorPhotometry(offset=gain, band_offset=band_gain, probability=probability)
+        super().__init__(bands, dict.fromkeys(_measuring('backscatter', bands), photometry))
 
-    def forward(self, n_crops: int) -> Affine:
-        """Draw gains and offsets.
 
-        Args:
-            n_crops: Number of crops N.
-
-        Returns:
-            Gain (all 1) and offset of normalised values, shape (N, C) each, on the CPU; offset 0
-            for the channels of other sensors and the crops that stay as they are.
-        """
-        shape = (n_crops, len(self.bands))
-        decibel = _uniform((n_crops, 1), self.gain) + _uniform(shape, self.band_gain)
-        return _only('s1', self.bands, self.probability, torch.ones(shape), decibel / self.std)
+def _measuring(quantity: str, bands: Sequence[str]) -> list[str]:
+    """Keys of the sensors of some bands that measure a quantity."""
+    return [key for key in sensor_channels(bands) if SENSORS[key].quantity == quantity]
 
 
 class Speckle(_Physical):
-    """Adds speckle to Sentinel-1 crops.
+    """Adds speckle to crops of backscatter.
 
     Speckle of L looks multiplies the power of each pixel by a Gamma(L) / L variate, of mean 1 and
     variance 1 / L (Goodman, JOSA 1976; Oliver and Quegan, *Understanding Synthetic Aperture Radar
@@ -236,6 +311,7 @@ class Speckle(_Physical):
         bands: Sequence[str],
         looks: tuple[float, float] = (4.0, 32.0),
         probability: float = 0.5,
+        sensors: Sequence[str] | None = None,
     ) -> None:
         """Initialize a new Speckle instance.
 
@@ -243,6 +319,7 @@ class Speckle(_Physical):
             bands: Names of the channels of the crops, in their order.
             looks: Range of the number of looks, drawn for each crop; at least 4.
             probability: Probability of changing a crop.
+            sensors: Keys of the sensors to add speckle to; all that measure backscatter by default.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -251,7 +328,10 @@ class Speckle(_Physical):
         super().__init__(bands)
         if looks[0] < 4:
             raise ValueError(f'looks must be at least 4, got {looks}')
-        self.channels = sensor_channels(self.bands).get('s1', [])
+        channels = sensor_channels(self.bands)
+        keys = _measuring('backscatter', self.bands) if sensors is None else sensors
+        self.channels = [i for key in keys for i in channels.get(key, [])]
+        self._in_decibel = {i: SENSORS[key].unit == 'dB' for key in channels for i in channels[key]}
         self.looks = looks
         self.probability = probability
 
@@ -269,7 +349,12 @@ class Speckle(_Physical):
         chosen = chosen.to(crops.device, non_blocking=True)
         for channel in self.channels:
             noise = speckle_decibel(looks.expand(-1, 1, *crops.shape[-2:])).squeeze(1)
-            crops[:, channel].index_add_(0, chosen, (noise / self.std[channel]).to(crops.dtype))
+            if self._in_decibel[channel]:
+                change = noise / self.std[channel]
+            else:
+                power = crops[chosen, channel] + self.mean[channel] / self.std[channel]
+                change = power * (10 ** (noise / 10) - 1)
+            crops[:, channel].index_add_(0, chosen, change.to(crops.dtype))
         return crops
 
 
@@ -307,13 +392,3 @@ def blur_sigma(probability: Tensor, sigma: tuple[float, float]) -> Tensor:
 def _uniform(shape: tuple[int, ...], limits: tuple[float, float]) -> Tensor:
     """Uniform random numbers on the CPU."""
     return torch.empty(shape).uniform_(*limits)
-
-
-def _only(
-    sensor: str, bands: Sequence[str], probability: float, gain: Tensor, offset: Tensor
-) -> Affine:
-    """Keep an affine change for one sensor's channels and a random share of the crops."""
-    of_sensor = torch.zeros(len(bands), dtype=torch.bool)
-    of_sensor[sensor_channels(bands).get(sensor, [])] = True
-    kept = of_sensor & (torch.rand(len(gain), 1) < probability)
-    return torch.where(kept, gain, 1.0), torch.where(kept, offset, 0.0)

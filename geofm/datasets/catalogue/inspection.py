@@ -1,4 +1,4 @@
-"""Is a file of Sentinel-1 or Sentinel-2 what it should be?"""
+"""Is a file of a sensor what it should be?"""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,6 @@ import numpy.typing as npt
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from geofm.datasets.catalogue.scan import DTYPES
 from geofm.datasets.catalogue.tiff_header import (
     Header,
     NotPlainError,
@@ -74,12 +73,16 @@ class Problem(StrEnum):
     DAMAGED = 'random values, beyond the range of the sensor'
     LINEAR = 'S1 in linear power, not in dB'
     RAW = 'S1 in raw digital numbers, not in dB'
+    DECIBEL = 'backscatter in dB, not in linear power'
     REFLECTANCE = 'S2 in reflectance, not in DN (reflectance x 10,000)'
+    FRACTION = 'brightness from 0 to 1, not from 0 to 255'
 
 
 _UNITS = {
     WrongUnit.POWER: Problem.LINEAR,
     WrongUnit.RAW: Problem.RAW,
+    WrongUnit.DECIBEL: Problem.DECIBEL,
+    WrongUnit.FRACTION: Problem.FRACTION,
     WrongUnit.REFLECTANCE: Problem.REFLECTANCE,
 }
 
@@ -111,7 +114,7 @@ def inspect(path: str | os.PathLike[str], sensor: str) -> Finding:
 
     Args:
         path: Path of the file.
-        sensor: ``'s1'`` or ``'s2'``.
+        sensor: Key of the sensor.
 
     Returns:
         What was found; no error is raised for a file, whatever its bytes are.
@@ -143,7 +146,7 @@ def look_at_values(path: str | os.PathLike[str], sensor: str) -> npt.NDArray[np.
 
     Args:
         path: Path of the file.
-        sensor: ``'s1'`` or ``'s2'``.
+        sensor: Key of the sensor.
 
     Returns:
         Values as of :func:`geofm.units.some_values`; none if the file cannot be read.
@@ -284,7 +287,7 @@ class _Look:
     @property
     def problem(self) -> Problem | None:
         """Why the file must not be used."""
-        if not self._any_number:
+        if not self._any_number and self._bands.sensor.fills_zero:
             return Problem.ZEROS if self._header.nodata != 0 else Problem.NO_DATA
         unit = wrong_unit(np.concatenate(self._some), self._bands.sensor)
         if unit in _UNITS:
@@ -301,7 +304,8 @@ class _Look:
         dtype = self._header.dtype
         # Whole numbers may stand for decibels if the file says how.
         scaled = self._bands.scale is not None and np.dtype(dtype).kind in 'iu'
-        return scaled or dtype in DTYPES[self._bands.sensor.name]
+        types = self._bands.sensor.dtypes
+        return scaled or not types or dtype in types
 
     def finding(self) -> Finding:
         """What was found out about the file."""

@@ -12,12 +12,6 @@ from typing import NamedTuple, Self
 #: Numbers in names that are larger than that are none of a data set.
 MOST = 2**31 - 1
 
-#: Types of pixels that a sensor's files may have: dB are floats, DN integers.
-DTYPES = {
-    's1': ('float32', 'float64'),
-    's2': ('uint16', 'int16', 'uint32', 'int32'),
-}
-
 _SCENE_NAME = re.compile(
     r'(?P<sensor>s1|s2)_(?P<season>ROIs\d{4})_(?P<roi>\d+)_ImgNo_(?P<time_step>\d+)'
     r'_(?P<date>\d{4}-\d{2}-\d{2})_patch_(?P<patch>\d+)\.tif',
