@@ -51,10 +51,15 @@ class Grid:
             Its grid.
 
         Raises:
-            ValueError: If the raster has no CRS.
+            ValueError: If the raster has no CRS, or its transform cannot be inverted.
         """
         if src.crs is None:
             raise ValueError(f'{src.name}: no CRS; assign one, e.g. with `rio edit-info --crs`')
+        if not np.isfinite(src.transform[:6]).all() or src.transform.determinant == 0:
+            raise ValueError(
+                f'{src.name}: its transform {tuple(src.transform[:6])} places all pixels on a line '
+                'or nowhere; assign another one, e.g. with `rio edit-info --transform`'
+            )
         return cls(src.crs, src.transform, src.height, src.width)
 
     @property

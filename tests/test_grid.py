@@ -104,3 +104,15 @@ def test_a_crs_that_lies_nowhere_has_no_footprint() -> None:
     local = CRS.from_wkt('LOCAL_CS["nowhere",UNIT["metre",1]]')
     with pytest.raises(ValueError, match='no way from'):
         Grid(local, ORIGIN, 8, 8).footprint(UTM)
+
+
+@pytest.mark.parametrize('transform', [Affine(10, 0, 5, 0, 0, 7), Affine(10, 5, 0, 20, 10, 0)])
+def test_a_transform_that_cannot_be_inverted_is_refused_by_name(
+    tmp_path: Path, transform: Affine
+) -> None:
+    path = tmp_path / 'flat.tif'
+    profile = {'driver': 'GTiff', 'count': 1, 'height': 4, 'width': 4, 'dtype': 'uint8'}
+    with rasterio.open(path, 'w', **profile, crs='EPSG:32633', transform=transform) as dst:
+        dst.write(np.ones((1, 4, 4), np.uint8))
+    with rasterio.open(path) as src, pytest.raises(ValueError, match=r'flat\.tif: its transform'):
+        Grid.of(src)
