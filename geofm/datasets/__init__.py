@@ -5,9 +5,10 @@ from geofm.datasets.eurosat_rgb import EuroSATRGB
 from geofm.datasets.landcover import SampleLandCover
 from geofm.datasets.multidate import MultiDate
 from geofm.datasets.named_bands import NamedBands
+from geofm.datasets.pairs.dataset import EmptySplitError
 from geofm.datasets.sample import LAND_COVER, write_sample_data, write_sample_scenes
 from geofm.datasets.sen12mscr import SEN12MSCR
-from geofm.datasets.sen12mscrts import SEN12MSCRTS, EmptySplitError
+from geofm.datasets.sen12mscrts import SEN12MSCRTS
 
 __all__ = (
     'LAND_COVER',

@@ -13,7 +13,7 @@ from geofm.datasets.catalogue.listing import Listing, list_scenes, sound
 from geofm.datasets.catalogue.memory import give_back
 from geofm.datasets.catalogue.scan import Reason
 from geofm.datasets.catalogue.scenes import Rows, Scenes
-from geofm.datasets.pairs.dataset import MatchedDataset, OnError
+from geofm.datasets.pairs.dataset import EmptySplitError, MatchedDataset, OnError
 from geofm.datasets.pairs.pairing import AnyPairing, Pairing, pair_scenes
 from geofm.datasets.pairs.table import MIN_OVERLAP, Draft, PairTable, Period, check_overlap
 from geofm.datasets.regions import REGIONS, Roi, Split, split_of
@@ -28,10 +28,6 @@ _NOT_OF = {
     key: [band for band in BANDS if band not in sensor.band_names]
     for key, sensor in SENSORS.items()
 }
-
-
-class EmptySplitError(ValueError):
-    """The tree holds no pair of the split and regions asked for."""
 
 
 class SEN12MSCRTS(MatchedDataset):

@@ -1,4 +1,4 @@
-"""A tree of SEN12MS-CR-TS or SEN12MS-CR as three trees, none of which shows ground of another."""
+"""Splits for training, validation and testing, none of which shows ground of another."""
 
 import math
 import os
@@ -7,9 +7,12 @@ import shutil
 import warnings
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 from rich.progress import track
 
 from geofm.atomic import atomic_folder
@@ -18,8 +21,8 @@ from geofm.datasets.catalogue.walking import folders_below
 from geofm.datasets.regions import Roi, split_of
 from geofm.datasets.sen12mscr import PatchName, sen12mscr_split_of
 
-#: Names of the folders.
-_FOLDERS = ('train', 'val', 'test')
+#: Names of the splits, and of the folders of a tree.
+SPLITS = ('train', 'val', 'test')
 
 # Land-cover maps go with the ROI that they show.
 _LAND_COVER = (
@@ -79,8 +82,7 @@ def random_splits(rois: Iterable[Roi], val: float, test: float, seed: int) -> di
     Raises:
         ValueError: If a share is not from 0 to 1, or nothing is left to train on.
     """
-    if not (0 <= val <= 1 and 0 <= test <= 1):
-        raise ValueError(f'val and test must be shares from 0 to 1, not {val} and {test}')
+    check_shares(val, test)
     rois = list(rois)
     places = sorted({_place(roi) for roi in rois})
     order = np.random.default_rng(seed).permutation(len(places))
@@ -94,6 +96,94 @@ def random_splits(rois: Iterable[Roi], val: float, test: float, seed: int) -> di
     names = ['val'] * counts[0] + ['test'] * counts[1]
     drawn = {places[i]: name for i, name in zip(order, names, strict=False)}
     return {roi: drawn.get(_place(roi), 'train') for roi in rois}
+
+
+#: By the column ``split`` of the table, by place, or by blocks on the ground.
+SplitBy = Literal['column', 'place', 'blocks']
+
+
+@dataclass(frozen=True)
+class SplitRule:
+    """How the samples of a table of rasters are split.
+
+    Attributes:
+        by: 'column': by the column ``split`` of the table; 'place': all dates and windows of a place
+            together, and places that overlap on the ground too; 'blocks': by square blocks on the
+            ground, without the samples that cross into a block of another split.
+        val: Share of the samples, 0 to 1, for validation; about that, since places and blocks stay
+            whole, but at least one of them if it is not 0.
+        test: Share for testing.
+        seed: Seed of the draw.
+        block_km: Side of the blocks in kilometres.
+    """
+
+    by: SplitBy = 'place'
+    val: float = 0.1
+    test: float = 0.1
+    seed: int = 0
+    block_km: float = 20.0
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ValueError: If one is out of range.
+        """
+        if self.by not in get_args(SplitBy):
+            raise ValueError(
+                f"split by '{self.by}' is unknown: choose from {list(get_args(SplitBy))}"
+            )
+        check_shares(self.val, self.test)
+
+
+def check_shares(val: float, test: float) -> None:
+    """Check shares for validation and testing.
+
+    Args:
+        val: Share for validation.
+        test: Share for testing.
+
+    Raises:
+        ValueError: If one is not from 0 to 1.
+    """
+    if not (0 <= val <= 1 and 0 <= test <= 1):
+        raise ValueError(f'val and test must be shares from 0 to 1, not {val} and {test}')
+
+
+def draw_groups(
+    order: npt.NDArray[Any], weights: npt.NDArray[Any], val: float, test: float
+) -> npt.NDArray[np.int8]:
+    """Deal groups of samples out to the splits.
+
+    Args:
+        order: A number of each group that the draw goes by, such as a hash of its name and the
+            seed, shape (G,). A group keeps its number when others are added, so that splits of a
+            growing archive hardly change.
+        weights: Number of samples in each group, shape (G,).
+        val: Share of the samples for validation.
+        test: Share of the samples for testing.
+
+    Returns:
+        Position in :data:`SPLITS` for each group, int8 (G,).
+
+    Raises:
+        ValueError: If nothing is left to train on.
+    """
+    ranked = np.argsort(order, kind='stable')
+    # A group goes to the split in whose share its middle lies.
+    middle = (np.cumsum(weights[ranked]) - weights[ranked] / 2) / max(weights.sum(), 1)
+    n_val = max(int((middle < val).sum()), val > 0)
+    n_test = max(int((middle < val + test).sum()) - n_val, test > 0)
+    if n_val + n_test >= len(order):
+        raise ValueError(
+            f'val={val} and test={test} of {len(order)} groups of samples leave none to train on: '
+            'ask for less, or split by smaller blocks (block_km); places that overlap on the ground '
+            'are one group'
+        )
+    codes = np.zeros(len(order), np.int8)
+    codes[ranked[:n_val]] = SPLITS.index('val')
+    codes[ranked[n_val : n_val + n_test]] = SPLITS.index('test')
+    return codes
 
 
 def split_tree(
@@ -144,9 +234,9 @@ def split_tree(
                 shutil.copy2(path, target)
             else:
                 target.symlink_to(path.resolve())
-        for name in _FOLDERS:
+        for name in SPLITS:
             (part / name).mkdir(exist_ok=True)
-    return Counter(dict.fromkeys(_FOLDERS, 0) | Counter(splits[roi] for roi in files.values()))
+    return Counter(dict.fromkeys(SPLITS, 0) | Counter(splits[roi] for roi in files.values()))
 
 
 def _place(roi: Roi) -> Roi:

@@ -37,6 +37,10 @@ OnError = Literal['raise', 'skip']
 MOST_SKIPPED = 10
 
 
+class EmptySplitError(ValueError):
+    """There are data, but none of the split and with the filters asked for."""
+
+
 class MatchedDataset(GeoDataset):
     """Observations of several sensors that show the same ground, read on the grid of one of them.
 

@@ -1,0 +1,67 @@
+"""A regular grid of windows over scenes of any size."""
+
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+type Int32 = npt.NDArray[np.int32]
+
+#: What becomes of the rest at the lower and right edge of a scene: the last window is shifted
+#: inwards and overlaps its neighbour, or the rest is dropped.
+Edge = Literal['shift', 'drop']
+
+
+class Windows(NamedTuple):
+    """Windows of scenes.
+
+    Attributes:
+        scene: Number of the scene, int32 (N,), ascending.
+        row: First row, int32 (N,).
+        col: First column, int32 (N,).
+        height: Number of rows, int32 (N,).
+        width: Number of columns, int32 (N,).
+    """
+
+    scene: Int32
+    row: Int32
+    col: Int32
+    height: Int32
+    width: Int32
+
+    def take(self, kept: npt.NDArray[Any]) -> 'Windows':
+        """Choose windows.
+
+        Args:
+            kept: A mask, or their numbers.
+
+        Returns:
+            Those windows.
+        """
+        return Windows(*(column[kept] for column in self))
+
+
+def window_grid(sizes: npt.NDArray[Any], size: int | None, edge: Edge = 'shift') -> Windows:
+    """Lay windows over scenes.
+
+    Args:
+        sizes: Height and width of each scene in pixels, shape (K, 2).
+        size: Height and width of the windows in pixels; None for one window of the whole scene.
+        edge: What becomes of the rest at the lower and right edge. With 'shift', a scene that is
+            smaller than a window along an axis is taken whole along it; with 'drop', it has none.
+
+    Returns:
+        The windows, scene by scene and row by row.
+    """
+    sizes = sizes.astype(np.int64).reshape(-1, 2)
+    step = np.maximum(sizes, 1) if size is None else np.full_like(sizes, size)
+    counts = sizes // step if edge == 'drop' else -(-sizes // step)
+    scene = np.repeat(np.arange(len(sizes)), counts.prod(axis=1))
+    first = np.cumsum(counts.prod(axis=1)) - counts.prod(axis=1)
+    number = np.arange(len(scene)) - first[scene]
+    columns = np.maximum(counts[scene, 1], 1)
+    extent = np.minimum(step, sizes)[scene]
+    last = sizes[scene] - extent
+    row = np.minimum(number // columns * step[scene, 0], last[:, 0])
+    col = np.minimum(number % columns * step[scene, 1], last[:, 1])
+    return Windows(*(a.astype(np.int32) for a in (scene, row, col, extent[:, 0], extent[:, 1])))
