@@ -1,5 +1,6 @@
 """Datasets in TorchGeo's style."""
 
+from geofm.datasets.archive.dataset import RasterArchive
 from geofm.datasets.collate import pad_and_stack
 from geofm.datasets.eurosat_rgb import EuroSATRGB
 from geofm.datasets.landcover import SampleLandCover
@@ -18,6 +19,7 @@ __all__ = (
     'EuroSATRGB',
     'MultiDate',
     'NamedBands',
+    'RasterArchive',
     'SampleLandCover',
     'pad_and_stack',
     'write_sample_data',

@@ -107,9 +107,9 @@ class SplitRule:
     """How the samples of a table of rasters are split.
 
     Attributes:
-        by: 'column': by the column ``split`` of the table; 'place': all dates and windows of a place
-            together, and places that overlap on the ground too; 'blocks': by square blocks on the
-            ground, without the samples that cross into a block of another split.
+        by: 'column': by the column ``split`` of the table; 'place': all dates and windows of a
+            place together, and places that overlap on the ground too; 'blocks': by square blocks on
+            the ground, without the samples that cross into a block of another split.
         val: Share of the samples, 0 to 1, for validation; about that, since places and blocks stay
             whole, but at least one of them if it is not 0.
         test: Share for testing.
@@ -177,8 +177,8 @@ def draw_groups(
     if n_val + n_test >= len(order):
         raise ValueError(
             f'val={val} and test={test} of {len(order)} groups of samples leave none to train on: '
-            'ask for less, or split by smaller blocks (block_km); places that overlap on the ground '
-            'are one group'
+            'ask for less, or split by smaller blocks (block_km); places that overlap on the '
+            'ground are one group'
         )
     codes = np.zeros(len(order), np.int8)
     codes[ranked[:n_val]] = SPLITS.index('val')

@@ -71,8 +71,8 @@ class Blocks:
         per_band = np.minimum(last - first + 1, columns)
         if len(box) and np.bincount(box, per_band).max() > _MOST_BLOCKS:
             raise ValueError(
-                f'blocks of {self.side_km:.3g} km are far smaller than the samples: set window_size '
-                'or larger blocks (block_km)'
+                f'blocks of {self.side_km:.3g} km are far smaller than the samples: set '
+                'window_size, or larger blocks (block_km)'
             )
         pair, column = _ranges(first, per_band)
         codes = band[pair] << 32 | column % columns[pair]

@@ -65,3 +65,23 @@ def window_grid(sizes: npt.NDArray[Any], size: int | None, edge: Edge = 'shift')
     row = np.minimum(number // columns * step[scene, 0], last[:, 0])
     col = np.minimum(number % columns * step[scene, 1], last[:, 1])
     return Windows(*(a.astype(np.int32) for a in (scene, row, col, extent[:, 0], extent[:, 1])))
+
+
+def shifted(
+    transform: npt.NDArray[np.float64], row: npt.NDArray[Any], col: npt.NDArray[Any]
+) -> npt.NDArray[np.float64]:
+    """Transforms of parts of grids.
+
+    Args:
+        transform: Affine coefficients a to f of the grids, shape (N, 6).
+        row: First row of each part, shape (N,).
+        col: First column of each part, shape (N,).
+
+    Returns:
+        Affine coefficients of the parts, float64 (N, 6).
+    """
+    moved = transform.copy()
+    a, b, _, d, e, _ = transform.T
+    moved[:, 2] += a * col + b * row
+    moved[:, 5] += d * col + e * row
+    return moved

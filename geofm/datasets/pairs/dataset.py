@@ -127,6 +127,7 @@ class MatchedDataset(GeoDataset):
         the outline of the grid, the interval reaches from the earliest to the latest day. To change
         it, set another one: its rows are then the samples.
         """
+        self._check_ground()
         if self._frame is None:
             self._frame = self.matches.frame(self._crs)
         return self._frame
@@ -158,6 +159,7 @@ class MatchedDataset(GeoDataset):
     @property
     def bounds(self) -> tuple[slice, slice, slice]:
         """Bounds of all samples: x, y and time."""
+        self._check_ground()
         if self._bounds is None:
             left, bottom, right, top = self._searched().bounds
             start, stop = self._searched().spans(np.arange(len(self)))
@@ -240,6 +242,7 @@ class MatchedDataset(GeoDataset):
         """
         if isinstance(index, SupportsIndex):
             return self.read_pair(self._position(index))
+        self._check_ground()
         x, y, t = self._complete(index)
         for axis, given, own in (('x', x.step, self.res[0]), ('y', y.step, self.res[1])):
             if given is not None and given != own:
@@ -413,6 +416,9 @@ class MatchedDataset(GeoDataset):
         if not -len(self) <= position < len(self):
             raise IndexError(f'sample {position} of {len(self)}: out of range')
         return position % len(self)
+
+    def _check_ground(self) -> None:
+        """Refuse to search by place, if samples lie nowhere on the ground."""
 
     def _complete(self, index: GeoSlice) -> tuple[slice, slice, slice]:
         """Slices with every start and stop given."""

@@ -1,0 +1,239 @@
+"""From a table of rasters to samples: windows of the reference sensor and what matches them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from geofm.datasets.archive.archive_table import Archive, ArchiveTable
+from geofm.datasets.archive.left_out import LeftOut
+from geofm.datasets.archive.matching import Frames, Rule, match_windows
+from geofm.datasets.archive.windowing import Edge, Windows, window_grid
+from geofm.datasets.catalogue.shared_array import SharedArray
+from geofm.datasets.table import Observations, RasterTable, TableError
+from geofm.sensors import SENSORS, sensor_channels
+
+type Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What samples are made of.
+
+    Attributes:
+        sensors: Keys of the sensors, in canonical order.
+        reference: The sensor that gives the grids.
+        bands: Names of the channels.
+        allow_missing: Sensors that a sample may lack.
+        window_size: Height and width of the windows in pixels; None for whole observations.
+        edge: What becomes of the rest at the edge of an observation.
+        max_day_gap: Most days between an observation and that of the reference sensor.
+        min_overlap: Least fraction, 0 to 1, of a window that each sensor must cover.
+    """
+
+    sensors: tuple[str, ...]
+    reference: str
+    bands: tuple[str, ...]
+    allow_missing: tuple[str, ...]
+    window_size: int | None
+    edge: Edge
+    max_day_gap: int | None
+    min_overlap: float
+
+
+def build_samples(table: RasterTable, selection: Selection, left_out: LeftOut) -> ArchiveTable:
+    """Find the samples of a table.
+
+    Args:
+        table: The table.
+        selection: What samples are made of.
+        left_out: Takes what is left out.
+
+    Returns:
+        The samples, those of a place next to each other.
+
+    Raises:
+        TableError: If the table has no row of a sensor, a file is not scanned, or files of a place
+            do not go together.
+    """
+    observations = Observations.of(table)
+    _note_problems(table, left_out)
+    archive = Archive(table, observations, SharedArray(observations.main_rows(table)))
+    groups = {key: _observations_of(archive, key, selection, left_out) for key in selection.sensors}
+    reference = groups[selection.reference]
+    scenes = _frames(archive, reference)
+    windows = window_grid(scenes.shape, selection.window_size, selection.edge)
+    numbers = np.full((len(windows.scene), len(selection.sensors)), -1, np.int32)
+    overlap = np.ones(len(numbers), np.float32)
+    for i, key in enumerate(selection.sensors):
+        if key == selection.reference:
+            numbers[:, i] = reference[windows.scene]
+            continue
+        others = _frames(archive, groups[key])
+        rule = Rule(SENSORS[key].static, selection.max_day_gap, selection.min_overlap)
+        chosen, covered = match_windows(scenes, windows, others, rule)
+        found = chosen >= 0
+        numbers[found, i] = groups[key][chosen[found]]
+        _check_grids(archive, numbers[found, i], reference[windows.scene[found]])
+        overlap[found] = np.minimum(overlap[found], covered[found])
+    kept = _complete(archive, numbers, selection, left_out)
+    order = np.flatnonzero(kept)
+    if len(windows.scene) > len(scenes.place):
+        order = order[_by_place(scenes, windows.take(order))]
+    offsets = np.stack((windows.row[order], windows.col[order]), axis=1)
+    return ArchiveTable(
+        archive,
+        selection.sensors,
+        selection.reference,
+        numbers[order],
+        offsets,
+        overlap[order],
+        selection.window_size,
+    )
+
+
+def _note_problems(table: RasterTable, left_out: LeftOut) -> None:
+    """Note the files that the table says are bad."""
+    for code, problem in enumerate(table.problems):
+        bad = np.flatnonzero(table.problem == code)
+        if len(bad):
+            left_out.add(f'files with a problem ({problem})', len(bad), table.path(int(bad[0])))
+
+
+def _observations_of(
+    archive: Archive, key: str, selection: Selection, left_out: LeftOut
+) -> npt.NDArray[np.int32]:
+    """Numbers of the observations of a sensor that have the bands asked for."""
+    table, observations = archive.table, archive.observations
+    of_sensor = np.zeros(len(observations), bool)
+    if key in table.sensors:
+        of_sensor = observations.sensor == table.sensors.index(key)
+    if not of_sensor.any():
+        known = ', '.join(sorted(table.sensors)) or 'none'
+        raise TableError(
+            f"{table.source}: no file of the sensor '{key}' can be used; it has {known}"
+        )
+    numbers = np.flatnonzero(of_sensor).astype(np.int32)
+    main = archive.main.array[numbers]
+    unknown = np.flatnonzero(table.height[main] <= 0)
+    if len(unknown):
+        row = int(main[unknown[0]])
+        raise TableError(
+            f"{table.source}: row {row + 1}: {table.path(row)} is not scanned; 'geofm index' on "
+            'the table finds the size and place of each file'
+        )
+    lacks = ~_has_bands(archive, numbers, selection.bands, key)
+    if lacks.any():
+        example = table.path(int(main[np.flatnonzero(lacks)[0]]))
+        reason = f'observations of {key} without some of the bands that are asked for'
+        left_out.add(reason, int(lacks.sum()), example)
+    return numbers[~lacks]
+
+
+def _has_bands(
+    archive: Archive, numbers: npt.NDArray[np.int32], bands: Sequence[str], key: str
+) -> Mask:
+    """Whether observations have all bands of a sensor that are asked for, as the table says."""
+    table, observations = archive.table, archive.observations
+    wanted = [bands[i] for i in sensor_channels(bands)[key]]
+    masks = [
+        sum(1 << i for i, band in enumerate(wanted) if band in names) for names in table.band_lists
+    ]
+    # Of a file about whose bands the table says nothing, reading will tell.
+    every = (1 << len(wanted)) - 1
+    has = np.array([*masks, every], np.int64)[table.band[observations.order]]
+    if not len(has):
+        return np.ones(0, bool)
+    together = np.bitwise_or.reduceat(has, observations.first)
+    return np.asarray(together[numbers] == every)
+
+
+def available_bands(table: RasterTable, key: str) -> tuple[str, ...]:
+    """Bands of a sensor that files of a table have.
+
+    Args:
+        table: The table.
+        key: Key of the sensor.
+
+    Returns:
+        Names of the channels in the order of the sensor: those that the table names, or all if it
+        does not say which bands a file has.
+    """
+    every = SENSORS[key].band_names
+    if key not in table.sensors:
+        return every
+    lists = np.unique(table.band[table.sensor == table.sensors.index(key)]).tolist()
+    if -1 in lists:
+        return every
+    named = {band for number in lists for band in table.band_lists[number]}
+    return tuple(band for band in every if band in named)
+
+
+def _frames(archive: Archive, numbers: npt.NDArray[np.int32]) -> Frames:
+    """Where and when observations were taken."""
+    table, main = archive.table, archive.main.array[numbers]
+    return Frames(
+        archive.observations.place[numbers],
+        archive.observations.time[numbers],
+        table.epsg[main],
+        table.transform[main],
+        np.stack((table.height[main], table.width[main]), axis=1),
+    )
+
+
+def _check_grids(
+    archive: Archive, others: npt.NDArray[np.int32], references: npt.NDArray[np.int32]
+) -> None:
+    """Refuse matches whose files have no grid in common."""
+    table = archive.table
+    other, main = archive.main.array[others], archive.main.array[references]
+    has_crs = table.epsg[main] > 0
+    lone = np.flatnonzero(has_crs & (table.epsg[other] <= 0))
+    if len(lone):
+        raise TableError(
+            f'{table.source}: {table.path(int(other[lone[0]]))} has no CRS, but '
+            f'{table.path(int(main[lone[0]]))} of the same place has one: give both a CRS, or none'
+        )
+    size = (table.height[other] != table.height[main]) | (table.width[other] != table.width[main])
+    wrong = np.flatnonzero(~has_crs & size)
+    if len(wrong):
+        one, two = (int(rows[wrong[0]]) for rows in (other, main))
+        raise TableError(
+            f'{table.source}: {table.path(one)} is {table.height[one]} x {table.width[one]} '
+            f'pixels, but {table.path(two)} of the same place is {table.height[two]} x '
+            f'{table.width[two]}: without a CRS all sensors of a place must have one size'
+        )
+
+
+def _complete(
+    archive: Archive, numbers: npt.NDArray[np.int32], selection: Selection, left_out: LeftOut
+) -> Mask:
+    """Whether windows have all sensors that they need."""
+    kept = np.ones(len(numbers), bool)
+    main = archive.main.array[numbers[:, selection.sensors.index(selection.reference)]]
+    for i, key in enumerate(selection.sensors):
+        if key in selection.allow_missing:
+            continue
+        gone = np.flatnonzero(kept & (numbers[:, i] < 0))
+        if len(gone):
+            days = (
+                f' within {selection.max_day_gap} days' if selection.max_day_gap is not None else ''
+            )
+            reason = (
+                f'samples without {key} of the place{days} that covers '
+                f'{selection.min_overlap:.0%} or more'
+            )
+            left_out.add(reason, len(gone), archive.table.path(int(main[gone[0]])))
+            kept[gone] = False
+    return kept
+
+
+def _by_place(scenes: Frames, windows: Windows) -> npt.NDArray[np.intp]:
+    """Order of windows by place, then by window, then by date."""
+    place = scenes.place[windows.scene].astype(np.int64)
+    # What has no place stays together by scene, after all places.
+    lone = place < 0
+    place[lone] = windows.scene[lone] + place.max(initial=0) + 1
+    time = scenes.time[windows.scene]
+    return np.asarray(np.lexsort((windows.scene, time, windows.col, windows.row, place)), np.intp)

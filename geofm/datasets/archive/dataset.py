@@ -1,0 +1,307 @@
+"""Samples of a table of rasters of any sensors as a TorchGeo data set."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pyproj
+from rasterio.windows import Window
+from torchgeo.datasets.utils import Path, Sample
+
+from geofm.datasets.archive.archive_table import ArchiveTable
+from geofm.datasets.archive.building import Selection, available_bands, build_samples
+from geofm.datasets.archive.left_out import LeftOut
+from geofm.datasets.archive.splits import split_samples
+from geofm.datasets.archive.windowing import Edge
+from geofm.datasets.catalogue.footprints import SEARCH_CRS, extents
+from geofm.datasets.pairs.dataset import EmptySplitError, MatchedDataset, OnError
+from geofm.datasets.pairs.reading import BrokenFileError, Place, Target, read_plain
+from geofm.datasets.pairs.table import MIN_OVERLAP, check_overlap
+from geofm.datasets.splitting import SPLITS, SplitRule
+from geofm.datasets.table import RasterTable, read_observation
+from geofm.rasters import RASTER_ERRORS
+from geofm.sensors import (
+    SENSORS,
+    BandError,
+    canonical_order,
+    check_bands,
+    reference_sensor,
+    sensor_channels,
+)
+
+#: One of the splits, or all samples.
+Split = Literal['train', 'val', 'test', 'all']
+
+
+class RasterArchive(MatchedDataset):
+    """Samples of a table of rasters: any sensors, any file layout, scenes of any size.
+
+    Each observation of the reference sensor is a sample, or with *window_size* a regular grid of
+    windows of it. Observations of the other sensors are matched to it: of the same ``place`` of the
+    table or, where that names none, by their footprints; the nearest in time. Sensors that do not
+    change (such as an elevation model) and files without a date match any date. Everything is read
+    on the grid of the reference sensor: pixel by pixel where a file has that grid, otherwise warped
+    by the method of its sensor.
+
+    Files without a CRS are matched by ``place`` alone and must have one size per place. Their
+    samples have no 'bounds', 'transform' and 'crs', and cannot be read by slices.
+
+    Samples that lack a sensor are left out, unless *allow_missing* names it. What is left out is
+    counted in :attr:`skipped` and reported in one warning.
+
+    The columns of :attr:`index` are described at
+    :meth:`geofm.datasets.archive.archive_table.ArchiveTable.frame`. Its CRS is that of the
+    reference files if they have one in common, otherwise EPSG:4326.
+
+    Attributes:
+        table: The table.
+        sensors: Sensors of a sample, in canonical order.
+        reference: The sensor that gives the grid.
+        bands: Names of the channels of 'image'.
+        split: The split.
+        skipped: Number of samples and files left out, by reason.
+    """
+
+    matches: ArchiveTable
+
+    def __init__(
+        self,
+        table: RasterTable | Path,
+        sensors: Sequence[str],
+        bands: Sequence[str] | None = None,
+        reference: str | None = None,
+        split: Split = 'train',
+        split_by: SplitRule | Mapping[str, Any] | None = None,
+        window_size: int | None = None,
+        edge: Edge = 'shift',
+        max_day_gap: int | None = None,
+        min_overlap: float = MIN_OVERLAP,
+        allow_missing: Sequence[str] = (),
+        transforms: Callable[[Sample], Sample] | None = None,
+        on_error: OnError = 'raise',
+    ) -> None:
+        """Initialize a new RasterArchive instance.
+
+        Args:
+            table: A table of rasters, or its file, as ``geofm index`` writes it.
+            sensors: Keys of the sensors, in any order.
+            bands: Names of the bands to return, in the order to return them, some of each sensor;
+                by default all bands of the sensors that the files of the table have.
+            reference: The sensor that gives the grid; by default as of
+                :func:`geofm.sensors.reference_sensor`.
+            split: One of 'train', 'val', 'test' or 'all'.
+            split_by: How samples are split, a :class:`~geofm.datasets.splitting.SplitRule` or its
+                fields. By default by the column 'split' of the table; all samples are in 'train' if
+                it has none.
+            window_size: Height and width in pixels of the windows that are laid over each
+                observation of the reference sensor; whole observations by default.
+            edge: What becomes of the rest at the lower and right edge: 'shift' the last window
+                inwards, so that it overlaps its neighbour, or 'drop' the rest.
+            max_day_gap: Most days between an observation and that of the reference sensor.
+            min_overlap: Least fraction, 0 to 1, of a sample's ground that each sensor must cover.
+            allow_missing: Sensors that a sample may lack. Samples then have 'present', and 0 in the
+                channels of a sensor that is missing.
+            transforms: Applied to each sample, last.
+            on_error: What to do if a file cannot be read: 'raise' an error that names it; or
+                'skip' the sample: read another one of the same size in its place, drawn at random
+                from PyTorch's generator, and count that in :attr:`failures`.
+
+        Raises:
+            BandError: If a band is unknown, given twice, or not of the sensors.
+            EmptySplitError: If there is no sample in *split*; a ValueError.
+            SensorError: If a sensor is unknown; a ValueError.
+            TableError: If the table cannot be used; a ValueError.
+            ValueError: If another argument is out of range.
+        """
+        for name, value, known in (
+            ('split', split, get_args(Split)),
+            ('edge', edge, get_args(Edge)),
+            ('on_error', on_error, get_args(OnError)),
+        ):
+            if value not in known:
+                raise ValueError(f"unknown {name} '{value}': choose from {list(known)}")
+        if window_size is not None and window_size < 1:
+            raise ValueError(f'window_size must be a positive number of pixels, not {window_size}')
+        if max_day_gap is not None and max_day_gap < 0:
+            raise ValueError(f'max_day_gap must be 0 days or more, not {max_day_gap}')
+        super().__init__(transforms, on_error)
+        self.table = RasterTable.read(table) if isinstance(table, str | os.PathLike) else table
+        self.paths = self.table.source
+        self.split = split
+        self.split_by = SplitRule(**split_by) if isinstance(split_by, Mapping) else split_by
+        self.sensors = canonical_order(sensors)
+        self.reference = _check_reference(reference, self.sensors)
+        self.allow_missing = _check_missing(allow_missing, self.sensors, self.reference)
+        self.bands = _bands_of(self.table, self.sensors, bands)
+        self.window_size = window_size
+        self.skipped: LeftOut = LeftOut()  # type: ignore[assignment]
+        selection = Selection(
+            self.sensors,
+            self.reference,
+            self.bands,
+            self.allow_missing,
+            window_size,
+            edge,
+            max_day_gap,
+            check_overlap(min_overlap),
+        )
+        self.matches = self._in_split(build_samples(self.table, selection, self.skipped))
+        self.skipped.warn()
+        self._choose_crs()
+
+    @property
+    def all_bands(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Names of all bands of the sensors."""
+        return tuple(band for sensor in self.sensors for band in SENSORS[sensor].band_names)
+
+    @property
+    def is_georeferenced(self) -> bool:
+        """Whether samples lie on the ground; files without a CRS do not."""
+        return bool((self.matches.epsg(np.arange(min(len(self), 1))) > 0).all())
+
+    def __str__(self) -> str:
+        """What the data set holds."""
+        if self.is_georeferenced:
+            return super().__str__()
+        return f'{type(self).__name__} Dataset\n    type: NonGeoDataset\n    size: {len(self)}'
+
+    def _check_ground(self) -> None:
+        """Refuse what needs to know where samples lie."""
+        if not self.is_georeferenced:
+            raise ValueError(
+                f'{self.table.source}: its files have no CRS, so samples lie nowhere on the '
+                'ground: read them by their number, dataset[0], with a plain PyTorch sampler; or '
+                'assign a CRS to the files and index them again'
+            )
+
+    def _in_split(self, samples: ArchiveTable) -> ArchiveTable:
+        """The samples of the split."""
+        every = len(samples)
+        if self.split != 'all' and every:
+            rule = self.split_by
+            if rule is None and self.table.split is not None:
+                rule = SplitRule('column')
+            if rule is None:
+                codes = np.zeros(every, np.int8)
+            else:
+                codes = split_samples(samples, rule)
+                _note_crossing(samples, codes, rule, self.skipped)
+            samples = samples.take(np.flatnonzero(codes == SPLITS.index(self.split)))
+        if not len(samples):
+            why = f"in split='{self.split}'" if every else 'that has all sensors'
+            raise EmptySplitError(
+                f'{self.table.source}: no sample {why}; {every} in all splits'
+                + (f'; left out: {self.skipped}' if self.skipped else '')
+                + (
+                    ''
+                    if self.split_by or self.table.split is not None or not every
+                    else "; say how to split (split_by), or give the table a column 'split'"
+                )
+            )
+        return samples
+
+    def _choose_crs(self) -> None:
+        """Index in the CRS of the files, if there is one, at their resolution."""
+        if not self.is_georeferenced:
+            self._res = (1.0, 1.0)
+            return
+        codes = np.unique(self.matches.epsg(slice(None)))
+        first = np.arange(1)
+        if len(codes) == 1:
+            self._search_in(pyproj.CRS(int(codes[0])))
+            a, b, _, d, e, _ = self.matches.transforms(first)[0]
+            self._res = (float(np.hypot(a, d)), float(np.hypot(b, e)))
+            return
+        west, south, east, north = extents(self.matches.corners(first, SEARCH_CRS), SEARCH_CRS)[0]
+        height, width = self.matches.sizes(first)[0]
+        self._res = (float((east - west) / width), float((north - south) / height))
+
+    def _read(
+        self, position: int, sensor: str, bands: tuple[str, ...], place: Place, target: Target
+    ) -> bool:
+        """Read the bands of a sensor; whether the sample has it."""
+        rows = self.matches.rows_of(position, sensor)
+        if rows is None:
+            return False
+        if self._is_plain(rows, sensor):
+            path = self.table.path(int(rows[0]))
+            try:
+                if read_plain(path, bands, SENSORS[sensor], place, target):
+                    return True
+            except RASTER_ERRORS as err:
+                raise BrokenFileError(path, err.__cause__ or err) from err
+        row, col, height, width = place.extent
+        window = None if place.grid is not None else Window(col, row, width, height)
+        values, valid = read_observation(self.table, rows, bands, place.grid, window)
+        target[0][:] = values
+        target[1][:] &= valid
+        return True
+
+    def _is_plain(self, rows: Any, sensor: str) -> bool:
+        """Whether a plain TIFF would have the values of the sensor, all bands in their order."""
+        table, definition = self.table, SENSORS[sensor]
+        if len(rows) != 1 or not definition.fills_zero or definition.nodata:
+            return False
+        row = int(rows[0])
+        columns = (table.scale, table.offset, table.nodata)
+        given = any(column is not None and not np.isnan(column[row]) for column in columns)
+        given |= table.unit is not None and table.unit[row] >= 0
+        if given or table.band[row] >= 0 or table.index[row] >= 0:
+            return False
+        path = table.path(row)
+        return path.lower().endswith(('.tif', '.tiff')) and os.path.lexists(path)
+
+    def _refuse_empty(self, position: int, place: Place) -> None:
+        """Samples without a valid pixel stay: scenes have margins without data."""
+
+
+def _note_crossing(samples: ArchiveTable, codes: Any, rule: SplitRule, left_out: LeftOut) -> None:
+    """Note the samples that are in no split."""
+    gone = np.flatnonzero(codes < 0)
+    if len(gone):
+        reasons = {
+            'blocks': 'samples that cross into a block of another split',
+            'column': 'samples without a split in the table',
+        }
+        paths = samples.paths(int(gone[0]), samples.reference)
+        left_out.add(reasons[rule.by], len(gone), paths[0])
+
+
+def _check_reference(reference: str | None, sensors: tuple[str, ...]) -> str:
+    """The sensor that gives the grid."""
+    if reference is None:
+        return reference_sensor(sensors)
+    if reference not in sensors:
+        raise ValueError(f"reference '{reference}' is none of the sensors {list(sensors)}")
+    return reference
+
+
+def _check_missing(
+    allow_missing: Sequence[str], sensors: tuple[str, ...], reference: str
+) -> tuple[str, ...]:
+    """Sensors that samples may lack."""
+    if isinstance(allow_missing, str) or not set(allow_missing) <= set(sensors) - {reference}:
+        raise ValueError(
+            f'allow_missing {allow_missing!r} must be a list of sensors other than the reference '
+            f"'{reference}': choose from {[key for key in sensors if key != reference]}"
+        )
+    return tuple(key for key in sensors if key in allow_missing)
+
+
+def _bands_of(
+    table: RasterTable, sensors: tuple[str, ...], bands: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Bands to return, some of each sensor."""
+    if bands is None:
+        return tuple(band for key in sensors for band in available_bands(table, key))
+    names = check_bands(bands)
+    given = set(sensor_channels(names))
+    if given != set(sensors):
+        others = sorted(given - set(sensors))
+        raise BandError(
+            f'bands are of the sensors {others}, which are not in sensors={list(sensors)}'
+            if others
+            else f'no bands of {sorted(set(sensors) - given)}: add some, or leave the sensors out'
+        )
+    return names

@@ -1,0 +1,177 @@
+"""Splits of the samples of an archive in which no ground is in two of them."""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import shapely
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+from geofm.datasets.archive.archive_table import ArchiveTable
+from geofm.datasets.archive.blocks import Blocks, margined
+from geofm.datasets.catalogue.footprints import SEARCH_CRS, extents, shapes_on_ground
+from geofm.datasets.splitting import SPLITS, SplitRule, draw_groups
+
+#: Samples that are worked on together.
+_AT_ONCE = 1 << 16
+
+#: Least shared area, as a fraction of the smaller of two samples, that counts as overlap. Edges
+#: that are straight in one CRS are not in another, by less than this.
+_TOUCH = 1e-3
+
+type Codes = npt.NDArray[np.int8]
+
+
+def split_samples(samples: ArchiveTable, rule: SplitRule) -> Codes:
+    """Find the split of each sample.
+
+    Args:
+        samples: The samples.
+        rule: How they are split.
+
+    Returns:
+        Position in :data:`~geofm.datasets.splitting.SPLITS`, int8 (N,); -1 for a sample that
+        crosses into a block of another split, or that the table gives no split.
+
+    Raises:
+        ValueError: If the table has no column 'split', a split has another name, samples without
+            CRS are to be split by blocks, or nothing is left to train on.
+    """
+    if rule.by == 'column':
+        return _by_column(samples)
+    if rule.by == 'blocks':
+        return _by_blocks(samples, rule)
+    group, keys = _place_groups(samples)
+    weights = np.bincount(group, minlength=len(keys))
+    return draw_groups(_mix(keys, rule.seed), weights, rule.val, rule.test)[group]
+
+
+def _by_column(samples: ArchiveTable) -> Codes:
+    """Splits as the table gives them."""
+    table = samples.archive.table
+    if table.split is None:
+        raise ValueError(
+            f"{table.source}: no column 'split': add one, or split by place or by blocks"
+        )
+    unknown = sorted(set(table.splits) - {*SPLITS, ''})
+    if unknown:
+        raise ValueError(f'{table.source}: unknown splits {unknown}: choose from {list(SPLITS)}')
+    codes = [SPLITS.index(name) if name else -1 for name in table.splits]
+    return np.array([*codes, -1], np.int8)[table.split[samples.main_rows()]]
+
+
+def _by_blocks(samples: ArchiveTable, rule: SplitRule) -> Codes:
+    """Splits by blocks on the ground."""
+    if (samples.epsg(slice(None)) <= 0).any():
+        raise ValueError(
+            f'{samples.archive.table.source}: rasters without a CRS cannot be split by blocks: '
+            'split by place or by column'
+        )
+    blocks = Blocks(rule.block_km)
+    codes: list[npt.NDArray[np.int64]] = []
+    starts: list[npt.NDArray[np.int64]] = []
+    total = 0
+    for first in range(0, len(samples), _AT_ONCE):
+        rows = slice(first, min(first + _AT_ONCE, len(samples)))
+        boxes = margined(extents(samples.corners(rows, SEARCH_CRS), SEARCH_CRS))
+        code, start = blocks.touched(boxes)
+        codes.append(code)
+        starts.append(start + total)
+        total += len(code)
+    every, begin = np.concatenate(codes), np.concatenate(starts)
+    keys, number = np.unique(every, return_inverse=True)
+    splits = draw_groups(_mix(keys, rule.seed), np.bincount(number), rule.val, rule.test)[number]
+    lowest, highest = np.minimum.reduceat(splits, begin), np.maximum.reduceat(splits, begin)
+    return np.where(lowest == highest, lowest, -1).astype(np.int8)
+
+
+def _place_groups(
+    samples: ArchiveTable,
+) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.uint64]]:
+    """Group of each sample, and a number of each group that does not depend on the others."""
+    scenes, scene = _distinct_scenes(samples)
+    place = samples.archive.observations.place[scenes]
+    links = [_same_place(place), _overlaps(samples, scenes)]
+    one, other = np.concatenate(links, axis=1)
+    size = (len(scenes), len(scenes))
+    graph = coo_array((np.ones(len(one), bool), (one, other)), shape=size)
+    _, group = connected_components(graph, directed=False)
+    keys = np.full(group.max(initial=-1) + 1, np.iinfo(np.uint64).max, np.uint64)
+    np.minimum.at(keys, group, _scene_keys(samples, scenes))
+    return group[scene], keys
+
+
+def _distinct_scenes(samples: ArchiveTable) -> tuple[Any, Any]:
+    """One observation for each place and grid, and its number for each sample."""
+    reference = samples.reference_observations()
+    unique, number = np.unique(reference, return_inverse=True)
+    table, main = samples.archive.table, samples.archive.main.array[unique]
+    keys = pd.DataFrame(table.transform[main])
+    keys['place'] = samples.archive.observations.place[unique]
+    for name in ('epsg', 'height', 'width'):
+        keys[name] = getattr(table, name)[main]
+    if (keys['epsg'] <= 0).any():
+        # Without a CRS, what has no place of its own is one.
+        lone = (keys['epsg'] <= 0) & (keys['place'] < 0)
+        keys['lone'] = np.where(lone, np.arange(len(keys)), -1)
+    same = keys.groupby(list(keys.columns), sort=False, dropna=False).ngroup().to_numpy()
+    _, first = np.unique(same, return_index=True)
+    return unique[first], same[number]
+
+
+def _same_place(place: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Pairs of scenes of one place, a chain of each place."""
+    order = np.argsort(place, kind='stable')
+    same = (place[order][1:] == place[order][:-1]) & (place[order][1:] >= 0)
+    return np.stack([order[:-1][same], order[1:][same]])
+
+
+def _overlaps(samples: ArchiveTable, scenes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    """Pairs of scenes that share ground."""
+    table, main = samples.archive.table, samples.archive.main.array[scenes]
+    placed = np.flatnonzero(table.epsg[main] > 0)
+    shapes = shapes_on_ground(samples.scene_corners(scenes[placed]), SEARCH_CRS)
+    tree = shapely.STRtree(shapes)
+    areas = shapely.area(shapes)
+    found = [np.zeros((2, 0), np.int64)]
+    for first in range(0, len(placed), _AT_ONCE):
+        one, other = tree.query(shapes[first : first + _AT_ONCE], predicate='intersects')
+        one = one + first
+        later = other > one
+        one, other = one[later], other[later]
+        shared = shapely.area(shapely.intersection(shapes[one], shapes[other]))
+        real = shared > _TOUCH * np.minimum(areas[one], areas[other])
+        found.append(placed[np.stack([one[real], other[real]])])
+    return np.concatenate(found, axis=1)
+
+
+def _scene_keys(samples: ArchiveTable, scenes: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """A number of each scene by the name of its place, or where it lies, or else its file."""
+    archive = samples.archive
+    place = archive.observations.place[scenes]
+    keys = np.zeros(len(scenes), np.uint64)
+    named = place >= 0
+    names = np.array(archive.table.places.take(place[named]), object)
+    keys[named] = pd.util.hash_array(names)
+    placed = ~named & (archive.table.epsg[archive.main.array[scenes]] > 0)
+    middle = samples.scene_corners(scenes[placed]).mean(axis=1)
+    # To some metres, so that rounding does not matter.
+    x, y = np.round((middle + 360) * 1e4).astype(np.uint64).T
+    keys[placed] = _mix(x * np.uint64(10**8) + y, 0)
+    lone = ~named & ~placed
+    rows = archive.main.array[scenes[lone]]
+    keys[lone] = pd.util.hash_array(np.array(archive.table.paths.take(rows), object))
+    return keys
+
+
+def _mix(keys: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
+    """Hash numbers together with a seed, by the finaliser of SplitMix64."""
+    start = np.random.SeedSequence(seed % 2**64).generate_state(1, np.uint64)[0]
+    with np.errstate(over='ignore'):
+        x = keys.astype(np.uint64) + start
+        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+            x = (x ^ (x >> np.uint64(shift))) * np.uint64(factor)
+        mixed: npt.NDArray[np.uint64] = x ^ (x >> np.uint64(31))
+    return mixed
