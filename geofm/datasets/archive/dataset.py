@@ -126,7 +126,7 @@ class RasterArchive(MatchedDataset):
         if max_day_gap is not None and max_day_gap < 0:
             raise ValueError(f'max_day_gap must be 0 days or more, not {max_day_gap}')
         super().__init__(transforms, on_error)
-        self.table = RasterTable.read(table) if isinstance(table, str | os.PathLike) else table
+        self.table = table if isinstance(table, RasterTable) else RasterTable.read(os.fspath(table))
         self.paths = self.table.source
         self.split = split
         self.split_by = SplitRule(**split_by) if isinstance(split_by, Mapping) else split_by

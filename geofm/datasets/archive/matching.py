@@ -55,8 +55,13 @@ class Frames:
         Returns:
             Those observations.
         """
-        columns = (self.place, self.time, self.epsg, self.transform, self.shape)
-        return Frames(*(column[rows] for column in columns))
+        return Frames(
+            self.place[rows],
+            self.time[rows],
+            self.epsg[rows],
+            self.transform[rows],
+            self.shape[rows],
+        )
 
 
 class Rule(NamedTuple):
