@@ -172,14 +172,18 @@ def draw_groups(
     ranked = np.argsort(order, kind='stable')
     # A group goes to the split in whose share its middle lies.
     middle = (np.cumsum(weights[ranked]) - weights[ranked] / 2) / max(weights.sum(), 1)
-    n_val = max(int((middle < val).sum()), val > 0)
-    n_test = max(int((middle < val + test).sum()) - n_val, test > 0)
-    if n_val + n_test >= len(order):
+    needed = int(val > 0) + int(test > 0)
+    if len(order) <= needed:
         raise ValueError(
             f'val={val} and test={test} of {len(order)} groups of samples leave none to train on: '
             'ask for less, or split by smaller blocks (block_km); places that overlap on the '
             'ground are one group'
         )
+    # One group at least for each split that is asked for, and for training.
+    n_val = max(int((middle < val).sum()), int(val > 0))
+    n_val = min(n_val, len(order) - 1 - int(test > 0))
+    n_test = max(int((middle < val + test).sum()) - n_val, int(test > 0))
+    n_test = min(n_test, len(order) - 1 - n_val)
     codes = np.zeros(len(order), np.int8)
     codes[ranked[:n_val]] = SPLITS.index('val')
     codes[ranked[n_val : n_val + n_test]] = SPLITS.index('test')

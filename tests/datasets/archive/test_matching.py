@@ -38,10 +38,8 @@ def by_hand(scenes: Frames, windows: Windows, others: Frames, rule: Rule) -> lis
     for scene, *part in zip(*(column.tolist() for column in windows), strict=True):
         window = box_of(scenes, scene, tuple(part))
         place = scenes.place[scene]
-        named = np.flatnonzero((others.place == place) & (place >= 0)).tolist()
-        among = named or [j for j in range(len(others.place)) if min(place, others.place[j]) < 0]
         options = []
-        for j in among:
+        for j in range(len(others.place)):
             share = window.intersection(box_of(others, j)).area / window.area
             here, there = scenes.time[scene], others.time[j]
             dated = NO_TIME not in (here, there) and not rule.ignores_date
@@ -49,13 +47,12 @@ def by_hand(scenes: Frames, windows: Windows, others: Frames, rule: Rule) -> lis
             days = abs(int(here) // DAY - int(there) // DAY) if dated else 0
             if rule.max_day_gap is not None and days > rule.max_day_gap:
                 continue
-            if named:
+            if place >= 0 and others.place[j] == place:
                 # The nearest one of a place; then it is looked at whether it covers enough.
-                when = int(there) if dated else 0
-                options.append(((gap, when, j), j, share))
-            elif share >= rule.min_overlap and share > 0:
-                options.append(((gap, -round(share, 5), j), j, share))
-        _, best, share = min(options, default=(0, -1, 0.0))
+                options.append(((0, gap, int(there) if dated else 0, j), j, share))
+            elif min(place, others.place[j]) < 0 and share >= rule.min_overlap and share > 0:
+                options.append(((1, gap, -round(share, 5), j), j, share))
+        _, best, share = min(options, default=((), -1, 0.0))
         found.append(best if share >= rule.min_overlap and share > 0 else -1)
     return found
 
