@@ -91,7 +91,7 @@ class Seen:
     """What was asked for of one ViT.
 
     Attributes:
-        rows: Attention of the asking token in one block, shape (B, heads, L).
+        rows: Attention of the asking token in one block, as :func:`take_rows` gives it.
         product: Attention rollout, shape (B, L, L).
     """
 
@@ -108,7 +108,7 @@ def observe_blocks(
     Args:
         blocks: Its blocks, each with an ``attn`` of timm.
         block: Block whose attention to keep; None: of none.
-        query: Index of the asking token of each sample, int64 of shape (B,). None: CLS.
+        query: Index of the asking token of each sample, see :func:`take_rows`. None: CLS.
         rollout: Whether to roll attention out, over all blocks.
 
     Yields:
@@ -139,17 +139,20 @@ def _attention_of(block: nn.Module) -> nn.Module:
 
 
 def take_rows(weights: Tensor, query: Tensor | None) -> Tensor:
-    """Attention of one token a sample.
+    """Attention of one token, or of several, of each sample.
 
     Args:
         weights: Attention weights, shape (B, heads, L, M).
-        query: Index of the token of each sample, int64 of shape (B,). None: the first, CLS.
+        query: Index of the token of each sample, int64 of shape (B,), or of Q tokens, (B, Q).
+            None: the first, CLS.
 
     Returns:
-        Its rows, shape (B, heads, M).
+        Its rows, shape (B, heads, M), or those of each of Q tokens, (B, Q, heads, M).
     """
     if query is None:
         return weights[:, :, 0]
+    if query.ndim == 2:
+        return weights[torch.arange(len(weights), device=weights.device)[:, None], :, query]
     return weights[torch.arange(len(weights), device=weights.device), :, query]
 
 

@@ -1,8 +1,9 @@
-"""The backbone: one ViT a sensor, their tokens fused into one sequence; or one ViT of all."""
+"""The backbone: vision transformers of one or several sensors, and one sequence of tokens."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
 from timm.layers.drop import DropPath
@@ -13,9 +14,20 @@ from torch import Tensor, nn
 from geofm.models.attention import Observation, block_index, observe_blocks, take_rows
 from geofm.models.by_name import BuiltByName
 from geofm.models.dates import DayOfYear
-from geofm.models.fusion import CrossAttentionFusion, LinearFusion
-from geofm.models.tokens import EARLY, SensorTokens, is_distributed
-from geofm.sensors import RGB_BANDS, SENSORS, BandError, band_indices, sensor_channels
+from geofm.models.fusion import FUSIONS, Fusion, FusionArgs, one_vit_per_sensor
+from geofm.models.inputs import View
+from geofm.models.segments import SensorPatchEmbed, shares, split
+from geofm.models.tokens import SensorTokens, is_distributed
+from geofm.sensors import (
+    DEFAULT_SENSORS,
+    RGB_BANDS,
+    SENSORS,
+    BandError,
+    band_indices,
+    check_bands,
+    date_columns,
+    sensor_channels,
+)
 from geofm.transforms.statistics import InputStatistics
 
 
@@ -27,7 +39,7 @@ def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
     """Bands of an input of which only the number of channels is known."""
     every = tuple(band for key in sensors for band in SENSORS[key].band_names)
     choices = [every, *(SENSORS[key].band_names for key in sensors)]
-    if 's2' in sensors:
+    if set(RGB_BANDS) <= set(every):
         choices.append(RGB_BANDS)
     for bands in choices:
         if len(bands) == in_chans:
@@ -42,18 +54,24 @@ def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
 
 
 class MultiSensorViT(BuiltByName, SensorTokens):
-    """Vision transformers, one a sensor, fused into one sequence of tokens.
+    """Vision transformers for any number of sensors, giving one sequence of tokens.
 
-    Each sensor has a timm ``VisionTransformer`` with register tokens (Darcet et al., 2024) and
-    LayerScale. Its normalised tokens, CLS, registers and patches, are fused one by one with those
-    of the other sensor, which show the same ground. With a single sensor there is no fusion and
-    the tokens are those of the timm model.
+    With a single sensor the tokens are those of a timm ``VisionTransformer`` with register tokens
+    (Darcet et al., 2024) and LayerScale. Several sensors, which show the same ground, are combined
+    in one of these ways (*fusion*):
 
-    A sensor that is not among the *bands*, or not *present* in a sample, is replaced by learned
-    stand-in tokens.
+    * ``'linear'``: a ViT for each sensor. Tokens of the same position, CLS and registers included,
+      are concatenated and projected.
+    * ``'xattn'``: a ViT for each sensor. The tokens of the *query* sensor attend to the tokens of
+      all other sensors.
+    * ``'early'``: one ViT over the stacked bands of all sensors.
+    * ``'joint'``: one ViT over the tokens of all sensors. Each sensor has a patch embedding and a
+      sensor embedding; CLS and registers occur once. Patch tokens are averaged over the sensors.
 
-    With early fusion there is one ViT, over the bands of all sensors. In place of an absent sensor
-    it sees zeros, the mean of normalised bands; patches are hidden in all bands at once.
+    Any subset of the sensors may be missing, because they are not among the *bands* or not
+    *present* in a sample. A missing sensor's tokens are replaced by learned stand-in tokens with
+    'linear' and 'xattn', its bands by zeros with 'early', and left out with 'joint'. Masked
+    patches are masked in all bands at once with 'early'.
 
     The class follows timm's model interface, so that timm, TorchGeo and
     segmentation-models-pytorch can use it by name.
@@ -64,12 +82,11 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         in_chans: Number of input channels.
         num_classes: Number of classes of the head; 0: no head.
         global_pool: How tokens are pooled for the head: the CLS token, or the mean of patches.
-        sensors: Keys of the sensors, of :data:`geofm.sensors.SENSORS`.
+        sensors: Keys of one or more sensors of :data:`geofm.sensors.SENSORS`.
         bands: Names of the input channels, in their order. Default: all bands of all sensors if
             *in_chans* is their number, or all of one sensor, or B04, B03, B02 if it is 3.
-        fusion: How two sensors are fused: their tokens, linearly or by cross-attention, or, early,
-            their bands.
-        query: Cross-attention: the sensor that asks; the other answers.
+        fusion: How several sensors are combined: a key of :data:`geofm.models.fusion.FUSIONS`.
+        query: Cross-attention: the query sensor.
         nhead: Cross-attention: number of heads.
         nlayer: Cross-attention: number of layers.
         dropout: Cross-attention: dropout.
@@ -90,8 +107,8 @@ class MultiSensorViT(BuiltByName, SensorTokens):
     Raises:
         BandError: If the bands are unknown or given twice, do not match *in_chans*, or belong to
             a sensor that the model does not have.
-        ValueError: If there are not one or two sensors, the *query* is not one of them, or *fusion*
-            is unknown.
+        ValueError: If a sensor is unknown, the *query* is not one of the sensors, or *fusion* is
+            unknown.
     """
 
     statistics: InputStatistics | None = None
@@ -103,10 +120,10 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         in_chans: int = 15,
         num_classes: int = 0,
         global_pool: Literal['token', 'avg'] = 'token',
-        sensors: Sequence[str] = ('s1', 's2'),
+        sensors: Sequence[str] = DEFAULT_SENSORS,
         bands: Sequence[str] | None = None,
-        fusion: Literal['linear', 'xattn', 'early'] = 'linear',
-        query: str = 's1',
+        fusion: str = 'linear',
+        query: str = DEFAULT_SENSORS[0],
         nhead: int = 4,
         nlayer: int = 6,
         dropout: float = 0.0,
@@ -121,27 +138,23 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         **vit_args: Any,
     ) -> None:
         super().__init__()
-        if not 1 <= len(sensors) <= 2 or not set(sensors) <= set(SENSORS):
-            raise ValueError(f'sensors must be one or two of {list(SENSORS)}, not {list(sensors)}')
+        if isinstance(sensors, str) or not sensors or not set(sensors) <= set(SENSORS):
+            raise ValueError(f'sensors must be some of {list(SENSORS)}, not {sensors!r}')
         if global_pool not in ('token', 'avg'):
             raise ValueError(f"global_pool must be 'token' or 'avg', not '{global_pool}'")
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion must be one of {list(FUSIONS)}, not '{fusion}'")
         self.sensors = tuple(key for key in SENSORS if key in sensors)
-        self.bands = tuple(bands or _default_bands(self.sensors, in_chans))
-        if len(self.bands) != in_chans:
-            raise BandError(f'in_chans={in_chans}, but {len(self.bands)} bands: {list(self.bands)}')
-        given = sensor_channels(self.bands)
-        if foreign := set(given) - set(self.sensors):
-            raise BandError(f'bands of {sorted(foreign)}, but the model has {list(self.sensors)}')
-
-        # Encoders see the bands of their sensor in canonical order, whatever the input's order.
-        by_sensor = {
-            key: tuple(b for b in SENSORS[key].band_names if b in self.bands or key not in given)
-            for key in self.sensors
+        self.date_sensors = date_columns(self.sensors)
+        self.bands = check_bands(bands) if bands else _default_bands(self.sensors, in_chans)
+        by_sensor = self._assign_bands(in_chans)
+        arrange = FUSIONS[fusion].arrange if len(self.sensors) > 1 else one_vit_per_sensor
+        self.inputs = arrange(self.sensors)
+        self.encoder_bands = {
+            key if len(parts) == 1 else part[0]: tuple(b for sensor in part for b in by_sensor[sensor])
+            for key, parts in self.inputs.items()
+            for part in parts
         }
-        self._channels = {key: band_indices(by_sensor[key], self.bands) for key in given}
-        early = fusion == 'early' and len(self.sensors) == 2
-        every = tuple(band for bands in by_sensor.values() for band in bands)
-        self.encoder_bands = {EARLY: every} if early else by_sensor
 
         self.patch_size = patch_size
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
@@ -151,13 +164,12 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         self.in_chans = in_chans
         self.global_pool = global_pool
         self.depth = depth
-        vit_args = {'no_embed_class': True, **vit_args}
         self.encoders = nn.ModuleDict(
             {
                 key: VisionTransformer(
+                    **self._patch_embedding(key),
                     img_size=img_size,
                     patch_size=patch_size,
-                    in_chans=len(names),
                     num_classes=0,
                     embed_dim=embed_dim,
                     depth=depth,
@@ -165,39 +177,73 @@ class MultiSensorViT(BuiltByName, SensorTokens):
                     reg_tokens=reg_tokens,
                     init_values=init_values,
                     dynamic_img_size=True,
-                    **vit_args,
+                    **{'no_embed_class': True, **vit_args},
                 )
-                for key, names in self.encoder_bands.items()
+                for key in self.inputs
             }
         )
         for key in self.encoders:
             # Without input it cannot learn: it stays what it is.
             self._encoder(key).requires_grad_(self._runs(key))
+        for key in self.encoder_bands:
+            if key in self.sensors and key not in self._channels:
+                self.get_submodule(self.patch_embed_name(key)).requires_grad_(False)
         if drop_path_rate:
-            for key in self.encoders:
-                for block in self._encoder(key).blocks:
-                    block.drop_path1 = DropPath(drop_path_rate)
-                    block.drop_path2 = DropPath(drop_path_rate)
+            self._set_drop_path(drop_path_rate)
         self.day_of_year = DayOfYear(embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(len(self.encoders), embed_dim))
-        self.fusion = None
-        if len(self.encoders) == 2:
-            if fusion == 'linear':
-                self.fusion = LinearFusion(embed_dim)
-            elif fusion == 'xattn':
-                if query not in self.sensors:
-                    raise ValueError(f"query must be one of {list(self.sensors)}, not '{query}'")
-                index = self.sensors.index(query)
-                self.fusion = CrossAttentionFusion(embed_dim, index, nhead, nlayer, dropout, shared)  # type: ignore[arg-type]
-            else:
-                raise ValueError(f"fusion must be 'linear', 'xattn' or 'early', not '{fusion}'")
+        self.sensor_embed = self.fusion = None
+        if any(self._is_joint(key) for key in self.encoders):
+            self.sensor_embed = nn.Parameter(torch.empty(len(self.sensors), embed_dim))
+            nn.init.trunc_normal_(self.sensor_embed, std=0.02)
+        if len(self.encoders) > 1:
+            build = FUSIONS[fusion].build
+            assert build is not None, f'fusion {fusion!r} has several ViTs and no module'
+            args = FusionArgs(embed_dim, self.sensors, query, nhead, nlayer, dropout, shared)
+            self.fusion = cast(Fusion, build(args))
             # A stand-in for CLS, each register, and a patch, of each sensor.
-            self.stand_in = nn.Parameter(torch.empty(2, self.num_prefix_tokens + 1, embed_dim))
+            size = (len(self.sensors), self.num_prefix_tokens + 1, embed_dim)
+            self.stand_in = nn.Parameter(torch.empty(size))
             nn.init.trunc_normal_(self.stand_in, std=0.02)
         self.head_drop = nn.Dropout(drop_rate)
         # TorchGeo takes the last child for the head, and the first leaf for the patch embedding.
         self.head: nn.Module
         self.reset_classifier(num_classes)
+
+    def _assign_bands(self, in_chans: int) -> dict[str, tuple[str, ...]]:
+        """Find the input channels of each sensor.
+
+        Returns:
+            The bands of each sensor in canonical order, whatever the input's order; all of them
+            where the sensor is not in the input.
+        """
+        if len(self.bands) != in_chans:
+            raise BandError(f'in_chans={in_chans}, but {len(self.bands)} bands: {list(self.bands)}')
+        given = sensor_channels(self.bands)
+        if foreign := set(given) - set(self.sensors):
+            raise BandError(f'bands of {sorted(foreign)}, but the model has {list(self.sensors)}')
+        by_sensor = {
+            key: tuple(b for b in SENSORS[key].band_names if b in self.bands or key not in given)
+            for key in self.sensors
+        }
+        self._channels = {key: band_indices(by_sensor[key], self.bands) for key in given}
+        return by_sensor
+
+    def _patch_embedding(self, key: str) -> dict[str, Any]:
+        """Arguments of timm's ViT for its patch embedding, or one of each sensor."""
+        parts = self.inputs[key]
+        if len(parts) == 1:
+            return {'in_chans': len(self.encoder_bands[key])}
+        channels = {sensor: len(self.encoder_bands[sensor]) for (sensor,) in parts}
+        embed_layer = partial(SensorPatchEmbed, channels)
+        return {'in_chans': sum(channels.values()), 'embed_layer': embed_layer}
+
+    def _set_drop_path(self, rate: float) -> None:
+        """Give all blocks the same stochastic depth."""
+        for key in self.encoders:
+            for block in self._encoder(key).blocks:
+                block.drop_path1 = DropPath(rate)
+                block.drop_path2 = DropPath(rate)
 
     # -- timm's model interface -----------------------------------------------------------------
 
@@ -218,7 +264,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that must not decay, beside biases and norms."""
-        tokens = {'mask_token', 'stand_in'}
+        tokens = {'mask_token', 'stand_in', 'sensor_embed'}
         of_vit = {'pos_embed', 'cls_token', 'reg_token'}
         return tokens | {f'encoders.{key}.{name}' for key in self.encoders for name in of_vit}
 
@@ -233,7 +279,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         """
         return {
             'stem': (
-                r'^mask_token|^day_of_year'
+                r'^mask_token|^sensor_embed|^day_of_year'
                 r'|^encoders\.\w+\.(cls_token|reg_token|pos_embed|patch_embed|norm_pre)'
             ),
             'blocks': [
@@ -380,38 +426,78 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             rollout: Whether to return attention rollout, one map a sensor.
 
         Returns:
-            Tokens; attention of each sensor at hand by its key, or of early fusion's one ViT under
-            'vit', and under 'fusion' that of the last layer of cross-attention, from the query
-            sensor's token to the other sensor's patches; attention rollout likewise.
+            Tokens; attention to the patches of each sensor in the input by its key (with early
+            fusion, of the one ViT under 'vit'); and that of the last layer of cross-attention, from
+            the query sensor's token to the other sensor's patches under 'fusion', or, if there are
+            several others, under 'fusion_KEY' for each; attention rollout likewise, without
+            fusion. In a joint ViT, attention of a patch is averaged over the tokens that it has of
+            the sensors present, and the maps of all sensors share one softmax.
 
         Raises:
             IndexError: If there is no such block.
         """
         grid = self._grid(x)
+        view = View(x, dates, None, present)
         index = None if block is None else block_index(block, self.depth)
         asking = None if query is None else self.num_prefix_tokens + query
         with ExitStack() as stack:
             seen = {
                 key: stack.enter_context(
-                    observe_blocks(list(self._encoder(key).blocks), index, asking, rollout)
+                    observe_blocks(
+                        list(self._encoder(key).blocks), index, self._rows(key, asking, x), rollout
+                    )
                 )
                 for key in self.encoders
                 if self._runs(key)
             }
             (tokens,) = self._run(x, [self.depth - 1], dates, None, present)
 
-        def on_patches(weights: Tensor) -> Tensor:
-            return weights[..., self.num_prefix_tokens :].unflatten(-1, grid)
+        attention: dict[str, Tensor] = {}
+        rolled: dict[str, Tensor] = {}
+        for key, found in seen.items():
+            if found.rows is not None:
+                attention |= self._by_source(key, self._one_row(key, found.rows, view), grid)
+            if found.product is not None:
+                rolled |= self._by_source(key, found.product[:, 0], grid)
+        if block is not None and self.fusion is not None and self.fusion.context:
+            rows = take_rows(self.fusion.attention(tokens), asking)
+            attention |= self._fusion_sources(rows, grid)
+        return Observation(self._fuse(tokens), attention, rolled)
 
-        attention = {k: on_patches(s.rows) for k, s in seen.items() if s.rows is not None}
-        if block is not None and isinstance(self.fusion, CrossAttentionFusion):
-            attention['fusion'] = on_patches(take_rows(self.fusion.attention(tokens), asking))
-        rolled = {k: s.product for k, s in seen.items() if s.product is not None}
-        return Observation(
-            self._fuse(tokens),
-            attention,
-            {key: on_patches(product[:, 0]) for key, product in rolled.items()},
-        )
+    def _rows(self, key: str, asking: Tensor | None, x: Tensor) -> Tensor | None:
+        """Tokens whose attention is asked for: in a joint ViT, a patch has one of each sensor."""
+        if asking is None or not self._is_joint(key):
+            return asking
+        height, width = self._grid(x)
+        sensors = torch.arange(len(self._at_hand(key)), device=asking.device)
+        return asking[:, None] + height * width * sensors
+
+    def _one_row(self, key: str, rows: Tensor, view: View) -> Tensor:
+        """Attention of shape (B, heads, L); of a patch, the average over the sensors present."""
+        if rows.ndim == 3:
+            return rows
+        weights = shares(self._presence(key, view)).to(rows.dtype)
+        return (rows * weights[:, :, None, None]).sum(dim=1)
+
+    def _by_source(
+        self, key: str, weights: Tensor, grid: tuple[int, int]
+    ) -> dict[str, Tensor]:
+        """Weights of the patches, by the sensor where a ViT sees the tokens of several."""
+        sources = self._at_hand(key) if self._is_joint(key) else [key]
+        parts = split(weights, self.num_prefix_tokens, len(sources))
+        return {
+            source: part.unflatten(-1, grid) for source, part in zip(sources, parts, strict=True)
+        }
+
+    def _fusion_sources(self, rows: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
+        """Weights of the patches of each sensor that the fusion attends to."""
+        assert self.fusion is not None
+        context = [self.sensors[i] for i in self.fusion.context]
+        names = ['fusion'] if len(context) == 1 else [f'fusion_{key}' for key in context]
+        return {
+            name: part[..., self.num_prefix_tokens :].unflatten(-1, grid)
+            for name, part in zip(names, rows.chunk(len(context), dim=-1), strict=True)
+        }
 
     def cls_attention(
         self,
@@ -429,10 +515,9 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             present: As in :meth:`forward_features`.
 
         Returns:
-            For each sensor at hand by its key ('vit' with early fusion), and 'fusion' for the last
-            layer of cross-attention, weights of shape (B, heads, H/p, W/p). The softmax is over all
-            tokens, so that a map sums to what the CLS token does not give to itself and the
-            registers.
+            Weights of shape (B, heads, H/p, W/p) for each source, see :meth:`observe`. The softmax
+            is over all tokens, so that a map (in a joint ViT, the maps of all sensors) sums to
+            what the CLS token does not give to itself and the registers.
 
         Raises:
             IndexError: If there is no such block.
@@ -469,7 +554,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
     ) -> dict[str, Tensor]:
         """Attention rollout (Abnar & Zuidema, 2020) from the CLS token to the patches.
 
-        The blocks of a sensor's ViT are rolled out; fusion comes after them and is left out.
+        The blocks of each ViT are rolled out; fusion comes after them and is left out.
         Registers take part in the product of the blocks' matrices, and are left out of the result:
         a map sums to what the CLS token does not draw from itself and the registers.
 
@@ -479,7 +564,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             present: As in :meth:`forward_features`.
 
         Returns:
-            For each sensor at hand by its key ('vit' with early fusion), a map of shape
+            For each sensor in the input by its key ('vit' with early fusion), a map of shape
             (B, H/p, W/p).
         """
         return self.observe(x, dates, present, rollout=True).rollout

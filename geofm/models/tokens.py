@@ -1,56 +1,26 @@
 """From images of several sensors to one sequence of tokens, whole or of packed crops."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from geofm.models.dates import NO_DATE, DayOfYear
-from geofm.models.fusion import CrossAttentionFusion, LinearFusion
+from geofm.models import segments
+from geofm.models.fusion import Fusion
+from geofm.models.inputs import SensorInputs, View
 from geofm.models.packed import (
     Kept,
     drops_paths,
-    embed_patches,
     lay_out,
     run_block,
     run_last_block,
     take_out,
 )
 from geofm.models.packed_attention import Groups
-from geofm.sensors import SENSORS, BandError, check_channels
-
-#: Columns of a `dates` tensor.
-_DATE_COLUMN = {key: i for i, key in enumerate(SENSORS)}
-
-#: Key of the one encoder of early fusion, which sees the bands of all sensors.
-EARLY = 'vit'
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class View:
-    """Crops of one size, and what of their tokens is wanted.
-
-    Attributes:
-        image: Normalised crops of shape (B, C, H, W).
-        dates: See :meth:`MultiSensorViT.forward_features`.
-        masks: The same.
-        present: The same.
-        patches: Patches whose tokens are wanted beside CLS, counted through all crops: indices
-            into (B x N,), int64 of shape (M,). None: no patches.
-    """
-
-    image: Tensor
-    dates: Tensor | None = None
-    masks: Tensor | None = None
-    present: Tensor | None = None
-    patches: Tensor | None = None
 
 
 class ViewTokens(NamedTuple):
@@ -65,40 +35,17 @@ class ViewTokens(NamedTuple):
     patches: Tensor
 
 
-class SensorTokens(nn.Module):
-    """One ViT a sensor, or one of all, and what makes one sequence of their tokens.
+class SensorTokens(SensorInputs):
+    """The ViTs of a model, and what makes one sequence of their tokens.
 
-    What :class:`geofm.models.MultiSensorViT` computes; that class builds it and speaks timm's
-    language.
+    What :class:`geofm.models.MultiSensorViT` computes; that class builds it and implements timm's
+    interface.
 
     Attributes:
-        sensors: Keys of the sensors.
-        bands: Names of the input channels.
-        patch_size: Side of a patch in pixels.
-        num_prefix_tokens: CLS and registers.
-        depth: Number of blocks of each ViT.
-        encoders: A timm ``VisionTransformer`` for each sensor, by its key; of early fusion one,
-            under 'vit'.
-        encoder_bands: Names of the channels of each encoder, in canonical order, whatever the
-            input's: all that a sensor has if it is absent from the input.
-        mask_token: Token in place of a hidden patch, of each encoder, shape (E, D).
-        stand_in: Tokens in place of an absent sensor: CLS, registers, a patch; of each sensor.
-        fusion: What makes one sequence of two; None with one encoder.
+        fusion: What makes one sequence of those of several ViTs; None with one ViT.
     """
 
-    sensors: tuple[str, ...]
-    bands: tuple[str, ...]
-    patch_size: int
-    num_prefix_tokens: int
-    depth: int
-    encoders: nn.ModuleDict
-    encoder_bands: dict[str, tuple[str, ...]]
-    day_of_year: DayOfYear
-    mask_token: nn.Parameter
-    stand_in: nn.Parameter
-    fusion: LinearFusion | CrossAttentionFusion | None
-    #: Input channels of each sensor at hand, in the order of the encoder.
-    _channels: dict[str, list[int]]
+    fusion: Fusion | None
 
     def __init__(self) -> None:
         super().__init__()
@@ -118,88 +65,6 @@ class SensorTokens(nn.Module):
         """Compile the blocks as :meth:`forward_views` runs them, with ``torch.compile``."""
         self._run_block = torch.compile(run_block)
         self._run_last_block = torch.compile(run_last_block)
-
-    def _encoder(self, key: str) -> VisionTransformer:
-        encoder = self.encoders[key]
-        assert isinstance(encoder, VisionTransformer)
-        return encoder
-
-    def _embed(self, key: str, view: View) -> Tensor:
-        """Input of the first block of one sensor's ViT."""
-        encoder = self._encoder(key)
-        tokens = embed_patches(encoder.patch_embed, self._pixels(key, view))
-        if view.masks is not None:
-            index = list(self.encoders).index(key)
-            if key == EARLY and view.masks.ndim != 2:
-                raise ValueError(
-                    'early fusion hides a patch in all sensors or in none: masks must be of shape '
-                    f'(B, N), not {tuple(view.masks.shape)}'
-                )
-            hidden = view.masks if view.masks.ndim == 2 else view.masks[:, index]
-            token = self.mask_token[index].to(tokens.dtype)
-            tokens = torch.where(hidden.reshape(*tokens.shape[:3], 1), token, tokens)
-        tokens = encoder.norm_pre(encoder._pos_embed(tokens))
-        if view.dates is not None:
-            encoding = self._encode_dates(key, view.dates, view.present)
-            tokens = tokens + encoding[:, None].to(tokens.dtype)
-        return tokens
-
-    def _pixels(self, key: str, view: View) -> Tensor:
-        """Input of one encoder; of early fusion, zeros for a sensor that is absent: its mean."""
-        if key != EARLY:
-            return _take_channels(view.image, self._channels[key])
-        parts = []
-        for index, sensor in enumerate(self.sensors):
-            if sensor not in self._channels:
-                count = len(SENSORS[sensor].bands)
-                parts.append(view.image.new_zeros(len(view.image), count, *view.image.shape[2:]))
-                continue
-            part = _take_channels(view.image, self._channels[sensor])
-            if view.present is not None:
-                part = torch.where(view.present[:, index, None, None, None], part, 0)
-            parts.append(part)
-        return torch.cat(parts, dim=1)
-
-    def _encode_dates(self, key: str, dates: Tensor, present: Tensor | None) -> Tensor:
-        """Encoding of a sensor's dates, (B, D); of early fusion, the sum over those present."""
-        if key != EARLY:
-            return self.day_of_year(dates[:, _DATE_COLUMN[key]])
-        encodings = []
-        for index, sensor in enumerate(self.sensors):
-            if sensor not in self._channels:
-                continue
-            days = dates[:, _DATE_COLUMN[sensor]]
-            if present is not None:
-                days = torch.where(present[:, index], days, NO_DATE)
-            encodings.append(self.day_of_year(days))
-        return torch.stack(encodings).sum(dim=0)
-
-    def _runs(self, key: str) -> bool:
-        """Whether there is input for an encoder."""
-        return key == EARLY or key in self._channels
-
-    def _check_channels(self, image: Tensor) -> None:
-        """Refuse images whose channels are not the model's bands, and any if they are unknown."""
-        if not self.bands:
-            raise BandError(
-                'which bands are the channels? Their number does not tell: name them with '
-                'bands=[...], or load a checkpoint, which names them'
-            )
-        check_channels(image, self.bands)
-
-    def _stand_in(self, key: str, grid: tuple[int, int]) -> Tensor:
-        """Tokens in place of an absent sensor's, of shape (1, L, D)."""
-        encoder = self._encoder(key)
-        token = self.stand_in[self.sensors.index(key)]
-        prefix = 0 if encoder.no_embed_class else self.num_prefix_tokens
-        positions = resample_abs_pos_embed(
-            encoder.pos_embed,
-            new_size=list(grid),
-            old_size=list(encoder.patch_embed.grid_size),
-            num_prefix_tokens=prefix,
-        )[:, prefix:]
-        # Patches keep their positions: as the query of cross-attention they must differ.
-        return torch.cat([token[None, :-1], token[-1] + positions], dim=1)
 
     def _run(
         self,
@@ -221,12 +86,33 @@ class SensorTokens(nn.Module):
                     tokens_at.append(absent)
                 continue
             tokens = self._embed(key, view)
+            mask = self._attention_mask(key, view)
             for depth, block in enumerate(encoder.blocks[: max(take) + 1]):
-                tokens = self._checkpointed(block, tokens)
+                tokens = self._checkpointed(block, tokens, *mask)
                 if depth in take:
-                    normalised = self._replace_absent(key, encoder.norm(tokens), view)
+                    normalised = self._for_missing(key, encoder.norm(tokens), view)
                     taken[list(take).index(depth)].append(normalised)
         return taken
+
+    def _attention_mask(self, key: str, view: View) -> tuple[Tensor, ...]:
+        """Further arguments of a block: what hides the tokens of missing sensors, if any."""
+        if view.present is None or not self._is_joint(key):
+            return ()
+        height, width = self._grid(view.image)
+        present = self._presence(key, view)
+        return (segments.attention_mask(present, self.num_prefix_tokens, height * width),)
+
+    def _for_missing(self, key: str, tokens: Tensor, view: View) -> Tensor:
+        """Tokens of a ViT's last block with what is done about missing sensors.
+
+        A joint ViT's patch tokens are averaged over the sensors that are present; those of a
+        sensor's own ViT are replaced by the stand-in's.
+        """
+        if self._is_joint(key):
+            height, width = self._grid(view.image)
+            present = self._presence(key, view)
+            return segments.average(tokens, self.num_prefix_tokens, height * width, present)
+        return self._replace_absent(key, tokens, view)
 
     def _fuse(self, tokens: list[Tensor]) -> Tensor:
         return self.fusion(tokens) if self.fusion is not None else tokens[0]
@@ -243,20 +129,23 @@ class SensorTokens(nn.Module):
         Args:
             x: Normalised images of shape (B, C, H, W), channels as in :attr:`bands`; H and W
                 multiples of the patch size.
-            dates: Days since 1970-01-01 of each sensor of :data:`geofm.sensors.SENSORS`, int64 of
-                shape (B, 2); :data:`geofm.models.dates.NO_DATE` where unknown. None: unknown.
-            masks: True where a patch is hidden, bool of shape (B, N), or (B, S, N) where not
-                all of :attr:`sensors` hide the same, which early fusion cannot.
+            dates: Days since 1970-01-01 of the sensors of :attr:`date_sensors`, int64 of shape
+                (B, len(date_sensors)); :data:`geofm.models.dates.NO_DATE` where unknown.
+                None: unknown.
+            masks: True where a patch is masked, bool of shape (B, N), or (B, S, N) for a mask for
+                each of :attr:`sensors`, which early fusion does not support.
             present: Whether each of :attr:`sensors` is present in a sample, bool of shape
-                (B, S). None: all are. Early fusion sees zeros, the mean of normalised bands, in
-                place of an absent sensor.
+                (B, S). None: all are. In place of a missing sensor, linear fusion and
+                cross-attention see its learned stand-in tokens, and early fusion zeros, the mean
+                of normalised bands. In a joint ViT no token attends to a missing sensor's; if no
+                sensor is present, patch tokens are zero.
 
         Returns:
             Fused tokens of shape (B, 1 + registers + N, D): CLS, registers, patches row by row.
 
         Raises:
-            BandError: If the images do not have one channel a band.
-            ValueError: If the model fuses early and *masks* differ between sensors.
+            BandError: If the images do not have one channel per band.
+            ValueError: If *masks* are per sensor and the model fuses early.
         """
         (tokens,) = self._run(x, [self.depth - 1], dates, masks, present)
         fused = self._fuse(tokens)
@@ -266,7 +155,9 @@ class SensorTokens(nn.Module):
         """Tokens of crops of several sizes, of which few are wanted: how to train.
 
         All crops run as one packed sequence. In the last block, projection, MLP and what follows
-        run for CLS and the wanted patches alone, unless the fusion needs every token.
+        run for CLS and the wanted patches only, unless the fusion needs every token. In a joint
+        ViT, the tokens of missing sensors are left out; on a GPU, *present* is copied to the CPU
+        for that.
 
         Args:
             views: Crops of one size each.
@@ -281,9 +172,8 @@ class SensorTokens(nn.Module):
         for view in views:
             self._check_channels(view.image)
         kept = [self._kept(view) for view in views]
-        if isinstance(self.fusion, CrossAttentionFusion):
-            # Every token of the other sensor is a key, so none can be left out before.
-            every = [self._run_views(key, views) for key in self.sensors]
+        if self.fusion is not None and self.fusion.needs_every_token:
+            every = [self._run_views(key, views) for key in self.encoders]
             rows = [
                 self._fuse(list(tokens))[part.sequences, part.tokens]
                 for part, *tokens in zip(kept, *every, strict=True)
@@ -308,20 +198,22 @@ class SensorTokens(nn.Module):
         )
 
     def _run_views(self, key: str, views: Sequence[View]) -> list[Tensor]:
-        """All normalised tokens of one sensor's crops."""
+        """All normalised tokens of one ViT, for the crops of each view."""
         if not self._runs(key):
             return [
                 self._stand_in(key, self._grid(view.image)).expand(len(view.image), -1, -1)
                 for view in views
             ]
-        crops, groups = self._run_blocks(key, views, self.depth)
+        if self._is_joint(key):
+            return self._run_joint_views(key, views)
+        crops, groups = self._run_blocks(key, [self._embed(key, v) for v in views], self.depth)
         return [
             self._replace_absent(key, self._encoder(key).norm(tokens), view)
             for tokens, view in zip(take_out(crops, groups), views, strict=True)
         ]
 
     def _run_wanted(self, key: str, views: Sequence[View], kept: Sequence[Kept]) -> Tensor:
-        """Normalised tokens of one sensor, those that are wanted, of shape (M, D)."""
+        """Normalised tokens of one ViT, those that are wanted, of shape (M, D)."""
         if not self._runs(key):
             return torch.cat(
                 [
@@ -329,33 +221,107 @@ class SensorTokens(nn.Module):
                     for view, part in zip(views, kept, strict=True)
                 ]
             )
+        if self._is_joint(key):
+            return self._run_joint_wanted(key, views, kept)
+        sequences = [self._embed(key, view) for view in views]
+        rows = self._run_to_rows(key, sequences, [len(view.image) for view in views], kept)
+        return torch.cat(
+            [
+                self._replace_absent(key, tokens, view, part)
+                for tokens, view, part in zip(rows, views, kept, strict=True)
+            ]
+        )
+
+    def _split_joint(
+        self, key: str, views: Sequence[View]
+    ) -> tuple[list[Tensor], list[list[segments.Group]]]:
+        """Input of a joint ViT, for each view by the sensors that are present."""
+        sequences, grouped = [], []
+        for view in views:
+            tokens, present = self._embed(key, view), self._presence(key, view)
+            if view.present is None:
+                crops = torch.arange(len(tokens), device=tokens.device)
+                grouped.append([segments.Group(crops, tuple(range(present.shape[1])))])
+            else:
+                grouped.append(segments.group(present))
+            sequences += [
+                segments.take_group(tokens, self.num_prefix_tokens, present.shape[1], part)
+                for part in grouped[-1]
+            ]
+        return sequences, grouped
+
+    def _run_joint_views(self, key: str, views: Sequence[View]) -> list[Tensor]:
+        """All normalised tokens of a joint ViT, averaged over the sensors present."""
+        sequences, grouped = self._split_joint(key, views)
+        crops, groups = self._run_blocks(key, sequences, self.depth)
+        done = iter(take_out(crops, groups))
+        results = []
+        for view, parts in zip(views, grouped, strict=True):
+            height, width = self._grid(view.image)
+            averaged = [
+                segments.average(
+                    self._encoder(key).norm(next(done)),
+                    self.num_prefix_tokens,
+                    height * width,
+                    part.crops.new_ones(len(part.crops), len(part.sensors), dtype=torch.bool),
+                )
+                for part in parts
+            ]
+            order = torch.cat([part.crops for part in parts])
+            results.append(torch.cat(averaged)[order.argsort()])
+        return results
+
+    def _run_joint_wanted(self, key: str, views: Sequence[View], kept: Sequence[Kept]) -> Tensor:
+        """Normalised tokens of a joint ViT, averaged over the sensors present, of shape (M, D)."""
+        sequences, grouped = self._split_joint(key, views)
+        presence = [self._presence(key, view) for view in views]
+        wanted = []
+        for view, part, parts, present in zip(views, kept, grouped, presence, strict=True):
+            height, width = self._grid(view.image)
+            wanted.append(
+                segments.wanted_rows(
+                    part, parts, present, self.num_prefix_tokens, height * width
+                )
+            )
+        rows = self._run_to_rows(key, sequences, [len(view.image) for view in views], wanted)
+        return torch.cat(
+            [
+                segments.average_rows(tokens, part, present)
+                for tokens, part, present in zip(rows, kept, presence, strict=True)
+            ]
+        )
+
+    def _run_to_rows(
+        self, key: str, sequences: Sequence[Tensor], crops: Sequence[int], kept: Sequence[Kept]
+    ) -> Sequence[Tensor]:
+        """Normalised tokens that are wanted of the sequences of each view.
+
+        Args:
+            key: Key of the ViT.
+            sequences: Input of its first block, those of all views.
+            crops: Number of crops of each view.
+            kept: What is wanted of each view.
+        """
         encoder = self._encoder(key)
-        crops, groups = self._run_blocks(key, views, self.depth - 1)
+        packed, groups = self._run_blocks(key, sequences, self.depth - 1)
         # Crops are counted through all views.
-        first = [0, *accumulate(len(view.image) for view in views)]
+        first = [0, *accumulate(crops)]
         together = Kept(
             torch.cat([part.sequences + first[i] for i, part in enumerate(kept)]),
             torch.cat([part.tokens for part in kept]),
         )
         last = self._checkpointed(
-            self._run_last_block, encoder.blocks[-1], groups, together, *crops
+            self._run_last_block, encoder.blocks[-1], groups, together, *packed
         )
-        rows = encoder.norm(last)
-        return torch.cat(
-            [
-                self._replace_absent(key, tokens, view, part)
-                for tokens, view, part in zip(
-                    rows.split([len(part.tokens) for part in kept]), views, kept, strict=True
-                )
-            ]
-        )
+        rows: Tensor = encoder.norm(last)
+        return rows.split([len(part.tokens) for part in kept])
 
     def _run_blocks(
-        self, key: str, views: Sequence[View], count: int
+        self, key: str, sequences: Sequence[Tensor], count: int
     ) -> tuple[tuple[Tensor, ...], Groups]:
-        """Tokens of one sensor's crops after the first blocks of its ViT, and their layout."""
+        """Tokens of sequences after the first blocks of a ViT, and their layout."""
         blocks = self._encoder(key).blocks
-        crops, groups = lay_out([self._embed(key, view) for view in views], drops_paths(blocks))
+        crops, groups = lay_out(sequences, drops_paths(blocks))
         for block in blocks[:count]:
             crops = self._checkpointed(self._run_block, block, groups, *crops)
         return crops, groups
@@ -405,10 +371,6 @@ class SensorTokens(nn.Module):
         takes_part: Tensor = _TakePart.apply(tokens, *idle) if idle else tokens
         return takes_part
 
-    def _grid(self, x: Tensor) -> tuple[int, int]:
-        """Patches down and across."""
-        return x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
-
 
 def is_distributed() -> bool:
     """Whether this process is one of several that train together."""
@@ -426,10 +388,3 @@ class _TakePart(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         return grad, *(torch.zeros_like(parameter) for parameter in ctx.saved_tensors)
-
-
-def _take_channels(image: Tensor, channels: list[int]) -> Tensor:
-    """Channels of an image: a run of them as a view, others gathered."""
-    first, last = channels[0], channels[-1]
-    is_run = channels == list(range(first, last + 1))
-    return image[:, first : last + 1] if is_run else image[:, channels]

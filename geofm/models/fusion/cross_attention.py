@@ -1,42 +1,12 @@
-"""Fusion of the token sequences of two sensors into one."""
+"""Cross-attention: the tokens of one sensor attend to those of all others."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
-
-class LinearFusion(nn.Module):
-    """Concatenate the sensors' tokens along the channels and project them back.
-
-    Token i of the output depends on token i of each sensor alone:
-    Linear(S x D -> 4 D), LayerNorm, GELU, Linear(4 D -> D).
-
-    Args:
-        dim: Width D of the tokens.
-        sensors: Number S of sensors.
-    """
-
-    def __init__(self, dim: int, sensors: int = 2) -> None:
-        super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(sensors * dim, 4 * dim),
-            nn.LayerNorm(4 * dim),
-            nn.GELU(),
-            nn.Linear(4 * dim, dim),
-        )
-
-    def forward(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Fuse tokens.
-
-        Args:
-            tokens: One tensor a sensor, each of shape (B, L, D).
-
-        Returns:
-            Fused tokens of shape (B, L, D).
-        """
-        return self.mlp(torch.cat(list(tokens), dim=-1))
+from geofm.models.fusion.protocol import FusionArgs, FusionKind, one_vit_per_sensor
 
 
 class CrossAttentionBlock(nn.Module):
@@ -82,66 +52,118 @@ class CrossAttentionBlock(nn.Module):
 
 
 class CrossAttentionFusion(nn.Module):
-    """One sensor's tokens, the query, attend to the other's, again and again.
+    """The tokens of one sensor, the query, attend to the tokens of all other sensors.
 
-    The output of a layer is the query of the next; key and value stay the other sensor's tokens.
+    The output of a layer is the query of the next one. Key and value are the tokens of the other
+    sensors, concatenated along the sequence, in every layer.
 
     Args:
         dim: Width of the tokens.
-        query: Index of the sensor that asks: 0 or 1.
+        query: Index of the query sensor.
         nhead: Number of attention heads.
         nlayer: How many times the block is applied.
         dropout: Dropout in the block.
-        shared: One set of weights for all layers, or one a layer.
+        shared: Whether all layers share one set of weights.
+        sensors: Number of sensors.
+
+    Raises:
+        ValueError: If the width is not a multiple of *nhead*.
     """
+
+    needs_every_token = True
 
     def __init__(
         self,
         dim: int,
-        query: Literal[0, 1] = 0,
+        query: int = 0,
         nhead: int = 4,
         nlayer: int = 6,
         dropout: float = 0.0,
         shared: bool = True,
+        sensors: int = 2,
     ) -> None:
         super().__init__()
         if dim % nhead:
             raise ValueError(f'cross-attention: width {dim} is not a multiple of nhead={nhead}')
         self.query = query
+        self.context = tuple(i for i in range(sensors) if i != query)
         self.nlayer = nlayer
         self.blocks = nn.ModuleList(
             CrossAttentionBlock(dim, nhead, dropout) for _ in range(1 if shared else nlayer)
         )
 
+    @classmethod
+    def build(cls, args: FusionArgs) -> Self:
+        """Build the module of a model.
+
+        Args:
+            args: Arguments of the model.
+
+        Returns:
+            The module.
+
+        Raises:
+            ValueError: If the query is not one of the sensors, or the width does not fit.
+        """
+        if args.query not in args.sensors:
+            raise ValueError(f"query must be one of {list(args.sensors)}, not '{args.query}'")
+        query, count = args.sensors.index(args.query), len(args.sensors)
+        return cls(args.dim, query, args.nhead, args.nlayer, args.dropout, args.shared, count)
+
     def _layers(self) -> list[CrossAttentionBlock]:
         blocks = [block for block in self.blocks if isinstance(block, CrossAttentionBlock)]
         return blocks * self.nlayer if len(blocks) == 1 else blocks
+
+    def _split(self, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Query and context."""
+        others = [tokens[i] for i in self.context]
+        context = others[0] if len(others) == 1 else torch.cat(others, dim=1)
+        return tokens[self.query], context
 
     def forward(self, tokens: Sequence[Tensor]) -> Tensor:
         """Fuse tokens.
 
         Args:
-            tokens: Tokens of the two sensors, each of shape (B, L, D).
+            tokens: One tensor per sensor, each of shape (B, L, D).
 
         Returns:
             Fused tokens of shape (B, L, D).
         """
-        query, context = tokens[self.query], tokens[1 - self.query]
+        query, context = self._split(tokens)
         for block in self._layers():
             query = block(query, context)
         return query
 
     def attention(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Attention of the last layer.
+        """Attention weights of the last layer.
 
         Args:
-            tokens: Tokens of the two sensors, each of shape (B, L, D).
+            tokens: One tensor per sensor, each of shape (B, L, D).
 
         Returns:
-            Weights of shape (B, heads, L, L): query token, then token of the other sensor.
+            Weights of shape (B, heads, L, (S - 1) x L): query token, then tokens of the other
+            sensors in the order of :attr:`context`.
         """
-        query, context = tokens[self.query], tokens[1 - self.query]
+        query, context = self._split(tokens)
         *earlier, last = self._layers()
         for block in earlier:
             query = block(query, context)
         return last.attention(query, context)
+
+    def describe(self, sensors: Sequence[str]) -> str:
+        """What must be equal for the weights of another module to fit.
+
+        Args:
+            sensors: Keys of the model's sensors.
+
+        Returns:
+            The description.
+        """
+        block = self._layers()[0]
+        return (
+            f'xattn(query={sensors[self.query]}, nhead={block.attn.num_heads}, nlayer={self.nlayer}, '
+            f'shared={len(self.blocks) == 1})'
+        )
+
+
+KIND = FusionKind(one_vit_per_sensor, CrossAttentionFusion.build)

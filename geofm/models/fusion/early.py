@@ -1,0 +1,18 @@
+"""Early fusion: one ViT over the stacked bands of all sensors."""
+
+from geofm.models.fusion.protocol import SINGLE, FusionKind, Inputs
+
+
+def arrange(sensors: tuple[str, ...]) -> Inputs:
+    """Arrange one ViT with one patch embedding for all sensors.
+
+    Args:
+        sensors: Keys of the sensors.
+
+    Returns:
+        The input of the ViT.
+    """
+    return {SINGLE: (sensors,)}
+
+
+KIND = FusionKind(arrange)

@@ -1,0 +1,23 @@
+"""Joint encoding: one transformer over the patch tokens of all sensors together.
+
+As in the multimodal encoders of CROMA (Fuller et al., 2023) and OlmoEarth. Each sensor has a patch
+embedding and a learned sensor embedding; CLS and registers occur once. After the last block the
+patch tokens are averaged over the sensors that are present. A missing sensor has no tokens.
+"""
+
+from geofm.models.fusion.protocol import SINGLE, FusionKind, Inputs
+
+
+def arrange(sensors: tuple[str, ...]) -> Inputs:
+    """Arrange one ViT with a patch embedding for each sensor.
+
+    Args:
+        sensors: Keys of the sensors.
+
+    Returns:
+        The input of the ViT.
+    """
+    return {SINGLE: tuple((key,) for key in sensors)}
+
+
+KIND = FusionKind(arrange)

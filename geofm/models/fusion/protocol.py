@@ -1,0 +1,109 @@
+"""What a kind of fusion consists of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from torch import Tensor, nn
+
+#: The ViTs of a model and their inputs: for the key of each ViT, one tuple of sensors per patch
+#: embedding. A patch embedding sees the stacked bands of its sensors. A ViT with several patch
+#: embeddings, of one sensor each, runs on the tokens of all of them together.
+type Inputs = Mapping[str, tuple[tuple[str, ...], ...]]
+
+#: Key of the ViT of a model that has only one for all sensors.
+SINGLE = 'vit'
+
+
+class FusionArgs(NamedTuple):
+    """Arguments of :class:`geofm.models.MultiSensorViT` that a fusion module is built from.
+
+    Attributes:
+        dim: Width of the tokens.
+        sensors: Keys of the sensors, in canonical order.
+        query: Key of the query sensor.
+        nhead: Number of attention heads.
+        nlayer: Number of layers.
+        dropout: Dropout probability.
+        shared: Whether all layers share one set of weights.
+    """
+
+    dim: int
+    sensors: tuple[str, ...]
+    query: str
+    nhead: int
+    nlayer: int
+    dropout: float
+    shared: bool
+
+
+class Fusion(Protocol):
+    """Module that fuses the normalised token sequences of several ViTs into one sequence."""
+
+    @property
+    def needs_every_token(self) -> bool:
+        """Whether a fused token depends on tokens of other positions.
+
+        If False, the module is applied to the tokens whose output is wanted, of shape (M, D), and
+        no others.
+        """
+
+    @property
+    def context(self) -> tuple[int, ...]:
+        """Indices of the sequences that :meth:`attention` attends to; empty if there are none."""
+
+    def __call__(self, tokens: Sequence[Tensor], /) -> Tensor:
+        """Fuse tokens.
+
+        Args:
+            tokens: One tensor per ViT, each of shape (B, L, D).
+
+        Returns:
+            Fused tokens of shape (B, L, D).
+        """
+
+    def attention(self, tokens: Sequence[Tensor]) -> Tensor:
+        """Attention weights of the last layer.
+
+        Args:
+            tokens: One tensor per ViT, each of shape (B, L, D).
+
+        Returns:
+            Weights of shape (B, heads, L, C x L) for C sequences in :attr:`context`.
+        """
+
+    def describe(self, sensors: Sequence[str]) -> str:
+        """What must be equal for the weights of another module to fit, e.g. ``'linear'``.
+
+        Args:
+            sensors: Keys of the model's sensors.
+
+        Returns:
+            The description.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class FusionKind:
+    """A way to make one token sequence out of several sensors.
+
+    Attributes:
+        arrange: Which ViTs there are for given sensors, and what each of them sees.
+        build: What builds the module after the ViTs, which has to satisfy :class:`Fusion`; None
+            if there is a single ViT, whose tokens are the result.
+    """
+
+    arrange: Callable[[tuple[str, ...]], Inputs]
+    build: Callable[[FusionArgs], nn.Module] | None = None
+
+
+def one_vit_per_sensor(sensors: tuple[str, ...]) -> Inputs:
+    """Arrange a ViT for each sensor.
+
+    Args:
+        sensors: Keys of the sensors.
+
+    Returns:
+        The inputs of the ViTs, by the keys of the sensors.
+    """
+    return {key: ((key,),) for key in sensors}

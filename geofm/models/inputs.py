@@ -1,0 +1,257 @@
+"""From images of several sensors to the input of each ViT's first block."""
+
+from dataclasses import dataclass
+
+import torch
+from timm.layers.pos_embed import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from geofm.models.dates import NO_DATE, DayOfYear
+from geofm.models.fusion import Inputs
+from geofm.models.packed import embed_patches
+from geofm.models.segments import join
+from geofm.sensors import SENSORS, BandError, check_channels
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """Crops of one size, and what of their tokens is wanted.
+
+    Attributes:
+        image: Normalised crops of shape (B, C, H, W).
+        dates: See :meth:`MultiSensorViT.forward_features`.
+        masks: The same.
+        present: The same.
+        patches: Patches whose tokens are wanted beside CLS, counted through all crops: indices
+            into (B x N,), int64 of shape (M,). None: no patches.
+    """
+
+    image: Tensor
+    dates: Tensor | None = None
+    masks: Tensor | None = None
+    present: Tensor | None = None
+    patches: Tensor | None = None
+
+
+class SensorInputs(nn.Module):
+    """The ViTs of a model, and how images, dates and masks enter them.
+
+    Attributes:
+        sensors: Keys of the sensors, in canonical order.
+        bands: Names of the input channels.
+        patch_size: Side of a patch in pixels.
+        num_prefix_tokens: Number of CLS and register tokens.
+        depth: Number of blocks of each ViT.
+        inputs: For the key of each ViT, the sensors of each of its patch embeddings.
+        encoders: A timm ``VisionTransformer`` for each key of *inputs*.
+        encoder_bands: Names of the channels of each patch embedding, in canonical order. The keys
+            are those of the sensors; with early fusion the only key is 'vit'. A sensor that is
+            not in the input has all of its bands.
+        mask_token: Token in place of a masked patch, of each ViT, shape (E, D).
+        sensor_embed: Learned embedding of each sensor where one ViT runs on the tokens of several,
+            shape (S, D); None otherwise.
+        stand_in: Tokens in place of a missing sensor: CLS, registers, a patch; of each sensor.
+            Only models with a fusion module have them.
+        date_sensors: Sensors of the columns of a ``dates`` tensor.
+    """
+
+    sensors: tuple[str, ...]
+    bands: tuple[str, ...]
+    patch_size: int
+    num_prefix_tokens: int
+    depth: int
+    inputs: Inputs
+    encoders: nn.ModuleDict
+    encoder_bands: dict[str, tuple[str, ...]]
+    day_of_year: DayOfYear
+    mask_token: nn.Parameter
+    sensor_embed: nn.Parameter | None
+    stand_in: nn.Parameter
+    date_sensors: tuple[str, ...]
+    #: Input channels of each sensor in the input, in the order of its encoder.
+    _channels: dict[str, list[int]]
+
+    def encoder_of(self, key: str) -> str:
+        """Key of the ViT that a patch embedding belongs to.
+
+        Args:
+            key: A key of :attr:`encoder_bands`.
+
+        Returns:
+            The key in :attr:`encoders`.
+
+        Raises:
+            KeyError: If there is no such patch embedding.
+        """
+        if key not in self.encoder_bands:
+            raise KeyError(f'{key!r} is not one of {list(self.encoder_bands)}')
+        return key if key in self.encoders else next(iter(self.encoders))
+
+    def patch_embed_name(self, key: str) -> str:
+        """Name of the module that embeds the patches of a sensor.
+
+        Args:
+            key: A key of :attr:`encoder_bands`.
+
+        Returns:
+            The name, for ``get_submodule``.
+
+        Raises:
+            KeyError: If there is no such patch embedding.
+        """
+        encoder = self.encoder_of(key)
+        name = f'encoders.{encoder}.patch_embed'
+        return f'{name}.{key}' if self._is_joint(encoder) else name
+
+    def _encoder(self, key: str) -> VisionTransformer:
+        encoder = self.encoders[key]
+        assert isinstance(encoder, VisionTransformer)
+        return encoder
+
+    def _is_joint(self, key: str) -> bool:
+        """Whether a ViT runs on the tokens of several sensors together."""
+        return len(self.inputs[key]) > 1
+
+    def _runs(self, key: str) -> bool:
+        """Whether there is input for a ViT."""
+        return any(sensor in self._channels for part in self.inputs[key] for sensor in part)
+
+    def _at_hand(self, key: str) -> list[str]:
+        """Sensors of a joint ViT that are in the input."""
+        return [sensor for (sensor,) in self.inputs[key] if sensor in self._channels]
+
+    def _presence(self, key: str, view: View) -> Tensor:
+        """Whether each sensor at hand of a joint ViT is present, bool of shape (B, S)."""
+        at_hand = self._at_hand(key)
+        if view.present is None:
+            size = (len(view.image), len(at_hand))
+            return torch.ones(size, dtype=torch.bool, device=view.image.device)
+        return view.present[:, [self.sensors.index(sensor) for sensor in at_hand]]
+
+    def _embed(self, key: str, view: View) -> Tensor:
+        """Input of the first block of a ViT."""
+        if self._is_joint(key):
+            return self._embed_jointly(key, view)
+        encoder = self._encoder(key)
+        (sensors,) = self.inputs[key]
+        tokens = embed_patches(encoder.patch_embed, self._pixels(sensors, view))
+        tokens = self._hide(tokens, key, sensors, view.masks)
+        tokens = encoder.norm_pre(encoder._pos_embed(tokens))
+        if view.dates is not None:
+            encoding = self._encode_dates(sensors, view.dates, view.present)
+            tokens = tokens + encoding[:, None].to(tokens.dtype)
+        return tokens
+
+    def _embed_jointly(self, key: str, view: View) -> Tensor:
+        """Input of the first block of a ViT that runs on the tokens of several sensors."""
+        assert self.sensor_embed is not None
+        encoder = self._encoder(key)
+        parts = []
+        for sensor in self._at_hand(key):
+            pixels = self._pixels((sensor,), view, blank=True)
+            embed = self.get_submodule(self.patch_embed_name(sensor))
+            tokens = self._hide(embed_patches(embed, pixels), key, (sensor,), view.masks)
+            added = self.sensor_embed[self.sensors.index(sensor)]
+            if view.dates is not None:
+                # CLS and registers belong to no sensor: they learn dates from the patches.
+                encoding = self._encode_dates((sensor,), view.dates, view.present)
+                added = (added + encoding)[:, None, None]
+            parts.append(tokens + added.to(tokens.dtype))
+        # As one batch, so that each sensor's patches get their positions from timm.
+        placed = encoder._pos_embed(torch.cat(parts)).chunk(len(parts))
+        tokens = encoder.norm_pre(join(placed, self.num_prefix_tokens))
+        assert isinstance(tokens, Tensor)
+        return tokens
+
+    def _hide(
+        self, tokens: Tensor, key: str, sensors: tuple[str, ...], masks: Tensor | None
+    ) -> Tensor:
+        """Replace masked patches, of shape (B, H/p, W/p, D), by the mask token of a ViT."""
+        if masks is None:
+            return tokens
+        if len(sensors) > 1 and masks.ndim != 2:
+            raise ValueError(
+                'early fusion hides a patch in all sensors or in none: masks must be of shape '
+                f'(B, N), not {tuple(masks.shape)}'
+            )
+        hidden = masks if masks.ndim == 2 else masks[:, self.sensors.index(sensors[0])]
+        token = self.mask_token[list(self.encoders).index(key)].to(tokens.dtype)
+        return torch.where(hidden.reshape(*tokens.shape[:3], 1), token, tokens)
+
+    def _pixels(self, sensors: tuple[str, ...], view: View, blank: bool = False) -> Tensor:
+        """Input of a patch embedding.
+
+        Args:
+            sensors: The sensors that it sees.
+            view: The crops.
+            blank: Whether to set a missing sensor to zero, the mean of normalised bands. If there
+                are several sensors this is always done.
+        """
+        if len(sensors) == 1 and not blank:
+            return _take_channels(view.image, self._channels[sensors[0]])
+        parts = []
+        for sensor in sensors:
+            if sensor not in self._channels:
+                count = len(SENSORS[sensor].bands)
+                parts.append(view.image.new_zeros(len(view.image), count, *view.image.shape[2:]))
+                continue
+            part = _take_channels(view.image, self._channels[sensor])
+            if view.present is not None:
+                present = view.present[:, self.sensors.index(sensor), None, None, None]
+                part = torch.where(present, part, 0)
+            parts.append(part)
+        return torch.cat(parts, dim=1)
+
+    def _encode_dates(
+        self, sensors: tuple[str, ...], dates: Tensor, present: Tensor | None
+    ) -> Tensor:
+        """Encoding of the dates of a patch embedding's sensors, (B, D).
+
+        Of several sensors it is the sum over those that are present.
+        """
+        if len(sensors) == 1:
+            return self.day_of_year(dates[:, self.date_sensors.index(sensors[0])])
+        encodings = []
+        for sensor in sensors:
+            if sensor not in self._channels:
+                continue
+            days = dates[:, self.date_sensors.index(sensor)]
+            if present is not None:
+                days = torch.where(present[:, self.sensors.index(sensor)], days, NO_DATE)
+            encodings.append(self.day_of_year(days))
+        return torch.stack(encodings).sum(dim=0)
+
+    def _check_channels(self, image: Tensor) -> None:
+        """Refuse images whose channels are not the model's bands, and any if they are unknown."""
+        if not self.bands:
+            raise BandError(
+                'which bands are the channels? Their number does not tell: name them with '
+                'bands=[...], or load a checkpoint, which names them'
+            )
+        check_channels(image, self.bands)
+
+    def _stand_in(self, key: str, grid: tuple[int, int]) -> Tensor:
+        """Tokens in place of an absent sensor's, of shape (1, L, D)."""
+        encoder = self._encoder(key)
+        token = self.stand_in[self.sensors.index(key)]
+        prefix = 0 if encoder.no_embed_class else self.num_prefix_tokens
+        positions = resample_abs_pos_embed(
+            encoder.pos_embed,
+            new_size=list(grid),
+            old_size=list(encoder.patch_embed.grid_size),
+            num_prefix_tokens=prefix,
+        )[:, prefix:]
+        # Patches keep their positions: as the query of cross-attention they must differ.
+        return torch.cat([token[None, :-1], token[-1] + positions], dim=1)
+
+    def _grid(self, x: Tensor) -> tuple[int, int]:
+        """Patches down and across."""
+        return x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
+
+
+def _take_channels(image: Tensor, channels: list[int]) -> Tensor:
+    """Channels of an image: a run of them as a view, others gathered."""
+    first, last = channels[0], channels[-1]
+    is_run = channels == list(range(first, last + 1))
+    return image[:, first : last + 1] if is_run else image[:, channels]

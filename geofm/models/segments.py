@@ -1,0 +1,213 @@
+"""Token sequences of several sensors: CLS and registers once, then the patches of each sensor.
+
+The tokens of sensor s at patch n of N are at place P + s N + n, after P prefix tokens. In packed
+crops, the tokens of missing sensors are left out, so that crops with different sensors have
+sequences of different lengths.
+"""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from torch import Tensor, nn
+
+from geofm.models.packed import Kept
+
+
+class SensorPatchEmbed(nn.ModuleDict):
+    """A patch embedding for each sensor, in place of the one of timm's ``VisionTransformer``.
+
+    Args:
+        channels: Number of input channels of each sensor, by its key.
+        in_chans: Not used.
+        kwargs: Arguments of timm's ``PatchEmbed``.
+    """
+
+    def __init__(self, channels: dict[str, int], in_chans: int = 0, **kwargs: Any) -> None:
+        parts = {key: PatchEmbed(in_chans=count, **kwargs) for key, count in channels.items()}
+        super().__init__(parts)
+        first = next(iter(parts.values()))
+        self.img_size = first.img_size
+        self.patch_size = first.patch_size
+        self.grid_size = first.grid_size
+        self.num_patches = first.num_patches
+
+
+class Group(NamedTuple):
+    """Crops of a view in which the same sensors are present.
+
+    Attributes:
+        crops: Indices of the crops, int64 of shape (b,).
+        sensors: Indices of the sensors that are present.
+    """
+
+    crops: Tensor
+    sensors: tuple[int, ...]
+
+
+def join(parts: Sequence[Tensor], prefix: int) -> Tensor:
+    """Join the sequences of several sensors into one.
+
+    Args:
+        parts: Tokens of each sensor, of shape (B, P + N, D), with equal prefix tokens.
+        prefix: Number P of prefix tokens.
+
+    Returns:
+        Tokens of shape (B, P + S N, D).
+    """
+    return torch.cat([parts[0], *(part[:, prefix:] for part in parts[1:])], dim=1)
+
+
+def split(rows: Tensor, prefix: int, sensors: int) -> tuple[Tensor, ...]:
+    """Split values that belong to the tokens of a sequence by sensor.
+
+    Args:
+        rows: Values of shape (..., P + S N).
+        prefix: Number P of prefix tokens, whose values are left out.
+        sensors: Number S of sensors.
+
+    Returns:
+        Values of shape (..., N) for each sensor.
+    """
+    return rows[..., prefix:].chunk(sensors, dim=-1)
+
+
+def shares(present: Tensor) -> Tensor:
+    """Weights of the sensors in an average over those that are present.
+
+    Args:
+        present: Whether each sensor is present, bool of shape (B, S).
+
+    Returns:
+        Weights of shape (B, S) that sum to 1, or to 0 where no sensor is present.
+    """
+    return present / present.sum(dim=1, keepdim=True).clamp_min(1)
+
+
+def average(tokens: Tensor, prefix: int, patches: int, present: Tensor) -> Tensor:
+    """Average the patch tokens over the sensors that are present.
+
+    Args:
+        tokens: Tokens of shape (B, P + S N, D).
+        prefix: Number P of prefix tokens.
+        patches: Number N of patches of each sensor.
+        present: Whether each sensor is present, bool of shape (B, S).
+
+    Returns:
+        Tokens of shape (B, P + N, D). Patch tokens are zero where no sensor is present.
+    """
+    head, of_patches = tokens.tensor_split([prefix], dim=1)
+    by_sensor = of_patches.unflatten(1, (present.shape[1], patches))
+    weights = shares(present).to(tokens.dtype)
+    return torch.cat([head, (by_sensor * weights[:, :, None, None]).sum(dim=1)], dim=1)
+
+
+def attention_mask(present: Tensor, prefix: int, patches: int) -> Tensor:
+    """Mask with which no token attends to those of a missing sensor.
+
+    Args:
+        present: Whether each sensor is present, bool of shape (B, S).
+        prefix: Number P of prefix tokens.
+        patches: Number N of patches of each sensor.
+
+    Returns:
+        What to add to the attention logits, float32 of shape (B, 1, 1, P + S N): 0 or -inf.
+    """
+    seen = present.repeat_interleave(patches, dim=1)
+    seen = torch.cat([seen.new_ones(len(seen), prefix), seen], dim=1)
+    mask = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
+    return mask[:, None, None]
+
+
+def group(present: Tensor) -> list[Group]:
+    """Group crops by the sensors that are present.
+
+    On a GPU this waits for *present* to be copied to the CPU.
+
+    Args:
+        present: Whether each sensor is present, bool of shape (B, S).
+
+    Returns:
+        The groups, in the order in which they occur first.
+    """
+    by_pattern: dict[tuple[bool, ...], list[int]] = {}
+    for crop, row in enumerate(present.tolist()):
+        by_pattern.setdefault(tuple(row), []).append(crop)
+    return [
+        Group(
+            torch.tensor(crops, device=present.device),
+            tuple(i for i, there in enumerate(pattern) if there),
+        )
+        for pattern, crops in by_pattern.items()
+    ]
+
+
+def take_group(tokens: Tensor, prefix: int, sensors: int, part: Group) -> Tensor:
+    """Take the sequences of a group, without the tokens of missing sensors.
+
+    Args:
+        tokens: Tokens of all crops, of shape (B, P + S N, D).
+        prefix: Number P of prefix tokens.
+        sensors: Number S of sensors.
+        part: The group.
+
+    Returns:
+        Tokens of shape (b, P + s N, D) for s sensors that are present.
+    """
+    if len(part.crops) < len(tokens):
+        tokens = tokens.index_select(0, part.crops)
+    if len(part.sensors) == sensors:
+        return tokens
+    head, patches = tokens.tensor_split([prefix], dim=1)
+    by_sensor = patches.chunk(sensors, dim=1)
+    return torch.cat([head, *(by_sensor[i] for i in part.sensors)], dim=1)
+
+
+def wanted_rows(
+    kept: Kept, groups: Sequence[Group], present: Tensor, prefix: int, patches: int
+) -> Kept:
+    """Tokens whose average over the sensors is wanted.
+
+    Args:
+        kept: What is wanted of the averaged sequences: the CLS token of each crop, then patches.
+        groups: The groups in which the crops run; sequences are counted through them.
+        present: Whether each sensor is present, bool of shape (B, S).
+        prefix: Number P of prefix tokens.
+        patches: Number N of patches of each sensor.
+
+    Returns:
+        CLS of each crop; then, of each of M patches, the tokens of all sensors: B + M S in all.
+        In place of a missing sensor's token there is CLS.
+    """
+    order = torch.cat([part.crops for part in groups])
+    position = torch.empty_like(order).index_copy_(
+        0, order, torch.arange(len(order), device=order.device)
+    )
+    crops, places = kept.sequences[len(present) :], kept.tokens[len(present) :]
+    # Tokens of missing sensors are left out, which moves those behind them forward.
+    rank = present.cumsum(dim=1) - 1
+    tokens = torch.where(present[crops], places[:, None] + patches * rank[crops], 0)
+    sequences = position[crops].repeat_interleave(present.shape[1])
+    return Kept(
+        torch.cat([position[kept.sequences[: len(present)]], sequences]),
+        torch.cat([kept.tokens[: len(present)], tokens.flatten()]),
+    )
+
+
+def average_rows(rows: Tensor, kept: Kept, present: Tensor) -> Tensor:
+    """Average the wanted tokens over the sensors that are present.
+
+    Args:
+        rows: Tokens in the order of :func:`wanted_rows`, of shape (B + M S, D).
+        kept: What is wanted of the averaged sequences.
+        present: Whether each sensor is present, bool of shape (B, S).
+
+    Returns:
+        Tokens of shape (B + M, D).
+    """
+    crops, sensors = present.shape
+    cls, of_patches = rows.tensor_split([crops])
+    weights = shares(present)[kept.sequences[crops:]].to(rows.dtype)
+    by_sensor = of_patches.unflatten(0, (-1, sensors))
+    return torch.cat([cls, (by_sensor * weights[:, :, None]).sum(dim=1)])
