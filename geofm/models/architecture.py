@@ -8,18 +8,24 @@ was built by its name takes from it all that its caller did not ask for.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from geofm.models.weights.definitions import (
+    ARCHITECTURE,
+    DEFINITIONS,
+    carry_sensors,
+    take_up_sensors,
+)
 from geofm.models.weights.files import CheckpointError
 from geofm.models.weights.trust import check_model_args
-from geofm.sensors import BandError, check_bands, sensor_channels
+from geofm.sensors import SENSORS, BandError, check_bands, sensor_channels
 
 #: Name of the entry among the weights of a backbone, a string of JSON as bytes.
-KEY = 'architecture'
+KEY = ARCHITECTURE
 
 #: Arguments by which timm finds weights and wraps a model; they are none of the model.
 TIMM_ARGS = {
@@ -57,11 +63,13 @@ class Architecture:
         model: Name of the model.
         bands: Names of its input channels, in their order.
         model_args: Further arguments where they are not the name's own: values of JSON.
+        sensors: Keys of the sensors whose definitions are carried.
     """
 
     model: str
     bands: tuple[str, ...]
     model_args: Mapping[str, Any]
+    sensors: tuple[str, ...] = field(default=(), compare=False)
 
     def to_tensor(self) -> Tensor:
         """What stands among the weights.
@@ -69,13 +77,20 @@ class Architecture:
         Returns:
             The description as bytes, uint8 of shape (N,).
         """
-        content = {'model': self.model, 'bands': self.bands, 'model_args': self.model_args}
-        text = json.dumps(content, sort_keys=True)
+        content: dict[str, Any] = {
+            'model': self.model,
+            'bands': self.bands,
+            'model_args': self.model_args,
+        }
+        if self.sensors:
+            content |= carry_sensors(self.sensors)
+        # Keys are not sorted: the order of the sensors matters.
+        text = json.dumps(content)
         return torch.tensor(list(text.encode()), dtype=torch.uint8, device='cpu')
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> 'Architecture':
-        """Read what stands among weights.
+        """Read what stands among weights, and register the sensors that it defines.
 
         Args:
             tensor: The bytes.
@@ -84,20 +99,24 @@ class Architecture:
             The description. Its arguments are such as a file may hold.
 
         Raises:
-            CheckpointError: If it cannot be read.
+            CheckpointError: If it cannot be read, or a sensor that it defines is known otherwise.
         """
         try:
             content = json.loads(bytes(tensor.tolist()))
+            definitions = content.get(DEFINITIONS)
+            take_up_sensors(definitions, 'the weights')
             model, args = content['model'], content['model_args']
             bands = check_bands(content['bands'])
             if not isinstance(model, str):
                 raise TypeError('its name is no text')
             args = check_model_args(args)
+        except CheckpointError:
+            raise
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise CheckpointError(
                 f'the weights hold a description of their model that cannot be read: {error}'
             ) from error
-        return cls(model, bands, args)
+        return cls(model, bands, args, tuple(definitions or ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +148,9 @@ class Request:
         except TypeError:
             return None
         own = {key: value for key, value in plain.items() if value != self.defaults.get(key)}
-        return Architecture(self.name, bands, own) if bands else None
+        sensors = {**self.defaults, **self.args}['sensors']
+        used = tuple(key for key in SENSORS if key in sensors)
+        return Architecture(self.name, bands, own, used) if bands else None
 
     def differences(self, there: Architecture) -> dict[str, Any]:
         """Arguments in which an architecture of the same name differs from what was asked for.

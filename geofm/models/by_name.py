@@ -39,7 +39,8 @@ class BuiltByName(nn.Module):
         request: How the model was asked for by its name; None: it was not.
         adapts: Whether loading weights may change the architecture.
         bands: Names of the input channels; none until they are known.
-        encoder_bands: Names of the channels of each encoder.
+        encoder_bands: Names of the channels of each patch embedding.
+        patch_embed_names: Name of the module of each patch embedding.
         in_chans: Number of input channels.
         num_classes: Number of classes of the head.
         depth: Number of blocks.
@@ -49,6 +50,7 @@ class BuiltByName(nn.Module):
     adapts: bool = False
     bands: tuple[str, ...]
     encoder_bands: dict[str, tuple[str, ...]]
+    patch_embed_names: dict[str, str]
     in_chans: int
     num_classes: int
     depth: int
@@ -229,7 +231,8 @@ def _unused(model: BuiltByName) -> tuple[str, ...]:
     if len(model.encoder_bands) == 1 or not model.bands:
         return ()
     at_hand = sensor_channels(model.bands)
-    return tuple(f'encoders.{k}.patch_embed.' for k in model.encoder_bands if k not in at_hand)
+    names = model.patch_embed_names
+    return tuple(f'{name}.' for key, name in names.items() if key not in at_hand)
 
 
 def _check_bands(model: BuiltByName, theirs: BuiltByName) -> None:

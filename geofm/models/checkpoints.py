@@ -14,6 +14,7 @@ from geofm.models.architecture import KEY
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.registry import MODEL_NAMES
 from geofm.models.weights.carried import find_statistics
+from geofm.models.weights.definitions import take_up_sensors_of
 from geofm.models.weights.files import METADATA, CheckpointError, read_file
 from geofm.models.weights.trust import (
     check_model_args,
@@ -83,6 +84,7 @@ def as_checkpoint(content: Any, path: Path) -> Checkpoint | None:
     }
     if not weights:
         return None
+    take_up_sensors_of(content, path)
     return Checkpoint(
         _checked(hparams, weights, path),
         check_weights(weights, path),

@@ -48,6 +48,8 @@ class SensorInputs(nn.Module):
         encoder_bands: Names of the channels of each patch embedding, in canonical order. The keys
             are those of the sensors; with early fusion the only key is 'vit'. A sensor that is
             not in the input has all of its bands.
+        patch_embed_names: Name of the module of each patch embedding, for ``get_submodule``; keys
+            as of *encoder_bands*.
         mask_token: Token in place of a masked patch, of each ViT, shape (E, D).
         sensor_embed: Learned embedding of each sensor where one ViT runs on the tokens of several,
             shape (S, D); None otherwise.
@@ -64,6 +66,7 @@ class SensorInputs(nn.Module):
     inputs: Inputs
     encoders: nn.ModuleDict
     encoder_bands: dict[str, tuple[str, ...]]
+    patch_embed_names: dict[str, str]
     day_of_year: DayOfYear
     mask_token: nn.Parameter
     sensor_embed: nn.Parameter | None
@@ -87,22 +90,6 @@ class SensorInputs(nn.Module):
         if key not in self.encoder_bands:
             raise KeyError(f'{key!r} is not one of {list(self.encoder_bands)}')
         return key if key in self.encoders else next(iter(self.encoders))
-
-    def patch_embed_name(self, key: str) -> str:
-        """Name of the module that embeds the patches of a sensor.
-
-        Args:
-            key: A key of :attr:`encoder_bands`.
-
-        Returns:
-            The name, for ``get_submodule``.
-
-        Raises:
-            KeyError: If there is no such patch embedding.
-        """
-        encoder = self.encoder_of(key)
-        name = f'encoders.{encoder}.patch_embed'
-        return f'{name}.{key}' if self._is_joint(encoder) else name
 
     def _encoder(self, key: str) -> VisionTransformer:
         encoder = self.encoders[key]
@@ -150,7 +137,7 @@ class SensorInputs(nn.Module):
         parts = []
         for sensor in self._at_hand(key):
             pixels = self._pixels((sensor,), view, blank=True)
-            embed = self.get_submodule(self.patch_embed_name(sensor))
+            embed = self.get_submodule(self.patch_embed_names[sensor])
             tokens = self._hide(embed_patches(embed, pixels), key, (sensor,), view.masks)
             added = self.sensor_embed[self.sensors.index(sensor)]
             if view.dates is not None:

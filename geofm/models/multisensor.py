@@ -156,6 +156,12 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             for part in parts
         }
 
+        self.patch_embed_names = {
+            key if len(parts) == 1 else part[0]: f'encoders.{key}.patch_embed'
+            + ('' if len(parts) == 1 else f'.{part[0]}')
+            for key, parts in self.inputs.items()
+            for part in parts
+        }
         self.patch_size = patch_size
         self.embed_dim = self.num_features = self.head_hidden_size = embed_dim
         self.num_reg_tokens = reg_tokens
@@ -187,7 +193,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             self._encoder(key).requires_grad_(self._runs(key))
         for key in self.encoder_bands:
             if key in self.sensors and key not in self._channels:
-                self.get_submodule(self.patch_embed_name(key)).requires_grad_(False)
+                self.get_submodule(self.patch_embed_names[key]).requires_grad_(False)
         if drop_path_rate:
             self._set_drop_path(drop_path_rate)
         self.day_of_year = DayOfYear(embed_dim)

@@ -10,10 +10,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from geofm.models.architecture import TIMM_ARGS, Request
+from geofm.models.fusion import FUSIONS
 from geofm.models.multisensor import MultiSensorViT, UnnamedBandsError
 from geofm.models.weights.torchgeo import accept_both_names
 from geofm.models.weights.trust import refuse_nonfinite
-from geofm.sensors import SENSORS
+from geofm.sensors import DEFAULT_SENSORS, SENSORS
 
 #: Width, depth and heads, as in DeiT, timm and DINOv2, whose giant has SwiGLU. Nano is half as deep
 #: as tiny: for laptops.
@@ -29,13 +30,11 @@ SIZES: dict[str, dict[str, Any]] = {
 #: Sides of a patch, in pixels; 8 is for small images.
 PATCH_SIZES: tuple[int, ...] = (8, 14, 16)
 
-#: Which sensors a model has and how it fuses them, by the last part of its name.
+#: Which sensors a model has and how it combines them, by the last part of its name. Other sensors
+#: are given as ``model_args: {sensors: [...]}``.
 VARIANTS: dict[str, dict[str, Any]] = {
-    'linear': {'sensors': ('s1', 's2'), 'fusion': 'linear'},
-    'xattn': {'sensors': ('s1', 's2'), 'fusion': 'xattn'},
-    'early': {'sensors': ('s1', 's2'), 'fusion': 'early'},
-    's1': {'sensors': ('s1',)},
-    's2': {'sensors': ('s2',)},
+    **{kind: {'sensors': DEFAULT_SENSORS, 'fusion': kind} for kind in FUSIONS},
+    **{key: {'sensors': (key,)} for key in DEFAULT_SENSORS},
 }
 
 _ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -100,8 +99,8 @@ def _build_unnamed(name: str, pretrained: bool, **kwargs: Any) -> MultiSensorViT
     channels = kwargs['in_chans']
     # Any names will do: TorchGeo looks at the number of channels of the first encoder.
     parts = [SENSORS[key].band_names for key in kwargs['sensors']]
-    first = parts[0] if channels > len(parts[0]) and len(parts) > 1 else ()
-    bands = (*first, *parts[-1][: channels - len(first)])
+    every = tuple(band for bands in parts for band in bands)
+    bands = (every if channels > len(parts[0]) else max(parts, key=len))[:channels]
     model = _build(name, pretrained, **{**kwargs, 'bands': bands})
     model.bands = ()
     return model

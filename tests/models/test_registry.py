@@ -30,7 +30,7 @@ def on_meta(name: str, **kwargs: Any) -> nn.Module:
 
 
 def test_every_name_is_there() -> None:
-    assert len(MODEL_NAMES) == len(SIZES) * len(PATCH_SIZES) * len(VARIANTS) == 6 * 3 * 5
+    assert len(MODEL_NAMES) == len(SIZES) * len(PATCH_SIZES) * len(VARIANTS) == 6 * 3 * 6
     for name in MODEL_NAMES:
         assert timm.is_model(name)
         assert timm.get_pretrained_cfg(name).input_size[1:] == (224, 224)  # type: ignore[union-attr]

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from geofm.models.weights.definitions import take_up_sensors_of
 from geofm.models.weights.files import METADATA, CheckpointError, read_file
 from geofm.transforms.statistics import InputStatistics
 
@@ -37,6 +38,7 @@ def find_statistics(content: Any, path: Path) -> InputStatistics | None:
     entry = next(entries, None)
     if entry is None:
         return None
+    take_up_sensors_of(content, path)
     try:
         return InputStatistics.from_entry(entry)
     except (ValueError, OverflowError) as error:

@@ -8,10 +8,11 @@ from torch import Tensor
 
 from geofm.models.checkpoints import PREFIX, describe_backbone, load_backbone, read_checkpoint
 from geofm.models.multisensor import MultiSensorViT
-from geofm.models.tokens import EARLY
 from geofm.models.weights.carried import carry_statistics
+from geofm.models.weights.definitions import carry_sensors
 from geofm.models.weights.files import METADATA, check_suffix, write_torch, write_weights
 from geofm.models.weights.layouts import fold_positions, to_dinov2
+from geofm.models.weights.one_sensor import vit_weights
 from geofm.models.weights.torchgeo import torchgeo_checkpoint
 
 #: Formats to export to.
@@ -42,7 +43,8 @@ def export_backbone(
       :func:`geofm.models.load_backbone`.
     * ``torchgeo``: the same, as ``torchgeo.tasks.Classification`` and ``SemanticSegmentation``
       take it as *weights*.
-    * ``timm``: one sensor's ViT for timm's ``VisionTransformer(no_embed_class=True, ...)``.
+    * ``timm``: one sensor's ViT for timm's ``VisionTransformer(no_embed_class=True, ...)``. Of a
+      model with joint fusion it gives the tokens of the model with that sensor alone.
     * ``dinov2``: one sensor's ViT as in DINOv2's own ``dinov2_vit*_pretrain.pth``. Build its model
       with ``interpolate_antialias=True`` and ``interpolate_offset=0.0``, as positions are
       interpolated here; with that code's defaults tokens differ at sizes other than the stored one.
@@ -74,8 +76,10 @@ def export_backbone(
         raise ValueError(f"'{to}' is of the whole backbone: leave sensor out")
     if to == 'torchgeo':
         return Exported(export_torchgeo(checkpoint, output))
-    hparams, weights, statistics = read_checkpoint(checkpoint)
-    carried = carry_statistics(statistics)
+    read = read_checkpoint(checkpoint)
+    hparams, weights = read.hparams, read.weights
+    sensors = describe_backbone(read, checkpoint).sensors
+    carried = {**carry_statistics(read.statistics), **carry_sensors(sensors)}
     if output.suffix == '.safetensors':
         return Exported(write_weights(weights, output, {'hyper_parameters': hparams, **carried}))
     state = {PREFIX + key: value for key, value in weights.items()}
@@ -113,15 +117,16 @@ def _export_encoder(
     checkpoint: Path, output: Path, to: Literal['timm', 'dinov2'], sensor: str | None
 ) -> Exported:
     model = load_backbone(checkpoint)
-    if sensor is None and len(model.encoders) == 1:
-        (sensor,) = model.encoders
-    if sensor is None or sensor not in model.encoders:
-        if EARLY in model.encoders:
+    if sensor is None and len(model.encoder_bands) == 1:
+        (sensor,) = model.encoder_bands
+    if sensor is None or sensor not in model.encoder_bands:
+        if len(model.encoder_bands) == 1 and len(model.sensors) > 1:
             raise ValueError(
-                f'{checkpoint}: one ViT of both sensors, none of {sensor} alone: leave --sensor out'
+                f'{checkpoint}: one ViT of all sensors, none of {sensor} alone: leave --sensor out'
             )
         raise ValueError(
-            f'{checkpoint}: a ViT of which sensor? Give --sensor, one of {list(model.encoders)}'
+            f'{checkpoint}: a ViT of which sensor? Give --sensor, one of '
+            f'{list(model.encoder_bands)}'
         )
     state = _encoder_state(model, sensor, to)
     bands = list(model.encoder_bands[sensor])
@@ -136,15 +141,23 @@ def _export_encoder(
 def _encoder_state(
     model: MultiSensorViT, sensor: str, to: Literal['timm', 'dinov2']
 ) -> dict[str, Tensor]:
-    encoder: Any = model.get_submodule(f'encoders.{sensor}')
-    state: dict[str, Tensor] = encoder.state_dict()
+    key = model.encoder_of(sensor)
+    encoder: Any = model.get_submodule(f'encoders.{key}')
+    state = vit_weights(model, model.state_dict(), sensor)
     if to == 'timm':
         return state
     state = fold_positions(state, encoder.patch_embed.grid_size)
-    return to_dinov2(state, model.mask_token.detach()[list(model.encoders).index(sensor)])
+    return to_dinov2(state, model.mask_token.detach()[list(model.encoders).index(key)])
 
 
 def _left_out(model: MultiSensorViT, sensor: str, to: str) -> tuple[str, ...]:
-    names = {name.split('.')[0] for name, _ in model.named_parameters()} - {'encoders'}
-    others = [f'encoders.{key}' for key in model.encoders if key != sensor]
+    used = {'encoders', 'sensor_embed'}
+    names = {name.split('.')[0] for name, _ in model.named_parameters()} - used
+    own = model.encoder_of(sensor)
+    others = [f'encoders.{key}' for key in model.encoders if key != own]
+    others += [
+        name
+        for key, name in model.patch_embed_names.items()
+        if key != sensor and name.startswith(f'encoders.{own}.')
+    ]
     return (*others, *sorted(names - ({'mask_token'} if to == 'dinov2' else set())))

@@ -13,12 +13,14 @@ from torch import Tensor
 from geofm.models.weights.files import CheckpointError
 from geofm.models.weights.layouts import architecture, fold_positions
 from geofm.models.weights.trust import one_line
-from geofm.sensors import RGB_BANDS, SENTINEL1, SENTINEL2, BandError, check_bands
-
-#: Bands of ViTs that come without names, by their number: Sentinel's, or those of a photograph.
-_KNOWN_BANDS: dict[int, tuple[str, ...]] = {
-    len(bands): bands for bands in (RGB_BANDS, SENTINEL1.band_names, SENTINEL2.band_names)
-}
+from geofm.sensors import (
+    DEFAULT_SENSORS,
+    RGB_BANDS,
+    SENSORS,
+    BandError,
+    check_bands,
+    sensor_channels,
+)
 
 _PATCH_EMBED = 'patch_embed.proj.weight'
 
@@ -29,6 +31,9 @@ def load_into(
     wanted: Sequence[str],
     bands: Sequence[str] | None,
     source_grid: tuple[int, int] | None = None,
+    *,
+    into: str = 'patch_embed',
+    rest: bool = True,
 ) -> list[str]:
     """Load a ViT's weights into an encoder, and say what could not be taken as it was.
 
@@ -38,6 +43,8 @@ def load_into(
         wanted: Names of the encoder's channels.
         bands: Names of the source's channels; of a known number of channels if None.
         source_grid: Patches along each axis for which the source stores positions, where known.
+        into: Name of the patch embedding in the encoder, which may have one of each sensor.
+        rest: Whether to load all other weights of the ViT, too.
 
     Returns:
         A few words each on what was changed, left out or not found.
@@ -53,6 +60,7 @@ def load_into(
             f'its ViT has {theirs}; the one to load into has {ours}. '
             'Take the model of that size (ffn_layer in model_args makes MLP or SwiGLU)'
         )
+    others = {k for k in own if k.startswith('patch_embed.') and not k.startswith(f'{into}.')}
     grid = encoder.patch_embed.grid_size
     tensors = fold_positions(tensors, grid, source_grid)
     notes = [
@@ -65,26 +73,49 @@ def load_into(
         if theirs_registers != ours_registers:
             del tensors['reg_token']
             notes.append(f'{theirs_registers} registers there, {ours_registers} here')
-    fitting = {key: value for key, value in tensors.items() if key in own}
+    tensors = {re.sub(r'^patch_embed\.', f'{into}.', k): v for k, v in tensors.items()}
+    fitting = {
+        key: value
+        for key, value in tensors.items()
+        if key in own and (rest or key.startswith(f'{into}.'))
+    }
     try:
         encoder.load_state_dict(fitting, strict=False)
     except RuntimeError as error:
         raise CheckpointError(f'its weights do not fit: {one_line(error)}') from error
-    for title, left in (('new here', own.keys() - fitting), ('not used', tensors.keys() - own)):
+    if not rest:
+        return [*notes, 'only its patch embedding is used']
+    new = own.keys() - fitting - others
+    for title, left in (('new here', new), ('not used', tensors.keys() - own)):
         if left:
             notes.append(f'{title}: {", ".join(_short(left))}')
     return notes
 
 
-def _source_bands(bands: Sequence[str] | None, channels: int) -> tuple[tuple[str, ...], list[str]]:
+def _known_bands(wanted: Sequence[str], channels: int) -> tuple[str, ...] | None:
+    """Bands of a ViT that comes without names, by their number.
+
+    All of a sensor among those wanted, red, green and blue of a photograph, or all of a sensor for
+    which ViTs without names are common.
+    """
+    keys = [*sensor_channels(wanted), *DEFAULT_SENSORS]
+    of_sensors = [SENSORS[key].band_names for key in keys]
+    count = len(keys) - len(DEFAULT_SENSORS)
+    choices = [*of_sensors[:count], RGB_BANDS, *of_sensors[count:]]
+    return next((bands for bands in choices if len(bands) == channels), None)
+
+
+def _source_bands(
+    bands: Sequence[str] | None, wanted: Sequence[str], channels: int
+) -> tuple[tuple[str, ...], list[str]]:
     notes = []
     if bands is None:
-        if channels not in _KNOWN_BANDS:
+        bands = _known_bands(wanted, channels)
+        if bands is None:
             raise BandError(
                 f'which bands are its {channels} channels? Name them: '
                 '{path: FILE, bands: [B04, B03, B02]}'
             )
-        bands = _KNOWN_BANDS[channels]
         notes.append(f'its channels taken for {", ".join(bands)}')
     bands = check_bands([_band_name(band) for band in bands])
     if len(bands) != channels:
@@ -105,7 +136,7 @@ def _fit_patch_embed(
 ) -> list[str]:
     """Kernels by band name; a band that the source lacks gets the mean of its kernels."""
     kernels = tensors[_PATCH_EMBED]
-    bands, notes = _source_bands(bands, kernels.shape[1])
+    bands, notes = _source_bands(bands, wanted, kernels.shape[1])
     if tuple(kernels.shape[-2:]) != tuple(patch_size):
         notes.append(f'patches resampled from {_by(kernels.shape[-2:])} to {_by(patch_size)} px')
         kernels = resample_patch_embed(kernels, list(patch_size))

@@ -10,7 +10,7 @@ from geofm.models.checkpoints import Checkpoint, as_checkpoint, check_fit, descr
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.files import CheckpointError, read_file
 from geofm.models.weights.fit import load_into
-from geofm.models.weights.own import fit_backbone
+from geofm.models.weights.own import files, fit_backbone
 from geofm.models.weights.sources import Source, is_torchgeo, read_encoder
 from geofm.sensors import BandError
 
@@ -41,10 +41,11 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
 
     Args:
         backbone: The backbone; changed in place.
-        weights: A file or a name of TorchGeo's; or one for each sensor by its key, 'vit' for the
-            one ViT of early fusion, where a mapping ``{path: FILE, bands: [...]}`` names the
-            source's bands. Without names, 3 channels are B04, B03, B02, 2 are Sentinel-1's and 13
-            are Sentinel-2's.
+        weights: A file or a name of TorchGeo's; or one for each sensor by its key, where a mapping
+            ``{path: FILE, bands: [...]}`` names the source's bands. The one ViT of early or joint
+            fusion has the key 'vit'; with joint fusion, the key of a sensor stands for its patch
+            embedding only. Without names, as many channels as the sensor has are all of its bands,
+            3 are B04, B03, B02, 2 are Sentinel-1's and 13 are Sentinel-2's.
 
     Raises:
         CheckpointError: If a file cannot be read, is of no kind that is known here, or is of a
@@ -65,7 +66,7 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
     else:
         raise CheckpointError(
             f'{weights}: not a checkpoint of this project, but perhaps a ViT of one sensor. '
-            'Say of which: weights: {s1: FILE, s2: FILE}, or one of them'
+            f'Say of which: weights: {files(backbone)}, or one of them'
         )
 
 
@@ -84,9 +85,12 @@ def _load_whole(backbone: MultiSensorViT, checkpoint: Checkpoint, path: Path) ->
 def _load_by_sensor(
     backbone: MultiSensorViT, weights: Mapping[str, str | os.PathLike[str] | Source]
 ) -> None:
-    if unknown := sorted(set(weights) - set(backbone.encoders)):
-        raise ValueError(f'weights for {unknown}, but the model has {list(backbone.encoders)}')
-    for sensor, source in weights.items():
+    known = list(dict.fromkeys([*backbone.encoders, *backbone.encoder_bands]))
+    if unknown := sorted(set(weights) - set(known)):
+        raise ValueError(f'weights for {unknown}, but the model has {known}')
+    # Encoders first, so that the patch embedding of a sensor replaces that of a joint ViT.
+    for sensor in sorted(weights, key=lambda key: key not in backbone.encoders):
+        source = weights[sensor]
         given = source if isinstance(source, Mapping) else Source(path=os.fspath(source))
         if not {'path'} <= set(given) <= {'path', 'bands'}:
             raise ValueError(f'weights of {sensor}: {{path: FILE, bands: [...]}}, not {given}')
@@ -97,7 +101,7 @@ def _load_by_sensor(
             raise type(error)(f'{given["path"]}: {text}') from error
         if notes:
             _warn(f'{given["path"]} into the encoder of {sensor}: {"; ".join(notes)}')
-    fresh = [f'the encoder of {sensor}' for sensor in backbone.encoders if sensor not in weights]
+    fresh = [f'the encoder of {key}' for key in backbone.encoders if key not in weights]
     if backbone.fusion is not None:
         fresh.append('the fusion')
     if fresh:
@@ -106,25 +110,36 @@ def _load_by_sensor(
 
 def _load_sensor(backbone: MultiSensorViT, sensor: str, source: Source) -> list[str]:
     found = read_encoder(source['path'], sensor)
-    notes = load_into(
-        backbone.get_submodule(f'encoders.{sensor}'),  # type: ignore[arg-type]
-        found.tensors,
-        backbone.encoder_bands[sensor],
-        source.get('bands', found.bands),
-        found.grid,
-    )
-    if found.statistics is not None:
-        backbone.statistics = found.statistics.updated(
-            backbone.statistics, backbone.encoder_bands[sensor]
+    bands = source.get('bands', found.bands)
+    key = sensor if sensor in backbone.encoders else backbone.encoder_of(sensor)
+    # A joint ViT has several patch embeddings, and its own key stands for all.
+    names = {k: n for k, n in backbone.patch_embed_names.items() if k == sensor} or {
+        k: n for k, n in backbone.patch_embed_names.items() if backbone.encoder_of(k) == sensor
+    }
+    notes: list[str] = []
+    for part, name in names.items():
+        notes += load_into(
+            backbone.get_submodule(f'encoders.{key}'),  # type: ignore[arg-type]
+            found.tensors,
+            backbone.encoder_bands[part],
+            bands,
+            found.grid,
+            into=name.removeprefix(f'encoders.{key}.'),
+            rest=sensor == key,
         )
+    wanted = [band for part in names for band in backbone.encoder_bands[part]]
+    if found.statistics is not None:
+        backbone.statistics = found.statistics.updated(backbone.statistics, wanted)
+    if sensor != key:
+        return list(dict.fromkeys(notes))
     if found.mask_token is None:
         notes.append('no mask_token there')
     else:
         with torch.no_grad():
-            backbone.mask_token[list(backbone.encoders).index(sensor)] = found.mask_token
+            backbone.mask_token[list(backbone.encoders).index(key)] = found.mask_token
     if found.left:
         notes.append(f'not used: {", ".join(found.left)}')
-    return notes
+    return list(dict.fromkeys(notes))
 
 
 def _warn(text: str) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geofm.models.fusion import CrossAttentionFusion
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.files import CheckpointError
 from geofm.models.weights.fit import load_into
 from geofm.models.weights.layouts import find_vit
+from geofm.models.weights.one_sensor import vit_weights
 from geofm.models.weights.trust import one_line
 
 
@@ -41,15 +41,16 @@ def fit_backbone(
         backbone.load_state_dict(weights, strict=False)
         return []
     notes: list[str] = []
-    for key in backbone.encoders:
-        encoder: Any = backbone.encoders[key]
-        of_source: Any = source.encoders[key]
+    for key, name in backbone.patch_embed_names.items():
+        encoder: Any = backbone.encoders[backbone.encoder_of(key)]
+        of_source: Any = source.encoders[source.encoder_of(key)]
         found = load_into(
             encoder,
-            find_vit(weights, f'encoders.{key}.'),
+            find_vit(vit_weights(source, weights, key, fold=False)),
             backbone.encoder_bands[key],
             source.encoder_bands[key],
             of_source.patch_embed.grid_size,
+            into=name.split('.', 2)[2],
         )
         notes += [f'encoder of {key}: {note}' for note in found]
     rest = {key: value for key, value in weights.items() if not key.startswith('encoders.')}
@@ -73,7 +74,8 @@ def _fit_stand_in(theirs: Tensor, own: Tensor) -> Tensor:
 def _check_build(theirs: MultiSensorViT, ours: MultiSensorViT) -> None:
     """Refuse what would load and compute something else, or not load at all."""
     for name, describe in (
-        ('encoders', lambda model: list(model.encoders)),
+        ('encoders', lambda model: list(model.encoder_bands)),
+        ('ViTs', lambda model: list(model.encoders)),
         ('fusion', _fusion),
         ('attention heads', _heads),
     ):
@@ -81,7 +83,7 @@ def _check_build(theirs: MultiSensorViT, ours: MultiSensorViT) -> None:
         if there != here:
             raise CheckpointError(
                 f'its model has {name} {there}; the one to load into has {here}. Build it alike, '
-                'or take encoders alone: weights: {s1: FILE, s2: FILE}, or one of them'
+                f'or take encoders alone: weights: {files(ours)}, or one of them'
             )
 
 
@@ -91,11 +93,16 @@ def _heads(model: MultiSensorViT) -> list[int]:
 
 
 def _fusion(model: MultiSensorViT) -> str:
-    fusion: Any = model.fusion
-    if not isinstance(fusion, CrossAttentionFusion):
-        return 'none' if fusion is None else 'linear'
-    block: Any = fusion.blocks[0]
-    return (
-        f'xattn(query={model.sensors[fusion.query]}, nhead={block.attn.num_heads}, '
-        f'nlayer={fusion.nlayer}, shared={len(fusion.blocks) == 1})'
-    )
+    return 'none' if model.fusion is None else model.fusion.describe(model.sensors)
+
+
+def files(model: MultiSensorViT) -> str:
+    """How to name a file for each encoder of a model, for messages.
+
+    Args:
+        model: The model.
+
+    Returns:
+        E.g. ``{a: FILE, b: FILE}``.
+    """
+    return '{' + ', '.join(f'{key}: FILE' for key in model.encoder_bands) + '}'

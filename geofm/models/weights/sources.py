@@ -8,9 +8,11 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 from torch import Tensor
 
 from geofm.models.checkpoints import Checkpoint, as_checkpoint, check_fit, describe_backbone
+from geofm.models.fusion import SINGLE
 from geofm.models.weights.carried import find_statistics
 from geofm.models.weights.files import METADATA, CheckpointError, read_file
 from geofm.models.weights.layouts import find_vit
+from geofm.models.weights.one_sensor import vit_weights
 from geofm.models.weights.trust import check_weights
 from geofm.transforms.statistics import InputStatistics
 
@@ -113,16 +115,18 @@ def _from_torchgeo(name: str) -> EncoderWeights:
 def _from_checkpoint(checkpoint: Checkpoint, sensor: str, file: Path) -> EncoderWeights:
     model = describe_backbone(checkpoint, file)
     check_fit(model.state_dict(), checkpoint.weights, file)
-    if sensor not in model.encoders:
-        raise CheckpointError(f'its model has {list(model.encoders)}')
-    prefix = f'encoders.{sensor}.'
-    encoder: Any = model.encoders[sensor]
+    if sensor == SINGLE and len(model.encoder_bands) == 1:
+        (sensor,) = model.encoder_bands
+    if sensor not in model.encoder_bands:
+        raise CheckpointError(f'its model has {list(model.encoder_bands)}')
+    key = model.encoder_of(sensor)
+    encoder: Any = model.encoders[key]
     others = {key.split('.')[0] for key in checkpoint.weights if not key.startswith('encoders.')}
     return EncoderWeights(
-        find_vit(checkpoint.weights, prefix),
+        find_vit(vit_weights(model, checkpoint.weights, sensor)),
         model.encoder_bands[sensor],
-        checkpoint.weights['mask_token'][list(model.encoders).index(sensor)].float(),
-        tuple(sorted(others - {'mask_token'})),
+        checkpoint.weights['mask_token'][list(model.encoders).index(key)].float(),
+        tuple(sorted(others - {'mask_token', 'sensor_embed'})),
         encoder.patch_embed.grid_size,
         checkpoint.statistics,
     )

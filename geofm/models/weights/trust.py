@@ -16,6 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from geofm.models.fusion import FUSIONS
 from geofm.models.weights.files import CheckpointError
 from geofm.sensors import SENSORS
 
@@ -75,7 +76,7 @@ MODEL_ARGS: dict[str, Callable[[Any], bool]] = {
     'init_values': _optional(_number(0, 1e3)),
     'reg_tokens': _integer(0, 1_024),
     'sensors': _sensors,
-    'fusion': _one_of('linear', 'xattn', 'early'),
+    'fusion': _one_of(*FUSIONS),
     'query': _sensor,
     'nhead': _integer(1, 1_024),
     'nlayer': _integer(1, 128),
