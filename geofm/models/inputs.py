@@ -55,7 +55,8 @@ class SensorInputs(nn.Module):
             shape (S, D); None otherwise.
         stand_in: Tokens in place of a missing sensor: CLS, registers, a patch; of each sensor.
             Only models with a fusion module have them.
-        date_sensors: Sensors of the columns of a ``dates`` tensor.
+        date_sensors: Sensors of the columns of a ``dates`` tensor:
+            :func:`geofm.sensors.date_columns` of the sensors in the input.
     """
 
     sensors: tuple[str, ...]
@@ -90,6 +91,39 @@ class SensorInputs(nn.Module):
         if key not in self.encoder_bands:
             raise KeyError(f'{key!r} is not one of {list(self.encoder_bands)}')
         return key if key in self.encoders else next(iter(self.encoders))
+
+    def of_all_sensors(self, present: Tensor) -> Tensor:
+        """Presence of all sensors of the model, of that of the sensors in the input.
+
+        Args:
+            present: Whether each sensor of the input is present, bool of shape (B, S'): in
+                canonical order, as data sets give it.
+
+        Returns:
+            The same for :attr:`sensors`, bool of shape (B, S). Sensors that are not in the input
+            count as present, as they are replaced anyway.
+
+        Raises:
+            ValueError: If *present* does not have one column for each sensor of the input.
+        """
+        at_hand = [sensor for sensor in self.sensors if sensor in self._channels]
+        if present.ndim != 2 or present.shape[1] != len(at_hand):
+            raise ValueError(
+                f'present of shape {tuple(present.shape)}: must have a column for each of {at_hand}'
+            )
+        if len(at_hand) == len(self.sensors):
+            return present
+        columns = {sensor: present[:, i] for i, sensor in enumerate(at_hand)}
+        others = torch.ones_like(present[:, 0])
+        return torch.stack([columns.get(sensor, others) for sensor in self.sensors], dim=1)
+
+    def _check_dates(self, dates: Tensor | None) -> None:
+        """Refuse dates that do not have one column for each of :attr:`date_sensors`."""
+        if dates is not None and dates.shape[1:] != (len(self.date_sensors),):
+            raise ValueError(
+                f'dates of shape {tuple(dates.shape)}: must have a column for each of '
+                f'{list(self.date_sensors)}'
+            )
 
     def _encoder(self, key: str) -> VisionTransformer:
         encoder = self.encoders[key]

@@ -145,13 +145,15 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         if fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {list(FUSIONS)}, not '{fusion}'")
         self.sensors = tuple(key for key in SENSORS if key in sensors)
-        self.date_sensors = date_columns(self.sensors)
         self.bands = check_bands(bands) if bands else _default_bands(self.sensors, in_chans)
         by_sensor = self._assign_bands(in_chans)
+        self.date_sensors = date_columns(list(self._channels))
         arrange = FUSIONS[fusion].arrange if len(self.sensors) > 1 else one_vit_per_sensor
         self.inputs = arrange(self.sensors)
         self.encoder_bands = {
-            key if len(parts) == 1 else part[0]: tuple(b for sensor in part for b in by_sensor[sensor])
+            key if len(parts) == 1 else part[0]: tuple(
+                b for sensor in part for b in by_sensor[sensor]
+            )
             for key, parts in self.inputs.items()
             for part in parts
         }
@@ -485,9 +487,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         weights = shares(self._presence(key, view)).to(rows.dtype)
         return (rows * weights[:, :, None, None]).sum(dim=1)
 
-    def _by_source(
-        self, key: str, weights: Tensor, grid: tuple[int, int]
-    ) -> dict[str, Tensor]:
+    def _by_source(self, key: str, weights: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
         """Weights of the patches, by the sensor where a ViT sees the tokens of several."""
         sources = self._at_hand(key) if self._is_joint(key) else [key]
         parts = split(weights, self.num_prefix_tokens, len(sources))

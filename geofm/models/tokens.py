@@ -22,6 +22,8 @@ from geofm.models.packed import (
 )
 from geofm.models.packed_attention import Groups
 
+__all__ = ('SensorTokens', 'View', 'ViewTokens', 'is_distributed')
+
 
 class ViewTokens(NamedTuple):
     """Fused tokens of a view.
@@ -76,6 +78,7 @@ class SensorTokens(SensorInputs):
     ) -> list[list[Tensor]]:
         """Normalised tokens of every encoder after each of the blocks in *take*."""
         self._check_channels(x)
+        self._check_dates(dates)
         taken: list[list[Tensor]] = [[] for _ in take]
         view = View(x, dates, masks, present)
         for key in self.encoders:
@@ -145,7 +148,8 @@ class SensorTokens(SensorInputs):
 
         Raises:
             BandError: If the images do not have one channel per band.
-            ValueError: If *masks* are per sensor and the model fuses early.
+            ValueError: If *masks* are per sensor and the model fuses early, or *dates* do not have
+                one column for each of :attr:`date_sensors`.
         """
         (tokens,) = self._run(x, [self.depth - 1], dates, masks, present)
         fused = self._fuse(tokens)
@@ -171,6 +175,7 @@ class SensorTokens(SensorInputs):
         """
         for view in views:
             self._check_channels(view.image)
+            self._check_dates(view.dates)
         kept = [self._kept(view) for view in views]
         if self.fusion is not None and self.fusion.needs_every_token:
             every = [self._run_views(key, views) for key in self.encoders]
@@ -279,9 +284,7 @@ class SensorTokens(SensorInputs):
         for view, part, parts, present in zip(views, kept, grouped, presence, strict=True):
             height, width = self._grid(view.image)
             wanted.append(
-                segments.wanted_rows(
-                    part, parts, present, self.num_prefix_tokens, height * width
-                )
+                segments.wanted_rows(part, parts, present, self.num_prefix_tokens, height * width)
             )
         rows = self._run_to_rows(key, sequences, [len(view.image) for view in views], wanted)
         return torch.cat(

@@ -77,7 +77,7 @@ class DINOv2(StudentTeacher):
         # Several sensors
         sensor_dropout: float = 0.0,
         one_sensor_masks: float = 0.0,
-        global_sensors: tuple[str, str] | None = None,
+        global_sensors: tuple[str | list[str], str | list[str]] | None = None,
         # Crops and masks
         global_size: int = 224,
         local_size: int = 96,
@@ -135,13 +135,14 @@ class DINOv2(StudentTeacher):
             drop_path_rate: Stochastic depth of the student, the same in all blocks.
             grad_checkpointing: Whether to save memory and compute the blocks twice.
             compile_blocks: Whether to compile the blocks with ``torch.compile``.
-            sensor_dropout: Probability that one of two sensors is hidden from the student in a
-                crop, so that the backbone learns to do without.
-            one_sensor_masks: Share of the masked patches that are hidden in one sensor only, to
-                be told from the other.
-            global_sensors: Sensors that student and teacher see of the global crops, e.g.
-                ``['s1', 's2']``: the features of the one are learned from the other. All by
-                default.
+            sensor_dropout: Probability that sensors are missing in a crop that the student sees,
+                so that the backbone learns to do without them. Which ones is drawn at random from
+                all subsets but none and all; of two sensors, it is one.
+            one_sensor_masks: Share of the masked patches that are masked in one sensor only, drawn
+                at random, to be predicted from the others.
+            global_sensors: Sensors that student and teacher see of the global crops, each a key or
+                a list of keys: the features of the teacher's sensors are learned from the
+                student's. All by default.
             global_size: Side of the two global crops in pixels.
             local_size: Side of the local crops in pixels.
             n_local: Number of local crops.
@@ -190,7 +191,7 @@ class DINOv2(StudentTeacher):
 
         Raises:
             TypeError: If *model* is not a geofm model.
-            ValueError: If what needs two sensors is asked of a model with one.
+            ValueError: If what needs several sensors is asked of a model with one.
             CheckpointError: If a checkpoint cannot be read or does not fit.
         """
         self.weights = weights
@@ -230,7 +231,7 @@ class DINOv2(StudentTeacher):
 
         Args:
             batch: Normalised ``image`` of shape (B, C, H, W), or (B, k, C, H, W) with k dates of
-                each, and where known ``valid`` and ``dates``.
+                each, and where known ``valid``, ``dates`` and ``present``.
             temperature: Teacher temperature.
             update_centers: Whether the centres learn from this batch.
 
@@ -394,7 +395,9 @@ class DINOv2(StudentTeacher):
         Returns:
             CLS features of shape (B, D).
         """
-        return self.model(batch['image'], batch.get('dates'))
+        present = batch.get('present')
+        present = None if present is None else self.model.of_all_sensors(present)
+        return self.model(batch['image'], batch.get('dates'), present)
 
     # -- a run ----------------------------------------------------------------------------------
 

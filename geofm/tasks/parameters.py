@@ -7,7 +7,9 @@ import torch
 from torch import nn
 
 _BLOCK = re.compile(r'\bblocks\.(\d+)\.')
-_STEM = re.compile(r'\b(patch_embed|pos_embed|cls_token|reg_token|mask_token|sensor_embed|day_of_year)\b')
+_STEM = re.compile(
+    r'\b(patch_embed|pos_embed|cls_token|reg_token|mask_token|sensor_embed|day_of_year)\b'
+)
 
 
 def parameter_groups(

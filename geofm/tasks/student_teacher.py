@@ -1,6 +1,7 @@
 """Student and teacher: how they are built, what they see, and how the one follows the other."""
 
 import copy
+from collections.abc import Sequence
 from typing import Literal, NamedTuple, Self, cast
 
 import torch
@@ -74,13 +75,17 @@ class StudentTeacher(BaseTask):
         self.gram_backbone = copy.deepcopy(self.model) if hparams['gram_weight'] else None
         for name in ('sensor_dropout', 'one_sensor_masks', 'global_sensors'):
             if hparams[name] and len(backbone.sensors) < 2:
-                raise ValueError(f'{name} needs a model with two sensors')
-        if hparams['one_sensor_masks'] and len(backbone.encoders) < 2:
+                raise ValueError(f'{name} needs a model with two sensors or more')
+        if hparams['one_sensor_masks'] and len(backbone.encoder_bands) < 2:
             raise ValueError(
-                'one_sensor_masks needs a ViT for each sensor: early fusion hides a patch in both'
+                'one_sensor_masks needs a ViT for each sensor, or joint fusion: early fusion hides '
+                'a patch in all sensors'
             )
-        if unknown := set(hparams['global_sensors'] or ()) - set(backbone.sensors):
+        seen = [_keys(keys) for keys in hparams['global_sensors'] or ()]
+        if unknown := {key for keys in seen for key in keys} - set(backbone.sensors):
             raise ValueError(f'global_sensors {sorted(unknown)}: not of {list(backbone.sensors)}')
+        if seen and (len(seen) != 2 or not all(seen)):
+            raise ValueError('global_sensors must be two: what the student sees, and the teacher')
         absent = len(sensor_channels(backbone.bands)) < len(backbone.sensors)
         hides = hparams['sensor_dropout'] or hparams['global_sensors'] or absent
         if backbone.fusion is not None and not hides:
@@ -213,7 +218,7 @@ class StudentTeacher(BaseTask):
         Returns:
             Logits of CLS tokens and of the patches that the student does not see.
         """
-        present = self._only('teacher', len(crops.globals))
+        present = self._seen(self._only('teacher', len(crops.globals)), crops.global_present)
         view = View(crops.globals, crops.global_dates, None, present, crops.masked)
         (tokens,) = self.model.forward_views([view])
         return Outputs(*_apply_heads(self.teacher_heads, *tokens), tokens.cls)
@@ -234,9 +239,10 @@ class StudentTeacher(BaseTask):
         present = self._only('student', images)
         if present is None:
             present = self._drop_sensors(images)
+        present = self._seen(present, crops.global_present)
         views = [View(crops.globals, crops.global_dates, self._hidden(crops), present, wanted)]
         if len(crops.locals):
-            present = self._drop_sensors(len(crops.locals))
+            present = self._seen(self._drop_sensors(len(crops.locals)), crops.local_present)
             views.append(View(crops.locals, crops.local_dates, None, present))
         tokens = backbone.forward_views(views)
 
@@ -259,7 +265,10 @@ class StudentTeacher(BaseTask):
         """
         assert self.gram_backbone is not None
         assert crops.anchors is not None
-        tokens = self.gram_backbone.forward_features(crops.anchors, crops.global_dates)
+        present = self._seen(None, crops.global_present)
+        tokens = self.gram_backbone.forward_features(
+            crops.anchors, crops.global_dates, present=present
+        )
         side = crops.anchors.shape[-1] // self.model.patch_size
         patches = tokens[:, self.model.num_prefix_tokens :]
         return resize_tokens(patches, (side, side), self.multi_crop.grid)
@@ -268,27 +277,53 @@ class StudentTeacher(BaseTask):
         """Which sensors a network sees of the global crops; None: all."""
         if not self.hparams['global_sensors']:
             return None
-        sensor = self.hparams['global_sensors'][network == 'teacher']
-        seen = torch.tensor([key == sensor for key in self.model.sensors])
+        keys = _keys(self.hparams['global_sensors'][network == 'teacher'])
+        seen = torch.tensor([key in keys for key in self.model.sensors])
         return seen.expand(crops, -1).to(self.device, non_blocking=True)
 
     def _drop_sensors(self, crops: int) -> Tensor | None:
-        """Which sensors the student sees in each crop: both, or now and then one."""
+        """Which sensors the student sees in each crop: all, or at random some of them.
+
+        All subsets that leave out some sensor, but not every one, are equally likely.
+        """
         rate = self.hparams['sensor_dropout']
         if not rate:
             return None
-        hidden, which = torch.rand(crops) < rate, torch.rand(crops) < 0.5
-        seen = ~torch.stack([hidden & which, hidden & ~which], dim=1)
+        count = len(self.model.sensors)
+        hidden, which = torch.rand(crops) < rate, torch.rand(crops)
+        # The bits of 1 to 2^S - 2 are these subsets. Rounding must not reach 2^S - 1.
+        subset = 1 + (which * (2**count - 2)).long().clamp_max(2**count - 3)
+        left_out = (subset[:, None] >> torch.arange(count)) & 1
+        seen = ~(hidden[:, None] & left_out.bool())
         return seen.to(self.device, non_blocking=True)
 
+    def _seen(self, chosen: Tensor | None, present: Tensor | None) -> Tensor | None:
+        """Sensors that a network sees: of those chosen the ones that the data have.
+
+        Where the data have none of those chosen, the network sees all that they have.
+
+        Args:
+            chosen: Which sensors are to be seen in each crop, bool of shape (N, S). None: all.
+            present: Which sensors of the input the data have, bool of shape (N, S'). None: all.
+        """
+        if present is None:
+            return chosen
+        present = self.model.of_all_sensors(present)
+        if chosen is None:
+            return present
+        seen = chosen & present
+        return torch.where(seen.any(dim=1, keepdim=True), seen, present)
+
     def _hidden(self, crops: Crops) -> Tensor:
-        """Patches that the student does not see: of all sensors, or some of one sensor only."""
+        """Patches that the student does not see, in all sensors, or some in one sensor only."""
         rate = self.hparams['one_sensor_masks']
         if not rate:
             return crops.masks
-        shape = crops.masks.shape
-        one, which = torch.rand(shape) < rate, torch.rand(shape) < 0.5
-        shown = torch.stack([one & which, one & ~which], dim=1)
+        shape, count = crops.masks.shape, len(self.model.sensors)
+        one, which = torch.rand(shape) < rate, torch.rand(shape)
+        hidden_in = count - 1 - (which * count).long().clamp_max(count - 1)
+        others = hidden_in[:, None] != torch.arange(count)[:, None]
+        shown = one[:, None] & others
         return crops.masks[:, None] & ~shown.to(self.device, non_blocking=True)
 
     @torch.no_grad()
@@ -305,6 +340,11 @@ class StudentTeacher(BaseTask):
     def _refresh_gram_teacher(self) -> None:
         if self.gram_backbone is not None:
             self.gram_backbone.load_state_dict(self.model.state_dict())
+
+
+def _keys(sensors: str | Sequence[str]) -> Sequence[str]:
+    """Keys of the sensors that a network sees: one, or several."""
+    return [sensors] if isinstance(sensors, str) else sensors
 
 
 def _apply_heads(heads: nn.ModuleDict, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:

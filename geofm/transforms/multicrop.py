@@ -32,9 +32,12 @@ class Crops:
         masked: Where they are, indices into the flattened masks, int64, shape (M,).
         anchors: The global crops again, at another size and without photometry, shape
             (2B, C, A, A), or None.
-        global_dates: Acquisition dates of each global crop, int64, shape (2B, 2), or None if they
+        global_dates: Acquisition dates of each global crop, int64, shape (2B, S), or None if they
             did not come with the batch.
-        local_dates: The same of the local crops, (nB, 2).
+        local_dates: The same of the local crops, (nB, S).
+        global_present: Whether each sensor is present in each global crop, bool, shape (2B, S), or
+            None if that did not come with the batch: all are.
+        local_present: The same of the local crops, (nB, S).
         global_boxes: x0, y0, x1, y1 of each global crop in pixels of the image, int64, (2B, 4).
         local_boxes: The same of the local crops, (nB, 4).
         global_flips: Whether a global crop is flipped horizontally, vertically, bool, (2B, 2).
@@ -50,6 +53,8 @@ class Crops:
     anchors: Tensor | None
     global_dates: Tensor | None
     local_dates: Tensor | None
+    global_present: Tensor | None
+    local_present: Tensor | None
     global_boxes: Tensor
     local_boxes: Tensor
     global_flips: Tensor
@@ -152,8 +157,9 @@ class MultiCrop(nn.Module):
         Args:
             batch: Dictionary with 'image' (B, C, H, W), normalised and finite (see
                 :class:`~geofm.transforms.Normalize`), and optionally 'valid' bool (B, H, W), False
-                on ground without data or padding, and 'dates' (B, 2). With k dates of each image,
-                these are (B, k, C, H, W), (B, k, H, W) and (B, k, 2).
+                on ground without data or padding, 'dates' (B, S), and 'present' bool (B, S), False
+                where a sensor is missing. With k dates of each image, these are (B, k, C, H, W),
+                (B, k, H, W), (B, k, S), and (B, S) or (B, k, S).
 
         Returns:
             The crops, on the device and in the dtype of the image.
@@ -168,10 +174,13 @@ class MultiCrop(nn.Module):
                 f'{list(self.bands)}: expected (B, {len(self.bands)}, H, W), or '
                 f'(B, dates, {len(self.bands)}, H, W)'
             )
-        valid, dates = batch.get('valid'), batch.get('dates')
+        valid, dates, present = batch.get('valid'), batch.get('dates'), batch.get('present')
         global_source, local_source = self._draw_sources(images)
         several_dates = images.ndim == 5
         if several_dates:
+            if present is not None and present.ndim == 2:
+                present = present[:, None].expand(-1, images.shape[1], -1)
+            present = None if present is None else present.flatten(0, 1)
             images = images.flatten(0, 1)
             valid = None if valid is None else valid.flatten(0, 1)
             dates = None if dates is None else dates.flatten(0, 1)
@@ -221,6 +230,8 @@ class MultiCrop(nn.Module):
             anchors=anchors,
             global_dates=None if dates is None else dates[global_source],
             local_dates=None if dates is None else dates[local_source],
+            global_present=None if present is None else present[global_source],
+            local_present=None if present is None else present[local_source],
             global_boxes=global_boxes,
             local_boxes=local_boxes,
             global_flips=global_flips,

@@ -46,19 +46,20 @@ def plain_tokens(
     """Tokens of one sample in which *sensors* are present: nothing but loops and timm's blocks."""
     vit = model.encoders['vit']
     assert isinstance(vit, VisionTransformer)
-    embeds = vit.patch_embed
+    embeds: Any = vit.patch_embed
     assert isinstance(embeds, SensorPatchEmbed)
+    embeddings: Any = model.sensor_embed
     grid = [x.shape[-2] // 8, x.shape[-1] // 8]
     positions = resample_abs_pos_embed(vit.pos_embed, grid, [4, 4], num_prefix_tokens=0)[0]
     sequence = [vit.cls_token[0], vit.reg_token[0]]  # type: ignore[index]
     for sensor in sensors:
         index = model.sensors.index(sensor)
-        kernel = embeds[sensor].proj
-        patches = nn.functional.conv2d(x[:, CHANNELS[sensor]], kernel.weight, kernel.bias, stride=8)  # type: ignore[arg-type]
+        kernel: Any = embeds[sensor].proj
+        patches = nn.functional.conv2d(x[:, CHANNELS[sensor]], kernel.weight, kernel.bias, stride=8)
         for n, patch in enumerate(patches[0].flatten(1).T):
             hidden = masks is not None and bool((masks if masks.ndim == 1 else masks[index])[n])
             token = model.mask_token[0] if hidden else patch
-            token = token + positions[n] + model.sensor_embed[index]  # type: ignore[index]
+            token = token + positions[n] + embeddings[index]
             if dates is not None:
                 token = token + model.day_of_year(dates[None, index])[0]
             sequence.append(token[None])
@@ -67,8 +68,8 @@ def plain_tokens(
         tokens = block(tokens)
     tokens = vit.norm(tokens)
     count = grid[0] * grid[1]
-    patches = [tokens[:, PREFIX + i * count : PREFIX + (i + 1) * count] for i in range(len(sensors))]
-    return torch.cat([tokens[:, :PREFIX], sum(patches) / len(sensors)], dim=1)  # type: ignore[arg-type]
+    parts = tokens[:, PREFIX:].unflatten(1, (len(sensors), count))
+    return torch.cat([tokens[:, :PREFIX], parts.mean(dim=1)], dim=1)
 
 
 @pytest.fixture
@@ -108,10 +109,10 @@ def test_a_missing_sensor_has_no_tokens(here: list[str], x: Tensor) -> None:
     bands = [band for key in here for band in model.encoder_bands[key]]
     fewer = build(bands=bands, in_chans=len(bands))
     fewer.load_state_dict(model.state_dict())
-    channels = [i for key in here for i in range(16)[CHANNELS[key]]]
-    tokens = fewer.forward_features(x[:, channels])
+    kept = [i for key in here for i in range(16)[CHANNELS[key]]]
+    tokens = fewer.forward_features(x[:, kept])
     torch.testing.assert_close(tokens[:1], expected, atol=1e-5, rtol=1e-5)
-    assert set(fewer.cls_attention(x[:, channels])) == set(here)
+    assert set(fewer.cls_attention(x[:, kept])) == set(here)
 
 
 def test_without_any_sensor_patches_are_zero(x: Tensor) -> None:
@@ -137,12 +138,12 @@ def test_intermediate_tokens_and_attention(x: Tensor) -> None:
     # By hand: the rows of the patch's token of each sensor, averaged over those present.
     vit = model.encoders['vit']
     assert isinstance(vit, VisionTransformer)
-    attn = vit.blocks[0].attn
+    attn: Any = vit.blocks[0].attn
     entered: list[Tensor] = []
-    handle = attn.register_forward_pre_hook(lambda _, args: entered.append(args[0]))  # type: ignore[union-attr]
+    handle = attn.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
     model.forward_features(x)
     handle.remove()
-    q, k, _ = attn.qkv(entered[0]).unflatten(-1, (3, 3, 8)).permute(2, 0, 3, 1, 4)  # type: ignore[union-attr, operator]
+    q, k, _ = attn.qkv(entered[0]).unflatten(-1, (3, 3, 8)).permute(2, 0, 3, 1, 4)
     weights = (q @ k.mT / 8**0.5).softmax(dim=-1)[1]
     rows = weights[:, [PREFIX + s * 12 + 7 for s in range(3)]].mean(dim=1)
     for i, key in enumerate(model.sensors):

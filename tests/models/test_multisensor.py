@@ -53,7 +53,7 @@ def test_linear_fusion_is_that_of_the_formula() -> None:
     x = torch.randn(2, 15, 32, 32)
     s1 = model.encoders['s1'].forward_features(x[:, :2])  # type: ignore[operator]
     s2 = model.encoders['s2'].forward_features(x[:, 2:])  # type: ignore[operator]
-    first, norm, act, last = model.fusion.mlp  # type: ignore[union-attr, misc]
+    first, norm, act, last = model.fusion.mlp  # type: ignore[union-attr]
     assert isinstance(act, nn.GELU)
     assert (first.in_features, first.out_features, last.out_features) == (64, 128, 32)
     expected = last(nn.functional.gelu(norm(first(torch.cat([s1, s2], dim=-1)))))
@@ -87,7 +87,7 @@ def test_cross_attention_is_that_of_the_formula(query: str, shared: bool) -> Non
     }
     out = tokens.pop(query)
     (context,) = tokens.values()
-    blocks: list[Any] = list(model.fusion.blocks)  # type: ignore[union-attr, arg-type]
+    blocks: list[Any] = list(model.fusion.blocks)  # type: ignore[union-attr]
     assert len(blocks) == (1 if shared else 3)
     for i in range(3):
         block = blocks[0] if shared else blocks[i]

@@ -26,6 +26,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     'xattn': {'fusion': 'xattn', 'nlayer': 2},
     's2': {'sensors': ['s2'], 'in_chans': 13},
     'early': {'fusion': 'early'},
+    'joint': {'fusion': 'joint'},
+    'joint, without s1': {'fusion': 'joint', 'in_chans': 13},
     'early, without s1': {'fusion': 'early', 'in_chans': 13},
     'without s1': {'bands': ['B02', 'B03'], 'in_chans': 2},
     'swiglu, qk norm': {'qk_norm': True, 'mlp_layer': 'swiglu'},
@@ -93,7 +95,7 @@ def test_packed_crops_are_as_one_by_one(variant: str, present: bool, checkpointi
     nn.init.normal_(backbone.mask_token)
     if present and len(backbone.sensors) < 2:
         pytest.skip('the one sensor is always present')
-    crops = views(backbone.in_chans, present, per_sensor=len(backbone.encoders) == 2)
+    crops = views(backbone.in_chans, present, per_sensor=len(backbone.encoder_bands) == 2)
     packed, expected = backbone.forward_views(crops), one_by_one(backbone, crops)
     for ours, theirs in zip(packed, expected, strict=True):
         torch.testing.assert_close(ours.cls, theirs.cls, atol=1e-5, rtol=1e-5)

@@ -161,8 +161,8 @@ class CrossAttentionFusion(nn.Module):
         """
         block = self._layers()[0]
         return (
-            f'xattn(query={sensors[self.query]}, nhead={block.attn.num_heads}, nlayer={self.nlayer}, '
-            f'shared={len(self.blocks) == 1})'
+            f'xattn(query={sensors[self.query]}, nhead={block.attn.num_heads}, '
+            f'nlayer={self.nlayer}, shared={len(self.blocks) == 1})'
         )
 
 
