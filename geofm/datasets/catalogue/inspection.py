@@ -173,7 +173,7 @@ def _inspect_plain(
     bands = SensorBands(sensor, dict(zip(sensor.band_names, range(header.bands), strict=True)))
     if header.strips is None or header.rows_per_strip * header.width * header.bands > _AT_ONCE:
         with open_raster(path) as src:
-            return _content(src, header, bands)
+            return inspect_bands(src, header, bands)
     rows = [int(share * header.height) for share in _ROWS]
     strips = sorted({row // header.rows_per_strip for row in rows})
     look = _Look(bands, header)
@@ -185,7 +185,7 @@ def _inspect_plain(
         return look.finding()
     # A few rows are no proof.
     with open_raster(path) as src:
-        return _content(src, header, bands, all_rows=True)
+        return inspect_bands(src, header, bands, all_rows=True)
 
 
 def _inspect_any(src: DatasetReader, header: Header, sensor: Sensor, size: int) -> Finding:
@@ -198,7 +198,7 @@ def _inspect_any(src: DatasetReader, header: Header, sensor: Sensor, size: int) 
         return Finding(header, Problem.SCALE)
     finding = Finding(header, _header_problem(header, size))
     if finding.problem is None:
-        finding = _content(src, header, bands)
+        finding = inspect_bands(src, header, bands)
     return replace(finding, names=' '.join(bands.indices) if bands.named else UNNAMED)
 
 
@@ -206,7 +206,7 @@ def _header_problem(header: Header, size: int) -> Problem | None:
     """What is wrong with a header."""
     if header.epsg is None:
         return Problem.NO_EPSG
-    if not _leads_somewhere(header.transform):
+    if not leads_somewhere(header.transform):
         return Problem.TRANSFORM
     if size < header.end:
         return Problem.TRUNCATED
@@ -216,8 +216,15 @@ def _header_problem(header: Header, size: int) -> Problem | None:
     return Problem.TOO_LARGE if pixels > max(_MANY_BYTES, _MOST_EXPANSION * size) else None
 
 
-def _leads_somewhere(transform: tuple[float, ...]) -> bool:
-    """Whether a transform can be inverted and stays within what any CRS of the Earth covers."""
+def leads_somewhere(transform: tuple[float, ...]) -> bool:
+    """Whether a transform can be inverted and stays within what any CRS of the Earth covers.
+
+    Args:
+        transform: Affine coefficients a to f.
+
+    Returns:
+        Whether it does.
+    """
     a, b, _, d, e, _ = transform
     return (
         transform != _NO_TRANSFORM
@@ -226,10 +233,20 @@ def _leads_somewhere(transform: tuple[float, ...]) -> bool:
     )
 
 
-def _content(
+def inspect_bands(
     src: DatasetReader, header: Header, bands: SensorBands, all_rows: bool = False
 ) -> Finding:
-    """What the pixels tell."""
+    """Look at some rows of an open raster, and at all of it if these look bad.
+
+    Args:
+        src: The raster.
+        header: Its header.
+        bands: Which bands of it to look at.
+        all_rows: Whether to look at all rows in any case.
+
+    Returns:
+        What was found.
+    """
     if not all_rows:
         look = _Look(bands, header)
         for share in _ROWS:

@@ -33,6 +33,7 @@ class Source(Protocol):
         nodatavals: Nodata value of each band.
         colorinterp: Meaning of each band as a colour; alpha is no data band.
         mask_flag_enums: Kinds of masks of each band.
+        block_shapes: Rows and columns that are stored together, of each band.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Source(Protocol):
     nodatavals: Sequence[float | None]
     colorinterp: Sequence[ColorInterp]
     mask_flag_enums: Sequence[Sequence[MaskFlags]]
+    block_shapes: Sequence[tuple[int, int]]
 
     def read(self, indexes: Any, *, window: Window | None = None) -> npt.NDArray[Any]:
         """Numbers of bands, counted from 1, of a window in whole pixels inside the raster."""
@@ -150,6 +152,7 @@ class SourceView:
         for name in ('dtypes', 'descriptions', 'scales', 'offsets', 'units', 'nodatavals'):
             setattr(self, name, [getattr(source, name)[i] for i in bands])
         self.colorinterp = [source.colorinterp[i] for i in bands]
+        self.block_shapes = [source.block_shapes[i] for i in bands]
         self.mask_flag_enums = [source.mask_flag_enums[i] for i in bands]
         self.count = n = len(self._bands)
         if scale is not None:
@@ -175,6 +178,7 @@ class SourceView:
     nodatavals: Sequence[float | None]
     colorinterp: Sequence[ColorInterp]
     mask_flag_enums: Sequence[Sequence[MaskFlags]]
+    block_shapes: Sequence[tuple[int, int]]
 
     def read(self, indexes: Any, *, window: Window | None = None) -> npt.NDArray[Any]:
         """Numbers of bands, as of :meth:`Source.read`."""

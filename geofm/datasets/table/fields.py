@@ -203,7 +203,7 @@ class _Fields:
         """Bands that a text names."""
         names = []
         for part in text.replace(',', ' ').split():
-            name = '-' if part == '-' else find_band(sensor, part)
+            name = '-' if part == '-' else sensor.find_band(part)
             if name is None:
                 guess = did_you_mean(part, sensor.band_names)
                 raise row_error(
@@ -419,20 +419,6 @@ def _extents(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     if known.any():
         bounds[known] = extents(points[known], SEARCH_CRS)
     return bounds
-
-
-def find_band(sensor: Sensor, text: str) -> str | None:
-    """Find a band of a sensor by any of its names.
-
-    Args:
-        sensor: The sensor.
-        text: Name of the band.
-
-    Returns:
-        Name of its channel; None if there is none.
-    """
-    names = {name.lower(): name for name in sensor.band_names}
-    return names.get(text.lower().removeprefix(f'{sensor.name}.'))
 
 
 def _epsg(text: str) -> int:

@@ -269,7 +269,7 @@ def _read_group(
         'dst_transform': target.transform,
         'dst_crs': target.crs,
     }
-    method = Resampling[getattr(sensor, 'resampling', 'bilinear')]
+    method = Resampling[sensor.resampling]
     reproject(values, image, src_nodata=np.nan, dst_nodata=np.nan, resampling=method, **grids)
     seen = np.zeros(target.shape, np.uint8)
     reproject(some.astype(np.uint8), seen, resampling=Resampling.nearest, **grids)
@@ -300,7 +300,7 @@ def _read_window(
         images.append(part.known.scaled(numbers))
     image = images[0] if len(images) == 1 else np.concatenate(images)
     is_single = len(image) == 1 and not any(part.known.others for part in parts)
-    if getattr(sensor, 'fills_zero', True) and (alone or not is_single or not sensor.measures_zero):
+    if sensor.fills_zero and (alone or not is_single or not sensor.measures_zero):
         valid &= nonzero
     mark_beyond_limits(image, valid, sensor)
     return image, valid, nonzero

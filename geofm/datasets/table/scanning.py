@@ -1,0 +1,281 @@
+"""Scanning the files of a table: where each lies, how large it is, and what is wrong with it."""
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from rich.progress import track
+
+from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, extents
+from geofm.datasets.catalogue.inspection import Problem, inspect_bands, leads_somewhere
+from geofm.datasets.catalogue.scanning import PROGRESS_FROM, in_threads
+from geofm.datasets.catalogue.tiff_header import Header
+from geofm.datasets.readers.opening import open_source
+from geofm.datasets.readers.source import Source, as_dataset
+from geofm.datasets.table.address import file_of
+from geofm.datasets.table.error import row_error
+from geofm.datasets.table.raster_table import RasterTable
+from geofm.datasets.table.reading import view_of
+from geofm.printing import printable
+from geofm.rasters import RASTER_ERRORS
+from geofm.sensor_rasters import SensorBands, UnitError
+from geofm.sensors import BandError
+
+#: Problem of a file that is gone.
+NO_FILE = 'no such file'
+
+#: Problem of a file whose bands are not those of the sensor, or of the table.
+BANDS = 'bands are not those of the sensor or the table'
+
+#: Threads that read files by default: most of the time goes into waiting for them.
+JOBS = 8
+
+
+class Found(NamedTuple):
+    """What was found out about the file of a row.
+
+    Attributes:
+        epsg: EPSG code; -1: none.
+        transform: Affine coefficients a to f; NaN if it is not georeferenced.
+        height: Rows; 0 if the file could not be opened.
+        width: Columns.
+        problem: Why it must not be used; None if it may be.
+        message: The problem in full, with what to do.
+    """
+
+    epsg: int = -1
+    transform: tuple[float, ...] = (np.nan,) * 6
+    height: int = 0
+    width: int = 0
+    problem: str | None = None
+    message: str = ''
+
+
+class Scan(NamedTuple):
+    """A scanned table.
+
+    Attributes:
+        table: The table.
+        messages: For each problem that was met, the first message about it.
+    """
+
+    table: RasterTable
+    messages: dict[str, str]
+
+
+def scan_table(table: RasterTable, jobs: int = JOBS, again: bool = False) -> Scan:
+    """Open the files of a table, note their grids, and look at some of their pixels.
+
+    Args:
+        table: The table.
+        jobs: Number of threads.
+        again: Whether files are scanned that have been scanned before.
+
+    Returns:
+        The table with all scanned columns. A file that must not be used has a problem; no file
+        raises an error.
+    """
+    todo = np.ones(len(table), bool) if again else (table.height == 0) & (table.problem < 0)
+    rows = np.flatnonzero(todo)
+    if not len(rows):
+        return Scan(table, {})
+    files = _files(table, rows)
+    items = in_threads(lambda group: _scan_file(table, *group), iter(files), jobs)
+    progress = track(
+        items, description='Scanning', total=len(files), disable=len(files) < PROGRESS_FROM
+    )
+    found = [one for group in progress for one in group]
+    epsg, height, width = (a.astype(np.int32) for a in (table.epsg, table.height, table.width))
+    transform, bounds = table.transform.copy(), table.bounds.copy()
+    epsg[rows] = [one.epsg for one in found]
+    transform[rows] = np.array([one.transform for one in found], np.float64)
+    height[rows], width[rows] = [one.height for one in found], [one.width for one in found]
+    points = corners(epsg[rows], transform[rows], np.stack([height[rows], width[rows]], axis=1))
+    bounds[rows] = np.nan
+    known = np.isfinite(points).all(axis=(1, 2))
+    bounds[rows[known]] = extents(points[known], SEARCH_CRS)
+    problems, problem, messages = _problems(table, rows, found)
+    scanned = dataclasses.replace(
+        table,
+        epsg=epsg,
+        transform=transform,
+        height=height,
+        width=width,
+        bounds=bounds,
+        problems=problems,
+        problem=problem,
+    )
+    return Scan(scanned, messages)
+
+
+def _files(table: RasterTable, rows: npt.NDArray[np.integer[Any]]) -> list[tuple[str, list[int]]]:
+    """Rows of the same file together."""
+    return [(path, list(same)) for path, same in groupby(rows.tolist(), table.path)]
+
+
+def _problems(
+    table: RasterTable, rows: npt.NDArray[np.integer[Any]], found: list[Found]
+) -> tuple[tuple[str, ...], npt.NDArray[np.int8], dict[str, str]]:
+    """Problems, which of them each row has, and a message about each."""
+    codes = {text: i for i, text in enumerate(table.problems)}
+    problem, messages = table.problem.astype(np.int8), dict[str, str]()
+    for row, one in zip(rows.tolist(), found, strict=True):
+        problem[row] = -1 if one.problem is None else codes.setdefault(one.problem, len(codes))
+        if one.problem is not None:
+            messages.setdefault(one.problem, printable(one.message or one.problem))
+    return tuple(codes), problem, messages
+
+
+def _scan_file(table: RasterTable, path: str, rows: list[int]) -> list[Found]:
+    """What was found out about rows of one file."""
+    try:
+        file = file_of(path)
+        if file is not None and not os.path.exists(file):  # noqa: PTH110 - of a million files
+            return [Found(problem=NO_FILE, message=f'{path}: no such file')] * len(rows)
+        source = open_source(path, table.sensor_of(rows[0]).name)
+    except PermissionError as error:
+        return [Found(problem=Problem.PERMISSION, message=str(error))] * len(rows)
+    except (*RASTER_ERRORS, MemoryError) as error:
+        return [Found(problem=Problem.UNREADABLE, message=str(error))] * len(rows)
+    try:
+        return [_scan_row(table, row, source, may_look=file is not None) for row in rows]
+    finally:
+        source.close()
+
+
+def _scan_row(table: RasterTable, row: int, source: Source, may_look: bool) -> Found:
+    """What was found out about one row of a file; no pixels are looked at across a network."""
+    found = Found(height=source.height, width=source.width)
+    try:
+        if source.crs is not None:
+            epsg = source.crs.to_epsg()
+            if epsg is None:
+                return found._replace(problem=Problem.NO_EPSG)
+            transform = tuple(source.transform)[:6]
+            if not leads_somewhere(transform):
+                return found._replace(problem=Problem.TRANSFORM)
+            found = found._replace(epsg=epsg, transform=transform)
+        view = as_dataset(view_of(table, row, source))
+        names = [name for name in table.bands_of(row) or () if name != '-']
+        bands = SensorBands.of(view, table.sensor_of(row), names or None)
+        if may_look:
+            dtype = np.result_type(*(np.dtype(_plain(kind)) for kind in view.dtypes)).name
+            header = Header(
+                view.width,
+                view.height,
+                view.count,
+                dtype,
+                found.epsg if found.epsg > 0 else None,
+                found.transform,
+                view.nodatavals[0],
+            )
+            finding = inspect_bands(view, header, bands)
+            if not _may_be_dark(finding.problem, bands, dtype):
+                return found._replace(problem=finding.problem and str(finding.problem))
+    except BandError as error:
+        return found._replace(problem=BANDS, message=str(error))
+    except UnitError as error:
+        return found._replace(problem=Problem.SCALE, message=str(error))
+    except (*RASTER_ERRORS, MemoryError) as error:
+        return found._replace(problem=Problem.UNREADABLE, message=str(error))
+    return found
+
+
+def _may_be_dark(problem: Problem | None, bands: SensorBands, dtype: str) -> bool:
+    """Whether what looks wrong may be one dark band of several, e.g. Sentinel-2's B10."""
+    is_one = len(bands.indices) == 1 < len(bands.sensor.bands)
+    dark = problem in (Problem.ZEROS, Problem.NO_DATA, Problem.REFLECTANCE)
+    return is_one and dark and bands.sensor.measures_zero and np.dtype(dtype).kind in 'iu'
+
+
+def _plain(dtype: str) -> str:
+    """NumPy's name of a pixel type."""
+    return {'complex_int16': 'complex64'}.get(dtype, dtype)
+
+
+def count_problems(table: RasterTable) -> Iterator[tuple[str, int, str]]:
+    """Count what is wrong with files.
+
+    Args:
+        table: A scanned table.
+
+    Yields:
+        Problem, number of rows, and path of the first of them.
+    """
+    for code, problem in enumerate(table.problems):
+        rows = np.flatnonzero(table.problem == code)
+        if len(rows):
+            yield problem, len(rows), table.path(int(rows[0]))
+
+
+def open_table(table: RasterTable | str | Path, jobs: int = JOBS) -> RasterTable:
+    """Read a table, and scan it if that has not been done.
+
+    Args:
+        table: The table, or its file.
+        jobs: Number of threads that scan.
+
+    Returns:
+        The scanned table.
+
+    Raises:
+        FileNotFoundError: If there is no such table.
+        TableError: If it is wrong, or a file that has not been scanned yet is gone.
+    """
+    read = table if isinstance(table, RasterTable) else RasterTable.read(table)
+    if not read.is_scanned:
+        before = read.problem >= 0
+        read = scan_table(read, jobs).table
+        if NO_FILE in read.problems:
+            gone = np.flatnonzero((read.problem == read.problems.index(NO_FILE)) & ~before)
+            if len(gone):
+                row = int(gone[0])
+                raise row_error(
+                    read.source,
+                    row,
+                    f'no such file: {read.path(row)} ({len(gone)} rows in all); correct the path '
+                    f'(relative paths start from {read.root}) or remove the row',
+                )
+    check_places(read)
+    return read
+
+
+def check_places(table: RasterTable) -> None:
+    """Check that files of several sensors can be matched.
+
+    Args:
+        table: A scanned table.
+
+    Raises:
+        TableError: If a file has neither a footprint nor a place, or files of one place lie partly
+            on the ground and partly nowhere.
+    """
+    if len(table.sensors) < 2:
+        return
+    good = table.problem < 0
+    placed = np.isfinite(table.bounds).all(axis=1)
+    lost = good & ~placed & (table.place < 0)
+    if lost.any():
+        raise row_error(
+            table.source,
+            int(np.argmax(lost)),
+            'has no CRS and no place, so that it is not known what other sensors go with it: fill '
+            'in place, or give the file a CRS',
+        )
+    named = np.flatnonzero(good & (table.place >= 0))
+    on_ground = np.zeros(len(table.places), bool)
+    on_ground[table.place[named[placed[named]]]] = True
+    mixed = named[~placed[named] & on_ground[table.place[named]]]
+    if len(mixed):
+        row = int(mixed[0])
+        raise row_error(
+            table.source,
+            row,
+            f'has no CRS, but other files of place {table.places[int(table.place[row])]} have '
+            'one: give all files of a place a CRS, or none',
+        )
