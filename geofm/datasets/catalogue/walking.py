@@ -37,7 +37,9 @@ def walk(root: Path) -> tuple[pd.DataFrame, dict[str, int]]:
     return as_listing(rows), folders
 
 
-def folders_below(root: Path) -> Iterator[tuple[str, int, list[os.DirEntry[str]] | None]]:
+def folders_below(
+    root: Path, whole: tuple[str, ...] = ()
+) -> Iterator[tuple[str, int, list[os.DirEntry[str]] | None]]:
     """Walk a folder and those below it, through links too, each of them once.
 
     Hidden folders are left out. A folder that is reached by a link and without one is walked where
@@ -45,6 +47,7 @@ def folders_below(root: Path) -> Iterator[tuple[str, int, list[os.DirEntry[str]]
 
     Args:
         root: The folder.
+        whole: Endings, in lower case, of names of folders that are taken for files.
 
     Yields:
         Path below the root, time of change (ns), and all entries that are no folders, in the order
@@ -71,7 +74,7 @@ def folders_below(root: Path) -> Iterator[tuple[str, int, list[os.DirEntry[str]]
             continue
         files = []
         for entry in entries:
-            if not _is_folder(entry):
+            if not _is_folder(entry) or entry.name.lower().endswith(whole):
                 files.append(entry)
             # Snapshots and caches hold copies, which are no scenes of their own.
             elif not entry.name.startswith('.'):

@@ -1,10 +1,13 @@
 """Opening a raster by whatever reader is for it."""
 
+from geofm.datasets.readers.hdf5 import Hdf5Reader
+from geofm.datasets.readers.npy import NpyReader
 from geofm.datasets.readers.raster import RasterReader
 from geofm.datasets.readers.source import Reader, Source
+from geofm.datasets.readers.zarr_store import ZarrReader
 
 #: Readers in the order in which they are asked; the last one takes everything else.
-READERS: tuple[Reader, ...] = (RasterReader(),)
+READERS: tuple[Reader, ...] = (NpyReader(), ZarrReader(), Hdf5Reader(), RasterReader())
 
 
 def open_source(address: str, sensor: str | None = None) -> Source:

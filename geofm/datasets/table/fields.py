@@ -79,9 +79,26 @@ def read_fields(path: Path) -> dict[str, Any]:
     except (pa.ArrowException, ValueError, OSError) as error:
         what = 'CSV' if kind == '.csv' else 'Parquet'
         raise TableError(f'{source}: cannot be read as {what}: {_one_line(error)}') from error
+    return fields_of(columns, source, os.path.abspath(path.parent))  # noqa: PTH100 - links stay
+
+
+def fields_of(columns: Columns, source: str, root: str) -> dict[str, Any]:
+    """Read the fields of a :class:`~geofm.datasets.table.raster_table.RasterTable` from columns.
+
+    Args:
+        columns: The columns.
+        source: Where they are from, for messages.
+        root: Absolute folder that relative paths start from.
+
+    Returns:
+        The fields by name.
+
+    Raises:
+        TableError: If they are no table of rasters; one line that names the row and what to do.
+    """
     _check_names(columns, source)
     try:
-        return _Fields(columns, source, os.path.abspath(path.parent)).read()  # noqa: PTH100
+        return _Fields(columns, source, root).read()
     except pa.ArrowException as error:
         raise TableError(f'{source}: damaged: {_one_line(error)}') from error
 

@@ -76,3 +76,25 @@ class ParquetColumns:
         """A column in parts."""
         for batch in self._file.iter_batches(_BATCH, columns=[name]):
             yield pa.chunked_array([batch.column(0)])
+
+
+class MemoryColumns:
+    """The columns of a table in memory."""
+
+    def __init__(self, table: pa.Table) -> None:
+        """Initialize a new MemoryColumns instance.
+
+        Args:
+            table: The table.
+        """
+        self._table = table
+        self.names: list[str] = table.column_names
+        self.rows: int = table.num_rows
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """All of a column."""
+        return self._table.column(name)
+
+    def batches(self, name: str) -> Iterator[pa.ChunkedArray]:
+        """A column in parts."""
+        yield self.column(name)

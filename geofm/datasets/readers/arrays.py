@@ -1,0 +1,471 @@
+"""Arrays as rasters: what NPY, HDF5, netCDF and Zarr files have in common."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from rasterio.crs import CRS
+from rasterio.enums import ColorInterp, MaskFlags
+from rasterio.errors import CRSError
+from rasterio.transform import Affine
+from rasterio.windows import Window
+
+from geofm.sensors import SENSORS, Sensor
+
+_ADDRESS = re.compile(r'(?:netcdf|hdf5|zarr):"([^"]+)"(?::/*(.*?))?((?::\d+)*)', re.IGNORECASE)
+
+#: Names of variables that are coordinates or describe the CRS.
+_COORDINATES = {
+    'x',
+    'y',
+    'lat',
+    'lon',
+    'latitude',
+    'longitude',
+    'time',
+    'band',
+    'spatial_ref',
+    'crs',
+}
+
+#: Largest deviation from an even spacing of coordinates, as a share of it.
+_EVEN = 0.01
+
+
+class Array(Protocol):
+    """An array in a file."""
+
+    shape: tuple[int, ...]
+    ndim: int
+    dtype: Any
+    attrs: Mapping[str, Any]
+
+    def __getitem__(self, key: Any) -> Any:
+        """Part of the array."""
+
+
+class Group(Protocol):
+    """A group of arrays in a file."""
+
+    attrs: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Any:
+        """An array or group."""
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of its members."""
+
+    def __contains__(self, name: object) -> bool:
+        """Whether it has a member."""
+
+
+class ArrayAddress(NamedTuple):
+    """An array in a file, or a part of one.
+
+    Attributes:
+        file: The file.
+        name: Name of the array, with its groups; '' if it is to be found.
+        lead: Indices of its first dimensions.
+    """
+
+    file: str
+    name: str
+    lead: tuple[int, ...]
+
+    @classmethod
+    def parse(cls, address: str) -> 'ArrayAddress':
+        """Understand an address.
+
+        Args:
+            address: A file, or ``HDF5:"file.h5"://group/array``, ``ZARR:"store.zarr":/array:3``
+                (index 3 of the first dimension) or ``NETCDF:"file.nc":variable``.
+
+        Returns:
+            The parts of the address.
+        """
+        match = _ADDRESS.fullmatch(address)
+        if match is None:
+            return cls(address, '', ())
+        lead = tuple(int(i) for i in match[3].split(':')[1:])
+        return cls(match[1], match[2] or '', lead)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A band of an array.
+
+    Attributes:
+        array: The array.
+        lead: Indices of all dimensions but rows and columns.
+        last: Whether the last of *lead* comes after rows and columns.
+        description: Name of the band.
+        scale: Factor of its numbers.
+        offset: What is added to them.
+        unit: Unit after that.
+        nodata: Number that means "no data".
+    """
+
+    array: Array
+    lead: tuple[int, ...]
+    last: bool = False
+    description: str | None = None
+    scale: float = 1.0
+    offset: float = 0.0
+    unit: str | None = None
+    nodata: float | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns."""
+        rows, cols = self.array.shape[-3:-1] if self.last else self.array.shape[-2:]
+        return rows, cols
+
+    def read(self, rows: slice, cols: slice) -> npt.NDArray[Any]:
+        """Numbers of a window."""
+        if self.last:
+            key = (*self.lead[:-1], rows, cols, self.lead[-1])
+        else:
+            key = (*self.lead, rows, cols)
+        return np.asarray(self.array[key])
+
+
+class ArraySource:
+    """Layers of arrays as a :class:`~geofm.datasets.readers.source.Source`."""
+
+    def __init__(
+        self,
+        name: str,
+        driver: str,
+        layers: Sequence[Layer],
+        georeference: tuple[CRS, Affine] | None = None,
+        file: Any = None,
+    ) -> None:
+        """Initialize a new ArraySource instance.
+
+        Args:
+            name: Its address.
+            driver: Name of the format.
+            layers: Its bands, all of one shape.
+            georeference: CRS and transform; None if it is not georeferenced.
+            file: What is to be closed in the end.
+
+        Raises:
+            ValueError: If the bands have several shapes, or there are none.
+        """
+        shapes = {layer.shape for layer in layers}
+        if len(shapes) != 1:
+            raise ValueError(f'{name}: bands of several shapes: {sorted(shapes)}')
+        self.name, self.driver, self._layers, self._file = name, driver, list(layers), file
+        self.height, self.width = next(iter(shapes))
+        self.count = n = len(self._layers)
+        self.crs, self.transform = georeference or (None, Affine.identity())
+        self.dtypes: Sequence[str] = [np.dtype(layer.array.dtype).name for layer in layers]
+        self.descriptions: Sequence[str | None] = [layer.description for layer in layers]
+        self.scales: Sequence[float] = [layer.scale for layer in layers]
+        self.offsets: Sequence[float] = [layer.offset for layer in layers]
+        self.units: Sequence[str | None] = [layer.unit for layer in layers]
+        self.nodatavals: Sequence[float | None] = [layer.nodata for layer in layers]
+        self.colorinterp: Sequence[ColorInterp] = [ColorInterp.undefined] * n
+        self.mask_flag_enums: Sequence[Sequence[MaskFlags]] = [[MaskFlags.all_valid]] * n
+        self.block_shapes: Sequence[tuple[int, int]] = [(min(256, self.height), self.width)] * n
+
+    def read(self, indexes: Any, *, window: Window | None = None) -> npt.NDArray[Any]:
+        """Numbers of bands, counted from 1, of a window in whole pixels inside the raster."""
+        rows, cols = slice(0, self.height), slice(0, self.width)
+        if window is not None:
+            col, row, width, height = (int(side) for side in window.flatten())
+            rows, cols = slice(row, row + height), slice(col, col + width)
+        if isinstance(indexes, int):
+            return self._layers[indexes - 1].read(rows, cols)
+        layers = [self._layers[i - 1] for i in indexes]
+        together = _adjacent(layers)
+        if together is not None:
+            # One read where bands lie side by side, since they may share a compressed chunk.
+            first, lead = layers[0], (*layers[0].lead[:-1],)
+            pixels = np.asarray(
+                first.array[(*lead, rows, cols, together)]
+                if first.last
+                else first.array[(*lead, together, rows, cols)]
+            )
+            pixels = np.moveaxis(pixels, -1, 0) if first.last else pixels
+            order = [layer.lead[-1] - together.start for layer in layers]
+            return np.ascontiguousarray(pixels[order])
+        return np.stack([layer.read(rows, cols) for layer in layers])
+
+    def read_masks(self, indexes: Any, *, window: Window | None = None) -> npt.NDArray[np.uint8]:
+        """Mask of a band: arrays have none."""
+        return np.full(self.read(indexes, window=window).shape, 255, np.uint8)
+
+    def tags(self, bidx: int = 0, ns: str | None = None) -> dict[str, str]:
+        """Further metadata: none."""
+        return {}
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def _adjacent(layers: Sequence[Layer]) -> slice | None:
+    """Bands of one array as a range, if they are about as many as the range has."""
+    first = layers[0] if layers else None
+    if first is None or not first.lead or len(layers) == 1:
+        return None
+    if any(
+        layer.array is not first.array
+        or layer.last != first.last
+        or layer.lead[:-1] != first.lead[:-1]
+        for layer in layers
+    ):
+        return None
+    numbers = [layer.lead[-1] for layer in layers]
+    span = slice(min(numbers), max(numbers) + 1)
+    return span if span.stop - span.start <= 2 * len(layers) else None
+
+
+def layers_of(
+    array: Array,
+    lead: tuple[int, ...],
+    sensor: Sensor | None,
+    name: str,
+    names: Sequence[str] | None = None,
+) -> list[Layer]:
+    """Bands of an array.
+
+    Args:
+        array: The array, with two or three dimensions after *lead*; more are bands, too.
+        lead: Indices of its first dimensions.
+        sensor: Its sensor, if known: an axis with as many entries as it has bands is that of bands.
+        name: Address, for errors.
+        names: Names of its bands.
+
+    Returns:
+        Its bands.
+
+    Raises:
+        ValueError: If it has too few dimensions, or an index is out of range.
+    """
+    rest = array.shape[len(lead) :]
+    if any(i >= n for i, n in zip(lead, array.shape, strict=False)) or len(rest) < 2:
+        raise ValueError(
+            f'{name}: an array of shape {tuple(array.shape)} has no rows and columns at index '
+            f'{list(lead)}'
+        )
+    facts = _facts(array.attrs)
+    if len(rest) == 2:
+        return [Layer(array, lead, False, names[0] if names else None, *facts)]
+    if len(rest) > 3:
+        # Whatever comes before bands: the first of each.
+        more = [(*lead, *index) for index in np.ndindex(rest[:-3])]
+        return [layer for index in more for layer in layers_of(array, index, sensor, name, names)]
+    last = _is_last(rest, sensor, names)
+    count = rest[-1] if last else rest[0]
+    known = list(names) if names is not None and len(names) == count else [None] * count
+    return [Layer(array, (*lead, i), last, known[i], *facts) for i in range(count)]
+
+
+def _is_last(shape: tuple[int, ...], sensor: Sensor | None, names: Sequence[str] | None) -> bool:
+    """Whether bands are the last of three axes."""
+    counts = [len(names)] if names else [] if sensor is None else [len(sensor.bands)]
+    for count in counts:
+        if (shape[0] == count) != (shape[2] == count):
+            return shape[2] == count
+    return shape[2] < min(shape[:2])
+
+
+def _facts(attrs: Mapping[str, Any]) -> tuple[float, float, str | None, float | None]:
+    """Scale, offset, unit and nodata by the CF conventions."""
+    fill = attrs.get('_FillValue', attrs.get('missing_value'))
+    unit = attrs.get('units')
+    return (
+        float(_scalar(attrs.get('scale_factor', 1.0))),
+        float(_scalar(attrs.get('add_offset', 0.0))),
+        _text(unit) if unit is not None else None,
+        None if fill is None else float(_scalar(fill)),
+    )
+
+
+def _scalar(value: Any) -> Any:
+    array = np.asarray(value)
+    return array.reshape(-1)[0] if array.size else np.nan
+
+
+def _text(value: Any) -> str:
+    value = _scalar(value)
+    return value.decode(errors='replace') if isinstance(value, bytes) else str(value)
+
+
+def choose(group: Group, name: str, sensor: Sensor | None, address: str) -> list[str]:
+    """Arrays of a group to read.
+
+    Args:
+        group: The group.
+        name: Name of an array; '' if it is to be found.
+        sensor: The sensor that is wanted.
+        address: Address, for errors.
+
+    Returns:
+        Names: that of the array that is called like the sensor or 'bands', or of those that are
+        called like bands of the sensor, or of the only one.
+
+    Raises:
+        ValueError: If it cannot be told.
+    """
+    if name:
+        if name not in group:
+            raise ValueError(f'{address}: no array {name}; it has {", ".join(_images(group))}')
+        return [name]
+    images = _images(group)
+    wanted = [] if sensor is None else [sensor.name]
+    for like in (*wanted, 'bands'):
+        if found := [n for n in images if n.rpartition('/')[2].lower() == like]:
+            return found[:1]
+    if sensor is not None:
+        bands = [n for n in images if sensor.find_band(n.rpartition('/')[2])]
+        if bands:
+            return bands
+    if len(images) != 1:
+        raise ValueError(
+            f'{address}: holds {", ".join(images) or "no array of rows and columns"}; name an '
+            f'array like the sensor, or give one as HDF5:"FILE"://NAME or ZARR:"FILE":/NAME'
+        )
+    return images
+
+
+def _images(group: Group, prefix: str = '', depth: int = 3) -> list[str]:
+    """Arrays with rows and columns below a group."""
+    found = []
+    for name in sorted(group):
+        member = group[name]
+        if hasattr(member, 'shape'):
+            if name.lower() not in _COORDINATES and len(member.shape) >= 2:
+                found.append(prefix + name)
+        elif depth:
+            found += _images(member, f'{prefix}{name}/', depth - 1)
+    return found
+
+
+def open_group(
+    group: Group, address: str, where: ArrayAddress, key: str | None, driver: str, file: Any
+) -> ArraySource:
+    """Open arrays of a group as one raster.
+
+    Args:
+        group: The group.
+        address: Address, for messages.
+        where: Its parts.
+        key: Key of the sensor that is wanted.
+        driver: Name of the format.
+        file: What is to be closed in the end.
+
+    Returns:
+        The raster.
+
+    Raises:
+        ValueError: If it cannot be told which arrays are meant, or they are no raster.
+    """
+    sensor = None if key is None else SENSORS[key]
+    layers, place = [], None
+    for name in choose(group, where.name, sensor, address):
+        array = group[name]
+        parent = group[name.rpartition('/')[0]] if '/' in name.strip('/') else group
+        names = _band_names(parent)
+        found = layers_of(array, where.lead, sensor, address, names)
+        if len(found) == 1 and found[0].description is None:
+            found = [_named(found[0], name.rpartition('/')[2])]
+        layers += found
+        place = place or georeference(parent, array, where.lead)
+    return ArraySource(address, driver, layers, place, file)
+
+
+def _named(layer: Layer, name: str) -> Layer:
+    return Layer(
+        layer.array,
+        layer.lead,
+        layer.last,
+        name,
+        layer.scale,
+        layer.offset,
+        layer.unit,
+        layer.nodata,
+    )
+
+
+def _band_names(group: Group) -> list[str] | None:
+    """Names in the coordinate of bands."""
+    if 'band' not in group or group['band'].ndim != 1:
+        return None
+    return [v.decode() if isinstance(v, bytes) else str(v) for v in group['band'][:].tolist()]
+
+
+def georeference(group: Group, array: Array, lead: tuple[int, ...]) -> tuple[CRS, Affine] | None:
+    """CRS and transform of an array by the CF conventions.
+
+    Args:
+        group: The group that it is in, with its coordinates ``x`` and ``y``.
+        array: The array.
+        lead: Indices of its first dimensions, which coordinates may have, too.
+
+    Returns:
+        CRS and transform; None if there is no CRS, or no evenly spaced coordinates.
+    """
+    crs = _crs(group, array, lead)
+    for x_name, y_name in (('x', 'y'), ('lon', 'lat'), ('longitude', 'latitude')):
+        if crs is None or x_name not in group or y_name not in group:
+            continue
+        x, y = (_axis(group[name], lead) for name in (x_name, y_name))
+        if x is None or y is None:
+            return None
+        (left, width), (top, height) = x, y
+        return crs, Affine(width, 0, left - width / 2, 0, height, top - height / 2)
+    return None
+
+
+def _axis(array: Array, lead: tuple[int, ...]) -> tuple[float, float] | None:
+    """First value and spacing of a coordinate."""
+    values = np.asarray(array[lead[: array.ndim - 1]] if array.ndim > 1 else array[:], np.float64)
+    if values.ndim != 1 or len(values) < 2:
+        return None
+    step = (values[-1] - values[0]) / (len(values) - 1)
+    even = values[0] + step * np.arange(len(values))
+    if not step or not np.abs(values - even).max() <= _EVEN * abs(step):
+        return None
+    return float(values[0]), float(step)
+
+
+def _crs(group: Group, array: Array, lead: tuple[int, ...]) -> CRS | None:
+    """CRS of an array."""
+    mapping = array.attrs.get('grid_mapping', group.attrs.get('grid_mapping'))
+    names = [_text(mapping)] if mapping is not None else []
+    for name in (*names, 'spatial_ref', 'crs'):
+        if name not in group:
+            continue
+        member = group[name]
+        for key in ('crs_wkt', 'spatial_ref', 'epsg_code', 'epsg'):
+            if key in member.attrs and (crs := _parse_crs(member.attrs[key])) is not None:
+                return crs
+        if np.dtype(member.dtype).kind in 'iuSUOT':
+            value = member[lead[: member.ndim]] if member.ndim else member[()]
+            if (crs := _parse_crs(value)) is not None:
+                return crs
+    for attrs in (array.attrs, group.attrs):
+        for key in ('crs_wkt', 'crs', 'epsg'):
+            if key in attrs and (crs := _parse_crs(attrs[key])) is not None:
+                return crs
+    return None
+
+
+def _parse_crs(value: Any) -> CRS | None:
+    """A CRS from WKT, an EPSG code, or what else names one."""
+    text = _text(value)
+    if text in ('0', ''):
+        return None
+    try:
+        crs = CRS.from_user_input(int(text) if text.isdigit() else text)
+        code = crs.to_epsg()
+        return crs if code is None else CRS.from_epsg(code)
+    except (CRSError, OverflowError, ValueError):
+        return None

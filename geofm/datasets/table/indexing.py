@@ -1,0 +1,151 @@
+"""A table of the files below a folder, by the rules of a layout."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+
+from geofm.datasets.catalogue.walking import folders_below
+from geofm.datasets.readers.hdf5 import dates_of, variables_of
+from geofm.datasets.table.columns import NO_TIME
+from geofm.datasets.table.error import TableError
+from geofm.datasets.table.fields import fields_of
+from geofm.datasets.table.files import MemoryColumns
+from geofm.datasets.table.layout import Files, Layout, Row, UnknownBandError
+from geofm.datasets.table.raster_table import RasterTable
+from geofm.sensors import SENSORS
+
+#: Folders that are products or stores: files as far as a layout is concerned.
+WHOLE_FOLDERS = ('.safe', '.zarr')
+
+_SCHEMA = pa.schema(
+    [
+        ('path', pa.string()),
+        ('sensor', pa.string()),
+        ('datetime', pa.timestamp('us')),
+        ('place', pa.string()),
+        ('scene', pa.string()),
+        ('band', pa.string()),
+        ('index', pa.int32()),
+        ('scale', pa.float64()),
+        ('offset', pa.float64()),
+        ('unit', pa.string()),
+        ('nodata', pa.float64()),
+        ('split', pa.string()),
+    ]
+)
+
+
+class Indexed(NamedTuple):
+    """The table of a folder.
+
+    Attributes:
+        table: The table; not scanned.
+        unmatched: Number of files that match nothing.
+        example: One of them.
+        unknown_bands: Number of files of a band that its sensor does not have.
+        band_example: A message about one of them.
+    """
+
+    table: RasterTable
+    unmatched: int
+    example: str
+    unknown_bands: int
+    band_example: str
+
+
+def index_folder(root: str | Path, layout: Layout) -> Indexed:
+    """Make a table of the files below a folder.
+
+    Hidden files and folders are left out.
+
+    Args:
+        root: The folder.
+        layout: What the names of the files say.
+
+    Returns:
+        The table, sorted by path, and what was left out.
+
+    Raises:
+        TableError: If there is no such folder, or no file matches.
+        LayoutError: If a date is not as the layout says.
+    """
+    folder = Path(root)
+    if not folder.is_dir():
+        raise TableError(f'{folder}: no such folder')
+    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+    unmatched, example, unknown, band_example = 0, '', 0, ''
+    for path in sorted(_paths(folder)):
+        rows = []
+        try:
+            rows = list(layout.rows(path))
+        except UnknownBandError as error:
+            unknown, band_example = unknown + 1, band_example or str(error)
+            continue
+        if not rows:
+            unmatched, example = unmatched + 1, example or path
+        for kind, row in rows:
+            for values in _expand(str(folder / path), path, kind, row):
+                for name, value in values.items():
+                    columns[name].append(value)
+    if not columns['path']:
+        # An example tells at once what is wrong with a regular expression.
+        looked = f'{unmatched} files, e.g. {example}' if unmatched else 'no files'
+        raise TableError(f'{folder}: no file matches {layout.source} ({looked})')
+    table = pa.table(columns, schema=_SCHEMA)
+    used = [
+        n
+        for n in _SCHEMA.names
+        if n in _SCHEMA.names[:4] or table.column(n).null_count < len(table)
+    ]
+    source, place = str(layout.source), os.path.abspath(folder)  # noqa: PTH100 - links stay
+    made = RasterTable(**fields_of(MemoryColumns(table.select(used)), source, place))
+    return Indexed(made, unmatched, example, unknown, band_example)
+
+
+def _paths(folder: Path) -> Iterator[str]:
+    """Files below a folder, and folders that are products."""
+    for below, _, entries in folders_below(folder, WHOLE_FOLDERS):
+        prefix = f'{below}/' if below else ''
+        for entry in entries or ():
+            if not entry.name.startswith('.'):
+                yield prefix + entry.name
+
+
+def _expand(file: str, path: str, kind: Files, row: Row) -> Iterator[dict[str, Any]]:
+    """Rows of a table for what a name says."""
+    values = {
+        'path': path,
+        'sensor': row.sensor,
+        'datetime': row.date,
+        'place': row.place,
+        'scene': row.scene,
+        'band': row.band,
+        'index': None,
+        'scale': kind.scale,
+        'offset': kind.offset,
+        'unit': kind.unit,
+        'nodata': kind.nodata,
+        'split': row.split,
+    }
+    if kind.time is None:
+        yield values
+        return
+    times = dates_of(file, kind.time)
+    sensor = SENSORS[row.sensor]
+    for variable in variables_of(file):
+        band = sensor.find_band(variable)
+        if band is None or (row.band is not None and band not in row.band.split()):
+            continue
+        for number, time in enumerate(times, 1):
+            yield {
+                **values,
+                'path': f'NETCDF:"{path}":{variable}',
+                'band': band,
+                'index': number,
+                'datetime': None if time == NO_TIME else time,
+                # Without a place, the bands of one date are one scene.
+                'scene': row.scene or path.rpartition('/')[0] or '.',
+            }

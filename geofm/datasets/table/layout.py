@@ -1,0 +1,309 @@
+r"""Layouts: how the names of an archive's files say sensor, place, date and band.
+
+A layout is a YAML file of a few lines::
+
+    files:
+      - sensor: s1
+        regex: '(?P<place>\w+)/s1_(?P<date>\d{8})\.tif'
+      - sensor: s2
+        regex: '(?P<place>\w+)/s2_(?P<date>\d{8})_(?P<band>B\w\w)\.tif'
+      - sensor: dem
+        regex: '(?P<place>\w+)/dem\.tif'
+"""
+
+import datetime
+import fnmatch
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import yaml
+
+from geofm.printing import printable
+from geofm.sensors import SENSORS
+from geofm.suggestions import did_you_mean
+
+#: Named groups of a regular expression with a meaning of their own. Others serve templates.
+GROUPS = ('place', 'date', 'band', 'split', 'scene')
+
+
+class LayoutError(ValueError):
+    """A layout cannot be used, or does not fit the files; one line that says what to do."""
+
+
+class Row(NamedTuple):
+    """What a name says; a row of a table.
+
+    Attributes:
+        sensor: Key of the sensor.
+        date: Date; None if the name has none.
+        place: Name of the place.
+        scene: What rows of one scene have in common, if they have no place.
+        band: Names of bands, separated by blanks.
+        split: Name of the split.
+    """
+
+    sensor: str
+    date: datetime.datetime | None
+    place: str | None
+    scene: str | None
+    band: str | None
+    split: str | None
+
+
+class UnknownBandError(LayoutError):
+    """A file is of a band that its sensor does not have."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of one sensor.
+
+    Attributes:
+        sensor: Key of the sensor.
+        regex: Regular expression that all of the path below the root must match; without a '/' it
+            is matched with the name of the file alone. Named groups: ``place``, ``date``, ``band``,
+            ``split``, ``scene``, and any others for *place* and *date*.
+        date_format: How ``date`` is written, as of :meth:`datetime.datetime.strptime`.
+        date: Date of all files, ISO 8601, or a template of the date with named groups in braces,
+            ``'{year}-{month}-{day}'``, read by *date_format*. Default: the group ``date``, or none.
+        place: Template of the place with named groups in braces, ``'{season}_{roi}_{patch}'``;
+            by default the group ``place``, or none.
+        bands: Names of the bands of a file in its order, '-' for one that is not used; needed
+            if the files do not describe their bands and have others than all of the sensor.
+        split: Name of the split of all files.
+        scale: Factor for the numbers in the files.
+        offset: What is added after scaling.
+        unit: Unit after scaling.
+        nodata: Number that means "no data".
+        time: Name of the time coordinate of netCDF or HDF5 files that hold several dates: each
+            date of each variable becomes a row.
+    """
+
+    sensor: str
+    regex: str
+    date_format: str = '%Y%m%d'
+    date: str | None = None
+    place: str | None = None
+    bands: str | Sequence[str] | None = None
+    split: str | None = None
+    scale: float | None = None
+    offset: float | None = None
+    unit: str | None = None
+    nodata: float | None = None
+    time: str | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            LayoutError: If one is wrong.
+        """
+        if self.sensor not in SENSORS:
+            raise LayoutError(
+                f"unknown sensor '{self.sensor}'{did_you_mean(str(self.sensor), SENSORS)}; known "
+                f'are {", ".join(SENSORS)}; define others in a YAML file (--sensors)'
+            )
+        try:
+            groups = re.compile(self.regex).groupindex
+        except (re.error, TypeError) as error:
+            raise LayoutError(f'regex {self.regex!r} is no regular expression: {error}') from error
+        for name, template in (('place', self.place), ('date', self.date)):
+            used = [] if template is None else re.findall(r'\{(\w*)\}', template)
+            if unknown := [group for group in used if group not in groups]:
+                raise LayoutError(
+                    f"{name} '{template}' needs a group (?P<{unknown[0]}>...) in the regex"
+                )
+        if self.date is not None and '{' not in self.date:
+            try:
+                datetime.datetime.fromisoformat(self.date)
+            except ValueError as error:
+                raise LayoutError(
+                    f"date '{self.date}' is no date such as 2018-02-28; for a date in the name use "
+                    'a group (?P<date>...) and date_format'
+                ) from error
+        if 'band' in groups and self.bands is not None:
+            raise LayoutError('give bands, or a group (?P<band>...), not both')
+        for name in self._bands:
+            if name != '-' and SENSORS[self.sensor].find_band(name) is None:
+                known = SENSORS[self.sensor].short_names
+                raise LayoutError(
+                    f"{self.sensor} has no band '{name}'{did_you_mean(name, known)}; its bands are "
+                    f'{", ".join(known)}'
+                )
+
+    @property
+    def _bands(self) -> list[str]:
+        given = self.bands or ()
+        return given.replace(',', ' ').split() if isinstance(given, str) else list(map(str, given))
+
+    def parse(self, path: str) -> Row | None:
+        """Read a path.
+
+        Args:
+            path: Path below the root, with '/' between folders.
+
+        Returns:
+            What it says; None if it is no file of this kind.
+
+        Raises:
+            LayoutError: If the date is not as *date_format* says, or the band is unknown.
+        """
+        subject = path if '/' in self.regex else path.rpartition('/')[2]
+        match = re.fullmatch(self.regex, subject)
+        if match is None:
+            return None
+        groups = {name: text for name, text in match.groupdict().items() if text is not None}
+        place = groups.get('place') if self.place is None else self.place.format_map(groups)
+        band = ' '.join(self._bands) or groups.get('band')
+        if groups.get('band') and SENSORS[self.sensor].find_band(groups['band']) is None:
+            raise UnknownBandError(f"{path}: {self.sensor} has no band '{groups['band']}'")
+        split = self.split or groups.get('split')
+        return Row(self.sensor, self._date(path, groups), place, groups.get('scene'), band, split)
+
+    def _date(self, path: str, groups: Mapping[str, str]) -> datetime.datetime | None:
+        """Date of a file."""
+        if self.date is not None and '{' not in self.date:
+            return datetime.datetime.fromisoformat(self.date)
+        text = groups.get('date') if self.date is None else self.date.format_map(groups)
+        if text is None:
+            return None
+        try:
+            return datetime.datetime.strptime(text, self.date_format)
+        except ValueError as error:
+            raise LayoutError(
+                f"{path}: date '{text}' is not as date_format '{self.date_format}' says; correct "
+                'date_format or the regex'
+            ) from error
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the names of an archive's files say what they are.
+
+    Attributes:
+        files: Kinds of files. A file may be of several sensors; of those of one sensor, the
+            first that matches holds.
+        splits: For each split patterns of the places in it, ``{'val': ['tile_1*']}``; all other
+            places are in 'train'. None: files say their split, or there is none.
+        split_of: Split of a place, for layouts made in Python; takes precedence over *splits*.
+        source: Where the layout comes from, for messages.
+    """
+
+    files: tuple[Files, ...]
+    splits: Mapping[str, Sequence[str]] | None = None
+    split_of: Callable[[str], str] | None = None
+    source: str = 'layout'
+
+    @classmethod
+    def read(cls, path: str | Path) -> Self:
+        """Read a layout.
+
+        Args:
+            path: A YAML file.
+
+        Returns:
+            The layout.
+
+        Raises:
+            LayoutError: If it is none; one line that names the file and the entry.
+        """
+        source = printable(path)
+        try:
+            content = yaml.safe_load(Path(path).read_text())
+        except FileNotFoundError as error:
+            raise LayoutError(f'{source}: no such file') from error
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            reason = ' '.join(str(error).split())[:200]
+            raise LayoutError(f'{source}: cannot be read as YAML: {printable(reason)}') from error
+        if not isinstance(content, dict) or not isinstance(content.get('files'), list):
+            raise LayoutError(
+                f"{source}: a layout has a list 'files' with sensor and regex of each"
+            )
+        if unknown := [key for key in content if key not in ('files', 'splits')]:
+            guess = did_you_mean(str(unknown[0]), ('files', 'splits'))
+            raise LayoutError(f"{source}: unknown key '{printable(unknown[0])}'{guess}")
+        entries = tuple(
+            _entry(entry, f'{source}, files, entry {i}')
+            for i, entry in enumerate(content['files'], 1)
+        )
+        return cls(entries, _splits(content.get('splits'), source), source=source)
+
+    def rows(self, path: str) -> Iterator[tuple[Files, Row]]:
+        """Read a path.
+
+        Args:
+            path: Path below the root, with '/' between folders.
+
+        Yields:
+            A row for each sensor of the file, and what it matched.
+
+        Raises:
+            LayoutError: If a date or a band in it is wrong.
+        """
+        seen = set()
+        for kind in self.files:
+            if kind.sensor in seen:
+                continue
+            row = kind.parse(path)
+            if row is not None:
+                seen.add(kind.sensor)
+                yield kind, row._replace(split=row.split or self._split_of(row.place))
+
+    def _split_of(self, place: str | None) -> str | None:
+        """Split of a place."""
+        if self.split_of is not None:
+            return None if place is None else self.split_of(place)
+        if self.splits is None:
+            return None
+        for name, patterns in self.splits.items():
+            if any(fnmatch.fnmatchcase(place or '', pattern) for pattern in patterns):
+                return name
+        return 'train'
+
+
+def _entry(entry: Any, where: str) -> Files:
+    """A kind of files."""
+    names = [field.name for field in fields(Files)]
+    if not isinstance(entry, dict):
+        raise LayoutError(f'{where}: give sensor and regex')
+    for key in entry:
+        if key not in names:
+            guess = did_you_mean(str(key), names)
+            raise LayoutError(f"{where}: unknown key '{printable(key)}'{guess}")
+    for key in ('sensor', 'regex'):
+        if not isinstance(entry.get(key), str):
+            raise LayoutError(f"{where}: '{key}' is missing, or no text")
+    values = dict(entry)
+    if isinstance(values.get('date'), datetime.date):
+        # YAML makes dates of 2018-02-28.
+        values['date'] = values['date'].isoformat()
+    for key in ('scale', 'offset', 'nodata'):
+        if (value := values.get(key)) is not None:
+            try:
+                values[key] = float(value)
+            except (TypeError, ValueError) as error:
+                raise LayoutError(f"{where}: {key} '{printable(value)}' is no number") from error
+    for key in ('date_format', 'date', 'place', 'split', 'unit', 'time'):
+        if not isinstance(values.get(key, ''), str | None):
+            values[key] = str(values[key])
+    if not isinstance(values.get('bands', ''), str | list | None):
+        raise LayoutError(f'{where}: bands must be a list of names')
+    try:
+        return Files(**values)
+    except LayoutError as error:
+        raise LayoutError(f'{where}: {printable(error)}') from error
+
+
+def _splits(given: Any, source: str) -> dict[str, list[str]] | None:
+    """Patterns of places by split."""
+    if given is None:
+        return None
+    if not isinstance(given, dict):
+        raise LayoutError(f"{source}: splits must be patterns of places by split, val: ['a*', 'b']")
+    return {
+        str(name): [str(p) for p in (patterns if isinstance(patterns, list) else [patterns])]
+        for name, patterns in given.items()
+    }
