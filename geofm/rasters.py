@@ -33,6 +33,8 @@ DRIVERS = (
     'HDF5',
     'HDF5Image',
     'Zarr',
+    'PNG',
+    'JPEG',
 )
 
 #: What opening and reading a damaged file may raise. GDAL's own errors come through where rasterio

@@ -26,7 +26,7 @@ _REFLECTANCE_SCALE = 0.01
 MOST_VALUES = 1 << 28
 
 #: Pixels that a method of resampling looks at on each side; 2 where it is not here.
-_REACH = {'lanczos': 4, 'cubic': 3, 'cubic_spline': 3}
+REACH = {'lanczos': 4, 'cubic': 3, 'cubic_spline': 3}
 
 #: Units that a file may state for backscatter, and the factor of their logarithm that gives dB.
 _TO_DB = {'linear': 10.0, 'power': 10.0, 'linear power': 10.0, 'amplitude': 20.0}
@@ -191,7 +191,7 @@ class SensorBands:
         if window is not None:
             return self.read(src, window)
         warped = np.full((len(self.indices), *grid.shape), np.nan, np.float32)
-        window = covering_window(own, grid, _REACH.get(self.sensor.resampling, 2))
+        window = covering_window(own, grid, REACH.get(self.sensor.resampling, 2))
         if window is not None:
             if window.width * window.height * src.count > MOST_VALUES:
                 raise ValueError(

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -161,7 +161,8 @@ class ArraySource:
         self.name, self.driver, self._layers, self._file = name, driver, list(layers), file
         self.height, self.width = next(iter(shapes))
         self.count = n = len(self._layers)
-        self.crs, self.transform = georeference or (None, Affine.identity())
+        self.crs: CRS | None = None if georeference is None else georeference[0]
+        self.transform = Affine.identity() if georeference is None else georeference[1]
         self.dtypes: Sequence[str] = [np.dtype(layer.array.dtype).name for layer in layers]
         self.descriptions: Sequence[str | None] = [layer.description for layer in layers]
         self.scales: Sequence[float] = [layer.scale for layer in layers]
@@ -382,16 +383,7 @@ def open_group(
 
 
 def _named(layer: Layer, name: str) -> Layer:
-    return Layer(
-        layer.array,
-        layer.lead,
-        layer.last,
-        name,
-        layer.scale,
-        layer.offset,
-        layer.unit,
-        layer.nodata,
-    )
+    return replace(layer, description=name)
 
 
 def _band_names(group: Group) -> list[str] | None:

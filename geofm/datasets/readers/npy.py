@@ -1,6 +1,10 @@
 """NumPy's own files."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
+import numpy.typing as npt
 
 from geofm.datasets.readers.arrays import ArraySource, layers_of
 from geofm.datasets.readers.source import Source
@@ -52,10 +56,10 @@ class NpyReader:
 class _Plain:
     """An array without attributes."""
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: npt.NDArray[Any]) -> None:
         self._array = array
         self.shape, self.ndim, self.dtype = array.shape, array.ndim, array.dtype
-        self.attrs: dict[str, object] = {}
+        self.attrs: Mapping[str, Any] = {}
 
-    def __getitem__(self, key: object) -> object:
+    def __getitem__(self, key: Any) -> Any:
         return self._array[key]

@@ -1,9 +1,15 @@
 """Rasters that GDAL reads."""
 
+import warnings
 from typing import cast
+
+from rasterio.errors import NotGeoreferencedWarning
 
 from geofm.datasets.readers.source import Source
 from geofm.rasters import open_raster
+
+# Pictures without a CRS are read on purpose; whoever needs one checks for it.
+warnings.filterwarnings('ignore', category=NotGeoreferencedWarning, module=r'geofm\.rasters')
 
 
 class RasterReader:

@@ -1,6 +1,7 @@
 """A table of the files below a folder, by the rules of a layout."""
 
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,19 +78,19 @@ def index_folder(root: str | Path, layout: Layout) -> Indexed:
         raise TableError(f'{folder}: no such folder')
     columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
     unmatched, example, unknown, band_example = 0, '', 0, ''
-    for path in sorted(_paths(folder)):
+    for path, name in sorted(_paths(folder)):
         rows = []
         try:
             rows = list(layout.rows(path))
         except UnknownBandError as error:
             unknown, band_example = unknown + 1, band_example or str(error)
             continue
-        if not rows:
+        if not rows and not path.lower().endswith('.zip'):
             unmatched, example = unmatched + 1, example or path
         for kind, row in rows:
-            for values in _expand(str(folder / path), path, kind, row):
-                for name, value in values.items():
-                    columns[name].append(value)
+            for values in _expand(str(folder / path), name, kind, row):
+                for column, value in values.items():
+                    columns[column].append(value)
     if not columns['path']:
         # An example tells at once what is wrong with a regular expression.
         looked = f'{unmatched} files, e.g. {example}' if unmatched else 'no files'
@@ -105,13 +106,33 @@ def index_folder(root: str | Path, layout: Layout) -> Indexed:
     return Indexed(made, unmatched, example, unknown, band_example)
 
 
-def _paths(folder: Path) -> Iterator[str]:
-    """Files below a folder, and folders that are products."""
+def _paths(folder: Path) -> Iterator[tuple[str, str]]:
+    """Files below a folder and in zip files, and what a table calls them.
+
+    Folders and zip files that are products or stores are files.
+    """
     for below, _, entries in folders_below(folder, WHOLE_FOLDERS):
         prefix = f'{below}/' if below else ''
         for entry in entries or ():
-            if not entry.name.startswith('.'):
-                yield prefix + entry.name
+            if entry.name.startswith('.'):
+                continue
+            path = prefix + entry.name
+            yield path, path
+            if entry.name.lower().endswith('.zip'):
+                for name in _members(folder / path):
+                    yield f'{path}/{name}', f'/vsizip/{path}/{name}'
+
+
+def _members(path: Path) -> list[str]:
+    """Files in a zip file; none if it is a product or a store, or no zip file."""
+    if path.name.lower().endswith('.zarr.zip'):
+        return []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    except (OSError, zipfile.BadZipFile):
+        return []
+    return [] if any(name.lower().partition('/')[0].endswith('.safe') for name in names) else names
 
 
 def _expand(file: str, path: str, kind: Files, row: Row) -> Iterator[dict[str, Any]]:

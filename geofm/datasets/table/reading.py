@@ -21,7 +21,7 @@ from geofm.datasets.readers.source import Source, SourceView, as_dataset, grid_o
 from geofm.datasets.table.raster_table import RasterTable
 from geofm.grid import Grid, alpha_band, own_mask
 from geofm.rasters import RASTER_ERRORS
-from geofm.sensor_rasters import MOST_VALUES, SensorBands, covering_window
+from geofm.sensor_rasters import MOST_VALUES, REACH, SensorBands, covering_window
 from geofm.sensors import BandError, Sensor
 from geofm.validity import Bools, mark_beyond_limits, mark_nodata
 
@@ -99,7 +99,7 @@ def read_observation(
             values[[bands.index(name) for name in names]] = image
             valid &= good
             nonzero |= some
-        if len(groups) > 1:
+        if len(groups) > 1 and sensor.fills_zero:
             valid &= nonzero
     return values, valid
 
@@ -251,7 +251,7 @@ def _read_group(
                 parts, window, sensor, alone
             )
         return image, valid, nonzero
-    window = covering_window(own, target)
+    window = covering_window(own, target, REACH.get(sensor.resampling, 2))
     if window is None:
         return image, valid, nonzero
     if window.width * window.height * count > MOST_VALUES:
@@ -282,7 +282,7 @@ def _read_window(
     """Bands of a window of files: values, validity, and where any number is not 0."""
     shape = int(window.height), int(window.width)
     valid, nonzero = np.ones(shape, bool), np.zeros(shape, bool)
-    images = []
+    images, fills = [], sensor.fills_zero
     for part in parts:
         source, indices = as_dataset(part.source), list(part.known.indices.values())
         numbers = source.read([i + 1 for i in indices], window=window)
@@ -294,13 +294,13 @@ def _read_window(
             some |= source.read([i + 1 for i in part.known.others], window=window).any(axis=0)
         nonzero |= some
         nodata = [source.nodatavals[i] for i in indices]
+        fills |= 0 in nodata
         # Whether 0 is fill is for all files to tell, not for one.
-        marked = np.concatenate([numbers, np.ones_like(numbers[:1])])
-        mark_nodata(marked, valid, sensor, [*nodata, None])
+        mark_nodata(numbers, valid, sensor, nodata, others=np.ones((1, 1, 1)))
         images.append(part.known.scaled(numbers))
     image = images[0] if len(images) == 1 else np.concatenate(images)
     is_single = len(image) == 1 and not any(part.known.others for part in parts)
-    if sensor.fills_zero and (alone or not is_single or not sensor.measures_zero):
+    if fills and (alone or not is_single or not sensor.measures_zero):
         valid &= nonzero
     mark_beyond_limits(image, valid, sensor)
     return image, valid, nonzero
