@@ -12,6 +12,7 @@ from rich.text import Text
 from torch.utils.data import DataLoader
 
 from geofm.atomic import atomic_file
+from geofm.commands.tables import TABLES, index_table
 from geofm.datasets import SEN12MSCR, SEN12MSCRTS, write_sample_data, write_sample_scenes
 from geofm.datasets.catalogue.catalogue import JOBS, Catalogue, update_catalogue
 from geofm.datasets.catalogue.inspection import UNNAMED, look_at_values
@@ -57,23 +58,38 @@ def index(
     clouds: bool = False,
     pairs_json: Path | None = None,
     min_overlap: float = MIN_OVERLAP,
+    layout: str | None = None,
+    stac: bool = False,
 ) -> None:
-    """Make the catalogue of a folder of SEN12MS-CR-TS or SEN12MS-CR, or bring it up to date.
+    """Make the table of an archive, or the catalogue of SEN12MS-CR-TS or SEN12MS-CR.
 
-    Each file's header and some of its rows are read once. Run again, only files that are new or
-    changed are read, and those that are gone leave the catalogue. Datasets use the catalogue that
-    lies beside the data.
+    With --layout or --stac, or if the root is a table (.csv, .parquet), the files are listed in a
+    table of rasters, which the data set RasterArchive reads. Each file is opened once.
+
+    Otherwise the folder is one of SEN12MS-CR-TS or SEN12MS-CR. Each file's header and some of its
+    rows are read once. Run again, only files that are new or changed are read, and those that are
+    gone leave the catalogue. Datasets use the catalogue that lies beside the data.
 
     Args:
-        root: Folder of the data.
-        output: Where to write the catalogue, a GeoParquet file; by default beside the data, or in
-            the user's cache if the folder cannot be written to.
+        root: Folder of the data; a STAC item, collection, item collection or stac-geoparquet file;
+            or a table to scan.
+        output: Where to write the catalogue or table. A catalogue is a GeoParquet file, by default
+            beside the data, or in the user's cache if the folder cannot be written to. A table
+            ends in .parquet or .csv; by default it is named like the root.
         jobs: Number of threads that read.
         clouds: Work out the cloud cover of each Sentinel-2 file too, with s2cloudless.
         pairs_json: Also write the pairs of all splits, [[s1, s2], ...], to this file.
         min_overlap: Least fraction, 0 to 1, of a Sentinel-2 patch that the Sentinel-1 file of its
             pair must cover. Pairs below are named and left out.
+        layout: How the names of the files say sensor, place, date and band: a YAML file, or the
+            name of a built-in layout (sen12mscrts, sen12mscr).
+        stac: The root is of STAC.
     """
+    if layout is not None or stac or (root.suffix.lower() in TABLES and root.is_file()):
+        if clouds or pairs_json is not None:
+            raise ValueError('--clouds and --pairs-json are for catalogues, not for tables')
+        index_table(root, output, layout, stac, jobs)
+        return
     check_overlap(min_overlap)
     catalogue = update_catalogue(root, output, jobs, clouds)
     say(f'{catalogue.file}: {len(catalogue.table)} files')

@@ -116,8 +116,8 @@ def _check_names(columns: Columns, source: str) -> None:
             near = next((o for o in others if o.strip().lower() == name), None)
             guess = f"; did you mean '{near}'?" if near else did_you_mean(name, others)
             raise TableError(
-                f"{source}: no column '{name}'{printable(guess)}; a table needs the columns "
-                f'{", ".join(REQUIRED)}, this one has {shorten(", ".join(names))}'
+                f"{source}: no column '{name}': a table needs the columns {', '.join(REQUIRED)}, "
+                f'this one has {shorten(", ".join(names))}{printable(guess)}'
             )
     for name in (*REQUIRED, *OPTIONAL):
         if names.count(name) > 1:
@@ -185,8 +185,8 @@ class _Fields:
                 raise row_error(
                     self._source,
                     first_row(codes == code),
-                    f"unknown sensor '{shorten(key)}'{did_you_mean(key, SENSORS)}; known are "
-                    f'{", ".join(SENSORS)}; define others in a YAML file (--sensors)',
+                    f"unknown sensor '{shorten(key)}': known are {', '.join(SENSORS)}; define "
+                    f'others in a YAML file (--sensors){did_you_mean(key, SENSORS)}',
                 )
         # In canonical order, whatever the order of the rows.
         ordered = [sensor for key, sensor in SENSORS.items() if key in names]
@@ -226,8 +226,8 @@ class _Fields:
                 raise row_error(
                     self._source,
                     row,
-                    f"{sensor.name} has no band '{shorten(part)}'{guess}; its bands are "
-                    f'{shorten(", ".join(sensor.band_names))}',
+                    f"{sensor.name} has no band '{shorten(part)}': its bands are "
+                    f'{shorten(", ".join(sensor.band_names))}{guess}',
                 )
             if name != '-' and name in names:
                 raise row_error(self._source, row, f'band {name} is listed twice; remove one')

@@ -2,7 +2,7 @@
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ from geofm.datasets.catalogue.walking import folders_below
 from geofm.datasets.readers.hdf5 import dates_of, variables_of
 from geofm.datasets.table.columns import NO_TIME
 from geofm.datasets.table.error import TableError
-from geofm.datasets.table.fields import fields_of
+from geofm.datasets.table.fields import REQUIRED, fields_of
 from geofm.datasets.table.files import MemoryColumns
 from geofm.datasets.table.layout import Files, Layout, Row, UnknownBandError
 from geofm.datasets.table.raster_table import RasterTable
@@ -34,6 +34,7 @@ _SCHEMA = pa.schema(
         ('offset', pa.float64()),
         ('unit', pa.string()),
         ('nodata', pa.float64()),
+        ('cloud_cover', pa.float64()),
         ('split', pa.string()),
     ]
 )
@@ -76,10 +77,9 @@ def index_folder(root: str | Path, layout: Layout) -> Indexed:
     folder = Path(root)
     if not folder.is_dir():
         raise TableError(f'{folder}: no such folder')
-    columns: dict[str, list[Any]] = {name: [] for name in _SCHEMA.names}
+    values: list[dict[str, Any]] = []
     unmatched, example, unknown, band_example = 0, '', 0, ''
     for path, name in sorted(_paths(folder)):
-        rows = []
         try:
             rows = list(layout.rows(path))
         except UnknownBandError as error:
@@ -88,22 +88,39 @@ def index_folder(root: str | Path, layout: Layout) -> Indexed:
         if not rows and not path.lower().endswith('.zip'):
             unmatched, example = unmatched + 1, example or path
         for kind, row in rows:
-            for values in _expand(str(folder / path), name, kind, row):
-                for column, value in values.items():
-                    columns[column].append(value)
-    if not columns['path']:
+            values += _expand(str(folder / path), name, kind, row)
+    if not values:
         # An example tells at once what is wrong with a regular expression.
         looked = f'{unmatched} files, e.g. {example}' if unmatched else 'no files'
         raise TableError(f'{folder}: no file matches {layout.source} ({looked})')
+    return Indexed(
+        make_table(values, layout.source, folder), unmatched, example, unknown, band_example
+    )
+
+
+def make_table(rows: Sequence[Mapping[str, Any]], source: str, root: Path) -> RasterTable:
+    """Make a table of rows.
+
+    Args:
+        rows: Values by column; columns that a row does not have are empty.
+        source: Where the rows are from, for messages.
+        root: Folder that relative paths start from.
+
+    Returns:
+        The table, not scanned, without columns that are empty in all rows.
+
+    Raises:
+        TableError: If a row is wrong.
+    """
+    columns = {name: [row.get(name) for row in rows] for name in _SCHEMA.names}
     table = pa.table(columns, schema=_SCHEMA)
     used = [
-        n
-        for n in _SCHEMA.names
-        if n in _SCHEMA.names[:4] or table.column(n).null_count < len(table)
+        name
+        for name in _SCHEMA.names
+        if name in REQUIRED or table.column(name).null_count < len(rows)
     ]
-    source, place = str(layout.source), os.path.abspath(folder)  # noqa: PTH100 - links stay
-    made = RasterTable(**fields_of(MemoryColumns(table.select(used)), source, place))
-    return Indexed(made, unmatched, example, unknown, band_example)
+    folder = os.path.abspath(root)  # noqa: PTH100 - links stay
+    return RasterTable(**fields_of(MemoryColumns(table.select(used)), source, folder))
 
 
 def _paths(folder: Path) -> Iterator[tuple[str, str]]:

@@ -103,8 +103,8 @@ class Files:
         """
         if self.sensor not in SENSORS:
             raise LayoutError(
-                f"unknown sensor '{self.sensor}'{did_you_mean(str(self.sensor), SENSORS)}; known "
-                f'are {", ".join(SENSORS)}; define others in a YAML file (--sensors)'
+                f"unknown sensor '{self.sensor}': known are {', '.join(SENSORS)}; define others in "
+                f'a YAML file (--sensors){did_you_mean(str(self.sensor), SENSORS)}'
             )
         try:
             groups = re.compile(self.regex).groupindex
@@ -130,8 +130,8 @@ class Files:
             if name != '-' and SENSORS[self.sensor].find_band(name) is None:
                 known = SENSORS[self.sensor].short_names
                 raise LayoutError(
-                    f"{self.sensor} has no band '{name}'{did_you_mean(name, known)}; its bands are "
-                    f'{", ".join(known)}'
+                    f"{self.sensor} has no band '{name}': its bands are {', '.join(known)}"
+                    f'{did_you_mean(name, known)}'
                 )
 
     @property

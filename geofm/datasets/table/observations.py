@@ -208,6 +208,7 @@ def _duplicate(table: RasterTable, one: int, other: int, band: str | None) -> Ex
     return row_error(
         table.source,
         other,
-        f'{what} of {where} and datetime {date} is in row {one + 1} too: remove one of them, '
+        f'{what} of {where} and datetime {date} is in row {one + 1} too ({table.path(one)} and '
+        f'{table.path(other)}): remove one of them, '
         f'or tell them apart by {"scene or place" if place < 0 else "place"} or datetime',
     )

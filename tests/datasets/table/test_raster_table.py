@@ -96,7 +96,7 @@ WRONG = [
     ([{}, {'path': 'b.tif'}], 'row 2: s2 of place p and datetime 2018-02-28T00:00:00 is in row 1'),
     (
         [{'band': 'B02'}, {'band': 'B03'}, {'band': 'B02'}],
-        'row 3: band B02 of place p and datetime 2018-02-28T00:00:00 is in row 1 too: remove one',
+        'row 3: band B02 of place p and datetime 2018-02-28T00:00:00 is in row 1 too (',
     ),
 ]
 
@@ -116,7 +116,7 @@ def test_a_wrong_table_is_refused_in_one_line_that_names_the_row(
 
 def test_a_missing_column_is_named(tmp_path: Path) -> None:
     (tmp_path / 't.csv').write_text('path,Sensor,datetime\na.tif,s1,2018-01-01\n')
-    with pytest.raises(TableError, match=r"no column 'sensor'; did you mean 'Sensor'\?"):
+    with pytest.raises(TableError, match=r"no column 'sensor'.*did you mean 'Sensor'\?"):
         RasterTable.read(tmp_path / 't.csv')
     (tmp_path / 't.csv').write_text('')
     with pytest.raises(TableError, match='cannot be read as CSV'):

@@ -1,0 +1,90 @@
+"""Making tables of rasters: the part of ``geofm index`` for archives of any layout."""
+
+from pathlib import Path
+
+import numpy as np
+
+from geofm.datasets.layouts import find_layout
+from geofm.datasets.table.columns import NO_TIME
+from geofm.datasets.table.indexing import Indexed, index_folder
+from geofm.datasets.table.observations import Observations
+from geofm.datasets.table.raster_table import RasterTable
+from geofm.datasets.table.scanning import JOBS, check_places, count_problems, scan_table
+from geofm.datasets.table.stac import index_stac
+from geofm.printing import say
+
+#: Endings of files that are tables themselves.
+TABLES = ('.csv', '.parquet', '.geoparquet')
+
+
+def index_table(
+    root: Path,
+    output: Path | None = None,
+    layout: str | None = None,
+    stac: bool = False,
+    jobs: int = JOBS,
+) -> None:
+    """Make the table of an archive, scan its files, and print what is in it.
+
+    Args:
+        root: Folder of the archive; with *stac* a STAC item, collection, item collection or
+            stac-geoparquet file; else a table that is to be scanned.
+        output: The table to write; by default beside *root*, with the ending ``.parquet``.
+        layout: File of a layout, or name of one that is built in. None: *root* is a table.
+        stac: Whether *root* is of STAC.
+        jobs: Number of threads that read.
+
+    Raises:
+        ValueError: If there is nothing to index, no file can be used, or rows contradict each
+            other.
+    """
+    if stac and layout is not None:
+        raise ValueError('give --stac or --layout, not both')
+    if stac:
+        table = _report(index_stac(root))
+    elif layout is not None:
+        table = _report(index_folder(root, find_layout(layout)))
+    else:
+        table = RasterTable.read(root)
+    scan = scan_table(table, jobs, again=not stac and layout is None)
+    for problem, rows, example in count_problems(scan.table):
+        say(f'left out: {rows} rows: {problem}, e.g. {example}')
+        message = scan.messages.get(problem, '')
+        if message and problem not in message:
+            say(f'  {message}')
+    if not (scan.table.problem < 0).any():
+        raise ValueError(f'{root}: no file of it can be used')
+    check_places(scan.table)
+    _summarise(scan.table, Observations.of(scan.table))
+    file = output or root.with_suffix('.parquet')
+    scan.table.write(file)
+    say(f'{file}: {len(scan.table)} rows')
+
+
+def _report(indexed: Indexed) -> RasterTable:
+    """Say what was left out for its name."""
+    if indexed.unmatched:
+        say(f'left out: {indexed.unmatched} files match nothing, e.g. {indexed.example}')
+    if indexed.unknown_bands:
+        say(f'left out: {indexed.unknown_bands} files of other bands, e.g. {indexed.band_example}')
+    return indexed.table
+
+
+def _summarise(table: RasterTable, observations: Observations) -> None:
+    """Say what each sensor has."""
+    for number, key in enumerate(table.sensors):
+        own = observations.sensor == number
+        if not own.any():
+            continue
+        files = int(observations.count[own].sum())
+        times = observations.time[own & (observations.time != NO_TIME)]
+        first, last = (_day(int(t)) for t in (times.min(), times.max())) if len(times) else ('', '')
+        dates = f'{first} to {last}' if len(times) else 'no date'
+        named = observations.place[own & (observations.place >= 0)]
+        places = f', {len(np.unique(named))} places' if len(named) else ''
+        say(f'{key}: {int(own.sum())} observations in {files} rows{places}, {dates}')
+
+
+def _day(time: int) -> str:
+    """Day of a time."""
+    return str(np.datetime64(time, 'us').astype('datetime64[D]'))

@@ -1,0 +1,208 @@
+"""A table of the assets of STAC items."""
+
+import datetime
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import unquote, urlparse
+
+import pyarrow.parquet as pq
+import pystac
+
+from geofm.datasets.table.error import TableError
+from geofm.datasets.table.indexing import Indexed, make_table
+from geofm.printing import printable
+from geofm.sensors import SENSORS, Sensor
+from geofm.stac_assets import (
+    Scaling,
+    bands_in,
+    holds_data,
+    scaling_of,
+    sensor_of_item,
+    without_baseline_offset,
+)
+from geofm.suggestions import did_you_mean
+
+
+def index_stac(path: str | Path, sensor: str | None = None) -> Indexed:
+    """Make a table of the assets of STAC items, without any network.
+
+    The sensor of an item is told by its collection, constellation and the like. An item is a scene:
+    its bands belong together. Relative addresses start from the file of the item; others stay.
+
+    Args:
+        path: JSON of an item, a collection or catalogue (with its items beside it), or an item
+            collection; or a stac-geoparquet file.
+        sensor: Key of the sensor of all items, where it is not to be found out.
+
+    Returns:
+        The table, and the number of items of no known sensor.
+
+    Raises:
+        TableError: If the file is not of STAC, an item is malformed, or none has a known band.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise TableError(f'{printable(file)}: no such file (given as STAC)')
+    if sensor is not None and sensor not in SENSORS:
+        raise TableError(f"unknown sensor '{printable(sensor)}'{did_you_mean(sensor, SENSORS)}")
+    rows: list[dict[str, Any]] = []
+    others, example = 0, ''
+    for item in _items(file):
+        found = SENSORS[sensor] if sensor is not None else _sensor_of(item)
+        new = [] if found is None else list(_rows(item, found, file))
+        rows += new
+        if not new:
+            others, example = others + 1, example or item.id
+    if not rows:
+        raise TableError(
+            f'{printable(file)}: no item has a band of a known sensor ({others} items, e.g. '
+            f'{printable(example)}); known are {", ".join(SENSORS)}'
+        )
+    return Indexed(make_table(rows, printable(file), file.parent), others, example, 0, '')
+
+
+def _items(file: Path) -> Iterator[pystac.Item]:
+    """Items of a file."""
+    try:
+        if file.suffix.lower() in ('.parquet', '.geoparquet'):
+            yield from (pystac.Item.from_dict(row) for row in _parquet_rows(file))
+            return
+        content = json.loads(file.read_text())
+        kind = content.get('type') if isinstance(content, dict) else None
+        if kind == 'FeatureCollection':
+            items: Iterable[pystac.Item] = pystac.ItemCollection.from_dict(content).items
+            for item in items:
+                # Relative addresses start from the file.
+                item.set_self_href(str(file))
+                yield item
+            return
+        found = pystac.read_file(str(file.resolve()))
+        if isinstance(found, pystac.Item):
+            yield found
+        else:
+            yield from cast(pystac.Catalog, found).get_items(recursive=True)
+    except Exception as error:
+        # pystac raises KeyError, TypeError and others for what is malformed.
+        reason = ' '.join(str(error).split())[:200] or type(error).__name__
+        raise TableError(
+            f'{printable(file)}: cannot be read as STAC: {printable(reason)}'
+        ) from error
+
+
+def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
+    """Items of a stac-geoparquet file as JSON has them."""
+    fields = ('id', 'type', 'stac_version', 'stac_extensions', 'collection', 'links', 'assets')
+    with pq.ParquetFile(file) as stored:
+        names = [name for name in stored.schema_arrow.names if name != 'geometry']
+        for batch in stored.iter_batches(1 << 12, columns=names):
+            for row in batch.to_pylist():
+                item = {key: row[key] for key in fields if row.get(key) is not None}
+                assets = row.get('assets') or {}
+                item['assets'] = {
+                    name: {k: v for k, v in asset.items() if v is not None}
+                    for name, asset in assets.items()
+                    if asset is not None
+                }
+                item |= {'type': 'Feature', 'geometry': None, 'links': []}
+                item['properties'] = {
+                    key: _plain(value)
+                    for key, value in row.items()
+                    if key not in (*fields, 'bbox') and value is not None
+                }
+                item.setdefault('stac_version', '1.0.0')
+                yield item
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    return value.isoformat() if isinstance(value, datetime.datetime) else value
+
+
+def _sensor_of(item: pystac.Item) -> Sensor | None:
+    return sensor_of_item(item.id, item.collection_id, item.properties)
+
+
+def _rows(item: pystac.Item, sensor: Sensor, file: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a table for the assets of an item."""
+    time = item.datetime or item.common_metadata.start_datetime
+    cover = item.properties.get('eo:cloud_cover')
+    common = {
+        'sensor': sensor.name,
+        'datetime': time,
+        'scene': item.id,
+        'cloud_cover': cover / 100 if isinstance(cover, int | float) else None,
+    }
+    found: dict[tuple[str | None, ...], tuple[tuple[float, bool], str, Mapping[str, Any]]] = {}
+    assets: dict[str, Mapping[str, Any]] = {n: a.to_dict() for n, a in item.assets.items()}
+    data = {name: asset for name, asset in assets.items() if holds_data(name, asset)}
+    for name, asset in data.items():
+        bands = tuple(bands_in(name, asset, sensor))
+        if bands:
+            rank = _rank(asset)
+            if bands not in found or rank < found[bands][0]:
+                found[bands] = rank, name, asset
+    if not found and len(data) == 1:
+        # One file that says itself what its bands are, or has all of them.
+        name, asset = next(iter(data.items()))
+        found[()] = _rank(asset), name, asset
+    taken: set[str] = set()
+    for bands, (_, name, asset) in sorted(found.items(), key=lambda entry: entry[1][0]):
+        new = [band if band not in taken else None for band in bands]
+        if bands and not any(new):
+            continue
+        taken |= {band for band in new if band is not None}
+        path = _href(item, name, file)
+        for index, band, scaling in _parts(asset, new, sensor, item, file):
+            yield {**common, 'path': path, 'index': index, 'band': band, **scaling._asdict()}
+
+
+def _rank(asset: Mapping[str, Any]) -> tuple[float, bool]:
+    """Which of several assets with the same bands is taken: the finest, rather no JPEG 2000."""
+    entries = [*(asset.get('raster:bands') or ()), *(asset.get('bands') or ()), asset]
+    sizes = [e.get('gsd') or e.get('spatial_resolution') for e in entries]
+    size = next((float(s) for s in sizes if isinstance(s, int | float)), 0.0)
+    return size, 'jp2' in str(asset.get('type')) or str(asset.get('href')).endswith('.jp2')
+
+
+def _parts(
+    asset: Mapping[str, Any],
+    bands: list[str | None],
+    sensor: Sensor,
+    item: pystac.Item,
+    file: Path,
+) -> Iterator[tuple[int | None, str | None, Scaling]]:
+    """Index, band and scaling of each row of an asset: one row if all bands have one scaling."""
+    try:
+        scalings = [
+            without_baseline_offset(scaling_of(asset, n), sensor, item.id, item.properties)
+            for n in range(1, max(len(bands), 1) + 1)
+        ]
+    except ValueError as error:
+        raise TableError(
+            f'{printable(file)}: item {printable(item.id)} is malformed: {printable(error)}'
+        ) from error
+    # Units of catalogues are of many kinds; a scale says enough.
+    scalings = [s if s.scale is None else s._replace(unit=None) for s in scalings]
+    if len(set(scalings)) == 1:
+        yield None, ' '.join(band or '-' for band in bands) or None, scalings[0]
+        return
+    for number, (band, scaling) in enumerate(zip(bands, scalings, strict=True), 1):
+        if band is not None:
+            yield number, band, scaling
+
+
+def _href(item: pystac.Item, name: str, file: Path) -> str:
+    """Address of an asset."""
+    href = item.assets[name].href
+    if not isinstance(href, str) or not href or '\0' in href:
+        raise TableError(f'{printable(file)}: item {printable(item.id)}: asset {name} has no href')
+    url = urlparse(href)
+    if url.scheme == 'file':
+        return unquote(url.path)
+    if url.scheme or href.startswith('/'):
+        return href
+    base = item.get_self_href()
+    folder = Path(base).parent if base and '://' not in base else file.parent
+    return str((folder / href).resolve())
