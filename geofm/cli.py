@@ -54,8 +54,12 @@ COMMANDS: dict[str, Command] = {
     'doctor': Command('doctor:doctor', 'print versions and devices, and what to mend'),
 }
 
-#: Values that a switch may be given.
+#: Values that a switch may be given, and how its type is written.
 _SWITCHED = (['true'], ['false'])
+_SWITCH = (str(bool), 'bool')
+
+#: A key and a value, as of ``--scene dem=FILE``.
+_ENTRY = re.compile(r'([a-z][a-z0-9_]*)=(.*)', re.DOTALL)
 
 LIGHTNING_COMMANDS: dict[str, str] = {
     'fit': 'pretrain or fine-tune, from a YAML file',
@@ -77,25 +81,61 @@ def _help() -> str:
         '  geofm sample-data data/sample',
         '  geofm fit --config configs/pretrain/quickstart.yaml',
         '',
+        'Any command takes --sensors FILE, a YAML file that defines further sensors.',
         'Errors take a few lines; --debug, with any command, prints the traceback.',
     ]
     return '\n'.join(lines)
 
 
 def _spell_out(args: list[str], function: Any) -> list[str]:
-    """Options as jsonargparse knows them: ``--pairs-json FILE``, and switches without a value."""
-    switches = {
-        name for name, kind in inspect.get_annotations(function).items() if kind in (bool, 'bool')
-    }
-    spelt = []
+    """Options as jsonargparse knows them.
+
+    ``--pairs-json FILE`` becomes ``--pairs_json FILE``, a switch without a value gets one, and
+    ``--scene dem=FILE`` becomes ``--scene.dem=FILE``.
+    """
+    kinds = {name: str(kind) for name, kind in inspect.get_annotations(function).items()}
+    spelt: list[str] = []
+    skip = False
     for i, arg in enumerate(args):
+        if skip:
+            skip = False
+            continue
         option, equals, value = arg.partition('=')
         if option.startswith('--'):
             option = '--' + option[2:].replace('-', '_')
-            if option[2:] in switches and not equals and args[i + 1 : i + 2] not in _SWITCHED:
+            following = args[i + 1] if i + 1 < len(args) else ''
+            if kinds.get(option[2:]) in _SWITCH and not equals and [following] not in _SWITCHED:
                 equals, value = '=', 'true'
+            entry = _ENTRY.fullmatch(value if equals else following)
+            mapping = _mapping_for(option[2:], kinds)
+            if entry is not None and mapping is not None:
+                skip = not equals
+                option, equals, value = f'--{mapping}.{entry[1]}', '=', entry[2]
         spelt.append(option + equals + value)
     return spelt
+
+
+def _mapping_for(name: str, kinds: dict[str, str]) -> str | None:
+    """Parameter that takes ``--name key=value``, if one does."""
+    # A page has a name of its scene, beside the files.
+    for candidate in (name, f'{name}_files'):
+        if 'dict[' in kinds.get(candidate, ''):
+            return candidate
+    return None
+
+
+def _take_sensors(args: list[str]) -> tuple[list[str], list[str]]:
+    """Take the files of ``--sensors FILE`` out of the arguments of a command."""
+    left: list[str] = []
+    files: list[str] = []
+    arguments = iter(args)
+    for arg in arguments:
+        option, equals, value = arg.partition('=')
+        if option != '--sensors':
+            left.append(arg)
+        else:
+            files.append(value if equals else next(arguments, ''))
+    return left, files
 
 
 def _run(name: str, args: list[str]) -> None:
@@ -104,6 +144,12 @@ def _run(name: str, args: list[str]) -> None:
 
     from geofm.messages import Parser
 
+    args, files = _take_sensors(args)
+    if files:
+        from geofm.sensors import load_sensors
+
+        for file in files:
+            load_sensors(file)
     command = COMMANDS[name]
     # argparse takes '-0.78,38.1', a longitude and latitude, for an option.
     for i in range(len(args) - 1, 0, -1):

@@ -25,7 +25,7 @@ from geofm.datasets.regions import Split
 from geofm.datasets.splitting import split_tree
 from geofm.datasets.statistics import dataset_statistics, write_statistics
 from geofm.printing import printable, say
-from geofm.sensors import BANDS, SENSORS
+from geofm.sensors import BANDS, DEFAULT_SENSORS, SENSORS
 from geofm.units import warn_of_unit, wrong_unit
 
 #: Files of each sensor whose values ``geofm index`` looks at together.
@@ -192,6 +192,8 @@ def _check_values(catalogue: Catalogue) -> None:
     table = catalogue.table[catalogue.table['problem'].isna()]
     for key, sensor in SENSORS.items():
         files = table[table['sensor'] == key]
+        if files.empty:
+            continue
         if (files['names'] == UNNAMED).any():
             say(
                 f'{sensor.title}: files without names of bands are taken to have '
@@ -209,7 +211,7 @@ def _check_values(catalogue: Catalogue) -> None:
 def _pairs(catalogue: Catalogue, skipped: Skipped, min_overlap: float) -> PairTable:
     """Pairs of a catalogue, of all splits."""
     scenes = Scenes.read([catalogue.source()])
-    listing, sensors = Listing(scenes), ('s1', 's2')
+    listing, sensors = Listing(scenes), DEFAULT_SENSORS
     # A folder may hold SEN12MS-CR-TS and SEN12MS-CR.
     series = pair_scenes(scenes, listing.rows(dated=True), sensors, 'time_step', skipped)
     single = pair_scenes(scenes, listing.rows(dated=False), sensors, 'patch', skipped)
@@ -220,7 +222,7 @@ def _pairs(catalogue: Catalogue, skipped: Skipped, min_overlap: float) -> PairTa
 def _write_pairs(pairs: PairTable, file: Path) -> int:
     """Write pairs; their number."""
     listed = [
-        [str(Path(str(pairs.path(i, sensor))).absolute()) for sensor in ('s1', 's2')]
+        [str(Path(str(pairs.path(i, sensor))).absolute()) for sensor in DEFAULT_SENSORS]
         for i in range(len(pairs))
     ]
     with atomic_file(file) as part:

@@ -11,7 +11,7 @@ def export(
     checkpoint: Path,
     output: Path,
     to: Literal['geofm', 'timm', 'dinov2', 'torchgeo'] = 'geofm',
-    sensor: Literal['s1', 's2'] | None = None,
+    sensor: str | None = None,
 ) -> None:
     """Write a checkpoint's backbone for another tool.
 

@@ -23,6 +23,7 @@ from geofm.atomic import atomic_file
 from geofm.checkpoint_io import AtomicCheckpointIO, local_path, remove_partial_checkpoints
 from geofm.commands.adoption import adopt_model
 from geofm.messages import ShortErrors
+from geofm.sensors import load_sensors
 from geofm.tasks.dinov2 import NO_STEPS
 
 
@@ -79,6 +80,20 @@ class GeofmCLI(LightningCLI):
         )
 
     @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add what is beside trainer, model and data.
+
+        Args:
+            parser: The parser.
+        """
+        parser.add_argument(
+            '--sensors',
+            type=str | list[str] | None,
+            default=None,
+            help='YAML file, or files, that define further sensors',
+        )
+
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse arguments.
 
@@ -90,7 +105,10 @@ class GeofmCLI(LightningCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Take the model from the checkpoint that a task starts from."""
+        """Register the user's sensors, and take the model of the checkpoint to start from."""
+        files = self._get(self.config, 'sensors') or []
+        for file in [files] if isinstance(files, str) else files:
+            load_sensors(file)
         adopt_model(self.config[self.subcommand].model)
 
     @override

@@ -11,10 +11,12 @@ from geofm.maps import Options, Product, map_scene, plot_products, read_item, sa
 from geofm.maps import search as search_embeddings
 from geofm.maps.figure import DRAWN
 from geofm.maps.places import SearchResult
-from geofm.maps.scene import Missing
+from geofm.maps.scene import Missing, files_by_sensor
 from geofm.models.timm_vit import load_model
 from geofm.printing import say
 from geofm.rasters import Address
+from geofm.sensors import DEFAULT_SENSORS
+from geofm.sensors import reference_sensor as reference_of
 
 
 def map_(
@@ -42,6 +44,9 @@ def map_(
     bands: list[str] | None = None,
     figure: Path | None = None,
     device: str | None = None,
+    scene: dict[str, Path] | None = None,
+    scene_bands: dict[str, list[str]] | None = None,
+    reference_sensor: str | None = None,
 ) -> None:
     """Map what a backbone sees of a scene of any size, as rasters that lie on it.
 
@@ -51,7 +56,7 @@ def map_(
         checkpoint: Checkpoint that `geofm fit` wrote; with --model, a file of that model's weights.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
         s2: Sentinel-2 scene: bands as DN. Its grid is that of the products.
-        item: STAC item with local Sentinel-1 and Sentinel-2 assets, instead of --s1 and --s2.
+        item: STAC item with local assets of the model's sensors, instead of rasters.
         output: Folder to write to.
         products: Some of [attention, rollout, point, pca, segments, embedding]; all if not given.
         block: Block whose attention to show; negative counts from the last.
@@ -64,7 +69,7 @@ def map_(
         basis: PCA basis of another scene (*_pca.safetensors), for the same colours.
         segments: Number of segments.
         precision: How embeddings are stored.
-        dates: Days of acquisition, as --dates.s1 YYYY-MM-DD --dates.s2 YYYY-MM-DD; from file names
+        dates: Days of acquisition, as --dates s1=YYYY-MM-DD --dates s2=YYYY-MM-DD; from file names
             or metadata if not given.
         s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
         s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
@@ -74,15 +79,21 @@ def map_(
         bands: Names of the model's channels, e.g. [B04,B03,B02].
         figure: File to draw the scene and its products to, side by side, as PNG and as PDF.
         device: Where to compute, e.g. cuda; on the CPU if not given.
+        scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
+        scene_bands: Names of the bands of files of any sensors, if they do not say, as
+            --scene_bands landsat=[B02,B03,B04].
+        reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
+            the first that does not stay the same over time.
     """
     found = {} if dates is None else dict(dates)
-    if item is not None and (s1 is not None or s2 is not None):
-        raise ValueError('give --item, or --s1 and --s2, not both')
+    rasters = files_by_sensor(s1, s2, scene)
+    if item is not None and rasters:
+        raise ValueError('give --item, or --s1 and --s2 (or --scene), not both')
     backbone = load_model(checkpoint, model, bands)
     if item is not None:
-        rasters = read_item(item, output, backbone.bands)
-        s1, s2, found = rasters.s1, rasters.s2, {**rasters.dates, **found}
-    names = _names(s1_bands, s2_bands)
+        from_item = read_item(item, output, backbone.bands)
+        rasters, found = dict(from_item.files), {**from_item.dates, **found}
+    names = _names(s1_bands, s2_bands, scene_bands)
     options = Options(
         block=block,
         window=window,
@@ -99,11 +110,11 @@ def map_(
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     files = map_scene(
         backbone,
-        s1,
-        s2,
-        output,
-        products,
-        options,
+        output=output,
+        products=products,
+        options=options,
+        scene=rasters,
+        reference=reference_sensor,
         dates=found,
         names=names,
         device=device,
@@ -112,7 +123,7 @@ def map_(
     for path in files.values():
         say(path)
     if figure is not None:
-        _draw(files, s1, s2, figure, names)
+        _draw(files, rasters, figure, names, reference=reference_sensor)
 
 
 def attention(
@@ -130,6 +141,9 @@ def attention(
     s2_bands: list[str] | None = None,
     missing_bands: Missing | None = None,
     device: str | None = None,
+    scene: dict[str, Path] | None = None,
+    scene_bands: dict[str, list[str]] | None = None,
+    reference_sensor: str | None = None,
 ) -> None:
     """Map where a backbone looks, and draw it; `geofm map` has more choices.
 
@@ -149,6 +163,11 @@ def attention(
         missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
             an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
+        scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
+        scene_bands: Names of the bands of files of any sensors, if they do not say, as
+            --scene_bands landsat=[B02,B03,B04].
+        reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
+            the first that does not stay the same over time.
     """
     products: list[Product] = ['attention']
     map_(
@@ -156,7 +175,7 @@ def attention(
         s1,
         s2,
         output=output,
-        figure=output / f'{_stem(s2 or s1 or output)}_attention',
+        figure=output / f'{_stem(_grid_file(s1, s2, scene, reference_sensor) or output)}_attention',
         products=products if point is None else [*products, 'point'],
         block=block,
         point=point,
@@ -167,6 +186,9 @@ def attention(
         s1_bands=s1_bands,
         s2_bands=s2_bands,
         missing_bands=missing_bands,
+        scene=scene,
+        scene_bands=scene_bands,
+        reference_sensor=reference_sensor,
         device=device,
     )
 
@@ -186,6 +208,9 @@ def pca(
     s2_bands: list[str] | None = None,
     missing_bands: Missing | None = None,
     device: str | None = None,
+    scene: dict[str, Path] | None = None,
+    scene_bands: dict[str, list[str]] | None = None,
+    reference_sensor: str | None = None,
 ) -> None:
     """Map the principal components of patch tokens as colours; `geofm map` has more choices.
 
@@ -205,6 +230,11 @@ def pca(
         missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
             an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
+        scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
+        scene_bands: Names of the bands of files of any sensors, if they do not say, as
+            --scene_bands landsat=[B02,B03,B04].
+        reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
+            the first that does not stay the same over time.
     """
     map_(
         checkpoint,
@@ -221,6 +251,9 @@ def pca(
         s1_bands=s1_bands,
         s2_bands=s2_bands,
         missing_bands=missing_bands,
+        scene=scene,
+        scene_bands=scene_bands,
+        reference_sensor=reference_sensor,
         device=device,
     )
 
@@ -238,6 +271,9 @@ def embed(
     s2_bands: list[str] | None = None,
     missing_bands: Missing | None = None,
     device: str | None = None,
+    scene: dict[str, Path] | None = None,
+    scene_bands: dict[str, list[str]] | None = None,
+    reference_sensor: str | None = None,
 ) -> None:
     """Write the embedding of every patch, as GeoTIFF and GeoParquet; `geofm map` has more choices.
 
@@ -255,6 +291,11 @@ def embed(
         missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
             an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
+        scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
+        scene_bands: Names of the bands of files of any sensors, if they do not say, as
+            --scene_bands landsat=[B02,B03,B04].
+        reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
+            the first that does not stay the same over time.
     """
     map_(
         checkpoint,
@@ -269,6 +310,9 @@ def embed(
         s1_bands=s1_bands,
         s2_bands=s2_bands,
         missing_bands=missing_bands,
+        scene=scene,
+        scene_bands=scene_bands,
+        reference_sensor=reference_sensor,
         device=device,
     )
 
@@ -304,6 +348,9 @@ def figure(
     title: str | None = None,
     s1_bands: list[str] | None = None,
     s2_bands: list[str] | None = None,
+    scene: dict[str, Path] | None = None,
+    scene_bands: dict[str, list[str]] | None = None,
+    reference_sensor: str | None = None,
 ) -> None:
     """Draw a scene and its products side by side, with scale bar and north arrow: PNG and PDF.
 
@@ -316,35 +363,66 @@ def figure(
         title: Title; the scene's name if not given.
         s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
         s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
+        scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
+        scene_bands: Names of the bands of files of any sensors, if they do not say, as
+            --scene_bands landsat=[B02,B03,B04].
+        reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
+            the first that does not stay the same over time.
     """
-    # The raster that gives the grid gives the name; a model of one sensor may have had either.
-    stems = [_stem(path) for path in (s2, s1) if path is not None]
+    rasters = files_by_sensor(s1, s2, scene)
+    # The raster that gives the grid gives the name; a model of one sensor may have had any.
+    stems = [_stem(path) for path in _by_grid(rasters, reference_sensor)]
     for stem in stems:
         paths = {product: directory / f'{stem}_{product}.tif' for product in DRAWN}
         if files := {product: path for product, path in paths.items() if path.exists()}:
             break
     else:
         raise ValueError(f'{directory}: no products of {stems or "a scene"}; run `geofm map`')
-    names = _names(s1_bands, s2_bands)
-    _draw(files, s1, s2, output or directory / f'{stem}_figure', names, title)
+    names = _names(s1_bands, s2_bands, scene_bands)
+    target = output or directory / f'{stem}_figure'
+    _draw(files, rasters, target, names, title, reference_sensor)
 
 
 def _draw(
     files: Mapping[str, Path],
-    s1: Path | None,
-    s2: Path | None,
+    rasters: Mapping[str, Path],
     output: Path,
     names: Mapping[str, Sequence[str]],
     title: str | None = None,
+    reference: str | None = None,
 ) -> None:
     stem = output.with_suffix('') if output.suffix in ('.png', '.pdf') else output
     with locked_folder(stem.parent):
-        for path in save_figure(plot_products(files, s1, s2, names=names, title=title), stem):
+        drawn = plot_products(files, scene=rasters, reference=reference, names=names, title=title)
+        for path in save_figure(drawn, stem):
             say(path)
 
 
-def _names(s1: Sequence[str] | None, s2: Sequence[str] | None) -> dict[str, Sequence[str]]:
-    return {key: bands for key, bands in (('s1', s1), ('s2', s2)) if bands is not None}
+def _names(
+    s1: Sequence[str] | None,
+    s2: Sequence[str] | None,
+    others: Mapping[str, Sequence[str]] | None,
+) -> dict[str, Sequence[str]]:
+    """Names of bands by sensor, where they are given."""
+    given = zip(DEFAULT_SENSORS, (s1, s2), strict=True)
+    return {key: bands for key, bands in given if bands is not None} | dict(others or {})
+
+
+def _by_grid(rasters: Mapping[str, Path], reference: str | None) -> list[Path]:
+    """Rasters of a scene, that whose grid the products are on first."""
+    left, ordered = dict(rasters), []
+    if reference in left:
+        ordered.append(left.pop(reference))
+    while left:
+        ordered.append(left.pop(reference_of([*left])))
+    return ordered
+
+
+def _grid_file(
+    s1: Path | None, s2: Path | None, scene: Mapping[str, Path] | None, reference: str | None
+) -> Path | None:
+    """Raster whose grid the products are on."""
+    return next(iter(_by_grid(files_by_sensor(s1, s2, scene), reference)), None)
 
 
 def _stem(path: Path) -> str:

@@ -13,6 +13,8 @@ def page(
     output: Path | None = None,
     title: str | None = None,
     basemap: str | None = None,
+    scene_files: dict[str, Path] | None = None,
+    scene_bands: dict[str, list[str]] | None = None,
 ) -> None:
     """Make a web page of a scene's products: map layers, and similarity at a click.
 
@@ -25,6 +27,9 @@ def page(
         title: Title of the page; the scene's name if not given.
         basemap: Address of map tiles on the Internet, with {z}, {x} and {y}; the page offers it,
             and leaves it off at first.
+        scene_files: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
+        scene_bands: Names of the bands of files, if they do not say, as
+            --scene_bands landsat=[B02,B03,B04].
     """
     try:
         from geofm.maps.page import find_products, product_layers, scene_layers, write_page
@@ -38,7 +43,7 @@ def page(
     name = path.name.removesuffix(f'_{product}.tif')
     index = write_page(
         output or directory / f'{name}_page',
-        [*scene_layers(s1, s2), *product_layers(products)],
+        [*scene_layers(s1, s2, scene_files, scene_bands), *product_layers(products)],
         products.get('embedding'),
         title=title or name,
         basemap=basemap,

@@ -88,17 +88,19 @@ def colours(
     return coloured
 
 
-def drawing_order(bands: Sequence[str]) -> list[Sensor]:
+def drawing_order(bands: Sequence[str], reference: str | None = None) -> list[Sensor]:
     """Sensors of some bands in the order in which they are drawn.
 
     Args:
         bands: Names of the channels.
+        reference: Key of the sensor whose grid is used; by default that of
+            :func:`geofm.sensors.reference_sensor`.
 
     Returns:
         The sensors, that with the reference grid first.
     """
     sensors = [SENSORS[key] for key in sensor_channels(bands)]
-    return sorted(sensors, key=lambda sensor: -sensor.grid_priority)
+    return sorted(sensors, key=lambda s: (s.name != reference, -s.grid_priority))
 
 
 def plot_pair(

@@ -10,6 +10,8 @@ import torch
 from torch.utils.data import Dataset
 from torchgeo.datasets.utils import Sample
 
+from geofm.sensors import added_sensors, register_sensor
+
 
 class Visit(int):
     """Number of a sample that knows the epoch it is drawn in.
@@ -60,6 +62,15 @@ class Seeded(Dataset[Sample]):
             dataset: The dataset.
         """
         self.dataset = dataset
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process that is spawned knows the built-in sensors only.
+        return {**self.__dict__, 'sensors': added_sensors()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for sensor in state.pop('sensors'):
+            register_sensor(sensor)
+        self.__dict__.update(state)
 
     def __len__(self) -> int:
         """Number of samples."""

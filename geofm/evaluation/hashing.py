@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 import geofm
+from geofm.sensors import added_sensors
 
 #: Code whose change may change features, in the folder of the package.
 _CODE = (
-    'sensors.py',
+    'sensors',
     'datasets/named_bands.py',
     'transforms/normalize.py',
     'transforms/statistics.py',
@@ -63,13 +64,18 @@ def hash_module(module: nn.Module) -> str:
     return hashlib.sha256(f'{module!r}\n{hash_tensors(tensors)}'.encode()).hexdigest()
 
 
-@cache
 def code_version() -> str:
-    """Hash of the code and the libraries that features depend on.
+    """Hash of the code, the libraries and the user's sensors that features depend on.
 
     Returns:
         SHA-256 in hexadecimal.
     """
+    added = ' '.join(map(repr, added_sensors()))
+    return hashlib.sha256(f'{_code_version()} {added}'.encode()).hexdigest()
+
+
+@cache
+def _code_version() -> str:
     root = Path(inspect.getfile(geofm)).parent
     digest = hashlib.sha256(' '.join(f'{name} {version(name)}' for name in _LIBRARIES).encode())
     for part in _CODE:

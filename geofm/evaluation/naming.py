@@ -12,7 +12,7 @@ from torchgeo.datasets.utils import Sample
 
 from geofm.datasets import NamedBands
 from geofm.evaluation.sources import SOURCES, ChannelNames, Source
-from geofm.sensors import BANDS, BandError
+from geofm.sensors import CHANNELS, BandError
 
 #: Samples by which a normalisation is judged.
 _JUDGED = 16
@@ -159,7 +159,7 @@ def named(dataset: Dataset[Any], title: str) -> Dataset[Any]:
     names = {key: [n for n in image if n is not None] for key, image in channels.items()}
     if not any(names.values()):
         raise BandError(
-            f'{title}: {type(inside).__name__} has no band that is known: {list(BANDS)}'
+            f'{title}: {type(inside).__name__} has no band that is known: {list(CHANNELS)}'
         )
     unnamed = any(None in image for image in channels.values())
     reading = KnownChannels(dataset, channels) if unnamed else dataset

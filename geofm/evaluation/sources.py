@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from geofm.datasets.named_bands import S1Unit
-from geofm.sensors import BANDS, RGB_BANDS
+from geofm.sensors import BANDS, RGB_BANDS, SENTINEL1, SENTINEL2
 
 #: Names of channels in their order; None is a channel that is not a band we know.
 type ChannelNames = tuple[str | None, ...]
@@ -42,17 +42,23 @@ def _own_names(dataset: Any) -> dict[str, ChannelNames]:
 
 # Files are read in the order of their names, so VH comes before VV. Level-2A: no B10.
 _BEN_S1: ChannelNames = ('VH', 'VV')
-_BEN_S2: ChannelNames = tuple(b for b in BANDS if b not in ('VV', 'VH', 'B10'))
+_BEN_S2: ChannelNames = tuple(b for b in SENTINEL2.band_names if b != 'B10')
+#: TorchGeo's names of sensors are ours.
+_BEN: dict[str, ChannelNames] = {
+    SENTINEL1.name: _BEN_S1,
+    SENTINEL2.name: _BEN_S2,
+    'all': _BEN_S1 + _BEN_S2,
+}
 
 
 def _bigearthnet(dataset: Any) -> dict[str, ChannelNames]:
-    return {'image': {'s1': _BEN_S1, 's2': _BEN_S2, 'all': _BEN_S1 + _BEN_S2}[dataset.bands]}
+    return {'image': _BEN[dataset.bands]}
 
 
 def _bigearthnet_v2(dataset: Any) -> dict[str, ChannelNames]:
     if dataset.bands == 'all':
         return {'image_s1': _BEN_S1, 'image_s2': _BEN_S2}
-    return {'image': _BEN_S1 if dataset.bands == 's1' else _BEN_S2}
+    return {'image': _BEN[dataset.bands]}
 
 
 # Zhu et al., 2020: channels 5 and 6 of Sentinel-1 are the Lee-filtered intensities of VH and VV;
@@ -67,8 +73,21 @@ def _so2sat(dataset: Any) -> dict[str, ChannelNames]:
 
 
 _TREESATAI: dict[str, ChannelNames] = {
-    's1': ('VV', 'VH', None),
-    's2': ('B02', 'B03', 'B04', 'B08', 'B05', 'B06', 'B07', 'B8A', 'B11', 'B12', 'B01', 'B09'),
+    SENTINEL1.name: ('VV', 'VH', None),
+    SENTINEL2.name: (
+        'B02',
+        'B03',
+        'B04',
+        'B08',
+        'B05',
+        'B06',
+        'B07',
+        'B8A',
+        'B11',
+        'B12',
+        'B01',
+        'B09',
+    ),
 }
 
 
@@ -105,7 +124,7 @@ SOURCES: dict[str, Source] = {
     'SEN12MS': Source(_own_names),
     'So2Sat': Source(
         _so2sat,
-        scale={band: 10_000.0 for band in BANDS if band.startswith('B')},
+        scale=dict.fromkeys(SENTINEL2.band_names, 10_000.0),
         s1_unit='power',
         note='of Sentinel-1 the Lee-filtered intensities are used',
     ),

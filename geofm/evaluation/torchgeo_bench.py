@@ -17,11 +17,12 @@ from geofm.models import MultiSensorViT, create_backbone
 from geofm.models.checkpoints import build_backbone, read_checkpoint
 from geofm.sensors import (
     SENSORS,
+    SENTINEL1,
+    SENTINEL2,
     BandError,
     check_bands,
     check_channels,
     sensor_channels,
-    sensor_of,
 )
 from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
@@ -35,29 +36,15 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-#: Names of bands in torchgeo-bench, beside codes such as 'b02', by what it calls the sensor.
-_S1_NAMES = {'vv': 'VV', 'vh': 'VH'}
-_NAMES: dict[str, dict[str, str]] = {
-    's1': _S1_NAMES,
-    'sar': _S1_NAMES,
-    's2': {band.lower(): band for band in SENSORS['s2'].band_names}
-    | {
-        'coastal_aerosol': 'B01',
-        'blue': 'B02',
-        'green': 'B03',
-        'red': 'B04',
-        'red_edge_1': 'B05',
-        'red_edge_2': 'B06',
-        'red_edge_3': 'B07',
-        'nir': 'B08',
-        'red_edge_4': 'B8A',
-        'water_vapour': 'B09',
-        'swir_cirrus': 'B10',
-        'swir_1': 'B11',
-        'swir_2': 'B12',
-    },
+#: Sensors by what torchgeo-bench calls them. Their units there are known.
+_SENSORS = {
+    SENTINEL1.name: SENTINEL1,
+    'sar': SENTINEL1,
+    SENTINEL2.name: SENTINEL2,
 }
 
+#: Bands of Sentinel-2 but the cirrus band, which is dark in any unit.
+_LIT = tuple(band for band in SENTINEL2.band_names if band != 'B10')
 
 #: Least mean of B8A as a share of that of B07 or B08; in data with the right names it is above 1.
 _LEAST_B8A = 0.85
@@ -169,7 +156,7 @@ class _ToNative(nn.Module):
         super().__init__()
         channels = sensor_channels(tuple(named))
         specs = list(named.values())
-        s1 = [specs[i] for i in channels.get('s1', [])]
+        s1 = [specs[i] for i in channels.get(SENTINEL1.name, [])]
         unit = _s1_unit(s1)
         if not unit:
             raise ValueError(
@@ -177,8 +164,8 @@ class _ToNative(nn.Module):
                 f'{[spec.min for spec in s1]} is neither dB nor power: leave it out, or choose '
                 'another dataset.normalization, e.g. bandspec_zscore'
             )
-        self.power = channels['s1'] if s1 and unit == 'power' else []
-        self.optical = channels.get('s2', [])
+        self.power = channels[SENTINEL1.name] if s1 and unit == 'power' else []
+        self.optical = channels.get(SENTINEL2.name, [])
         scale = torch.ones(len(named))
         if self.optical:
             scale[self.optical] = _dn_factor(named)
@@ -203,7 +190,7 @@ def _name_bands(specs: Sequence[BandSpec], names: Mapping[str, str | None]) -> d
     if unknown:
         raise BandError(f'names of {unknown}: the data have {[spec.name for spec in specs]}')
     ours = [
-        names[spec.name] if spec.name in names else _NAMES.get(spec.sensor, {}).get(spec.name, '')
+        names[spec.name] if spec.name in names else _find_band(spec.sensor, spec.name)
         for spec in specs
     ]
     if foreign := [
@@ -218,12 +205,18 @@ def _name_bands(specs: Sequence[BandSpec], names: Mapping[str, str | None]) -> d
     return used
 
 
+def _find_band(sensor: str, name: str) -> str:
+    """Our name of a channel; empty if there is none."""
+    found = _SENSORS[sensor].find_band(name) if sensor in _SENSORS else None
+    return found or ''
+
+
 def _check_names(named: Mapping[str, BandSpec]) -> None:
     """Refuse names that the statistics contradict."""
     mean = {name: spec.mean for name, spec in named.items()}
     said = {name: spec.name for name, spec in named.items()}
     advice = 'Some data of GEO-Bench have wrong names; say the right ones in model.names'
-    s1 = [spec for name, spec in named.items() if name in SENSORS['s1'].band_names]
+    s1 = [spec for name, spec in named.items() if name in SENTINEL1.band_names]
     # Of values without a unit it cannot be said.
     if len(s1) == 2 and _s1_unit(s1) and mean['VV'] < mean['VH']:
         raise ValueError(
@@ -238,7 +231,7 @@ def _check_names(named: Mapping[str, BandSpec]) -> None:
                     f"'{said['B8A']}' is darker than '{said[band]}' (means {mean['B8A']:g} and "
                     f'{mean[band]:g}), so it is hardly B8A, which lies beside {band}. {advice}'
                 )
-    others = {m: name for name, m in mean.items() if name != 'B10' and sensor_of(name).name == 's2'}
+    others = {m: name for name, m in mean.items() if name in _LIT}
     if 'B10' in mean and others and mean['B10'] >= min(others):
         darkest = others[min(others)]
         raise ValueError(
@@ -258,12 +251,7 @@ def _s1_unit(specs: Sequence[BandSpec]) -> Literal['dB', 'power', '']:
 
 def _dn_factor(named: Mapping[str, BandSpec]) -> float:
     """What brings Sentinel-2 to DN = reflectance x 10,000."""
-    # B10 is dark in any unit.
-    top = {
-        name: spec.max
-        for name, spec in named.items()
-        if sensor_of(name).name == 's2' and name != 'B10'
-    }
+    top = {name: spec.max for name, spec in named.items() if name in _LIT}
     if all(value > 1000 for value in top.values()):
         return 1.0
     if all(value <= 10 for value in top.values()):

@@ -19,9 +19,10 @@ from matplotlib.transforms import Affine2DBase, ScaledTranslation
 from rasterio.io import DatasetReader
 
 from geofm.atomic import atomic_file
+from geofm.datasets.plot import compose, drawing_order
 from geofm.grid import Grid
-from geofm.maps.scene import Scene, SensorRaster
-from geofm.sensors import RGB_BANDS, SENSORS
+from geofm.maps.scene import Scene, SensorRaster, files_by_sensor
+from geofm.sensors import SENSORS
 
 Array = npt.NDArray[np.float32]
 
@@ -66,6 +67,8 @@ def plot_products(
     s1: Path | None = None,
     s2: Path | None = None,
     *,
+    scene: Mapping[str, Path | None] | None = None,
+    reference: str | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
     title: str | None = None,
     max_side: int = 640,
@@ -77,6 +80,9 @@ def plot_products(
             'foreground', 'rollout', 'point' and 'attention', of those that are there.
         s1: Sentinel-1 raster of the scene.
         s2: Sentinel-2 raster of the scene.
+        scene: Rasters of any sensors by key.
+        reference: Key of the sensor whose grid the products are on. Default: Sentinel-2 where it is
+            given, else the first that is not static.
         names: Name of each band of a raster by sensor, where the file does not say.
         title: Title of the figure. Default: the name of the scene.
         max_side: Longest side of a picture in pixels; larger scenes are read at this size.
@@ -87,19 +93,21 @@ def plot_products(
 
     Raises:
         FileNotFoundError: If a file is missing.
-        ValueError: If neither raster is given, or one is unfit.
+        ValueError: If no raster is given, or one is unfit.
     """
-    with _open(s1, s2, names or {}) as scene:
-        grid, stem = scene.grid, scene.stem
-        pictures = _pictures(scene, max_side)
-    backdrop = pictures.get('s2') or pictures['s1']
-    top = [_Panel(p.title, _whole(p.rgba, grid)) for p in pictures.values()][::-1]
+    with _open(files_by_sensor(s1, s2, scene), reference, names or {}) as ground:
+        grid, stem = ground.grid, ground.stem
+        pictures = _pictures(ground, max_side)
+    backdrop = next(iter(pictures.values()))
+    top = [_Panel(p.title, _whole(p.rgba, grid)) for p in pictures.values()]
     rows: list[_Band] = []
     if 'pca' in files:
         top.append(_Panel('PCA of patch tokens', _read_rgb(files['pca'], grid, max_side)))
-    for product in ('segments', 'foreground'):
-        if product in files:
-            top.append(_Panel(product.capitalize(), _read_classes(files[product], grid, max_side)))
+    top += [
+        _Panel(product.capitalize(), _read_classes(files[product], grid, max_side))
+        for product in ('segments', 'foreground')
+        if product in files
+    ]
     for product in ('attention', 'rollout', 'point'):
         if product in files:
             rows += _attention_bands(product, files[product], grid, max_side, pictures, backdrop)
@@ -160,17 +168,18 @@ def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
 # -- what is drawn ------------------------------------------------------------------------------
 
 
-def _open(s1: Path | None, s2: Path | None, names: Mapping[str, Sequence[str]]) -> Scene:
+def _open(
+    files: Mapping[str, Path], reference: str | None, names: Mapping[str, Sequence[str]]
+) -> Scene:
     """The scene, with all bands that the files have."""
+    if not files:
+        raise ValueError('no raster given: --s1, --s2 or both, or --scene SENSOR=FILE')
     bands: list[str] = []
-    for key, path in (('s1', s1), ('s2', s2)):
-        if path is not None:
-            raster = SensorRaster.open(path, SENSORS[key], bands=names.get(key))
-            raster.src.close()
-            bands += raster.bands
-    if not bands:
-        raise ValueError('no raster given: --s1, --s2 or both')
-    return Scene(bands, s1, s2, names=names)
+    for key, path in files.items():
+        raster = SensorRaster.open(path, SENSORS[key], bands=names.get(key))
+        raster.src.close()
+        bands += raster.bands
+    return Scene(bands, names=names, files=files, reference=reference)
 
 
 class _Picture(NamedTuple):
@@ -179,29 +188,28 @@ class _Picture(NamedTuple):
 
 
 def _pictures(scene: Scene, max_side: int) -> dict[str, _Picture]:
-    """A picture of each sensor."""
+    """A picture of each sensor, that with the grid of the scene first."""
     pictures = {}
-    for key, raster in scene.rasters.items():
-        wanted = {'s1': ('VV', 'VH'), 's2': RGB_BANDS}[key]
-        if not set(wanted) <= set(raster.bands):
-            wanted = (next(iter(raster.bands)),)
+    for sensor in drawing_order(scene.bands, scene.reference):
+        wanted = sensor.picture_bands
+        if not set(wanted) <= set(scene.rasters[sensor.name].bands):
+            wanted = (next(iter(scene.rasters[sensor.name].bands)),)
         pixels, valid = scene.thumbnail(wanted, max_side)
-        name = raster.sensor.title.split()[0]
-        if wanted == RGB_BANDS:
-            title = f'{name} true colour'
-        elif len(wanted) == 2:
-            title = f'{name} VV, VH, VV/VH'
-            # The ratio of two polarisations is a difference in dB.
-            pixels = np.concatenate([pixels, pixels[:1] - pixels[1:]])
+        channels = compose(pixels, wanted, sensor)
+        if channels is None:
+            title, rgba = f'{sensor.short_title} {wanted[0]}', _stretch(pixels, valid)
         else:
-            title = f'{name} {wanted[0]}'
-            pixels = pixels.repeat(3, axis=0)
-        pictures[key] = _Picture(title, _stretch(pixels, valid))
+            title = f'{sensor.short_title} {sensor.drawing.title}'
+            if sensor.unit == 'dB':
+                # A difference in dB is a ratio of power.
+                title = title.replace(' − ', '/')
+            rgba = _stretch(channels, valid, sensor.drawing.cmap)
+        pictures[sensor.name] = _Picture(title, rgba)
     return pictures
 
 
-def _stretch(pixels: Array, valid: npt.NDArray[np.bool_]) -> Array:
-    """RGBA of three bands, each from its 2nd to its 98th percentile; clear where not valid.
+def _stretch(pixels: Array, valid: npt.NDArray[np.bool_], cmap: str = 'gray') -> Array:
+    """RGBA of one or three bands, each from its 2nd to its 98th percentile; clear where not valid.
 
     A gamma of 0.7 opens the shadows.
     """
@@ -211,6 +219,8 @@ def _stretch(pixels: Array, valid: npt.NDArray[np.bool_]) -> Array:
             low, high = np.percentile(band[valid], (2, 98))
             stretched = (band - low) / max(high - low, 1e-6)
             rgba[..., i] = np.where(valid, stretched, 0).clip(0, 1) ** 0.7
+    if len(pixels) == 1:
+        rgba[..., :3] = colormaps[cmap](rgba[..., 0])[..., :3]
     rgba[..., 3] = valid
     return rgba
 
@@ -291,7 +301,7 @@ def _attention_bands(
 
 def _title(source: str) -> str:
     if source in SENSORS:
-        return SENSORS[source].title.split()[0]
+        return SENSORS[source].short_title
     return {'fusion': 'Cross-attention', 'vit': 'ViT'}.get(source, source)
 
 

@@ -21,7 +21,7 @@ from geofm.locking import locked_folder
 from geofm.lonlat import bounds, describe, pixel_at
 from geofm.maps.embeddings import Precision, dimension_scales, write_embeddings
 from geofm.maps.pca import PCABasis
-from geofm.maps.scene import Missing, Scene
+from geofm.maps.scene import Missing, Scene, files_by_sensor, option
 from geofm.maps.segments import Segmenter, segment_colors
 from geofm.maps.survey import (
     Observer,
@@ -42,7 +42,7 @@ from geofm.maps.writer import (
     write_pixels,
 )
 from geofm.models.timm_vit import has_cls_token
-from geofm.sensors import SENSORS
+from geofm.sensors import SENSORS, canonical_order
 from geofm.transforms.statistics import InputStatistics
 
 #: What can be made of a scene.
@@ -93,12 +93,14 @@ class Options:
 
 def map_scene(
     model: nn.Module,
-    s1: Path | None,
-    s2: Path | None,
-    output: Path,
+    s1: Path | None = None,
+    s2: Path | None = None,
+    output: Path = Path('maps'),
     products: Sequence[Product] | None = None,
     options: Options | None = None,
     *,
+    scene: Mapping[str, Path | None] | None = None,
+    reference: str | None = None,
     dates: Mapping[str, str] | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
     device: torch.device | str | None = None,
@@ -112,8 +114,9 @@ def map_scene(
     whole, so the same call after a crash goes on where that was.
 
     Products are Cloud-Optimised GeoTIFFs of one pixel a patch, from the outer corner of the scene
-    and in its CRS, on the grid of Sentinel-2 where it is given. Where a scene is not a whole number
-    of patches the last ones reach beyond it. A patch without any valid pixel is nodata.
+    and in its CRS, on the grid of one sensor, of Sentinel-2 where it is given. Where a scene is not
+    a whole number of patches the last ones reach beyond it. A patch without any valid pixel is
+    nodata.
 
     - ``attention``: CLS attention of a block. For each source, the sensors and 'fusion' for
       cross-attention, a band holds the mean over the heads, followed by one band a head. Attention
@@ -137,8 +140,11 @@ def map_scene(
         output: Folder of the products; made if it isn't there.
         products: What to make. Default: all that the model can, 'point' only if there is one.
         options: How to make it.
-        dates: Days of acquisition as YYYY-MM-DD, by sensor ('s1', 's2'). Default: from each
-            file's name or metadata.
+        scene: Rasters of any sensors by key, e.g. ``{'s1': path, 'dem': path}``, in their units.
+        reference: Key of the sensor whose grid the products are on. Default: Sentinel-2 where it is
+            given, else the first that is not static.
+        dates: Days of acquisition as YYYY-MM-DD, by sensor. Default: from each file's name or
+            metadata.
         names: Name of each band of a raster by sensor, where the file does not say.
         device: Device to run on. Default: where the model is.
         command: Command to note in the files.
@@ -150,38 +156,47 @@ def map_scene(
     Raises:
         FileNotFoundError: If a file is missing.
         LockedError: If another process is writing to the folder.
-        ValueError: If a raster is unfit (no CRS, bands missing, smaller than a patch), the two do
-            not overlap or hold no data together, the model's sensor is not given, the model
-            cannot make a product, or an argument is out of range, such as the block.
+        ValueError: If a raster is unfit (no CRS, bands missing, smaller than a patch), they do not
+            overlap or hold no data together, no sensor of the model is given, the model cannot
+            make a product, or an argument is out of range, such as the block.
     """
     options = options or Options()
     backbone: Any = model.eval() if device is None else model.to(device).eval()
     chosen = _choose(products, options, backbone)
+    files = files_by_sensor(s1, s2, scene)
     with (
         locked_folder(output),
         rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
-        Scene(backbone.bands, s1, s2, dates, names, options.missing_bands) as scene,
+        Scene(
+            backbone.bands,
+            dates=dates,
+            names=names,
+            missing=options.missing_bands,
+            files=files,
+            reference=reference,
+            sensors=backbone.sensors,
+        ) as ground,
         Progress() as progress,
     ):
-        _report_sensors(scene, backbone.sensors, {'s1': s1, 's2': s2})
-        units = scene.check_units()
-        if min(scene.grid.shape) < backbone.patch_size:
-            height, width = scene.grid.shape
+        _report_sensors(ground, backbone.sensors, files)
+        units = ground.check_units()
+        if min(ground.grid.shape) < backbone.patch_size:
+            height, width = ground.grid.shape
             raise ValueError(
-                f'{scene.path}: {height} x {width} px is smaller than one patch of the model '
+                f'{ground.path}: {height} x {width} px is smaller than one patch of the model '
                 f'({backbone.patch_size} px)'
             )
-        maker = _Maker.start(backbone, scene, output, chosen, options, command, progress)
+        maker = _Maker.start(backbone, ground, output, chosen, options, command, progress)
         if maker.survey.layout:
             maker.survey.run(maker.observer, options.batch_size, progress)
         # A point alone is seen in one window.
         if maker.survey.layout and maker.survey.is_empty():
             maker.survey.remove()
-            names_of = ' and '.join(raster.src.name for raster in scene.rasters.values())
+            names_of = ' and '.join(raster.src.name for raster in ground.rasters.values())
             raise ValueError('; '.join([f'{names_of}: no pixel holds data in every band', *units]))
-        files = maker.make(chosen)
+        made = maker.make(chosen)
         maker.survey.remove()
-    return files
+    return made
 
 
 def _choose(
@@ -211,19 +226,18 @@ def _check(options: Options, depth: int) -> None:
         raise ValueError(f'components={options.components}: a picture needs at least 3')
 
 
-def _report_sensors(
-    scene: Scene, sensors: tuple[str, ...], paths: Mapping[str, Path | None]
-) -> None:
+def _report_sensors(scene: Scene, sensors: Sequence[str], files: Mapping[str, Path]) -> None:
     """Warn of a sensor that the model knows and doesn't get, or gets and doesn't know."""
-    for key, path in paths.items():
+    for key in canonical_order([*sensors, *files]):
         title = SENSORS[key].title
         if key in sensors and key not in scene.rasters:
             warnings.warn(
-                f"no {title} raster given (--{key}): the model's learned stand-in takes its place",
+                f"no {title} raster given ({option(key)}): the model's learned stand-in takes its "
+                'place',
                 stacklevel=3,
             )
-        elif path is not None and key not in scene.rasters:
-            warnings.warn(f'{path} is not used: the model has no {title} bands', stacklevel=3)
+        elif key in files and key not in scene.rasters:
+            warnings.warn(f'{files[key]} is not used: the model has no {title} bands', stacklevel=3)
     if scene.filled:
         stand_in = 'their mean' if scene.missing == 'mean' else 'zeros'
         warnings.warn(

@@ -1,4 +1,4 @@
-"""A Sentinel-1 and Sentinel-2 scene of any size, read window by window on one grid."""
+"""A scene of several sensors, of any size, read window by window on one grid."""
 
 import re
 import warnings
@@ -22,16 +22,17 @@ from geofm.maps.placement import Placement
 from geofm.rasters import Address, open_raster
 from geofm.sensor_rasters import SensorBands
 from geofm.sensors import (
+    DEFAULT_SENSORS,
     SENSORS,
     BandError,
     Sensor,
+    canonical_order,
     check_bands,
     date_columns,
+    reference_sensor,
     sensor_channels,
 )
 from geofm.units import (
-    BASELINE_OFFSET,
-    DN_PER_REFLECTANCE,
     UnitWarning,
     WrongUnit,
     baseline_of,
@@ -121,10 +122,10 @@ class SensorRaster:
         except ValueError:
             src.close()
             raise
-        if not reading.named:
+        if not reading.named and len(sensor.bands) > 1:
             warnings.warn(
                 f'{path}: its bands have no names; taken to be {", ".join(reading.indices)} in '
-                f'this order. If they are not, name them with --{sensor.name}_bands',
+                f'this order. If they are not, name them with {bands_option(sensor.name)}',
                 stacklevel=3,
             )
         return cls(sensor, src, Address.parse(path), reading, placement, day)._without_offset()
@@ -140,20 +141,19 @@ class SensorRaster:
         # A product's baseline is in its name and, written by GDAL, in the metadata as '05.09'.
         tag = self.src.tags().get('PROCESSING_BASELINE', '')
         baseline = baseline_of(self.src.name) or baseline_of(f'N{tag.replace(".", "")}') or 0
-        if self.sensor.unit != 'DN' or self.states_scale or baseline < 4:
+        added = self.sensor.baseline_offset
+        if not added or self.states_scale or baseline < 4:
             return self
         if wrong_unit(self.sample(), self.sensor) is not WrongUnit.OFFSET:
             return self
         warnings.warn(
             f'{self.src.name}: of processing baseline {baseline:.2f}, and hardly any DN is below '
-            f'{BASELINE_OFFSET:g}: this offset is taken off. If that is wrong, state a scale of '
-            f'{1 / DN_PER_REFLECTANCE:g} and an offset of 0 in the file',
+            f'{added:g}: this offset is taken off. If that is wrong, state a scale of '
+            f'{self.sensor.scale:g} and an offset of 0 in the file',
             stacklevel=4,
         )
         shape = (len(self.bands), 1, 1)
-        reading = replace(
-            self.reading, scale=np.ones(shape), offset=np.full(shape, -BASELINE_OFFSET)
-        )
+        reading = replace(self.reading, scale=np.ones(shape), offset=np.full(shape, -added))
         return replace(self, reading=reading)
 
     @property
@@ -236,6 +236,56 @@ def _day(text: str, sensor: Sensor) -> np.datetime64:
         raise ValueError(f"{sensor.name} date '{text}' is not a day: give YYYY-MM-DD") from error
 
 
+def option(key: str) -> str:
+    """How a command takes the file of a sensor.
+
+    Args:
+        key: Key of the sensor.
+
+    Returns:
+        ``--s1`` or ``--s2`` for these two, else e.g. ``--scene dem=FILE``.
+    """
+    return f'--{key}' if key in DEFAULT_SENSORS else f'--scene {key}=FILE'
+
+
+def bands_option(key: str) -> str:
+    """How a command takes the names of the bands of a file.
+
+    Args:
+        key: Key of the sensor.
+
+    Returns:
+        ``--s1_bands`` or ``--s2_bands`` for these two, else e.g. ``--scene_bands landsat=[...]``.
+    """
+    return f'--{key}_bands' if key in DEFAULT_SENSORS else f'--scene_bands {key}=[...]'
+
+
+def files_by_sensor(
+    s1: Path | None, s2: Path | None, scene: Mapping[str, Path | None] | None
+) -> dict[str, Path]:
+    """Files of a scene by sensor.
+
+    Args:
+        s1: Sentinel-1 raster.
+        s2: Sentinel-2 raster.
+        scene: Rasters by key of their sensor, of any sensors.
+
+    Returns:
+        The rasters that are given, in canonical order.
+
+    Raises:
+        SensorError: If a sensor is unknown.
+        ValueError: If a sensor is given twice.
+    """
+    files = dict(zip(DEFAULT_SENSORS, (s1, s2), strict=True))
+    for key, path in (scene or {}).items():
+        if files.get(key) is not None and path is not None:
+            raise ValueError(f'two rasters of the sensor {key}: {files[key]} and {path}')
+        files[key] = path or files.get(key)
+    given = {key: path for key, path in files.items() if path is not None}
+    return {key: given[key] for key in canonical_order([*given])} if given else {}
+
+
 def read_where_covered(
     raster: SensorRaster, bands: Sequence[str], grid: Grid
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
@@ -257,7 +307,7 @@ def read_where_covered(
     reading = raster.reading.choose(bands)
     part = _shared_part(raster.placement.grid, grid) if raster.placement.is_regular else None
     if part is None:
-        return _warp(raster, reading, grid, Resampling.bilinear)
+        return _warp(raster, reading, grid, Resampling[raster.sensor.resampling])
     row, col, window = part
     values = np.full((len(bands), *grid.shape), np.nan, np.float32)
     valid = np.zeros(grid.shape, bool)
@@ -310,16 +360,18 @@ def _warp(
 
 
 class Scene:
-    """Rasters of one or two sensors, read on the grid of one: Sentinel-2's where it is given.
+    """Rasters of one or more sensors, read on the grid of one of them.
 
     Use it as a context manager, which closes the files.
 
     Attributes:
         grid: The grid of the scene.
+        reference: Key of the sensor that has this grid.
         path: The raster that has this grid.
         stem: Short name of that raster, for names of files.
         missing: What stands for a band that a raster lacks.
         bands: Names of the channels that are read.
+        sensors: Keys of the sensors that columns of dates are for.
         rasters: The open raster of each sensor that is there, by key.
     """
 
@@ -331,6 +383,11 @@ class Scene:
         dates: Mapping[str, str] | None = None,
         names: Mapping[str, Sequence[str]] | None = None,
         missing: Missing | None = None,
+        *,
+        files: Mapping[str, Path | None] | None = None,
+        reference: str | None = None,
+        sensors: Sequence[str] | None = None,
+        **others: Path | None,
     ) -> None:
         """Open the rasters of the sensors that the bands belong to.
 
@@ -339,15 +396,22 @@ class Scene:
                 has none of them is not opened.
             s1: Sentinel-1 raster, in dB.
             s2: Sentinel-2 raster, in DN (reflectance x 10,000).
-            dates: Days of acquisition as YYYY-MM-DD, by sensor ('s1', 's2'). Default: from the
-                file's name or metadata, unknown where there is none.
+            dates: Days of acquisition as YYYY-MM-DD, by sensor. Default: from the file's name or
+                metadata, unknown where there is none.
             names: Name of each band of a file, in its order, by sensor. Default: as the file
                 describes its bands; all of the sensor's in its order if it does not.
             missing: What stands for a band that a raster lacks: its 'mean' or 'zero'; None: an
                 error.
+            files: Rasters of any sensors by key, in their units.
+            reference: Key of the sensor whose grid is the scene's. Default: Sentinel-2 where it is
+                given, else the first that is not static, see
+                :func:`geofm.sensors.reference_sensor`.
+            sensors: Keys of the sensors that the dates are for. Default: those of the bands.
+            **others: Rasters of further sensors, as ``dem=path``.
 
         Raises:
             FileNotFoundError: If a file is missing.
+            SensorError: If a sensor is unknown.
             ValueError: If no raster of these sensors is given, one cannot be read or has no CRS,
                 they do not overlap, or a date is none.
             BandError: If a band is unknown, or a raster lacks one.
@@ -359,21 +423,28 @@ class Scene:
         if unknown := sorted({*dates, *names} - set(SENSORS)):
             raise ValueError(f'dates or bands of unknown sensors {unknown}: known: {[*SENSORS]}')
         self._channels = sensor_channels(self.bands)
-        paths = {key: {'s1': s1, 's2': s2}[key] for key in self._channels}
-        if not any(paths.values()):
-            wanted = ' or '.join(f'{SENSORS[key].title} (--{key})' for key in paths)
+        self.sensors = canonical_order(list(self._channels) if sensors is None else sensors)
+        given = files_by_sensor(s1, s2, {**(files or {}), **others})
+        paths = {key: given[key] for key in self._channels if key in given}
+        if not paths:
+            wanted = ' or '.join(f'{SENSORS[key].title} ({option(key)})' for key in self._channels)
             raise ValueError(f'no raster given for {wanted}')
+        self.reference = reference_sensor([*paths]) if reference is None else reference
+        if self.reference not in paths:
+            raise ValueError(
+                f'the grid of {self.reference} is asked for, but there are rasters of '
+                f'{", ".join(paths)} only'
+            )
         with ExitStack() as stack:
             self.rasters: dict[str, SensorRaster] = {}
             for key, path in paths.items():
-                if path is not None:
-                    raster = SensorRaster.open(path, SENSORS[key], dates.get(key), names.get(key))
-                    stack.callback(raster.src.close)
-                    self.rasters[key] = raster
-            reference = self.rasters.get('s2', next(iter(self.rasters.values())))
-            self.path = Path(reference.src.name)
-            self.stem = reference.address.stem
-            self.grid = reference.placement.grid
+                raster = SensorRaster.open(path, SENSORS[key], dates.get(key), names.get(key))
+                stack.callback(raster.src.close)
+                self.rasters[key] = raster
+            whole = self.rasters[self.reference]
+            self.path = Path(whole.src.name)
+            self.stem = whole.address.stem
+            self.grid = whole.placement.grid
             self._wanted = {key: self._bands_of(r, missing) for key, r in self.rasters.items()}
             self._check_overlap()
             self._files = stack.pop_all()
@@ -402,17 +473,21 @@ class Scene:
         )
 
     def _check_overlap(self) -> None:
-        outlines = []
-        for raster in self.rasters.values():
+        outlines = {}
+        for key, raster in self.rasters.items():
             try:
-                outlines.append(raster.placement.grid.footprint(self.grid.crs))
+                outlines[key] = raster.placement.grid.footprint(self.grid.crs)
             except ValueError as error:
                 raise ValueError(f'{raster.src.name}: {error}') from error
-        if len(outlines) == 2 and not outlines[0].intersection(outlines[1]).area > 0:
-            first, second = (raster.src.name for raster in self.rasters.values())
-            raise ValueError(
-                f'{first} and {second} do not overlap: give two rasters of the same ground'
-            )
+        whole = outlines[self.reference]
+        for key, outline in outlines.items():
+            if key != self.reference and not outline.intersection(whole).area > 0:
+                first, second = (
+                    self.rasters[k].src.name for k in canonical_order([key, self.reference])
+                )
+                raise ValueError(
+                    f'{first} and {second} do not overlap: give rasters of the same ground'
+                )
 
     def __enter__(self) -> Self:
         return self
@@ -427,7 +502,7 @@ class Scene:
         Columns are those of :func:`geofm.sensors.date_columns`.
         """
         nat = np.datetime64('NaT', 'D')
-        columns = date_columns(tuple(self._channels))
+        columns = date_columns(self.sensors)
         days = [self.rasters[key].date if key in self.rasters else nat for key in columns]
         return torch.from_numpy(np.array(days, 'datetime64[D]').astype(np.int64))
 
@@ -442,12 +517,12 @@ class Scene:
 
         Returns:
             A sample: 'image' float32 (C, H, W) in raw units, in the order of the bands; 'valid'
-            bool (H, W), where all sensors that are there have data; 'dates' int64 (2,). Channels
+            bool (H, W), where all sensors that are there have data; 'dates' int64 (S,). Channels
             of a sensor that is not there, and those in :attr:`filled`, are 0.
         """
         grid = self.grid.crop(row, col, height, width)
         image = np.zeros((len(self.bands), height, width), np.float32)
-        # Beyond the grid's own raster there is no scene, even if the other sensor goes on.
+        # Beyond the grid's own raster there is no scene, even if another sensor goes on.
         valid = np.ones((height, width), bool)
         for key, raster in self.rasters.items():
             bands = self._wanted[key]
@@ -505,6 +580,7 @@ class Scene:
             text = wrong_unit(raster.sample(), raster.sensor)
             # Whether an offset was added need not be guessed where the file tells.
             if text is not None and not (text is WrongUnit.OFFSET and raster.states_scale):
-                said.append(f'{raster.src.name}: {raster.sensor.title}: {text}')
+                advice = text.advice(raster.sensor)
+                said.append(f'{raster.src.name}: {raster.sensor.title}: {advice}')
                 warnings.warn(said[-1], UnitWarning, stacklevel=3)
         return said

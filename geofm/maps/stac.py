@@ -22,28 +22,16 @@ from geofm.maps.placement import Placement
 from geofm.maps.scene import SensorRaster
 from geofm.rasters import open_raster
 from geofm.sensor_rasters import band_name
-from geofm.sensors import BANDS, SENSORS, Sensor, check_bands, sensor_of
-from geofm.units import BASELINE_OFFSET, DN_PER_REFLECTANCE, baseline_of
-
-#: Sentinel-2 bands by the names that the EO extension and the Earth Search catalogue give them.
-_COMMON_NAMES = {
-    'coastal': 'B01',
-    'blue': 'B02',
-    'green': 'B03',
-    'red': 'B04',
-    'rededge1': 'B05',
-    'rededge2': 'B06',
-    'rededge3': 'B07',
-    'rededge071': 'B05',
-    'rededge075': 'B06',
-    'rededge078': 'B07',
-    'nir': 'B08',
-    'nir08': 'B8A',
-    'nir09': 'B09',
-    'cirrus': 'B10',
-    'swir16': 'B11',
-    'swir22': 'B12',
-}
+from geofm.sensors import (
+    DEFAULT_SENSORS,
+    SENSORS,
+    Sensor,
+    bands_of,
+    check_bands,
+    sensor_channels,
+    sensor_of,
+)
+from geofm.units import baseline_of
 
 # Names of pixel types in a virtual raster.
 _GDAL_TYPES = {
@@ -97,18 +85,26 @@ class Item:
     """Rasters of a STAC item.
 
     Attributes:
-        s1: Sentinel-1 raster, if the item has one.
-        s2: Sentinel-2 raster, if the item has one.
+        files: Raster of each sensor that the item has, by key.
         dates: Day of acquisition, YYYY-MM-DD, by sensor, where the item says.
     """
 
-    s1: Path | None
-    s2: Path | None
+    files: Mapping[str, Path]
     dates: Mapping[str, str]
+
+    @property
+    def s1(self) -> Path | None:
+        """Sentinel-1 raster, if the item has one."""
+        return self.files.get(DEFAULT_SENSORS[0])
+
+    @property
+    def s2(self) -> Path | None:
+        """Sentinel-2 raster, if the item has one."""
+        return self.files.get(DEFAULT_SENSORS[1])
 
 
 def read_item(path: Path, folder: Path, bands: Sequence[str] | None = None) -> Item:
-    """Find Sentinel-1 and Sentinel-2 in a STAC item, without any network.
+    """Find the rasters of sensors in a STAC item, without any network.
 
     Bands are told by the names of their assets or in ``eo:bands`` or ``bands`` of these: 'B8A',
     'vv', or common names such as 'red' and 'nir08'. Assets that hold no band of the sensors are
@@ -119,32 +115,35 @@ def read_item(path: Path, folder: Path, bands: Sequence[str] | None = None) -> I
 
     Scale, offset, unit and nodata value that the item states (``raster:bands``, ``bands``, or
     fields of an asset) become those of the virtual raster. If it states no offset, and its
-    processing baseline is 04.00 or later, 1,000 is taken off the DN of Sentinel-2. If a property
+    processing baseline is 04.00 or later, 1,000 is taken off the DN of Sentinel-2
+    (:attr:`geofm.sensors.Sensor.baseline_offset`). If a property
     ``...:boa_offset_applied`` says that this was done, no offset is applied at all.
 
     Args:
         path: JSON of the item. Its assets must be local files, by relative path, absolute path
             or ``file:`` address.
         folder: Folder for virtual rasters ``<item>_<sensor>.vrt``; made if it is needed.
-        bands: Bands that are needed; others are not looked at. Default: all.
+        bands: Bands that are needed; others are not looked at, nor are sensors with none of them.
+            Default: those of Sentinel-1 and Sentinel-2 Level-1C.
 
     Returns:
         The rasters.
 
     Raises:
         FileNotFoundError: If the item or the file of its only bands is missing.
-        ValueError: If it is no STAC item or malformed, has no band of either sensor in a local
+        ValueError: If it is no STAC item or malformed, has no band of these sensors in a local
             file, or the files of a sensor do not lie on one another.
     """
     item = _load(path)
-    wanted = set(BANDS if bands is None else check_bands(bands))
-    candidates: dict[str, list[_Candidate]] = {key: [] for key in SENSORS}
+    wanted = bands_of(DEFAULT_SENSORS) if bands is None else check_bands(bands)
+    sensors = {key: SENSORS[key] for key in sensor_channels(wanted)}
+    candidates: dict[str, list[_Candidate]] = {key: [] for key in sensors}
     dates: dict[str, str] = {}
     problems: dict[str, Exception] = {}
     for name, asset in item['assets'].items():
         if _NO_DATA_ROLES & set(asset.get('roles') or ()):
             continue
-        for key, sensor in SENSORS.items():
+        for key, sensor in sensors.items():
             try:
                 found = _bands_of(name, asset, sensor, path)
             except (OSError, ValueError) as error:
@@ -160,17 +159,16 @@ def read_item(path: Path, folder: Path, bands: Sequence[str] | None = None) -> I
         if problems:
             raise next(iter(problems.values()))
         raise ValueError(
-            f'{path}: no asset has a band of {" or ".join(s.title for s in SENSORS.values())}; '
+            f'{path}: no asset has a band of {" or ".join(s.title for s in sensors.values())}; '
             f'the assets are {list(item["assets"])}'
         )
     for name, problem in problems.items():
         warnings.warn(f'{name} is left out: {problem}', stacklevel=2)
     name = re.sub(r'[^\w.-]', '_', str(item.get('id') or path.stem))[:100]
-    rasters = {
-        key: _stack(found, folder / f'{name}_{key}.vrt') if found else None
-        for key, found in sources.items()
+    files = {
+        key: _stack(found, folder / f'{name}_{key}.vrt') for key, found in sources.items() if found
     }
-    return Item(rasters['s1'], rasters['s2'], {key: dates[key] for key in dates if sources[key]})
+    return Item(files, {key: dates[key] for key in dates if key in files})
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -236,8 +234,12 @@ def _bands_of(name: str, asset: Mapping[str, Any], sensor: Sensor, item: Path) -
 
 def _is_sensor(name: str, sensor: Sensor) -> bool:
     """Whether an asset is called after a sensor: 'S2', 's1_grd', 'Sentinel-2 L2A'."""
-    pattern = rf'(s|sentinel[-_ ]?){sensor.name[1:]}([^0-9].*)?'
-    return re.fullmatch(pattern, name, re.IGNORECASE) is not None
+    compact = re.sub(r'[-_ ]', '', name.lower())
+    known = (sensor.name, sensor.short_title.lower())
+    return any(
+        re.fullmatch(rf'{re.escape(re.sub("[-_ ]", "", text))}([^0-9].*)?', compact) is not None
+        for text in known
+    )
 
 
 def _band(entry: Mapping[str, Any], sensor: Sensor) -> str | None:
@@ -246,8 +248,8 @@ def _band(entry: Mapping[str, Any], sensor: Sensor) -> str | None:
         text = str(entry.get(key, ''))
         # Earth Search calls the JPEG 2000 twin of 'red' 'red-jp2'.
         common = text.lower().removesuffix('-jp2')
-        band = band_name(text, sensor) or _COMMON_NAMES.get(common)
-        if band in sensor.band_names:
+        band = band_name(text, sensor) or sensor.find_band(common)
+        if band is not None:
             return band
     return None
 
@@ -312,7 +314,9 @@ def _scaling(
     )
 
 
-def _without_offset(scaling: _Scaling, own: _Scaling, item: Mapping[str, Any]) -> _Scaling:
+def _without_offset(
+    scaling: _Scaling, own: _Scaling, item: Mapping[str, Any], sensor: Sensor
+) -> _Scaling:
     """Scale and offset of a band in DN: what the item states, else the file, else the baseline."""
     properties = item['properties']
     flags = [value for key, value in properties.items() if key.endswith('boa_offset_applied')]
@@ -320,11 +324,11 @@ def _without_offset(scaling: _Scaling, own: _Scaling, item: Mapping[str, Any]) -
     offset = scaling.offset if scaling.offset is not None else own.offset
     if True in flags:
         # Stated too, so that nobody need guess.
-        scale = 1 / DN_PER_REFLECTANCE if scale is None else scale
-        offset = 0.0
-    elif offset is None and (_baseline(item) or 0) >= 4:
-        scale = 1 / DN_PER_REFLECTANCE if scale is None else scale
-        offset = -BASELINE_OFFSET * scale
+        scale = sensor.scale if scale is None else scale
+        offset = sensor.offset
+    elif offset is None and sensor.baseline_offset and (_baseline(item) or 0) >= 4:
+        scale = sensor.scale if scale is None else scale
+        offset = -sensor.baseline_offset * scale
     return scaling._replace(scale=scale, offset=offset)
 
 
@@ -405,8 +409,9 @@ def _open_layer(source: _Source, item: Mapping[str, Any]) -> _Layer:
         states = (scale, offset) != (1, 0)
         own = _Scaling(scale, offset) if states else _Scaling()
         scaling = source.scaling
-        if sensor_of(source.band).unit == 'DN':
-            scaling = _without_offset(scaling, own, item)
+        sensor = sensor_of(source.band)
+        if sensor.unit == 'DN':
+            scaling = _without_offset(scaling, own, item, sensor)
         elif scaling.scale is None and scaling.offset is None:
             scaling = scaling._replace(scale=own.scale, offset=own.offset)
         scaling = scaling._replace(unit=scaling.unit or src.units[index])
@@ -461,8 +466,10 @@ def _band_element(layer: _Layer, number: int, finest: _Layer, reflectance: bool)
     if layer.nodata is not None:
         ET.SubElement(element, 'NoDataValue').text = repr(layer.nodata)
     scale, offset, unit, _ = source.scaling
+    sensor = sensor_of(source.band)
     if scale is None and reflectance:
-        scale = 1 / DN_PER_REFLECTANCE
+        scale = sensor.scale
+        offset = sensor.offset or None if offset is None else offset
     for name, value in (('UnitType', unit), ('Offset', offset), ('Scale', scale)):
         if value is not None:
             ET.SubElement(element, name).text = value if isinstance(value, str) else repr(value)

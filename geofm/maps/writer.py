@@ -191,7 +191,7 @@ def _write_strips(
         'bigtiff': 'if_safer',
     }
     if encoding.rgb:
-        profile['photometric'] = 'rgb'
+        profile['photometric'] = 'RGB'
     with rasterio.open(path, 'w', **profile) as dst:
         dst.descriptions = tuple(descriptions)
         dst.update_tags(**(tags or {}))

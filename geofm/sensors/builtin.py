@@ -4,21 +4,22 @@ from geofm.sensors.sensor import Band, Drawing, Histogram, Sensor, SensorPhotome
 
 _DN_TYPES = ('uint16', 'int16', 'uint32', 'int32')
 
-# Central wavelength in µm and ground sample distance in m of Sentinel-2A, common name, aliases.
+# Central wavelength in µm and ground sample distance in m of Sentinel-2A, common name, aliases of
+# STAC catalogues and of torchgeo-bench.
 _MSI = {
-    'B01': (0.443, 60.0, 'coastal', ()),
+    'B01': (0.443, 60.0, 'coastal', ('coastal_aerosol',)),
     'B02': (0.493, 10.0, 'blue', ()),
     'B03': (0.560, 10.0, 'green', ()),
     'B04': (0.665, 10.0, 'red', ()),
-    'B05': (0.704, 20.0, 'rededge071', ('rededge1',)),
-    'B06': (0.741, 20.0, 'rededge075', ('rededge2',)),
-    'B07': (0.783, 20.0, 'rededge078', ('rededge3',)),
+    'B05': (0.704, 20.0, 'rededge071', ('rededge1', 'red_edge_1')),
+    'B06': (0.741, 20.0, 'rededge075', ('rededge2', 'red_edge_2')),
+    'B07': (0.783, 20.0, 'rededge078', ('rededge3', 'red_edge_3')),
     'B08': (0.833, 10.0, 'nir', ()),
-    'B8A': (0.865, 20.0, 'nir08', ()),
-    'B09': (0.945, 60.0, 'nir09', ()),
-    'B10': (1.374, 60.0, 'cirrus', ()),
-    'B11': (1.614, 20.0, 'swir16', ()),
-    'B12': (2.202, 20.0, 'swir22', ()),
+    'B8A': (0.865, 20.0, 'nir08', ('red_edge_4',)),
+    'B09': (0.945, 60.0, 'nir09', ('water_vapour',)),
+    'B10': (1.374, 60.0, 'cirrus', ('swir_cirrus',)),
+    'B11': (1.614, 20.0, 'swir16', ('swir_1',)),
+    'B12': (2.202, 20.0, 'swir22', ('swir_2',)),
 }
 
 

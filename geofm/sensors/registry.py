@@ -137,6 +137,11 @@ def load_sensors(path: str | os.PathLike[str]) -> tuple[str, ...]:
     return register_sensors(definitions, str(file))
 
 
+def added_sensors() -> tuple[Sensor, ...]:
+    """Sensors that are registered beside the built-in ones, in canonical order."""
+    return tuple(known for known in _sensors.values() if known not in BUILTIN)
+
+
 def sensor(key: str) -> Sensor:
     """Look a sensor up.
 

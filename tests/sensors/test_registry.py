@@ -1,13 +1,19 @@
+import pickle
 import re
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import TensorDataset
 
+from geofm.datasets.seeded import Seeded
 from geofm.sensors import (
     BANDS,
     RGB,
@@ -184,3 +190,16 @@ plain_values = st.recursive(
 def test_no_value_of_a_field_is_another_error(field: str, value: Any) -> None:
     with suppress(SensorError):
         assert isinstance(Sensor.from_dict({**RGB.to_dict(), field: value}), Sensor)
+
+
+def test_a_spawned_worker_learns_the_added_sensors(planet: Sensor) -> None:
+    dataset: Any = TensorDataset(torch.zeros(1))
+    carried = pickle.dumps(Seeded(dataset))
+    script = (
+        'import pickle, sys; pickle.load(sys.stdin.buffer); '
+        "from geofm.sensors import SENSORS; print(SENSORS['planet'].title)"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', script], input=carried, capture_output=True, check=True
+    )
+    assert done.stdout.decode().strip() == 'PlanetScope'

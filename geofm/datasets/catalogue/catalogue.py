@@ -37,6 +37,7 @@ from geofm.datasets.catalogue.scanning import in_threads, renew, scan_rows
 from geofm.datasets.catalogue.scenes import Source
 from geofm.datasets.catalogue.walking import as_listing, changed, file_state, walk
 from geofm.locking import locked_name
+from geofm.sensors import SENTINEL2
 
 #: Name of the catalogue beside the data.
 CATALOGUE_NAME = '.geofm-catalogue.parquet'
@@ -418,7 +419,7 @@ def _add_clouds(catalogue: Catalogue, jobs: int) -> None:
     """Work out the cloud cover of S2 files that have none, and save it now and then."""
     table = catalogue.table
     todo = table.index[
-        (table['sensor'] == 's2') & table['problem'].isna() & table['cloud_cover'].isna()
+        (table['sensor'] == SENTINEL2.name) & table['problem'].isna() & table['cloud_cover'].isna()
     ]
     covers = in_threads(
         lambda path: _cloud_cover(catalogue.root / path), iter(table['path'][todo]), jobs

@@ -117,10 +117,11 @@ def _read_pairs(file: Path) -> Listing:
     listing = Listing(Scenes.read([scan_files(list(numbers))]))
     s1, s2 = np.array(rows, np.intp).reshape(-1, 2).T
     scenes = listing.scenes
-    for sensor, files in (('s1', s1), ('s2', s2)):
+    found = dict(zip(SENSOR_NUMBERS, (s1, s2), strict=True))
+    for sensor, files in found.items():
         wrong = np.flatnonzero(scenes.sensor[files] != SENSOR_NUMBERS[sensor])
         if len(wrong):
-            path = pairs[int(wrong[0])][sensor == 's2']
+            path = pairs[int(wrong[0])][SENSOR_NUMBERS[sensor]]
             raise ValueError(f'{file}: {path} is not named like an {sensor} scene')
     keys = scenes.keys(s2)
     order = np.argsort(keys, kind='stable')
@@ -128,7 +129,7 @@ def _read_pairs(file: Path) -> Listing:
     if len(again):
         path = scenes.paths[int(s2[order[again[0] + 1]])]
         raise ValueError(f'{file}: {path} is listed twice')
-    return Listing(scenes, {'s1': s1[order], 's2': s2[order]})
+    return Listing(scenes, {sensor: files[order] for sensor, files in found.items()})
 
 
 def sound(scenes: Scenes, pairs: dict[str, Rows]) -> dict[str, Rows]:

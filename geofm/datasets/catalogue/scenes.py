@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from geofm.datasets.catalogue.path_list import PathList
+from geofm.sensors import DEFAULT_SENSORS
 
 #: Numbers of the sensors.
-SENSOR_NUMBERS = {'s1': 0, 's2': 1}
+SENSOR_NUMBERS = {key: number for number, key in enumerate(DEFAULT_SENSORS)}
 
 #: Day of a file whose name says none.
 NO_DAY = int(np.iinfo(np.int32).min)

@@ -1,7 +1,7 @@
 """What a page shows of a scene: the scene itself, and what was computed from it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from rasterio.io import DatasetReader
 from rio_tiler import reader
 from rio_tiler.expression import parse_expression
 
-from geofm.maps.scene import SensorRaster
+from geofm.maps.scene import SensorRaster, files_by_sensor
 from geofm.maps.segments import segment_colors
 from geofm.maps.tiles import RGB, Classes, Colour, Scalar, Style, evaluate, unsaid_nodata
-from geofm.sensors import RGB_BANDS, SENSORS
+from geofm.sensors import SENSORS, Sensor
 
 #: Group of the layers that lie below all others, of which the page always shows one.
 BACKDROP = 'Scene'
@@ -80,47 +80,75 @@ def find_products(directory: Path, scene: str | None = None) -> dict[str, Path]:
     return next(iter(found.values()))
 
 
-def scene_layers(s1: Path | None = None, s2: Path | None = None) -> list[Layer]:
+def scene_layers(
+    s1: Path | None = None,
+    s2: Path | None = None,
+    scene: Mapping[str, Path | None] | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> list[Layer]:
     """Pictures of the scene itself.
 
     Args:
         s1: Sentinel-1 raster.
         s2: Sentinel-2 raster.
+        scene: Rasters of any sensors by key.
+        names: Name of each band of a raster by sensor, where the file does not say.
 
     Returns:
-        True colour of Sentinel-2 and a composite of Sentinel-1's polarisations, of those given.
+        A picture of each raster, e.g. true colour of Sentinel-2 and a composite of Sentinel-1's
+        polarisations; that whose grid the maps have first.
 
     Raises:
         FileNotFoundError: If a file is missing.
         ValueError: If a raster cannot be read, or lacks the bands.
     """
-    layers = []
-    if s2 is not None:
-        bands = _bands(s2, 's2', RGB_BANDS)
-        layers.append(
-            Layer(
-                'True colour',
-                s2,
-                _stretched(s2, ';'.join(bands)),
-                BACKDROP,
-                f'Sentinel-2: red {RGB_BANDS[0]}, green {RGB_BANDS[1]}, blue {RGB_BANDS[2]}, each '
-                'from its 2nd to its 98th percentile.',
-            )
-        )
-    if s1 is not None:
-        vv, vh = _bands(s1, 's1', ('VV', 'VH'))
-        layers.append(
-            Layer(
-                'Radar',
-                s1,
-                # The ratio of two polarisations is a difference in dB.
-                _stretched(s1, f'{vv};{vh};{vv}-{vh}'),
-                BACKDROP,
-                'Sentinel-1 backscatter: red VV, green VH, blue VV/VH, each from its 2nd to its '
-                '98th percentile.',
-            )
-        )
+    files = files_by_sensor(s1, s2, scene)
+    layers: list[Layer] = []
+    for key in sorted(files, key=lambda key: -SENSORS[key].grid_priority):
+        layer = _scene_layer(files[key], SENSORS[key], (names or {}).get(key))
+        if layer.name in {other.name for other in layers}:
+            layer = replace(layer, name=f'{layer.name} ({key})')
+        layers.append(layer)
     return layers
+
+
+def _scene_layer(path: Path, sensor: Sensor, names: Sequence[str] | None) -> Layer:
+    """Picture of a raster."""
+    drawing = sensor.drawing
+    wanted = _bands(path, sensor, drawing.bands, names)
+    terms = [
+        wanted[band] if minus is None else f'{wanted[band]}-{wanted[minus]}'
+        for band, minus in drawing.terms
+    ]
+    fill = 0.0 if sensor.fills_zero else None
+    if len(terms) == 1:
+        style = _stretched(path, ';'.join(terms * 3), fill)
+        low, high = style.ranges[0]
+        scalar = Scalar(
+            low,
+            high,
+            int(terms[0].removeprefix('b')),
+            drawing.cmap,
+            f'{drawing.title}, {sensor.unit}',
+        )
+        text = f'{sensor.short_title}: {drawing.title}, from its 2nd to its 98th percentile.'
+        return Layer(_layer_name(sensor), path, scalar, BACKDROP, text)
+    red, green, blue = drawing.channels
+    return Layer(
+        _layer_name(sensor),
+        path,
+        _stretched(path, ';'.join(terms), fill),
+        BACKDROP,
+        f'{sensor.short_title}: red {red}, green {green}, blue {blue}, each from its 2nd to its '
+        '98th percentile.',
+    )
+
+
+def _layer_name(sensor: Sensor) -> str:
+    if sensor.quantity == 'backscatter':
+        return 'Radar'
+    title = sensor.drawing.title
+    return f'{title[:1].upper()}{title[1:]}'
 
 
 def product_layers(products: dict[str, Path]) -> list[Layer]:
@@ -152,19 +180,21 @@ def product_layers(products: dict[str, Path]) -> list[Layer]:
     return layers
 
 
-def _bands(path: Path, key: str, wanted: Sequence[str]) -> list[str]:
-    """Bands by name, as rio-tiler calls them."""
-    raster = SensorRaster.open(path, SENSORS[key])
+def _bands(
+    path: Path, sensor: Sensor, wanted: Sequence[str], names: Sequence[str] | None
+) -> dict[str, str]:
+    """Names of bands as rio-tiler calls them, by our names without the sensor."""
+    raster = SensorRaster.open(path, sensor, bands=names)
     raster.src.close()
-    if missing := [name for name in wanted if name not in raster.bands]:
+    if missing := [name for name in wanted if sensor.channel(name) not in raster.bands]:
         raise ValueError(f'{path}: no band {", ".join(missing)}, which its picture needs')
-    return [f'b{raster.bands[name] + 1}' for name in wanted]
+    return {name: f'b{raster.bands[sensor.channel(name)] + 1}' for name in wanted}
 
 
-def _stretched(path: Path, expression: str) -> RGB:
+def _stretched(path: Path, expression: str, fill: float | None) -> RGB:
     """Stretch each channel from its 2nd to its 98th percentile."""
-    # Products of both sensors are 0 beyond the swath, tagged or not.
-    style = RGB(expression, gamma=0.7, fill=0)
+    # Products of Sentinel-1 and -2 are 0 beyond the swath, tagged or not.
+    style = RGB(expression, gamma=0.7, fill=fill)
     with rasterio.open(path) as src:
         image = reader.read(
             src,
@@ -199,9 +229,9 @@ def _attention_layers(path: Path, title: str) -> list[Layer]:
 
 
 def _group_and_name(title: str, description: str) -> tuple[str, str]:
-    """'s1 block 11 head 0' is head 0 of Sentinel-1, block 11; 's1 rollout' that of Sentinel-1."""
+    """'s1 block 11 head 0' is head 0 of Sentinel-1, block 11; 's1 rollout' its rollout."""
     key, _, rest = description.partition(' ')
-    source = SENSORS[key].title.split()[0] if key in SENSORS else key.capitalize()
+    source = SENSORS[key].short_title if key in SENSORS else key.capitalize()
     if part := re.fullmatch(r'(.+) (mean|head \d+)', rest):
         return f'{title}: {source}, {part[1]}', part[2].capitalize()
     return title, source if rest == 'rollout' else f'{source} {rest}'.strip()

@@ -157,7 +157,7 @@ def _describe(layer: Layer, pyramid: Pyramid, written: set[Tile], path: str) -> 
 def _legend(style: Style) -> dict[str, Any]:
     match style:
         case RGB():
-            return {'kind': 'rgb'}
+            return {'kind': 'picture'}
         case Scalar():
             colors = _hex_colors(style.colormap)
             return {
