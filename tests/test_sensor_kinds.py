@@ -19,13 +19,19 @@ from geofm.sensors import (
     SENTINEL1,
     SENTINEL2,
     SENTINEL2_L2A,
+    Band,
     Sensor,
+    SensorPhotometry,
     band_statistics,
     bands_of,
+    register_sensor,
 )
 from geofm.transforms import Photometry
 from geofm.transforms.multicrop import MultiCrop
+from geofm.transforms.photometry import Speckle
 from geofm.units import WrongUnit, wrong_unit
+
+from .registry import kept_registry
 
 RNG = np.random.default_rng(0)
 PLACE: dict[str, Any] = {
@@ -123,9 +129,10 @@ def test_named_bands_mark_the_nodata_of_each_sensor() -> None:
     image[2] = 7
     image[0, 0, 0], image[1, 1, 1], image[3, 2, 2], image[:, 3, 3] = -9999, 0, 0, 0
     image[0, 3, 0], image[2, 3, 0] = 0, 0
-    (sample,) = NamedBands([{'image': image}], bands)  # type: ignore[arg-type]
+    dataset: Any = [{'image': image}]
+    named = NamedBands(dataset, bands)
+    sample = named[0]
     assert (~sample['valid']).nonzero().tolist() == [[0, 0], [1, 1], [2, 2], [3, 3]]
-    named = NamedBands([{'image': image}], bands)  # type: ignore[arg-type]
     assert named.bands == ('B04', 'landsat.B02', 'dem.elevation', 'rgb.red')
     torch.testing.assert_close(sample['image'], image[[3, 1, 0, 2]])
 
@@ -195,20 +202,12 @@ def test_elevation_is_not_blurred() -> None:
 
 
 def test_speckle_of_linear_power_is_multiplicative() -> None:
-    from geofm.sensors import Band, SensorPhotometry, register_sensor, registry
-    from geofm.transforms.photometry import Speckle
-
-    before = dict(registry._sensors), dict(registry._channels)
-    try:
-        looks = SensorPhotometry(looks=(8.0, 8.0))
-        band = Band('HH', 0.1, 0.05)
+    looks = SensorPhotometry(looks=(8.0, 8.0))
+    band = Band('HH', 0.1, 0.05)
+    with kept_registry():
         register_sensor(Sensor('xb', 'X-band', (band,), 'backscatter', 'power', photometry=looks))
         torch.manual_seed(0)
         crops = torch.full((4, 1, 200, 200), (0.3 - 0.1) / 0.05)
         power = Speckle(['xb.HH'], (8.0, 8.0), 1.0)(crops) * 0.05 + 0.1
-    finally:
-        for live, old in zip((registry._sensors, registry._channels), before, strict=True):
-            live.clear()
-            live.update(old)  # type: ignore[arg-type]
     assert power.mean() == pytest.approx(0.3, rel=0.01)
     assert power.var() == pytest.approx(0.3**2 / 8, rel=0.05)

@@ -17,8 +17,9 @@ from geofm.cli import main
 from geofm.maps import map_scene, plot_products
 from geofm.maps.page import scene_layers
 from geofm.maps.scene import Scene, files_by_sensor
-from geofm.sensors import SENSORS, SensorError, bands_of, registry
+from geofm.sensors import SENSORS, SensorError, bands_of, load_sensors
 
+from ..registry import kept_registry
 from .scenes import NORTH_UP, UTM, GroundModel, noise, write
 
 HYPER = """
@@ -38,20 +39,16 @@ hyper:
 @pytest.fixture(autouse=True)
 def hyper(tmp_path: Path) -> Iterator[Path]:
     """Definition of a sensor, not registered yet."""
-    sensors, channels = dict(registry._sensors), dict(registry._channels)
     file = tmp_path / 'sensors.yaml'
     file.write_text(HYPER)
-    yield file
-    registry._sensors.clear()
-    registry._sensors.update(sensors)
-    registry._channels.clear()
-    registry._channels.update(channels)
+    with kept_registry():
+        yield file
 
 
 @pytest.fixture
 def files(tmp_path: Path, hyper: Path) -> dict[str, Path]:
     """Sentinel-1 and a sensor from YAML on a grid of 10 m, elevation on one of 30 m."""
-    registry.load_sensors(hyper)
+    load_sensors(hyper)
     coarse = NORTH_UP @ Affine.scale(3)
     return {
         's1': write(tmp_path / 'radar_2021-05-06.tif', noise('s1', 48, 72)),
