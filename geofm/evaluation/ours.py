@@ -106,15 +106,16 @@ class OursBuilder:
             )
         left = [band for band in self._default_bands() if band not in every]
         model = self._create(bands)
-        other = 'its mean' if model.fusion is None else "the model's stand-in"
         lines = [
-            f'{self.title}: {key} is not in the data: {other} takes its place' for key in absent
+            f'{self.title}: {key} is not in the data: {model.substitute} takes its place'
+            for key in absent
         ]
         if self._loaded is None and left:
             lines.append(f'{self.title}: built without {left}, which the data lack')
         if self._loaded is not None and not random:
             # Its patch embedding is made for all bands of an absent sensor, and is never used.
-            unused = tuple(f'encoders.{key}.patch_embed.' for key in absent)
+            names = model.patch_embed_names
+            unused = tuple(f'{names[key]}.' for key in absent if key in names)
             weights = {
                 key: value
                 for key, value in self._loaded.state_dict().items()

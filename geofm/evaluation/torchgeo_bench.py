@@ -283,14 +283,14 @@ def _backbone_for(bands: tuple[str, ...], checkpoint: str, random_weights: bool)
     at_hand = sensor_channels(bands)
     for key in backbone.sensors:
         if key not in at_hand:
-            other = 'its mean' if backbone.fusion is None else 'a stand-in'
+            other = backbone.substitute
             logger.warning('the data have no %s: %s takes its place', key.upper(), other)
             continue
         known = [b for b in SENSORS[key].band_names if b in pretrained.bands]
         if missing := [band for band in known if band not in bands]:
             logger.warning('bands %s are missing: they count as at their mean', missing)
     for key, wanted in backbone.encoder_bands.items():
-        name = f'encoders.{key}.patch_embed.proj.weight'
+        name = f'{backbone.patch_embed_names[key]}.proj.weight'
         kept = [i for i, band in enumerate(pretrained.encoder_bands[key]) if band in wanted]
         weights[name] = weights[name][:, kept]
     backbone.load_state_dict(weights)

@@ -302,6 +302,8 @@ def _attention_bands(
 def _title(source: str) -> str:
     if source in SENSORS:
         return SENSORS[source].short_title
+    if source.startswith('fusion_'):
+        return f'Cross-attention to {_title(source.removeprefix("fusion_"))}'
     return {'fusion': 'Cross-attention', 'vit': 'ViT'}.get(source, source)
 
 

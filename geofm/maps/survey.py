@@ -171,7 +171,7 @@ class Observer:
     def where(self, source: str) -> str:
         """Name of a source of attention and of the layer it comes from."""
         block = (self.wanted.block or 0) % self.model.depth
-        return f'{source} last layer' if source == 'fusion' else f'{source} block {block}'
+        return f'{source} last layer' if source.startswith('fusion') else f'{source} block {block}'
 
 
 @dataclass(frozen=True)

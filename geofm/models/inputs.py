@@ -92,6 +92,13 @@ class SensorInputs(nn.Module):
             raise KeyError(f'{key!r} is not one of {list(self.encoder_bands)}')
         return key if key in self.encoders else next(iter(self.encoders))
 
+    @property
+    def substitute(self) -> str:
+        """What takes the place of a missing sensor, in words."""
+        if any(self._is_joint(key) for key in self.inputs):
+            return 'nothing'
+        return 'its mean' if len(self.encoder_bands) == 1 else "the model's stand-in"
+
     def of_all_sensors(self, present: Tensor) -> Tensor:
         """Presence of all sensors of the model, of that of the sensors in the input.
 
