@@ -8,9 +8,10 @@ import rasterio
 import yaml
 
 from geofm.cli import main
-from geofm.datasets import SEN12MSCR, SEN12MSCRTS
+from geofm.datasets import SEN12MSCR, SEN12MSCRTS, write_sample_scenes
 from geofm.datasets.catalogue.catalogue import beside, find_catalogue
-from geofm.sensors import BANDS
+from geofm.datasets.statistics import read_statistics
+from geofm.sensors import BANDS, bands_of
 from tests.datasets.catalogue.test_catalogue import KEY
 from tests.datasets.test_sen12mscr import write_patch
 from tests.datasets.tree import grid_at, write_pair
@@ -111,3 +112,28 @@ def test_index_fails_without_a_usable_file(
         main(['index', str(root)])
     assert stopped.value.code == 1
     assert 'no usable scene' in capsys.readouterr().err
+
+
+def test_stats_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_sample_scenes(tmp_path / 'in', 'scene', dates=2, size=96)
+    table = tmp_path / 'table.csv'
+    rows = [
+        f'{path},{path.name[:2]},{path.stem[3:]},{path.parent.name}'
+        for path in sorted(root.rglob('s[12]_*.tif'))
+    ]
+    rows += [f'{path},dem,,{path.parent.name}' for path in sorted(root.rglob('dem.tif'))]
+    table.write_text('\n'.join(['path,sensor,datetime,place', *rows]) + '\n')
+    main(['stats', str(table), '--output', str(tmp_path / 's.yaml')])
+    content = yaml.safe_load((tmp_path / 's.yaml').read_text())
+    assert list(content['bands']) == list(bands_of(['s1', 's2', 'dem']))
+    dems = sorted(root.rglob('dem.tif'))
+    assert content['observations']['dem'] == len(dems)
+    pixels = np.concatenate([rasterio.open(path).read(1).ravel() for path in dems])
+    found = content['bands']['dem.elevation']
+    assert found['mean'] == pytest.approx(pixels.mean(), rel=1e-5)
+    assert found['std'] == pytest.approx(pixels.std(), rel=1e-5)
+    assert found['unit'] == 'm'
+    assert 'dem.elevation' in capsys.readouterr().out
+    mean, std = read_statistics(tmp_path / 's.yaml', ['dem.elevation', 'B04'])
+    assert mean[0] == pytest.approx(pixels.mean(), rel=1e-5)
+    assert (std > 0).all()

@@ -19,8 +19,6 @@ ALLOWED = (
     'datamodules/sen12mscr',
     'datasets/catalogue/scan.py',
     'datasets/sample/',
-    # Until models of any number of sensors are merged.
-    'models/',
 )
 
 

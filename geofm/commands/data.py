@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from geofm.atomic import atomic_file
 from geofm.commands.tables import TABLES, index_table
 from geofm.datasets import SEN12MSCR, SEN12MSCRTS, write_sample_data, write_sample_scenes
+from geofm.datasets.archive.statistics import archive_statistics
 from geofm.datasets.catalogue.catalogue import JOBS, Catalogue, update_catalogue
 from geofm.datasets.catalogue.inspection import UNNAMED, look_at_values
 from geofm.datasets.catalogue.listing import Listing, list_scenes
@@ -22,10 +23,10 @@ from geofm.datasets.catalogue.scenes import Scenes
 from geofm.datasets.pairs.pairing import pair_scenes
 from geofm.datasets.pairs.table import MIN_OVERLAP, Draft, PairTable, check_overlap
 from geofm.datasets.regions import Split
-from geofm.datasets.splitting import split_tree
+from geofm.datasets.splitting import SplitRule, split_tree
 from geofm.datasets.statistics import dataset_statistics, write_statistics
 from geofm.printing import printable, say
-from geofm.sensors import BANDS, DEFAULT_SENSORS, SENSORS
+from geofm.sensors import DEFAULT_SENSORS, SENSORS
 from geofm.units import warn_of_unit, wrong_unit
 
 #: Files of each sensor whose values ``geofm index`` looks at together.
@@ -141,24 +142,34 @@ def stats(
     output: Path = Path('statistics.yaml'),
     split: Split = 'train',
     num_workers: int = 0,
+    split_by: SplitRule | None = None,
 ) -> None:
     """Work out mean, standard deviation and percentiles of each band over the valid pixels.
 
     The file is for the argument 'statistics' of the data module.
 
     Args:
-        root: Folder of SEN12MS-CR-TS or SEN12MS-CR.
+        root: Table of rasters (.parquet, .csv), or folder of SEN12MS-CR-TS or SEN12MS-CR.
         output: YAML file to write.
         split: Split to look at.
         num_workers: Number of processes that read.
+        split_by: Of a table: how samples are split, as --split_by.by place; by its column 'split'
+            if not given.
     """
-    pairs = _dataset(root, split)
-    loader = DataLoader(pairs, batch_size=None, num_workers=num_workers)
-    samples = track(loader, description='Reading pairs', total=len(pairs))
-    bands = dataset_statistics(samples, BANDS, str(root))
-    write_statistics(output, bands, {'root': str(root), 'split': split, 'pairs': len(pairs)})
+    about: dict[str, Any] = {'root': str(root), 'split': split}
+    if root.suffix.lower() in TABLES:
+        bands, observations = archive_statistics(root, split, split_by, num_workers, track)
+        about['observations'] = observations
+    else:
+        pairs = _dataset(root, split)
+        loader = DataLoader(pairs, batch_size=None, num_workers=num_workers)
+        samples = track(loader, description='Reading pairs', total=len(pairs))
+        bands = dataset_statistics(samples, pairs.bands, str(root))
+        about['pairs'] = len(pairs)
+    write_statistics(output, bands, about)
+    width = max(map(len, bands))
     for band, values in bands.items():
-        print(f'{band:<4} {values["mean"]:10.2f} ± {values["std"]:9.2f} {values["unit"]}')
+        print(f'{band:<{width}} {values["mean"]:10.2f} ± {values["std"]:9.2f} {values["unit"]}')
     say(output)
 
 
