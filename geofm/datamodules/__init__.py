@@ -5,6 +5,7 @@ from geofm.datamodules.labelled_folder import LabelledFolderDataModule
 from geofm.datamodules.landcover import SampleLandCoverDataModule
 from geofm.datamodules.mmflood_height import MMFloodHeightDataModule
 from geofm.datamodules.named_bands import NamedBandsDataModule
+from geofm.datamodules.raster_archive import RasterArchiveDataModule
 from geofm.datamodules.sen12mscr import SEN12MSCRDataModule
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
 
@@ -13,6 +14,7 @@ __all__ = (
     'LabelledFolderDataModule',
     'MMFloodHeightDataModule',
     'NamedBandsDataModule',
+    'RasterArchiveDataModule',
     'SEN12MSCRDataModule',
     'SEN12MSCRTSDataModule',
     'SampleLandCoverDataModule',

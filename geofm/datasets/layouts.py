@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from geofm.datasets.images_layout import IMAGES_LAYOUT
 from geofm.datasets.sen12mscr_layout import SEN12MSCR_LAYOUT
 from geofm.datasets.sen12mscrts_layout import SEN12MSCRTS_LAYOUT
 from geofm.datasets.table.layout import Layout, LayoutError
@@ -9,7 +10,11 @@ from geofm.printing import printable
 from geofm.suggestions import did_you_mean
 
 #: Built-in layouts by name.
-LAYOUTS: dict[str, Layout] = {'sen12mscrts': SEN12MSCRTS_LAYOUT, 'sen12mscr': SEN12MSCR_LAYOUT}
+LAYOUTS: dict[str, Layout] = {
+    'sen12mscrts': SEN12MSCRTS_LAYOUT,
+    'sen12mscr': SEN12MSCR_LAYOUT,
+    'images': IMAGES_LAYOUT,
+}
 
 
 def find_layout(name: str | Path) -> Layout:

@@ -20,6 +20,7 @@ from geofm.datasets.pairs.reading import BrokenFileError, Place, Target, read_pl
 from geofm.datasets.pairs.table import MIN_OVERLAP, check_overlap
 from geofm.datasets.splitting import SPLITS, SplitRule
 from geofm.datasets.table import RasterTable, read_observation
+from geofm.datasets.table.scanning import open_table
 from geofm.rasters import RASTER_ERRORS
 from geofm.sensors import (
     SENSORS,
@@ -126,7 +127,7 @@ class RasterArchive(MatchedDataset):
         if max_day_gap is not None and max_day_gap < 0:
             raise ValueError(f'max_day_gap must be 0 days or more, not {max_day_gap}')
         super().__init__(transforms, on_error)
-        self.table = table if isinstance(table, RasterTable) else RasterTable.read(os.fspath(table))
+        self.table = open_table(table if isinstance(table, RasterTable) else os.fspath(table))
         self.paths = self.table.source
         self.split = split
         self.split_by = SplitRule(**split_by) if isinstance(split_by, Mapping) else split_by

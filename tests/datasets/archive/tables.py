@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import rasterio
 from rasterio.transform import Affine
+from rasterio.warp import transform_bounds
 
 from geofm.datasets.sample.scenes import write_sample_scenes
 from geofm.datasets.table import RasterTable
@@ -26,7 +27,7 @@ def table_of(file: Path, rows: Sequence[Mapping[str, Any]]) -> RasterTable:
         writer.writerows(rows)
     table = RasterTable.read(file)
     epsg, height, width = table.epsg.copy(), table.height.copy(), table.width.copy()
-    transform = table.transform.copy()
+    transform, bounds = table.transform.copy(), table.bounds.copy()
     for row in range(len(table)):
         path = table.path(row)
         if path.endswith('.npy'):
@@ -36,7 +37,9 @@ def table_of(file: Path, rows: Sequence[Mapping[str, Any]]) -> RasterTable:
             height[row], width[row] = src.shape
             if src.crs is not None:
                 epsg[row], transform[row] = src.crs.to_epsg(), tuple(src.transform)[:6]
-    return dataclasses.replace(table, epsg=epsg, height=height, width=width, transform=transform)
+                bounds[row] = transform_bounds(src.crs, 'EPSG:4326', *src.bounds)
+    scanned = {'epsg': epsg, 'height': height, 'width': width, 'transform': transform}
+    return dataclasses.replace(table, bounds=bounds, **scanned)
 
 
 def boxes_table(file: Path, boxes: Sequence[Mapping[str, Any]]) -> RasterTable:

@@ -1,0 +1,180 @@
+"""Data module of matched observations: what those of pairs and of whole archives share."""
+
+import warnings
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from matplotlib.figure import Figure
+from torch.utils.data import DataLoader, Dataset
+from torchgeo.datasets.utils import Sample
+
+from geofm.datamodules.resumable import ResumableDataModule, StartMethod
+from geofm.datamodules.sampling import run_seed
+from geofm.datasets import EmptySplitError, MultiDate, pad_and_stack
+from geofm.datasets.pairs.dataset import MatchedDataset
+from geofm.datasets.statistics import read_statistics
+from geofm.datasets.windows import RandomWindows
+
+#: A split, or all samples.
+AnySplit = Literal['train', 'val', 'test', 'all']
+
+
+class MatchedDataModule(ResumableDataModule):
+    """Samples of a :class:`~geofm.datasets.pairs.dataset.MatchedDataset`.
+
+    Training shuffles the samples; validation and testing take those of their splits in order, and
+    prediction all of them. The samples of a batch may differ in size: smaller ones are padded, and
+    'valid' says where. Images are normalised band by band on the device.
+    """
+
+    collate_fn = staticmethod(pad_and_stack)
+
+    def __init__(
+        self,
+        dataset_class: type[MatchedDataset],
+        bands: Sequence[str],
+        *,
+        batch_size: int,
+        num_workers: int,
+        patch_size: int | None,
+        n_dates: int | None,
+        seed: int | None,
+        start_method: StartMethod | None,
+        statistics: str | None,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize a new MatchedDataModule instance.
+
+        Args:
+            dataset_class: Class of the data sets.
+            bands: Names of the bands, in the order of the channels.
+            batch_size: Number of samples in a batch (on each device).
+            num_workers: Number of processes that read.
+            patch_size: Height and width in pixels of the window that is read at a random place
+                of each training sample; None for whole samples.
+            n_dates: Number of dates of a place that make one training sample; None for each date
+                as a sample of its own.
+            seed: Seed of the order of the training samples and of the places of their windows;
+                None for that of Lightning's ``seed_everything``.
+            start_method: How processes that read are started.
+            statistics: YAML file with mean and standard deviation of each band; None for those that
+                the weights in use were trained with, or else the built-in ones.
+            **kwargs: Further arguments of the data sets.
+
+        Raises:
+            BandError: If a band is unknown or given twice.
+            ValueError: If *patch_size* or *n_dates* is not positive, or *statistics* cannot be
+                read.
+        """
+        if patch_size is not None and patch_size < 1:
+            raise ValueError(f'patch_size must be a positive number of pixels, not {patch_size}')
+        if n_dates is not None and n_dates < 1:
+            raise ValueError(f'n_dates must be at least 1, not {n_dates}')
+        super().__init__(dataset_class, batch_size, num_workers, **kwargs)
+        self.patch_size = patch_size
+        self.n_dates = n_dates
+        self.seed = run_seed(seed)
+        self.start_method = start_method
+        self._normalize_as(bands, statistics)
+
+    def _normalize_as(self, bands: Sequence[str], statistics: str | None) -> None:
+        """Normalise by the statistics of a file, or without one by others."""
+        given: tuple[dict[str, float], ...] = ()
+        if statistics is not None:
+            values = (v.tolist() for v in read_statistics(statistics, bands))
+            given = tuple(dict(zip(bands, v, strict=True)) for v in values)
+        self.normalize_by(tuple(bands), *given)
+
+    def setup(self, stage: str) -> None:
+        """Find the samples of the splits that a stage needs.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            DatasetNotFoundError: If there are no files.
+            EmptySplitError: If a split has no sample. Only fitting does without a validation
+                split, with a warning.
+        """
+        self.take_up_statistics()
+        if stage == 'fit':
+            self.train_dataset = self._training_samples()
+            try:
+                self.val_dataset = self._samples('val')
+            except EmptySplitError as err:
+                self.val_dataset = None
+                warnings.warn(f'fitting without validation: {err}', UserWarning, stacklevel=2)
+        if stage == 'validate':
+            self.val_dataset = self._samples('val')
+        if stage == 'test':
+            self.test_dataset = self._samples('test')
+        if stage == 'predict':
+            self.predict_dataset = self._samples('all')
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled training samples.
+
+        The last batch is left off if it is not full, unless it is the only one.
+
+        Returns:
+            The data loader.
+        """
+        return self._training_loader(self._valid_attribute('train_dataset'), self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Validation samples in order.
+
+        Returns:
+            The data loader; none while fitting without a validation split.
+        """
+        if self.val_dataset is None:
+            return []
+        return self._ordered_loader(self.val_dataset, self.batch_size)
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Test samples in order.
+
+        Returns:
+            The data loader.
+        """
+        return self._ordered_loader(self._valid_attribute('test_dataset'), self.batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """All samples in order.
+
+        Returns:
+            The data loader.
+        """
+        return self._ordered_loader(self._valid_attribute('predict_dataset'), self.batch_size)
+
+    def plot(self, *args: Any, **kwargs: Any) -> Figure | None:
+        """Draw a sample, see :meth:`geofm.datasets.pairs.dataset.MatchedDataset.plot`.
+
+        Args:
+            *args: Arguments passed to the dataset.
+            **kwargs: Keyword arguments passed to the dataset.
+
+        Returns:
+            The figure, or None before :meth:`setup`.
+        """
+        for dataset in (
+            self.val_dataset,
+            self.train_dataset,
+            self.test_dataset,
+            self.predict_dataset,
+        ):
+            samples = dataset.dataset if isinstance(dataset, RandomWindows) else dataset
+            if isinstance(samples, MatchedDataset | MultiDate):
+                return samples.plot(*args, **kwargs)
+        return None
+
+    @abstractmethod
+    def _samples(self, split: AnySplit) -> MatchedDataset:
+        """The samples of a split."""
+
+    def _training_samples(self) -> Dataset[Sample]:
+        """The training samples, or their windows, or several dates of these."""
+        samples = self._samples('train')
+        places = samples if self.n_dates is None else MultiDate(samples, self.n_dates)
+        return places if self.patch_size is None else RandomWindows(places, self.patch_size)

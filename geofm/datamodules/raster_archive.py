@@ -1,0 +1,268 @@
+"""Data module of a table of rasters of any sensors."""
+
+import hashlib
+import json
+import os
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from rich.progress import track
+from torchgeo.datasets.utils import Sample
+
+from geofm.datamodules.matched import AnySplit, MatchedDataModule
+from geofm.datamodules.resumable import StartMethod
+from geofm.datasets import RasterArchive
+from geofm.datasets.archive.windowing import Edge
+from geofm.datasets.layouts import find_layout
+from geofm.datasets.pairs.dataset import OnError
+from geofm.datasets.pairs.table import MIN_OVERLAP
+from geofm.datasets.splitting import SplitRule
+from geofm.datasets.statistics import BandStatistics, write_statistics
+from geofm.datasets.table import RasterTable
+from geofm.datasets.table.indexing import index_folder
+from geofm.datasets.table.scanning import open_table
+from geofm.sensors import bands_of, canonical_order, check_bands, sensor_channels
+
+
+class RasterArchiveDataModule(MatchedDataModule):
+    """Samples of a table of rasters: any sensors, any file layout, scenes of any size.
+
+    .. seealso:: :class:`geofm.datasets.RasterArchive`
+    """
+
+    def __init__(
+        self,
+        table: str | None = None,
+        sensors: Sequence[str] = (),
+        bands: Sequence[str] | None = None,
+        root: str | None = None,
+        layout: str | None = None,
+        reference: str | None = None,
+        split: Mapping[str, Any] | None = None,
+        window_size: int | None = None,
+        edge: Edge = 'shift',
+        patch_size: int | None = None,
+        n_dates: int | None = None,
+        max_day_gap: int | None = None,
+        min_overlap: float = MIN_OVERLAP,
+        allow_missing: Sequence[str] = (),
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
+        start_method: StartMethod | None = None,
+        statistics: str | None = None,
+        on_error: OnError = 'raise',
+    ) -> None:
+        """Initialize a new RasterArchiveDataModule instance.
+
+        Args:
+            table: Table of rasters, as ``geofm index`` writes it. With *root* and *layout*, where
+                to write it if it does not exist.
+            sensors: Keys of the sensors.
+            bands: Names of the bands, in the order of the channels; by default all bands of the
+                sensors that the files of the table have.
+            root: Folder of the files, if there is no table yet: they are indexed at the start.
+            layout: YAML file that tells what the names of the files below *root* say, or the name
+                of a built-in layout, such as 'images' for pictures in folders.
+            reference: The sensor that gives the grid, see :class:`~geofm.datasets.RasterArchive`.
+            split: How samples are split: ``{'by': 'column' | 'place' | 'blocks', ...}``, the fields
+                of a :class:`~geofm.datasets.splitting.SplitRule`. By default by the column 'split'
+                of the table, if it has one; otherwise all samples are for training.
+            window_size: Height and width in pixels of a regular grid of windows over each scene;
+                each is a sample. Whole scenes by default.
+            edge: What becomes of the rest at the lower and right edge of a scene: 'shift' the last
+                window inwards, or 'drop' the rest.
+            patch_size: Height and width in pixels of the window that is read at a random place of
+                each training sample; whole samples by default.
+            n_dates: Number of dates k of a place that make one training sample, 'image'
+                (k, C, H, W), see :class:`~geofm.datasets.MultiDate`. By default each date is a
+                sample of its own.
+            max_day_gap: Most days between an observation and that of the reference sensor.
+            min_overlap: Least fraction, 0 to 1, of a sample's ground that each sensor must cover.
+            allow_missing: Sensors that a sample may lack.
+            batch_size: Number of samples in a batch (on each device).
+            num_workers: Number of processes that read.
+            seed: Seed of the order of the training samples and of the places of their windows;
+                by default that of Lightning's ``seed_everything``.
+            start_method: How processes that read are started; by default as Python does.
+            statistics: YAML file with mean and standard deviation of each band, as ``geofm stats``
+                writes it; or 'compute', to work them out from the training samples, once: they are
+                kept beside the table. By default those that the weights in use were trained with,
+                or else those of the sensors' definitions.
+            on_error: What to do about a sample that cannot be read: 'raise', or 'skip' it, read
+                another one and report that at the end of the epoch.
+
+        Raises:
+            BandError: If a band is unknown or given twice.
+            SensorError: If a sensor is unknown, or none is given.
+            ValueError: If there is neither a table nor a root with a layout, or another argument
+                is out of range.
+        """
+        if table is None and (root is None or layout is None):
+            raise ValueError('give a table (geofm index writes it), or a root and a layout')
+        if (root is None) != (layout is None):
+            raise ValueError('root and layout go together: give both, or only a table')
+        self.sensors = canonical_order(sensors)
+        self.bands = bands_of(self.sensors) if bands is None else check_bands(bands)
+        rule = None if split is None else SplitRule(**split)
+        super().__init__(
+            RasterArchive,
+            self.bands,
+            batch_size=batch_size,
+            num_workers=num_workers,
+            patch_size=patch_size,
+            n_dates=n_dates,
+            seed=seed,
+            start_method=start_method,
+            statistics=None if statistics == 'compute' else statistics,
+            sensors=self.sensors,
+            reference=reference,
+            split_by=rule,
+            window_size=window_size,
+            edge=edge,
+            max_day_gap=max_day_gap,
+            min_overlap=min_overlap,
+            allow_missing=tuple(allow_missing),
+            on_error=on_error,
+        )
+        self.kwargs['bands'] = None if bands is None else self.bands
+        self.table_file = None if table is None else Path(table)
+        self.root = root
+        self.layout = layout
+        self.statistics = statistics
+        self._table: RasterTable | None = None
+        self._known: dict[AnySplit, RasterArchive] = {}
+
+    def prepare_data(self) -> None:
+        """Index the files and work out statistics, in one process, where they are not there yet."""
+        if self.table_file is not None and not self.table_file.exists():
+            self._archive_table()
+        if self.statistics == 'compute':
+            self._computed_statistics(self._samples('train'))
+
+    def setup(self, stage: str) -> None:
+        """Find the samples of the splits that a stage needs.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            EmptySplitError: If a split has no sample. Only fitting does without a validation
+                split, with a warning.
+            FileNotFoundError: If there is no table, and no root and layout to make it of.
+            TableError: If the table cannot be used.
+        """
+        if self.kwargs['bands'] is None:
+            self.bands = self._samples('all').bands
+            self.kwargs['bands'] = self.bands
+            file = None if self.statistics == 'compute' else self.statistics
+            self._normalize_as(self.bands, file)
+        if self.statistics == 'compute':
+            known = self._computed_statistics(self._samples('train'))
+            names = ('mean', 'std')
+            self.normalize_by(
+                self.bands, *({b: float(known[b][name]) for b in self.bands} for name in names)
+            )
+        super().setup(stage)
+
+    def _archive_table(self) -> RasterTable:
+        """The table, made of the files if there is none yet."""
+        if self._table is not None:
+            return self._table
+        file = self.table_file
+        if file is not None and (file.exists() or self.root is None):
+            self._table = open_table(file)
+            return self._table
+        assert self.root is not None
+        assert self.layout is not None
+        indexed = index_folder(self.root, find_layout(self.layout))
+        if indexed.unmatched:
+            warnings.warn(
+                f'{self.root}: {indexed.unmatched} files that {self.layout} does not name are left '
+                f'out (first: {indexed.example})',
+                UserWarning,
+                stacklevel=3,
+            )
+        self._table = open_table(indexed.table)
+        if file is not None:
+            self._table.write(file)
+        return self._table
+
+    def _samples(self, split: AnySplit) -> RasterArchive:
+        """The samples of a split."""
+        # To match the observations of a large table takes its time.
+        known = self._known.get(split)
+        if known is None or self.kwargs['bands'] not in (None, known.bands):
+            known = RasterArchive(self._archive_table(), split=split, **self.kwargs)
+            self._known[split] = known
+        return known
+
+    def _computed_statistics(self, samples: RasterArchive) -> dict[str, dict[str, Any]]:
+        """Statistics of the training samples, from a file beside the table if there is one."""
+        file = self._statistics_file(samples)
+        if file is not None and file.exists():
+            return _read(file)
+        whole = (samples[i] for i in track(range(len(samples)), 'Statistics'))
+        known = archive_statistics(whole, samples.bands, samples.sensors)
+        if file is not None:
+            try:
+                about = {'table': str(self.table_file), 'samples': len(samples)}
+                write_statistics(file, known, about)
+            except OSError as error:
+                warnings.warn(
+                    f'{file}: statistics are not kept, and worked out anew each time ({error}); '
+                    'give a table in a folder that can be written to',
+                    UserWarning,
+                    stacklevel=2,
+                )
+        return known
+
+    def _statistics_file(self, samples: RasterArchive) -> Path | None:
+        """Where the statistics of these samples are kept; nowhere without a table file."""
+        if self.table_file is None:
+            return None
+        made_of = {name: str(value) for name, value in self.kwargs.items() if name != 'on_error'}
+        table = os.stat(self.table_file)  # noqa: PTH116 - follows links, as reading does
+        made_of |= {'bands': str(samples.bands), 'table': f'{table.st_size} {table.st_mtime_ns}'}
+        text = json.dumps(made_of, sort_keys=True)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+        return self.table_file.with_name(f'{self.table_file.stem}.statistics-{digest}.yaml')
+
+
+def archive_statistics(
+    samples: Iterable[Sample], bands: Sequence[str], sensors: Sequence[str]
+) -> dict[str, dict[str, Any]]:
+    """Statistics of samples that may lack sensors.
+
+    Args:
+        samples: Samples with 'image' (C, H, W), 'valid' (H, W) and, if a sensor may be missing,
+            'present' (S,).
+        bands: Names of the channels.
+        sensors: Sensors of 'present'.
+
+    Returns:
+        See :meth:`geofm.datasets.statistics.BandStatistics.result`.
+
+    Raises:
+        ValueError: If there is no valid pixel of a sensor.
+    """
+    channels = sensor_channels(bands)
+    known = {key: BandStatistics([bands[i] for i in channels[key]]) for key in sensors}
+    everywhere = torch.ones(len(sensors), dtype=torch.bool)
+    for sample in samples:
+        present = sample.get('present', everywhere).tolist()
+        for key, there in zip(sensors, present, strict=True):
+            if there:
+                known[key].update(sample['image'][channels[key]], sample['valid'])
+    found = {band: values for key in sensors for band, values in known[key].result().items()}
+    return {band: found[band] for band in bands}
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    """Mean and standard deviation of all bands of a file."""
+    content: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text())['bands']
+    return content
