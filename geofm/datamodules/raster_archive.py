@@ -258,6 +258,11 @@ def archive_statistics(
         for key, there in zip(sensors, present, strict=True):
             if there:
                 known[key].update(sample['image'][channels[key]], sample['valid'])
+    if empty := [key for key in sensors if not known[key].pixels]:
+        raise ValueError(
+            f'no training sample has a valid pixel of {", ".join(empty)}, whose statistics are to '
+            'be computed: leave it out, or match it less strictly (max_day_gap, min_overlap)'
+        )
     found = {band: values for key in sensors for band, values in known[key].result().items()}
     return {band: found[band] for band in bands}
 

@@ -38,7 +38,12 @@ def table_of(file: Path, rows: Sequence[Mapping[str, Any]]) -> RasterTable:
             if src.crs is not None:
                 epsg[row], transform[row] = src.crs.to_epsg(), tuple(src.transform)[:6]
                 bounds[row] = transform_bounds(src.crs, 'EPSG:4326', *src.bounds)
-    scanned = {'epsg': epsg, 'height': height, 'width': width, 'transform': transform}
+    scanned: dict[str, Any] = {
+        'epsg': epsg,
+        'height': height,
+        'width': width,
+        'transform': transform,
+    }
     return dataclasses.replace(table, bounds=bounds, **scanned)
 
 

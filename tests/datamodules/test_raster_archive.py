@@ -1,0 +1,211 @@
+"""The data module of archives, and pretraining with it from a configuration alone."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from geofm.cli import main
+from geofm.datamodules import RasterArchiveDataModule
+from geofm.datasets import RasterArchive, write_sample_scenes
+from geofm.datasets.sample.scenes import SceneFiles
+from geofm.datasets.windows import RandomWindows
+
+LAYOUT = {
+    'files': [
+        {'sensor': 's1', 'regex': r'(?P<place>[^/]+)/s1_(?P<date>\d{8})_(?P<band>\w+)\.tif'},
+        {'sensor': 's2', 'regex': r'(?P<place>[^/]+)/s2_(?P<date>\d{8})_(?P<band>\w+)\.tif'},
+        {'sensor': 'dem', 'regex': r'(?P<place>[^/]+)/dem\.tif'},
+    ]
+}
+SPLIT = {'by': 'place', 'val': 0.2, 'test': 0.2}
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scenes of 240 px with one file per band, and a layout beside them."""
+    root = tmp_path_factory.mktemp('archive')
+    files: SceneFiles = 'band'
+    write_sample_scenes(root / 'scenes', files, dates=2, size=240)
+    (root / 'layout.yaml').write_text(yaml.safe_dump(LAYOUT))
+    return root
+
+
+def module(folder: Path, **kwargs: Any) -> RasterArchiveDataModule:
+    given = {
+        'table': str(folder / 'table.parquet'),
+        'root': str(folder / 'scenes'),
+        'layout': str(folder / 'layout.yaml'),
+        'sensors': ['s1', 's2', 'dem'],
+        'split': SPLIT,
+        'window_size': 120,
+        'batch_size': 4,
+        'seed': 0,
+    }
+    return RasterArchiveDataModule(**{**given, **kwargs})
+
+
+@pytest.mark.filterwarnings('ignore:.*does not name', 'ignore:.*matches nothing')
+def test_batches(root: Path) -> None:
+    data = module(root, patch_size=64, statistics='compute')
+    data.prepare_data()
+    table, statistics = root / 'table.parquet', list(root.glob('table.statistics-*.yaml'))
+    assert table.is_file()
+    assert len(statistics) == 1
+    data.setup('fit')
+    batch = next(iter(data.train_dataloader()))
+    assert batch['image'].shape == (4, 16, 64, 64)
+    assert batch['dates'].shape == (4, 3)
+    assert isinstance(data.train_dataset, RandomWindows)
+    train = data.train_dataset.dataset
+    assert isinstance(train, RasterArchive)
+    # All pixels of the training windows, one by one.
+    pixels = torch.cat(
+        [s['image'][:, s['valid']] for s in map(train.__getitem__, range(len(train)))], 1
+    )
+    assert torch.allclose(data.mean, pixels.double().mean(1).float(), rtol=1e-4)
+    assert torch.allclose(data.std, pixels.double().std(1, correction=0).float(), rtol=1e-4)
+    # Once is enough.
+    made = statistics[0].stat().st_mtime_ns
+    again = module(root, patch_size=64, statistics='compute')
+    again.setup('fit')
+    assert statistics[0].stat().st_mtime_ns == made
+    assert torch.equal(again.mean, data.mean)
+
+
+@pytest.mark.filterwarnings('ignore:.*does not name', 'ignore:.*matches nothing')
+def test_splits_are_apart(root: Path) -> None:
+    data = module(root)
+    for stage in ('fit', 'test', 'predict'):
+        data.setup(stage)
+    sets: dict[str, Any] = {
+        'train': data.train_dataset,
+        'val': data.val_dataset,
+        'test': data.test_dataset,
+    }
+    places = {name: set(dataset.index['place']) for name, dataset in sets.items()}
+    assert all(places.values())
+    assert sum(map(len, places.values())) == len(set.union(*places.values())) == 6
+    total = len(data.predict_dataset)  # type: ignore[arg-type]
+    assert sum(map(len, sets.values())) == total == 6 * 2 * 4
+
+
+def test_fitting_without_a_split(root: Path) -> None:
+    data = module(root, split=None, n_dates=2, bands=['B04', 'VV'], sensors=['s1', 's2'])
+    with pytest.warns(UserWarning, match='fitting without validation'):
+        data.setup('fit')
+    assert next(iter(data.train_dataloader()))['image'].shape == (4, 2, 2, 120, 120)
+
+
+def test_wrong_arguments(root: Path) -> None:
+    for kwargs, said in (
+        ({'table': None, 'root': None, 'layout': None}, 'give a table'),
+        ({'layout': None}, 'go together'),
+        ({'sensors': []}, 'no sensors given'),
+        ({'patch_size': 0}, 'positive number'),
+        ({'split': {'by': 'date'}}, 'unknown'),
+    ):
+        with pytest.raises(ValueError, match=said):
+            module(root, **kwargs)
+
+
+def test_pictures_in_folders(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    sizes = {'train/n01/a.JPEG': (40, 60), 'train/n02/b.png': (70, 30), 'val/n01/c.jpg': (33, 33)}
+    for name, size in sizes.items():
+        path = tmp_path / 'pictures' / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(path)
+    data = RasterArchiveDataModule(
+        None, ['rgb'], root=str(tmp_path / 'pictures'), layout='images', batch_size=2, seed=0
+    )
+    data.setup('fit')
+    assert isinstance(data.val_dataset, RasterArchive)
+    for dataset in (data.train_dataset, data.val_dataset):
+        assert isinstance(dataset, RasterArchive)
+        for i in range(len(dataset)):
+            with Image.open(dataset.files_of(i)[0]) as picture:
+                want = torch.from_numpy(np.array(picture.convert('RGB'))).permute(2, 0, 1)
+            assert torch.equal(dataset[i]['image'], want.float())
+    batch = next(iter(data.train_dataloader()))
+    assert batch['image'].shape == (2, 3, 70, 60)
+    assert batch['valid'].sum() == 40 * 60 + 70 * 30
+
+
+TASK = {
+    'global_size': 32,
+    'local_size': 16,
+    'n_local': 2,
+    'local_scale': [0.1, 0.3],
+    'prototypes': 64,
+    'head_hidden_dim': 32,
+    'head_bottleneck_dim': 16,
+    'warmup_epochs': 0,
+}
+MODEL_ARGS = {'embed_dim': 48, 'depth': 2, 'num_heads': 2}
+TRAINER = {
+    'accelerator': 'cpu',
+    'max_steps': 2,
+    'enable_progress_bar': False,
+    'logger': False,
+    'limit_val_batches': 1,
+    'enable_checkpointing': False,
+    'num_sanity_val_steps': 0,
+}
+
+
+@pytest.mark.parametrize(
+    ('sensors', 'model', 'kwargs'),
+    [
+        (['s2'], 'geofm_vit_nano_patch8_s2', {'window_size': 96, 'split': {'by': 'blocks'}}),
+        (['s1', 's2'], 'geofm_vit_nano_patch8_linear', {'patch_size': 64, 'n_dates': 2}),
+        (['s1', 's2', 'dem'], 'geofm_vit_nano_patch8_joint', {'window_size': 96}),
+        (
+            ['s1', 's2', 'dem'],
+            'geofm_vit_nano_patch8_xattn',
+            {'allow_missing': ['s1', 'dem'], 'max_day_gap': 3, 'statistics': 'compute'},
+        ),
+    ],
+)
+def test_pretraining_by_yaml(
+    root: Path, tmp_path: Path, sensors: list[str], model: str, kwargs: dict[str, Any]
+) -> None:
+    if kwargs.get('split', {}).get('by') == 'blocks':
+        kwargs = {**kwargs, 'split': {'by': 'blocks', 'block_km': 1.0}}
+    data = {
+        'root': str(root / 'scenes'),
+        'layout': str(root / 'layout.yaml'),
+        'batch_size': 4,
+        'sensors': sensors,
+        'split': SPLIT,
+        'table': str(root / 'table.parquet'),
+    }
+    channels = {'s1': 2, 's2': 13, 'dem': 1}
+    args = {**MODEL_ARGS, 'sensors': sensors}
+    config = {
+        'seed_everything': 0,
+        'trainer': {**TRAINER, 'default_root_dir': str(tmp_path)},
+        'model': {
+            'class_path': 'geofm.tasks.DINOv2',
+            'init_args': {
+                **TASK,
+                'model': model,
+                'in_channels': sum(channels[key] for key in sensors),
+                'model_args': args,
+            },
+        },
+        'data': {
+            'class_path': 'geofm.datamodules.RasterArchiveDataModule',
+            'init_args': {**data, **kwargs},
+        },
+    }
+    file = tmp_path / 'config.yaml'
+    file.write_text(yaml.safe_dump(config))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        main(['fit', '--config', str(file)])
