@@ -220,6 +220,18 @@ def _same(value: Any, other: Any) -> bool:
     return bool(value == other)
 
 
+def is_marker(value: Any) -> bool:
+    """Whether an entry among weights is no weight, but there to be found by its name.
+
+    Args:
+        value: The entry.
+
+    Returns:
+        True if it is an empty tensor, see :func:`geofm.models.by_name.description`.
+    """
+    return isinstance(value, Tensor) and not value.numel()
+
+
 def unwrap(weights: dict[str, Tensor]) -> None:
     """Of the weights of a task, keep those of its backbone, by the backbone's own names.
 

@@ -1,13 +1,14 @@
 """A model that others build by its name, and that takes the rest from the weights it loads."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Self
 
 import timm
 import torch
 from torch import Tensor, nn
 
-from geofm.models.architecture import KEY, Architecture, Request, misfits, unwrap
+from geofm.models.architecture import KEY, Architecture, Request, is_marker, misfits, unwrap
 from geofm.models.weights.files import CheckpointError
 from geofm.sensors import BandError, sensor_channels
 
@@ -91,7 +92,9 @@ class BuiltByName(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         # The weights of the model alone are those of any module: names of its own tensors.
         if prefix and (architecture := self.architecture) is not None:
-            destination[prefix + KEY] = architecture.to_tensor()
+            names = {name.removeprefix(prefix) for name in destination if name.startswith(prefix)}
+            described = description(architecture, names)
+            destination.update({prefix + name: value for name, value in described.items()})
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *args: Any
@@ -142,6 +145,9 @@ class BuiltByName(nn.Module):
         if not prefix and self.adapts:
             unwrap(state_dict)
         said = state_dict.pop(prefix + KEY, None)
+        for name in [name for name, value in state_dict.items() if is_marker(value)]:
+            if name.startswith(prefix):
+                del state_dict[name]
         if not self.adapts:
             return
         weights = {
@@ -209,6 +215,38 @@ class BuiltByName(nn.Module):
         given = {k: v for k, v in weights.items() if not k.startswith(unused)}
         if found := misfits(own, given):
             raise CheckpointError(f"the weights do not fit '{self.request.name}': {found}")
+
+
+def description(architecture: Architecture, names: Collection[str]) -> dict[str, Tensor]:
+    """What the weights of a backbone hold beside them, to be loaded into a model built by name.
+
+    TorchGeo looks the first layer of the model that it built up among the weights. Where that
+    model has other sensors, an empty tensor of this name is there to be found.
+
+    Args:
+        architecture: The architecture of the backbone.
+        names: Names of its weights.
+
+    Returns:
+        Tensors by name.
+    """
+    found = {KEY: architecture.to_tensor()}
+    first = _first_layer(architecture.model, len(architecture.bands))
+    if first is not None and first[0] not in names:
+        found[first[0]] = torch.empty(0, first[1])
+    return found
+
+
+@lru_cache
+def _first_layer(model: str, channels: int) -> tuple[str, int] | None:
+    """Name of the first weight of a model that is built by its name, and its input channels."""
+    try:
+        with torch.device('meta'):
+            built: Any = timm.create_model(model, in_chans=channels, depth=1)
+    except BandError:
+        return None
+    key = next(iter(built.encoder_bands))
+    return f'{built.patch_embed_names[key]}.proj.weight', len(built.encoder_bands[key])
 
 
 def _is_backbone(weights: Mapping[str, Tensor]) -> bool:

@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from geofm.models.architecture import KEY
+from geofm.models.architecture import KEY, is_marker
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.registry import MODEL_NAMES
 from geofm.models.weights.carried import find_statistics
@@ -80,7 +80,10 @@ def as_checkpoint(content: Any, path: Path) -> Checkpoint | None:
     weights = {
         key.removeprefix(prefix): value
         for key, value in content['state_dict'].items()
-        if isinstance(key, str) and key.startswith(prefix) and key != prefix + KEY
+        if isinstance(key, str)
+        and key.startswith(prefix)
+        and key != prefix + KEY
+        and not is_marker(value)
     }
     if not weights:
         return None

@@ -1,7 +1,7 @@
 """The models under their names: ``timm.create_model('geofm_vit_small_patch16_linear')``."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from timm.layers.mlp import SwiGLUPacked
@@ -106,6 +106,21 @@ def _build_unnamed(name: str, pretrained: bool, **kwargs: Any) -> MultiSensorViT
     return model
 
 
+def _enough_sensors(sensors: Sequence[str], channels: int) -> tuple[str, ...] | None:
+    """Sensors with enough bands: those given, and others if need be; None if there are not enough.
+
+    The weights that will be loaded may be of other sensors than those of the model's name.
+    """
+    chosen = tuple(sensors)
+    others = iter([key for key in SENSORS if key not in chosen])
+    while sum(len(SENSORS[key].bands) for key in chosen) < channels:
+        key = next(others, None)
+        if key is None:
+            return None
+        chosen = (*chosen, key)
+    return chosen
+
+
 def _defaults(architecture: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of a model where none are given."""
     classes = (VisionTransformer, MultiSensorViT)
@@ -128,9 +143,10 @@ def _register(name: str, architecture: dict[str, Any]) -> None:
         try:
             model = _build(name, pretrained, **every)
         except UnnamedBandsError:
-            if kwargs['in_chans'] > sum(len(SENSORS[key].bands) for key in every['sensors']):
+            sensors = _enough_sensors(every['sensors'], kwargs['in_chans'])
+            if sensors is None or ('sensors' in kwargs and sensors != tuple(every['sensors'])):
                 raise
-            model = _build_unnamed(name, pretrained, **every)
+            model = _build_unnamed(name, pretrained, **{**every, 'sensors': sensors})
         given = {key: value for key, value in kwargs.items() if key not in TIMM_ARGS}
         # With features_only=True, timm wraps the model.
         inner: Any = getattr(model, 'model', model)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from timm.models import load_state_dict
 from torch import Tensor
 
+from geofm.models.architecture import is_marker
 from geofm.models.weights.carried import find_statistics
 from geofm.models.weights.files import CheckpointError, read_file
 from geofm.models.weights.trust import (
@@ -73,7 +74,7 @@ def task_backbone(content: Any, path: Path) -> TaskBackbone | None:
         weights = {
             k.removeprefix(prefix): v
             for k, v in state.items()
-            if isinstance(k, str) and k.startswith(prefix)
+            if isinstance(k, str) and k.startswith(prefix) and not is_marker(v)
         }
         if isinstance(hparams.get(key), str) and weights:
             try:

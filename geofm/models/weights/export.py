@@ -14,6 +14,7 @@ from geofm.models.weights.files import METADATA, check_suffix, write_torch, writ
 from geofm.models.weights.layouts import fold_positions, to_dinov2
 from geofm.models.weights.one_sensor import vit_weights
 from geofm.models.weights.torchgeo import torchgeo_checkpoint
+from geofm.sensors import DEFAULT_SENSORS, sensor_channels
 
 #: Formats to export to.
 Format = Literal['geofm', 'timm', 'dinov2', 'torchgeo']
@@ -131,7 +132,10 @@ def _export_encoder(
     state = _encoder_state(model, sensor, to)
     bands = list(model.encoder_bands[sensor])
     of_bands = None if model.statistics is None else model.statistics.updated(None, bands)
+    added = [key for key in sensor_channels(bands) if key not in DEFAULT_SENSORS]
     said = {'sensor': sensor, 'bands': bands, **carry_statistics(of_bands)}
+    if added:
+        said |= carry_sensors(added)
     left_out = _left_out(model, sensor, to)
     if output.suffix != '.safetensors' and of_bands is not None and of_bands.differs():
         left_out = (*left_out, 'the statistics of its input (.safetensors holds them)')

@@ -10,6 +10,7 @@ from torch import Tensor
 from geofm.models.checkpoints import Checkpoint, as_checkpoint, check_fit, describe_backbone
 from geofm.models.fusion import SINGLE
 from geofm.models.weights.carried import find_statistics
+from geofm.models.weights.definitions import take_up_sensors_of
 from geofm.models.weights.files import METADATA, CheckpointError, read_file
 from geofm.models.weights.layouts import find_vit
 from geofm.models.weights.one_sensor import vit_weights
@@ -82,6 +83,7 @@ def read_encoder(path: str, sensor: str) -> EncoderWeights:
     if checkpoint is not None:
         return _from_checkpoint(checkpoint, sensor, file)
     tensors = check_weights(find_vit(content), file)
+    take_up_sensors_of(content, file)
     metadata = content.get(METADATA)
     bands = metadata.get('bands') if isinstance(metadata, Mapping) else None
     if not _are_names(bands):

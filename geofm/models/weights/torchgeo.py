@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from geofm.models.architecture import KEY, Architecture
-from geofm.models.by_name import BuiltByName
+from geofm.models.by_name import BuiltByName, description
 
 #: Before a weight's name in the file: what Classification, and SemanticSegmentation, will see.
 _CLASSIFICATION = 'model.'
@@ -40,7 +40,7 @@ def torchgeo_checkpoint(
         What to write with ``torch.save``; :func:`geofm.models.load_backbone` reads it too.
     """
     if architecture is not None:
-        weights = {**weights, KEY: architecture.to_tensor()}
+        weights = {**weights, **description(architecture, weights)}
     names = [(prefix, key) for prefix in (_CLASSIFICATION, _SEGMENTATION) for key in weights]
     return {
         'hyper_parameters': dict(hparams),

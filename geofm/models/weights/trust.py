@@ -165,6 +165,13 @@ def check_model_args(args: Any) -> dict[str, Any]:
                 f'model_args has an argument {_short(key)} that no checkpoint may hold'
                 f'{did_you_mean(key, MODEL_ARGS)}'
             )
+        if key == 'sensors' and isinstance(value, list | tuple):
+            for sensor in value:
+                if not _sensor(sensor):
+                    raise ValueError(
+                        f'model_args: the sensor {_short(sensor)} is not known here: define it in '
+                        'a file for --sensors'
+                    )
         if not MODEL_ARGS[key](value):
             raise ValueError(f'model_args: {key} cannot be {_short(value)}')
     return dict(args)
