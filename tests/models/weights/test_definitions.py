@@ -132,6 +132,8 @@ def test_the_order_of_registration_must_be_that_of_the_checkpoint(tmp_path: Path
             MODEL, sensors=['planet', 'other'], in_chans=6, embed_dim=32, depth=1, num_heads=2
         )
         state = {f'model.{key}': value for key, value in model.state_dict().items()}
+        assert isinstance(model, MultiSensorViT)
+        assert model.architecture is not None
         state[f'model.{KEY}'] = model.architecture.to_tensor()
     register_sensor(second)
     with pytest.raises(CheckpointError, match=r"order \['planet', 'other'\]"):
@@ -197,6 +199,7 @@ def test_a_vit_of_the_sensor_brings_the_definition(made: tuple[Path, Tensor]) ->
         **SMALL['model_args'],
         img_size=224,
     )
+    assert isinstance(target, MultiSensorViT)
     with pytest.warns(UserWarning, match=r'dem\.elevation start from the mean'):
         load_backbone_weights(target, path)
     assert SENSORS['planet'] == PLANET

@@ -1,6 +1,7 @@
 """Weights of others in models with joint fusion, and their ViTs in plain ones of timm."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -23,9 +24,9 @@ ARGS = {**SMALL, 'img_size': 64, 'reg_tokens': 2, 'init_values': 1.0}
 THREE = ['s1', 's2', 'dem']
 
 
-def joint(sensors: list[str] = THREE, **kwargs: object) -> MultiSensorViT:
+def joint(sensors: list[str] = THREE, **kwargs: Any) -> MultiSensorViT:
     channels = sum(len(SENSORS[key].bands) for key in sensors)
-    args = {'in_chans': channels, **ARGS, 'sensors': sensors, **kwargs}
+    args: dict[str, Any] = {'in_chans': channels, **ARGS, 'sensors': sensors, **kwargs}
     model = timm.create_model('geofm_vit_tiny_patch16_joint', **args).eval()
     assert isinstance(model, MultiSensorViT)
     randomise(model)
@@ -127,7 +128,7 @@ def test_by_key_for_each_of_three_encoders(tmp_path: Path) -> None:
         files[key] = small_timm(in_chans=channels, init_values=1.0)
     said = load(
         model,
-        {k: save(vit.state_dict(), tmp_path / f'{k}.pth') for k, vit in files.items()},  # type: ignore[arg-type]
+        {k: save(vit.state_dict(), tmp_path / f'{k}.pth') for k, vit in files.items()},
     )
     assert 'no weights were given for the encoder of s2 and the fusion' in said
     for key, vit in files.items():
