@@ -1,17 +1,25 @@
-"""Making tables of rasters: the part of ``geofm index`` for archives of any layout."""
+"""Tables of rasters: making them, and taking scenes out of them."""
 
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 
+from geofm.datasets.archive.scene_files import write_scene
 from geofm.datasets.layouts import find_layout
 from geofm.datasets.table.columns import NO_TIME
 from geofm.datasets.table.indexing import Indexed, index_folder
 from geofm.datasets.table.observations import Observations
 from geofm.datasets.table.raster_table import RasterTable
-from geofm.datasets.table.scanning import JOBS, check_places, count_problems, scan_table
+from geofm.datasets.table.scanning import (
+    JOBS,
+    check_places,
+    count_problems,
+    open_table,
+    scan_table,
+)
 from geofm.datasets.table.stac import index_stac
 from geofm.printing import say
+from geofm.sensors import SENSORS
 
 #: Endings of files that are tables themselves.
 TABLES = ('.csv', '.parquet', '.geoparquet')
@@ -88,3 +96,23 @@ def _summarise(table: RasterTable, observations: Observations) -> None:
 def _day(time: int) -> str:
     """Day of a time."""
     return str(np.datetime64(time, 'us').astype('datetime64[D]'))
+
+
+def scene(table: Path, place: str, output: Path | None = None, date: str | None = None) -> None:
+    """Write the observations of a place as one GeoTIFF per sensor, for the map commands.
+
+    Bands from separate files, netCDF files or product folders become one raster per sensor, all on
+    the grid of the reference sensor.
+
+    Args:
+        table: Table of rasters, as `geofm index` writes it.
+        place: Name of the place, from the column 'place' of the table.
+        output: Folder to write; by default named like the place.
+        date: Day as YYYY-MM-DD: the observation nearest to it is taken; the first by default.
+    """
+    folder = output or Path(PurePath(place).name)
+    found = write_scene(open_table(table), place, folder, date)
+    for key, file in found.files.items():
+        say(f'{file}: {SENSORS[key].title}{f", {found.dates[key]}" if key in found.dates else ""}')
+    options = ' '.join(f'--scene {key}={file}' for key, file in found.files.items())
+    say(f'Map it: geofm map CHECKPOINT {options}')

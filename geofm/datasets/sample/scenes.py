@@ -1,5 +1,7 @@
 """Sample data as an archive of scenes: not in the layout of SEN12MS-CR-TS, and with elevation."""
 
+import datetime
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import pystac
+import rasterio
+import shapely
+import shapely.geometry
 from rasterio.crs import CRS
 from rasterio.transform import Affine
-from rasterio.warp import transform
+from rasterio.warp import transform, transform_bounds
 from rich.progress import track
 
 from geofm import __version__
@@ -49,7 +55,14 @@ PLACE/s1_DATE.tif        VV and VH in dB
 PLACE/s2_DATE.tif        13 bands of Level-1C digital numbers, or one file per band
 PLACE/dem.tif            elevation in metres, pixels of 30 m
 PLACE/land_cover.tif     {classes}
+stac.json                STAC items of the scenes of both sensors, if they have one file each
 """
+
+#: What STAC items say of a sensor.
+_STAC_PROPERTIES = {
+    's1': {'constellation': 'sentinel-1', 'sar:product_type': 'GRD'},
+    's2': {'constellation': 'sentinel-2', 'processing:level': 'L1C'},
+}
 
 
 def write_sample_scenes(
@@ -111,6 +124,8 @@ def write_sample_scenes(
             classes=classes,
         )
         (part / 'SOURCE.txt').write_text(text)
+        if files == 'scene':
+            _write_stac(part)
         write_manifest(part, made_with)
     return dest
 
@@ -140,6 +155,29 @@ def _write_place(root: Path, roi: Roi, files: SceneFiles, dates: int, size: int,
             for band, pixels, factor in zip(bands, image, factors, strict=True):
                 values = _coarser(pixels, factor)[None]
                 write_raster(folder / f'{stem}_{band}.tif', values, _coarser_grid(grid, factor))
+
+
+def _write_stac(root: Path) -> None:
+    """Write a STAC item collection of the scenes."""
+    items = []
+    for path in sorted(root.glob('*/s[12]_*.tif')):
+        sensor, day = path.stem.split('_')
+        with rasterio.open(path) as src:
+            box = transform_bounds(src.crs, 'EPSG:4326', *src.bounds)
+        item = pystac.Item(
+            f'{path.parent.name}_{path.stem}',
+            geometry=shapely.geometry.mapping(shapely.box(*box)),
+            bbox=list(box),
+            datetime=datetime.datetime.strptime(day, '%Y%m%d').replace(tzinfo=datetime.UTC),
+            properties=dict(_STAC_PROPERTIES[sensor]),
+        )
+        bands = [{'name': name} for name in SENSORS[sensor].band_names]
+        href = f'./{path.relative_to(root).as_posix()}'
+        asset = pystac.Asset(href, extra_fields={'eo:bands': bands}, roles=['data'])
+        item.add_asset('data', asset)
+        items.append(item)
+    collection = pystac.ItemCollection(items).to_dict()
+    (root / 'stac.json').write_text(json.dumps(collection, indent=1) + '\n')
 
 
 def _utm_grid(roi: Roi, size: int) -> Grid:

@@ -1,0 +1,125 @@
+"""Commands of docs/archives.md as they stand, on small data and with few steps."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import rasterio
+import yaml
+from PIL import Image
+
+from geofm.cli import main
+from geofm.datasets import RasterArchive, write_sample_scenes
+from geofm.datasets.table import RasterTable
+from geofm.models import load_backbone
+from tests.registry import kept_registry
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / 'docs' / 'archives.md').read_text()
+ROIS = (('ROIs1868', 36), ('ROIs2017', 25), ('ROIs1970', 57))
+
+#: What makes a training command small. None of it names a model or data.
+SMALLER = [
+    *('--trainer.max_steps=2', '--trainer.limit_val_batches=1', '--trainer.accelerator=cpu'),
+    *('--trainer.enable_progress_bar=false', '--trainer.check_val_every_n_epoch=1'),
+    *('--trainer.max_epochs=1', '--data.init_args.batch_size=2'),
+    *('--model.init_args.global_size=32', '--model.init_args.local_size=16'),
+    *('--model.init_args.n_local=1', '--model.init_args.prototypes=8'),
+    *('--model.init_args.head_hidden_dim=8', '--model.init_args.head_bottleneck_dim=8'),
+    *('--model.init_args.model_args.depth=1', '--data.init_args.window_size=48'),
+]
+
+
+def sections() -> dict[str, list[str]]:
+    """Commands under each heading."""
+    found: dict[str, list[str]] = {}
+    for part in re.split(r'^## ', PAGE, flags=re.MULTILINE):
+        title = part.splitlines()[0]
+        blocks = re.findall(r'```console\n(.*?)```', part, re.DOTALL)
+        found[title] = [line.removeprefix('$ ') for block in blocks for line in block.splitlines()]
+    return found
+
+
+def run(line: str) -> None:
+    """Run a command of the page, smaller."""
+    command, *args = shlex.split(line)
+    if command == 'cp':
+        shutil.copy(*args)
+        return
+    assert command == 'geofm'
+    if args[0] == 'sample-data':
+        kind = {'scenes': 'scene', 'bands': 'band'}[args[args.index('--layout') + 1]]
+        write_sample_scenes(args[1], kind, ROIS, dates=2, size=96)  # type: ignore[arg-type]
+        return
+    if args[0] == 'fit':
+        args += SMALLER
+        if 'images.yaml' in line:
+            args = [arg for arg in args if 'window_size' not in arg]
+            args += ['--data.init_args.patch_size=48', '--data.init_args.root=pictures']
+    if args[0] == 'attention':
+        args += ['--window=32']
+    main(args)
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the configurations, and the definitions that the page shows."""
+    folder = tmp_path_factory.mktemp('archives')
+    shutil.copytree(ROOT / 'configs', folder / 'configs')
+    blocks = [
+        block for block in re.findall(r'```yaml\n(.*?)```', PAGE, re.DOTALL) if 'slope' in block
+    ]
+    sensors, layout = blocks
+    (folder / 'slope.yaml').write_text(sensors)
+    (folder / 'slope_layout.yaml').write_text(layout)
+    rng = np.random.default_rng(0)
+    for i in range(6):
+        file = folder / 'pictures' / f'class_{i % 2}' / f'{i}.jpg'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (64, 80, 3), np.uint8)).save(file)
+    return folder
+
+
+# In the order of the page: later sections use what earlier ones made.
+@pytest.mark.parametrize('title', list(sections()))
+def test_the_commands_of_a_section_run(
+    title: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    lines = sections()[title]
+    assert lines
+    with kept_registry():
+        for line in lines:
+            run(line)
+    if title == 'Your own Sentinel-1/2 folder':
+        assert list(place.glob('maps/*.tif'))
+        _check_pixels(place)
+    if title == 'S1 + S2 + DEM':
+        backbone = load_backbone('joint.ckpt')
+        assert backbone.sensors == ('s1', 's2', 'dem')
+        assert list(place.glob('maps/joint/*.html')) or list(place.glob('maps/joint/**/index.html'))
+
+
+def _check_pixels(place: Path) -> None:
+    """Windows are the pixels of the files, and so are scenes taken out of the table."""
+    table = RasterTable.read(place / 'data' / 'scenes.parquet')
+    archive = RasterArchive(table, ['s2'], window_size=48, split='all')
+    path = archive.matches.paths(0, 's2')[0]
+    with rasterio.open(path) as src:
+        image = archive[0]['image'].numpy()
+        assert np.array_equal(image, src.read(window=((0, 48), (0, 48))).astype(np.float32))
+    first = min((place / 'data/scenes/europa_2017_25').glob('s2_*.tif'))
+    with rasterio.open(place / 'place' / 's2.tif') as src, rasterio.open(first) as original:
+        assert (src.crs, src.transform) == (original.crs, original.transform)
+        values = src.read()
+        assert np.array_equal(values, np.where(np.isnan(values), np.nan, original.read()), True)
+        assert np.isfinite(values).mean() > 0.9
+
+
+def test_the_page_shows_the_layout_that_it_names() -> None:
+    shown = next(block for block in re.findall(r'```yaml\n(.*?)```', PAGE, re.DOTALL))
+    stored = (ROOT / 'configs' / 'layouts' / 'scenes.yaml').read_text()
+    assert yaml.safe_load(shown) == yaml.safe_load(stored)
