@@ -107,9 +107,14 @@ class Observations:
             Index of a row of the table for each observation.
         """
         rows = self.order[self.first].copy()
-        for number in np.flatnonzero(self.count > 1).tolist():
-            rows[number] = main_row(table, self.rows(number))
-        return rows
+        if len(rows) == len(self.order):
+            return rows
+        pixels = table.height[self.order].astype(np.int64) * table.width[self.order]
+        most = np.maximum.reduceat(pixels, self.first)
+        # The first row of each group that has as many.
+        positions = np.flatnonzero(pixels == np.repeat(most, self.count))
+        _, at = np.unique(np.searchsorted(self.first, positions, 'right'), return_index=True)
+        return self.order[positions[at]]
 
     def __getstate__(self) -> dict[str, Any]:
         """State for a worker process, with arrays in shared memory."""
@@ -172,9 +177,19 @@ def _differ(key: Ints) -> npt.NDArray[np.bool_]:
 
 def _check_bands(table: RasterTable, order: Ints, first: Ints, count: Ints) -> None:
     """Refuse observations that have a band twice."""
+    several = count > 1
+    if not several.any():
+        return
+    band = table.band[order]
+    # Rows are sorted by band, so that equal ones are side by side.
+    same = np.zeros(len(order), bool)
+    same[1:] = (band[1:] == band[:-1]) & (band[1:] >= 0)
+    same[first] = False
+    many = np.array([*(len(names) > 1 for names in table.band_lists), True])
+    doubtful = np.logical_or.reduceat(same | many[band], first) & several
     # Most observations have the same bands: each combination is looked at once.
     seen: dict[bytes, bool] = {}
-    for number in np.flatnonzero(count > 1).tolist():
+    for number in np.flatnonzero(doubtful).tolist():
         rows = order[first[number] : first[number] + count[number]]
         key = table.band[rows].tobytes()
         if key not in seen:
