@@ -57,6 +57,25 @@ _REMOTE = re.compile(
 )
 
 
+#: GDAL's prefixes of addresses of servers.
+_SERVERS = {
+    'https://': '/vsicurl/',
+    'http://': '/vsicurl/',
+    's3://': '/vsis3/',
+    'gs://': '/vsigs/',
+    'az://': '/vsiaz/',
+}
+
+#: Options of GDAL for servers: seconds, and numbers of tries.
+_NETWORK = {
+    'GDAL_HTTP_MAX_RETRY': '4',
+    'GDAL_HTTP_RETRY_DELAY': '0.5',
+    'GDAL_HTTP_RETRY_CODES': '429,500,502,503,504',
+    'GDAL_HTTP_CONNECTTIMEOUT': '10',
+    'GDAL_HTTP_TIMEOUT': '60',
+}
+
+
 @dataclass(frozen=True)
 class Address:
     """Where a raster is: a file, or a part of one.
@@ -74,13 +93,14 @@ class Address:
     is_virtual: bool
 
     @classmethod
-    def parse(cls, path: str | os.PathLike[str]) -> Self:
+    def parse(cls, path: str | os.PathLike[str], remote: bool = False) -> Self:
         """Understand a path or an address as GDAL and rasterio write it.
 
         Args:
             path: Path of a file; a file in an archive, ``zip://archive.zip!scene.tif`` or
                 ``/vsizip/archive.zip/scene.tif`` (tar and gzip likewise); or a part of a container,
                 ``NETCDF:"file.nc":B02``.
+            remote: Whether it may be on a server, ``https://...`` or ``s3://...``.
 
         Returns:
             The address.
@@ -101,6 +121,9 @@ class Address:
             file = Path(match[2] or match[3])
             variable = re.sub(r'\W+', '_', match[4] or '').strip('_')
             name = file.with_name('_'.join(filter(None, (file.stem, variable))) + file.suffix)
+        elif remote and (name_there := _on_server(text)) is not None:
+            last = Path(text.partition('?')[0])
+            return cls(name_there, last, last.stem, False)
         elif _REMOTE.match(text):
             raise ValueError(f'{text}: not a file of this machine; download it first')
         else:
@@ -120,13 +143,33 @@ def _split_archive(text: str) -> tuple[Path, str]:
     return Path(text), ''
 
 
-def open_raster(path: str | os.PathLike[str], overview_level: int | None = None) -> DatasetReader:
+def _on_server(address: str) -> str | None:
+    """GDAL's name of a file on a server; None if it is not on one of a known kind."""
+    if re.match(r'/vsi(curl|s3|gs|az)/', address):
+        return address
+    for scheme, prefix in _SERVERS.items():
+        if address.lower().startswith(scheme):
+            return prefix + (address if prefix == '/vsicurl/' else address[len(scheme) :])
+    return None
+
+
+def _prepare_network() -> None:
+    """Let GDAL try again where a server does not answer; what the user has set stays."""
+    for name, value in _NETWORK.items():
+        os.environ.setdefault(name, value)
+
+
+def open_raster(
+    path: str | os.PathLike[str], overview_level: int | None = None, remote: bool = False
+) -> DatasetReader:
     """Open a raster file of a format that holds its own pixels, with bounded memory.
 
     Args:
         path: What :meth:`Address.parse` understands. A GDAL virtual raster is opened only if its
             name ends in ``.vrt``: it may read any file or address that it names.
         overview_level: Overview to open in place of the raster, from 0 (the finest).
+        remote: Whether it may be on a server (``https://``, ``s3://``, ``gs://``, ``az://``), of
+            which only the parts are fetched that are read. Failed requests are tried again.
 
     Returns:
         The open raster; close it, or use it as a context manager.
@@ -136,12 +179,21 @@ def open_raster(path: str | os.PathLike[str], overview_level: int | None = None)
         ValueError: If it is not on this machine, of no format that is read, a container of several
             rasters, or has blocks that do not fit the file.
     """
-    address = Address.parse(path)
-    _check_sidecars(address)
+    address = Address.parse(path, remote)
+    is_remote = remote and _on_server(address.name) is not None
+    if is_remote:
+        _prepare_network()
+    else:
+        _check_sidecars(address)
     try:
         drivers = [*DRIVERS, *(['VRT'] if address.is_virtual else [])]
         src = _open(address.name, drivers, overview_level)
     except RasterioIOError as error:
+        if is_remote:
+            raise ValueError(
+                f'{path}: cannot be read from the server ({error}); check the address, the network '
+                'and your credentials'
+            ) from error
         raise ValueError(f'{address.name}: {_why_not(address, error)}') from error
     try:
         if src.count == 0:

@@ -1,4 +1,4 @@
-"""Measure how long a large table of rasters takes to open, how much memory, and what a look-up costs.
+"""Measure what opening a large table of rasters takes in time and memory, and what a look-up costs.
 
 The tables are generated: two sensors, 20 dates of each place, one file each. What is measured, each
 in a process of its own:
@@ -42,18 +42,28 @@ def write_table(path: Path, rows: int) -> None:
         day = np.datetime64('2018-01-01', 'us') + (date * 12 * 86_400_000_000).astype('m8[us]')
         x, y = 200_000.0 + col * 2560, 8_000_000.0 - row * 2560
         west, north = -3.0 + col * 0.03, 72.0 - row * 0.03
-        transform = np.stack([np.full(len(x), v) if np.isscalar(v) else v for v in (10.0, 0.0, x, 0.0, -10.0, y)], 1)  # fmt: skip
+        transform = np.stack(
+            [np.full(len(x), v) if np.isscalar(v) else v for v in (10.0, 0.0, x, 0.0, -10.0, y)], 1
+        )
         paths = [
             f'zone_31/place_{p:06}/{("s1", "s2")[s]}/{("s1", "s2")[s]}_place_{p:06}_{d}.tif'
-            for p, s, d in zip(place.tolist(), sensor.tolist(), day.astype('M8[D]').tolist(), strict=True)
-        ]  # fmt: skip
+            for p, s, d in zip(
+                place.tolist(), sensor.tolist(), day.astype('M8[D]').tolist(), strict=True
+            )
+        ]
         names = pa.array([f'place_{p:06}' for p in range(place[0], place[-1] + 1)])
         columns = {
             'path': pa.array(paths),
-            'sensor': pa.DictionaryArray.from_arrays(pa.array(sensor.astype(np.int32)), ['s1', 's2']),
+            'sensor': pa.DictionaryArray.from_arrays(
+                pa.array(sensor.astype(np.int32)), ['s1', 's2']
+            ),
             'datetime': pa.array(day, pa.timestamp('us', 'UTC')),
-            'place': pa.DictionaryArray.from_arrays(pa.array((place - place[0]).astype(np.int32)), names),
-            'crs': pa.DictionaryArray.from_arrays(pa.array(np.zeros(len(x), np.int32)), ['EPSG:32631']),
+            'place': pa.DictionaryArray.from_arrays(
+                pa.array((place - place[0]).astype(np.int32)), names
+            ),
+            'crs': pa.DictionaryArray.from_arrays(
+                pa.array(np.zeros(len(x), np.int32)), ['EPSG:32631']
+            ),
             'transform': pa.FixedSizeListArray.from_arrays(pa.array(transform.ravel()), 6),
             'height': pa.array(np.full(len(x), 256, np.int32)),
             'width': pa.array(np.full(len(x), 256, np.int32)),
@@ -61,7 +71,7 @@ def write_table(path: Path, rows: int) -> None:
             'south': pa.array(north - 0.023),
             'east': pa.array(west + 0.07),
             'north': pa.array(north),
-        }  # fmt: skip
+        }
         table = pa.table(columns)
         writer = writer or pq.ParquetWriter(path, table.schema, compression='zstd')
         writer.write_table(table)
@@ -139,11 +149,15 @@ def main() -> None:
             command = [sys.executable, __file__, '--measure', str(path)]
             done = subprocess.run(
                 [*command, *(['--dataset'] if args.dataset else [])],
-                capture_output=True, text=True, check=False,
-            )  # fmt: skip
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             if done.returncode:
                 raise SystemExit(done.stderr)
-            results.append({**json.loads(done.stdout), 'file_mib': round(path.stat().st_size / 2**20)})
+            results.append(
+                {**json.loads(done.stdout), 'file_mib': round(path.stat().st_size / 2**20)}
+            )
             print(results[-1], flush=True)
             path.unlink()
     if args.output:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from geofm.datasets.catalogue.walking import folders_below
 from geofm.datasets.readers.hdf5 import dates_of, variables_of
+from geofm.datasets.readers.safe import is_product, read_product
 from geofm.datasets.table.columns import NO_TIME
 from geofm.datasets.table.error import TableError
 from geofm.datasets.table.fields import REQUIRED, fields_of
@@ -168,22 +169,54 @@ def _expand(file: str, path: str, kind: Files, row: Row) -> Iterator[dict[str, A
         'nodata': kind.nodata,
         'split': row.split,
     }
-    if kind.time is None:
-        yield values
-        return
-    times = dates_of(file, kind.time)
-    sensor = SENSORS[row.sensor]
-    for variable in variables_of(file):
-        band = sensor.find_band(variable)
-        if band is None or (row.band is not None and band not in row.band.split()):
-            continue
-        for number, time in enumerate(times, 1):
-            yield {
-                **values,
-                'path': f'NETCDF:"{path}":{variable}',
-                'band': band,
-                'index': number,
-                'datetime': None if time == NO_TIME else time,
-                # Without a place, the bands of one date are one scene.
-                'scene': row.scene or path.rpartition('/')[0] or '.',
-            }
+    try:
+        if is_product(path):
+            parts = _product_rows(file, path, kind, values)
+        else:
+            parts = [values] if kind.time is None else _dated_rows(file, path, kind.time, values)
+    except (OSError, ValueError):
+        # The scan says what is wrong with it.
+        parts = [values]
+    yield from parts
+
+
+def _dated_rows(file: str, path: str, time: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the dates and variables of a netCDF file."""
+    sensor = SENSORS[values['sensor']]
+    wanted = (values['band'] or '').split()
+    bands = [(name, sensor.find_band(name)) for name in variables_of(file)]
+    return [
+        {
+            **values,
+            'path': f'NETCDF:"{path}":{name}',
+            'band': band,
+            'index': number,
+            'datetime': None if when == NO_TIME else when,
+            # Without a place, the bands of one date are one scene.
+            'scene': values['scene'] or path.rpartition('/')[0] or '.',
+        }
+        for name, band in bands
+        if band is not None and (not wanted or band in wanted)
+        for number, when in enumerate(dates_of(file, time), 1)
+    ]
+
+
+def _product_rows(
+    file: str, path: str, kind: Files, values: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Rows of the bands of a product."""
+    product = read_product(file, SENSORS[values['sensor']])
+    prefix = path if Path(file).is_dir() else f'/vsizip/{path}'
+    return [
+        {
+            **values,
+            'path': f'{prefix}/{part.path}',
+            'band': part.band,
+            'datetime': values['datetime'] or product.time,
+            'scene': values['scene'] or product.name,
+            # What the layout states comes before what the metadata do.
+            'scale': product.scale if kind.scale is None and product.scale != 1 else kind.scale,
+            'offset': part.offset if kind.offset is None else kind.offset,
+        }
+        for part in product.bands
+    ]
