@@ -201,7 +201,12 @@ def test_remote_files_are_read_in_part_and_tried_again(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('GDAL_HTTP_RETRY_DELAY', '0.05')
-    options = {'tiled': True, 'blockxsize': 64, 'blockysize': 64, 'interleave': 'band'}
+    options: dict[str, Any] = {
+        'tiled': True,
+        'blockxsize': 64,
+        'blockysize': 64,
+        'interleave': 'band',
+    }
     pixels = write_raster(tmp_path / 'www' / 'a.tif', dn((13, 512, 512)), **options)
     size = (tmp_path / 'www' / 'a.tif').stat().st_size
     row = {'path': f'{server}/a.tif', 'sensor': 's2', 'datetime': '', 'place': 'p'}
