@@ -29,6 +29,8 @@ SIZE = 256
 DATES = 10
 FILES = 50
 SENSORS = {'s1': (2, 'float32'), 's2': (13, 'uint16')}
+#: Where all tiles lie, in degrees.
+BOUNDS = {'west': 3.0, 'south': 45.13, 'east': 3.033, 'north': 45.154}
 #: Rows that are written together.
 PART = 1_000_000
 
@@ -75,6 +77,7 @@ def write_table(file: Path, rows: int) -> None:
             'place': place,
             'crs': pa.array(np.full(count, 'EPSG:32631')),
             'transform': grid.take(pa.array(np.zeros(count, int))),
+            **{name: pa.array(np.full(count, value)) for name, value in BOUNDS.items()},
             'height': pa.array(np.full(count, SIZE, np.int32)),
             'width': pa.array(np.full(count, SIZE, np.int32)),
         }

@@ -136,19 +136,17 @@ def nearest_at_place(scenes: Frames, others: Frames, rule: Rule) -> npt.NDArray[
     wanted = np.flatnonzero(scenes.place >= 0)
     if not len(known) or not len(wanted):
         return chosen
-    # Place and time as one number, so that one search finds both. Missing times come first.
-    moments = np.unique(np.concatenate([others.time[known], scenes.time[wanted], [NO_TIME]]))
-    span = len(moments) + 1
-    keys = others.place[known].astype(np.int64) * span + np.searchsorted(
-        moments, others.time[known]
-    )
-    order = np.argsort(keys, kind='stable')
-    known, keys = known[order], keys[order]
+    # Place and time as one number, so that one search finds both.
+    here, there, span = _seconds(scenes.time[wanted], others.time[known])
+    keys = others.place[known].astype(np.int64) * span + there
+    if (keys[1:] < keys[:-1]).any():
+        order = np.argsort(keys, kind='stable')
+        known, keys = known[order], keys[order]
     places = scenes.place[wanted].astype(np.int64)
     first = np.searchsorted(keys, places * span)
-    there = first < len(known)
-    there[there] = others.place[known[first[there]]] == places[there]
-    wanted, places, first = wanted[there], places[there], first[there]
+    found = first < len(known)
+    found[found] = others.place[known[first[found]]] == places[found]
+    wanted, places, first, here = wanted[found], places[found], first[found], here[found]
     # The first one has no date, if any has none.
     undated = (others.time[known[first]] == NO_TIME) | rule.ignores_date
     free = undated | (scenes.time[wanted] == NO_TIME)
@@ -156,7 +154,7 @@ def nearest_at_place(scenes: Frames, others: Frames, rule: Rule) -> npt.NDArray[
     if rule.ignores_date:
         return chosen
     best = np.full(len(wanted), _ANY)
-    target = places * span + np.searchsorted(moments, scenes.time[wanted])
+    target = places * span + here
     before = np.searchsorted(keys, target, 'right') - 1
     for side in (before, before + 1):
         inside = np.flatnonzero((side >= 0) & (side < len(known)))
@@ -166,6 +164,20 @@ def nearest_at_place(scenes: Frames, others: Frames, rule: Rule) -> npt.NDArray[
         chosen[wanted[inside[nearer]]] = candidate[nearer]
         best[inside[nearer]] = gap[nearer]
     return chosen
+
+
+def _seconds(
+    here: npt.NDArray[np.int64], there: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
+    """Times as small numbers, 0 for a missing one, and a number that is larger than all."""
+    dated = [times[times != NO_TIME] for times in (here, there)]
+    start = min((int(times.min()) for times in dated if len(times)), default=0)
+    # To the second: with a place in front, microseconds would not fit.
+    one, other = (
+        np.where(times == NO_TIME, 0, (np.maximum(times, start) - start) // 1_000_000 + 1)
+        for times in (here, there)
+    )
+    return one, other, int(max(one.max(initial=0), other.max(initial=0))) + 1
 
 
 def _gaps(
@@ -249,9 +261,14 @@ def coverage(scenes: Frames, windows: Windows, others: Frames) -> npt.NDArray[np
         Fractions from 0 to 1; 1 where neither is georeferenced.
     """
     covered = np.ones(len(windows.scene), np.float32)
-    epsg = scenes.epsg[windows.scene]
-    transform = shifted(scenes.transform[windows.scene], windows.row, windows.col)
-    placed = (epsg > 0) & (others.epsg > 0)
+    epsg, own = scenes.epsg[windows.scene], scenes.transform[windows.scene]
+    # Most often both are on one grid, of which the window is a part.
+    same = (epsg == others.epsg) & (own == others.transform).all(axis=1)
+    same &= (scenes.shape[windows.scene] == others.shape).all(axis=1)
+    if same.all():
+        return covered
+    transform = shifted(own, windows.row, windows.col)
+    placed = ~same & (epsg > 0) & (others.epsg > 0)
     # On upright grids of one CRS, boxes say it all.
     upright = placed & (epsg == others.epsg)
     for t in (transform, others.transform):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geofm.datasets.archive.matching import DAY, Frames, Rule, match_windows
@@ -66,6 +66,7 @@ ROW = st.tuples(
 )
 
 
+@settings(deadline=None)
 @given(
     st.lists(ROW, min_size=1, max_size=6),
     st.lists(ROW, min_size=1, max_size=8, unique_by=lambda row: row[:2]),
@@ -87,6 +88,7 @@ def test_matches_are_those_of_a_search_by_hand(
     assert ((covered > 0) == (chosen >= 0)).all()
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=4),
     st.one_of(st.none(), st.integers(1, 40)),

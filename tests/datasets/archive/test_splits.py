@@ -172,6 +172,7 @@ def test_column(tmp_path: Path) -> None:
         split_samples(samples_of(tmp_path, lone, None), SplitRule('column'))
 
 
+@settings(deadline=None)
 @given(
     st.floats(-180, 179),
     st.floats(-89.9, 89.8),
@@ -231,6 +232,7 @@ def test_margins_hold_curved_edges() -> None:
         assert max(lat) <= wide[3]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), min_size=3, max_size=60), st.floats(0, 0.4), st.floats(0, 0.4))
 def test_shares_of_groups(sizes: list[int], val: float, test: float) -> None:
     weights = np.array(sizes)
