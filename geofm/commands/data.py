@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from geofm.atomic import atomic_file
 from geofm.commands.tables import TABLES, index_table
 from geofm.datasets import SEN12MSCR, SEN12MSCRTS, write_sample_data, write_sample_scenes
-from geofm.datasets.archive.statistics import archive_statistics
+from geofm.datasets.archive.statistics import table_statistics
 from geofm.datasets.catalogue.catalogue import JOBS, Catalogue, update_catalogue
 from geofm.datasets.catalogue.inspection import UNNAMED, look_at_values
 from geofm.datasets.catalogue.listing import Listing, list_scenes
@@ -158,7 +158,7 @@ def stats(
     """
     about: dict[str, Any] = {'root': str(root), 'split': split}
     if root.suffix.lower() in TABLES:
-        bands, observations = archive_statistics(root, split, split_by, num_workers, track)
+        bands, observations = table_statistics(root, split, split_by, num_workers, track)
         about['observations'] = observations
     else:
         pairs = _dataset(root, split)

@@ -3,6 +3,7 @@
 from geofm.datamodules.eurosat_rgb import EuroSATRGBDataModule
 from geofm.datamodules.labelled_folder import LabelledFolderDataModule
 from geofm.datamodules.landcover import SampleLandCoverDataModule
+from geofm.datamodules.masked_archive import MaskedArchiveDataModule
 from geofm.datamodules.mmflood_height import MMFloodHeightDataModule
 from geofm.datamodules.named_bands import NamedBandsDataModule
 from geofm.datamodules.raster_archive import RasterArchiveDataModule
@@ -13,6 +14,7 @@ __all__ = (
     'EuroSATRGBDataModule',
     'LabelledFolderDataModule',
     'MMFloodHeightDataModule',
+    'MaskedArchiveDataModule',
     'NamedBandsDataModule',
     'RasterArchiveDataModule',
     'SEN12MSCRDataModule',

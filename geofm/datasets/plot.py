@@ -137,7 +137,7 @@ def plot_pair(
     for sensor in drawing_order(bands):
         channels = compose(image, bands, sensor)
         if channels is not None:
-            title = f'{sensor.short_title} {sensor.drawing.title}'
+            title = sensor.picture_title
             panels[title if title not in panels else f'{title} ({sensor.name})'] = colours(
                 channels, valid, sensor
             )

@@ -199,7 +199,7 @@ def _pictures(scene: Scene, max_side: int) -> dict[str, _Picture]:
         if channels is None:
             title, rgba = f'{sensor.short_title} {wanted[0]}', _stretch(pixels, valid)
         else:
-            title = f'{sensor.short_title} {sensor.drawing.title}'
+            title = sensor.picture_title
             if sensor.unit == 'dB':
                 # A difference in dB is a ratio of power.
                 title = title.replace(' − ', '/')

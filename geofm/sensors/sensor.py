@@ -311,6 +311,13 @@ class Sensor:
         return self.title.split()[0]
 
     @property
+    def picture_title(self) -> str:
+        """Short title of the sensor and what its picture shows, for a panel of a figure."""
+        if self.drawing.title.lower() == self.short_title.lower():
+            return self.short_title
+        return f'{self.short_title} {self.drawing.title}'
+
+    @property
     def picture_bands(self) -> tuple[str, ...]:
         """Names of the channels that :attr:`drawing` needs."""
         return tuple(self.channel(band) for band in self.drawing.bands)

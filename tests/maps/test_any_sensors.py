@@ -182,7 +182,7 @@ def test_pictures_of_any_sensor(files: dict[str, Path]) -> None:
     figure = plot_products({}, scene=files)
     titles = [ax.get_title() for ax in figure.get_axes()]
     assert titles == ['Sentinel-1 VV, VH, VV/VH', 'Hyperion first, second, third',
-                      'Elevation elevation']  # fmt: skip
+                      'Elevation']  # fmt: skip
     layers = scene_layers(scene=files)
     assert [layer.name for layer in layers] == ['Radar', 'First, second, third', 'Elevation']
     assert [layer.raster for layer in layers] == [files['s1'], files['hyper'], files['dem']]

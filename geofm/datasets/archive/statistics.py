@@ -66,7 +66,7 @@ class ScenesInParts(Dataset[Sample]):
         return {'image': torch.from_numpy(values), 'valid': torch.from_numpy(valid)}
 
 
-def archive_statistics(
+def table_statistics(
     table: RasterTable | Path,
     split: Split = 'train',
     split_by: SplitRule | None = None,
