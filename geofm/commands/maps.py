@@ -77,7 +77,8 @@ def map_(
             an error if not given.
         model: Name of a timm model whose weights the checkpoint holds.
         bands: Names of the model's channels, e.g. [B04,B03,B02].
-        figure: File to draw the scene and its products to, side by side, as PNG and as PDF.
+        figure: File to draw the scene and its products to, side by side, as PNG and as PDF; {scene}
+            in its name stands for the name of the scene.
         device: Where to compute, e.g. cuda; on the CPU if not given.
         scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
         scene_bands: Names of the bands of files of any sensors, if they do not say, as
@@ -86,10 +87,11 @@ def map_(
             the first that does not stay the same over time.
     """
     found = {} if dates is None else dict(dates)
-    rasters = files_by_sensor(s1, s2, scene)
-    if item is not None and rasters:
+    if item is not None and (s1 is not None or s2 is not None or scene):
         raise ValueError('give --item, or --s1 and --s2 (or --scene), not both')
     backbone = load_model(checkpoint, model, bands)
+    # A checkpoint brings the definitions of its sensors along.
+    rasters = files_by_sensor(s1, s2, scene)
     if item is not None:
         from_item = read_item(item, output, backbone.bands)
         rasters, found = dict(from_item.files), {**from_item.dates, **found}
@@ -123,7 +125,10 @@ def map_(
     for path in files.values():
         say(path)
     if figure is not None:
-        _draw(files, rasters, figure, names, reference=reference_sensor)
+        product, path = next(iter(files.items()))
+        stem = path.name.removesuffix(f'_{product}.tif')
+        target = figure.with_name(figure.name.replace('{scene}', stem))
+        _draw(files, rasters, target, names, reference=reference_sensor)
 
 
 def attention(
@@ -175,7 +180,7 @@ def attention(
         s1,
         s2,
         output=output,
-        figure=output / f'{_stem(_grid_file(s1, s2, scene, reference_sensor) or output)}_attention',
+        figure=output / '{scene}_attention',
         products=products if point is None else [*products, 'point'],
         block=block,
         point=point,
@@ -416,13 +421,6 @@ def _by_grid(rasters: Mapping[str, Path], reference: str | None) -> list[Path]:
     while left:
         ordered.append(left.pop(reference_of([*left])))
     return ordered
-
-
-def _grid_file(
-    s1: Path | None, s2: Path | None, scene: Mapping[str, Path] | None, reference: str | None
-) -> Path | None:
-    """Raster whose grid the products are on."""
-    return next(iter(_by_grid(files_by_sensor(s1, s2, scene), reference)), None)
 
 
 def _stem(path: Path) -> str:

@@ -17,7 +17,7 @@ from geofm.cli import main
 from geofm.maps import map_scene, plot_products
 from geofm.maps.page import scene_layers
 from geofm.maps.scene import Scene, files_by_sensor
-from geofm.sensors import SENSORS, SensorError, bands_of, load_sensors
+from geofm.sensors import SENSORS, SensorError, bands_of, load_sensors, registry
 
 from ..registry import kept_registry
 from .scenes import NORTH_UP, UTM, GroundModel, noise, write
@@ -197,3 +197,20 @@ def test_bands_of_files_without_names(files: dict[str, Path], tmp_path: Path) ->
         np.testing.assert_array_equal(read, src.read((3, 2, 1))[:, :8, :8])
     with pytest.warns(UserWarning, match=r'name them with --scene_bands hyper=\[\.\.\.\]'):
         Scene(bands_of(['hyper']), files={'hyper': plain}).__exit__()
+
+
+def test_a_checkpoint_brings_its_sensors_along(
+    files: dict[str, Path], hyper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = GroundModel(bands_of(['s1', 'hyper']))
+    for channel in registry._sensors.pop('hyper').band_names:
+        registry._channels.pop(channel)
+
+    def load_model(*_: object) -> GroundModel:
+        load_sensors(hyper)
+        return model
+
+    monkeypatch.setattr(geofm.commands.maps, 'load_model', load_model)
+    given = [f'--scene={key}={files[key]}' for key in ('s1', 'hyper')]
+    main(['attention', '--checkpoint=a.ckpt', *given, f'--output={tmp_path}/out'])
+    assert (tmp_path / 'out' / 'radar_2021-05-06_attention.png').exists()
