@@ -1,6 +1,7 @@
 """Models of three sensors: what each kind of fusion computes, and what is done without a sensor."""
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,13 @@ from torch import Tensor, nn
 
 from geofm.models import MultiSensorViT, View
 from geofm.models.dates import NO_DATE
-from geofm.models.fusion import FUSIONS, LinearFusion
+from geofm.models.fusion import (
+    FUSIONS,
+    Fusion,
+    FusionKind,
+    LinearFusion,
+    one_vit_per_sensor,
+)
 from geofm.sensors import SENSORS
 
 SMALL: dict[str, Any] = {
@@ -199,3 +206,34 @@ def test_wrong_arguments_are_refused() -> None:
         ValueError, match=r'dates of shape \(2, 2\): must have a column for each of'
     ):
         build('joint').forward_features(torch.zeros(2, 16, 32, 32), torch.zeros(2, 2).long())
+
+
+class MeanFusion(nn.Module):
+    """A fifth kind: the mean of the tokens of all sensors."""
+
+    needs_every_token = False
+    context: tuple[int, ...] = ()
+
+    def forward(self, tokens: Sequence[Tensor]) -> Tensor:
+        return torch.stack(list(tokens)).mean(dim=0)
+
+    def attention(self, tokens: Sequence[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+    def describe(self, sensors: Sequence[str]) -> str:
+        return 'mean'
+
+
+def test_another_kind_of_fusion_is_one_entry(monkeypatch: pytest.MonkeyPatch, x: Tensor) -> None:
+    kind = FusionKind(one_vit_per_sensor, lambda args: MeanFusion())
+    monkeypatch.setitem(FUSIONS, 'mean', kind)
+    model = build('mean')
+    fusion: Fusion = MeanFusion()
+    assert fusion.describe(model.sensors) == 'mean'
+    expected = torch.stack(alone(model, x)).mean(dim=0)
+    torch.testing.assert_close(model.forward_features(x), expected, atol=1e-5, rtol=1e-5)
+    (found,) = model.forward_views([View(x, patches=torch.tensor([3]))])
+    torch.testing.assert_close(found.patches[0], expected[0, 3 + 3], atol=1e-5, rtol=1e-5)
+    assert set(model.cls_attention(x)) == set(model.sensors)
+    missing = model.forward_features(x, present=torch.tensor([[True, False, True]] * 2))
+    assert not torch.allclose(missing, expected)
