@@ -13,7 +13,7 @@ from torchgeo.tasks import BaseTask
 from geofm.losses import resize_tokens
 from geofm.models import MultiSensorViT, View, create_backbone, load_backbone_weights
 from geofm.models.weights.load import Weights
-from geofm.sensors import band_indices, sensor_channels
+from geofm.sensors import BandError, band_indices, bands_of, sensor_channels
 from geofm.transforms import Crops, MultiCrop, Normalize
 from geofm.transforms.statistics import statistics_of
 
@@ -56,6 +56,13 @@ class StudentTeacher(BaseTask):
         """Initialize student, teacher and the cropping of their input."""
         hparams = self.hparams
         self.model = create_backbone(hparams)
+        if not self.model.bands:
+            sensors = (hparams['model_args'] or {}).get('sensors', self.model.sensors)
+            raise BandError(
+                f'in_channels={hparams["in_channels"]} does not tell which bands the channels are: '
+                f'the sensors {list(sensors)} have {len(bands_of(sensors))}. Set in_channels to '
+                'that, or name the channels with bands'
+            )
         if self.weights:
             load_backbone_weights(self.model, self.weights)
         backbone = create_backbone(hparams, drop_path_rate=hparams['drop_path_rate'])

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from geofm.models.fusion import FUSIONS
+from geofm.sensors import BandError
 from geofm.tasks import DINOv2
 from tests.tasks.test_dinov2 import SMALL, small_task
 
@@ -134,6 +135,12 @@ def test_a_step_reaches_every_encoder(fusion: str) -> None:
             assert parameter.grad.isfinite().all(), name
             if 'patch_embed' in name or 'sensor_embed' in name:
                 assert parameter.grad.any(), name
+
+
+def test_a_number_of_channels_that_does_not_tell_the_bands_is_refused() -> None:
+    args = {**SMALL['model_args'], 'sensors': ['s1', 's2', 'dem']}
+    with pytest.raises(BandError, match=r"the sensors \['s1', 's2', 'dem'\] have 16"):
+        small_task(model_args=args, in_channels=14)
 
 
 def test_wrong_switches_are_refused() -> None:
