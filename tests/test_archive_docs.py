@@ -61,6 +61,8 @@ def run(line: str) -> None:
             args += ['--data.init_args.patch_size=48', '--data.init_args.root=pictures']
     if args[0] == 'attention':
         args += ['--window=32']
+    if args[0] == 'benchmark':
+        args += ['--epochs=1', '--data.init_args.window_size=48', '--data.init_args.batch_size=4']
     main(args)
 
 
@@ -100,7 +102,10 @@ def test_the_commands_of_a_section_run(
     if title == 'S1 + S2 + DEM':
         backbone = load_backbone('joint.ckpt')
         assert backbone.sensors == ('s1', 's2', 'dem')
-        assert list(place.glob('maps/joint/*.html')) or list(place.glob('maps/joint/**/index.html'))
+        assert list(place.glob('maps/joint/**/*.html'))
+        assert list(place.glob('output/benchmark/archive/**/*.csv'))
+    if title == 'Add a sensor':
+        assert list(place.glob('maps/slope/*.tif'))
 
 
 def _check_pixels(place: Path) -> None:
