@@ -235,3 +235,20 @@ def test_tables_and_stac_are_said_to_be_wrong(tmp_path: Path) -> None:
     (tmp_path / 'x.json').write_text(json.dumps({'type': 'x'}))
     with pytest.raises(SystemExit):
         main(['index', '--stac', str(tmp_path / 'x.json')])
+
+
+def test_sen12mscr_is_indexed_and_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = tmp_path / 'cr'
+    for kind, pixels in (('s1', -dn((2, 8, 8)).astype(np.float32) / 500), ('s2', dn((13, 8, 8)))):
+        folder = root / f'ROIs1868_summer_{kind}' / f'{kind}_36'
+        write_raster(folder / f'ROIs1868_summer_{kind}_36_p30.tif', pixels)
+    main(['index', str(root), '--pairs-json', str(tmp_path / 'pairs.json')])
+    ((s1, s2),) = json.loads((tmp_path / 'pairs.json').read_text())
+    assert 's1_36_p30' in s1
+    assert 's2_36_p30' in s2
+    main(['stats', str(root), '--output', str(tmp_path / 'statistics.yaml')])
+    assert (tmp_path / 'statistics.yaml').is_file()
+    main(['index', str(root), '--layout', 'sen12mscr', '--output', str(tmp_path / 't.csv')])
+    assert 's2: 1 observations in 1 rows, 1 places, no date' in capsys.readouterr().out
