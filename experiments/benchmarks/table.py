@@ -84,7 +84,7 @@ def measure(path: Path, with_dataset: bool) -> dict[str, Any]:
     from geofm.datasets.table import Observations, RasterTable
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     table = RasterTable.read(path)
     read = time.perf_counter() - start
     observations = Observations.of(table)
@@ -93,6 +93,7 @@ def measure(path: Path, with_dataset: bool) -> dict[str, Any]:
         'rows': len(table),
         'read_s': round(read, 2),
         'observations_s': round(grouped - read, 2),
+        'cpu_s': round(time.process_time() - cpu, 2),
         'peak_gib': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
         'imports_gib': round(before / 2**20, 2),
     }

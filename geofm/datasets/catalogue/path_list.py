@@ -1,11 +1,15 @@
 """A million paths in some megabytes."""
 
 import zlib
+from collections import deque
 from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from geofm.datasets.catalogue.shared_array import SharedArray
 
@@ -30,12 +34,19 @@ class PathList:
         self._length = 0
         # Of a part that is no multiple of a block, the rest goes with the next one.
         rest = pa.array([], pa.string())
-        for part in texts:
-            self._length += len(part)
-            rest = pa.concat_arrays([rest, part]) if len(rest) else part
-            whole = len(rest) - len(rest) % BLOCK
-            blocks += _compressed(rest[:whole])
-            rest = rest[whole:]
+        with ThreadPoolExecutor(2) as pool:
+            # A part is compressed while the next ones are read.
+            waiting: deque[Future[list[bytes]]] = deque()
+            for part in texts:
+                self._length += len(part)
+                rest = pa.concat_arrays([rest, part]) if len(rest) else part
+                whole = len(rest) - len(rest) % BLOCK
+                waiting.append(pool.submit(_compressed, rest[:whole]))
+                rest = rest[whole:]
+                if len(waiting) > 4:
+                    blocks += waiting.popleft().result()
+            for done in waiting:
+                blocks += done.result()
         blocks += _compressed(rest)
         ends = np.cumsum([0, *map(len, blocks)])
         self._ends = SharedArray(ends.astype(np.int64))
@@ -102,8 +113,11 @@ class PathList:
 
 def _compressed(texts: pa.StringArray) -> list[bytes]:
     """Blocks of paths."""
-    paths = texts.to_pylist()
-    return [
-        zlib.compress('\0'.join(paths[i : i + BLOCK]).encode(), level=1)
-        for i in range(0, len(paths), BLOCK)
-    ]
+    if not len(texts):
+        return []
+    # A path has no such character; Arrow joins many times faster than Python does.
+    joined = pc.binary_join_element_wise(texts, '', '\0')
+    offsets = np.frombuffer(joined.buffers()[1], np.int32)[joined.offset :][: len(joined) + 1]
+    content = memoryview(joined.buffers()[2])
+    starts = [*offsets[:-1:BLOCK].tolist(), int(offsets[-1])]
+    return [zlib.compress(content[start : end - 1], level=1) for start, end in pairwise(starts)]
