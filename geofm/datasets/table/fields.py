@@ -376,9 +376,9 @@ class _Fields:
 
     def _transform(self) -> npt.NDArray[np.float64]:
         """Affine coefficients of each row."""
-        kind = next(
-            iter(self._columns.batches('transform')), pa.chunked_array([], pa.string())
-        ).type
+        if not self._columns.rows:
+            return np.empty((0, 6))
+        kind = next(iter(self._columns.batches('transform'))).type
         if not (pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind)):
             codes, values = parse_values(
                 self._columns.column('transform'),
