@@ -26,6 +26,9 @@ CONFIGS = {
     if yaml.safe_load(path.read_text())['model']['class_path'] == 'geofm.tasks.DINOv2'
 }
 
+#: Configs of the data module of archives.
+ARCHIVES = ('archive', 'archive_dem', 'images')
+
 #: dinov2/configs/ssl_default_config.yaml of facebookresearch/dinov2.
 DINOV2_DEFAULT: dict[str, Any] = {
     'dino_weight': 1.0,
@@ -235,7 +238,8 @@ def use_images(config: dict[str, Any], root: Path) -> None:
     }
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+# Those of archives are run by tests/test_archive_docs.py.
+@pytest.mark.parametrize('name', [name for name in CONFIGS if name not in ARCHIVES])
 def test_it_trains(name: str, tmp_path: Path) -> None:
     config = reduced(yaml.safe_load(yaml.safe_dump(understood(name))))
     named = config['data']['class_path'].endswith('NamedBandsDataModule')

@@ -237,6 +237,21 @@ def description(architecture: Architecture, names: Collection[str]) -> dict[str,
     return found
 
 
+def marker_name(model: BuiltByName) -> str | None:
+    """Name under which :func:`description` marks the first layer of a model of this name.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The name; None if there is none.
+    """
+    if model.request is None:
+        return None
+    first = _first_layer(model.request.name, len(model.bands))
+    return None if first is None else first[0]
+
+
 @lru_cache
 def _first_layer(model: str, channels: int) -> tuple[str, int] | None:
     """Name of the first weight of a model that is built by its name, and its input channels."""

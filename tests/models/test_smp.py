@@ -80,17 +80,19 @@ def test_in_channels_say_which_sensors(name: str, channels: int, bands: tuple[st
         assert features.isfinite().all()
 
 
-@pytest.mark.parametrize(('name', 'channels'), [('small_s2', 15), ('rgb', 13)])
-def test_channels_that_no_bands_can_be_are_refused(name: str, channels: int) -> None:
+def test_channels_that_no_bands_can_be_are_refused() -> None:
     with pytest.raises(BandError, match='register_encoder'):
-        get_encoder(name, in_channels=channels)
+        get_encoder('rgb', in_channels=13)
 
 
-def test_channels_without_a_name_are_refused_when_there_is_an_image() -> None:
-    """Until then, weights may name them."""
-    encoder = get_encoder('small', in_channels=4)
+@pytest.mark.parametrize(('name', 'channels'), [('small', 4), ('small_s2', 15)])
+def test_channels_without_a_name_are_refused_when_there_is_an_image(
+    name: str, channels: int
+) -> None:
+    """Until then, weights may name them, and their sensors."""
+    encoder = get_encoder(name, in_channels=channels)
     with pytest.raises(BandError, match='which bands are the channels'):
-        encoder(torch.randn(1, 4, 32, 32))
+        encoder(torch.randn(1, channels, 32, 32))
 
 
 def test_bands_are_matched_by_name() -> None:

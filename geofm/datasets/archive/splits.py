@@ -6,8 +6,6 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import shapely
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from geofm.datasets.archive.archive_table import ArchiveTable
 from geofm.datasets.archive.blocks import Blocks, margined
@@ -96,6 +94,10 @@ def _place_groups(
     links = [_same_place(place), _overlaps(samples, scenes)]
     one, other = np.concatenate(links, axis=1)
     size = (len(scenes), len(scenes))
+    # Worker processes read without it.
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     graph = coo_array((np.ones(len(one), bool), (one, other)), shape=size)
     _, group = connected_components(graph, directed=False)
     keys = np.full(group.max(initial=-1) + 1, np.iinfo(np.uint64).max, np.uint64)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from geofm.models.architecture import KEY, Architecture
-from geofm.models.by_name import BuiltByName, description
+from geofm.models.by_name import BuiltByName, description, marker_name
 
 #: Before a weight's name in the file: what Classification, and SemanticSegmentation, will see.
 _CLASSIFICATION = 'model.'
@@ -64,7 +64,7 @@ def accept_both_names[Module: BuiltByName](model: Module) -> Module:
 
 
 def _forget_other_names(model: Any, incompatible: Any) -> None:
-    own = {*model.state_dict(), KEY}
+    own = {*model.state_dict(), KEY, marker_name(model)}
     unexpected: list[str] = incompatible.unexpected_keys
     # DPT's encoder is not ours, so all that can be done about its hundreds of names is to say why.
     if (prefix := model.missing_prefix) is not None:
