@@ -15,7 +15,7 @@ import pytest
 import rasterio
 
 from geofm.datasets.regions import split_of
-from geofm.datasets.sample import DEFAULT_ROIS, LAND_COVER, write_sample_data, writer
+from geofm.datasets.sample import DEFAULT_ROIS, LAND_COVER, files, write_sample_data, writer
 from geofm.datasets.sample.classes import class_value
 from geofm.datasets.sample.scene import LOOKS
 from geofm.sensors import SENTINEL2
@@ -289,7 +289,7 @@ def test_what_is_there_is_never_overwritten(tmp_path: Path, damage: str) -> None
 
 
 def test_an_interrupted_run_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = writer.write_raster
+    write = files.write_raster
     written = []
 
     def interrupted(path: Path, *args: Any) -> None:

@@ -16,6 +16,9 @@ from geofm.sensors import SENSORS, sensor_channels
 
 type Mask = npt.NDArray[np.bool_]
 
+#: Bands that are noted in one integer.
+_BITS = 62
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -137,16 +140,23 @@ def _has_bands(
     """Whether observations have all bands of a sensor that are asked for, as the table says."""
     table, observations = archive.table, archive.observations
     wanted = [bands[i] for i in sensor_channels(bands)[key]]
-    masks = [
-        sum(1 << i for i, band in enumerate(wanted) if band in names) for names in table.band_lists
-    ]
-    # Of a file about whose bands the table says nothing, reading will tell.
-    every = (1 << len(wanted)) - 1
-    has = np.array([*masks, every], np.int64)[table.band[observations.order]]
-    if not len(has):
+    band = table.band[observations.order]
+    if not len(band):
         return np.ones(0, bool)
-    together = np.bitwise_or.reduceat(has, observations.first)
-    return np.asarray(together[numbers] == every)
+    complete = np.ones(len(numbers), bool)
+    # One bit per band of a 64-bit integer, for any number of bands.
+    for first in range(0, len(wanted), _BITS):
+        part = wanted[first : first + _BITS]
+        masks = [
+            sum(1 << i for i, name in enumerate(part) if name in names)
+            for names in table.band_lists
+        ]
+        # Of a file about whose bands the table says nothing, reading will tell.
+        every = (1 << len(part)) - 1
+        has = np.array([*masks, every], np.int64)[band]
+        together = np.bitwise_or.reduceat(has, observations.first)
+        complete &= together[numbers] == every
+    return complete
 
 
 def available_bands(table: RasterTable, key: str) -> tuple[str, ...]:

@@ -15,9 +15,10 @@ from torchgeo.samplers import GriddedPatchSampler
 
 from geofm.datasets import EmptySplitError, MultiDate, RasterArchive
 from geofm.datasets.table import RasterTable, TableError, read_observation
-from geofm.sensors import SENSORS
+from geofm.sensors import SENSORS, register_sensors
 from tests.datasets.archive.tables import day, sample_table, table_of
 from tests.datasets.table.rasters import dn, write_raster
+from tests.registry import kept_registry
 
 SENSORS_HERE = ('s1', 's2', 'dem')
 NAT = np.iinfo(np.int64).min
@@ -263,3 +264,20 @@ def test_broken_files_are_replaced(tmp_path: Path) -> None:
     ds = RasterArchive(table, ('s2',), on_error='skip')
     assert int(ds[1]['index']) in (0, 2)
     assert ds.failures == 1
+
+
+def test_a_sensor_may_have_more_bands_than_an_integer_has_bits(tmp_path: Path) -> None:
+    bands = [{'name': f'c{i}', 'mean': 1, 'std': 1} for i in range(70)]
+    definition = {'title': 'Hyper', 'quantity': 'other', 'unit': 'x', 'bands': bands}
+    image = np.random.default_rng(0).uniform(1, 2, (70, 16, 16)).astype(np.float32)
+    profile = {'driver': 'GTiff', 'count': 70, 'height': 16, 'width': 16, 'dtype': 'float32'}
+    transform = from_origin(500000, 4600000, 10, 10)
+    with rasterio.open(
+        tmp_path / 'a.tif', 'w', **profile, crs='EPSG:32631', transform=transform
+    ) as dst:
+        dst.write(image)
+    (tmp_path / 't.csv').write_text('path,sensor,datetime,place\na.tif,hyper,2018-01-01,p\n')
+    with kept_registry():
+        register_sensors({'hyper': definition}, 'test')
+        archive = RasterArchive(tmp_path / 't.csv', ['hyper'])
+        assert np.array_equal(archive[0]['image'].numpy(), image)
