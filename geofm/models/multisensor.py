@@ -467,9 +467,12 @@ class MultiSensorViT(BuiltByName, SensorTokens):
                 attention |= self._by_source(key, self._one_row(key, found.rows, view), grid)
             if found.product is not None:
                 rolled |= self._by_source(key, found.product[:, 0], grid)
-        if block is not None and self.fusion is not None and self.fusion.context:
-            rows = take_rows(self.fusion.attention(tokens), asking)
-            attention |= self._fusion_sources(rows, grid)
+        if block is not None and self.fusion is not None:
+            seen_by_fusion = self.fusion.attention(tokens)
+            for sequence, weights in seen_by_fusion.items():
+                name = 'fusion' if len(seen_by_fusion) == 1 else f'fusion_{self.sensors[sequence]}'
+                rows = take_rows(weights, asking)[..., self.num_prefix_tokens :]
+                attention[name] = rows.unflatten(-1, grid)
         return Observation(self._fuse(tokens), attention, rolled)
 
     def _rows(self, key: str, asking: Tensor | None, x: Tensor) -> Tensor | None:
@@ -493,16 +496,6 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         parts = split(weights, self.num_prefix_tokens, len(sources))
         return {
             source: part.unflatten(-1, grid) for source, part in zip(sources, parts, strict=True)
-        }
-
-    def _fusion_sources(self, rows: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
-        """Weights of the patches of each sensor that the fusion attends to."""
-        assert self.fusion is not None
-        context = [self.sensors[i] for i in self.fusion.context]
-        names = ['fusion'] if len(context) == 1 else [f'fusion_{key}' for key in context]
-        return {
-            name: part[..., self.num_prefix_tokens :].unflatten(-1, grid)
-            for name, part in zip(names, rows.chunk(len(context), dim=-1), strict=True)
         }
 
     def cls_attention(

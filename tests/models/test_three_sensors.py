@@ -212,13 +212,12 @@ class MeanFusion(nn.Module):
     """A fifth kind: the mean of the tokens of all sensors."""
 
     needs_every_token = False
-    context: tuple[int, ...] = ()
 
     def forward(self, tokens: Sequence[Tensor]) -> Tensor:
         return torch.stack(list(tokens)).mean(dim=0)
 
-    def attention(self, tokens: Sequence[Tensor]) -> Tensor:
-        raise NotImplementedError
+    def attention(self, tokens: Sequence[Tensor]) -> dict[int, Tensor]:
+        return {}
 
     def describe(self, sensors: Sequence[str]) -> str:
         return 'mean'

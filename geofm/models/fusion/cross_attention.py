@@ -86,7 +86,7 @@ class CrossAttentionFusion(nn.Module):
         if dim % nhead:
             raise ValueError(f'cross-attention: width {dim} is not a multiple of nhead={nhead}')
         self.query = query
-        self.context = tuple(i for i in range(sensors) if i != query)
+        self._others = tuple(i for i in range(sensors) if i != query)
         self.nlayer = nlayer
         self.blocks = nn.ModuleList(
             CrossAttentionBlock(dim, nhead, dropout) for _ in range(1 if shared else nlayer)
@@ -116,7 +116,7 @@ class CrossAttentionFusion(nn.Module):
 
     def _split(self, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Query and context."""
-        others = [tokens[i] for i in self.context]
+        others = [tokens[i] for i in self._others]
         context = others[0] if len(others) == 1 else torch.cat(others, dim=1)
         return tokens[self.query], context
 
@@ -134,21 +134,22 @@ class CrossAttentionFusion(nn.Module):
             query = block(query, context)
         return query
 
-    def attention(self, tokens: Sequence[Tensor]) -> Tensor:
+    def attention(self, tokens: Sequence[Tensor]) -> dict[int, Tensor]:
         """Attention weights of the last layer.
 
         Args:
             tokens: One tensor per sensor, each of shape (B, L, D).
 
         Returns:
-            Weights of shape (B, heads, L, (S - 1) x L): query token, then tokens of the other
-            sensors in the order of :attr:`context`.
+            For the index of each sensor but the query, weights of shape (B, heads, L, L): query
+            token, then token of that sensor. One softmax is over the tokens of all of them.
         """
         query, context = self._split(tokens)
         *earlier, last = self._layers()
         for block in earlier:
             query = block(query, context)
-        return last.attention(query, context)
+        weights = last.attention(query, context).chunk(len(self._others), dim=-1)
+        return dict(zip(self._others, weights, strict=True))
 
     def describe(self, sensors: Sequence[str]) -> str:
         """What must be equal for the weights of another module to fit.

@@ -21,7 +21,6 @@ class LinearFusion(nn.Module):
     """
 
     needs_every_token = False
-    context: tuple[int, ...] = ()
 
     def __init__(self, dim: int, sensors: int = 2) -> None:
         super().__init__()
@@ -55,13 +54,16 @@ class LinearFusion(nn.Module):
         """
         return self.mlp(torch.cat(list(tokens), dim=-1))
 
-    def attention(self, tokens: Sequence[Tensor]) -> Tensor:
-        """Not available.
+    def attention(self, tokens: Sequence[Tensor]) -> dict[int, Tensor]:
+        """None: tokens of different positions do not see each other.
 
-        Raises:
-            NotImplementedError: Always: there is no attention.
+        Args:
+            tokens: One tensor per sensor, each of shape (B, L, D).
+
+        Returns:
+            An empty dictionary.
         """
-        raise NotImplementedError('linear fusion has no attention')
+        return {}
 
     def describe(self, sensors: Sequence[str]) -> str:
         """What must be equal for the weights of another module to fit.

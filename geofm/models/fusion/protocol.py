@@ -48,10 +48,6 @@ class Fusion(Protocol):
         no others.
         """
 
-    @property
-    def context(self) -> tuple[int, ...]:
-        """Indices of the sequences that :meth:`attention` attends to; empty if there are none."""
-
     def __call__(self, tokens: Sequence[Tensor], /) -> Tensor:
         """Fuse tokens.
 
@@ -62,14 +58,15 @@ class Fusion(Protocol):
             Fused tokens of shape (B, L, D).
         """
 
-    def attention(self, tokens: Sequence[Tensor]) -> Tensor:
+    def attention(self, tokens: Sequence[Tensor]) -> Mapping[int, Tensor]:
         """Attention weights of the last layer.
 
         Args:
             tokens: One tensor per ViT, each of shape (B, L, D).
 
         Returns:
-            Weights of shape (B, heads, L, C x L) for C sequences in :attr:`context`.
+            For the index of each sequence that is attended to, weights of shape (B, heads, L, L):
+            fused token, then token of that sequence. Empty if the fusion has no attention.
         """
 
     def describe(self, sensors: Sequence[str]) -> str:
