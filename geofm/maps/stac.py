@@ -31,7 +31,13 @@ from geofm.sensors import (
     sensor_channels,
     sensor_of,
 )
-from geofm.units import baseline_of
+from geofm.stac_assets import (
+    NO_DATA_ROLES,
+    PICTURES,
+    Scaling,
+    processing_baseline,
+    scaling_of,
+)
 
 # Names of pixel types in a virtual raster.
 _GDAL_TYPES = {
@@ -47,20 +53,8 @@ _GDAL_TYPES = {
 }
 
 
-# What an item calls a picture for people or a description; it has no bands.
-_NO_DATA_ROLES = {'overview', 'thumbnail', 'visual', 'metadata'}
-
 # What marks pixels that a file's own mask hides, where the file has no nodata value.
 _FILLS = {'u': 65535.0, 'i': -32768.0, 'f': math.nan}
-
-
-class _Scaling(NamedTuple):
-    """How the numbers of a band lead to its values: value = number x scale + offset."""
-
-    scale: float | None = None
-    offset: float | None = None
-    unit: str | None = None
-    nodata: float | None = None
 
 
 class _Source(NamedTuple):
@@ -69,7 +63,7 @@ class _Source(NamedTuple):
     band: str
     path: Path
     number: int
-    scaling: _Scaling
+    scaling: Scaling
 
 
 class _Candidate(NamedTuple):
@@ -141,7 +135,7 @@ def read_item(path: Path, folder: Path, bands: Sequence[str] | None = None) -> I
     dates: dict[str, str] = {}
     problems: dict[str, Exception] = {}
     for name, asset in item['assets'].items():
-        if _NO_DATA_ROLES & set(asset.get('roles') or ()):
+        if NO_DATA_ROLES & set(asset.get('roles') or ()):
             continue
         for key, sensor in sensors.items():
             try:
@@ -227,7 +221,7 @@ def _bands_of(name: str, asset: Mapping[str, Any], sensor: Sensor, item: Path) -
         return _own_bands(asset, item, sensor)
     known = [(band, index) for index, band in enumerate(names, start=1) if band]
     # Three bands of a picture for people have common names, too.
-    if not known or name.lower() in ('visual', 'preview', 'thumbnail'):
+    if not known or name.lower() in PICTURES:
         return []
     return [_Candidate(band, asset, index) for band, index in known]
 
@@ -281,42 +275,9 @@ def _local(asset: Mapping[str, Any], item: Path) -> Path:
 # -- scale and offset ---------------------------------------------------------------------------
 
 
-def _scaling(
-    asset: Mapping[str, Any], number: int, item: Mapping[str, Any], path: Path
-) -> _Scaling:
-    """What an item says of the numbers of a band."""
-    stated: dict[str, Any] = {}
-    for field in ('scale', 'offset', 'unit', 'nodata'):
-        entries = [
-            asset[key][number - 1] for key in ('raster:bands', 'bands')
-            if len(asset.get(key) or ()) >= number
-        ]  # fmt: skip
-        for entry in (*entries, asset):
-            value = entry.get(f'raster:{field}', entry.get(field))
-            if value is not None:
-                stated[field] = value
-                break
-    numbers: dict[str, float] = {}
-    for field in ('scale', 'offset', 'nodata'):
-        if field in stated:
-            try:
-                numbers[field] = float(stated[field])
-            except (TypeError, ValueError) as error:
-                raise ValueError(
-                    f'{path}: malformed STAC item: {field} {stated[field]!r} is no number'
-                ) from error
-    unit = stated.get('unit')
-    return _Scaling(
-        numbers.get('scale'),
-        numbers.get('offset'),
-        None if unit is None else str(unit),
-        numbers.get('nodata'),
-    )
-
-
 def _without_offset(
-    scaling: _Scaling, own: _Scaling, item: Mapping[str, Any], sensor: Sensor
-) -> _Scaling:
+    scaling: Scaling, own: Scaling, item: Mapping[str, Any], sensor: Sensor
+) -> Scaling:
     """Scale and offset of a band in DN: what the item states, else the file, else the baseline."""
     properties = item['properties']
     flags = [value for key, value in properties.items() if key.endswith('boa_offset_applied')]
@@ -326,23 +287,14 @@ def _without_offset(
         # Stated too, so that nobody need guess.
         scale = sensor.scale if scale is None else scale
         offset = sensor.offset
-    elif offset is None and sensor.baseline_offset and (_baseline(item) or 0) >= 4:
+    elif (
+        offset is None
+        and sensor.baseline_offset
+        and (processing_baseline(str(item.get('id')), properties) or 0) >= 4
+    ):
         scale = sensor.scale if scale is None else scale
         offset = -sensor.baseline_offset * scale
     return scaling._replace(scale=scale, offset=offset)
-
-
-def _baseline(item: Mapping[str, Any]) -> float | None:
-    """Processing baseline of Sentinel-2, e.g. 5.09 for '05.09'."""
-    properties = item['properties']
-    for key, value in properties.items():
-        if key.endswith(('processing_baseline', 'processing:version')):
-            try:
-                return float(value)
-            except (TypeError, ValueError):
-                continue
-    texts = [item.get('id'), *(v for k, v in properties.items() if k.endswith(('uri', 'id')))]
-    return next((found for text in texts if (found := baseline_of(str(text)))), None)
 
 
 # -- files --------------------------------------------------------------------------------------
@@ -358,7 +310,10 @@ def _choose(
     layers: dict[str, _Layer] = {}
     failed: dict[str, Exception] = {}
     for band, asset, number in candidates:
-        scaling = _scaling(asset, number, item, path)
+        try:
+            scaling = scaling_of(asset, number)
+        except ValueError as error:
+            raise ValueError(f'{path}: malformed STAC item: {error}') from error
         try:
             layer = _open_layer(_Source(band, _local(asset, path), number, scaling), item)
         except (OSError, ValueError) as error:
@@ -407,7 +362,7 @@ def _open_layer(source: _Source, item: Mapping[str, Any]) -> _Layer:
         index = source.number - 1
         scale, offset = src.scales[index], src.offsets[index]
         states = (scale, offset) != (1, 0)
-        own = _Scaling(scale, offset) if states else _Scaling()
+        own = Scaling(scale, offset) if states else Scaling()
         scaling = source.scaling
         sensor = sensor_of(source.band)
         if sensor.unit == 'DN':
