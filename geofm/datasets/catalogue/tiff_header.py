@@ -134,12 +134,14 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         return header_of(src)
 
 
-def parse_header(path: str | os.PathLike[str], descriptor: int) -> Header:
+def parse_header(path: str | os.PathLike[str], descriptor: int, measure: bool = True) -> Header:
     """Parse the header of an ordinary GeoTIFF.
 
     Args:
         path: Path of the file, beside which others may lie.
         descriptor: Descriptor of the open file.
+        measure: Whether to work out :attr:`Header.end` and :attr:`Header.used`, which takes a look
+            at each strip. Reading does without.
 
     Returns:
         The header.
@@ -151,7 +153,7 @@ def parse_header(path: str | os.PathLike[str], descriptor: int) -> Header:
     if any(os.path.lexists(name + suffix) for suffix in _SIDECARS):
         raise NotPlainError('files beside it')
     try:
-        return _header(_Tags(descriptor))
+        return _header(_Tags(descriptor), measure)
     except (struct.error, IndexError, ValueError, OverflowError, RasterioError) as err:
         raise NotPlainError(str(err)) from err
 
@@ -287,7 +289,7 @@ class _Tags:
         return struct.unpack(self._order + code, os.pread(self._descriptor, size, position))
 
 
-def _header(tags: _Tags) -> Header:
+def _header(tags: _Tags, measure: bool) -> Header:
     """Header from the tags of a file."""
     width, height, bands = tags.integer(_WIDTH), tags.integer(_HEIGHT), tags.integer(_BANDS, 1)
     if not 0 < width < 1 << 31 or not 0 < height < 1 << 31 or not bands:
@@ -319,7 +321,7 @@ def _header(tags: _Tags) -> Header:
     sizes = tags.get(_TILE_SIZES if tiled else _STRIP_SIZES, blocks)
     if not offsets or not sizes:
         raise NotPlainError('no offsets of the pixels')
-    stated_end = max(map(operator.add, offsets, sizes))
+    stated = sizes
     plain = not tiled and compression == 1 and planes == 1
     if compression == 1 and not tiled:
         row = width * (bands // planes) * np.dtype(dtype).itemsize
@@ -335,7 +337,10 @@ def _header(tags: _Tags) -> Header:
     if b'role' in tags.text(_METADATA):
         raise NotPlainError('bands with names, scale or offset')
     epsg, transform, nodata = _epsg(tags), _transform(tags), _nodata(tags, np.dtype(dtype))
-    end = max(map(operator.add, offsets, sizes))
+    end = used = 0
+    if measure:
+        end = max(map(operator.add, offsets, sizes))
+        used = max(end, max(map(operator.add, offsets, stated)), tags.used)
     return Header(
         width,
         height,
@@ -345,7 +350,7 @@ def _header(tags: _Tags) -> Header:
         transform,
         nodata,
         end=end,
-        used=max(end, stated_end, tags.used),
+        used=used,
         strips=offsets if plain else None,
         rows_per_strip=rows if plain else 0,
         big_endian=tags.big_endian,

@@ -337,13 +337,16 @@ class MatchedDataset(GeoDataset):
         is_all = scene is None or (scene.height, scene.width) == extent[2:]
         grid = scene if scene is None or is_all else scene.crop(*extent)
         place = Place(grid, epsg, extent)
-        image = np.zeros((len(self.bands), extent.height, extent.width), dtype=np.float32)
+        # Not zeros, which would write all pixels twice.
+        image = np.empty((len(self.bands), extent.height, extent.width), dtype=np.float32)
         valid = np.ones(image.shape[1:], dtype=bool)
         present = []
         for key in self.sensors:
             names, channels = _channels(self.bands, key)
             target = image[channels]
             present.append(self._read(position, key, names, place, (target, valid)))
+            if not present[-1]:
+                target[:] = 0
             if not isinstance(channels, slice):
                 image[channels] = target
         if window is None and not valid.any():

@@ -155,7 +155,7 @@ def read_plain(
     row, col, height, width = place.extent
     with Path(path).open('rb', buffering=0) as file:
         try:
-            header = parse_header(path, file.fileno())
+            header = parse_header(path, file.fileno(), measure=False)
         except NotPlainError:
             return False
         t = Affine(*header.transform) @ Affine.translation(col, row)
