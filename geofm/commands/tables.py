@@ -1,6 +1,7 @@
 """Tables of rasters: making them, and taking scenes out of them."""
 
-from pathlib import Path, PurePath
+import re
+from pathlib import Path
 
 import numpy as np
 
@@ -110,7 +111,8 @@ def scene(table: Path, place: str, output: Path | None = None, date: str | None 
         output: Folder to write; by default named like the place.
         date: Day as YYYY-MM-DD: the observation nearest to it is taken; the first by default.
     """
-    folder = output or Path(PurePath(place).name)
+    # Names of places are not trusted as paths.
+    folder = output or Path(re.sub(r'[^\w-]', '_', place))
     found = write_scene(open_table(table), place, folder, date)
     for key, file in found.files.items():
         say(f'{file}: {SENSORS[key].title}{f", {found.dates[key]}" if key in found.dates else ""}')

@@ -1,5 +1,6 @@
 """One GeoTIFF per sensor of a place of a table, on one grid: input of the map commands."""
 
+import datetime
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -126,7 +127,7 @@ def _nearest(archive: RasterArchive, date: str | None) -> int:
     if date is None:
         return 0
     try:
-        day = np.datetime64(date, 'D')
+        day = np.datetime64(datetime.date.fromisoformat(date), 'D')
     except ValueError as error:
         raise ValueError(f"date '{date}' must be a day such as 2018-02-28") from error
     numbers = archive.matches.reference_observations()

@@ -14,6 +14,7 @@ A layout is a YAML file of a few lines::
 import datetime
 import fnmatch
 import re
+import string
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -111,7 +112,7 @@ class Files:
         except (re.error, TypeError) as error:
             raise LayoutError(f'regex {self.regex!r} is no regular expression: {error}') from error
         for name, template in (('place', self.place), ('date', self.date)):
-            used = [] if template is None else re.findall(r'\{(\w*)\}', template)
+            used = [] if template is None else _fields(name, template)
             if unknown := [group for group in used if group not in groups]:
                 raise LayoutError(
                     f"{name} '{template}' needs a group (?P<{unknown[0]}>...) in the regex"
@@ -156,7 +157,7 @@ class Files:
         if match is None:
             return None
         groups = {name: text for name, text in match.groupdict().items() if text is not None}
-        place = groups.get('place') if self.place is None else self.place.format_map(groups)
+        place = groups.get('place') if self.place is None else _fill(self.place, groups, path)
         band = ' '.join(self._bands) or groups.get('band')
         if groups.get('band') and SENSORS[self.sensor].find_band(groups['band']) is None:
             raise UnknownBandError(f"{path}: {self.sensor} has no band '{groups['band']}'")
@@ -167,7 +168,7 @@ class Files:
         """Date of a file."""
         if self.date is not None and '{' not in self.date:
             return datetime.datetime.fromisoformat(self.date)
-        text = groups.get('date') if self.date is None else self.date.format_map(groups)
+        text = groups.get('date') if self.date is None else _fill(self.date, groups, path)
         if text is None:
             return None
         try:
@@ -177,6 +178,28 @@ class Files:
                 f"{path}: date '{text}' is not as date_format '{self.date_format}' says; correct "
                 'date_format or the regex'
             ) from error
+
+
+def _fields(name: str, template: str) -> list[str]:
+    """Names of the groups in a template."""
+    try:
+        parts = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise LayoutError(f"{name} '{template}' is no template: {error}") from error
+    if any(spec or conversion for _, _, spec, conversion in parts):
+        raise LayoutError(f"{name} '{template}': write groups as {{name}}, without ':' and '!'")
+    return [field for _, field, _, _ in parts if field is not None]
+
+
+def _fill(template: str, groups: Mapping[str, str], path: str) -> str:
+    """Fill a template with the groups of a path."""
+    try:
+        return template.format_map(groups)
+    except KeyError as error:
+        raise LayoutError(
+            f"{path}: '{template}' needs the group {error}, which did not match in this name; make "
+            'it match in all names, or describe these files in an entry of their own'
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,9 @@ files:
         ("files: [{sensor: s1, regex: '('}]", "entry 1: regex '\\(' is no regular expression"),
         ("files: [{sensor: s1, regex: 'a', dat: x}]", "unknown key 'dat'; did you mean 'date'"),
         ("files: [{sensor: s1, regex: 'a', place: '{x}'}]", r'needs a group \(\?P<x>...\)'),
+        ("files: [{sensor: s1, regex: '(?P<y>a)', place: '{y.z}'}]", r'needs a group \(\?P<y.z>'),
+        ("files: [{sensor: s1, regex: '(?P<y>a)', place: '{y!r}'}]", "without ':' and '!'"),
+        ("files: [{sensor: s1, regex: '(?P<y>a)', place: '{y'}]", 'is no template'),
         ("files: [{sensor: s1, regex: 'a', bands: VX}]", "s1 has no band 'VX'"),
         ("files: [{sensor: s1, regex: 'a', date: 31.2.18}]", 'is no date such as'),
         ("files: [{sensor: s1, regex: 'a', scale: x}]", "scale 'x' is no number"),
@@ -130,6 +133,15 @@ def test_a_wrong_layout_is_refused_in_one_line(tmp_path: Path, text: str, messag
     with pytest.raises(LayoutError, match=message) as error:
         layout_of(tmp_path, text)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_group_that_did_not_match_is_missed_by_name(tmp_path: Path) -> None:
+    text = r"files: [{sensor: s1, regex: '(?P<a>\w)(?P<b>\d)?\.tif', place: '{a}_{b}'}]"
+    layout = layout_of(tmp_path, text)
+    ((_, row),) = layout.rows('x1.tif')
+    assert row.place == 'x_1'
+    with pytest.raises(LayoutError, match=r"x\.tif: '\{a\}_\{b\}' needs the group 'b'"):
+        list(layout.rows('x.tif'))
 
 
 def test_a_date_that_is_none_names_the_file(tmp_path: Path) -> None:
