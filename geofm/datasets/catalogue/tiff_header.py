@@ -150,7 +150,8 @@ def parse_header(path: str | os.PathLike[str], descriptor: int, measure: bool = 
         NotPlainError: If the file is not an ordinary GeoTIFF; rasterio may know it all the same.
     """
     name = os.fspath(path)
-    if any(os.path.lexists(name + suffix) for suffix in _SIDECARS):
+    # Unlike os.path.exists, this raises and catches nothing where there is no such file.
+    if any(os.access(name + suffix, os.F_OK) for suffix in _SIDECARS):
         raise NotPlainError('files beside it')
     try:
         return _header(_Tags(descriptor), measure)
