@@ -1,0 +1,20 @@
+"""Labels of one's own: files of polygons, points or pixels, and what they say on a grid."""
+
+from geofm.datasets.labels.reading import (
+    LabelGrid,
+    LabelPoints,
+    open_labels,
+    read_labels,
+    read_points,
+)
+from geofm.datasets.labels.source import LabelError, LabelSource
+
+__all__ = [
+    'LabelError',
+    'LabelGrid',
+    'LabelPoints',
+    'LabelSource',
+    'open_labels',
+    'read_labels',
+    'read_points',
+]
