@@ -202,7 +202,7 @@ class Accuracy:
         if count <= _MOST_NUMBERED:
             for i, j in np.ndindex(count, count):
                 if totals[i, 0]:
-                    text = f'{100 * shares[i, j]:.0f} %\n{_short(self.confusion[i, j])}'
+                    text = f'{100 * shares[i, j]:.0f} %\n{_short(int(self.confusion[i, j]))}'
                     color = 'white' if shares[i, j] > 0.55 else '0.2'
                     ax.text(j, i, text, ha='center', va='center', fontsize=7, color=color)
         bar = figure.colorbar(image, ax=ax, shrink=0.8)
