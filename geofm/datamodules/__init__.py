@@ -1,6 +1,7 @@
 """Lightning data modules in TorchGeo's style."""
 
 from geofm.datamodules.eurosat_rgb import EuroSATRGBDataModule
+from geofm.datamodules.labelled_archive import LabelledArchiveDataModule
 from geofm.datamodules.labelled_folder import LabelledFolderDataModule
 from geofm.datamodules.landcover import SampleLandCoverDataModule
 from geofm.datamodules.masked_archive import MaskedArchiveDataModule
@@ -12,6 +13,7 @@ from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
 
 __all__ = (
     'EuroSATRGBDataModule',
+    'LabelledArchiveDataModule',
     'LabelledFolderDataModule',
     'MMFloodHeightDataModule',
     'MaskedArchiveDataModule',

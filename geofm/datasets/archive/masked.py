@@ -25,18 +25,115 @@ from geofm.sensors import (
 IGNORE = 255
 
 
-class MaskedArchive(Dataset[Sample]):
+class TargetArchive(Dataset[Sample]):
+    """Samples of a table of rasters with a target, which may be one of its bands.
+
+    Attributes:
+        archive: The data set of the sensors and, if it is one of its bands, the target.
+        sensors: Sensors of 'image', in canonical order.
+        bands: Names of the channels of 'image'.
+        mask: Name of the band that is the target; None if it comes from elsewhere.
+    """
+
+    def __init__(
+        self,
+        table: RasterTable | Path,
+        sensors: Sequence[str],
+        mask: str | None,
+        bands: Sequence[str] | None = None,
+        split: Split = 'train',
+        split_by: SplitRule | Mapping[str, Any] | None = None,
+        reference: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize a new TargetArchive instance.
+
+        Args:
+            table: A table of rasters, or its file.
+            sensors: Keys of the sensors of 'image'.
+            mask: Name of the band that is the target, e.g. ``'landcover.class'``, or None.
+            bands: Names of the channels of 'image'; by default all of the sensors.
+            split: One of 'train', 'val', 'test' or 'all'.
+            split_by: How samples are split, as for :class:`~geofm.datasets.RasterArchive`.
+            reference: The sensor that gives the grid; by default the reference of *sensors*.
+            **kwargs: Further arguments of :class:`~geofm.datasets.RasterArchive`.
+
+        Raises:
+            BandError: If a band is unknown, or the mask is a band of 'image'.
+            ValueError: As from :class:`~geofm.datasets.RasterArchive`.
+        """
+        self.sensors = canonical_order(sensors)
+        self.bands = bands_of(self.sensors) if bands is None else check_bands(bands)
+        self.mask = None if mask is None else check_bands([mask])[0]
+        if self.mask is not None and self.mask in self.bands:
+            raise BandError(
+                f"the mask '{self.mask}' is one of the bands of the image: leave it out"
+            )
+        targets = [] if self.mask is None else [self.mask]
+        every = canonical_order([*self.sensors, *(sensor_of(band).name for band in targets)])
+        self.archive = RasterArchive(
+            table,
+            every,
+            [*self.bands, *targets],
+            reference or reference_sensor(self.sensors),
+            split,
+            split_by,
+            **kwargs,
+        )
+        columns = date_columns(every)
+        self._dates = [
+            columns.index(key) if key in columns else -1 for key in date_columns(sensors)
+        ]
+        self._present = [every.index(key) for key in self.sensors]
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.archive)
+
+    def read_image(self, index: SupportsIndex) -> Sample:
+        """Read a sample without a target.
+
+        Args:
+            index: Number of the sample.
+
+        Returns:
+            As of :meth:`RasterArchive.read_pair`, of the sensors of 'image' alone; and 'target'
+            float32 (H, W), if it is a band of the table.
+        """
+        sample = dict(self.archive[index])
+        if self.mask is not None:
+            sample['image'], sample['target'] = sample['image'][:-1], sample['image'][-1]
+        unknown = torch.iinfo(torch.int64).min
+        sample['dates'] = torch.tensor(
+            [unknown if i < 0 else int(sample['dates'][i]) for i in self._dates]
+        )
+        if 'present' in sample:
+            sample['present'] = sample['present'][self._present]
+        return sample
+
+    def files_of(self, index: int) -> list[FilePath]:
+        """Files behind a sample.
+
+        Args:
+            index: Number of the sample.
+
+        Returns:
+            Their paths.
+        """
+        return [FilePath(path) for path in self.archive.files_of(index)]
+
+
+class MaskedArchive(TargetArchive):
     """Samples of a table of rasters, one band of which is the target.
 
     The raster of classes is a sensor of the table like the others, most often a user's own with
     ``quantity: other``, ``resampling: nearest`` and ``static: true``.
 
     Attributes:
-        archive: The data set of the sensors and the target.
-        sensors: Sensors of 'image', in canonical order.
-        bands: Names of the channels of 'image'.
         mask: Name of the band of classes.
     """
+
+    mask: str
 
     def __init__(
         self,
@@ -65,32 +162,7 @@ class MaskedArchive(Dataset[Sample]):
             BandError: If a band is unknown, or the mask is a band of 'image'.
             ValueError: As from :class:`~geofm.datasets.RasterArchive`.
         """
-        self.sensors = canonical_order(sensors)
-        self.bands = bands_of(self.sensors) if bands is None else check_bands(bands)
-        (self.mask,) = check_bands([mask])
-        if self.mask in self.bands:
-            raise BandError(
-                f"the mask '{self.mask}' is one of the bands of the image: leave it out"
-            )
-        every = canonical_order([*self.sensors, sensor_of(self.mask).name])
-        self.archive = RasterArchive(
-            table,
-            every,
-            [*self.bands, self.mask],
-            reference or reference_sensor(self.sensors),
-            split,
-            split_by,
-            **kwargs,
-        )
-        columns = date_columns(every)
-        self._dates = [
-            columns.index(key) if key in columns else -1 for key in date_columns(sensors)
-        ]
-        self._present = [every.index(key) for key in self.sensors]
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        return len(self.archive)
+        super().__init__(table, sensors, mask, bands, split, split_by, reference, **kwargs)
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """Read a sample.
@@ -102,24 +174,6 @@ class MaskedArchive(Dataset[Sample]):
             As of :meth:`RasterArchive.read_pair`, 'image' without the band of classes, and 'mask'
             int64 (H, W), :data:`IGNORE` where a sensor or the classes have no data.
         """
-        sample = dict(self.archive[index])
-        image, classes = sample['image'][:-1], sample['image'][-1]
-        classes = torch.where(sample['valid'], classes, IGNORE)
-        unknown = torch.iinfo(torch.int64).min
-        sample['dates'] = torch.tensor(
-            [unknown if i < 0 else int(sample['dates'][i]) for i in self._dates]
-        )
-        if 'present' in sample:
-            sample['present'] = sample['present'][self._present]
-        return {**sample, 'image': image, 'mask': classes.long()}
-
-    def files_of(self, index: int) -> list[FilePath]:
-        """Files behind a sample.
-
-        Args:
-            index: Number of the sample.
-
-        Returns:
-            Their paths.
-        """
-        return [FilePath(path) for path in self.archive.files_of(index)]
+        sample = self.read_image(index)
+        classes = torch.where(sample['valid'], sample.pop('target'), IGNORE)
+        return {**sample, 'mask': classes.long()}

@@ -23,6 +23,7 @@ class RasterLabels(LabelSource):
 
     Attributes:
         path: The file.
+        grid: Its grid.
     """
 
     def __init__(self, path: Path, legend: Legend | None = None) -> None:
@@ -42,7 +43,7 @@ class RasterLabels(LabelSource):
             if src.count != 1:
                 raise LabelError(f'{path}: {src.count} bands; a raster of labels has one')
             try:
-                Grid.of(src)
+                self.grid = Grid.of(src)
             except ValueError as error:
                 raise LabelError(str(error)) from error
 

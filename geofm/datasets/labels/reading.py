@@ -1,5 +1,6 @@
 """Reading labels of any kind."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 
+from geofm.datasets.labels.mosaic import MosaicLabels, files_at
 from geofm.datasets.labels.raster import RasterLabels
 from geofm.datasets.labels.source import LabelError, LabelSource
 from geofm.datasets.labels.vector import VECTOR_SUFFIXES, VectorLabels
@@ -43,7 +45,7 @@ class LabelPoints:
 
 
 def open_labels(
-    path: Path,
+    path: str | Path | Sequence[str | Path],
     *,
     column: str | None = None,
     legend: Legend | None = None,
@@ -52,7 +54,8 @@ def open_labels(
     """Open a file of labels, to read it on several grids.
 
     Args:
-        path: A raster, or features: GeoPackage, GeoJSON, GeoParquet or shapefile.
+        path: A raster, or features: GeoPackage, GeoJSON, GeoParquet or shapefile; or several of
+            them, or a pattern such as ``'masks/*.tif'``. Where they overlap, later ones win.
         column: Column of the features that holds the class; by default ``'class'``, or the only
             one.
         legend: The classes; by default those that the file has.
@@ -65,7 +68,11 @@ def open_labels(
     Raises:
         LabelError: If the file cannot be used.
     """
-    path = Path(path)
+    sources = [_open(file, column, legend, all_touched) for file in files_at(path)]
+    return sources[0] if len(sources) == 1 else MosaicLabels(sources)
+
+
+def _open(path: Path, column: str | None, legend: Legend | None, all_touched: bool) -> LabelSource:
     if path.suffix.lower() in VECTOR_SUFFIXES:
         return VectorLabels(path, column, legend, all_touched)
     if column is not None:

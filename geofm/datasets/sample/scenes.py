@@ -44,7 +44,7 @@ _DEM_FACTOR = 3
 #: All pixel sizes divide a scene into whole pixels if its side is a multiple of this.
 _STEP = 6
 
-_FORMAT = 1
+_FORMAT = 2
 _SOURCE = """\
 GENERATED DATA, not measurements: no result on them says anything about the Earth.
 
@@ -55,8 +55,12 @@ PLACE/s1_DATE.tif        VV and VH in dB
 PLACE/s2_DATE.tif        13 bands of Level-1C digital numbers, or one file per band
 PLACE/dem.tif            elevation in metres, pixels of 30 m
 PLACE/land_cover.tif     {classes}
+points.geojson           {points} points with the class of their pixel
 stac.json                STAC items of the scenes of both sensors, if they have one file each
 """
+
+#: Points of known land cover, of all places together.
+_POINTS = 200
 
 #: What STAC items say of a sensor.
 _STAC_PROPERTIES = {
@@ -122,8 +126,10 @@ def write_sample_scenes(
             dates=dates,
             size=size,
             classes=classes,
+            points=_POINTS,
         )
         (part / 'SOURCE.txt').write_text(text)
+        _write_points(part, seed)
         if files == 'scene':
             _write_stac(part)
         write_manifest(part, made_with)
@@ -155,6 +161,27 @@ def _write_place(root: Path, roi: Roi, files: SceneFiles, dates: int, size: int,
             for band, pixels, factor in zip(bands, image, factors, strict=True):
                 values = _coarser(pixels, factor)[None]
                 write_raster(folder / f'{stem}_{band}.tif', values, _coarser_grid(grid, factor))
+
+
+def _write_points(root: Path, seed: int) -> None:
+    """Write points of known land cover, spread over the places, as GeoJSON."""
+    rng = np.random.default_rng([seed, _POINTS])
+    files = sorted(root.glob('*/land_cover.tif'))
+    features = []
+    for file, points in zip(files, np.array_split(np.arange(_POINTS), len(files)), strict=True):
+        with rasterio.open(file) as src:
+            classes, to_ground, crs = src.read(1), src.transform, src.crs
+        pixels = rng.choice(classes.size, len(points), replace=False)
+        rows, cols = np.unravel_index(pixels, classes.shape)
+        xs, ys = to_ground @ (cols + 0.5, rows + 0.5)
+        for x, y, value in zip(
+            *transform(crs, 'EPSG:4326', xs, ys), classes[rows, cols], strict=True
+        ):
+            place = {'type': 'Point', 'coordinates': [round(x, 7), round(y, 7)]}
+            properties = {'class': LAND_COVER[int(value)].name}
+            features.append({'type': 'Feature', 'properties': properties, 'geometry': place})
+    collection = {'type': 'FeatureCollection', 'features': features}
+    (root / 'points.geojson').write_text(json.dumps(collection, indent=1) + '\n')
 
 
 def _write_stac(root: Path) -> None:
