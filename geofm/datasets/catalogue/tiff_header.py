@@ -16,7 +16,7 @@ import operator
 import os
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -72,6 +72,10 @@ _MOST_BYTES = 1 << 24
 _SIDECARS = ('.msk', '.aux.xml')
 
 
+#: Headers that are kept to be found again.
+_MOST_SEEN = 256
+
+
 class NotPlainError(Exception):
     """The header has something that is not parsed here, or is none."""
 
@@ -94,6 +98,7 @@ class Header:
         strips: Offset of each strip of rows, if the pixels are uncompressed, in strips of whole
             rows, interleaved by pixel; otherwise None.
         rows_per_strip: Number of rows in a strip.
+        side_by_side: Whether the strips lie one after the other, without gaps.
         big_endian: Byte order.
     """
 
@@ -108,7 +113,12 @@ class Header:
     used: int = 0
     strips: tuple[int, ...] | None = None
     rows_per_strip: int = 0
+    side_by_side: bool = False
     big_endian: bool = False
+
+
+#: Headers by all bytes that they follow from but their transforms, and whether they are measured.
+_SEEN: dict[tuple[tuple[bytes, ...], bool], Header] = {}
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -154,7 +164,19 @@ def parse_header(path: str | os.PathLike[str], descriptor: int, measure: bool = 
     if any(os.access(name + suffix, os.F_OK) for suffix in _SIDECARS):
         raise NotPlainError('files beside it')
     try:
-        return _header(_Tags(descriptor), measure)
+        tags = _Tags(descriptor)
+        content = tags.content()
+        if content is None:
+            return _header(tags, measure)
+        # Files of an archive are most often alike but for where they lie.
+        header = _SEEN.get((content, measure))
+        if header is not None:
+            return replace(header, transform=_transform(tags))
+        header = _header(tags, measure)
+        if len(_SEEN) >= _MOST_SEEN:
+            _SEEN.clear()
+        _SEEN[content, measure] = header
+        return header
     except (struct.error, IndexError, ValueError, OverflowError, RasterioError) as err:
         raise NotPlainError(str(err)) from err
 
@@ -205,15 +227,14 @@ def read_window(
     dtype = np.dtype(header.dtype).newbyteorder('>' if header.big_endian else '<')
     stride = header.width * header.bands * dtype.itemsize
     strips = header.strips
-    if not strips or not strips[0]:
+    if not strips or not strips[0] or not header.side_by_side:
         return None
-    step = stride * header.rows_per_strip
-    if strips != tuple(range(strips[0], strips[0] + step * len(strips), step)):
-        return None
-    content = os.pread(descriptor, stride * height, strips[0] + stride * row)
-    if len(content) < stride * height:
-        raise OSError(f'{path}: ends within row {row + len(content) // stride}')
-    pixels = np.frombuffer(content, dtype).reshape(height, header.width, header.bands)
+    # Into memory of NumPy, which is handed out again: bytes of this size come from the system anew.
+    content = np.empty(stride * height, np.uint8)
+    length = os.preadv(descriptor, [content], strips[0] + stride * row)
+    if length < content.size:
+        raise OSError(f'{path}: ends within row {row + length // stride}')
+    pixels = content.view(dtype).reshape(height, header.width, header.bands)
     return pixels[:, col : col + width]
 
 
@@ -231,16 +252,16 @@ class _Tags:
         (count,) = self._unpack('H', start)
         if count > _MOST_ENTRIES:
             raise NotPlainError(f'{count} tags')
-        *entries, following = self._unpack('HHI4s' * count + 'I', start + 2)
-        if following:
-            raise NotPlainError('a mask, or overviews')
+        self._raw = self._bytes(start + 2, 12 * count + 4)
+        self._entries, self._spans = _entries_of(self._order, self._raw)
         self.used = start + 2 + 12 * count + 4
-        if any(low >= high for low, high in zip(entries[:-4:4], entries[4::4], strict=True)):
-            raise NotPlainError('tags out of order')
-        self._entries = {entries[i]: entries[i + 1 : i + 4] for i in range(0, 4 * count, 4)}
-        for tag, (kind, _, _) in self._entries.items():
-            if kind not in _TYPES.get(tag, ()):
-                raise NotPlainError(f'tag {tag} of type {kind}')
+
+    def content(self) -> tuple[bytes, ...] | None:
+        """All bytes that the header follows from but its transform; None if it is a long one."""
+        head = self._head
+        if any(stop > len(head) for _, stop in self._spans):
+            return None
+        return head[:4], self._raw, *[head[start:stop] for start, stop in self._spans]
 
     def __contains__(self, tag: int) -> bool:
         """Whether a tag is given."""
@@ -284,10 +305,35 @@ class _Tags:
 
     def _unpack(self, code: str, position: int) -> tuple[Any, ...]:
         """Values at a place in the file."""
-        size = struct.calcsize('=' + code)
+        content = self._bytes(position, struct.calcsize('=' + code))
+        return struct.unpack(self._order + code, content)
+
+    def _bytes(self, position: int, size: int) -> bytes:
+        """Bytes at a place in the file, fewer if it ends there."""
         if position + size <= len(self._head):
-            return struct.unpack_from(self._order + code, self._head, position)
-        return struct.unpack(self._order + code, os.pread(self._descriptor, size, position))
+            return self._head[position : position + size]
+        return os.pread(self._descriptor, size, position)
+
+
+@lru_cache(maxsize=256)
+def _entries_of(order: str, raw: bytes) -> tuple[dict[int, tuple[Any, ...]], list[tuple[int, int]]]:
+    """Entries of a directory, and where values lie that do not fit in; not those of transforms."""
+    count = len(raw) // 12
+    *entries, following = struct.unpack(order + 'HHI4s' * count + 'I', raw)
+    if following:
+        raise NotPlainError('a mask, or overviews')
+    if any(low >= high for low, high in zip(entries[:-4:4], entries[4::4], strict=True)):
+        raise NotPlainError('tags out of order')
+    found = {entries[i]: tuple(entries[i + 1 : i + 4]) for i in range(0, 4 * count, 4)}
+    spans = []
+    for tag, (kind, number, inline) in found.items():
+        if kind not in _TYPES.get(tag, ()):
+            raise NotPlainError(f'tag {tag} of type {kind}')
+        size = number * struct.calcsize('=' + _FORMATS[kind])
+        if size > 4 and tag not in (_PIXEL_SCALE, _TIEPOINTS, _MATRIX):
+            (start,) = struct.unpack(order + 'I', inline)
+            spans.append((start, start + size))
+    return found, spans
 
 
 def _header(tags: _Tags, measure: bool) -> Header:
@@ -354,6 +400,8 @@ def _header(tags: _Tags, measure: bool) -> Header:
         used=used,
         strips=offsets if plain else None,
         rows_per_strip=rows if plain else 0,
+        side_by_side=plain
+        and all(map(operator.eq, offsets[1:], map(operator.add, offsets, sizes))),
         big_endian=tags.big_endian,
     )
 

@@ -158,7 +158,9 @@ def read_plain(
             header = parse_header(path, file.fileno(), measure=False)
         except NotPlainError:
             return False
-        t = Affine(*header.transform) @ Affine.translation(col, row)
+        t = Affine(*header.transform)
+        if row or col:
+            t = t @ Affine.translation(col, row)
         if (
             header.bands != len(sensor.bands)
             or header.epsg != place.epsg
@@ -175,7 +177,11 @@ def read_plain(
     is_all = bands == sensor.band_names
     values = image if is_all else np.empty((header.bands, height, width), np.float32)
     with np.errstate(over='ignore'):
-        values[:] = np.moveaxis(pixels, -1, 0)
+        if width == header.width and values.flags.c_contiguous:
+            # Whole rows are one long row, which NumPy copies faster.
+            values.reshape(header.bands, -1)[:] = pixels.reshape(-1, header.bands).T
+        else:
+            values[:] = np.moveaxis(pixels, -1, 0)
     mark_nodata(values, valid, sensor, header.nodata)
     if not stays_within(pixels.dtype, sensor):
         mark_beyond_limits(values, valid, sensor)

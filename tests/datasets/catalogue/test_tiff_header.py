@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import struct
 from pathlib import Path
@@ -10,8 +11,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.transform import Affine
+from rasterio.windows import Window
 
-from geofm.datasets.catalogue.tiff_header import NotPlainError, parse_header, read_header, read_rows
+from geofm.datasets.catalogue.tiff_header import (
+    NotPlainError,
+    parse_header,
+    read_header,
+    read_rows,
+    read_window,
+)
 
 UTM = CRS.from_epsg(32632)
 NORTH_UP = Affine(10, 0, 500000, 0, -10, 5300000)
@@ -61,6 +69,57 @@ def is_plain(path: Path) -> bool:
         except NotPlainError:
             return False
     return True
+
+
+def test_headers_that_are_alike_keep_what_is_their_own(tmp_path: Path) -> None:
+    # What is found again of another file must be what would be read of this one.
+    profiles: list[dict[str, Any]] = [
+        {},
+        {'transform': Affine(20, 0, 400000, 0, -20, 5200000)},
+        {'transform': Affine(20, 3, 400000, 2, -20, 5200000)},
+        {'crs': CRS.from_epsg(32633)},
+        {'nodata': 7},
+        {'nodata': 8},
+        {'dtype': 'int16'},
+        {'ENDIANNESS': 'BIG'},
+        {'blockysize': 5},
+    ]
+    paths = [write(tmp_path / f'{i}.tif', **profile) for i, profile in enumerate(profiles)]
+    for path in (*paths, *reversed(paths)):
+        check_against_rasterio(path)
+        with path.open('rb') as file:
+            whole = parse_header(path, file.fileno())
+            part = parse_header(path, file.fileno(), measure=False)
+        assert whole.end > 0
+        assert part == dataclasses.replace(whole, end=0, used=0)
+
+
+@pytest.mark.parametrize('change', [0, 1])
+def test_a_window_of_strips_that_are_not_side_by_side_is_left_to_gdal(
+    tmp_path: Path, change: int
+) -> None:
+    path = write(tmp_path / 'a.tif', blockysize=8)
+    content = bytearray(path.read_bytes())
+    with path.open('rb') as file:
+        header = parse_header(path, file.fileno())
+        assert header.strips is not None
+        with rasterio.open(path) as src:
+            expected = np.moveaxis(src.read(window=Window(3, 5, 20, 15)), 0, -1)
+        window = read_window(path, header, file.fileno(), (3, 5, 20, 15))
+    assert window is not None
+    np.testing.assert_array_equal(window, expected)
+    # The second strip lies where the third one does, or is left out of the file.
+    offsets = struct.pack('<3I', *header.strips)
+    other = header.strips[2] if change else 0
+    at = content.index(offsets)
+    content[at : at + 12] = struct.pack('<3I', header.strips[0], other, header.strips[2])
+    path.write_bytes(content)
+    with path.open('rb') as file:
+        try:
+            header = parse_header(path, file.fileno(), measure=False)
+        except NotPlainError:
+            return
+        assert read_window(path, header, file.fileno(), (3, 5, 20, 15)) is None
 
 
 @pytest.mark.parametrize(
