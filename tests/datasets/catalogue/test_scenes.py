@@ -3,7 +3,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from geofm.datasets.catalogue.geoparquet import COLUMNS, empty_table, facts_to_arrow
@@ -23,6 +23,7 @@ def source(rows: list[dict[str, Any]]) -> Source:
     return Source('/data', lambda columns: iter(facts.select(columns).to_batches(3)))
 
 
+@settings(deadline=None)
 @given(st.lists(keys, min_size=1, max_size=12))
 def test_keys_sort_as_what_they_stand_for(found: list[tuple[str, int, int, int]]) -> None:
     rows = [
