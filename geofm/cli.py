@@ -46,6 +46,9 @@ COMMANDS: dict[str, Command] = {
     'attention': Command('maps:attention', 'map and draw where it looks'),
     'pca': Command('maps:pca', 'map principal components of patch tokens'),
     'embed': Command('maps:embed', 'write the embedding of every patch'),
+    'predict': Command(
+        'predict:predict', 'map classes with a fine-tuned checkpoint', positional=True
+    ),
     'search': Command('maps:search', 'list places similar to one place', positional=True),
     'figure': Command('maps:figure', 'draw a scene and its products', positional=True),
     'page': Command('page:page', 'make a web page to explore a scene', positional=True),
@@ -66,7 +69,7 @@ LIGHTNING_COMMANDS: dict[str, str] = {
     'fit': 'pretrain or fine-tune, from a YAML file',
     'validate': 'evaluate on the validation split',
     'test': 'evaluate on the test split',
-    'predict': 'predict on the prediction split',
+    'predict': 'predict on the prediction split (with --config)',
 }
 
 
@@ -185,6 +188,11 @@ def _guard(command: str, run: Callable[[], None], args: Sequence[str], debug: bo
         raise
 
 
+def _gives_config(args: Sequence[str]) -> bool:
+    """Whether arguments name a configuration, as Lightning's commands need one."""
+    return any(arg.partition('=')[0] in ('-c', '--config') for arg in args)
+
+
 def _train(args: list[str]) -> None:
     """Run one of Lightning's commands."""
     from geofm.commands.fit import train
@@ -217,7 +225,7 @@ def main(args: Sequence[str] | None = None) -> None:
     name, rest = args[0], args[1:]
     if name == '--version':
         print(f'geofm {geofm.__version__}')
-    elif name in LIGHTNING_COMMANDS:
+    elif name in LIGHTNING_COMMANDS and (name not in COMMANDS or _gives_config(rest)):
         _guard(f'geofm {name}', lambda: _train(args), rest, debug)
     elif name in COMMANDS:
         _guard(f'geofm {name}', lambda: _run(name, rest), rest, debug)

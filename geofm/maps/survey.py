@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, batched, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +30,30 @@ from geofm.models.attention import Observation
 from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
 _MANIFEST = 'manifest.json'
+
+
+class Look(Protocol):
+    """What a survey asks of a model and a scene.
+
+    Attributes:
+        scene: The scene.
+        blended: Number of values of a patch that overlapping windows are averaged in; None: all
+            that are kept.
+    """
+
+    @property
+    def scene(self) -> Scene:
+        """The scene."""
+
+    @property
+    def blended(self) -> int | None:
+        """Number of values of a patch that are averaged."""
+
+    def values(self, samples: Mapping[str, Tensor]) -> Floats:
+        """Values of the patches of windows, shape (windows, C, rows, columns)."""
+
+    def finish(self, values: Floats) -> npt.NDArray[Any]:
+        """What to keep of averaged values (C, rows, columns), NaN where a patch has no data."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +83,8 @@ class Observer:
         wanted: What to keep.
     """
 
+    blended: int | None = None
+
     def __init__(self, model: nn.Module, scene: Scene, wanted: Wanted) -> None:
         backbone: Any = model
         self.model = backbone
@@ -75,6 +101,17 @@ class Observer:
         # Normalised, the mean of a band is 0.
         filled = scene.filled if scene.missing == 'mean' else ()
         self._at_mean = [scene.bands.index(band) for band in filled]
+
+    def finish(self, values: Floats) -> Floats:
+        """All values are kept as they are.
+
+        Args:
+            values: Averaged values (C, rows, columns).
+
+        Returns:
+            The same.
+        """
+        return values
 
     def observe(self, samples: Mapping[str, Tensor], query: int | None = None) -> Observation:
         """Run the model on windows.
@@ -189,11 +226,6 @@ class Survey:
     layout: Mapping[str, tuple[str, ...]]
 
     @property
-    def channels(self) -> int:
-        """Values a patch, of all kinds together."""
-        return sum(len(names) for names in self.layout.values())
-
-    @property
     def count(self) -> int:
         """Number of strips."""
         return len(self.tiling.rows.starts)
@@ -241,15 +273,16 @@ class Survey:
             return strips * cols
         return strips * cols + sum(len(_columns(path)) for path in self._batches(strips))
 
-    def run(self, observer: Observer, batch_size: int, progress: Progress) -> None:
+    def run(self, observer: Look, batch_size: int, progress: Progress) -> None:
         """Look at all windows that are not finished.
 
         Args:
-            observer: The model and the scene.
+            observer: The model and the scene, an :class:`Observer` or another.
             batch_size: Windows a forward pass.
             progress: Where to show how far it is.
         """
         task = progress.add_task('Windows', total=len(self.tiling), completed=self.done())
+        channels = observer.blended or sum(len(names) for names in self.layout.values())
         for i in range(self.count):
             if self._strip(i).exists():
                 continue
@@ -267,17 +300,17 @@ class Survey:
                 return_memory()
                 progress.advance(task, len(columns))
             strip, sums = blend_row(
-                self.tiling, i, _tiles(i, batches, self.tiling), above, self.channels
+                self.tiling, i, _tiles(i, batches, self.tiling), above, channels
             )
             # In this order: where a strip is, all that the next row needs is there.
             _save(self._sums(i), values=sums.values, **_pack(sums.valid))
             _save(self.folder / f'valid_{i:05}.npz', **_pack(strip.valid))
             with atomic_file(self._strip(i)) as part:
-                np.save(part, strip.values)
+                np.save(part, observer.finish(strip.values))
             for path in (*batches, self._sums(i - 1)):
                 path.unlink(missing_ok=True)
 
-    def _look(self, observer: Observer, i: int, columns: Sequence[int], path: Path) -> None:
+    def _look(self, observer: Look, i: int, columns: Sequence[int], path: Path) -> None:
         """Look at windows of a row, and write down what is seen."""
         windows = dict(zip(columns, self._read(observer.scene, i, columns), strict=True))
         # Windows without data say nothing of any patch.

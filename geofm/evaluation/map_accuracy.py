@@ -1,0 +1,60 @@
+"""Accuracy of a raster of classes against a reference of any kind."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import rasterio
+from rasterio.windows import Window
+
+from geofm.datasets.labels import open_labels
+from geofm.evaluation.accuracy import Accuracy, Confusions
+from geofm.grid import Grid
+from geofm.legend import Legend, LegendError
+
+#: Rows of a map that are compared at once.
+_ROWS = 512
+
+
+def assess_map(
+    classes: Path, reference: Path, column: str | None = None, block: int = 64, seed: int = 0
+) -> Accuracy:
+    """Compare a map of classes with a reference, part by part.
+
+    Args:
+        classes: Raster of classes with a legend in its tags, as ``geofm predict`` writes it.
+        reference: Raster or features with the true classes, as
+            :func:`geofm.datasets.labels.read_labels` takes them. Names of its classes are those of
+            the map.
+        column: Column of the features that holds the class.
+        block: Side of the blocks that are drawn for the intervals, in pixels of the map.
+        seed: Seed of the draws.
+
+    Returns:
+        The accuracy.
+
+    Raises:
+        ValueError: If the map has no legend, the reference cannot be used, or has no label on it.
+    """
+    with rasterio.open(classes) as src:
+        try:
+            legend = Legend.from_tags(src.tags())
+        except LegendError as error:
+            raise ValueError(f'{classes}: {error}') from error
+        if legend is None:
+            raise ValueError(f'{classes}: has no legend in its tags; `geofm predict` writes it')
+        source = open_labels(reference, column=column, legend=legend)
+        confusions = Confusions(legend, block)
+        grid = Grid.of(src)
+        try:
+            for row, window in _rows(grid):
+                truth = source.classes_on(grid.crop(row, 0, int(window.height), grid.width))
+                confusions.add(src.read(1, window=window), truth, row)
+            return confusions.accuracy(seed=seed)
+        except ValueError as error:
+            text = str(error)
+            raise ValueError(text if str(reference) in text else f'{reference}: {text}') from error
+
+
+def _rows(grid: Grid) -> Iterator[tuple[int, Window]]:
+    for row in range(0, grid.height, _ROWS):
+        yield row, Window(0, row, grid.width, min(_ROWS, grid.height - row))

@@ -1,0 +1,84 @@
+"""What is made of a raster of classes: polygons, and a picture with a legend."""
+
+from pathlib import Path
+
+import geopandas as gpd
+import matplotlib.pyplot as plt
+import numpy as np
+import rasterio
+from matplotlib.patches import Patch
+from rasterio.enums import Resampling
+from rasterio.features import shapes
+from shapely.geometry import shape
+
+from geofm.atomic import atomic_file
+from geofm.legend import NO_CLASS, Legend
+
+#: Longest side of a picture of classes, in pixels of the raster.
+_MOST_SIDE = 1400
+
+
+def write_polygons(classes: Path, path: Path, legend: Legend, simplify: float = 0.0) -> None:
+    """Write the areas of a raster of classes as polygons.
+
+    Args:
+        classes: The raster, uint8, :data:`~geofm.legend.NO_CLASS` where there is no class.
+        path: GeoParquet file to write: the columns ``value``, ``class`` and ``geometry``, one
+            polygon per connected area, in the CRS of the raster.
+        legend: The classes.
+        simplify: Tolerance by which outlines are simplified, in units of the CRS; 0: none.
+    """
+    with rasterio.open(classes) as src:
+        values, crs, transform = src.read(1), src.crs, src.transform
+    found = list(shapes(values, mask=values != NO_CLASS, transform=transform))
+    numbers = [int(value) for _, value in found]
+    frame = gpd.GeoDataFrame(
+        {'value': numbers, 'class': [legend.name(value) for value in numbers]},
+        geometry=[shape(outline) for outline, _ in found],
+        crs=crs,
+    )
+    if simplify > 0:
+        frame.geometry = frame.geometry.simplify(simplify)
+        frame = frame[~frame.geometry.is_empty]
+    with atomic_file(path) as part:
+        frame.to_parquet(part)
+
+
+def draw_classes(classes: Path, path: Path, legend: Legend) -> None:
+    """Draw a raster of classes with its legend.
+
+    Args:
+        classes: The raster, uint8, :data:`~geofm.legend.NO_CLASS` where there is no class.
+        path: PNG file to write.
+        legend: The classes; those that occur are shown, with the fraction of the area of each.
+    """
+    with rasterio.open(classes) as src:
+        shrink = max(1.0, max(src.shape) / _MOST_SIDE)
+        size = tuple(max(1, round(side / shrink)) for side in src.shape)
+        values = src.read(1, out_shape=size, resampling=Resampling.nearest)
+    colors = np.full((256, 3), 255, np.uint8)
+    for value, color in legend.colors.items():
+        colors[value] = color
+    counts = np.bincount(values.ravel(), minlength=256)[:NO_CLASS]
+    fractions = counts / max(1, int(counts.sum()))
+    height, width = values.shape
+    side = 7.0 / max(height, width)
+    figure, axes = plt.subplots(figsize=(max(1.5, side * width) + 2.6, max(2.0, side * height)))
+    axes.imshow(colors[values], interpolation='nearest')
+    axes.set_axis_off()
+    handles = [
+        Patch(
+            facecolor='#{:02x}{:02x}{:02x}'.format(*c.color),
+            edgecolor='0.4',
+            # Dollar signs would start mathematics.
+            label=f'{c.name}  {100 * fractions[c.value]:.1f} %'.replace('$', r'\$'),
+        )
+        for c in legend.classes
+        if counts[c.value]
+    ]
+    axes.legend(handles=handles, loc='upper left', bbox_to_anchor=(1.01, 1), frameon=False)
+    try:
+        with atomic_file(path) as part:
+            figure.savefig(part, format='png', dpi=150, bbox_inches='tight')
+    finally:
+        plt.close(figure)

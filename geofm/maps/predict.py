@@ -1,0 +1,342 @@
+"""Maps of what a fine-tuned task says of scenes of any size: classes or numbers."""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+import torch
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+
+from geofm import __version__
+from geofm.legend import NO_CLASS
+from geofm.locking import locked_folder
+from geofm.maps.class_products import draw_classes, write_polygons
+from geofm.maps.scene import Missing, Scene, option
+from geofm.maps.survey import (
+    Survey,
+    describe_rasters,
+    open_survey,
+    return_memory,
+    weights_sha256,
+)
+from geofm.maps.windows import Floats, Strip, Tiling
+from geofm.maps.writer import Encoding, patch_grid, write_patches
+from geofm.sensors import SENSORS
+from geofm.tasks.fine_tuned import FineTuned, check_model, logits
+
+#: What can be made of a task of classes; of a regression there are its values alone.
+ClassProduct = Literal['classes', 'probabilities', 'entropy', 'polygons', 'picture']
+
+#: Fractions are kept in 8 bits, 0 to 254.
+_STEPS = 254
+
+_CACHE_BYTES = 256 * 2**20
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """How a scene is predicted.
+
+    Attributes:
+        window: Side of a window in pixels; best the size that the task was trained with.
+        overlap: Least fraction of a window that the next one covers too, in [0, 1).
+        batch_size: Windows per forward pass.
+        missing_bands: What stands for a band that a raster lacks: its 'mean' or 'zero'; None: an
+            error.
+        simplify: Tolerance by which polygons are simplified, in units of the scene's CRS.
+    """
+
+    window: int = 224
+    overlap: float = 0.5
+    batch_size: int = 4
+    missing_bands: Missing | None = None
+    simplify: float = 0.0
+
+
+class Predictor:
+    """A fine-tuned task and a scene: what the task says of a window.
+
+    Attributes:
+        scene: The scene.
+        kept: Names of what is kept of each pixel: 'class', 'probability of ...', 'entropy'; or
+            the outputs of a regression.
+    """
+
+    def __init__(self, task: FineTuned, scene: Scene, products: Sequence[ClassProduct]) -> None:
+        """Initialize a new Predictor instance.
+
+        Args:
+            task: The task.
+            scene: The scene.
+            products: What is to be made.
+        """
+        self.task = task
+        self.scene = scene
+        self.normalize = task.statistics.normalize(scene.bands)
+        self.device = next(task.task.parameters()).device
+        filled = scene.filled if scene.missing == 'mean' else ()
+        self._at_mean = [scene.bands.index(band) for band in filled]
+        self.kept: dict[str, tuple[str, ...]] = {}
+        names = task.legend.names
+        if task.kind == 'regression':
+            self.kept['values'] = names
+            return
+        if not {'classes', 'polygons', 'picture'}.isdisjoint(products):
+            self.kept['classes'] = ('class',)
+        if 'probabilities' in products:
+            self.kept['probabilities'] = tuple(f'probability of {name}' for name in names)
+        if 'entropy' in products:
+            self.kept['entropy'] = ('entropy',)
+
+    @property
+    def blended(self) -> int:
+        """Logits are averaged over overlapping windows, before anything else."""
+        return self.task.outputs
+
+    def values(self, samples: Mapping[str, Tensor]) -> Floats:
+        """Logits or numbers of windows.
+
+        Args:
+            samples: Collated samples of :meth:`Scene.read`.
+
+        Returns:
+            Shape (windows, K, rows, columns).
+
+        Raises:
+            ValueError: If one is not finite.
+        """
+        with torch.inference_mode():
+            batch = {key: value.to(self.device) for key, value in samples.items()}
+            image = self.normalize(batch)['image']
+            image[:, self._at_mean] = 0
+            found = logits(self.task, image)
+        if not found.isfinite().all():
+            raise ValueError(
+                'what the task says of the scene is not finite: its weights diverged or are '
+                'damaged; take an earlier checkpoint'
+            )
+        return found.cpu().numpy()
+
+    def finish(self, values: Floats) -> npt.NDArray[Any]:
+        """What is kept of averaged logits or numbers.
+
+        Args:
+            values: Shape (K, rows, columns), NaN where there is no data.
+
+        Returns:
+            float32 for a regression. Otherwise uint8 in the order of :attr:`kept`: values of
+            classes; probabilities and entropy, which is 1 where all classes are equally probable,
+            times 254. :data:`~geofm.legend.NO_CLASS` where there is no data.
+        """
+        if self.task.kind == 'regression':
+            return values
+        known = np.isfinite(values).all(axis=0)
+        scores = torch.from_numpy(np.where(known, values, 0))
+        parts = []
+        chances = (scores.sigmoid() if self.task.several else scores.softmax(dim=0)).numpy()
+        if 'classes' in self.kept:
+            parts.append(scores.argmax(dim=0).numpy()[None].astype(np.float32))
+        if 'probabilities' in self.kept:
+            parts.append(np.rint(chances * _STEPS))
+        if 'entropy' in self.kept:
+            information = -(chances * np.log(np.maximum(chances, 1e-12))).sum(axis=0)
+            parts.append(np.rint(information / math.log(len(chances)) * _STEPS)[None])
+        kept = np.concatenate(parts)
+        return np.where(known, kept, NO_CLASS).astype(np.uint8)
+
+
+def predict_scene(
+    task: FineTuned,
+    files: Mapping[str, Path],
+    output: Path,
+    products: Sequence[ClassProduct] = ('classes', 'picture'),
+    options: PredictOptions | None = None,
+    *,
+    reference: str | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
+    device: torch.device | str | None = None,
+    command: str = 'geofm.maps.predict_scene',
+) -> dict[str, Path]:
+    """Map what a fine-tuned task says of a scene of any size.
+
+    The scene is read in overlapping windows. Their logits are averaged with raised-cosine weights
+    before the class is chosen. Memory does not grow with the height of the scene. Finished rows of
+    windows are kept in a work folder beside the products until these are whole, so the same call
+    after a crash resumes there.
+
+    - ``classes``: Cloud-Optimised GeoTIFF on the pixels of the scene (of a Classification: one
+      pixel per window) with a colour table and the classes in its tags; 255 where a sensor has no
+      data.
+    - ``probabilities``: a band per class; numbers of 0 to 254, with the scale 1/254 in the file.
+    - ``entropy``: of the probabilities, 1 where all are equal, likewise in 8 bits.
+    - ``polygons``: the classes as GeoParquet.
+    - ``picture``: PNG of the classes with a legend.
+
+    A regression has one product, ``values``, in float32.
+
+    Args:
+        task: The task, of :func:`geofm.tasks.fine_tuned.load_fine_tuned`.
+        files: Raster of each sensor that the task needs, by key.
+        output: Folder to write to.
+        products: What to make.
+        options: How.
+        reference: Sensor whose grid the products are on. Default: as for
+            :func:`geofm.maps.map_scene`.
+        names: Names of the bands of a file by sensor, where the file does not say.
+        device: Where to compute; by default where the task is.
+        command: How to name the call in the tags of the files.
+
+    Returns:
+        The files by product.
+
+    Raises:
+        ValueError: If a product is unknown, a raster of a sensor is missing or cannot be used, or
+            the task does not take such windows.
+    """
+    options = options or PredictOptions()
+    chosen = _choose(task, products)
+    if device is not None:
+        task.task.to(device)
+    check_model(task, options.window)
+    with (
+        locked_folder(output),
+        rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
+        Scene(
+            task.bands,
+            names=names,
+            missing=options.missing_bands,
+            files=files,
+            reference=reference,
+        ) as scene,
+        Progress(
+            TextColumn('{task.description}'),
+            BarColumn(),
+            TextColumn('{task.completed:.0f} of {task.total:.0f}'),
+            TimeRemainingColumn(),
+        ) as progress,
+    ):
+        if absent := [key for key in scene.sensors if key not in scene.rasters]:
+            needed = ', '.join(f'{SENSORS[key].title} ({option(key)})' for key in absent)
+            raise ValueError(f'the task was fine-tuned with {needed}: give its raster too')
+        scene.check_units()
+        predictor = Predictor(task, scene, chosen)
+        survey, tags = _open(predictor, output, options, command)
+        survey.run(predictor, options.batch_size, progress)
+        if survey.is_empty():
+            survey.remove()
+            raise ValueError(f'{scene.path}: no pixel holds data in every band')
+        made = _write(predictor, survey, output / scene.stem, chosen, options, tags)
+        survey.remove()
+    return made
+
+
+def _choose(task: FineTuned, products: Sequence[ClassProduct]) -> tuple[ClassProduct, ...]:
+    """The products to make, in their order."""
+    every: tuple[ClassProduct, ...] = get_args(ClassProduct)
+    if unknown := [p for p in products if p not in every]:
+        raise ValueError(f'unknown products {unknown}: choose from {list(every)}')
+    if task.several and (wrong := [p for p in products if p != 'probabilities']):
+        raise ValueError(
+            f'{", ".join(wrong)}: the task gives a place several labels or none, so there are only '
+            'probabilities: give --products [probabilities]'
+        )
+    if not products:
+        raise ValueError(f'no products: choose from {list(every)}')
+    return tuple(p for p in every if p in products)
+
+
+def _open(
+    predictor: Predictor, output: Path, options: PredictOptions, command: str
+) -> tuple[Survey, dict[str, str]]:
+    """Open the work folder, and say what the files are made of."""
+    task, scene = predictor.task, predictor.scene
+    weights = weights_sha256(task.task)
+    manifest = {
+        'geofm': __version__,
+        'task': f'{task.kind} {task.name}',
+        'weights_sha256': weights,
+        'window': options.window,
+        'overlap': options.overlap,
+        'kept': predictor.kept,
+        'rasters': describe_rasters(scene),
+        'statistics': task.statistics.entry(),
+        'missing_bands': options.missing_bands,
+    }
+    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:8]
+    folder = output / f'.{scene.stem}.{digest}.work'
+    if task.kind == 'classification':
+        tiling = Tiling.cover(scene.grid.shape, options.window, options.window, 0)
+    else:
+        # Windows of a size that the model takes; the last ones may reach beyond the scene.
+        height, width = (math.ceil(s / task.multiple) * task.multiple for s in scene.grid.shape)
+        tiling = Tiling.cover((height, width), 1, options.window, options.overlap)
+    tags = {
+        'TIFFTAG_SOFTWARE': f'geofm {__version__}',
+        'task': f'{task.kind} {task.name}',
+        'weights_sha256': weights,
+        'input_statistics': json.dumps(manifest['statistics']),
+        'window': str(options.window),
+        'overlap': str(0 if task.kind == 'classification' else options.overlap),
+        'command': command,
+        **{key: Path(raster.src.name).name for key, raster in scene.rasters.items()},
+        **{f'{key}_date': str(r.date) for key, r in scene.rasters.items()},
+    }
+    return open_survey(folder, tiling, predictor.kept, manifest), tags
+
+
+def _write(
+    predictor: Predictor,
+    survey: Survey,
+    stem: Path,
+    products: Sequence[ClassProduct],
+    options: PredictOptions,
+    tags: Mapping[str, str],
+) -> dict[str, Path]:
+    """Write the files of the products."""
+    task, scene, p = predictor.task, predictor.scene, survey.tiling.patch_size
+    legend = task.legend
+    encodings = {
+        'classes': Encoding('uint8', NO_CLASS, colors=legend.colors),
+        'values': Encoding(),
+    }
+    made: dict[str, Path] = {}
+    for kind, bands in predictor.kept.items():
+        path = stem.with_name(f'{stem.name}_{kind}.tif')
+        fraction = Encoding('uint8', NO_CLASS, [1 / _STEPS] * len(bands))
+        encoding = encodings.get(kind, fraction)
+        scale = np.float32(_STEPS if encoding is fraction else 1)
+        said = {**tags, **(legend.tags() if kind == 'classes' else {})}
+        patches = patch_grid(scene.grid, p).shape
+        strips = _cut(survey.strips(kind), patches, p, scale)
+        write_patches(path, scene.grid, p, bands, strips, said, encoding)
+        made[kind] = path
+        return_memory()
+    if 'polygons' in products:
+        made['polygons'] = stem.with_name(f'{stem.name}_polygons.parquet')
+        write_polygons(made['classes'], made['polygons'], legend, options.simplify)
+    if 'picture' in products and 'classes' in made:
+        made['picture'] = stem.with_name(f'{stem.name}_picture.png')
+        draw_classes(made['classes'], made['picture'], legend)
+    return made
+
+
+def _cut(
+    strips: Iterator[Strip], shape: tuple[int, int], patch_size: int, scale: np.float32
+) -> Iterator[Strip]:
+    """Strips without what lies beyond the scene, as numbers instead of 8 bits."""
+    row = 0
+    for strip in strips:
+        rows = min(strip.values.shape[1], shape[0] - row)
+        if rows <= 0:
+            return
+        values = strip.values[:, :rows, : shape[1]].astype(np.float32) / scale
+        yield Strip(values, strip.valid[: rows * patch_size, : shape[1] * patch_size])
+        row += rows

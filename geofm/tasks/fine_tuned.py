@@ -1,0 +1,318 @@
+"""Fine-tuned tasks out of checkpoints, ready to be applied to scenes."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from segmentation_models_pytorch.encoders import encoders as smp_encoders
+from torch import Tensor, nn
+from torchgeo.tasks import Classification, PixelwiseRegression, SemanticSegmentation
+
+from geofm.legend import Legend, LegendError, MapClass, palette_color
+from geofm.models import CheckpointError, MultiSensorViT
+from geofm.models.task_checkpoints import LOCAL_DIR
+from geofm.models.weights.carried import find_statistics
+from geofm.models.weights.definitions import take_up_sensors_of
+from geofm.models.weights.files import read_file
+from geofm.models.weights.trust import check_model_name, check_weights, one_line
+from geofm.sensors import check_bands
+from geofm.tasks.mask2former import Mask2Former
+from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
+
+#: What a task says: a class per image, a class per pixel, or a number per pixel.
+Kind = Literal['classification', 'segmentation', 'regression']
+
+#: Key of the legend in the state of a data module.
+LEGEND = 'geofm_legend'
+
+#: TorchGeo's decoders around a backbone.
+_DECODERS = ('unet', 'deeplabv3+', 'fcn', 'upernet', 'segformer', 'dpt')
+
+#: Sides that an encoder with strides can take are multiples of this.
+_STRIDE = 32
+
+_MOST_CHANNELS, _MOST_OUTPUTS = 1024, 4096
+
+
+@dataclass(frozen=True)
+class FineTuned:
+    """A fine-tuned task.
+
+    Attributes:
+        kind: What it says.
+        task: The task, in evaluation mode: normalised images (B, C, H, W) to logits (B, K), logits
+            (B, K, H, W) or numbers (B, K, H, W).
+        name: Names of the decoder, if any, and of the backbone.
+        bands: Names of the input channels.
+        statistics: How the input was normalised.
+        legend: The classes by the number of their output; of a regression, its outputs.
+        several: Whether a pixel may have several classes or none.
+        multiple: Sides of an image must be a multiple of this.
+    """
+
+    kind: Kind
+    task: nn.Module
+    name: str
+    bands: tuple[str, ...]
+    statistics: InputStatistics
+    legend: Legend
+    several: bool
+    multiple: int
+
+    @property
+    def outputs(self) -> int:
+        """Number of classes or numbers."""
+        return self.legend.size
+
+
+def load_fine_tuned(path: Path, bands: Sequence[str] | None = None) -> FineTuned:
+    """Load a fine-tuned task.
+
+    Tasks are TorchGeo's Classification, SemanticSegmentation and PixelwiseRegression, and
+    :class:`geofm.tasks.Mask2Former`. The file is not trusted: which of the four it is follows from
+    its hyperparameters, nothing that it names is imported, and all weights must fit.
+
+    Args:
+        path: Checkpoint that ``geofm fit`` or a Lightning ``Trainer`` wrote.
+        bands: Names of the input channels. Needed where neither the backbone nor the data module
+            in the checkpoint says.
+
+    Returns:
+        The task.
+
+    Raises:
+        CheckpointError: If the file is no checkpoint of such a task, or is damaged.
+        BandError: If a band is unknown.
+    """
+    content = read_file(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(f'{path}: not a checkpoint of Lightning')
+    hparams, state = content.get('hyper_parameters'), content.get('state_dict')
+    if not isinstance(hparams, Mapping) or not isinstance(state, Mapping):
+        raise CheckpointError(f'{path}: not a checkpoint of a task; `geofm fit` writes them')
+    take_up_sensors_of(content, path)
+    weights = {k: v for k, v in state.items() if not str(k).startswith('criterion.')}
+    weights = check_weights(weights, path)
+    try:
+        kind, task = _build(hparams)
+        task.load_state_dict(weights)
+    except Exception as error:
+        # Whatever the parts of a model raise about arguments and weights that do not fit.
+        raise CheckpointError(f'{path}: {one_line(error)}') from error
+    backbone = next((m for m in task.modules() if isinstance(m, MultiSensorViT)), None)
+    statistics = find_statistics(content, path)
+    channels = int(hparams['in_channels'])
+    return FineTuned(
+        kind,
+        task.eval(),
+        '-'.join(str(hparams[k]) for k in ('model', 'backbone') if _used(hparams, k)),
+        _bands(path, bands, backbone, statistics, channels),
+        statistics or NO_STATISTICS,
+        _legend(content, hparams, path),
+        hparams.get('task') == 'multilabel',
+        _multiple(task, backbone),
+    )
+
+
+def _build(hparams: Mapping[str, Any]) -> tuple[Kind, Any]:
+    """Kind of a task, and the task with random weights."""
+    channels = _whole(hparams, 'in_channels', _MOST_CHANNELS)
+    common: dict[str, Any] = {'weights': None, 'in_channels': channels}
+    if 'num_queries' in hparams:
+        return 'segmentation', Mask2Former(
+            backbone=_model(hparams, 'backbone'),
+            num_classes=_whole(hparams, 'num_classes', _MOST_OUTPUTS),
+            num_queries=_whole(hparams, 'num_queries', _MOST_OUTPUTS),
+            model_args=_plain(hparams.get('model_args')),
+            **common,
+        )
+    decoder = hparams.get('model')
+    dense = decoder in _DECODERS and 'backbone' in hparams
+    if dense:
+        common |= {'model': decoder, 'num_filters': _whole(hparams, 'num_filters', 4096)}
+        common['backbone'] = _model(hparams, 'backbone')
+    else:
+        common['model'] = _model(hparams, 'model')
+    if 'num_outputs' in hparams:
+        if not dense:
+            raise CheckpointError(
+                'a regression of whole images, of which there is no map; PixelwiseRegression has'
+            )
+        outputs = _whole(hparams, 'num_outputs', _MOST_OUTPUTS)
+        return 'regression', PixelwiseRegression(num_outputs=outputs, **common)
+    if hparams.get('task') not in ('binary', 'multiclass', 'multilabel'):
+        raise CheckpointError(
+            'not a Classification, SemanticSegmentation, PixelwiseRegression or Mask2Former; maps '
+            'of a pretrained backbone are made by `geofm map`'
+        )
+    common['task'] = hparams['task']
+    for key in ('num_classes', 'num_labels'):
+        if hparams.get(key) is not None:
+            common[key] = _whole(hparams, key, _MOST_OUTPUTS)
+    if dense:
+        return 'segmentation', SemanticSegmentation(**common)
+    return 'classification', Classification(**common)
+
+
+def _used(hparams: Mapping[str, Any], key: str) -> bool:
+    return isinstance(hparams.get(key), str) and (
+        key == 'model' or 'num_queries' in hparams or hparams.get('model') in _DECODERS
+    )
+
+
+def _whole(hparams: Mapping[str, Any], key: str, most: int) -> int:
+    value = hparams.get(key)
+    if type(value) is not int or not 1 <= value <= most:
+        raise CheckpointError(f'its hyperparameter {key} is not a whole number of 1 to {most}')
+    return value
+
+
+def _model(hparams: Mapping[str, Any], key: str) -> str:
+    """Name of a backbone that timm or segmentation-models-pytorch has."""
+    name = hparams.get(key)
+    if not isinstance(name, str):
+        raise CheckpointError(f'its hyperparameter {key} is not the name of a model')
+    plain = name.removeprefix('tu-')
+    if plain.startswith(LOCAL_DIR):
+        raise CheckpointError(f'its model is described in a folder ({plain!a}); export it')
+    if key == 'backbone' and name in smp_encoders:
+        return name
+    check_model_name(plain)
+    return name
+
+
+def _plain(args: Any) -> dict[str, Any]:
+    """Plain arguments of Mask2Former's configuration."""
+    if args is None:
+        return {}
+    if not isinstance(args, Mapping) or not all(
+        isinstance(k, str) and re.fullmatch(r'[a-z_]{1,40}', k) and type(v) in (int, float, bool)
+        for k, v in args.items()
+    ):
+        raise CheckpointError('its model_args are not plain numbers by name')
+    return dict(args)
+
+
+def _bands(
+    path: Path,
+    given: Sequence[str] | None,
+    backbone: MultiSensorViT | None,
+    statistics: InputStatistics | None,
+    channels: int,
+) -> tuple[str, ...]:
+    """Names of the input channels."""
+    if given is not None:
+        bands = check_bands(given)
+    elif backbone is not None:
+        bands = tuple(backbone.bands)
+    elif statistics is not None and len(statistics.mean) == channels:
+        bands = tuple(statistics.mean)
+    else:
+        raise CheckpointError(
+            f'{path}: does not say which bands its {channels} channels are: name them with --bands'
+        )
+    if len(bands) != channels:
+        raise CheckpointError(f'{path}: takes {channels} channels, but {len(bands)} bands: {bands}')
+    return bands
+
+
+def _legend(content: Mapping[Any, Any], hparams: Mapping[str, Any], path: Path) -> Legend:
+    """Classes by the number of their output."""
+    outputs = hparams.get('num_classes') or hparams.get('num_labels')
+    outputs = hparams.get('num_outputs', outputs) or 1
+    regression = 'num_outputs' in hparams
+    outputs = 2 if hparams.get('task') == 'binary' else outputs
+    if outputs > 255:
+        raise CheckpointError(f'{path}: {outputs} classes; a map holds at most 255')
+    labels = hparams.get('labels')
+    entries = (v[LEGEND] for v in content.values() if isinstance(v, Mapping) and LEGEND in v)
+    entry = next(entries, None)
+    try:
+        known: Legend | None = None
+        if entry is not None and not regression:
+            known = Legend.from_entry(entry)
+        elif isinstance(labels, list | tuple) and labels and len(labels) <= outputs:
+            known = Legend.of([str(label) for label in labels])
+    except LegendError as error:
+        raise CheckpointError(f'{path}: its classes are damaged: {error}') from error
+    colors = {} if known is None else known.colors
+    what = 'output' if regression else 'class'
+    return Legend(
+        tuple(
+            MapClass(
+                i,
+                f'{what} {i}' if known is None else known.name(i),
+                colors.get(i, palette_color(i)),
+            )
+            for i in range(outputs)
+        )
+    )
+
+
+def _multiple(task: nn.Module, backbone: MultiSensorViT | None) -> int:
+    """What the sides of an image must be a multiple of."""
+    if backbone is not None:
+        return int(backbone.patch_size)
+    for module in task.modules():
+        embed = getattr(module, 'patch_embed', None)
+        size = getattr(embed, 'patch_size', None)
+        if isinstance(size, tuple):
+            return int(size[0])
+    return _STRIDE
+
+
+def check_model(task: FineTuned, side: int) -> None:
+    """Check that a task takes windows of a size.
+
+    Args:
+        task: The task.
+        side: Side of the windows in pixels.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if side % task.multiple:
+        raise ValueError(
+            f'windows of {side} px: the model takes multiples of {task.multiple} px, such as '
+            f'{max(1, round(side / task.multiple)) * task.multiple}'
+        )
+    probe = torch.zeros(1, len(task.bands), side, side, device=_device(task.task))
+    try:
+        with torch.inference_mode():
+            task.task(probe)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f'the model {task.name} does not take windows of {side} px: {one_line(error)}; try the '
+            'size that it was trained with (--window)'
+        ) from error
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def logits(task: FineTuned, images: Tensor) -> Tensor:
+    """Apply a task to normalised images.
+
+    Args:
+        task: The task.
+        images: Normalised images (B, C, H, W).
+
+    Returns:
+        float32 (B, K, H, W), or (B, K, 1, 1) of a classification. The two classes of a binary task
+        get 0 and its logit.
+    """
+    output: Tensor = task.task(images).float()
+    if task.kind == 'classification':
+        output = output[..., None, None]
+    elif output.ndim == 3:
+        output = output[:, None]
+    if output.shape[1] == 1 and task.outputs == 2:
+        output = torch.cat([torch.zeros_like(output), output], dim=1)
+    return output
+
+
+__all__ = ('FineTuned', 'Kind', 'check_model', 'load_fine_tuned', 'logits')
