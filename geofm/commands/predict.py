@@ -90,5 +90,5 @@ def predict(
 
         accuracy = assess_map(files['classes'], reference, reference_column, block)
         Console().print(accuracy.table(str(reference)))
-        for path in accuracy.save(output, files['classes'].stem):
+        for path in accuracy.save(output, f'{files["classes"].stem}_accuracy'):
             say(path)
