@@ -12,9 +12,11 @@ from torch import nn
 from geofm.models.architecture import TIMM_ARGS, Request
 from geofm.models.fusion import FUSIONS
 from geofm.models.multisensor import MultiSensorViT, UnnamedBandsError
+from geofm.models.weights.hub_args import DEFINED, STATISTICS, check_hub_args, take_hub_args
 from geofm.models.weights.torchgeo import accept_both_names
 from geofm.models.weights.trust import refuse_nonfinite
 from geofm.sensors import DEFAULT_SENSORS, SENSORS
+from geofm.transforms.statistics import InputStatistics
 
 #: Width, depth and heads, as in DeiT, timm and DINOv2, whose giant has SwiGLU. Nano is half as deep
 #: as tiny: for laptops.
@@ -135,10 +137,21 @@ def _defaults(architecture: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def _take_hub_args(name: str, kwargs: dict[str, Any]) -> InputStatistics | None:
+    """Take what a hub folder says out of the arguments of a model, and check the others."""
+    own = {key: value for key, value in kwargs.items() if key not in TIMM_ARGS}
+    check = {DEFINED, STATISTICS} & own.keys()
+    source = f"the configuration of '{name}'"
+    if check:
+        check_hub_args(own, source)
+    return take_hub_args(kwargs, source)
+
+
 def _register(name: str, architecture: dict[str, Any]) -> None:
     defaults = _defaults(architecture)
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> MultiSensorViT:
+        statistics = _take_hub_args(name, kwargs)
         every = {**architecture, **kwargs}
         try:
             model = _build(name, pretrained, **every)
@@ -151,6 +164,8 @@ def _register(name: str, architecture: dict[str, Any]) -> None:
         # With features_only=True, timm wraps the model.
         inner: Any = getattr(model, 'model', model)
         inner.remember(Request(name, given, defaults))
+        if statistics is not None:
+            inner.statistics = statistics
         return model
 
     entrypoint.__name__ = entrypoint.__qualname__ = name

@@ -11,8 +11,8 @@ from torch import Tensor
 from geofm.models.architecture import is_marker
 from geofm.models.weights.carried import find_statistics
 from geofm.models.weights.files import CheckpointError, read_file
+from geofm.models.weights.hub_args import check_hub_args
 from geofm.models.weights.trust import (
-    check_model_args,
     check_model_name,
     check_weights,
     one_line,
@@ -122,7 +122,7 @@ def _architecture(name: str) -> tuple[str, dict[str, Any]]:
             raise ValueError('not a JSON object')
         return (
             check_model_name(config.get('architecture')),
-            check_model_args(config.get('model_args')),
+            check_hub_args(config.get('model_args'), str(path)),
         )
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(

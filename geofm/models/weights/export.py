@@ -11,13 +11,14 @@ from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.carried import carry_statistics
 from geofm.models.weights.definitions import carry_sensors
 from geofm.models.weights.files import METADATA, check_suffix, write_torch, write_weights
+from geofm.models.weights.hub import export_hub
 from geofm.models.weights.layouts import fold_positions, to_dinov2
 from geofm.models.weights.one_sensor import vit_weights
 from geofm.models.weights.torchgeo import torchgeo_checkpoint
 from geofm.sensors import DEFAULT_SENSORS, sensor_channels
 
 #: Formats to export to.
-Format = Literal['geofm', 'timm', 'dinov2', 'torchgeo']
+Format = Literal['geofm', 'timm', 'dinov2', 'torchgeo', 'hub']
 
 
 class Exported(NamedTuple):
@@ -37,6 +38,7 @@ def export_backbone(
     output: str | os.PathLike[str],
     to: Format = 'geofm',
     sensor: str | None = None,
+    licence: str | None = None,
 ) -> Exported:
     """Write a checkpoint's backbone in another format.
 
@@ -50,6 +52,10 @@ def export_backbone(
       with ``interpolate_antialias=True`` and ``interpolate_offset=0.0``, as positions are
       interpolated here; with that code's defaults tokens differ at sizes other than the stored one.
 
+    * ``hub``: a folder in timm's hub format with a model card, for
+      ``timm.create_model('local-dir:FOLDER', pretrained=True)`` and
+      :func:`geofm.models.load_backbone`.
+
     The statistics of the input go with the weights, but for ``timm`` and ``dinov2`` in PyTorch's
     files, which have no place for them.
 
@@ -59,6 +65,7 @@ def export_backbone(
             Safetensors say in their metadata what the channels are.
         to: The format.
         sensor: The sensor whose ViT to write, for timm and DINOv2; the only ViT by default.
+        licence: Identifier of the licence that a model card states, for ``hub``.
 
     Returns:
         The file, and what was left out.
@@ -70,6 +77,12 @@ def export_backbone(
     checkpoint, output = Path(checkpoint), Path(output)
     if to not in get_args(Format):
         raise ValueError(f'to must be one of {list(get_args(Format))}, not {to!r}')
+    if licence is not None and to != 'hub':
+        raise ValueError("only 'hub' writes a model card: leave license out")
+    if to == 'hub':
+        if sensor is not None:
+            raise ValueError("'hub' is of the whole backbone: leave sensor out")
+        return Exported(export_hub(checkpoint, output, licence))
     check_suffix(output)
     if to in ('timm', 'dinov2'):
         return _export_encoder(checkpoint, output, to, sensor)

@@ -17,6 +17,9 @@ from geofm.atomic import atomic_file
 #: Where safetensors' metadata hold what this project says of a file, as JSON.
 METADATA = 'geofm'
 
+#: Name of the weights in a folder of timm's hub format.
+HUB_WEIGHTS = 'model.safetensors'
+
 #: Suffixes of the files that ``torch.save`` writes.
 TORCH_SUFFIXES = ('.pth', '.pt', '.ckpt')
 
@@ -32,7 +35,8 @@ def read_file(path: Path) -> Any:
     """Read a file of weights, whatever its name.
 
     Args:
-        path: The file, as ``torch.save`` or safetensors writes them.
+        path: The file, as ``torch.save`` or safetensors writes them; or a folder in timm's hub
+            format, whose ``model.safetensors`` is read.
 
     Returns:
         What ``torch.save`` was given; of safetensors, a dictionary with the tensors under
@@ -42,6 +46,8 @@ def read_file(path: Path) -> Any:
     Raises:
         CheckpointError: If there is no such file, or it cannot be read.
     """
+    if (path / HUB_WEIGHTS).is_file():
+        path = path / HUB_WEIGHTS
     if not path.is_file():
         raise CheckpointError(f'{path}: ' + ('is a folder' if path.is_dir() else 'no such file'))
     try:

@@ -1,0 +1,108 @@
+"""A backbone as a folder in timm's hub format, with a model card."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from geofm.atomic import atomic_folder
+from geofm.models.checkpoints import build_backbone, checkpoint_in
+from geofm.models.multisensor import MultiSensorViT
+from geofm.models.weights.card import describe_training, model_card
+from geofm.models.weights.carried import carry_statistics
+from geofm.models.weights.definitions import carry_sensors
+from geofm.models.weights.files import HUB_WEIGHTS, CheckpointError, read_file, write_weights
+from geofm.models.weights.hub_args import DEFINED, STATISTICS
+from geofm.transforms.statistics import NO_STATISTICS
+
+#: Names that Hugging Face knows licences by.
+_LICENSE = re.compile(r'[A-Za-z0-9][A-Za-z0-9.+-]{0,63}')
+
+
+def export_hub(checkpoint: Path, output: Path, licence: str | None = None) -> Path:
+    """Write a folder for ``timm.create_model('local-dir:FOLDER', pretrained=True)``.
+
+    It holds ``config.json``, ``model.safetensors`` and the model card ``README.md``. No path out of
+    the checkpoint is written, so that the folder can be published.
+
+    Args:
+        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.
+        output: Folder to write; it must not exist, or be empty.
+        licence: Identifier of the licence, such as 'cc-by-4.0'; None leaves it to be filled in.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read or is of another kind.
+        FileExistsError: If there is such a folder and it is not empty.
+        ValueError: If the licence is no identifier.
+    """
+    if licence is not None and not _LICENSE.fullmatch(licence):
+        raise ValueError(f"license: give an identifier such as 'cc-by-4.0', not {licence!r}")
+    content = read_file(checkpoint)
+    read = checkpoint_in(content, checkpoint)
+    model = build_backbone(read, checkpoint)
+    config = hub_config(model, licence)
+    described = ('model', 'in_channels', 'bands', 'model_args')
+    said = {
+        'hyper_parameters': {key: read.hparams[key] for key in described},
+        **carry_statistics(read.statistics),
+        **carry_sensors(model.sensors),
+    }
+    card = model_card(model, describe_training(content, read.hparams), licence)
+    with atomic_folder(output) as folder:
+        write_weights(read.weights, folder / HUB_WEIGHTS, said)
+        (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
+        (folder / 'README.md').write_text(card, encoding='utf-8')
+    return output
+
+
+def hub_config(model: MultiSensorViT, licence: str | None = None) -> dict[str, Any]:
+    """What ``config.json`` says of a backbone.
+
+    Args:
+        model: The backbone.
+        licence: Identifier of the licence.
+
+    Returns:
+        Values of JSON: the architecture, its arguments with bands, sensor definitions and
+        statistics, and what timm calls the configuration of pretrained weights.
+
+    Raises:
+        CheckpointError: If an argument of the model is no value of JSON.
+    """
+    architecture = model.architecture
+    if architecture is None:
+        raise CheckpointError('the model has arguments that JSON cannot hold: it has no hub format')
+    statistics = model.statistics or NO_STATISTICS
+    normalize = statistics.normalize(model.bands)
+    size = _image_size(architecture.model_args)
+    pretrained: Mapping[str, Any] = {
+        'input_size': [len(model.bands), *size],
+        'num_classes': 0,
+        'classifier': 'head',
+        'mean': normalize.mean.flatten().tolist(),
+        'std': normalize.std.flatten().tolist(),
+        **({'license': licence} if licence else {}),
+    }
+    return {
+        'architecture': architecture.model,
+        'num_classes': 0,
+        'num_features': model.embed_dim,
+        'model_args': {
+            **architecture.model_args,
+            'in_chans': len(model.bands),
+            'bands': list(model.bands),
+            DEFINED: carry_sensors(model.sensors)['sensors'],
+            **({} if model.statistics is None else {STATISTICS: model.statistics.entry()}),
+        },
+        'pretrained_cfg': dict(pretrained),
+    }
+
+
+def _image_size(model_args: Mapping[str, Any]) -> list[int]:
+    """Height and width of the stored positions, in pixels."""
+    size = model_args.get('img_size', 224)
+    return [size, size] if isinstance(size, int) else [int(size[0]), int(size[-1])]

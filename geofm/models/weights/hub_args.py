@@ -1,0 +1,59 @@
+"""Arguments that ``config.json`` of a hub folder gives a model beside those of its architecture."""
+
+from typing import Any
+
+from geofm.models.weights.definitions import take_up_sensors
+from geofm.models.weights.trust import check_model_args
+from geofm.transforms.statistics import InputStatistics
+
+#: Definitions of the model's sensors, by their keys.
+DEFINED = 'sensor_definitions'
+
+#: The statistics of its input, an entry of :class:`~geofm.transforms.statistics.InputStatistics`.
+STATISTICS = 'input_statistics'
+
+#: Arguments of the input and of the head, which are checked where they are used.
+_INPUT = ('in_chans', 'bands', 'num_classes')
+
+
+def take_hub_args(args: dict[str, Any], source: str) -> InputStatistics | None:
+    """Take out what a hub folder says beside the architecture, and register its sensors.
+
+    Args:
+        args: Arguments of a model; not trusted. Changed in place. Those of the architecture are
+            checked if there are definitions or statistics.
+        source: What a message calls the folder.
+
+    Returns:
+        The statistics of the input; None if there are none.
+
+    Raises:
+        CheckpointError: If a definition is invalid, or contradicts a registered sensor.
+        ValueError: If the statistics are damaged, or an argument is none that a file may hold.
+    """
+    if DEFINED not in args and STATISTICS not in args:
+        return None
+    take_up_sensors(args.pop(DEFINED, None), source)
+    entry = args.pop(STATISTICS, None)
+    return None if entry is None else InputStatistics.from_entry(entry)
+
+
+def check_hub_args(args: Any, source: str) -> dict[str, Any]:
+    """Check the ``model_args`` of a ``config.json``, and register the sensors that it defines.
+
+    Args:
+        args: The arguments; not trusted. None: none.
+        source: What a message calls the file.
+
+    Returns:
+        Those of the architecture alone.
+
+    Raises:
+        CheckpointError: As :func:`take_hub_args`.
+        ValueError: If an argument is unknown, or is not what it may be.
+    """
+    if not isinstance(args, dict) or not {DEFINED, STATISTICS} & args.keys():
+        return check_model_args(args)
+    kept = dict(args)
+    take_hub_args(kept, source)
+    return check_model_args({key: value for key, value in kept.items() if key not in _INPUT})
