@@ -187,7 +187,7 @@ class SensorInputs(nn.Module):
                 added = (added + encoding)[:, None, None]
             parts.append(tokens + added.to(tokens.dtype))
         # As one batch, so that each sensor's patches get their positions from timm.
-        placed = encoder._pos_embed(torch.cat(parts)).chunk(len(parts))
+        placed = encoder._pos_embed(torch.cat(parts)).unflatten(0, (len(parts), -1)).unbind()
         tokens = encoder.norm_pre(join(placed, self.num_prefix_tokens))
         assert isinstance(tokens, Tensor)
         return tokens
