@@ -18,6 +18,8 @@ def page(
 ) -> None:
     """Make a web page of a scene's products: map layers, and similarity at a click.
 
+    Give --scene KEY=FILE, for each sensor, to show pictures of the scene below the maps.
+
     Args:
         directory: Folder of the products that `geofm map` wrote.
         s1: Sentinel-1 scene, for a picture below the maps.

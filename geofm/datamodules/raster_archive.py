@@ -8,8 +8,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_info
 from rich.progress import track
 from torchgeo.datasets.utils import Sample
 
@@ -23,9 +25,13 @@ from geofm.datasets.pairs.table import MIN_OVERLAP
 from geofm.datasets.splitting import SplitRule
 from geofm.datasets.statistics import BandStatistics, write_statistics
 from geofm.datasets.table import RasterTable
+from geofm.datasets.table.address import file_of
 from geofm.datasets.table.indexing import index_folder
 from geofm.datasets.table.scanning import open_table
-from geofm.sensors import bands_of, canonical_order, check_bands, sensor_channels
+from geofm.sensors import SENSORS, bands_of, canonical_order, check_bands, sensor_channels
+
+#: Samples whose files are looked at to see whether statistics that are kept still hold.
+_MOST_LOOKED_AT = 1000
 
 
 class RasterArchiveDataModule(MatchedDataModule):
@@ -168,6 +174,11 @@ class RasterArchiveDataModule(MatchedDataModule):
                 self.bands, *({b: float(known[b][name]) for b in self.bands} for name in names)
             )
         super().setup(stage)
+        if stage == 'fit':
+            for split in ('train', 'val'):
+                if (samples := self._known.get(split)) is not None:
+                    places = samples.matches.count_places()
+                    rank_zero_info(f'{split}: {len(samples):,} samples of {places:,} places')
 
     def _archive_table(self) -> RasterTable:
         """The table, made of the files if there is none yet."""
@@ -228,9 +239,24 @@ class RasterArchiveDataModule(MatchedDataModule):
         made_of = {name: str(value) for name, value in self.kwargs.items() if name != 'on_error'}
         table = os.stat(self.table_file)  # noqa: PTH116 - follows links, as reading does
         made_of |= {'bands': str(samples.bands), 'table': f'{table.st_size} {table.st_mtime_ns}'}
+        made_of |= {f'sensor {key}': repr(SENSORS[key]) for key in samples.sensors}
+        made_of['files'] = _state_of_files(samples)
         text = json.dumps(made_of, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self.table_file.with_name(f'{self.table_file.stem}.statistics-{digest}.yaml')
+
+
+def _state_of_files(samples: RasterArchive) -> str:
+    """Sizes and times of the files of samples, of some of these if there are many."""
+    chosen = np.unique(np.linspace(0, len(samples) - 1, _MOST_LOOKED_AT).astype(int)).tolist()
+    found = []
+    for path in dict.fromkeys(p for i in chosen for p in samples.files_of(i)):
+        file = file_of(str(path))
+        # What is on a server is not asked for, what is gone is found when it is read.
+        if file is not None and os.path.exists(file):  # noqa: PTH110
+            state = os.stat(file)  # noqa: PTH116
+            found.append((state.st_size, state.st_mtime_ns))
+    return str(found)
 
 
 def archive_statistics(

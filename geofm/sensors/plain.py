@@ -63,7 +63,8 @@ def from_plain[T](cls: type[T], data: Any, where: str) -> T:
     try:
         return cls(**values)
     except SensorError as error:
-        text = str(error)
+        # What is part of another thing may say its own name first.
+        text = str(error).removeprefix(f'{where.rpartition(": ")[2]}: ')
         raise SensorError(text if text.startswith(where) else f'{where}: {text}') from None
 
 

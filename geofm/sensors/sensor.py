@@ -260,10 +260,6 @@ class Sensor:
         unknown = [band for band in self.drawing.bands if band not in self.short_names]
         if unknown:
             raise SensorError(f'sensor {self.name}: drawing of unknown bands {unknown}')
-        if not self.limits[0] < self.limits[1]:
-            raise SensorError(
-                f'sensor {self.name}: limits {list(self.limits)} must be [lowest, highest]'
-            )
 
     def _check(self) -> None:
         if not _KEY.fullmatch(self.name):
@@ -288,6 +284,11 @@ class Sensor:
             raise SensorError(
                 f'sensor {self.name}: scale must be positive and offset finite, '
                 f'not {self.scale} and {self.offset}'
+            )
+        # Before the defaults, which follow from the limits.
+        if self.limits is not None and not self.limits[0] < self.limits[1]:
+            raise SensorError(
+                f'sensor {self.name}: limits {list(self.limits)} must be [lowest, highest]'
             )
         if self.resampling not in RESAMPLING:
             raise SensorError(

@@ -1,6 +1,8 @@
 """The data module of archives, and pretraining with it from a configuration alone."""
 
+import re
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from geofm.datamodules import RasterArchiveDataModule
 from geofm.datasets import RasterArchive, write_sample_scenes
 from geofm.datasets.sample.scenes import SceneFiles
 from geofm.datasets.windows import RandomWindows
+from geofm.sensors import SENSORS, registry
+from tests.datasets.table.rasters import dn, write_csv, write_raster
 
 LAYOUT = {
     'files': [
@@ -76,6 +80,46 @@ def test_batches(root: Path) -> None:
     again.setup('fit')
     assert statistics[0].stat().st_mtime_ns == made
     assert torch.equal(again.mean, data.mean)
+
+
+@pytest.mark.filterwarnings('ignore:.*does not name', 'ignore:.*matches nothing')
+def test_kept_statistics_are_of_these_files_and_definitions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / 'table.csv'
+    rows = []
+    for i in range(3):
+        write_raster(tmp_path / f'{i}.tif', dn((13, 16, 16)))
+        rows.append({'path': f'{i}.tif', 'sensor': 's2', 'datetime': '2018-06-01', 'place': str(i)})
+    write_csv(file, rows)
+
+    def mean() -> torch.Tensor:
+        data = RasterArchiveDataModule(str(file), sensors=['s2'], statistics='compute')
+        with pytest.warns(UserWarning, match='without validation'):
+            data.setup('fit')
+        return data.mean
+
+    first = mean()
+    assert torch.equal(mean(), first)
+    assert len(list(tmp_path.glob('table.statistics-*.yaml'))) == 1
+    # The table stays as it is.
+    write_raster(tmp_path / '1.tif', 3 * dn((13, 16, 16)))
+    second = mean()
+    assert not torch.equal(second, first)
+    assert len(list(tmp_path.glob('table.statistics-*.yaml'))) == 2
+    monkeypatch.setitem(registry._sensors, 's2', replace(SENSORS['s2'], limits=(0, 5000)))
+    mean()
+    assert len(list(tmp_path.glob('table.statistics-*.yaml'))) == 3
+
+
+@pytest.mark.filterwarnings('ignore:.*does not name', 'ignore:.*matches nothing')
+def test_fitting_says_what_it_is_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level('INFO'):
+        module(root).setup('fit')
+    counts = [re.findall(r'(\w+): (\d+) samples of (\d+) places', m) for m in caplog.messages]
+    said = [count for found in counts for count in found]
+    assert [name for name, _, _ in said] == ['train', 'val']
+    assert all(int(samples) == 8 * int(places) for _, samples, places in said)
 
 
 @pytest.mark.filterwarnings('ignore:.*does not name', 'ignore:.*matches nothing')

@@ -135,6 +135,12 @@ class ArchiveTable(MatchTable):
         """
         return np.ascontiguousarray(self._observations.array[:, self._main])
 
+    def count_places(self) -> int:
+        """Number of places, where an observation that names none is a place of its own."""
+        place = self._places()
+        lone = self.reference_observations()[place < 0]
+        return len(np.unique(place[place >= 0])) + len(np.unique(lone))
+
     def main_rows(self) -> npt.NDArray[np.integer[Any]]:
         """Row of the table that gives the grid of each sample.
 

@@ -65,6 +65,7 @@ def build_samples(table: RasterTable, selection: Selection, left_out: LeftOut) -
     archive = Archive(table, observations, SharedArray(observations.main_rows(table)))
     groups = {key: _observations_of(archive, key, selection, left_out) for key in selection.sensors}
     reference = groups[selection.reference]
+    _note_lone_places(archive, groups, selection, left_out)
     scenes = _frames(archive, reference)
     windows = window_grid(scenes.shape, selection.window_size, selection.edge)
     numbers = np.full((len(windows.scene), len(selection.sensors)), -1, np.int32)
@@ -102,6 +103,31 @@ def _note_problems(table: RasterTable, left_out: LeftOut) -> None:
         bad = np.flatnonzero(table.problem == code)
         if len(bad):
             left_out.add(f'files with a problem ({problem})', len(bad), table.path(int(bad[0])))
+
+
+def _note_lone_places(
+    archive: Archive,
+    groups: dict[str, npt.NDArray[np.int32]],
+    selection: Selection,
+    left_out: LeftOut,
+) -> None:
+    """Note the places of other sensors that the reference sensor does not show."""
+    place = archive.observations.place
+    # The last one is for observations that name no place, and may show any.
+    shown = np.zeros(len(archive.table.places) + 1, bool)
+    shown[place[groups[selection.reference]]] = True
+    if shown[-1]:
+        return
+    shown[-1] = True
+    for key, numbers in groups.items():
+        lone = numbers[~shown[place[numbers]]]
+        if len(lone):
+            left_out.add(
+                f'places with {key} but without {selection.reference}, which gives the grid '
+                '(reference=... chooses another sensor)',
+                len(np.unique(place[lone])),
+                archive.table.path(int(archive.main.array[lone[0]])),
+            )
 
 
 def _observations_of(
@@ -232,7 +258,7 @@ def _complete(
             )
             reason = (
                 f'samples without {key} of the place{days} that covers '
-                f'{selection.min_overlap:.0%} or more'
+                f'{selection.min_overlap:.0%} or more, which allow_missing=[{key!r}] keeps'
             )
             left_out.add(reason, len(gone), archive.table.path(int(main[gone[0]])))
             kept[gone] = False

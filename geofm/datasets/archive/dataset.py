@@ -286,6 +286,11 @@ def _check_missing(
         raise ValueError(
             f'allow_missing {allow_missing!r} must be a list of sensors other than the reference '
             f"'{reference}': choose from {[key for key in sensors if key != reference]}"
+            + (
+                f'; to let samples lack {reference}, name another sensor as reference'
+                if reference in allow_missing
+                else ''
+            )
         )
     return tuple(key for key in sensors if key in allow_missing)
 

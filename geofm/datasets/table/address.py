@@ -8,7 +8,8 @@ _SUBDATASET = re.compile(r'(netcdf|hdf5|zarr):(?:"([^"]+)"|([^":]+))(:.+)?', re.
 
 _ARCHIVE = re.compile(r'/vsi(zip|tar|gzip)/(?!/)(.+)', re.IGNORECASE)
 
-_SCHEME = re.compile(r'[a-z][a-z0-9+.-]+:|/vsi', re.IGNORECASE)
+#: The slash tells an address from a file whose name has a colon; of two, pathlib keeps one.
+_SCHEME = re.compile(r'[a-z][a-z0-9+.-]+:/|/vsi', re.IGNORECASE)
 
 
 def resolve(path: str, root: str) -> str:

@@ -229,6 +229,7 @@ def test_wrong_arguments_are_refused(table: RasterTable) -> None:
         ({'max_day_gap': -1}, '0 days or more'),
         ({'min_overlap': 2}, 'from 0 to 1'),
         ({'reference': 'dem'}, 'none of the sensors'),
+        ({'allow_missing': ['s2']}, 'to let samples lack s2, name another sensor as reference'),
         ({'bands': ['VV']}, r"sensors \['s1'\], which are not in"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -239,6 +240,21 @@ def test_wrong_arguments_are_refused(table: RasterTable) -> None:
         RasterArchive(table, ('landsat',))
     with pytest.raises(EmptySplitError, match="give the table a column 'split'"):
         RasterArchive(table, ('s2',), split='val')
+
+
+def test_what_is_left_out_is_counted_with_the_remedy(tmp_path: Path) -> None:
+    places = [('a', 's2'), ('a', 's1'), ('b', 's1'), ('c', 's1'), ('d', 's2')]
+    table = write_places(tmp_path, [(p, key, day(0)) for p, key in places], dtype='float32')
+    with pytest.warns(UserWarning, match='left out') as caught:
+        ds = RasterArchive(table, ('s1', 's2'))
+    assert len(ds) == ds.matches.count_places() == 1
+    said = str(caught[0].message)
+    assert '2 places with s1 but without s2, which gives the grid (reference=...' in said
+    assert '1 samples without s1 of the place' in said
+    assert "which allow_missing=['s1'] keeps" in said
+    with pytest.warns(UserWarning, match='1 places with s2 but without s1'):
+        other = RasterArchive(table, ('s1', 's2'), reference='s1', allow_missing=['s2'])
+    assert len(other) == 3
 
 
 def test_files_without_a_band_are_left_out(tmp_path: Path) -> None:

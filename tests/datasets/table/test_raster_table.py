@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from geofm.datasets.table import NO_TIME, Observations, RasterTable, TableError
+from geofm.datasets.table.address import file_of, relative, resolve
 from tests.datasets.table.rasters import write_csv
 
 ROW = {'path': 'a.tif', 'sensor': 's2', 'datetime': '2018-02-28', 'place': 'p', 'band': ''}
@@ -18,6 +19,16 @@ ROW = {'path': 'a.tif', 'sensor': 's2', 'datetime': '2018-02-28', 'place': 'p', 
 def table_of(tmp_path: Path, *changes: Mapping[str, object]) -> RasterTable:
     rows = [{**ROW, **change} for change in changes]
     return RasterTable.read(write_csv(tmp_path / 'table.csv', rows))
+
+
+def test_a_colon_in_a_name_is_no_server() -> None:
+    for name in ('S2:a.tif', 'zone_31:b/c.tif', '2018-02-01T10:30:00.tif'):
+        assert resolve(name, '/root') == f'/root/{name}'
+        assert file_of(f'/root/{name}') == f'/root/{name}'
+        assert relative(name, '/root', '/root/x') == f'/root/{name}'
+    for address in ('https://host/a.tif', 's3://bucket/a.tif', 's3:/bucket/a.tif', '/vsicurl/x'):
+        assert resolve(address, '/root') == address
+        assert file_of(address) is None
 
 
 def test_columns_mean_what_they_say(tmp_path: Path) -> None:
