@@ -235,7 +235,9 @@ def test_what_is_accepted_rasterio_reads_alike(
         check_against_rasterio(path)
 
 
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(data=st.data())
 def test_broken_headers_are_never_more_than_not_plain(tmp_path: Path, data: st.DataObject) -> None:
     """Any bytes, and any change to the bytes of a good file."""
