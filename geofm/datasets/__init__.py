@@ -8,6 +8,7 @@ from geofm.datasets.multidate import MultiDate
 from geofm.datasets.named_bands import NamedBands
 from geofm.datasets.pairs.dataset import EmptySplitError
 from geofm.datasets.sample import LAND_COVER, write_sample_data, write_sample_scenes
+from geofm.datasets.satlas import SatlasLandCover
 from geofm.datasets.sen12mscr import SEN12MSCR
 from geofm.datasets.sen12mscrts import SEN12MSCRTS
 
@@ -21,6 +22,7 @@ __all__ = (
     'NamedBands',
     'RasterArchive',
     'SampleLandCover',
+    'SatlasLandCover',
     'pad_and_stack',
     'write_sample_data',
     'write_sample_scenes',

@@ -1,0 +1,117 @@
+"""Land cover of SatlasPretrain as masks that TorchGeo's SemanticSegmentation takes."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path as FilePath
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torchgeo.datasets import SatlasPretrain
+from torchgeo.datasets.utils import Path, Sample
+
+#: Columns and rows of Web Mercator tiles that are held out together: neighbours look alike.
+_BLOCK = 8
+
+#: Samples to learn from, or held out.
+Part = Literal['train', 'val', 'all']
+
+
+class SatlasLandCover(SatlasPretrain):
+    """Images of SatlasPretrain with their land cover, of the tiles that have one.
+
+    'mask' int64 (H, W) holds 12 classes, of which 0 means that nothing is known there.
+    """
+
+    #: Names of the classes.
+    classes = (
+        'background',
+        'water',
+        'developed',
+        'tree',
+        'shrub',
+        'grass',
+        'crop',
+        'bare',
+        'snow',
+        'wetland',
+        'mangroves',
+        'moss',
+    )
+
+    def __init__(
+        self,
+        root: Path = 'data',
+        part: Part = 'train',
+        val: float = 0.1,
+        images: tuple[str, ...] = ('sentinel2',),
+        split: str = 'train_lowres',
+        good_images: str = 'good_images_lowres_all',
+        image_times: str = 'image_times',
+        transforms: Callable[[Sample], Sample] | None = None,
+    ) -> None:
+        """Initialize a new SatlasLandCover instance.
+
+        Args:
+            root: Folder of the data.
+            part: 'train', 'val' or 'all'. Blocks of 8 x 8 tiles are in one part as a whole.
+            val: Fraction of the blocks in 'val', 0 to 1; the same ones each time.
+            images: Image products.
+            split: List of tiles.
+            good_images: List of the images of each tile.
+            image_times: Times of the images.
+            transforms: Applied to each sample.
+
+        Raises:
+            DatasetNotFoundError: If *root* has no such data.
+            ValueError: If an argument is out of range, or the part has no tile with land cover.
+        """
+        if part not in get_args(Part):
+            raise ValueError(f"unknown part '{part}': choose from {list(get_args(Part))}")
+        if not 0 <= val < 1:
+            raise ValueError(f'val must be a fraction of 0 to less than 1, not {val}')
+        super().__init__(root, split, good_images, image_times, images, ('land_cover',), transforms)
+        static = FilePath(root) / 'static'
+        kept = [
+            (static / f'{col}_{row}' / 'land_cover.png').is_file()
+            and (part == 'all' or (part == 'val') == (_draw(col // _BLOCK, row // _BLOCK) < val))
+            for col, row in zip(self.split['col'], self.split['row'], strict=True)
+        ]
+        every = len(self.split)
+        self.split = self.split[kept].reset_index(drop=True)
+        if not len(self.split):
+            raise ValueError(
+                f"{root}: none of {every} tiles of '{split}' has land cover and is in part "
+                f"'{part}' (val={val})"
+            )
+
+    def __getitem__(self, index: int) -> Sample:
+        """Read a sample.
+
+        Args:
+            index: Number of the sample.
+
+        Returns:
+            As of SatlasPretrain, with 'mask' of the size of the images.
+        """
+        transforms, self.transforms = self.transforms, None
+        try:
+            sample = super().__getitem__(index)
+        finally:
+            self.transforms = transforms
+        sample['mask'] = _resized(sample.pop('mask_land_cover'), self.chip_size)
+        return sample if transforms is None else transforms(sample)
+
+
+def _resized(mask: Tensor, size: int) -> Tensor:
+    """A mask in the size of the images, by the nearest pixel."""
+    if tuple(mask.shape) == (size, size):
+        return mask
+    rows, cols = ((torch.arange(size) * side // size) for side in mask.shape)
+    return mask[rows[:, None], cols]
+
+
+def _draw(col: int, row: int) -> float:
+    """A number from 0 to 1 that is always the same for a block."""
+    digest = hashlib.blake2b(f'{col} {row}'.encode(), digest_size=4).digest()
+    return int.from_bytes(digest) / 2**32
