@@ -1,7 +1,6 @@
 """Land cover of SatlasPretrain: masks, parts, and the config on TorchGeo's stand-in."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +24,7 @@ def satlas(shared_data: Path, tmp_path: Path) -> Path:
     if not source.is_dir():
         pytest.skip(f'{source}: not there')
     for name in ('sentinel2', 'metadata'):
-        os.symlink(source / name, root / name)
+        (root / name).symlink_to(source / name)
     rng = np.random.default_rng(0)
     for col, row in TILES:
         folder = root / 'static' / f'{col}_{row}'
@@ -56,7 +55,7 @@ def test_masks_are_the_files_and_parts_do_not_overlap(satlas: Path) -> None:
     for i, j in json.loads(tiles):
         (satlas / f'static/{i}_{j}').mkdir(parents=True)
         (satlas / f'static/{i}_{j}/land_cover.png').touch()
-    parts = [SatlasLandCover(satlas, part, val=0.3).split for part in ('train', 'val')]  # type: ignore[arg-type]
+    parts = [SatlasLandCover(satlas, part, val=0.3).split for part in ('train', 'val')]
     blocks = [set(zip(part['col'] // 8, part['row'] // 8, strict=True)) for part in parts]
     assert not blocks[0] & blocks[1]
     assert len(blocks[0]) + len(blocks[1]) == 64
