@@ -214,9 +214,7 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
         """Bands of the model; without one of this project, those asked for."""
         trainer = self.trainer
         modules = trainer.lightning_module.modules() if trainer and trainer.model else ()
-        # A model of another number of channels than its sensors have, and without weights that
-        # name them, has no names for its bands.
-        models = [m.bands for m in modules if isinstance(m, MultiSensorViT) and m.bands]
+        models = [module.bands for module in modules if isinstance(module, MultiSensorViT)]
         wanted = models[0] if models else self._model_bands
         if wanted is None:
             return self._asked
