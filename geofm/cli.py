@@ -50,6 +50,7 @@ COMMANDS: dict[str, Command] = {
         'predict:predict', 'map classes with a fine-tuned checkpoint', positional=True
     ),
     'search': Command('maps:search', 'list places similar to one place', positional=True),
+    'change': Command('change:change', 'map the change between two dates', positional=True),
     'figure': Command('maps:figure', 'draw a scene and its products', positional=True),
     'page': Command('page:page', 'make a web page to explore a scene', positional=True),
     'benchmark': Command('benchmark:benchmark', 'measure backbones, beside their floors'),

@@ -21,7 +21,16 @@ from geofm.sensors import SENSORS, Sensor
 BACKDROP = 'Scene'
 
 #: Products that a page can show, by the end of their file names.
-PRODUCTS = ('attention', 'rollout', 'point', 'pca', 'foreground', 'segments', 'embedding')
+PRODUCTS = (
+    'attention',
+    'rollout',
+    'point',
+    'pca',
+    'foreground',
+    'segments',
+    'change',
+    'embedding',
+)
 
 # Products of attention, and the title of their groups.
 _ATTENTION = {
@@ -177,6 +186,8 @@ def product_layers(products: dict[str, Path]) -> list[Layer]:
             classes = Classes(_class_colors(src))
         text = 'Clusters of patch tokens (k-means). Colours only tell them apart.'
         layers.append(Layer('Segments', products['segments'], classes, 'Features', text))
+    if 'change' in products:
+        layers.append(_change_layer(products['change']))
     return layers
 
 
@@ -226,6 +237,19 @@ def _attention_layers(path: Path, title: str) -> list[Layer]:
         style = Scalar(low, high, i + 1, 'cividis', 'attention / uniform')
         layers.append(Layer(name, path, style, group, f'{unit[:1].upper()}{unit[1:]}.{model}'))
     return layers
+
+
+def _change_layer(path: Path) -> Layer:
+    with rasterio.open(path) as src:
+        shrink = max(1, max(src.shape) / _MOST_SIDE)
+        shape = (1, *(max(1, round(side / shrink)) for side in src.shape))
+        values = src.read(out_shape=shape, masked=True).astype(np.float64).filled(np.nan)
+        tags = src.tags()
+    # From 0: a scene without change is dark all over.
+    high = max(_limits(values)[1], 1e-3)
+    before, after = (tags.get(f'{which}_date', 'unknown') for which in ('before', 'after'))
+    text = f'Cosine distance of the embeddings of two dates: {before} and {after}.'
+    return Layer('Change', path, Scalar(0, high, 1, 'inferno', 'cosine distance'), 'Features', text)
 
 
 def _group_and_name(title: str, description: str) -> tuple[str, str]:
