@@ -92,9 +92,9 @@ def test_what_cannot_be_compared(
     with pytest.raises(ValueError, match=r'moved_embedding.*patches are not those.*gdalwarp'):
         map_change(before, moved, tmp_path / 'maps')
     plain = write(tmp_path / 'plain.tif', first)
-    with pytest.raises(ValueError, match='plain.tif: not an embedding'):
+    with pytest.raises(ValueError, match=r'plain\.tif: not an embedding'):
         map_change(before, plain, tmp_path / 'maps')
-    with pytest.raises(FileNotFoundError, match='none.tif'):
+    with pytest.raises(FileNotFoundError, match=r'none\.tif'):
         map_change(before, tmp_path / 'none.tif', tmp_path / 'maps')
     assert not [*(tmp_path / 'maps').glob('*.tif')]
     assert after.exists()
