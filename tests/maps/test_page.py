@@ -664,6 +664,8 @@ def test_the_keyboard_is_enough(opened: tuple[Browser, Made]) -> None:
     label = 'return document.activeElement.closest("label").textContent'
     assert browser.run(label) == 'Similarity'
     browser.press(Keys.ARROW_DOWN)
+    assert browser.run(label) == 'Classes'
+    browser.press(Keys.ARROW_DOWN)
     assert browser.run(label) == 'None'
     browser.press(Keys.ARROW_DOWN)
     assert browser.run(label) == 'Mean'
@@ -705,6 +707,216 @@ def test_narrow_and_wide(opened: tuple[Browser, Made]) -> None:
         assert browser.run('return geofm.chosen.A') == 2 * COLS + 3
         browser.run('document.getElementById("fold").click()')
         assert browser.run('return document.getElementById("content").offsetHeight') == 0
+
+
+# ---- Classes ----------------------------------------------------------------------------------
+
+
+def nearest_means(
+    small: npt.NDArray[np.int8], examples: dict[int, list[tuple[int, int]]]
+) -> npt.NDArray[np.int64]:
+    """Index of the class whose mean unit vector is most similar, 255 without data."""
+    v = small.astype(np.float64)
+    lengths = np.linalg.norm(v, axis=-1, keepdims=True)
+    v = np.divide(v, lengths, out=np.zeros_like(v), where=lengths > 0)
+    means = np.stack(
+        [np.mean([v[place] for place in given], axis=0) for given in examples.values()]
+    )
+    cosine = v @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+    found = np.array([*examples])[cosine.argmax(axis=-1)]
+    return np.where(lengths[..., 0] > 0, found, 255)
+
+
+def classes_found(browser: Browser) -> npt.NDArray[np.int64]:
+    return np.array(browser.run('return [...geofm.classes.result().found]')).reshape(ROWS, COLS)
+
+
+def label(browser: Browser, made: Made, examples: dict[int, list[tuple[int, int]]]) -> None:
+    """Classify with clicks; digits choose the class."""
+    browser.choose('A click', 'Classifies')
+    for index, places in examples.items():
+        browser.press(str(index + 1))
+        for row, col in places:
+            browser.click(made.place(row + 0.5, col + 0.5))
+
+
+EXAMPLES = {0: [(1, 1), (2, 10)], 1: [(7, 2), (6, 6)]}
+
+
+@everywhere
+def test_a_click_classifies_the_scene(opened: tuple[Browser, Made]) -> None:
+    browser, made = opened
+    small = EmbeddingGrid.of(made.vectors, made.grid).vectors
+    label(browser, made, EXAMPLES)
+    np.testing.assert_array_equal(classes_found(browser), nearest_means(small, EXAMPLES))
+    browser.run('document.getElementById("class-add").click()')
+    browser.run('document.getElementById("map").focus()')
+    more = {**EXAMPLES, 2: [(4, 8), (0, 5), (8, 11)]}
+    label(browser, made, {2: more[2]})
+    found = nearest_means(small, more)
+    np.testing.assert_array_equal(classes_found(browser), found)
+    # A patch has one class: the last.
+    label(browser, made, {0: [(4, 8)]})
+    moved = {0: [*EXAMPLES[0], (4, 8)], 1: EXAMPLES[1], 2: [(0, 5), (8, 11)]}
+    found = nearest_means(small, moved)
+    np.testing.assert_array_equal(classes_found(browser), found)
+
+    browser.opaque()
+    browser.settle()
+    # The markers of examples would hide what is below them.
+    browser.run('geofm.classes.marks.remove()')
+    names = browser.run('return geofm.classes.state().classes.map((c) => c.color.slice(1))')
+    palette = np.array([[*bytes.fromhex(name)] for name in names])
+    known = found != 255
+    for shift in SHIFTS:
+        colors = shown_colors(browser, made, shift).astype(int)
+        # Blended by the browser, a colour may be off by one.
+        assert np.abs(colors[known] - palette[found[known]]).max() <= 2
+    shares = [round(100 * float((found[known] == i).mean())) for i in range(3)]
+    assert [int(n) for n in re.findall(r'(\d+) %', browser.text('#legend'))] == shares
+
+
+def test_undo_delete_and_digits(opened: tuple[Browser, Made]) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    def control_z() -> None:
+        chain = ActionChains(browser.driver)
+        chain.key_down(Keys.CONTROL).send_keys('z').key_up(Keys.CONTROL).perform()
+
+    browser, made = opened
+    label(browser, made, EXAMPLES)
+    state = 'return JSON.stringify(geofm.classes.state())'
+    full, found = browser.run(state), classes_found(browser)
+    browser.press(Keys.DELETE)
+    fewer = {0: EXAMPLES[0], 1: EXAMPLES[1][:1]}
+    small = EmbeddingGrid.of(made.vectors, made.grid).vectors
+    np.testing.assert_array_equal(classes_found(browser), nearest_means(small, fewer))
+    control_z()
+    assert browser.run(state) == full
+    np.testing.assert_array_equal(classes_found(browser), found)
+    browser.run('document.querySelector("[data-focus=remove0]").click()')
+    assert browser.run('return geofm.classes.state().classes.length') == 1
+    assert browser.run('return geofm.classes.result().found') is None
+    browser.run('document.getElementById("class-undo").click()')
+    assert browser.run(state) == full
+    for _ in range(4):
+        control_z()
+    assert browser.run('return geofm.classes.state().examples') == []
+    control_z()
+    assert browser.text('#spoken') == 'Nothing to undo.'
+    # Where there is no data, a click adds nothing; digits without a class choose nothing.
+    browser.press('9')
+    assert 'no class 9' in browser.text('#spoken')
+    browser.click(made.place(EMPTY[0] + 0.5, EMPTY[1] + 0.5))
+    assert browser.run('return geofm.classes.state().examples') == []
+    # Keys in a name are text.
+    name = browser.driver.find_element('css selector', '[data-focus=name0]')
+    browser.run('arguments[0].select()', name)
+    name.send_keys('1 <b>water</b>', Keys.DELETE, Keys.ENTER)
+    names = 'return geofm.classes.state().classes.map((c) => c.name)'
+    assert browser.run(names)[0] == '1 <b>water</b>'
+    # Cursor and Enter do what a click does.
+    browser.run('document.getElementById("map").focus()')
+    browser.press('2', Keys.ARROW_LEFT, Keys.ENTER)
+    (example,) = browser.run('return geofm.classes.state().examples')
+    assert example['index'] == 1
+
+
+@pytest.mark.parametrize('opened', ['utm', 'fiji'], indirect=True)
+def test_labels_go_out_and_come_back(opened: tuple[Browser, Made], tmp_path: Path) -> None:
+    browser, made = opened
+    label(browser, made, EXAMPLES)
+    browser.run(
+        'const field = document.querySelector("[data-focus=name1]");'
+        'field.value = "<img src=x> & Wald"; field.dispatchEvent(new Event("change"));'
+    )
+    browser.driver.execute_cdp_cmd(
+        'Browser.setDownloadBehavior', {'behavior': 'allow', 'downloadPath': str(tmp_path)}
+    )
+    browser.run('document.getElementById("class-export").click()')
+    file = tmp_path / 'A_place_its_patches_labels.geojson'
+    deadline = time.monotonic() + 10
+    while not file.exists():
+        assert time.monotonic() < deadline, [*tmp_path.iterdir()]
+        time.sleep(0.05)
+    features = json.loads(file.read_text('utf-8'))['features']
+    assert [f['properties']['class'] for f in features] == [
+        'Class 1',
+        'Class 1',
+        '<img src=x> & Wald',
+        '<img src=x> & Wald',
+    ]
+    for feature, (row, col) in zip(features, EXAMPLES[0] + EXAMPLES[1], strict=True):
+        lon, lat = feature['geometry']['coordinates']
+        latitude, longitude = made.place(row + 0.5, col + 0.5)
+        longitude = (longitude + 180) % 360 - 180
+        assert (lat, lon) == pytest.approx((latitude, longitude), rel=0, abs=3e-5)
+    state = 'return geofm.classes.state()'
+    before, found = browser.run(state), classes_found(browser)
+    browser.open(made.index.as_uri())
+    browser.choose('A click', 'Classifies')
+    upload(browser, file)
+    browser.wait('geofm.classes.state().examples.length === 4')
+    assert browser.run(state) == {**before, 'chosen': 0}
+    np.testing.assert_array_equal(classes_found(browser), found)
+    assert browser.run('return document.querySelectorAll("#panel img").length') == 0
+    assert 'Wald' in browser.text('#legend')
+
+    for text, fault in WRONG_LABELS.items():
+        wrong = tmp_path / 'wrong.geojson'
+        wrong.write_text(text)
+        upload(browser, wrong)
+        browser.wait(f'document.getElementById("class-fault").textContent.includes({fault!r})')
+        assert browser.run(state) == {**before, 'chosen': 0}
+    # Points outside of the scene are left out, which is said.
+    outside = {**json.loads(file.read_text('utf-8'))}
+    outside['features'][0]['geometry']['coordinates'] = [0, 0]
+    file.write_text(json.dumps(outside))
+    upload(browser, file)
+    browser.wait('geofm.classes.state().examples.length === 3')
+    assert '1 points were left out' in browser.text('#class-fault')
+
+
+def upload(browser: Browser, path: Path) -> None:
+    browser.driver.find_element('css selector', '#class-import input').send_keys(str(path))
+
+
+def _point(coordinates: str, properties: str) -> str:
+    return (
+        '{"type": "FeatureCollection", "features": [{"type": "Feature", "geometry": {"type":'
+        f'"Point", "coordinates": {coordinates}}}, "properties": {properties}}}]}}'
+    )
+
+
+WRONG_LABELS = {
+    'no JSON': 'The file is not JSON',
+    '[1]': 'not a GeoJSON FeatureCollection',
+    'null': 'not a GeoJSON FeatureCollection',
+    '{"type": "FeatureCollection", "features": [null]}': 'Feature 1 is not a point',
+    '{"type": "FeatureCollection", "features": []}': 'no classes',
+    _point('[500000, 4200000]', '{"class": "a"}'): 'no longitude and latitude',
+    _point('["1", "2"]', '{"class": "a"}'): 'no longitude and latitude',
+    _point('[1, 2]', '{}'): 'no property',
+    _point('[1, 2]', '{"class": {"a": 1}}'): 'needs a name',
+    _point('[1, 2]', '{"class": "a\\u0000"}'): 'control characters',
+}
+
+
+@pytest.mark.parametrize('size', [(390, 844), (1280, 800)])
+def test_the_panel_of_classes_fits(opened: tuple[Browser, Made], size: tuple[int, int]) -> None:
+    browser, made = opened
+    browser.open(made.index.as_uri(), *size)
+    label(browser, made, EXAMPLES)
+    assert browser.run('return document.documentElement.scrollWidth') == size[0]
+    assert browser.run('const c = document.getElementById("content"); return c.scrollWidth') <= (
+        browser.run('return document.getElementById("content").clientWidth')
+    )
+    boxes = browser.run(
+        'return [...document.querySelectorAll("#class-list *, .buttons *")].map((e) =>'
+        '{ const b = e.getBoundingClientRect(); return [b.left, b.right]; })'
+    )
+    assert all(left >= 0 and right <= size[0] for left, right in boxes)
 
 
 def test_from_a_static_server(browser: Browser, pages: Callable[[str], Made]) -> None:

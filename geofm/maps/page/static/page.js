@@ -79,29 +79,35 @@
     },
     createTile(coords) {
       const tile = element('canvas', { width: 256, height: 256 });
-      this.tiles.set(tile, coords);
-      this.paint(tile, coords);
+      this.tiles.set(tile, this.patchesOf(coords));
+      this.paint(tile);
       return tile;
     },
     show(values, [low, high], colors) {
       this.values = values;
-      this.colors = Uint32Array.from(values, (value) => {
+      this.paintAll(Uint32Array.from(values, (value) => {
         if (Number.isNaN(value)) return 0;
         const share = (value - low) / Math.max(high - low, 1e-12);
         const hex = colors[Math.round(255 * Math.min(Math.max(share, 0), 1))];
         const [r, g, b] = [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16));
         return ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
-      });
-      this.tiles.forEach((coords, tile) => this.paint(tile, coords));
+      }));
     },
-    paint(tile, { x, y, z }) {
-      const pixels = new Uint32Array(256 * 256);
+    paintAll(colors) {
+      this.colors = colors;
+      this.tiles.forEach((_, tile) => this.paint(tile));
+    },
+    // The patch below each pixel: found once, for colours change with every click.
+    patchesOf({ x, y, z }) {
       const side = 256 * 2 ** z;
+      return Int32Array.from({ length: 256 * 256 }, (_, k) =>
+        patches.at((256 * x + (k & 255) + 0.5) / side, (256 * y + (k >> 8) + 0.5) / side));
+    },
+    paint(tile) {
+      const below = this.tiles.get(tile);
+      const pixels = new Uint32Array(256 * 256);
       for (let k = 0; this.colors && k < pixels.length; k++) {
-        const u = (256 * x + (k & 255) + 0.5) / side;
-        const v = (256 * y + (k >> 8) + 0.5) / side;
-        const patch = patches.at(u, v);
-        if (patch >= 0) pixels[k] = this.colors[patch];
+        if (below[k] >= 0) pixels[k] = this.colors[below[k]];
       }
       const image = new ImageData(new Uint8ClampedArray(pixels.buffer), 256);
       tile.getContext('2d').putImageData(image, 0, 0);
@@ -133,12 +139,17 @@
     }] : []),
     { name: 'None' },
   ];
-  const similarity = patches && new PatchLayer({
+  const patchLayer = () => patches && new PatchLayer({
     pane: 'shown', maxZoom: map.getMaxZoom(), bounds: data.bounds, noWrap: true,
     className: 'patches',
   });
+  const similarity = patchLayer();
+  const classified = patchLayer();
   const overlays = [
-    ...(patches ? [{ name: 'Similarity', group: '', layer: similarity }] : []),
+    ...(patches ? [
+      { name: 'Similarity', group: '', layer: similarity },
+      { name: 'Classes', group: '', layer: classified },
+    ] : []),
     ...data.layers.filter((info) => info.group !== data.backdrop)
       .map((info) => ({ ...info, layer: tilesOf(info, 'shown') })),
     { name: 'None', group: '' },
@@ -212,6 +223,8 @@
     const entry = shown.overlay;
     if (entry && entry.layer === similarity) {
       if (painted) parts.push(colorBar(painted.title, painted.colors, painted.limits));
+    } else if (entry && entry.layer === classified) {
+      parts.push(...classes?.drawLegend() ?? []);
     } else if (entry?.legend?.kind === 'scalar') {
       const { unit, colors, low, high } = entry.legend;
       parts.push(colorBar(unit, colors, [low, high]));
@@ -320,6 +333,28 @@
     $('spoken').textContent = text;
   }
 
+  // ---- Classes ----------------------------------------------------------------------------
+
+  // What a click does: it compares patches, or labels them.
+  const MODES = { Compares: ['similarity', similarity, marks], Classifies: ['classes', classified] };
+  let mode = 'Compares';
+  const classes = patches && classPanel({ patches, element, latlng, world, say, layer: classified,
+    onMap: () => mode === 'Classifies', legend: drawLegend, title: data.title });
+  MODES.Classifies.push(classes?.marks);
+
+  function setMode(name) {
+    mode = name;
+    for (const [other, [section, layer, drawn]] of Object.entries(MODES)) {
+      $(section).hidden = other !== name;
+      if (other === name) {
+        drawn.addTo(map);
+        choose('overlay', overlays.find((entry) => entry.layer === layer));
+      } else drawn.remove();
+    }
+  }
+
+  const act = (patch) => (mode === 'Classifies' ? classes.add(patch) : select(patch));
+
   // ---- Mouse and keyboard -----------------------------------------------------------------
 
   function point(at) {
@@ -378,8 +413,8 @@
     if (arrow) moveCursor(cursor < 0 ? firstCursor() : step(cursor, ...arrow, event.shiftKey ? 8 : 1));
     else if (event.key === 'Enter' || event.key === ' ') {
       if (cursor < 0) moveCursor(firstCursor());
-      select(cursor);
-    } else if (event.key === 'Escape') clear();
+      act(cursor);
+    } else if (event.key === 'Escape' && mode === 'Compares') clear();
     else if (event.key === '+' || event.key === '=') map.zoomIn(1);
     else if (event.key === '-') map.zoomOut(1);
     else return;
@@ -398,15 +433,22 @@
   }).observe($('panel'));
   map.getContainer().setAttribute('aria-label', `Map of ${data.title}`);
   if (patches) {
-    $('similarity').hidden = false;
+    $('similarity').hidden = $('modes').hidden = false;
     $('keys').textContent = 'Arrow keys move a cursor from patch to patch, with Shift by eight. ' +
-      'Enter chooses the patch, Escape clears the choice, plus and minus zoom.';
+      'Enter chooses the patch, Escape clears the choice, plus and minus zoom. Where a click ' +
+      'classifies, digits choose a class, Delete removes the last example, Control+Z undoes.';
+    for (const name of Object.keys(MODES)) {
+      const radio = element('input', { type: 'radio', name: 'mode' });
+      radio.checked = name === mode;
+      radio.addEventListener('change', () => setMode(name));
+      $('modes').append(element('label', {}, radio, element('span', {}, name)));
+    }
     for (const name of VIEWS) {
       const radio = element('input', { type: 'radio', name: 'view' });
       radio.addEventListener('change', () => { view = name; showSimilarity(); update(); });
       $('views').append(element('label', {}, radio, element('span', {}, name)));
     }
-    map.on('click', ({ latlng: at }) => { moveCursor(-1); select(patches.at(...world(at))); });
+    map.on('click', ({ latlng: at }) => { moveCursor(-1); act(patches.at(...world(at))); });
     map.getContainer().addEventListener('keydown', pressed);
     map.getContainer().addEventListener('blur', () => cursorMark.clearLayers());
     $('clear').addEventListener('click', () => { clear(); map.getContainer().focus(); });
@@ -420,5 +462,5 @@
   drawChoices();
   fit();
   // For whoever opens the console.
-  Object.assign(window.geofm, { map, patches, chosen, painted: () => painted });
+  Object.assign(window.geofm, { map, patches, chosen, classes, painted: () => painted });
 })();

@@ -1,0 +1,160 @@
+// Classes of patches from a few examples, and their file. No DOM in here.
+'use strict';
+
+const NO_CLASS = 255;
+const MOST_CLASSES = 250;
+const MOST_POINTS = 100000;
+
+// The nearest class mean by cosine similarity: a class is the mean of its examples' unit vectors.
+class Prototypes {
+  constructor(patches) {
+    this.patches = patches;
+    this.cache = new Map();
+  }
+
+  // Index of the nearest class of every patch, NO_CLASS without data. Only what is new is computed:
+  // a further example costs one pass over the vectors, however many classes there are.
+  classify(classes) {
+    const { count, lengths } = this.patches;
+    const cache = new Map();
+    const scores = classes.map((examples) => {
+      if (!examples.length) return null;
+      const key = [...examples].sort((a, b) => a - b).join();
+      if (!cache.has(key)) cache.set(key, this.cache.get(key) ?? this.scores(examples));
+      return cache.get(key);
+    });
+    this.cache = cache;
+    const found = new Uint8Array(count).fill(NO_CLASS);
+    const best = new Float64Array(count).fill(-Infinity);
+    scores.forEach((score, index) => {
+      for (let patch = 0; score && patch < count; patch++) {
+        if (score[patch] > best[patch] && lengths[patch] > 0) {
+          best[patch] = score[patch];
+          found[patch] = index;
+        }
+      }
+    });
+    return found;
+  }
+
+  // The products of all vectors with a class's unit mean. A vector's own length does not decide
+  // which class is nearest.
+  scores(examples) {
+    const { vectors, dims, count } = this.patches;
+    const mean = this.mean(examples);
+    const scores = new Float64Array(count);
+    const whole = dims - (dims % 4);
+    for (let patch = 0, k = 0; patch < count; patch++) {
+      let a = 0, b = 0, c = 0, d = 0, i = 0;
+      for (; i < whole; i += 4, k += 4) {
+        a += vectors[k] * mean[i];
+        b += vectors[k + 1] * mean[i + 1];
+        c += vectors[k + 2] * mean[i + 2];
+        d += vectors[k + 3] * mean[i + 3];
+      }
+      for (; i < dims; i++, k++) a += vectors[k] * mean[i];
+      scores[patch] = a + b + c + d;
+    }
+    return scores;
+  }
+
+  mean(examples) {
+    const { vectors, dims, lengths } = this.patches;
+    const sum = new Float64Array(dims);
+    for (const patch of [...examples].sort((a, b) => a - b)) {
+      for (let i = 0; i < dims; i++) sum[i] += vectors[patch * dims + i] / lengths[patch];
+    }
+    const length = Math.hypot(...sum) || 1;
+    return sum.map((value) => value / length);
+  }
+}
+
+// ---- Files --------------------------------------------------------------------------------
+
+// Neighbours differ in hue and lightness, as those of geofm.legend do.
+function paletteColor(index) {
+  const hue = (0.58 + index * 0.61803398875) % 1;
+  const lightness = [0.45, 0.62, 0.33][index % 3];
+  const part = (n) => {
+    const k = (n + 12 * hue) % 12;
+    const value = lightness - 0.6 * Math.min(lightness, 1 - lightness) *
+      Math.max(-1, Math.min(k - 3, 9 - k, 1));
+    return Math.round(255 * value).toString(16).padStart(2, '0');
+  };
+  return `#${part(0)}${part(8)}${part(4)}`;
+}
+
+// Points in longitude and latitude. 'classes' keeps those without examples, and their order.
+function labelsToGeoJSON(classes, examples, lonlat) {
+  return {
+    type: 'FeatureCollection',
+    classes: classes.map(({ name, color }) => ({ name, color })),
+    features: examples.map(({ patch, index }) => ({
+      type: 'Feature',
+      properties: { class: classes[index].name, color: classes[index].color },
+      geometry: { type: 'Point', coordinates: lonlat(patch).map((v) => Number(v.toFixed(7))) },
+    })),
+  };
+}
+
+// What labelsToGeoJSON wrote, or any file of points with a property 'class'. Not trusted.
+function labelsFromGeoJSON(text, patchAt) {
+  const fail = (why) => { throw new Error(why); };
+  let file;
+  try {
+    file = JSON.parse(text);
+  } catch {
+    fail('The file is not JSON. Give a GeoJSON file of points.');
+  }
+  if (file?.type !== 'FeatureCollection' || !Array.isArray(file.features)) {
+    fail('The file is not a GeoJSON FeatureCollection.');
+  }
+  if (file.features.length > MOST_POINTS) fail(`The file has more than ${MOST_POINTS} points.`);
+  if (file.crs && !/CRS84|4326/.test(String(file.crs?.properties?.name))) {
+    fail('The file is not in longitude and latitude. Write it in EPSG:4326.');
+  }
+  const classes = [];
+  const indices = new Map();
+  const add = (given, color, where) => {
+    const name = typeof given === 'number' ? String(given) : given;
+    const why = nameFault(name);
+    if (why) fail(`${where}: ${why}`);
+    if (!indices.has(name)) {
+      if (classes.length === MOST_CLASSES) fail(`The file has more than ${MOST_CLASSES} classes.`);
+      indices.set(name, classes.length);
+      const known = /^#[0-9a-f]{6}$/i.test(color);
+      classes.push({ name, color: known ? color.toLowerCase() : paletteColor(classes.length) });
+    }
+    return indices.get(name);
+  };
+  const listed = Array.isArray(file.classes) ? file.classes : [];
+  listed.forEach((entry, i) => add(entry?.name, entry?.color, `Class ${i + 1}`));
+  const at = new Map();
+  let outside = 0;
+  file.features.forEach((feature, i) => {
+    const where = `Feature ${i + 1}`;
+    const { type, coordinates } = feature?.geometry ?? {};
+    const [lon, lat] = Array.isArray(coordinates) ? coordinates : [];
+    if (type !== 'Point') fail(`${where} is not a point.`);
+    if (!(Math.abs(lon) <= 180 && Math.abs(lat) <= 90) || typeof lon !== 'number' ||
+        typeof lat !== 'number') {
+      fail(`${where} has no longitude and latitude in degrees.`);
+    }
+    if (feature.properties?.class == null) fail(`${where} has no property 'class'.`);
+    const index = add(feature.properties.class, feature.properties.color, where);
+    const patch = patchAt(lon, lat);
+    if (patch < 0) outside++;
+    // A patch has one class: the last one that the file gives it.
+    else { at.delete(patch); at.set(patch, index); }
+  });
+  if (!classes.length) fail('The file has no classes.');
+  return { classes, examples: [...at].map(([patch, index]) => ({ patch, index })), outside };
+}
+
+// Why a name cannot be that of a class; null if it can.
+function nameFault(name) {
+  if (typeof name !== 'string' || !name.trim()) return 'a class needs a name.';
+  if (name.length > 80) return 'the name of a class is longer than 80 characters.';
+  if (/\p{C}/u.test(name)) return 'the name of a class holds control characters.';
+  return null;
+}
