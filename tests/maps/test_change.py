@@ -70,7 +70,7 @@ def test_int8_embeddings(tmp_path: Path) -> None:
             dst.scales = tuple(scales)
             dst.update_tags(weights_sha256='a')
         paths.append(path)
-    with rasterio.open(map_change(*paths, tmp_path / 'maps')) as src:
+    with rasterio.open(map_change(paths[0], paths[1], tmp_path / 'maps')) as src:
         change = src.read(1)
         assert src.tags()['before_date'] == 'unknown'
     a, b = codes * scales[:, None, None]
