@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import json
 import os
 import re
 import signal
@@ -24,11 +25,13 @@ class Command:
             command is given, for PyTorch takes its seconds. Its signature is the usage.
         summary: One line of help.
         positional: Whether required arguments are given by position.
+        many: Whether the first of them takes several files.
     """
 
     function: str
     summary: str
     positional: bool = False
+    many: bool = False
 
     def load(self) -> Any:
         """The function."""
@@ -48,6 +51,9 @@ COMMANDS: dict[str, Command] = {
     'embed': Command('maps:embed', 'write the embedding of every patch'),
     'predict': Command(
         'predict:predict', 'map classes with a fine-tuned checkpoint', positional=True
+    ),
+    'classify': Command(
+        'classify:classify', 'map classes from a few labels', positional=True, many=True
     ),
     'search': Command('maps:search', 'list places similar to one place', positional=True),
     'change': Command('change:change', 'map the change between two dates', positional=True),
@@ -156,6 +162,10 @@ def _run(name: str, args: list[str]) -> None:
         for file in files:
             load_sensors(file)
     command = COMMANDS[name]
+    if command.many:
+        # A list is one argument to jsonargparse.
+        count = next((i for i, arg in enumerate(args) if arg.startswith('-')), len(args))
+        args = [*([json.dumps(args[:count])] if count else []), *args[count:]]
     # argparse takes '-0.78,38.1', a longitude and latitude, for an option.
     for i in range(len(args) - 1, 0, -1):
         if re.match(r'-\d.*,', args[i]) and args[i - 1].startswith('--'):

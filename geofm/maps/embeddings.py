@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,9 @@ from geofm.maps.windows import Floats, Strip
 Precision = Literal['float32', 'float16', 'int8']
 
 _GROUP_ROWS = 8_192
+
+#: Rows that are read at once.
+BATCH_ROWS = 16_384
 
 
 def dimension_scales(strips: Iterable[Strip]) -> Floats:
@@ -88,6 +91,48 @@ class EmbeddingTable:
         )
         scales = about['scales']
         return cls(grid, None if scales is None else tuple(scales), about['tags'])
+
+
+class Batch(NamedTuple):
+    """Some rows of a file.
+
+    Attributes:
+        rows: Rows on the patch grid (N,).
+        cols: Columns on the patch grid (N,).
+        vectors: Embeddings (N, D).
+    """
+
+    rows: npt.NDArray[np.intp]
+    cols: npt.NDArray[np.intp]
+    vectors: Floats
+
+    def index_of(self, row: int, col: int) -> int | None:
+        """Index of the patch at a position, if it is here."""
+        found = np.flatnonzero((self.rows == row) & (self.cols == col))
+        return int(found[0]) if len(found) else None
+
+
+def read_batches(path: Path, table: EmbeddingTable) -> Iterator[Batch]:
+    """Read the embeddings of a file, never all of them at once.
+
+    Args:
+        path: The file.
+        table: What it says of itself.
+
+    Yields:
+        Some rows, in the order of the file.
+    """
+    scales = None if table.scales is None else np.array(table.scales, np.float32)
+    with pq.ParquetFile(path) as file:
+        for batch in file.iter_batches(BATCH_ROWS, columns=['row', 'col', 'embedding']):
+            vectors = batch.column('embedding')
+            values = vectors.flatten().to_numpy(zero_copy_only=False)
+            values = values.reshape(len(batch), -1).astype(np.float32)
+            yield Batch(
+                batch.column('row').to_numpy(),
+                batch.column('col').to_numpy(),
+                values if scales is None else values * scales,
+            )
 
 
 def write_embeddings(

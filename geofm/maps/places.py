@@ -1,9 +1,7 @@
 """Places that look alike to a model: search by cosine similarity among embeddings."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import geopandas as gpd
 import numpy as np
@@ -16,11 +14,9 @@ from pyproj import Geod
 
 from geofm import lonlat
 from geofm.atomic import atomic_file
-from geofm.maps.embeddings import EmbeddingTable
+from geofm.maps.embeddings import BATCH_ROWS, EmbeddingTable, read_batches
 from geofm.maps.figure import draw_map
 from geofm.maps.windows import Floats
-
-_BATCH_ROWS = 16_384
 
 #: Drivers of the files that places are written to.
 _DRIVERS = {'.geojson': 'GeoJSON', '.gpkg': 'GPKG'}
@@ -101,7 +97,11 @@ def search(path: Path, at: tuple[float, float], top: int = 10) -> SearchResult:
     table = EmbeddingTable.read(path)
     row, col = _patch_at(path, table, at)
     query = next(
-        (b.vectors[k] for b in _batches(path, table) if (k := b.index_of(row, col)) is not None),
+        (
+            batch.vectors[k]
+            for batch in read_batches(path, table)
+            if (k := batch.index_of(row, col)) is not None
+        ),
         None,
     )
     if query is None:
@@ -109,7 +109,7 @@ def search(path: Path, at: tuple[float, float], top: int = 10) -> SearchResult:
     query = query / max(float(np.linalg.norm(query)), 1e-12)
     grid = table.grid
     similarity = np.full(grid.shape, np.nan, np.float32)
-    for batch in _batches(path, table):
+    for batch in read_batches(path, table):
         lengths = np.linalg.norm(batch.vectors, axis=1)
         similarity[batch.rows, batch.cols] = batch.vectors @ query / np.maximum(lengths, 1e-12)
     order = similarity.copy()
@@ -119,33 +119,6 @@ def search(path: Path, at: tuple[float, float], top: int = 10) -> SearchResult:
     known = int(np.isfinite(similarity).sum())
     best = np.argsort(-flat, kind='stable')[: min(top + 1, known)]
     return SearchResult(_places(path, table, best, similarity), similarity, table, at)
-
-
-class _Batch(NamedTuple):
-    """Some rows of a file: positions on the patch grid, and vectors (N, D)."""
-
-    rows: npt.NDArray[np.intp]
-    cols: npt.NDArray[np.intp]
-    vectors: Floats
-
-    def index_of(self, row: int, col: int) -> int | None:
-        """Index of the patch at a position, if it is here."""
-        found = np.flatnonzero((self.rows == row) & (self.cols == col))
-        return int(found[0]) if len(found) else None
-
-
-def _batches(path: Path, table: EmbeddingTable) -> Iterator[_Batch]:
-    scales = None if table.scales is None else np.array(table.scales, np.float32)
-    with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(_BATCH_ROWS, columns=['row', 'col', 'embedding']):
-            vectors = batch.column('embedding')
-            values = vectors.flatten().to_numpy(zero_copy_only=False)
-            values = values.reshape(len(batch), -1).astype(np.float32)
-            yield _Batch(
-                batch.column('row').to_numpy(),
-                batch.column('col').to_numpy(),
-                values if scales is None else values * scales,
-            )
 
 
 def _patch_at(path: Path, table: EmbeddingTable, at: tuple[float, float]) -> tuple[int, int]:
@@ -168,7 +141,7 @@ def _places(
     found: list[pa.RecordBatch] = []
     with pq.ParquetFile(path) as file:
         columns = [name for name in file.schema_arrow.names if name != 'embedding']
-        for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
+        for batch in file.iter_batches(BATCH_ROWS, columns=columns):
             positions = batch.column('row').to_numpy().astype(np.intp) * width
             positions = positions + batch.column('col').to_numpy()
             found.append(batch.filter(pa.array(np.isin(positions, best))))
