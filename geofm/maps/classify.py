@@ -27,7 +27,7 @@ from geofm.maps.embeddings import Batch, EmbeddingTable, read_batches
 from geofm.maps.heads import Head, Method
 from geofm.maps.scene import Scene
 from geofm.maps.windows import Floats, Strip
-from geofm.maps.writer import Encoding, write_pixels
+from geofm.maps.writer import Encoding, patch_grid, write_pixels
 from geofm.rasters import open_raster
 from geofm.sensors import SENSORS
 
@@ -115,7 +115,8 @@ class Embeddings:
             if not inside.all():
                 raise ValueError(f'{self.path}: damaged: patches beyond its grid')
             known = np.isfinite(batch.vectors).all(axis=1)
-            yield batch if known.all() else Batch(*(part[known] for part in batch))
+            rows, cols, vectors = batch
+            yield batch if known.all() else Batch(rows[known], cols[known], vectors[known])
 
     def at(self, rows: npt.NDArray[np.intp], cols: npt.NDArray[np.intp]) -> Floats:
         """Embeddings at positions, NaN where there is none.
@@ -309,7 +310,8 @@ def band_statistics(
     found = np.zeros((len(rows), 2 * len(bands)), np.float32)
     with Scene(bands, files=files, names=names, missing='mean', reference=reference) as scene:
         size = round(grid.res[0] / scene.grid.res[0])
-        if size < 1 or scene.grid.coarsen(size).offset_in(grid) != (0, 0):
+        own = patch_grid(scene.grid, max(1, size))
+        if own.shape != grid.shape or own.offset_in(grid) != (0, 0):
             raise ValueError(
                 f'{scene.path}: its pixels are not those of the patches; give the rasters that '
                 '`geofm embed` took, and its --reference_sensor'

@@ -230,7 +230,7 @@ class Head:
                 method, legend, weights, model, _ = (about[name] for name in _ABOUT)
                 arrays = {name: file.get_tensor(name) for name in _ARRAYS[method]}
             head = cls(
-                method,  # type: ignore[arg-type]
+                method,
                 arrays,
                 Legend.from_entry(json.loads(legend)),
                 weights,

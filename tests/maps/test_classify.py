@@ -81,9 +81,10 @@ def points(folder: Path, count: int = 90, classes: int = 3, seed: int = 1) -> Pa
     return path
 
 
-def read(path: Path) -> npt.NDArray[np.generic]:
+def read(path: Path) -> npt.NDArray[np.float32]:
     with rasterio.open(path) as src:
-        return src.read()
+        pixels: npt.NDArray[np.float32] = src.read()
+    return pixels
 
 
 @pytest.mark.parametrize('classes', [2, 3])
@@ -156,7 +157,8 @@ def test_raster_of_embeddings_gives_the_same_map(tmp_path: Path) -> None:
     for name, file in (('one', path), ('two', tif)):
         classify_scenes([file], tmp_path / name, Fitting(labels))
     for name in ('a_classes.tif', 'a_class_probability.tif'):
-        np.testing.assert_array_equal(*(read(tmp_path / part / name) for part in ('one', 'two')))
+        first, second = (read(tmp_path / part / name) for part in ('one', 'two'))
+        np.testing.assert_array_equal(first, second)
 
 
 def test_folds_share_no_block() -> None:
@@ -180,11 +182,13 @@ def test_blocks_have_their_size_and_are_of_the_ground() -> None:
     counts = np.unique(blocks, axis=0, return_counts=True)[1]
     # Patches of 40 m: inner blocks have 10 x 10.
     assert abs(counts.max() - 100) <= 20
-    other = Grid(rasterio.crs.CRS.from_epsg(32629), NORTH_UP, 1, 1)
-    x, y = PATCHES.transform @ (cols + 0.5, rows + 0.5)
-    moved = gpd.GeoSeries(gpd.points_from_xy(x, y), crs=32630).to_crs(32629)
-    down, across = other.pixel_of(moved.x, moved.y)
-    np.testing.assert_array_equal(blocks_of(other, down - 0.5, across - 0.5, 0.4), blocks)
+    # One patch on the same place in the next zone.
+    x, y = PATCHES.transform @ (cols[777] + 0.5, rows[777] + 0.5)
+    moved = gpd.GeoSeries([shapely.Point(x, y)], crs=32630).to_crs(32629)
+    place = rasterio.transform.Affine(10, 0, moved.x[0] - 5, 0, -10, moved.y[0] + 5)
+    other = Grid(rasterio.crs.CRS.from_epsg(32629), place, 1, 1)
+    zero = np.zeros(1, np.intp)
+    np.testing.assert_array_equal(blocks_of(other, zero, zero, 0.4)[0], blocks[777])
 
 
 def test_cross_validation_is_that_of_scikit_learn(tmp_path: Path) -> None:
