@@ -20,6 +20,7 @@ import geofm.callbacks
 import geofm.datamodules
 import geofm.tasks
 from geofm.atomic import atomic_file
+from geofm.callbacks import Adapt
 from geofm.checkpoint_io import AtomicCheckpointIO, local_path, remove_partial_checkpoints
 from geofm.commands.adoption import adopt_model
 from geofm.messages import ShortErrors
@@ -92,6 +93,7 @@ class GeofmCLI(LightningCLI):
             default=None,
             help='YAML file, or files, that define further sensors',
         )
+        parser.add_lightning_class_args(Adapt, 'adapt')
 
     @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:

@@ -1,10 +1,12 @@
 """DINOv2's parameter groups, and the precision that its parameters need."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 _BLOCK = re.compile(r'\bblocks\.(\d+)\.')
 _STEM = re.compile(
@@ -37,12 +39,7 @@ def parameter_groups(
     for name, parameter in student.named_parameters():
         if not parameter.requires_grad:
             continue
-        lr_mult = 1.0
-        if name.startswith('backbone.') and '.fusion.' not in name:
-            if block := _BLOCK.search(name):
-                lr_mult = layer_decay ** (depth - int(block[1]))
-            elif _STEM.search(name):
-                lr_mult = layer_decay ** (depth + 1)
+        lr_mult = layer_scale(name, depth, layer_decay) if name.startswith('backbone.') else 1.0
         if 'patch_embed' in name:
             lr_mult *= patch_embed_lr_mult
         wd_mult = 0.0 if parameter.ndim < 2 else 1.0
@@ -53,6 +50,45 @@ def parameter_groups(
         groups[key]['params'].append(parameter)
         groups[key]['names'].append(name)
     return list(groups.values())
+
+
+def layer_scale(name: str, depth: int, layer_decay: float) -> float:
+    """Factor of the learning rate of a backbone's parameter.
+
+    Args:
+        name: Name of the parameter.
+        depth: Number of blocks L of the backbone.
+        layer_decay: Factor d a block.
+
+    Returns:
+        d^(L - i) in block i, counted from 0; d^(L + 1) in patch embedding, positions and tokens;
+        1 in fusion, last norm and head.
+    """
+    if '.fusion.' in f'.{name}':
+        return 1.0
+    if block := _BLOCK.search(name):
+        return layer_decay ** (depth - int(block[1]))
+    return layer_decay ** (depth + 1) if _STEM.search(name) else 1.0
+
+
+def scale_learning_rates(optimizer: Optimizer, scales: Mapping[int, float]) -> None:
+    """Split an optimiser's groups by factors of the learning rate.
+
+    Args:
+        optimizer: The optimiser; changed in place, before its first step.
+        scales: Factors by the ``id`` of the parameter; 1 where there is none.
+    """
+    groups: list[dict[str, Any]] = []
+    for group in optimizer.param_groups:
+        split: dict[float, list[nn.Parameter]] = {}
+        for parameter in group['params']:
+            split.setdefault(scales.get(id(parameter), 1.0), []).append(parameter)
+        for scale, parameters in split.items():
+            rates: dict[str, Any] = {
+                k: scale * group[k] for k in ('lr', 'initial_lr') if k in group
+            }
+            groups.append({**group, 'params': parameters, **rates})
+    optimizer.param_groups[:] = groups
 
 
 def check_precision(task: nn.Module) -> None:
