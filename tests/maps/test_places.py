@@ -118,7 +118,8 @@ def test_groups_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_search_is_brute_force(
     tmp_path: Path, grid: Grid, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr('geofm.maps.places._BATCH_ROWS', 25)
+    for module in ('embeddings', 'places'):
+        monkeypatch.setattr(f'geofm.maps.{module}.BATCH_ROWS', 25)
     result = search(_write(tmp_path / 'a.parquet', grid, precision), _lonlat(grid, 4.7, 5.2), top=7)
     vectors = _vectors()
     query = vectors[:, 4, 5]
