@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader
 from torchgeo.tasks import Classification, PixelwiseRegression, SemanticSegmentation
 
 from geofm.callbacks.adapt import Adapt, find_backbone
+from geofm.models import MultiSensorViT
 from geofm.models.inputs import View
 from geofm.models.timm_vit import load_model
 from geofm.models.weights.adapters import adapted_layers, adapter_state, load_adapter_state
@@ -225,7 +226,8 @@ def test_lora_checkpoint_is_a_plain_one_and_resumes(tmp_path: Path) -> None:
         torch.testing.assert_close(plain(image), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(again(image), expected, atol=1e-5, rtol=1e-5)
         features = first.model.forward_features(image)
-        loaded: Any = load_model(path)
+        loaded = load_model(path)
+        assert isinstance(loaded, MultiSensorViT)
         torch.testing.assert_close(loaded.forward_features(image), features, atol=1e-5, rtol=1e-5)
     # Resumed for no epoch more, it has the adapters to the bit.
     second = classification()
