@@ -780,11 +780,12 @@ def test_undo_delete_and_digits(opened: tuple[Browser, Made]) -> None:
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
+    browser, made = opened
+
     def control_z() -> None:
         chain = ActionChains(browser.driver)
         chain.key_down(Keys.CONTROL).send_keys('z').key_up(Keys.CONTROL).perform()
 
-    browser, made = opened
     label(browser, made, EXAMPLES)
     state = 'return JSON.stringify(geofm.classes.state())'
     full, found = browser.run(state), classes_found(browser)
