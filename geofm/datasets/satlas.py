@@ -5,7 +5,9 @@ from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Literal, get_args
 
+import matplotlib.pyplot as plt
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from torchgeo.datasets import SatlasPretrain
 from torchgeo.datasets.utils import Path, Sample
@@ -101,6 +103,28 @@ class SatlasLandCover(SatlasPretrain):
             self.transforms = transforms
         sample['mask'] = _resized(sample.pop('mask_land_cover'), self.chip_size)
         return sample if transforms is None else transforms(sample)
+
+    def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
+        """Draw the land cover of a sample, and what was predicted of it.
+
+        Args:
+            sample: Sample with 'mask' and perhaps 'prediction', (H, W).
+            show_titles: Whether each map has a title.
+            suptitle: Title of the figure.
+
+        Returns:
+            The figure.
+        """
+        shown = [key for key in ('mask', 'prediction') if key in sample]
+        figure, axes = plt.subplots(ncols=len(shown), squeeze=False)
+        for ax, key in zip(axes[0], shown, strict=True):
+            ax.imshow(sample[key], cmap='tab20', vmin=0, vmax=len(self.classes) - 1)
+            ax.axis('off')
+            if show_titles:
+                ax.set_title({'mask': 'Land cover', 'prediction': 'Prediction'}[key])
+        if suptitle is not None:
+            figure.suptitle(suptitle)
+        return figure
 
 
 def _resized(mask: Tensor, size: int) -> Tensor:
