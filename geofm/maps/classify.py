@@ -2,7 +2,6 @@
 
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import pyproj
 import rasterio
+import torch
 from rich.progress import Progress
 from sklearn.model_selection import GroupKFold
 
 from geofm import __version__, lonlat
 from geofm.atomic import atomic_file
+from geofm.datasets.archive.blocks import Blocks
 from geofm.datasets.labels import LabelSource, open_labels
 from geofm.datasets.labels.vector import VectorLabels
 from geofm.evaluation.accuracy import Accuracy, Confusions
+from geofm.evaluation.encoders import band_statistics_encoder
 from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend
 from geofm.locking import locked_folder
@@ -29,16 +31,13 @@ from geofm.maps.scene import Scene
 from geofm.maps.windows import Floats, Strip
 from geofm.maps.writer import Encoding, patch_grid, write_pixels
 from geofm.rasters import open_raster
-from geofm.sensors import SENSORS
+from geofm.sensors import bands_of
 
 #: Most folds of the cross-validation.
 FOLDS = 5
 
 #: End of the names of files of embeddings.
 _END = '_embedding'
-
-#: Kilometres along a degree of latitude.
-_KM_PER_DEGREE = 111.32
 
 _TIF_VALUES = 2**24
 
@@ -219,22 +218,21 @@ def blocks_of(
         size: Side of a block in km.
 
     Returns:
-        Row and column of the block of each patch's centre (N, 2): bands of latitude, each cut along
-        longitude into parts of about that length.
+        Code of the block of each patch's centre (N, 1), as of
+        :class:`geofm.datasets.archive.blocks.Blocks`.
     """
     places = grid.transform @ (cols + 0.5, rows + 0.5)
     lon, lat = lonlat.transform_to_lonlat(grid, *places).T
-    band = np.floor(lat * _KM_PER_DEGREE / size)
-    middle = np.radians(((band + 0.5) * size / _KM_PER_DEGREE).clip(-89.9, 89.9))
-    part = np.floor(lonlat.wrap(lon) * _KM_PER_DEGREE * np.cos(middle) / size)
-    return np.stack([band, part], axis=1).astype(np.intp)
+    lon = lonlat.wrap(lon)
+    codes, starts = Blocks(size).touched(np.stack([lon, lat, lon, lat], axis=1))
+    return codes[starts, None].astype(np.intp)
 
 
 def folds_of(blocks: npt.NDArray[np.intp]) -> list[tuple[npt.NDArray[np.intp], ...]]:
     """Folds whose training and test samples lie in different blocks.
 
     Args:
-        blocks: Block of each sample (N, 2).
+        blocks: Block of each sample (N, 1).
 
     Returns:
         Indices to train on and to test on, for each fold; none if all lie in one block.
@@ -262,7 +260,7 @@ def cross_validate(
         method: How to classify.
         vectors: Embeddings or other features (N, D).
         values: Class of each (N,).
-        blocks: Block of each (N, 2).
+        blocks: Block of each (N, 1).
         legend: The classes.
         size: Side of a block in km, for the report.
         seed: Seed of the intervals.
@@ -290,7 +288,7 @@ def band_statistics(
     names: Mapping[str, Sequence[str]] | None = None,
     reference: str | None = None,
 ) -> Floats:
-    """Mean and standard deviation of each band over patches, the floor under embeddings.
+    """Mean and standard deviation of each band over patches, the baseline of embeddings.
 
     Args:
         files: Rasters of the scene by key of their sensor.
@@ -306,7 +304,7 @@ def band_statistics(
     Raises:
         ValueError: If the patches are not those of the rasters.
     """
-    bands = [band.name for key in files for band in SENSORS[key].bands]
+    bands = bands_of([*files])
     found = np.zeros((len(rows), 2 * len(bands)), np.float32)
     with Scene(bands, files=files, names=names, missing='mean', reference=reference) as scene:
         size = round(grid.res[0] / scene.grid.res[0])
@@ -320,14 +318,13 @@ def band_statistics(
             here = np.flatnonzero(rows == row)
             first, last = cols[here].min(), cols[here].max() + 1
             part = scene.read(int(row) * size, int(first) * size, size, int(last - first) * size)
-            image = np.where(part['valid'].numpy(), part['image'].numpy(), np.nan)
-            for i in here:
-                left = (cols[i] - first) * size
-                patch = image[:, :, left : left + size].reshape(len(bands), -1)
-                with warnings.catch_warnings():
-                    warnings.simplefilter('ignore', RuntimeWarning)
-                    both = [np.nanmean(patch, axis=1), np.nanstd(patch, axis=1)]
-                found[i] = np.nan_to_num(np.concatenate(both))
+            image = torch.where(part['valid'], part['image'], 0)
+            lefts = ((cols[here] - first) * size).tolist()
+            patches = {
+                key: torch.stack([values[..., left : left + size] for left in lefts])
+                for key, values in (('image', image), ('valid', part['valid']))
+            }
+            found[here] = band_statistics_encoder(patches).numpy()
     return found
 
 

@@ -30,7 +30,7 @@ _ARRAYS: Mapping[str, tuple[str, ...]] = {
 }
 
 #: What the metadata of a file of a head must say.
-_ABOUT = ('method', 'legend', 'weights_sha256', 'model', 'neighbors')
+_ABOUT = ('method', 'legend', 'weights_sha256', 'model')
 
 #: Neighbours that vote.
 NEIGHBORS = 5
@@ -202,7 +202,6 @@ class Head:
             'legend': json.dumps(self.legend.entry()),
             'weights_sha256': self.weights_sha256,
             'model': self.model,
-            'neighbors': str(NEIGHBORS),
         }
         arrays = {name: np.ascontiguousarray(values) for name, values in self.arrays.items()}
         with atomic_file(path) as part:
@@ -227,7 +226,7 @@ class Head:
         try:
             with safe_open(path, framework='numpy') as file:
                 about = file.metadata() or {}
-                method, legend, weights, model, _ = (about[name] for name in _ABOUT)
+                method, legend, weights, model = (about[name] for name in _ABOUT)
                 arrays = {name: file.get_tensor(name) for name in _ARRAYS[method]}
             head = cls(
                 method,

@@ -202,6 +202,8 @@ def predict_scene(
             the task does not take such windows.
     """
     options = options or PredictOptions()
+    if options.batch_size < 1:
+        raise ValueError(f'batch_size={options.batch_size} is not positive')
     chosen = _choose(task, products)
     if device is not None:
         task.task.to(device)
@@ -239,7 +241,9 @@ def predict_scene(
 
 
 def _choose(task: FineTuned, products: Sequence[ClassProduct]) -> tuple[ClassProduct, ...]:
-    """The products to make, in their order."""
+    """The products to make, in their order; none of a regression, which has its values."""
+    if task.kind == 'regression':
+        return ()
     every: tuple[ClassProduct, ...] = get_args(ClassProduct)
     if unknown := [p for p in products if p not in every]:
         raise ValueError(f'unknown products {unknown}: choose from {list(every)}')
@@ -308,13 +312,13 @@ def _write(
         'values': Encoding(),
     }
     made: dict[str, Path] = {}
+    patches = patch_grid(scene.grid, p).shape
     for kind, bands in predictor.kept.items():
         path = stem.with_name(f'{stem.name}_{kind}.tif')
         fraction = Encoding('uint8', NO_CLASS, [1 / _STEPS] * len(bands))
         encoding = encodings.get(kind, fraction)
         scale = np.float32(_STEPS if encoding is fraction else 1)
         said = {**tags, **(legend.tags() if kind == 'classes' else {})}
-        patches = patch_grid(scene.grid, p).shape
         strips = _cut(survey.strips(kind), patches, p, scale)
         write_patches(path, scene.grid, p, bands, strips, said, encoding)
         made[kind] = path
@@ -322,7 +326,7 @@ def _write(
     if 'polygons' in products:
         made['polygons'] = stem.with_name(f'{stem.name}_polygons.parquet')
         write_polygons(made['classes'], made['polygons'], legend, options.simplify)
-    if 'picture' in products and 'classes' in made:
+    if 'picture' in products:
         made['picture'] = stem.with_name(f'{stem.name}_picture.png')
         draw_classes(made['classes'], made['picture'], legend)
     return made

@@ -252,6 +252,17 @@ def test_baseline_is_that_of_numpy(tmp_path: Path) -> None:
         band_statistics({key: wrong}, PATCHES, rows, cols)
 
 
+def test_baseline_of_a_sensor_that_shares_names_of_bands(tmp_path: Path) -> None:
+    """Bands are those of the sensor that is given, not of another with a band of that name."""
+    key = 'landsat'
+    names = [band.name for band in SENSORS[key].bands]
+    pixels = 1000 * np.arange(1, 1 + len(names), dtype=np.float32)[:, None, None]
+    pixels = np.broadcast_to(pixels, (len(names), *SCENE.shape)).copy()
+    path = write(tmp_path / 'scene.tif', pixels, descriptions=names)
+    found = band_statistics({key: path}, PATCHES, np.array([3]), np.array([2]))
+    np.testing.assert_allclose(found[0, : len(names)], pixels[:, 0, 0], rtol=1e-4)
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Several scenes, the baseline of one, and a head for the next."""
     first, second = (embedding(tmp_path, tokens(seed=k), name) for k, name in enumerate('ab'))
@@ -319,7 +330,7 @@ def test_damaged_heads(tmp_path: Path) -> None:
     head.save(path)
     assert Head.load(path).predict(values).tolist() == head.predict(values).tolist()
     about = {'method': 'logistic', 'legend': json.dumps(Legend.of(3).entry()),
-             'weights_sha256': '', 'model': '', 'neighbors': '5'}  # fmt: skip
+             'weights_sha256': '', 'model': ''}  # fmt: skip
     for name in ('mean', 'coef', 'classes'):
         save_file({**head.arrays, name: head.arrays[name][:-1]}, path, about)
         with pytest.raises(ValueError, match='no head'):

@@ -219,7 +219,9 @@ def test_one_window_equals_the_task(scene: Path, tmp_path: Path) -> None:
 def test_regression_and_classification(scene: Path, tmp_path: Path) -> None:
     height = PixelwiseRegression('unet', 'resnet18', in_channels=3, num_outputs=1)
     loaded = load_fine_tuned(save(height, tmp_path / 'height.ckpt'))
-    found = predict_scene(loaded, {'s2': scene}, tmp_path / 'h', options=PredictOptions(96))
+    every: list[ClassProduct] = [*get_args(ClassProduct)]
+    found = predict_scene(loaded, {'s2': scene}, tmp_path / 'h', every, PredictOptions(96))
+    # It has no classes, whatever is asked for.
     assert list(found) == ['values']
     with rasterio.open(found['values']) as src:
         values = src.read(1)
@@ -263,6 +265,8 @@ def test_files_that_cannot_be_used(scene: Path, tmp_path: Path) -> None:
     options = PredictOptions(64, missing_bands='mean')
     with pytest.raises(ValueError, match='fine-tuned with Sentinel-1'):
         predict_scene(loaded, {'s2': scene}, tmp_path / 'f', options=options)
+    with pytest.raises(ValueError, match='batch_size=0 is not positive'):
+        predict_scene(loaded, {'s2': scene}, tmp_path / 'f', options=PredictOptions(64, 0.5, 0))
     with pytest.raises(ValueError, match='multiples of 16 px'):
         predict_scene(loaded, {'s2': scene}, tmp_path / 'f', options=PredictOptions(50))
 

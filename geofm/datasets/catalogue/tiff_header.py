@@ -261,7 +261,8 @@ class _Tags:
         head = self._head
         if any(stop > len(head) for _, stop in self._spans):
             return None
-        return head[:4], self._raw, *[head[start:stop] for start, stop in self._spans]
+        # With where the directory lies, which the length of the file is measured by.
+        return head[:8], self._raw, *[head[start:stop] for start, stop in self._spans]
 
     def __contains__(self, tag: int) -> bool:
         """Whether a tag is given."""

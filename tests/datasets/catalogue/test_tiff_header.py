@@ -94,6 +94,21 @@ def test_headers_that_are_alike_keep_what_is_their_own(tmp_path: Path) -> None:
         assert part == dataclasses.replace(whole, end=0, used=0)
 
 
+def test_a_directory_elsewhere_in_the_file_is_measured_anew(tmp_path: Path) -> None:
+    path = write(tmp_path / 'a.tif')
+    content = bytearray(path.read_bytes())
+    (start,) = struct.unpack_from('<I', content, 4)
+    (count,) = struct.unpack_from('<H', content, start)
+    directory = content[start : start + 2 + 12 * count + 4]
+    moved = tmp_path / 'b.tif'
+    content += bytes(len(content) % 2)
+    struct.pack_into('<I', content, 4, len(content))
+    moved.write_bytes(content + directory)
+    first, second = read_header(path), read_header(moved)
+    assert second.used == moved.stat().st_size
+    assert dataclasses.replace(second, used=first.used) == first
+
+
 @pytest.mark.parametrize('change', [0, 1])
 def test_a_window_of_strips_that_are_not_side_by_side_is_left_to_gdal(
     tmp_path: Path, change: int
