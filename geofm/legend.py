@@ -10,7 +10,7 @@ from typing import Any, Self
 #: Value of pixels without a class, in masks and in maps of classes.
 NO_CLASS = 255
 
-#: Tag of a raster that holds a legend as JSON.
+#: Tag of a raster that holds a legend as JSON, and key of a legend in a data module's state.
 LEGEND_TAG = 'geofm_legend'
 
 _HEX = re.compile(r'#([0-9a-fA-F]{6})')

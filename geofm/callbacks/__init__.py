@@ -1,4 +1,4 @@
-"""Callbacks: what watches a pretraining run."""
+"""Callbacks: diagnostics of a pretraining run, and how a fine-tuning run adapts a backbone."""
 
 from geofm.callbacks.adapt import Adapt
 from geofm.callbacks.collapse import CollapseWatch

@@ -11,7 +11,7 @@ from segmentation_models_pytorch.encoders import encoders as smp_encoders
 from torch import Tensor, nn
 from torchgeo.tasks import Classification, PixelwiseRegression, SemanticSegmentation
 
-from geofm.legend import Legend, LegendError, MapClass, palette_color
+from geofm.legend import LEGEND_TAG, Legend, LegendError, MapClass, palette_color
 from geofm.models import CheckpointError, MultiSensorViT
 from geofm.models.task_checkpoints import LOCAL_DIR
 from geofm.models.weights.carried import find_statistics
@@ -24,9 +24,6 @@ from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
 #: What a task says: a class per image, a class per pixel, or a number per pixel.
 Kind = Literal['classification', 'segmentation', 'regression']
-
-#: Key of the legend in the state of a data module.
-LEGEND = 'geofm_legend'
 
 #: TorchGeo's decoders around a backbone.
 _DECODERS = ('unet', 'deeplabv3+', 'fcn', 'upernet', 'segformer', 'dpt')
@@ -228,8 +225,8 @@ def _legend(content: Mapping[Any, Any], hparams: Mapping[str, Any], path: Path) 
     if outputs > 255:
         raise CheckpointError(f'{path}: {outputs} classes; a map holds at most 255')
     labels = hparams.get('labels')
-    entries = (v[LEGEND] for v in content.values() if isinstance(v, Mapping) and LEGEND in v)
-    entry = next(entries, None)
+    states = (state for state in content.values() if isinstance(state, Mapping))
+    entry = next((state[LEGEND_TAG] for state in states if LEGEND_TAG in state), None)
     try:
         known: Legend | None = None
         if entry is not None and not regression:

@@ -22,7 +22,7 @@ def satlas(shared_data: Path, tmp_path: Path) -> Path:
     root.mkdir()
     source = shared_data / 'torchgeo' / 'satlas'
     if not source.is_dir():
-        pytest.skip(f'{source}: not there')
+        pytest.skip(f'needs {source}, which a clone of the repository does not have')
     for name in ('sentinel2', 'metadata'):
         (root / name).symlink_to(source / name)
     rng = np.random.default_rng(0)

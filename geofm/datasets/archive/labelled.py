@@ -277,9 +277,7 @@ class LabelledArchive(TargetArchive):
     def _label(self, labels: _Labels) -> npt.NDArray[np.int64]:
         """Label of a whole sample."""
         assert self.legend is not None
-        pixels = np.bincount(
-            labels[labels != NO_CLASS].astype(np.uint8), minlength=self.legend.size
-        )
+        pixels = _pixels(labels, self.legend.size)
         if self.target == 'multilabel':
             return (pixels > 0).astype(np.int64)
         return np.asarray(pixels.argmax(), np.int64)

@@ -135,35 +135,6 @@ class MaskedArchive(TargetArchive):
 
     mask: str
 
-    def __init__(
-        self,
-        table: RasterTable | Path,
-        sensors: Sequence[str],
-        mask: str,
-        bands: Sequence[str] | None = None,
-        split: Split = 'train',
-        split_by: SplitRule | Mapping[str, Any] | None = None,
-        reference: str | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """Initialize a new MaskedArchive instance.
-
-        Args:
-            table: A table of rasters, or its file.
-            sensors: Keys of the sensors of 'image'.
-            mask: Name of the band of classes, e.g. ``'landcover.class'``.
-            bands: Names of the channels of 'image'; by default all of the sensors.
-            split: One of 'train', 'val', 'test' or 'all'.
-            split_by: How samples are split, as for :class:`~geofm.datasets.RasterArchive`.
-            reference: The sensor that gives the grid; by default the reference of *sensors*.
-            **kwargs: Further arguments of :class:`~geofm.datasets.RasterArchive`.
-
-        Raises:
-            BandError: If a band is unknown, or the mask is a band of 'image'.
-            ValueError: As from :class:`~geofm.datasets.RasterArchive`.
-        """
-        super().__init__(table, sensors, mask, bands, split, split_by, reference, **kwargs)
-
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """Read a sample.
 
