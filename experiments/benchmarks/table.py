@@ -4,7 +4,8 @@ The tables are generated: two sensors, 20 dates of each place, one file each. Wh
 in a process of its own:
 
 * open: ``RasterTable.read`` and ``Observations.of``, and with --dataset ``RasterArchive``;
-* look-up: from the number of a random observation to the path and the grid of its file.
+* look-up: from the number of a random observation to the path and the grid of its file; with
+  --dataset also from the number of a random sample to its files.
 
     python experiments/benchmarks/table.py --rows 10000 10000000
 """
@@ -79,11 +80,11 @@ def write_table(path: Path, rows: int) -> None:
     writer.close()
 
 
-def measure(path: Path, with_dataset: bool) -> dict[str, Any]:
+def measure_table(path: Path) -> dict[str, Any]:
     """Open a table and look observations up, in this process."""
     from geofm.datasets.table import Observations, RasterTable
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = _peak()
     start, cpu = time.perf_counter(), time.process_time()
     table = RasterTable.read(path)
     read = time.perf_counter() - start
@@ -94,8 +95,8 @@ def measure(path: Path, with_dataset: bool) -> dict[str, Any]:
         'read_s': round(read, 2),
         'observations_s': round(grouped - read, 2),
         'cpu_s': round(time.process_time() - cpu, 2),
-        'peak_gib': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
-        'imports_gib': round(before / 2**20, 2),
+        'peak_gib': _peak(),
+        'imports_gib': before,
     }
     numbers = np.random.default_rng(0).integers(0, len(observations), LOOK_UPS).tolist()
 
@@ -104,20 +105,28 @@ def measure(path: Path, with_dataset: bool) -> dict[str, Any]:
         table.path(row)
         table.grid(row)
 
-    found['look_up_us'] = _time(look_up, numbers)
-    if with_dataset:
-        from geofm.datasets import RasterArchive
+    return {**found, 'look_up_us': _time(look_up, numbers)}
 
-        start = time.perf_counter()
-        data = RasterArchive(path, ['s1', 's2'], split='all')
-        found['dataset_s'] = round(time.perf_counter() - start, 2)
-        found['dataset_peak_gib'] = round(
-            resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2
-        )
-        numbers = np.random.default_rng(0).integers(0, len(data), LOOK_UPS).tolist()
-        found['samples'] = len(data)
-        found['files_of_us'] = _time(data.files_of, numbers)
-    return found
+
+def measure_dataset(path: Path) -> dict[str, Any]:
+    """Open the data set of a table and find the files of samples, in this process."""
+    from geofm.datasets import RasterArchive
+
+    start, cpu = time.perf_counter(), time.process_time()
+    data = RasterArchive(path, ['s1', 's2'], split='all')
+    found = {
+        'samples': len(data),
+        'dataset_s': round(time.perf_counter() - start, 2),
+        'dataset_cpu_s': round(time.process_time() - cpu, 2),
+        'dataset_peak_gib': _peak(),
+    }
+    numbers = np.random.default_rng(0).integers(0, len(data), LOOK_UPS).tolist()
+    return {**found, 'files_of_us': _time(data.files_of, numbers)}
+
+
+def _peak() -> float:
+    """Most memory of this process so far, in GiB."""
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def _time(function: Any, numbers: list[int]) -> float:
@@ -140,25 +149,22 @@ def main() -> None:
     parser.add_argument('--measure', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(args.measure, args.dataset)))
+        measure = measure_dataset if args.dataset else measure_table
+        print(json.dumps(measure(args.measure)))
         return
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for rows in args.rows:
             path = Path(folder) / f'{rows}.parquet'
             write_table(path, rows)
-            command = [sys.executable, __file__, '--measure', str(path)]
-            done = subprocess.run(
-                [*command, *(['--dataset'] if args.dataset else [])],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise SystemExit(done.stderr)
-            results.append(
-                {**json.loads(done.stdout), 'file_mib': round(path.stat().st_size / 2**20)}
-            )
+            found = {'file_mib': round(path.stat().st_size / 2**20)}
+            for options in ([], ['--dataset']) if args.dataset else ([],):
+                command = [sys.executable, __file__, '--measure', str(path), *options]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode:
+                    raise SystemExit(done.stderr)
+                found |= json.loads(done.stdout)
+            results.append(found)
             print(results[-1], flush=True)
             path.unlink()
     if args.output:
