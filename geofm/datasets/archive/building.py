@@ -74,13 +74,9 @@ def build_samples(table: RasterTable, selection: Selection, left_out: LeftOut) -
         if key == selection.reference:
             numbers[:, i] = reference[windows.scene]
             continue
-        others = _frames(archive, groups[key])
         rule = Rule(SENSORS[key].static, selection.max_day_gap, selection.min_overlap)
-        chosen, covered = match_windows(scenes, windows, others, rule)
-        found = chosen >= 0
-        numbers[found, i] = groups[key][chosen[found]]
-        _check_grids(archive, numbers[found, i], reference[windows.scene[found]])
-        overlap[found] = np.minimum(overlap[found], covered[found])
+        numbers[:, i] = _match(archive, (scenes, windows), groups[key], rule, overlap)
+        _check_grids(archive, numbers[:, i], reference[windows.scene])
     kept = _complete(archive, numbers, selection, left_out)
     order = np.flatnonzero(kept)
     if len(windows.scene) > len(scenes.place):
@@ -95,6 +91,21 @@ def build_samples(table: RasterTable, selection: Selection, left_out: LeftOut) -
         overlap[order],
         selection.window_size,
     )
+
+
+def _match(
+    archive: Archive,
+    of: tuple[Frames, Windows],
+    group: npt.NDArray[np.int32],
+    rule: Rule,
+    overlap: npt.NDArray[np.float32],
+) -> npt.NDArray[np.int32]:
+    """Observation of a group for each window, -1 where there is none; lowers *overlap*."""
+    chosen, covered = match_windows(*of, _frames(archive, group), rule)
+    found = chosen >= 0
+    np.minimum(overlap, covered, out=overlap, where=found)
+    chosen[found] = group[chosen[found]]
+    return chosen
 
 
 def _note_problems(table: RasterTable, left_out: LeftOut) -> None:
@@ -208,14 +219,8 @@ def available_bands(table: RasterTable, key: str) -> tuple[str, ...]:
 
 def _frames(archive: Archive, numbers: npt.NDArray[np.int32]) -> Frames:
     """Where and when observations were taken."""
-    table, main = archive.table, archive.main.array[numbers]
-    return Frames(
-        archive.observations.place[numbers],
-        archive.observations.time[numbers],
-        table.epsg[main],
-        table.transform[main],
-        np.stack((table.height[main], table.width[main]), axis=1),
-    )
+    place, time = archive.observations.place[numbers], archive.observations.time[numbers]
+    return Frames(place, time, archive.main.array[numbers], archive.table)
 
 
 def _check_grids(
@@ -223,6 +228,8 @@ def _check_grids(
 ) -> None:
     """Refuse matches whose files have no grid in common."""
     table = archive.table
+    matched = others >= 0
+    others, references = others[matched], references[matched]
     other, main = archive.main.array[others], archive.main.array[references]
     has_crs = table.epsg[main] > 0
     lone = np.flatnonzero(has_crs & (table.epsg[other] <= 0))

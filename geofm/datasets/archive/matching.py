@@ -1,7 +1,7 @@
 """Which observation of another sensor goes with each window of the reference sensor."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,8 +15,9 @@ from geofm.datasets.table.columns import NO_TIME
 
 type Ints = npt.NDArray[np.integer[Any]]
 
-#: Microseconds in a day.
+#: Microseconds in a day, and in a second.
 DAY = 86_400_000_000
+_SECOND = 1_000_000
 
 #: Gap of an observation whose date does not matter, or is not known: after all with a date.
 _ANY = np.iinfo(np.int64).max - 1
@@ -30,38 +31,66 @@ _TOLERANCE = 1e-5
 
 @dataclass(frozen=True)
 class Frames:
-    """Where and when observations were taken, an array for each fact.
+    """Where and when observations were taken.
 
     Attributes:
         place: Number of the place, -1 if none is given, (K,).
         time: Microseconds since 1970-01-01, :data:`NO_TIME` where unknown, int64 (K,).
-        epsg: EPSG code, -1 where there is none, (K,).
-        transform: Affine coefficients a to f, float64 (K, 6).
-        shape: Height and width, (K, 2).
+        row: Row of the table whose grid an observation is read on, (K,).
+        table: What :attr:`row` numbers. A copy of the grids of all observations would take most
+            of the memory of a match.
     """
 
     place: Ints
     time: npt.NDArray[np.int64]
-    epsg: Ints
-    transform: npt.NDArray[np.float64]
-    shape: Ints
+    row: Ints
+    table: 'GridTable'
 
-    def take(self, rows: Ints) -> 'Frames':
+    @property
+    def epsg(self) -> Ints:
+        """EPSG codes, -1 where there is none, (K,)."""
+        return self.table.epsg[self.row]
+
+    @property
+    def transform(self) -> npt.NDArray[np.float64]:
+        """Affine coefficients a to f, float64 (K, 6)."""
+        return self.table.transform[self.row]
+
+    @property
+    def shape(self) -> Ints:
+        """Height and width, (K, 2)."""
+        return np.stack((self.table.height[self.row], self.table.width[self.row]), axis=1)
+
+    def take(self, numbers: Ints) -> 'Frames':
         """Choose observations.
 
         Args:
-            rows: Their numbers.
+            numbers: Their numbers.
 
         Returns:
             Those observations.
         """
-        return Frames(
-            self.place[rows],
-            self.time[rows],
-            self.epsg[rows],
-            self.transform[rows],
-            self.shape[rows],
-        )
+        return Frames(self.place[numbers], self.time[numbers], self.row[numbers], self.table)
+
+
+class GridTable(Protocol):
+    """A table of grids, such as :class:`~geofm.datasets.table.RasterTable`, a row per raster."""
+
+    @property
+    def epsg(self) -> Ints:
+        """EPSG codes, -1 where there is none, (N,)."""
+
+    @property
+    def transform(self) -> npt.NDArray[np.float64]:
+        """Affine coefficients a to f, float64 (N, 6)."""
+
+    @property
+    def height(self) -> Ints:
+        """Numbers of rows of pixels, (N,)."""
+
+    @property
+    def width(self) -> Ints:
+        """Numbers of columns of pixels, (N,)."""
 
 
 class Rule(NamedTuple):
@@ -107,9 +136,9 @@ def match_windows(
     by_place = np.zeros(len(scenes.place), bool)
     by_place[windows.scene[found]] = True
     lone = np.flatnonzero(~by_place & (scenes.epsg > 0))
-    # What has a place of its own shows that place.
-    free = np.flatnonzero((others.epsg > 0) & np.isfinite(others.transform).all(axis=1))
-    if len(lone) and len(free):
+    if len(lone):
+        # What has a place of its own shows that place.
+        free = np.flatnonzero((others.epsg > 0) & np.isfinite(others.transform).all(axis=1))
         scene, other = _overlapping(scenes, others, lone, free)
         same = (scenes.place[scene] < 0) | (others.place[other] < 0)
         _match_by_ground(
@@ -132,52 +161,100 @@ def nearest_at_place(scenes: Frames, others: Frames, rule: Rule) -> npt.NDArray[
         near; one without a date if none with a date is near enough.
     """
     chosen = np.full(len(scenes.place), -1, np.int32)
-    known = np.flatnonzero(others.place >= 0)
-    wanted = np.flatnonzero(scenes.place >= 0)
+    known = np.flatnonzero(others.place >= 0).astype(np.int32)
+    wanted = np.flatnonzero(scenes.place >= 0).astype(np.int32)
     if not len(known) or not len(wanted):
         return chosen
+    first, last = _first_and_last(scenes.time, others.time)
     # Place and time as one number, so that one search finds both.
-    here, there, span = _seconds(scenes.time[wanted], others.time[known])
-    keys = others.place[known].astype(np.int64) * span + there
+    span = (last - first) // _SECOND + 2
+    keys = np.empty(len(known), np.int64)
+    for start in range(0, len(known), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        seconds = _seconds(others.time[known[part]], first)
+        keys[part] = others.place[known[part]].astype(np.int64) * span + seconds
     if (keys[1:] < keys[:-1]).any():
         order = np.argsort(keys, kind='stable')
         known, keys = known[order], keys[order]
-    places = scenes.place[wanted].astype(np.int64)
-    first = np.searchsorted(keys, places * span)
-    found = first < len(known)
-    found[found] = others.place[known[first[found]]] == places[found]
-    wanted, places, first, here = wanted[found], places[found], first[found], here[found]
-    # The first one has no date, if any has none.
-    undated = (others.time[known[first]] == NO_TIME) | rule.ignores_date
-    free = undated | (scenes.time[wanted] == NO_TIME)
-    chosen[wanted[free]] = known[first[free]]
-    if rule.ignores_date:
-        return chosen
-    best = np.full(len(wanted), _ANY)
-    target = places * span + here
-    before = np.searchsorted(keys, target, 'right') - 1
-    for side in (before, before + 1):
-        inside = np.flatnonzero((side >= 0) & (side < len(known)))
-        candidate = known[side[inside]]
-        gap = _gaps(scenes, others, wanted[inside], candidate, rule)
-        nearer = (others.place[candidate] == places[inside]) & (gap < best[inside])
-        chosen[wanted[inside[nearer]]] = candidate[nearer]
-        best[inside[nearer]] = gap[nearer]
+    index = _PlaceIndex(others, known, keys, first, span)
+    for part in _parts(wanted):
+        index.match(scenes, part, rule, chosen)
     return chosen
 
 
-def _seconds(
-    here: npt.NDArray[np.int64], there: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], int]:
-    """Times as small numbers, 0 for a missing one, and a number that is larger than all."""
-    dated = [times[times != NO_TIME] for times in (here, there)]
-    start = min((int(times.min()) for times in dated if len(times)), default=0)
-    # To the second: with a place in front, microseconds would not fit.
-    one, other = (
-        np.where(times == NO_TIME, 0, (np.maximum(times, start) - start) // 1_000_000 + 1)
-        for times in (here, there)
-    )
-    return one, other, int(max(one.max(initial=0), other.max(initial=0))) + 1
+class _PlaceIndex(NamedTuple):
+    """Observations sorted by place and time.
+
+    Attributes:
+        others: All observations.
+        known: Numbers of those that have a place, sorted.
+        keys: Place and second of each of them as one number, ascending.
+        start: Earliest time, in microseconds since 1970-01-01.
+        span: More than the latest second; a place times this is the first key of the place.
+    """
+
+    others: Frames
+    known: Ints
+    keys: npt.NDArray[np.int64]
+    start: int
+    span: int
+
+    def match(
+        self, scenes: Frames, wanted: Ints, rule: Rule, chosen: npt.NDArray[np.int32]
+    ) -> None:
+        """Find the nearest observations of some scenes.
+
+        Args:
+            scenes: Observations of the reference sensor.
+            wanted: Numbers of those to look at.
+            rule: How they are matched.
+            chosen: Takes the number of the observation for each scene.
+        """
+        others, known, keys, start, span = self
+        places = scenes.place[wanted].astype(np.int64)
+        first = np.searchsorted(keys, places * span)
+        found = first < len(known)
+        found[found] = others.place[known[first[found]]] == places[found]
+        wanted, places, first = wanted[found], places[found], first[found]
+        # The first one has no date, if any has none.
+        undated = (others.time[known[first]] == NO_TIME) | rule.ignores_date
+        free = undated | (scenes.time[wanted] == NO_TIME)
+        chosen[wanted[free]] = known[first[free]]
+        if rule.ignores_date:
+            return
+        best = np.full(len(wanted), _ANY)
+        target = places * span + _seconds(scenes.time[wanted], start)
+        before = np.searchsorted(keys, target, 'right') - 1
+        for side in (before, before + 1):
+            inside = np.flatnonzero((side >= 0) & (side < len(known)))
+            candidate = known[side[inside]]
+            gap = _gaps(scenes, others, wanted[inside], candidate, rule)
+            nearer = (others.place[candidate] == places[inside]) & (gap < best[inside])
+            chosen[wanted[inside[nearer]]] = candidate[nearer]
+            best[inside[nearer]] = gap[nearer]
+
+
+def _first_and_last(*times: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """Earliest and latest of all times that are known; 0 and 0 if none is."""
+    largest = np.iinfo(np.int64).max
+    earliest = [int(t.min(initial=largest, where=t != NO_TIME)) for t in times]
+    # A missing time is the least number.
+    latest = [int(t.max(initial=NO_TIME)) for t in times]
+    return (0, 0) if max(latest) == NO_TIME else (min(earliest), max(latest))
+
+
+def _seconds(times: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.int64]:
+    """Times as small numbers from 1 on, 0 for a missing one.
+
+    To the second: with a place in front, microseconds would not fit into 64 bits.
+    """
+    missing = times == NO_TIME
+    seconds = np.where(missing, start, times)
+    seconds -= start
+    seconds //= _SECOND
+    seconds += 1
+    seconds[missing] = 0
+    return seconds
 
 
 def _gaps(
@@ -261,24 +338,25 @@ def coverage(scenes: Frames, windows: Windows, others: Frames) -> npt.NDArray[np
         Fractions from 0 to 1; 1 where neither is georeferenced.
     """
     covered = np.ones(len(windows.scene), np.float32)
-    epsg, own = scenes.epsg[windows.scene], scenes.transform[windows.scene]
+    frames = scenes.take(windows.scene)
+    epsg, own, other_epsg, other = frames.epsg, frames.transform, others.epsg, others.transform
     # Most often both are on one grid, of which the window is a part.
-    same = (epsg == others.epsg) & (own == others.transform).all(axis=1)
-    same &= (scenes.shape[windows.scene] == others.shape).all(axis=1)
+    same = (epsg == other_epsg) & (own == other).all(axis=1)
+    same &= (frames.shape == others.shape).all(axis=1)
     if same.all():
         return covered
     transform = shifted(own, windows.row, windows.col)
-    placed = ~same & (epsg > 0) & (others.epsg > 0)
+    placed = ~same & (epsg > 0) & (other_epsg > 0)
     # On upright grids of one CRS, boxes say it all.
-    upright = placed & (epsg == others.epsg)
-    for t in (transform, others.transform):
+    upright = placed & (epsg == other_epsg)
+    for t in (transform, other):
         upright &= (t[:, 1] == 0) & (t[:, 3] == 0)
     rows = np.flatnonzero(upright)
     sizes = np.stack((windows.height, windows.width), axis=1)
     near = np.ones(len(rows), bool)
     if len(rows):
         ours = _boxes(transform[rows], sizes[rows])
-        theirs = _boxes(others.transform[rows], others.shape[rows])
+        theirs = _boxes(other[rows], others.shape[rows])
         low, high = np.maximum(ours[0], theirs[0]), np.minimum(ours[1], theirs[1])
         shared = np.maximum(high - low, 0).prod(axis=1)
         share = shared / (ours[1] - ours[0]).prod(axis=1)
@@ -298,7 +376,7 @@ def coverage(scenes: Frames, windows: Windows, others: Frames) -> npt.NDArray[np
         covered[rows] = overlaps(
             Grids(0, files.epsg.astype(np.int32), files.transform, shape), grids
         )
-    covered[(epsg > 0) != (others.epsg > 0)] = 1
+    covered[(epsg > 0) != (other_epsg > 0)] = 1
     return covered
 
 

@@ -53,8 +53,12 @@ def window_grid(sizes: npt.NDArray[Any], size: int | None, edge: Edge = 'shift')
     Returns:
         The windows, scene by scene and row by row.
     """
+    if size is None:
+        scene = np.flatnonzero((sizes > 0).all(axis=1)).astype(np.int32)
+        first = np.zeros(len(scene), np.int32)
+        return Windows(scene, first, first, *sizes[scene].T.astype(np.int32))
     sizes = sizes.astype(np.int64).reshape(-1, 2)
-    step = np.maximum(sizes, 1) if size is None else np.full_like(sizes, size)
+    step = np.full_like(sizes, size)
     counts = sizes // step if edge == 'drop' else -(-sizes // step)
     scene = np.repeat(np.arange(len(sizes)), counts.prod(axis=1))
     first = np.cumsum(counts.prod(axis=1)) - counts.prod(axis=1)

@@ -1,6 +1,6 @@
 """Matching and windows against brute force."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -13,6 +13,15 @@ from geofm.datasets.archive.windowing import Windows, window_grid
 from geofm.datasets.table import NO_TIME
 
 
+class Grids(NamedTuple):
+    """Grids of a table."""
+
+    epsg: Any
+    transform: Any
+    height: Any
+    width: Any
+
+
 def frames(rows: list[tuple[int, int | None, int, int, int]]) -> Frames:
     """Observations of (place, day, x, y, size) with pixels of 1 m."""
     place, days, x, y, size = (list(column) for column in zip(*rows, strict=True))
@@ -20,9 +29,13 @@ def frames(rows: list[tuple[int, int | None, int, int, int]]) -> Frames:
     return Frames(
         np.array(place),
         np.array([NO_TIME if day is None else day * DAY + DAY // 3 for day in days], np.int64),
-        np.full(len(place), 32631),
-        np.array(transform, float),
-        np.array([size, size]).T,
+        # Rows of a table are in any order.
+        np.arange(len(place))[::-1],
+        Grids(
+            np.full(len(place), 32631),
+            np.array(transform, float)[::-1],
+            *[np.array(size)[::-1]] * 2,
+        ),
     )
 
 
