@@ -177,8 +177,8 @@ def nearest_at_place(scenes: Frames, others: Frames, rule: Rule) -> npt.NDArray[
         order = np.argsort(keys, kind='stable')
         known, keys = known[order], keys[order]
     index = _PlaceIndex(others, known, keys, first, span)
-    for part in _parts(wanted):
-        index.match(scenes, part, rule, chosen)
+    for scene in _parts(wanted):
+        index.match(scenes, scene, rule, chosen)
     return chosen
 
 
