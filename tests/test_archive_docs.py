@@ -107,6 +107,8 @@ def _check_section(title: str, place: Path) -> None:
         assert list(place.glob('output/benchmark/archive/**/*.csv'))
     if title == 'Add a sensor':
         assert list(place.glob('maps/slope/*.tif'))
+        assert list(place.glob('maps/slope/**/*.html'))
+        assert list(place.glob('output/benchmark/slope/**/*.csv'))
 
 
 def _check_pixels(place: Path) -> None:

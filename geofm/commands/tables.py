@@ -61,6 +61,12 @@ def index_table(
         message = scan.messages.get(problem, '')
         if message and problem not in message:
             say(f'  {message}')
+    for key, (files, example) in scan.unnamed.items():
+        order = ' '.join(SENSORS[key].band_names)
+        say(
+            f'{key}: {files} files do not name their bands and are taken to have {order}, in this '
+            f'order, e.g. {example}'
+        )
     if not (scan.table.problem < 0).any():
         raise ValueError(f'{root}: no file of it can be used')
     check_places(scan.table)

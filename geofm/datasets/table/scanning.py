@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +46,8 @@ class Found(NamedTuple):
         width: Columns.
         problem: Why it must not be used; None if it may be.
         message: The problem in full, with what to do.
+        unnamed: Whether neither the file nor the table names the bands, so that the order of the
+            sensor is assumed.
     """
 
     epsg: int = -1
@@ -54,6 +56,7 @@ class Found(NamedTuple):
     width: int = 0
     problem: str | None = None
     message: str = ''
+    unnamed: bool = False
 
 
 class Scan(NamedTuple):
@@ -62,10 +65,13 @@ class Scan(NamedTuple):
     Attributes:
         table: The table.
         messages: For each problem that was met, the first message about it.
+        unnamed: For each sensor of which files do not name their bands, so that the order of the
+            sensor is assumed, the number of these files and the first of them.
     """
 
     table: RasterTable
     messages: dict[str, str]
+    unnamed: dict[str, tuple[int, str]]
 
 
 def scan_table(table: RasterTable, jobs: int = JOBS, again: bool = False) -> Scan:
@@ -83,7 +89,7 @@ def scan_table(table: RasterTable, jobs: int = JOBS, again: bool = False) -> Sca
     todo = np.ones(len(table), bool) if again else (table.height == 0) & (table.problem < 0)
     rows = np.flatnonzero(todo)
     if not len(rows):
-        return Scan(table, {})
+        return Scan(table, {}, {})
     files = _files(table, rows)
     items = in_threads(lambda group: _scan_file(table, *group), iter(files), jobs)
     progress = track(
@@ -110,7 +116,7 @@ def scan_table(table: RasterTable, jobs: int = JOBS, again: bool = False) -> Sca
         problems=problems,
         problem=problem,
     )
-    return Scan(scanned, messages)
+    return Scan(scanned, messages, _unnamed(table, rows, found))
 
 
 def _files(table: RasterTable, rows: npt.NDArray[np.integer[Any]]) -> list[tuple[str, list[int]]]:
@@ -129,6 +135,18 @@ def _problems(
         if one.problem is not None:
             messages.setdefault(one.problem, printable(one.message or one.problem))
     return tuple(codes), problem, messages
+
+
+def _unnamed(
+    table: RasterTable, rows: npt.NDArray[np.integer[Any]], found: Sequence[Found]
+) -> dict[str, tuple[int, str]]:
+    """Files without names of bands, by sensor: their number, and the first of them."""
+    counts: dict[str, tuple[int, str]] = {}
+    for row, one in zip(rows.tolist(), found, strict=True):
+        if one.unnamed and one.problem is None:
+            count, first = counts.get(table.sensor_of(row).name, (0, table.path(row)))
+            counts[table.sensor_of(row).name] = (count + 1, first)
+    return counts
 
 
 def _scan_file(table: RasterTable, path: str, rows: list[int]) -> list[Found]:
@@ -163,6 +181,7 @@ def _scan_row(table: RasterTable, row: int, source: Source, may_look: bool) -> F
         view = as_dataset(view_of(table, row, source))
         names = [name for name in table.bands_of(row) or () if name != '-']
         bands = SensorBands.of(view, table.sensor_of(row), names or None)
+        found = found._replace(unnamed=not bands.named and len(bands.sensor.bands) > 1)
         if may_look:
             dtype = np.result_type(*(np.dtype(_plain(kind)) for kind in view.dtypes)).name
             header = Header(

@@ -13,6 +13,7 @@ from geofm.datasets.table import Observations, RasterTable, read_observation
 from geofm.datasets.table.indexing import index_folder
 from geofm.datasets.table.layout import Layout, LayoutError
 from geofm.datasets.table.scanning import scan_table
+from geofm.sensors import SENSORS
 from tests.datasets.table.rasters import dn, write_raster
 
 LAYOUT = r"""
@@ -162,11 +163,27 @@ def test_index_writes_a_scanned_table(tmp_path: Path, capsys: pytest.CaptureFixt
     said = capsys.readouterr().out
     assert 'left out: 1 files match nothing, e.g. README' in said
     assert 'left out: 1 rows: bands are not those of the sensor or the table, e.g.' in said
+    assert 'do not name their bands' not in said
     assert 's2: 1 observations in 2 rows, 1 places, 2018-01-03 to 2018-01-03' in said
     table = RasterTable.read(output)
     assert table.is_scanned
     values, _ = read_observation(table, Observations.of(table).rows(0), ['B02'])
     assert np.array_equal(values, pixels)
+
+
+def test_index_says_which_order_of_bands_is_assumed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_raster(tmp_path / 'data' / 'a_20180103.tif', dn((13, 8, 8)))
+    names = SENSORS['s2'].band_names
+    write_raster(tmp_path / 'data' / 'b_20180103.tif', dn((13, 8, 8)), descriptions=names)
+    (tmp_path / 'layout.yaml').write_text(
+        "files: [{sensor: s2, regex: '(?P<place>\\w)_(?P<date>\\d{8})\\.tif'}]"
+    )
+    main(['index', str(tmp_path / 'data'), '--layout', str(tmp_path / 'layout.yaml')])
+    said = capsys.readouterr().out
+    assert f's2: 1 files do not name their bands and are taken to have {" ".join(names)}' in said
+    assert 'a_20180103.tif' in said
 
 
 def test_files_in_a_zip_file_are_found(tmp_path: Path) -> None:

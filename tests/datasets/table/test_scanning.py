@@ -48,6 +48,7 @@ def test_what_is_wrong_with_files_is_counted_and_never_raised(tmp_path: Path) ->
     files = sorted(f.name for f in tmp_path.glob('*.tif'))
     rows = [{'path': f, 'sensor': 's2', 'datetime': '', 'place': f} for f in [*files, 'gone.tif']]
     scan = scan_table(RasterTable.read(write_csv(tmp_path / 't.csv', rows)))
+    assert scan.unnamed == {'s2': (1, str(tmp_path / 'good.tif'))}
     assert set(scan.messages) == {problem for problem, _, _ in count_problems(scan.table)}
     names = {Path(p).name: k for k, n, p in count_problems(scan.table) if n == 1}
     assert names == {
