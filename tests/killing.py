@@ -1,6 +1,10 @@
-"""Ending a process amid its work, as SIGKILL does, at a point that is the same each time."""
+"""Ending a process amid its work: at a point that is the same each time, or at random ones."""
 
 import os
+import random
+import shutil
+import signal
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +36,54 @@ def killed_before_rename(function: Callable[[], object]) -> None:
             os._exit(0)
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 9
+
+
+def kill_at_random(function: Callable[[Path], object], folder: Path, kills: int, seed: int) -> None:
+    """Write into a folder, in one process after another, each killed at a random moment.
+
+    The folder is left as the last kill left it: no process has come to its end in it. Beside it is
+    ``undisturbed``, of a process that was not killed.
+
+    Args:
+        function: Writes into a folder, and goes on with what is there.
+        folder: The folder; it must not exist.
+        kills: Number of kills.
+        seed: Seed of the moments.
+
+    Raises:
+        AssertionError: If a process failed.
+    """
+    start = time.monotonic()
+    process = _fork(lambda: function(folder.with_name('undisturbed')))
+    assert os.waitpid(process, 0)[1] == 0
+    most = 1.5 * (time.monotonic() - start) / kills
+    draw, done = random.Random(seed), 0
+    while done < kills:
+        process = _fork(lambda: function(folder))
+        time.sleep(draw.uniform(0, most))
+        os.kill(process, signal.SIGKILL)
+        code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+        assert code in (0, -signal.SIGKILL)
+        done += 1
+        if code == 0:
+            # The end was sooner.
+            shutil.rmtree(folder)
+            done = 0
+
+
+def _fork(function: Callable[[], object]) -> int:
+    """Call a function in another process; its id."""
+    process = os.fork()
+    if process:
+        return process
+    status = 1
+    try:
+        function()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
 
 
 def leftovers(folder: Path) -> list[str]:

@@ -1,6 +1,8 @@
 """Predicted scenes: where they lie, what windows do to them, and runs that are stopped."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +23,8 @@ from geofm.cli import main
 from geofm.evaluation.map_accuracy import assess_map
 from geofm.legend import NO_CLASS, Legend
 from geofm.maps import survey
-from geofm.maps.predict import ClassProduct, PredictOptions, predict_scene
+from geofm.maps.predict import ClassProduct, PredictOptions, Predictor, predict_scene
+from geofm.maps.windows import Axis
 from geofm.models import CheckpointError
 from geofm.tasks.fine_tuned import FineTuned, load_fine_tuned
 from geofm.transforms.statistics import InputStatistics
@@ -125,6 +128,56 @@ def test_windows_equal_one_pass(scene: Path, tmp_path: Path) -> None:
     assert found['picture'].read_bytes()[:4] == b'\x89PNG'
 
 
+def test_windows_equal_one_pass_beyond_the_reach_of_a_network(
+    scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits, of every pixel that no window sees from within the network's reach of its edge."""
+    torch.manual_seed(0)
+    network = SemanticSegmentation('fcn', in_channels=3, num_classes=3, num_filters=8).eval()
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            # So that what comes from afar does not fade.
+            nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
+    # Five convolutions of 3 x 3, one pixel a side each.
+    reach = 5
+    task = load_fine_tuned(save(network, tmp_path / 'task.ckpt'))
+    rows: list[np.ndarray[Any, Any]] = []
+    finish = Predictor.finish
+
+    def keep(self: Predictor, values: Any) -> Any:
+        rows.append(values)
+        return finish(self, values)
+
+    monkeypatch.setattr(Predictor, 'finish', keep)
+    window, overlap = 64, 0.3
+    options = PredictOptions(window, overlap)
+    predict_scene(task, {'s2': scene}, tmp_path / 'maps', ['classes'], options)
+    blended = np.concatenate(rows, axis=1)[:, :150, :117]
+    image = torch.zeros(1, 3, 160, 128)
+    with rasterio.open(scene) as src:
+        there = src.dataset_mask() > 0
+        values = (torch.from_numpy(src.read().astype(np.float32)) - 1000) / 500
+    image[0, :, :150, :117] = values * torch.from_numpy(there)
+    with torch.inference_mode():
+        whole = network(image)[0, :, :150, :117].numpy()
+    sides = []
+    for length in (160, 128):
+        inside = np.ones(length, bool)
+        for start in Axis.cover(length, window, overlap).starts:
+            # Where a window ends with the scene, one pass ends there too.
+            if start > 0:
+                inside[start : start + reach] = False
+            if start + window < length:
+                inside[start + window - reach : start + window] = False
+        sides.append(inside)
+    inside = (sides[0][:150, None] & sides[1][:117]) & there
+    assert inside.sum() > 0.4 * there.sum()
+    difference = np.abs(blended - whole).max(axis=0)
+    assert difference[inside].max() < 1e-4
+    # Elsewhere padding counts: what is compared above is more than rounding.
+    assert difference[there & ~inside].max() > 1e-2
+
+
 def test_logits_are_averaged_before_the_class_is_chosen(scene: Path, tmp_path: Path) -> None:
     class Sided(nn.Module):
         """Says class 0 strongly in the left half of a window, and class 1 weakly in the right."""
@@ -174,6 +227,28 @@ def test_a_stopped_run_resumes_with_the_same_bytes(
     for product in products:
         assert whole[product].read_bytes() == resumed[product].read_bytes()
     assert not list((tmp_path / 'b').glob('.*.work'))
+
+
+def predict_in_small_windows(scene: Path, output: Path) -> dict[str, Path]:
+    options = PredictOptions(32, 0.6, batch_size=2)
+    return predict_scene(per_pixel(), {'s2': scene}, output, ['classes', 'probabilities'], options)
+
+
+def test_a_run_killed_five_times_resumes_with_the_same_bytes(scene: Path, tmp_path: Path) -> None:
+    # Forked from a process in which GDAL has started no threads.
+    code = f"""
+from pathlib import Path
+from tests.killing import kill_at_random
+from tests.maps.test_predict import predict_in_small_windows
+scene, folder = Path({str(scene)!r}), Path({str(tmp_path / 'killed')!r})
+kill_at_random(lambda output: predict_in_small_windows(scene, output), folder, 5, seed=0)
+"""
+    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[2])
+    assert list((tmp_path / 'killed').glob('.*.work'))
+    for path in predict_in_small_windows(scene, tmp_path / 'killed').values():
+        assert path.read_bytes() == (tmp_path / 'undisturbed' / path.name).read_bytes()
+    files = [{p.name for p in (tmp_path / name).iterdir()} for name in ('killed', 'undisturbed')]
+    assert files[0] == files[1]
 
 
 def test_segmentation_of_a_geofm_backbone(scene: Path, tmp_path: Path) -> None:
