@@ -13,6 +13,7 @@ from torchgeo.models import RCF
 from geofm.evaluation.adapter import Adapter, Missing, Picture, Standardize, Transformed
 from geofm.evaluation.encoders import Encoder, PooledEncoder, StatisticsEncoder, ViTEncoder
 from geofm.evaluation.ours import OursBuilder, is_ours
+from geofm.evaluation.patch_words import PatchWords, PatchWordsEncoder
 from geofm.evaluation.sources import PICTURE_WHITE
 from geofm.evaluation.torchgeo_weights import TorchGeoBuilder, is_torchgeo
 from geofm.evaluation.weights import load_weights
@@ -25,6 +26,9 @@ from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 #: Name of TorchGeo's random convolutional features.
 RCF_NAME = 'rcf'
 
+#: Name of bags of patch words.
+PATCH_WORDS_NAME = 'patch_words'
+
 #: Name of the row of image statistics.
 STATISTICS = 'band mean and std'
 
@@ -36,7 +40,8 @@ class BackboneConfig:
     Attributes:
         model: A checkpoint that `geofm fit` wrote, with this project's task or TorchGeo's
             `Classification`, `SimCLR`, `MoCo` or `MAE`; a geofm or timm model name, TorchGeo
-            weights such as `ViTSmall16_Weights.SENTINEL2_ALL_DINO`, or `rcf`.
+            weights such as `ViTSmall16_Weights.SENTINEL2_ALL_DINO`; or a baseline, `rcf` or
+            `patch_words`.
         name: What the table calls it.
         weights: A file of weights for *model*, in place of those it would download.
         pretrained: Whether a timm model gets its pretrained weights.
@@ -135,6 +140,8 @@ def build_backbone(
         torch.manual_seed(seed)
         if config.model == RCF_NAME:
             return _rcf(config, data_bands, statistics, seed)
+        if config.model == PATCH_WORDS_NAME:
+            return _patch_words(config, data_bands, statistics)
         if is_ours(config.model, config.weights):
             return _ours(config, data_bands, statistics, seed, random)
         if is_torchgeo(config.model):
@@ -205,17 +212,32 @@ def _rcf(
     statistics: Mapping[str, tuple[float, float]],
     seed: int,
 ) -> Backbone:
-    bands = config.bands or list(data_bands)
+    adapter = _plain_adapter(config, data_bands, statistics)
     # Its seed 0 means no seed.
-    model = RCF(len(bands), seed=seed + 1, **{'features': 512, **(config.model_args or {})})
-    adapter = Adapter(
+    args = {'features': 512, **(config.model_args or {})}
+    model = RCF(len(adapter.bands), seed=seed + 1, **args)
+    return Backbone(config.name or 'RCF', PooledEncoder(model), adapter)
+
+
+def _patch_words(
+    config: BackboneConfig, data_bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]
+) -> Backbone:
+    adapter = _plain_adapter(config, data_bands, statistics)
+    words = PatchWords(len(adapter.bands), **(config.model_args or {}))
+    return Backbone(config.name or 'patch words', PatchWordsEncoder(words), adapter)
+
+
+def _plain_adapter(
+    config: BackboneConfig, data_bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]
+) -> Adapter:
+    """All bands of the data, or those asked for, normalised by band."""
+    return Adapter(
         data_bands,
-        bands,
+        config.bands or list(data_bands),
         statistics=_statistics(config, statistics),
         missing=config.missing_bands,
         image_size=config.image_size,
     )
-    return Backbone(config.name or 'RCF', PooledEncoder(model), adapter)
 
 
 def _ours(
@@ -281,7 +303,8 @@ def _timm(
     if not timm.is_model(config.model):
         raise ValueError(
             f"'{config.model}' is no model: give a checkpoint that exists, a name of geofm or "
-            f"timm, TorchGeo's weights such as ViTSmall16_Weights.SENTINEL2_ALL_DINO, or {RCF_NAME}"
+            "timm, TorchGeo's weights such as ViTSmall16_Weights.SENTINEL2_ALL_DINO, or a "
+            f'baseline, {RCF_NAME} or {PATCH_WORDS_NAME}'
         )
     bands = tuple(config.bands or RGB_BANDS)
     args = {'num_classes': 0, 'in_chans': len(bands), **(config.model_args or {})}

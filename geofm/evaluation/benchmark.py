@@ -17,7 +17,7 @@ from geofm.evaluation.backbones import (
 )
 from geofm.evaluation.cache import FeatureCache, feature_key
 from geofm.evaluation.data import SPLITS, LabelledData, Split
-from geofm.evaluation.features import Features, split_features
+from geofm.evaluation.features import Features, prepared_batches, split_features
 from geofm.evaluation.labels import number_of_classes
 from geofm.evaluation.metrics import (
     Metric,
@@ -178,6 +178,8 @@ def _backbones(
         backbone = build_backbone(config, data.bands, data.statistics, seed)
         if backbone.name in names:
             raise ValueError(f"two backbones are called '{backbone.name}': give them a name each")
+        prepared = prepared_batches(backbone.adapter, data, 'train')
+        backbone.encoder.learn(prepared, data.size('train'), seed)
         names.add(backbone.name)
         if backbone.architecture is not None:
             if backbone.learned:

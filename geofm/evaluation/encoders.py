@@ -1,6 +1,6 @@
 """From a prepared batch to features: what each kind of backbone has to give."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -31,6 +31,18 @@ class Encoder(nn.Module):
     features: Mapping[str, tuple[int, ...]]
     inputs: Mapping[str, tuple[int, ...]]
     gives_patches: bool = True
+
+    def learn(self, batches: Iterable[Mapping[str, Any]], images: int, seed: int) -> None:
+        """Learn from the images of the training split, without their labels; most do not.
+
+        Args:
+            batches: Prepared batches, read as they are taken.
+            images: Number of images in them.
+            seed: Seed of what is drawn.
+
+        Raises:
+            ValueError: If these images are not enough.
+        """
 
     def pooled(self, batch: Mapping[str, Any]) -> Tensor:
         """Vectors of images.

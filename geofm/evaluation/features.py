@@ -1,6 +1,6 @@
 """Features of labelled images, computed once."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -56,6 +56,24 @@ def side_by_side(values: Tensor, vectors: Sequence[int]) -> Tensor:
     if len(vectors) == 1:
         return values[:, vectors[0]]
     return normalize(values[:, list(vectors)], dim=-1).flatten(1)
+
+
+def prepared_batches(
+    adapter: Adapter, data: LabelledData, split: Split, device: torch.device | str = 'cpu'
+) -> Iterator[Mapping[str, Any]]:
+    """Read the images of a split as a backbone takes them.
+
+    Args:
+        adapter: From a batch of the data to a prepared one.
+        data: The data.
+        split: The split.
+        device: Where to prepare them.
+
+    Yields:
+        Prepared batches; nothing is read before the first is asked for.
+    """
+    for batch in data.loader(split):
+        yield adapter(tensors_to(batch, device))
 
 
 @torch.inference_mode()
