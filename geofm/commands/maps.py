@@ -15,7 +15,6 @@ from geofm.maps.scene import Missing, files_by_sensor
 from geofm.models.timm_vit import load_model
 from geofm.printing import say
 from geofm.rasters import Address
-from geofm.sensors import DEFAULT_SENSORS
 from geofm.sensors import reference_sensor as reference_of
 
 
@@ -37,8 +36,6 @@ def map_(
     segments: int = 8,
     precision: Literal['float32', 'float16', 'int8'] = 'float32',
     dates: dict[str, str] | None = None,
-    s1_bands: list[str] | None = None,
-    s2_bands: list[str] | None = None,
     missing_bands: Missing | None = None,
     model: str | None = None,
     bands: list[str] | None = None,
@@ -71,8 +68,6 @@ def map_(
         precision: How embeddings are stored.
         dates: Days of acquisition, as --dates s1=YYYY-MM-DD --dates s2=YYYY-MM-DD; from file names
             or metadata if not given.
-        s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
-        s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
         missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
             an error if not given.
         model: Name of a timm model whose weights the checkpoint holds.
@@ -95,7 +90,6 @@ def map_(
     if item is not None:
         from_item = read_item(item, output, backbone.bands)
         rasters, found = dict(from_item.files), {**from_item.dates, **found}
-    names = _names(s1_bands, s2_bands, scene_bands)
     options = Options(
         block=block,
         window=window,
@@ -118,7 +112,7 @@ def map_(
         scene=rasters,
         reference=reference_sensor,
         dates=found,
-        names=names,
+        names=scene_bands,
         device=device,
         command=command,
     )
@@ -128,7 +122,7 @@ def map_(
         product, path = next(iter(files.items()))
         stem = path.name.removesuffix(f'_{product}.tif')
         target = figure.with_name(figure.name.replace('{scene}', stem))
-        _draw(files, rasters, target, names, reference=reference_sensor)
+        _draw(files, rasters, target, scene_bands, reference=reference_sensor)
 
 
 def attention(
@@ -142,8 +136,6 @@ def attention(
     overlap: float = 0.5,
     batch_size: int = 8,
     pixels: Literal['nearest', 'bilinear'] | None = 'nearest',
-    s1_bands: list[str] | None = None,
-    s2_bands: list[str] | None = None,
     missing_bands: Missing | None = None,
     device: str | None = None,
     scene: dict[str, Path] | None = None,
@@ -163,8 +155,6 @@ def attention(
         overlap: Least share of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
         pixels: How a pixel of the scene gets the value of its patch; null: one pixel a patch.
-        s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
-        s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
         missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
             an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
@@ -188,8 +178,6 @@ def attention(
         overlap=overlap,
         batch_size=batch_size,
         pixels=pixels,
-        s1_bands=s1_bands,
-        s2_bands=s2_bands,
         missing_bands=missing_bands,
         scene=scene,
         scene_bands=scene_bands,
@@ -209,8 +197,6 @@ def pca(
     overlap: float = 0.5,
     batch_size: int = 8,
     pixels: Literal['nearest', 'bilinear'] | None = None,
-    s1_bands: list[str] | None = None,
-    s2_bands: list[str] | None = None,
     missing_bands: Missing | None = None,
     device: str | None = None,
     scene: dict[str, Path] | None = None,
@@ -230,8 +216,6 @@ def pca(
         overlap: Least share of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
         pixels: Write products on the pixels of the scene, and how; one pixel a patch if not given.
-        s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
-        s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
         missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
             an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
@@ -253,8 +237,6 @@ def pca(
         overlap=overlap,
         batch_size=batch_size,
         pixels=pixels,
-        s1_bands=s1_bands,
-        s2_bands=s2_bands,
         missing_bands=missing_bands,
         scene=scene,
         scene_bands=scene_bands,
@@ -272,8 +254,6 @@ def embed(
     window: int = 224,
     overlap: float = 0.5,
     batch_size: int = 8,
-    s1_bands: list[str] | None = None,
-    s2_bands: list[str] | None = None,
     missing_bands: Missing | None = None,
     device: str | None = None,
     scene: dict[str, Path] | None = None,
@@ -291,8 +271,6 @@ def embed(
         window: Side of a window in pixels, a multiple of the patch size.
         overlap: Least share of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
-        s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
-        s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
         missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
             an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
@@ -312,8 +290,6 @@ def embed(
         window=window,
         overlap=overlap,
         batch_size=batch_size,
-        s1_bands=s1_bands,
-        s2_bands=s2_bands,
         missing_bands=missing_bands,
         scene=scene,
         scene_bands=scene_bands,
@@ -351,8 +327,6 @@ def figure(
     s2: Path | None = None,
     output: Path | None = None,
     title: str | None = None,
-    s1_bands: list[str] | None = None,
-    s2_bands: list[str] | None = None,
     scene: dict[str, Path] | None = None,
     scene_bands: dict[str, list[str]] | None = None,
     reference_sensor: str | None = None,
@@ -366,8 +340,6 @@ def figure(
         output: File to write, with or without .png or .pdf: both are written. In the folder of the
             products if not given.
         title: Title; the scene's name if not given.
-        s1_bands: Names of the bands of the Sentinel-1 file, if it does not say.
-        s2_bands: Names of the bands of the Sentinel-2 file, if it does not say.
         scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
         scene_bands: Names of the bands of files of any sensors, if they do not say, as
             --scene_bands landsat=[B02,B03,B04].
@@ -383,16 +355,15 @@ def figure(
             break
     else:
         raise ValueError(f'{directory}: no products of {stems or "a scene"}; run `geofm map`')
-    names = _names(s1_bands, s2_bands, scene_bands)
     target = output or directory / f'{stem}_figure'
-    _draw(files, rasters, target, names, title, reference_sensor)
+    _draw(files, rasters, target, scene_bands, title, reference_sensor)
 
 
 def _draw(
     files: Mapping[str, Path],
     rasters: Mapping[str, Path],
     output: Path,
-    names: Mapping[str, Sequence[str]],
+    names: Mapping[str, Sequence[str]] | None,
     title: str | None = None,
     reference: str | None = None,
 ) -> None:
@@ -401,16 +372,6 @@ def _draw(
         drawn = plot_products(files, scene=rasters, reference=reference, names=names, title=title)
         for path in save_figure(drawn, stem):
             say(path)
-
-
-def _names(
-    s1: Sequence[str] | None,
-    s2: Sequence[str] | None,
-    others: Mapping[str, Sequence[str]] | None,
-) -> dict[str, Sequence[str]]:
-    """Names of bands by sensor, where they are given."""
-    given = zip(DEFAULT_SENSORS, (s1, s2), strict=True)
-    return {key: bands for key, bands in given if bands is not None} | dict(others or {})
 
 
 def _by_grid(rasters: Mapping[str, Path], reference: str | None) -> list[Path]:

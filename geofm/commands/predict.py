@@ -2,11 +2,20 @@
 
 import shlex
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from geofm.maps.predict import ClassProduct, PredictOptions, predict_scene
+from rich.console import Console
+
+from geofm.datasets.archive.dataset import Split
+from geofm.datasets.labels import LabelSource, open_labels
+from geofm.datasets.splitting import SplitRule
+from geofm.maps.predict import ClassProduct, Prediction, PredictOptions, predict_files
+from geofm.maps.predict_table import predict_table
 from geofm.maps.scene import Missing, files_by_sensor
+from geofm.maps.table_scenes import TableScenes
 from geofm.printing import say
+from geofm.sensors import BandError, check_bands
 from geofm.tasks.fine_tuned import load_fine_tuned
 
 
@@ -22,9 +31,15 @@ def predict(
     simplify: float = 0.0,
     bands: list[str] | None = None,
     missing_bands: Missing | None = None,
+    missing_sensors: bool = False,
     device: str | None = None,
     scene: dict[str, Path] | None = None,
     scene_bands: dict[str, list[str]] | None = None,
+    table: Path | None = None,
+    split: Split = 'all',
+    split_by: SplitRule | None = None,
+    split_window: int | None = None,
+    place: str | list[str] | None = None,
     reference_sensor: str | None = None,
     reference: Path | None = None,
     reference_column: str | None = None,
@@ -32,15 +47,15 @@ def predict(
 ) -> None:
     """Map what a fine-tuned checkpoint says of a scene: classes, or numbers of a regression.
 
-    With --config this is Lightning's predict. A run that was stopped resumes when it is given
-    again.
+    With --table, every scene of a table is mapped. With --config this is Lightning's predict. A run
+    that was stopped resumes when it is given again.
 
     Args:
         checkpoint: Checkpoint of TorchGeo's Classification, SemanticSegmentation or
             PixelwiseRegression, or of geofm's Mask2Former.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
         s2: Sentinel-2 scene: bands as DN. Its grid is that of the products.
-        output: Folder to write to.
+        output: Folder to write to; with --table, to a folder in it for each scene.
         products: Any of classes, probabilities, entropy, polygons and picture; classes and picture
             if not given.
         window: Side of a window in pixels; best the size that the task was trained with. Of a
@@ -51,44 +66,122 @@ def predict(
         bands: Names of the input channels, if the checkpoint does not say.
         missing_bands: What stands for a band that a file lacks: its `mean` or `zero`; an error if
             not given.
+        missing_sensors: Predict scenes that lack sensors which the task was fine-tuned with, as far
+            as the backbone can do without.
         device: Where to compute, e.g. cuda; on the CPU if not given.
         scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
         scene_bands: Names of the bands of files of any sensors, if they do not say, as
             --scene_bands landsat=[B02,B03,B04].
+        table: Table of rasters, as `geofm index` writes it: every place and date is a scene.
+        split: Split of the table whose scenes to map.
+        split_by: How the scenes of the table are split, as --split_by.by place; by its column
+            `split` if not given.
+        split_window: `window_size` of the data module that the task was trained with, since a split
+            by place depends on the number of windows.
+        place: Place of the table whose scenes to map, or several as [a,b]; all if not given.
         reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
             the first that does not stay the same over time.
-        reference: Raster or features with the true classes; the accuracy is printed and written.
+        reference: Raster or features with the true classes, or a band of the table, such as
+            landcover.class; the accuracy is printed and written.
         reference_column: Column of the features that holds the class.
         block: Side of the spatial blocks that the intervals of the accuracy are drawn from, in
             pixels of the map.
     """
-    task = load_fine_tuned(checkpoint, bands)
     rasters = files_by_sensor(s1, s2, scene)
-    options = PredictOptions(window, overlap, batch_size, missing_bands, simplify)
+    if table is not None and (rasters or scene_bands):
+        raise ValueError('give --table or the files of one scene, not both')
+    if table is None and (split != 'all' or split_by or split_window or place):
+        raise ValueError('--split and --place choose scenes of a table: give --table')
+    task = load_fine_tuned(checkpoint, bands)
+    options = PredictOptions(window, overlap, batch_size, missing_bands, simplify, missing_sensors)
     chosen: list[ClassProduct] = products or (
         ['probabilities'] if task.several else ['classes', 'picture']
     )
     if reference is not None and (task.kind == 'regression' or 'classes' not in chosen):
         raise ValueError('--reference compares classes: add classes to --products')
-    files = predict_scene(
-        task,
-        rasters,
-        output,
-        chosen,
-        options,
-        reference=reference_sensor,
-        names=scene_bands,
-        device=device,
-        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-    )
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    prediction = Prediction.prepare(task, chosen, options, device, command)
+    if table is not None:
+        scenes = TableScenes(
+            table,
+            task.bands,
+            split=split,
+            split_by=split_by,
+            window_size=split_window,
+            places=[place] if isinstance(place, str) else place,
+            reference=reference_sensor,
+            missing_bands=missing_bands,
+            missing_sensors=missing_sensors,
+        )
+        _predict_table(prediction, scenes, output, reference, reference_column, block)
+        return
+    files = predict_files(prediction, rasters, output, reference_sensor, scene_bands)
     for path in files.values():
         say(path)
     if reference is not None:
-        from rich.console import Console
+        labels = open_labels(reference, column=reference_column, legend=task.legend)
+        classes = files['classes']
+        _assess({classes: labels}, str(reference), block, output, f'{classes.stem}_accuracy')
 
-        from geofm.evaluation.map_accuracy import assess_map
 
-        accuracy = assess_map(files['classes'], reference, reference_column, block)
-        Console().print(accuracy.table(str(reference)))
-        for path in accuracy.save(output, f'{files["classes"].stem}_accuracy'):
-            say(path)
+def _predict_table(
+    prediction: Prediction,
+    scenes: TableScenes,
+    output: Path,
+    reference: Path | None,
+    column: str | None,
+    block: int,
+) -> None:
+    """Map the scenes of a table, say what became of them, and compare them with a reference."""
+    if scenes.left_out:
+        say(f'left out: {scenes.left_out}')
+    # What is wrong with the reference is found out before the scenes are mapped.
+    labels = None if reference is None else _labels(scenes, reference, column, prediction)
+    found = predict_table(prediction, scenes, output)
+    made = len(found.files)
+    say(
+        f'{output}: {made} of {len(scenes)} scenes are mapped'
+        + (f', {found.skipped} of them before' if found.skipped else '')
+    )
+    if labels is not None and found.files:
+        sources = {
+            files['classes']: source
+            for number, files in found.files.items()
+            if (source := labels[number]) is not None
+        }
+        _assess(sources, str(reference), block, output, 'accuracy')
+    if found.failed:
+        name, message = next(iter(found.failed.items()))
+        raise ValueError(
+            f'{len(found.failed)} of {len(scenes)} scenes failed, the others are done; the first: '
+            f'{name}: {message}'
+        )
+
+
+def _labels(
+    scenes: TableScenes, reference: Path, column: str | None, prediction: Prediction
+) -> Sequence[LabelSource | None]:
+    """The reference of each scene: a band of the table, or files for all of them."""
+    legend = prediction.task.legend
+    name = str(reference)
+    if not reference.exists():
+        try:
+            check_bands([name])
+        except BandError:
+            # A pattern; or what is opened next says what is wrong.
+            pass
+        else:
+            return scenes.labels(name, legend)
+    return [open_labels(reference, column=column, legend=legend)] * len(scenes)
+
+
+def _assess(
+    sources: Mapping[Path, LabelSource], reference: str, block: int, output: Path, stem: str
+) -> None:
+    """Print and write the accuracy of maps."""
+    from geofm.evaluation.map_accuracy import assess_maps
+
+    accuracy = assess_maps(sources, reference, block)
+    Console().print(accuracy.table(reference))
+    for path in accuracy.save(output, stem):
+        say(path)

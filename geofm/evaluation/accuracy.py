@@ -269,7 +269,9 @@ class Confusions:
         count = len(self.legend.classes)
         self._confusion = np.zeros((count, count), np.int64)
 
-    def add(self, prediction: Labels, reference: Labels, row: int = 0, col: int = 0) -> None:
+    def add(
+        self, prediction: Labels, reference: Labels, row: int = 0, col: int = 0, scene: int = 0
+    ) -> None:
         """Count a window.
 
         Args:
@@ -277,6 +279,7 @@ class Confusions:
             reference: Classes (H, W) likewise.
             row: First row of the window in the scene, by which its pixels find their blocks.
             col: First column.
+            scene: Number of the scene, of several: scenes share no block.
 
         Raises:
             ValueError: If the shapes differ, or a value is not in the legend.
@@ -288,7 +291,8 @@ class Confusions:
             )
         labelled = reference != NO_CLASS
         rows, cols = np.nonzero(labelled)
-        groups = np.stack([(rows + row) // self.block, (cols + col) // self.block], axis=1)
+        place = np.full(len(rows), scene)
+        groups = np.stack([place, (rows + row) // self.block, (cols + col) // self.block], axis=1)
         self.add_samples(prediction[labelled], reference[labelled], groups)
 
     def add_samples(

@@ -1,12 +1,12 @@
 """Accuracy of a raster of classes against a reference of any kind."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import rasterio
 from rasterio.windows import Window
 
-from geofm.datasets.labels import open_labels
+from geofm.datasets.labels import LabelSource, open_labels
 from geofm.evaluation.accuracy import Accuracy, Confusions
 from geofm.grid import Grid
 from geofm.legend import Legend, LegendError
@@ -35,24 +35,68 @@ def assess_map(
     Raises:
         ValueError: If the map has no legend, the reference cannot be used, or has no label on it.
     """
+    source = open_labels(reference, column=column, legend=legend_of(classes))
+    return assess_maps({classes: source}, str(reference), block, seed)
+
+
+def assess_maps(
+    sources: Mapping[Path, LabelSource], reference: str, block: int = 64, seed: int = 0
+) -> Accuracy:
+    """Compare maps of classes with references; their pixels are pooled.
+
+    Maps on one grid, such as those of the dates of a place, share their blocks.
+
+    Args:
+        sources: The reference of each map. All maps have the same classes.
+        reference: What to call the references in messages.
+        block: Side of the blocks that are drawn for the intervals, in pixels of the maps.
+        seed: Seed of the draws.
+
+    Returns:
+        The accuracy.
+
+    Raises:
+        ValueError: If there is no map, the first has no legend, a reference cannot be used, or
+            none has a label on its map.
+    """
+    if not sources:
+        raise ValueError(f'{reference}: no map to compare it with')
+    confusions = Confusions(legend_of(next(iter(sources))), block)
+    grids: dict[tuple[object, ...], int] = {}
+    try:
+        for classes, source in sources.items():
+            with rasterio.open(classes) as src:
+                grid = Grid.of(src)
+                scene = grids.setdefault((str(grid.crs), *grid.transform), len(grids))
+                for row, window in _rows(grid):
+                    truth = source.classes_on(grid.crop(row, 0, int(window.height), grid.width))
+                    confusions.add(src.read(1, window=window), truth, row, scene=scene)
+        return confusions.accuracy(seed=seed)
+    except ValueError as error:
+        text = str(error)
+        raise ValueError(text if reference in text else f'{reference}: {text}') from error
+
+
+def legend_of(classes: Path) -> Legend:
+    """Classes of a map.
+
+    Args:
+        classes: Raster of classes with a legend in its tags.
+
+    Returns:
+        Its legend.
+
+    Raises:
+        ValueError: If it has none.
+    """
     with rasterio.open(classes) as src:
         try:
             legend = Legend.from_tags(src.tags())
         except LegendError as error:
             raise ValueError(f'{classes}: {error}') from error
-        if legend is None:
-            raise ValueError(f'{classes}: has no legend in its tags; `geofm predict` writes it')
-        source = open_labels(reference, column=column, legend=legend)
-        confusions = Confusions(legend, block)
-        grid = Grid.of(src)
-        try:
-            for row, window in _rows(grid):
-                truth = source.classes_on(grid.crop(row, 0, int(window.height), grid.width))
-                confusions.add(src.read(1, window=window), truth, row)
-            return confusions.accuracy(seed=seed)
-        except ValueError as error:
-            text = str(error)
-            raise ValueError(text if str(reference) in text else f'{reference}: {text}') from error
+    if legend is None:
+        raise ValueError(f'{classes}: has no legend in its tags; `geofm predict` writes it')
+    return legend
 
 
 def _rows(grid: Grid) -> Iterator[tuple[int, Window]]:

@@ -3,10 +3,11 @@
 import hashlib
 import json
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -19,10 +20,9 @@ from geofm import __version__
 from geofm.legend import NO_CLASS
 from geofm.locking import locked_folder
 from geofm.maps.class_products import draw_classes, write_polygons
-from geofm.maps.scene import Missing, Scene, option
+from geofm.maps.scene import Imagery, Missing, Scene, option
 from geofm.maps.survey import (
     Survey,
-    describe_rasters,
     open_survey,
     return_memory,
     weights_sha256,
@@ -30,7 +30,7 @@ from geofm.maps.survey import (
 from geofm.maps.windows import Floats, Strip, Tiling
 from geofm.maps.writer import Encoding, patch_grid, write_patches
 from geofm.sensors import SENSORS
-from geofm.tasks.fine_tuned import FineTuned, check_model, logits
+from geofm.tasks.fine_tuned import FineTuned, check_model, logits, without_sensors
 
 #: What can be made of a task of classes; of a regression there are its values alone.
 ClassProduct = Literal['classes', 'probabilities', 'entropy', 'polygons', 'picture']
@@ -38,7 +38,8 @@ ClassProduct = Literal['classes', 'probabilities', 'entropy', 'polygons', 'pictu
 #: Fractions are kept in 8 bits, 0 to 254.
 _STEPS = 254
 
-_CACHE_BYTES = 256 * 2**20
+#: Most memory of GDAL's cache of blocks.
+CACHE_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class PredictOptions:
         missing_bands: What stands for a band that a raster lacks: its 'mean' or 'zero'; None: an
             error.
         simplify: Tolerance by which polygons are simplified, in units of the scene's CRS.
+        missing_sensors: Whether a scene may lack sensors that the task was fine-tuned with.
     """
 
     window: int = 224
@@ -59,6 +61,7 @@ class PredictOptions:
     batch_size: int = 4
     missing_bands: Missing | None = None
     simplify: float = 0.0
+    missing_sensors: bool = False
 
 
 class Predictor:
@@ -70,7 +73,7 @@ class Predictor:
             the outputs of a regression.
     """
 
-    def __init__(self, task: FineTuned, scene: Scene, products: Sequence[ClassProduct]) -> None:
+    def __init__(self, task: FineTuned, scene: Imagery, products: Sequence[ClassProduct]) -> None:
         """Initialize a new Predictor instance.
 
         Args:
@@ -82,19 +85,7 @@ class Predictor:
         self.scene = scene
         self.normalize = task.statistics.normalize(scene.bands)
         self.device = next(task.task.parameters()).device
-        filled = scene.filled if scene.missing == 'mean' else ()
-        self._at_mean = [scene.bands.index(band) for band in filled]
-        self.kept: dict[str, tuple[str, ...]] = {}
-        names = task.legend.names
-        if task.kind == 'regression':
-            self.kept['values'] = names
-            return
-        if not {'classes', 'polygons', 'picture'}.isdisjoint(products):
-            self.kept['classes'] = ('class',)
-        if 'probabilities' in products:
-            self.kept['probabilities'] = tuple(f'probability of {name}' for name in names)
-        if 'entropy' in products:
-            self.kept['entropy'] = ('entropy',)
+        self.kept = kept_of(task, products)
 
     @property
     def blended(self) -> int:
@@ -116,7 +107,8 @@ class Predictor:
         with torch.inference_mode():
             batch = {key: value.to(self.device) for key, value in samples.items()}
             image = self.normalize(batch)['image']
-            image[:, self._at_mean] = 0
+            # Normalised, the mean of a band is 0.
+            image[:, self.scene.at_mean] = 0
             found = logits(self.task, image)
         if not found.isfinite().all():
             raise ValueError(
@@ -151,6 +143,180 @@ class Predictor:
             parts.append(np.rint(information / math.log(len(chances)) * _STEPS)[None])
         kept = np.concatenate(parts)
         return np.where(known, kept, NO_CLASS).astype(np.uint8)
+
+
+def kept_of(task: FineTuned, products: Sequence[ClassProduct]) -> dict[str, tuple[str, ...]]:
+    """What is kept of each pixel.
+
+    Args:
+        task: The task.
+        products: What is to be made.
+
+    Returns:
+        Names of bands by kind of raster: 'values', 'classes', 'probabilities', 'entropy'.
+    """
+    names = task.legend.names
+    if task.kind == 'regression':
+        return {'values': names}
+    kept: dict[str, tuple[str, ...]] = {}
+    if not {'classes', 'polygons', 'picture'}.isdisjoint(products):
+        kept['classes'] = ('class',)
+    if 'probabilities' in products:
+        kept['probabilities'] = tuple(f'probability of {name}' for name in names)
+    if 'entropy' in products:
+        kept['entropy'] = ('entropy',)
+    return kept
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A task and what is to be made with it of any number of scenes.
+
+    Attributes:
+        task: The task.
+        products: What to make, in the order of :data:`ClassProduct`; none of a regression.
+        options: How.
+        command: How to name the call in the tags of the files.
+        weights: Hash of the task's weights.
+    """
+
+    task: FineTuned
+    products: tuple[ClassProduct, ...]
+    options: PredictOptions
+    command: str
+    weights: str
+
+    @classmethod
+    def prepare(
+        cls,
+        task: FineTuned,
+        products: Sequence[ClassProduct],
+        options: PredictOptions | None = None,
+        device: torch.device | str | None = None,
+        command: str = 'geofm.maps.predict_scene',
+    ) -> Self:
+        """Check all that does not depend on a scene.
+
+        Args:
+            task: The task.
+            products: What to make.
+            options: How.
+            device: Where to compute; by default where the task is.
+            command: How to name the call in the tags of the files.
+
+        Returns:
+            What to apply to scenes.
+
+        Raises:
+            ValueError: If a product or an option is none, or the task does not take such windows.
+        """
+        options = options or PredictOptions()
+        if options.batch_size < 1:
+            raise ValueError(f'batch_size={options.batch_size} is not positive')
+        chosen = _choose(task, products)
+        if device is not None:
+            task.task.to(device)
+        check_model(task, options.window)
+        return cls(task, chosen, options, command, weights_sha256(task.task))
+
+    def run(self, scene: Imagery, output: Path, progress: Progress) -> dict[str, Path]:
+        """Map a scene, or go on with it.
+
+        Args:
+            scene: The scene.
+            output: Folder to write to.
+            progress: Where to show how far it is.
+
+        Returns:
+            The files by product.
+
+        Raises:
+            ValueError: If it lacks a sensor, or no pixel of it holds data.
+        """
+        self._report_sensors(scene)
+        scene.check_units()
+        predictor = Predictor(self.task, scene, self.products)
+        with without_sensors(self.task, scene.absent):
+            survey = self._open(predictor, output)
+            survey.run(predictor, self.options.batch_size, progress)
+        if survey.is_empty():
+            survey.remove()
+            raise ValueError(f'{scene.path}: no pixel holds data in every band')
+        made = _write(self, predictor, survey, output / scene.stem)
+        survey.remove()
+        return made
+
+    def manifest(self, scene: Imagery) -> dict[str, Any]:
+        """All that what is kept of each pixel of a scene depends on.
+
+        Args:
+            scene: The scene.
+
+        Returns:
+            Plain data for JSON.
+        """
+        task, options = self.task, self.options
+        return {
+            'geofm': __version__,
+            'task': f'{task.kind} {task.name}',
+            'weights_sha256': self.weights,
+            'window': options.window,
+            'overlap': options.overlap,
+            'kept': kept_of(task, self.products),
+            'rasters': scene.describe(),
+            'statistics': task.statistics.entry(),
+            'missing_bands': options.missing_bands,
+        }
+
+    def tags(self, scene: Imagery) -> dict[str, str]:
+        """What the files of a scene say of how they were made.
+
+        Args:
+            scene: The scene.
+
+        Returns:
+            Tags.
+        """
+        task, options = self.task, self.options
+        return {
+            'TIFFTAG_SOFTWARE': f'geofm {__version__}',
+            'task': f'{task.kind} {task.name}',
+            'weights_sha256': self.weights,
+            'input_statistics': json.dumps(task.statistics.entry()),
+            'window': str(options.window),
+            'overlap': str(0 if task.kind == 'classification' else options.overlap),
+            'command': self.command,
+            **scene.tags(),
+        }
+
+    def _report_sensors(self, scene: Imagery) -> None:
+        """Refuse a scene that lacks sensors, or warn of them."""
+        for key in scene.absent:
+            title = SENSORS[key].title
+            if not self.options.missing_sensors:
+                raise ValueError(
+                    f'the task was fine-tuned with {title} ({option(key)}): give its raster too, '
+                    'or --missing_sensors to predict without'
+                )
+            warnings.warn(
+                f'predicted without {title}: unless the task was fine-tuned so too, its accuracy '
+                'may be lower',
+                stacklevel=3,
+            )
+
+    def _open(self, predictor: Predictor, output: Path) -> Survey:
+        """Open the work folder."""
+        task, scene, window = self.task, predictor.scene, self.options.window
+        manifest = self.manifest(scene)
+        digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:8]
+        folder = output / f'.{scene.stem}.{digest}.work'
+        if task.kind == 'classification':
+            tiling = Tiling.cover(scene.grid.shape, window, window, 0)
+        else:
+            # Windows of a size that the model takes; the last ones may reach beyond the scene.
+            height, width = (math.ceil(s / task.multiple) * task.multiple for s in scene.grid.shape)
+            tiling = Tiling.cover((height, width), 1, window, self.options.overlap)
+        return open_survey(folder, tiling, predictor.kept, manifest)
 
 
 def predict_scene(
@@ -201,43 +367,55 @@ def predict_scene(
         ValueError: If a product is unknown, a raster of a sensor is missing or cannot be used, or
             the task does not take such windows.
     """
-    options = options or PredictOptions()
-    if options.batch_size < 1:
-        raise ValueError(f'batch_size={options.batch_size} is not positive')
-    chosen = _choose(task, products)
-    if device is not None:
-        task.task.to(device)
-    check_model(task, options.window)
+    prediction = Prediction.prepare(task, products, options, device, command)
+    return predict_files(prediction, files, output, reference, names)
+
+
+def predict_files(
+    prediction: Prediction,
+    files: Mapping[str, Path],
+    output: Path,
+    reference: str | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> dict[str, Path]:
+    """Apply a prediction to one scene, see :func:`predict_scene`.
+
+    Args:
+        prediction: What to apply.
+        files: Raster of each sensor, by key.
+        output: Folder to write to.
+        reference: Sensor whose grid the products are on.
+        names: Names of the bands of a file by sensor, where the file does not say.
+
+    Returns:
+        The files by product.
+
+    Raises:
+        ValueError: If a raster of a sensor is missing or cannot be used.
+    """
     with (
         locked_folder(output),
-        rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
+        rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES),
         Scene(
-            task.bands,
+            prediction.task.bands,
             names=names,
-            missing=options.missing_bands,
+            missing=prediction.options.missing_bands,
             files=files,
             reference=reference,
         ) as scene,
-        Progress(
-            TextColumn('{task.description}'),
-            BarColumn(),
-            TextColumn('{task.completed:.0f} of {task.total:.0f}'),
-            TimeRemainingColumn(),
-        ) as progress,
+        show_progress() as progress,
     ):
-        if absent := [key for key in scene.sensors if key not in scene.rasters]:
-            needed = ', '.join(f'{SENSORS[key].title} ({option(key)})' for key in absent)
-            raise ValueError(f'the task was fine-tuned with {needed}: give its raster too')
-        scene.check_units()
-        predictor = Predictor(task, scene, chosen)
-        survey, tags = _open(predictor, output, options, command)
-        survey.run(predictor, options.batch_size, progress)
-        if survey.is_empty():
-            survey.remove()
-            raise ValueError(f'{scene.path}: no pixel holds data in every band')
-        made = _write(predictor, survey, output / scene.stem, chosen, options, tags)
-        survey.remove()
-    return made
+        return prediction.run(scene, output, progress)
+
+
+def show_progress() -> Progress:
+    """A progress bar that tells how many there are and how much time is left."""
+    return Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        TextColumn('{task.completed:.0f} of {task.total:.0f}'),
+        TimeRemainingColumn(),
+    )
 
 
 def _choose(task: FineTuned, products: Sequence[ClassProduct]) -> tuple[ClassProduct, ...]:
@@ -257,56 +435,12 @@ def _choose(task: FineTuned, products: Sequence[ClassProduct]) -> tuple[ClassPro
     return tuple(p for p in every if p in products)
 
 
-def _open(
-    predictor: Predictor, output: Path, options: PredictOptions, command: str
-) -> tuple[Survey, dict[str, str]]:
-    """Open the work folder, and say what the files are made of."""
-    task, scene = predictor.task, predictor.scene
-    weights = weights_sha256(task.task)
-    manifest = {
-        'geofm': __version__,
-        'task': f'{task.kind} {task.name}',
-        'weights_sha256': weights,
-        'window': options.window,
-        'overlap': options.overlap,
-        'kept': predictor.kept,
-        'rasters': describe_rasters(scene),
-        'statistics': task.statistics.entry(),
-        'missing_bands': options.missing_bands,
-    }
-    digest = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()[:8]
-    folder = output / f'.{scene.stem}.{digest}.work'
-    if task.kind == 'classification':
-        tiling = Tiling.cover(scene.grid.shape, options.window, options.window, 0)
-    else:
-        # Windows of a size that the model takes; the last ones may reach beyond the scene.
-        height, width = (math.ceil(s / task.multiple) * task.multiple for s in scene.grid.shape)
-        tiling = Tiling.cover((height, width), 1, options.window, options.overlap)
-    tags = {
-        'TIFFTAG_SOFTWARE': f'geofm {__version__}',
-        'task': f'{task.kind} {task.name}',
-        'weights_sha256': weights,
-        'input_statistics': json.dumps(manifest['statistics']),
-        'window': str(options.window),
-        'overlap': str(0 if task.kind == 'classification' else options.overlap),
-        'command': command,
-        **{key: Path(raster.src.name).name for key, raster in scene.rasters.items()},
-        **{f'{key}_date': str(r.date) for key, r in scene.rasters.items()},
-    }
-    return open_survey(folder, tiling, predictor.kept, manifest), tags
-
-
 def _write(
-    predictor: Predictor,
-    survey: Survey,
-    stem: Path,
-    products: Sequence[ClassProduct],
-    options: PredictOptions,
-    tags: Mapping[str, str],
+    prediction: Prediction, predictor: Predictor, survey: Survey, stem: Path
 ) -> dict[str, Path]:
     """Write the files of the products."""
-    task, scene, p = predictor.task, predictor.scene, survey.tiling.patch_size
-    legend = task.legend
+    scene, p, products = predictor.scene, survey.tiling.patch_size, prediction.products
+    legend, tags = prediction.task.legend, prediction.tags(scene)
     encodings = {
         'classes': Encoding('uint8', NO_CLASS, colors=legend.colors),
         'values': Encoding(),
@@ -325,7 +459,7 @@ def _write(
         return_memory()
     if 'polygons' in products:
         made['polygons'] = stem.with_name(f'{stem.name}_polygons.parquet')
-        write_polygons(made['classes'], made['polygons'], legend, options.simplify)
+        write_polygons(made['classes'], made['polygons'], legend, prediction.options.simplify)
     if 'picture' in products:
         made['picture'] = stem.with_name(f'{stem.name}_picture.png')
         draw_classes(made['classes'], made['picture'], legend)

@@ -28,7 +28,6 @@ from geofm.maps.survey import (
     Survey,
     Wanted,
     architecture,
-    describe_rasters,
     open_survey,
     return_memory,
     weights_sha256,
@@ -292,7 +291,7 @@ class _Maker:
             'window': options.window,
             'overlap': options.overlap,
             'kinds': {kind: len(names) for kind, names in layout.items()},
-            'rasters': describe_rasters(scene),
+            'rasters': scene.describe(),
             'statistics': InputStatistics.of(observer.normalize).entry(),
             'missing_bands': options.missing_bands,
         }
@@ -306,8 +305,7 @@ class _Maker:
             'window': str(options.window),
             'overlap': str(options.overlap),
             'command': command,
-            **{key: Path(raster.src.name).name for key, raster in scene.rasters.items()},
-            **{f'{key}_date': str(r.date) for key, r in scene.rasters.items()},
+            **scene.tags(),
         }
         return cls(
             observer,

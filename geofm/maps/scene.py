@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -255,9 +255,9 @@ def bands_option(key: str) -> str:
         key: Key of the sensor.
 
     Returns:
-        ``--s1_bands`` or ``--s2_bands`` for these two, else e.g. ``--scene_bands landsat=[...]``.
+        For example ``--scene_bands landsat=[...]``.
     """
-    return f'--{key}_bands' if key in DEFAULT_SENSORS else f'--scene_bands {key}=[...]'
+    return f'--scene_bands {key}=[...]'
 
 
 def files_by_sensor(
@@ -357,6 +357,44 @@ def _warp(
     values[:, ~valid] = np.nan
     values = raster.placement.warp(values, window, grid, resampling)
     return values, np.isfinite(values).all(axis=0)
+
+
+class Imagery(Protocol):
+    """Bands of several sensors on one grid, read window by window: a :class:`Scene` or another.
+
+    Attributes:
+        bands: Names of the channels that are read.
+        grid: The grid.
+        path: The raster that has this grid.
+        stem: Short name, for names of files.
+        missing: What stands for a band that is not there.
+    """
+
+    bands: tuple[str, ...]
+    grid: Grid
+    path: Path
+    stem: str
+    missing: Missing | None
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """Keys of the sensors of the bands that are not there."""
+
+    @property
+    def at_mean(self) -> list[int]:
+        """Channels in whose place the mean of the band stands."""
+
+    def read(self, row: int, col: int, height: int, width: int) -> dict[str, Tensor]:
+        """Read a window, as :meth:`Scene.read` does."""
+
+    def describe(self) -> dict[str, Any]:
+        """What tells the files from others, as JSON holds it."""
+
+    def tags(self) -> dict[str, str]:
+        """Name and date of the files of each sensor."""
+
+    def check_units(self) -> list[str]:
+        """Warn of values that look as if they were in another unit."""
 
 
 class Scene:
@@ -463,6 +501,17 @@ class Scene:
         return there
 
     @property
+    def absent(self) -> tuple[str, ...]:
+        """Keys of the sensors of the bands for which there is no raster."""
+        return tuple(key for key in self._channels if key not in self.rasters)
+
+    @property
+    def at_mean(self) -> list[int]:
+        """Channels in whose place the mean of the band stands."""
+        filled = self.filled if self.missing == 'mean' else ()
+        return [self.bands.index(band) for band in filled]
+
+    @property
     def filled(self) -> tuple[str, ...]:
         """Bands that a raster which is there lacks, so that something stands for them."""
         return tuple(
@@ -533,6 +582,37 @@ class Scene:
             'image': torch.from_numpy(image),
             'valid': torch.from_numpy(valid),
             'dates': self.dates,
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """What tells the files of the scene from others, without reading them.
+
+        Returns:
+            Path, size, time of change, date, bands and how to read these, by sensor.
+        """
+        described = {}
+        for key, raster in self.rasters.items():
+            path = raster.address.file
+            stat = path.stat()
+            reading = raster.reading
+            described[key] = {
+                'path': str(path.resolve()),
+                'name': raster.src.name,
+                'size': stat.st_size,
+                'changed': stat.st_mtime_ns,
+                'date': str(raster.date),
+                'bands': dict(raster.bands),
+                'scale': None if reading.scale is None else reading.scale.ravel().tolist(),
+                'offset': None if reading.offset is None else reading.offset.ravel().tolist(),
+                'logarithm': reading.logarithm,
+            }
+        return described
+
+    def tags(self) -> dict[str, str]:
+        """Name and date of the raster of each sensor, for the tags of a product."""
+        return {
+            **{key: Path(raster.src.name).name for key, raster in self.rasters.items()},
+            **{f'{key}_date': str(raster.date) for key, raster in self.rasters.items()},
         }
 
     def thumbnail(

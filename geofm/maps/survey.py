@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from geofm.atomic import atomic_file
-from geofm.maps.scene import Scene
+from geofm.maps.scene import Imagery, Scene
 from geofm.maps.windows import Floats, Mask, Position, Strip, Sums, Tile, Tiling, blend_row
 from geofm.models.attention import Observation
 from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
@@ -42,7 +42,7 @@ class Look(Protocol):
     """
 
     @property
-    def scene(self) -> Scene:
+    def scene(self) -> Imagery:
         """The scene."""
 
     @property
@@ -98,9 +98,6 @@ class Observer:
         # The model shows attention to an absent sensor's placeholder pixels, too.
         self._absent = {key for key in sensors if key not in scene.rasters}
         self._present = torch.tensor([here], device=self.device) if self._absent else None
-        # Normalised, the mean of a band is 0.
-        filled = scene.filled if scene.missing == 'mean' else ()
-        self._at_mean = [scene.bands.index(band) for band in filled]
 
     def finish(self, values: Floats) -> Floats:
         """All values are kept as they are.
@@ -129,7 +126,8 @@ class Observer:
         size = len(samples['image'])
         with torch.inference_mode():
             inputs = self.normalize({key: v.to(self.device) for key, v in samples.items()})
-            inputs['image'][:, self._at_mean] = 0
+            # Normalised, the mean of a band is 0.
+            inputs['image'][:, self.scene.at_mean] = 0
             seen: Observation = self.model.observe(
                 inputs['image'],
                 inputs['dates'],
@@ -321,7 +319,7 @@ class Survey:
         bits = np.stack([np.packbits(mask) for mask in valid]) if valid else np.empty(0, np.uint8)
         _save(path, columns=np.array(columns), here=np.array(here), values=values, bits=bits)
 
-    def _read(self, scene: Scene, i: int, columns: Sequence[int]) -> list[dict[str, Tensor]]:
+    def _read(self, scene: Imagery, i: int, columns: Sequence[int]) -> list[dict[str, Tensor]]:
         """Read windows of a row at once: what they share is read once."""
         boxes = [self.tiling.pixels(Position(i, j)) for j in columns]
         row, left, height, width = boxes[0]
@@ -365,34 +363,6 @@ def open_survey(
         with atomic_file(path) as part:
             part.write_text(text)
     return Survey(folder, tiling, layout)
-
-
-def describe_rasters(scene: Scene) -> dict[str, Any]:
-    """What tells the files of a scene from others, without reading them.
-
-    Args:
-        scene: The scene.
-
-    Returns:
-        Path, size, time of change, date, bands and how to read these, by sensor.
-    """
-    described = {}
-    for key, raster in scene.rasters.items():
-        path = raster.address.file
-        stat = path.stat()
-        reading = raster.reading
-        described[key] = {
-            'path': str(path.resolve()),
-            'name': raster.src.name,
-            'size': stat.st_size,
-            'changed': stat.st_mtime_ns,
-            'date': str(raster.date),
-            'bands': dict(raster.bands),
-            'scale': None if reading.scale is None else reading.scale.ravel().tolist(),
-            'offset': None if reading.offset is None else reading.offset.ravel().tolist(),
-            'logarithm': reading.logarithm,
-        }
-    return described
 
 
 def weights_sha256(model: nn.Module) -> str:

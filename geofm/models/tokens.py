@@ -45,9 +45,12 @@ class SensorTokens(SensorInputs):
 
     Attributes:
         fusion: What makes one sequence of those of several ViTs; None with one ViT.
+        absent: Keys of the sensors that are missing in all images for which *present* is not given.
+            For tasks around the model, which hand images on alone.
     """
 
     fusion: Fusion | None
+    absent: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,6 +83,9 @@ class SensorTokens(SensorInputs):
         self._check_channels(x)
         self._check_dates(dates)
         taken: list[list[Tensor]] = [[] for _ in take]
+        if present is None and self.absent:
+            here = [key not in self.absent for key in self.sensors]
+            present = torch.tensor([here], device=x.device).expand(len(x), -1)
         view = View(x, dates, masks, present)
         for key in self.encoders:
             encoder = self._encoder(key)

@@ -1,7 +1,8 @@
 """Fine-tuned tasks out of checkpoints, ready to be applied to scenes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -99,7 +100,7 @@ def load_fine_tuned(path: Path, bands: Sequence[str] | None = None) -> FineTuned
     except Exception as error:
         # Whatever the parts of a model raise about arguments and weights that do not fit.
         raise CheckpointError(f'{path}: {one_line(error)}') from error
-    backbone = next((m for m in task.modules() if isinstance(m, MultiSensorViT)), None)
+    backbone = _backbone(task)
     statistics = find_statistics(content, path)
     channels = int(hparams['in_channels'])
     return FineTuned(
@@ -287,6 +288,41 @@ def check_model(task: FineTuned, side: int) -> None:
         ) from error
 
 
+@contextmanager
+def without_sensors(task: FineTuned, absent: Collection[str]) -> Iterator[None]:
+    """Apply a task to images that lack some of its sensors, for as long as the context lasts.
+
+    What a missing sensor's pixels are does not matter: the backbone does about it what it did in
+    pretraining, see :meth:`geofm.models.MultiSensorViT.forward_features`.
+
+    Args:
+        task: The task.
+        absent: Keys of these sensors; none: nothing is done.
+
+    Raises:
+        ValueError: If the backbone knows of no missing sensors.
+    """
+    if not absent:
+        yield
+        return
+    backbone = _backbone(task.task)
+    if backbone is None or not set(absent) < set(backbone.sensors):
+        raise ValueError(
+            f'the model {task.name} cannot do without {", ".join(absent)}: missing sensors need a '
+            'geofm backbone of several'
+        )
+    backbone.absent = frozenset(absent)
+    try:
+        yield
+    finally:
+        backbone.absent = frozenset()
+
+
+def _backbone(task: nn.Module) -> MultiSensorViT | None:
+    """The geofm backbone of a task; None if it has another."""
+    return next((m for m in task.modules() if isinstance(m, MultiSensorViT)), None)
+
+
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
@@ -312,4 +348,11 @@ def logits(task: FineTuned, images: Tensor) -> Tensor:
     return output
 
 
-__all__ = ('FineTuned', 'Kind', 'check_model', 'load_fine_tuned', 'logits')
+__all__ = (
+    'FineTuned',
+    'Kind',
+    'check_model',
+    'load_fine_tuned',
+    'logits',
+    'without_sensors',
+)
