@@ -13,7 +13,10 @@ from geofm.evaluation.encoders import Encoder
 _PATCHES, _ITERATIONS = 100_000, 10
 
 #: Least variance of a patch, and of a direction of the whitened patches, in normalised units.
-_LEAST_CONTRAST, _LEAST_VARIANCE = 0.01, 0.1
+_LEAST_CONTRAST, _LEAST_VARIANCE = 0.01, 0.01
+
+#: What a product of a whitened patch with a word must exceed to count: its standard deviation.
+_THRESHOLD = 1.0
 
 
 class PatchWords(nn.Module):
@@ -23,8 +26,10 @@ class PatchWords(nn.Module):
     Learning" (AISTATS 2011), and Coates and Ng, "The Importance of Encoding Versus Training with
     Sparse Coding and Vector Quantization" (ICML 2011): patches are normalised in brightness and
     contrast and ZCA-whitened; the words are the centres of their spherical k-means; the code of a
-    patch is the part of its product with each word above the mean of all. The whole is one
+    patch is the part of its product with each word above a threshold. The whole is one
     convolution, whose output is averaged over the ground.
+
+    The defaults were chosen once, on the validation cells of EuroSAT RGB.
 
     Attributes:
         patch_size: Side of a patch in pixels; patches are taken every half of it.
@@ -122,8 +127,7 @@ class PatchWords(nn.Module):
         contrast = ((square - mean.square()).clamp_min(0) + _LEAST_CONTRAST).sqrt()
         bright = self.filters.sum(dim=(1, 2, 3)).view(-1, 1, 1)
         products = (conv2d(image, self.filters, stride=stride) - bright * mean) / contrast
-        products -= self.offset.view(-1, 1, 1)
-        return (products - products.mean(dim=1, keepdim=True)).clamp_min(0)
+        return (products - self.offset.view(-1, 1, 1) - _THRESHOLD).clamp_min(0)
 
 
 class PatchWordsEncoder(Encoder):
