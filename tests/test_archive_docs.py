@@ -1,7 +1,6 @@
 """Commands of docs/archives.md as they stand, on small data and with few steps."""
 
 import re
-import shlex
 import shutil
 from pathlib import Path
 
@@ -11,59 +10,13 @@ import rasterio
 import yaml
 from PIL import Image
 
-from geofm.cli import main
-from geofm.datasets import RasterArchive, write_sample_scenes
+from geofm.datasets import RasterArchive
 from geofm.datasets.table import RasterTable
 from geofm.models import load_backbone
+from tests.docs_commands import ROOT, run, sections
 from tests.registry import kept_registry
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / 'docs' / 'archives.md').read_text()
-ROIS = (('ROIs1868', 36), ('ROIs2017', 25), ('ROIs1970', 57))
-
-#: What makes a training command small. None of it names a model or data.
-SMALLER = [
-    *('--trainer.max_steps=2', '--trainer.limit_val_batches=1', '--trainer.accelerator=cpu'),
-    *('--trainer.enable_progress_bar=false', '--trainer.check_val_every_n_epoch=1'),
-    *('--trainer.max_epochs=1', '--data.init_args.batch_size=2'),
-    *('--model.init_args.global_size=32', '--model.init_args.local_size=16'),
-    *('--model.init_args.n_local=1', '--model.init_args.prototypes=8'),
-    *('--model.init_args.head_hidden_dim=8', '--model.init_args.head_bottleneck_dim=8'),
-    *('--model.init_args.model_args.depth=1', '--data.init_args.window_size=48'),
-]
-
-
-def sections() -> dict[str, list[str]]:
-    """Commands under each heading."""
-    found: dict[str, list[str]] = {}
-    for part in re.split(r'^## ', PAGE, flags=re.MULTILINE):
-        title = part.splitlines()[0]
-        blocks = re.findall(r'```console\n(.*?)```', part, re.DOTALL)
-        found[title] = [line.removeprefix('$ ') for block in blocks for line in block.splitlines()]
-    return found
-
-
-def run(line: str) -> None:
-    """Run a command of the page, smaller."""
-    command, *args = shlex.split(line)
-    if command == 'cp':
-        shutil.copy(*args)
-        return
-    assert command == 'geofm'
-    if args[0] == 'sample-data':
-        kind = {'scenes': 'scene', 'bands': 'band'}[args[args.index('--layout') + 1]]
-        write_sample_scenes(args[1], kind, ROIS, dates=2, size=96)  # type: ignore[arg-type]
-        return
-    if args[0] == 'fit':
-        args += SMALLER
-        if 'images.yaml' in line:
-            args = [arg for arg in args if 'window_size' not in arg]
-            args += ['--data.init_args.patch_size=48', '--data.init_args.root=pictures']
-    if args[0] == 'attention':
-        args += ['--window=32']
-    if args[0] == 'benchmark':
-        args += ['--epochs=1', '--data.init_args.window_size=48', '--data.init_args.batch_size=4']
-    main(args)
 
 
 @pytest.fixture(scope='module')
@@ -88,7 +41,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # One test: later sections use what earlier ones made, and xdist may split a file between workers.
 def test_the_commands_of_the_sections_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
-    for title, lines in sections().items():
+    for title, lines in sections(PAGE).items():
         assert lines, title
         with kept_registry():
             for line in lines:
