@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from geofm.cli import main
@@ -57,11 +58,12 @@ def sections(page: str) -> dict[str, list[str]]:
     return found
 
 
-def run(line: str, size: int = 96) -> None:
+def run(line: str, rois: Sequence[tuple[str, int]] = ROIS, size: int = 96) -> None:
     """Run a command of the documentation, smaller.
 
     Args:
         line: The command.
+        rois: Places of the generated scenes.
         size: Side of the generated scenes in pixels.
     """
     command, *args = shlex.split(line)
@@ -71,7 +73,7 @@ def run(line: str, size: int = 96) -> None:
     assert command == 'geofm', line
     if args[0] == 'sample-data':
         kind = {'scenes': 'scene', 'bands': 'band'}[args[args.index('--layout') + 1]]
-        write_sample_scenes(args[1], kind, ROIS, dates=2, size=size)  # type: ignore[arg-type]
+        write_sample_scenes(args[1], kind, rois, dates=2, size=size)  # type: ignore[arg-type]
         return
     given = ' '.join(args)
     for start, options in SMALLER.items():

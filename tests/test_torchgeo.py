@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torchgeo.tasks import Classification, SemanticSegmentation
 
+from geofm.commands.adoption import adopt_model
 from geofm.models import CheckpointError, create_backbone, export_torchgeo, load_backbone
 from geofm.tasks import DINOv2
 from tests.pairs import RandomPairsDataModule
@@ -83,6 +84,16 @@ def test_both_tasks_take_what_export_makes_of_it(
         assert_loaded(classification.model, path)
         assert classification(torch.randn(2, channels, 64, 64)).shape == (2, 8)
     assert_loaded(load_backbone(exported), path)
+
+
+def test_fit_says_what_dpt_loads(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
+    name, path = checkpoint
+    args = {'model': 'dpt', 'backbone': f'tu-{name}', 'weights': str(path)}
+    task = {'class_path': 'torchgeo.tasks.SemanticSegmentation', 'init_args': args}
+    with pytest.raises(CheckpointError, match=r'geofm export .*last\.ckpt FILE --to torchgeo'):
+        adopt_model(task)
+    exported = export_torchgeo(path, tmp_path / 'weights.ckpt')
+    adopt_model({**task, 'init_args': {**args, 'weights': str(exported)}})
 
 
 def test_a_weight_that_is_missing_is_an_error_all_the_same(

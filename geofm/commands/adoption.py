@@ -10,6 +10,7 @@ from geofm.models import MODEL_NAMES, CheckpointError
 from geofm.models.checkpoints import as_checkpoint
 from geofm.models.task_checkpoints import task_backbone
 from geofm.models.weights.files import read_file
+from geofm.models.weights.torchgeo import is_for_dpt
 
 #: Tasks that build their own model around the weights that they are given.
 _OWN = ('geofm.tasks.DINOv2', 'geofm.tasks.dinov2.DINOv2')
@@ -39,6 +40,11 @@ def adopt_model(model: Any) -> None:
         return
     if str(model.get('class_path')) in _OWN or (name := _model_of(Path(weights))) is None:
         return
+    if args.get('model') == 'dpt' and not _is_for_dpt(Path(weights)):
+        raise CheckpointError(
+            f"{weights}: TorchGeo's DPT does not load it as it is: 'geofm export {weights} FILE "
+            "--to torchgeo' writes what it loads; or take segformer, upernet or unet"
+        )
     for key in ('model', 'backbone'):
         given = args.get(key)
         if not isinstance(given, str):
@@ -54,6 +60,13 @@ def adopt_model(model: Any) -> None:
             raise CheckpointError(
                 f"{weights}: weights of '{name}', and {key} is '{given}': name that model"
             )
+
+
+def _is_for_dpt(path: Path) -> bool:
+    """Whether a file has the weights under the names that DPT's encoder has for them."""
+    content = read_file(path)
+    state = content.get('state_dict') if isinstance(content, dict) else None
+    return isinstance(state, dict) and any(is_for_dpt(name) for name in state)
 
 
 def _model_of(path: Path) -> str | None:

@@ -48,7 +48,7 @@ def fit(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
     config = ROOT / 'configs' / 'finetune' / f'{name}.yaml'
     root = folder / 'output' / name
     main(['fit', f'--config={config}', f'--trainer.default_root_dir={root}', *SMALLER])
-    (checkpoint,) = root.rglob('*.ckpt')
+    (checkpoint,) = root.rglob('last.ckpt')
     data: dict[str, Any] = yaml.safe_load(config.read_text())['data']['init_args']
     return checkpoint, data
 

@@ -165,7 +165,9 @@ def test_values_in_the_right_unit_are_not_warned_of(tmp_path: Path) -> None:
 
 def test_an_order_of_bands_that_is_assumed_is_told(tmp_path: Path) -> None:
     path = write(tmp_path / 's2.tif', DN)
-    with pytest.warns(UserWarning, match=r's2\.tif: its bands have no names.*B8A, B09.*--scene_bands s2='):
+    with pytest.warns(
+        UserWarning, match=r's2\.tif: its bands have no names.*B8A, B09.*--scene_bands s2='
+    ):
         Scene(('B02',), None, path).__exit__()
     # As EuroSAT has them.
     order = (*S2[:8], *S2[9:], 'B8A')

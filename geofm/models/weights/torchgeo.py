@@ -48,6 +48,18 @@ def torchgeo_checkpoint(
     }
 
 
+def is_for_dpt(name: str) -> bool:
+    """Whether DPT loads a weight of a checkpoint.
+
+    Args:
+        name: Name of the weight.
+
+    Returns:
+        Whether the name is what DPT's encoder calls the weight, once TorchGeo has stripped it.
+    """
+    return name.replace(_CLASSIFICATION, '').startswith(_CLASSIFICATION)
+
+
 def accept_both_names[Module: BuiltByName](model: Module) -> Module:
     """Let a model overlook the other name of a weight that it has.
 
