@@ -1,6 +1,7 @@
 """Early warning of representation collapse."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -8,6 +9,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import normalize
+
+from geofm.losses.ranks import gathered, reduced, world_size
+
+#: Features of several ranks that are looked at: a singular value decomposition of more is slow.
+MAX_GATHERED = 1024
 
 
 def feature_std(features: Tensor) -> Tensor:
@@ -48,7 +54,8 @@ class CollapseWatch(Callback):
     Logged as ``collapse/...``: the spread and the effective rank of the teacher's CLS features,
     the entropy of its targets (``target_entropy``, which nears log K when they say nothing), and
     the entropy of their mean (``mean_target_entropy``, which nears 0 when all images get the
-    same target). Both are divided by log K.
+    same target). Both are divided by log K. Under several ranks, all are those of the whole batch,
+    the spread and the rank of at most 1024 of its features.
     """
 
     def __init__(
@@ -92,13 +99,7 @@ class CollapseWatch(Callback):
         """Measure, log, and warn."""
         if trainer.global_step % self.every_n_steps:
             return
-        log_prototypes = math.log(pl_module.hparams['prototypes'])
-        measured = {
-            'feature_std': feature_std(outputs['features']).item(),
-            'effective_rank': effective_rank(outputs['features']).item(),
-            'target_entropy': outputs['target_entropy'].item() / log_prototypes,
-            'mean_target_entropy': outputs['mean_target_entropy'].item() / log_prototypes,
-        }
+        measured = _of_all_ranks(outputs)
         pl_module.log_dict({f'collapse/{k}': v for k, v in measured.items()}, batch_size=1)
         for name, value in measured.items():
             lowest, highest = self.limits[name]
@@ -111,3 +112,26 @@ class CollapseWatch(Callback):
                     f'for {self.patience} measurements, at step {trainer.global_step}. Consider a '
                     'lower learning rate, a lower teacher temperature, or a larger batch'
                 )
+
+
+def _of_all_ranks(watched: Mapping[str, Tensor]) -> dict[str, float]:
+    """What is measured, of the batch of all ranks.
+
+    Args:
+        watched: Of this rank: ``features``, ``target_entropy`` and ``mean_target``, see
+            :meth:`geofm.tasks.DINOv2.losses`.
+    """
+    ranks = world_size()
+    features = watched['features']
+    if ranks > 1:
+        features = gathered(features[: max(1, MAX_GATHERED // ranks)])
+    targets = torch.cat([watched['target_entropy'][None], watched['mean_target']])
+    # All ranks have as many images.
+    entropy, mean_target = (reduced(targets) / ranks).split([1, len(targets) - 1])
+    log_prototypes = math.log(len(mean_target))
+    return {
+        'feature_std': feature_std(features).item(),
+        'effective_rank': effective_rank(features).item(),
+        'target_entropy': entropy.item() / log_prototypes,
+        'mean_target_entropy': torch.special.entr(mean_target).sum().item() / log_prototypes,
+    }

@@ -1,14 +1,18 @@
 """k-NN accuracy of a backbone while it is being pretrained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
+from torch.utils.data import DataLoader, IterableDataset
 from torchgeo.datamodules import BaseDataModule
+from torchmetrics.utilities.distributed import gather_all_tensors
 
 from geofm.datamodules import NamedBandsDataModule
+from geofm.datamodules.sampling import run_seed
 from geofm.evaluation import (
     LabelledFeatures,
     encoder_of,
@@ -18,6 +22,7 @@ from geofm.evaluation import (
 )
 from geofm.evaluation.encoders import Encoder
 from geofm.evaluation.features import side_by_side
+from geofm.losses.ranks import world_size
 from geofm.models import MultiSensorViT
 from geofm.sensors import BandError
 
@@ -40,7 +45,8 @@ class OnlineKNN(Callback):
     Of :class:`geofm.tasks.DINOv2` that is the teacher's backbone. TorchGeo's ``SimCLR``, ``MoCo``
     and ``MAE`` can be watched too, and ``Classification`` of a ViT.
 
-    Under several ranks each one computes it all, which keeps them in step.
+    Several ranks share out the batches among them. The features of all are then compared on each
+    rank, which keeps the ranks in step.
     """
 
     def __init__(
@@ -130,12 +136,7 @@ class OnlineKNN(Callback):
             # Loaders draw a seed each, which training must not notice.
             with torch.random.fork_rng(devices=[]):
                 bank, queries = (
-                    extract_features(
-                        encoder.pooled,
-                        islice(loader, batches),
-                        self.datamodule.aug,
-                        pl_module.device,
-                    )
+                    _shared_features(loader, encoder, self.datamodule.aug, pl_module, batches)
                     for loader in (
                         self.datamodule.train_dataloader(),
                         self.datamodule.val_dataloader(),
@@ -145,6 +146,57 @@ class OnlineKNN(Callback):
             for module, mode in training.items():
                 module.training = mode
         return encoder, bank, queries
+
+
+def _shared_features(
+    loader: Any,
+    encoder: Encoder,
+    prepare: Callable[[dict[str, Any]], Mapping[str, Any]],
+    task: LightningModule,
+    batches: int | None,
+) -> LabelledFeatures:
+    """Features of the first batches of a loader, or all, which the ranks share out among them."""
+    ranks = world_size()
+    share = loader
+    # A few batches are looked at on every rank, so that each refuses data that do not fit. A stream
+    # cannot be shared out.
+    stream = isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None
+    if ranks > 1 and batches is None and not stream:
+        share = batches_of_rank(loader, task.global_rank, ranks)
+    features = extract_features(encoder.pooled, islice(share, batches), prepare, task.device)
+    if share is loader:
+        return features
+    if task.global_rank >= len(loader):
+        # This rank has computed the first batch, to know the shapes.
+        features = LabelledFeatures(*(part[:0] for part in features))
+    return LabelledFeatures(
+        *(torch.cat(gather_all_tensors(part.to(task.device))).cpu() for part in features)
+    )
+
+
+def batches_of_rank(loader: DataLoader[Any], rank: int, ranks: int) -> DataLoader[Any]:
+    """A loader of every n-th batch of another.
+
+    Args:
+        loader: Loader of a map-style data set, in batches.
+        rank: Number of the first batch; if there are fewer, the first of all.
+        ranks: From one batch to the next.
+
+    Returns:
+        The loader. Where *loader* shuffles, it is by the run's seed, alike on all ranks.
+    """
+    torch.manual_seed(run_seed())
+    assert loader.batch_sampler is not None
+    order = list(loader.batch_sampler)
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=order[rank::ranks] or order[:1],
+        num_workers=loader.num_workers,
+        collate_fn=loader.collate_fn,
+        pin_memory=loader.pin_memory,
+        worker_init_fn=loader.worker_init_fn,
+        multiprocessing_context=loader.multiprocessing_context,
+    )
 
 
 def backbone_of(task: LightningModule) -> nn.Module:

@@ -14,6 +14,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.strategies import DDPStrategy
 
 import geofm
 import geofm.callbacks
@@ -122,9 +123,12 @@ class GeofmCLI(LightningCLI):
 
         Returns:
             The trainer. Checkpoints are written by :class:`AtomicCheckpointIO` unless the
-            configuration has a plugin of its own.
+            configuration has a plugin of its own. Under DDP, gradients are views of the buckets
+            that are reduced, which saves their memory once, unless it says otherwise.
         """
         trainer = super().instantiate_trainer(**kwargs)
+        if isinstance(trainer.strategy, DDPStrategy):
+            trainer.strategy._ddp_kwargs.setdefault('gradient_as_bucket_view', True)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer

@@ -2,10 +2,11 @@
 
 import torch
 import torch.distributed as dist
-from lightly.models.modules.center import Center
+from lightly.models.modules.center import Center, center_momentum
 from torch import Tensor, nn
 
 from geofm.losses.precision import at_least_float32
+from geofm.losses.ranks import reduced
 
 
 class EMACentering(nn.Module):
@@ -21,6 +22,7 @@ class EMACentering(nn.Module):
 
     def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
         super().__init__()
+        self.prototypes = prototypes
         self.center = Center(size=(1, prototypes), momentum=momentum)
 
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
@@ -37,13 +39,23 @@ class EMACentering(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
-        """Move the centre towards the mean of a batch, over all ranks.
+        """Move the centre towards the mean of a batch, over the tokens of all ranks.
+
+        Each token counts alike, so that the centre is that of one rank with the whole batch.
+        DINOv2's code takes the mean of the ranks' means, in which a masked patch counts more on a
+        rank that has few of them.
 
         Args:
-            logits: Teacher logits of shape (M, K).
+            logits: Teacher logits of shape (M, K); M may differ between ranks. If no rank has any,
+                the centre stays.
         """
-        # A rank without a masked token has no mean of its own, but must join the others'.
-        self.center.update(at_least_float32(logits) if len(logits) else self.center.value)
+        logits = at_least_float32(logits)
+        count = logits.new_full((1,), float(len(logits)))
+        # One collective for both.
+        sums, count = reduced(torch.cat([logits.sum(dim=0), count])).split([self.prototypes, 1])
+        center = self.center.value
+        moved = center_momentum(center, sums / count.clamp_min(1), self.center.momentum)
+        self.center.center = torch.where(count > 0, moved, center)
 
 
 class SinkhornKnopp(nn.Module):
@@ -77,10 +89,10 @@ class SinkhornKnopp(nn.Module):
         scaled = at_least_float32(logits) / temperature
         # One constant for all entries cancels in the first normalisation, and keeps exp finite.
         largest = scaled.max() if scaled.numel() else scaled.new_full((), -torch.inf)
-        weights = torch.exp(scaled - _total(largest, dist.ReduceOp.MAX))
-        rows = _total(scaled.new_full((), float(len(logits))))
+        weights = torch.exp(scaled - reduced(largest, dist.ReduceOp.MAX))
+        rows = reduced(scaled.new_full((), float(len(logits))))
         for _ in range(self.iterations):
-            weights = weights / (_total(weights.sum(dim=0)) * self.prototypes).clamp_min(1e-30)
+            weights = weights / (reduced(weights.sum(dim=0)) * self.prototypes).clamp_min(1e-30)
             weights = weights / (weights.sum(dim=1, keepdim=True) * rows).clamp_min(1e-30)
         return weights * rows
 
@@ -90,11 +102,3 @@ class SinkhornKnopp(nn.Module):
         Args:
             logits: Accepted for the same interface as :class:`EMACentering`.
         """
-
-
-def _total(value: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> Tensor:
-    """Reduce a tensor over all ranks."""
-    if dist.is_available() and dist.is_initialized():
-        value = value.clone()
-        dist.all_reduce(value, op)
-    return value

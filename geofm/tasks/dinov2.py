@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from lightly.loss import KoLeoLoss
+from lightly.utils.dist import gather
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -19,6 +20,7 @@ from torchgeo.datasets.utils import Sample
 from geofm.datamodules.sampling import run_seed
 from geofm.losses import DINOLoss, EMACentering, GramLoss, IBOTLoss, SinkhornKnopp
 from geofm.losses.precision import at_least_float32
+from geofm.losses.ranks import world_size
 from geofm.models import Source, read_task_weights
 from geofm.models.packed_attention import choose_attention
 from geofm.models.weights.carried import carry_statistics, read_input_statistics
@@ -100,6 +102,7 @@ class DINOv2(StudentTeacher):
         dino_weight: float = 1.0,
         ibot_weight: float = 1.0,
         koleo_weight: float = 0.1,
+        koleo_gather: bool = False,
         gram_weight: float = 0.0,
         gram_size: int | None = None,
         gram_refresh_steps: int | None = None,
@@ -166,6 +169,9 @@ class DINOv2(StudentTeacher):
             dino_weight: Weight of the DINO loss.
             ibot_weight: Weight of the iBOT loss.
             koleo_weight: Weight of the KoLeo loss, summed over the global crops.
+            koleo_gather: Whether KoLeo looks for the nearest neighbour of a feature among the
+                crops of all ranks, so that the loss does not depend on their number. By default
+                among those of its own rank, as in DINOv2's code.
             gram_weight: Weight of Gram anchoring, to an earlier teacher; DINOv3 takes 2.
             gram_size: Side of the global crops that this teacher sees, in pixels, if larger;
                 DINOv3 takes twice *global_size*.
@@ -236,8 +242,9 @@ class DINOv2(StudentTeacher):
             update_centers: Whether the centres learn from this batch.
 
         Returns:
-            The losses by name, and for those who watch: mean entropy of the teacher's CLS
-            targets in nats, entropy of their mean, and CLS features of shape (2B, D).
+            The losses by name, and for those who watch, of this rank: mean entropy of the
+            teacher's CLS targets in nats, their mean of shape (K,), and CLS features of shape
+            (2B, D).
         """
         crops: Crops = self.multi_crop(batch)
         with torch.no_grad():
@@ -264,20 +271,22 @@ class DINOv2(StudentTeacher):
             if student.tokens is not None and anchor is not None:
                 losses['gram'] = self.gram_loss(student.tokens, anchor)
         watched = {
-            'target_entropy': _entropy(cls_targets).mean(),
-            'mean_target_entropy': _entropy(cls_targets.mean(dim=0)),
+            'target_entropy': torch.special.entr(cls_targets).sum(dim=-1).mean(),
+            'mean_target': cls_targets.mean(dim=0),
             'features': teacher.features,
         }
         return losses, watched
 
     def _koleo(self, features: Tensor) -> Tensor:
         """KoLeo of each global crop on its own, summed."""
-        if len(features) < 4:
+        views = [at_least_float32(view) for view in features.chunk(2)]
+        if self.hparams['koleo_gather'] and world_size() > 1:
+            # The gradient is summed over the ranks, and DDP then takes their mean.
+            views = [torch.cat(gather(view)) for view in views]
+        if len(views[0]) < 2:
             # An image alone has no neighbour to keep away from.
             return at_least_float32(features.new_zeros(()))
-        return torch.stack(
-            [self.koleo_loss(at_least_float32(view)) for view in features.chunk(2)]
-        ).sum()
+        return torch.stack([self.koleo_loss(view) for view in views]).sum()
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
         """Weighted sum of the losses.
@@ -584,8 +593,3 @@ class DINOv2(StudentTeacher):
         every = self.hparams['gram_refresh_steps']
         if every and (self.global_step + 1) % every == 0:
             self._refresh_gram_teacher()
-
-
-def _entropy(probabilities: Tensor) -> Tensor:
-    """Entropy in nats along the last dimension."""
-    return torch.special.entr(probabilities).sum(dim=-1)
