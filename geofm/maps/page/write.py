@@ -36,7 +36,7 @@ from geofm.maps.tiles import (
 _MARK = '<meta name="generator" content="geofm'
 # GDAL's default, a share of the machine's memory, is more than tiles need.
 _CACHE_BYTES = 256 * 2**20
-_STATIC = ('page.css', 'similarity.js', 'classes.js', 'labelling.js', 'page.js')
+_STATIC = ('page.css', 'vectors.js', 'similarity.js', 'classes.js', 'labelling.js', 'page.js')
 
 
 def write_page(

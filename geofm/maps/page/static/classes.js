@@ -9,60 +9,45 @@ const MOST_POINTS = 100000;
 class Prototypes {
   constructor(patches) {
     this.patches = patches;
-    this.cache = new Map();
+    this.scores = new Map();
+    this.best = new Float64Array(patches.count);
+    this.found = new Uint8Array(patches.count);
   }
 
-  // Index of the nearest class of every patch, NO_CLASS without data. Only what is new is computed:
-  // a further example costs one pass over the vectors, however many classes there are.
+  // Index of the nearest class of every patch, NO_CLASS without data, until the next call. classes:
+  // the examples of each. Scores of a class are kept until its examples change, so that a further
+  // example costs one pass over the vectors, however many classes there are.
   classify(classes) {
-    const { count, lengths } = this.patches;
-    const cache = new Map();
-    const scores = classes.map((examples) => {
-      if (!examples.length) return null;
-      const key = [...examples].sort((a, b) => a - b).join();
-      if (!cache.has(key)) cache.set(key, this.cache.get(key) ?? this.scores(examples));
-      return cache.get(key);
-    });
-    this.cache = cache;
-    const found = new Uint8Array(count).fill(NO_CLASS);
-    const best = new Float64Array(count).fill(-Infinity);
-    scores.forEach((score, index) => {
-      for (let patch = 0; score && patch < count; patch++) {
-        if (score[patch] > best[patch] && lengths[patch] > 0) {
+    const { patches: { count, lengths, vectors }, best, found } = this;
+    const scores = new Map();
+    best.fill(-Infinity);
+    found.fill(NO_CLASS);
+    classes.forEach((examples, index) => {
+      if (!examples.length) return;
+      const sorted = Int32Array.from(examples).sort();
+      const key = sorted.join();
+      // A vector's own length does not decide which class is nearest.
+      const score = this.scores.get(key) ?? vectors.products(this.mean(sorted));
+      scores.set(key, score);
+      for (let patch = 0; patch < count; patch++) {
+        if (score[patch] > best[patch]) {
           best[patch] = score[patch];
           found[patch] = index;
         }
       }
     });
+    this.scores = scores;
+    for (let patch = 0; patch < count; patch++) if (!(lengths[patch] > 0)) found[patch] = NO_CLASS;
     return found;
   }
 
-  // The products of all vectors with a class's unit mean. A vector's own length does not decide
-  // which class is nearest.
-  scores(examples) {
-    const { vectors, dims, count } = this.patches;
-    const mean = this.mean(examples);
-    const scores = new Float64Array(count);
-    const whole = dims - (dims % 4);
-    for (let patch = 0, k = 0; patch < count; patch++) {
-      let a = 0, b = 0, c = 0, d = 0, i = 0;
-      for (; i < whole; i += 4, k += 4) {
-        a += vectors[k] * mean[i];
-        b += vectors[k + 1] * mean[i + 1];
-        c += vectors[k + 2] * mean[i + 2];
-        d += vectors[k + 3] * mean[i + 3];
-      }
-      for (; i < dims; i++, k++) a += vectors[k] * mean[i];
-      scores[patch] = a + b + c + d;
-    }
-    return scores;
-  }
-
+  // Of length 1.
   mean(examples) {
-    const { vectors, dims, lengths } = this.patches;
-    const sum = new Float64Array(dims);
-    for (const patch of [...examples].sort((a, b) => a - b)) {
-      for (let i = 0; i < dims; i++) sum[i] += vectors[patch * dims + i] / lengths[patch];
+    const { vectors, lengths } = this.patches;
+    const sum = new Float64Array(vectors.dims);
+    for (const patch of examples) {
+      const row = vectors.row(patch);
+      for (let i = 0; i < sum.length; i++) sum[i] += row[i] / lengths[patch];
     }
     const length = Math.hypot(...sum) || 1;
     return sum.map((value) => value / length);

@@ -2,7 +2,7 @@
 'use strict';
 
 // page: the map's functions that this needs. Returns what a click, a key and the legend do.
-function classPanel({ patches, element, latlng, world, say, layer, onMap, legend, title }) {
+function classPanel({ patches, element, latlng, world, say, layer, onMap, legend, title, pixel }) {
   const $ = (id) => document.getElementById(id);
   const prototypes = new Prototypes(patches);
   const marks = L.layerGroup();
@@ -11,6 +11,7 @@ function classPanel({ patches, element, latlng, world, say, layer, onMap, legend
   const named = (n) => ({ name: `Class ${n}`, color: paletteColor(n - 1) });
   let state = { classes: [named(1), named(2)], examples: [], chosen: 0 };
   let result = null;
+  const painted = new Uint32Array(patches.count);
 
   // ---- State ------------------------------------------------------------------------------
 
@@ -90,29 +91,22 @@ function classPanel({ patches, element, latlng, world, say, layer, onMap, legend
   // ---- What is seen -----------------------------------------------------------------------
 
   function update() {
-    const start = performance.now();
     const examples = state.classes.map(() => []);
     for (const { patch, index } of state.examples) examples[index].push(patch);
     const enough = examples.filter((list) => list.length).length >= 2;
     const found = enough ? prototypes.classify(examples) : null;
-    const colors = new Uint32Array(256);
-    state.classes.forEach(({ color }, i) => {
-      const [r, g, b] = [1, 3, 5].map((k) => parseInt(color.slice(k, k + 2), 16));
-      colors[i] = ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
-    });
-    const shares = state.classes.map(() => 0);
-    let known = 0;
-    const painted = new Uint32Array(patches.count);
-    for (let patch = 0; found && patch < patches.count; patch++) {
-      if (found[patch] === NO_CLASS) continue;
-      painted[patch] = colors[found[patch]];
-      shares[found[patch]]++;
-      known++;
-    }
-    const classified = performance.now() - start;
+    const counts = new Uint32Array(256);
+    if (found) {
+      const colors = Uint32Array.from({ length: 256 },
+        (_, i) => (i < state.classes.length ? pixel(state.classes[i].color.slice(1)) : 0));
+      for (let patch = 0; patch < patches.count; patch++) {
+        painted[patch] = colors[found[patch]];
+        counts[found[patch]]++;
+      }
+    } else painted.fill(0);
     layer.paintAll(painted);
-    result = { found, shares: shares.map((n) => n / Math.max(known, 1)),
-      milliseconds: { classified, painted: performance.now() - start } };
+    const known = Math.max(patches.count - counts[NO_CLASS], 1);
+    result = { found, shares: state.classes.map((_, i) => counts[i] / known) };
     drawMarks();
     drawList();
     legend();

@@ -70,6 +70,16 @@
     },
   });
 
+  // A colour as the bytes of a canvas, all of it opaque.
+  function pixel(hex) {
+    const [r, g, b] = [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16));
+    return ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
+  }
+
+  // What is put on one tile after the other.
+  const tileImage = new ImageData(256, 256);
+  const tilePixels = new Uint32Array(tileImage.data.buffer);
+
   // Patches coloured by a value, drawn tile by tile at whatever zoom the map has.
   const PatchLayer = L.GridLayer.extend({
     initialize(options) {
@@ -84,14 +94,10 @@
       return tile;
     },
     show(values, [low, high], colors) {
-      this.values = values;
-      this.paintAll(Uint32Array.from(values, (value) => {
-        if (Number.isNaN(value)) return 0;
-        const share = (value - low) / Math.max(high - low, 1e-12);
-        const hex = colors[Math.round(255 * Math.min(Math.max(share, 0), 1))];
-        const [r, g, b] = [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16));
-        return ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
-      }));
+      const pixels = colors.map(pixel);
+      const scale = 255 / Math.max(high - low, 1e-12);
+      this.paintAll(Uint32Array.from(values, (value) => (Number.isNaN(value)
+        ? 0 : pixels[Math.round(Math.min(Math.max((value - low) * scale, 0), 255))])));
     },
     paintAll(colors) {
       this.colors = colors;
@@ -104,13 +110,13 @@
         patches.at((256 * x + (k & 255) + 0.5) / side, (256 * y + (k >> 8) + 0.5) / side));
     },
     paint(tile) {
+      if (!this.colors) return;
+      const { colors } = this;
       const below = this.tiles.get(tile);
-      const pixels = new Uint32Array(256 * 256);
-      for (let k = 0; this.colors && k < pixels.length; k++) {
-        if (below[k] >= 0) pixels[k] = this.colors[below[k]];
+      for (let k = 0; k < tilePixels.length; k++) {
+        tilePixels[k] = below[k] >= 0 ? colors[below[k]] : 0;
       }
-      const image = new ImageData(new Uint8ClampedArray(pixels.buffer), 256);
-      tile.getContext('2d').putImageData(image, 0, 0);
+      tile.getContext('2d').putImageData(tileImage, 0, 0);
     },
   });
 
@@ -339,7 +345,7 @@
   const MODES = { Compares: ['similarity', similarity, marks], Classifies: ['classes', classified] };
   let mode = 'Compares';
   const classes = patches && classPanel({ patches, element, latlng, world, say, layer: classified,
-    onMap: () => mode === 'Classifies', legend: drawLegend, title: data.title });
+    onMap: () => mode === 'Classifies', legend: drawLegend, title: data.title, pixel });
   MODES.Classifies.push(classes?.marks);
 
   function setMode(name) {

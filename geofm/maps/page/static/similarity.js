@@ -34,10 +34,12 @@ class Patches {
     [this.west, this.north, this.east, this.south] = info.map.box;
     this.toPatch = new Mesh(info.map.toPatch);
     this.toBox = new Mesh(info.map.toBox);
-    this.vectors = bytes(info.base64);
+    this.vectors = new Vectors(info.base64, this.count, this.dims);
+    // The text is larger than the vectors, and of no more use.
+    info.base64 = null;
     this.lengths = new Float64Array(this.count);
     for (let patch = 0; patch < this.count; patch++) {
-      this.lengths[patch] = Math.sqrt(this.product(patch, patch));
+      this.lengths[patch] = Math.sqrt(this.vectors.product(patch, patch));
     }
   }
 
@@ -89,32 +91,19 @@ class Patches {
     return [a * col + b * row + c, d * col + e * row + f];
   }
 
-  product(one, other) {
-    const { vectors, dims } = this;
-    let sum = 0;
-    for (let i = one * dims, j = other * dims, end = i + dims; i < end; i++, j++) {
-      sum += vectors[i] * vectors[j];
-    }
-    return sum;
-  }
-
   // Cosine similarity of two patches, in -1..1; NaN where there is no data.
   cosine(one, other) {
-    return this.product(one, other) / (this.lengths[one] * this.lengths[other]);
+    return this.vectors.product(one, other) / (this.lengths[one] * this.lengths[other]);
   }
 
   // Cosine similarity of every patch to one.
   similarity(patch) {
-    return Float32Array.from({ length: this.count }, (_, other) => this.cosine(patch, other));
+    const { vectors, lengths } = this;
+    const values = new Float32Array(this.count);
+    const products = vectors.products(vectors.row(patch));
+    for (let i = 0; i < values.length; i++) values[i] = products[i] / (lengths[i] * lengths[patch]);
+    return values;
   }
-}
-
-function bytes(base64) {
-  if (Uint8Array.fromBase64) return new Int8Array(Uint8Array.fromBase64(base64).buffer);
-  const text = atob(base64);
-  const values = new Int8Array(text.length);
-  for (let i = 0; i < values.length; i++) values[i] = text.charCodeAt(i);
-  return values;
 }
 
 // From the 2nd percentile to the largest value: the few lowest would hide the differences.

@@ -1,0 +1,187 @@
+"""Measure how soon the map page shows the classes of a scene after a click.
+
+A page of 100,000 patches is opened from disk in headless Chromium, and real mouse clicks give
+examples of three classes. The time runs from the click event to the canvases painted, and to the
+first task after the frame that shows them; frames come every 16.7 ms. All clicks count from the
+first one after which there are two classes, those before the compiler has warmed up included.
+
+    python experiments/benchmarks/page_click.py --output experiments/results/page_click.md
+"""
+
+import argparse
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rasterio.crs import CRS
+from rasterio.transform import Affine
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+
+from geofm.grid import Grid
+from geofm.maps.page import EmbeddingGrid, write_page
+from geofm.maps.page.embedding import MOST_BYTES
+
+ROWS, COLS, CLASSES, CLICKS = 250, 400, 3, 20
+#: Width of ViT-S and ViT-B. A page holds as many dimensions as fit into MOST_BYTES.
+WIDTHS = (384, 768)
+WINDOWS = {'desktop': (1440, 900), 'phone': (390, 844)}
+
+# Listeners of the window run before (capturing) and after those of the page.
+_WATCH = """
+window.times = [];
+addEventListener('click', () => { window.start = performance.now(); }, true);
+addEventListener('click', () => {
+  const { start } = window;
+  const painted = performance.now() - start;
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = () => window.times.push([painted, performance.now() - start]);
+  requestAnimationFrame(() => port2.postMessage(null));
+});
+"""
+
+
+def generate(folder: Path, width: int) -> tuple[Path, int]:
+    """Write the page of random embeddings.
+
+    Args:
+        folder: Where to write.
+        width: Width of the model.
+
+    Returns:
+        The page, and the number of dimensions that it holds.
+    """
+    dims = min(width, MOST_BYTES // (ROWS * COLS))
+    grid = Grid(CRS.from_epsg(32630), Affine(160, 0, 500_000, 0, -160, 4_200_000), ROWS, COLS)
+    generator = np.random.default_rng(0)
+    truth = (np.arange(ROWS)[:, None] // 10 + np.arange(COLS) // 10) % CLASSES
+    centres = generator.standard_normal((CLASSES, dims), np.float32)
+    vectors = centres[truth] + generator.standard_normal((ROWS, COLS, dims), np.float32)
+    embedding = EmbeddingGrid.of(vectors, grid)
+    return write_page(folder, [], embedding, title='Scene'), dims
+
+
+def start_browser(profile: Path) -> webdriver.Chrome:
+    """Start headless Chromium."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which('chromium') or ''
+    for argument in ('--headless', '--no-sandbox', '--disable-gpu', f'--user-data-dir={profile}'):
+        options.add_argument(argument)
+    return webdriver.Chrome(options, Service(shutil.which('chromedriver')))
+
+
+def measure(
+    driver: webdriver.Chrome, index: Path, window: tuple[int, int]
+) -> list[tuple[float, float]]:
+    """Click examples.
+
+    Args:
+        driver: The browser.
+        index: The page.
+        window: Width and height in pixels.
+
+    Returns:
+        Milliseconds to the painted canvases, and to the frame, of each click.
+    """
+    width, height = window
+    driver.execute_cdp_cmd(
+        'Emulation.setDeviceMetricsOverride',
+        {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': False},
+    )
+    driver.get(index.as_uri())
+    driver.execute_script(
+        'document.querySelectorAll("#modes input")[1].click();'
+        'document.getElementById("class-add").click(); document.getElementById("map").focus();'
+    )
+    driver.execute_script(_WATCH)
+    generator = np.random.default_rng(1)
+    for click in range(CLICKS + 1):
+        ActionChains(driver).send_keys(str(click % CLASSES + 1)).perform()
+        row, col = generator.integers((ROWS, COLS)).tolist()
+        x, y = driver.execute_script(
+            'const { map, patches } = geofm;'
+            'const { x, y } = map.latLngToContainerPoint(L.CRS.EPSG3857.pointToLatLng('
+            'L.point(patches.centre(arguments[0])).multiplyBy(256), 0)); return [x, y];',
+            row * COLS + col,
+        )
+        for kind in ('mousePressed', 'mouseReleased'):
+            driver.execute_cdp_cmd(
+                'Input.dispatchMouseEvent',
+                {'type': kind, 'x': x, 'y': y, 'button': 'left', 'clickCount': 1},
+            )
+        driver.execute_async_script(
+            'const [clicks, done] = arguments;'
+            'const wait = () => (times.length > clicks ? done() : setTimeout(wait, 5)); wait();',
+            click,
+        )
+    examples = driver.execute_script('return geofm.classes.state().examples.length')
+    if examples != CLICKS + 1:
+        raise RuntimeError(f'{examples} examples after {CLICKS + 1} clicks')
+    times: list[tuple[float, float]] = driver.execute_script('return times')
+    return times[1:]
+
+
+def processor() -> str:
+    """Name of the processor."""
+    path = Path('/proc/cpuinfo')
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
+    return names[0] if names else platform.processor()
+
+
+def main() -> None:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('--output', type=Path, default=None)
+    output = parser.parse_args().output
+    rows: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        driver = start_browser(folder / 'profile')
+        about: dict[str, Any] = driver.capabilities
+        try:
+            for width in WIDTHS:
+                index, dims = generate(folder / f'page_{width}', width)
+                for window, size in WINDOWS.items():
+                    painted, shown = zip(*measure(driver, index, size), strict=True)
+                    rows.append(
+                        f'| {width} | {dims} | {window}, {size[0]} x {size[1]} '
+                        f'| {statistics.median(painted):.0f} ms | {max(painted):.0f} ms '
+                        f'| {statistics.median(shown):.0f} ms | {max(shown):.0f} ms |'
+                    )
+        finally:
+            driver.quit()
+    load = os.getloadavg()[0]
+    lines = [
+        '# The map page: time of a click',
+        '',
+        f'{ROWS * COLS:,} patches, {CLICKS} clicks on examples of {CLASSES} classes, after each of '
+        'which the whole scene is classified and painted. A page holds at most '
+        f'{MOST_BYTES // 2**20} MiB of vectors; wider embeddings are projected. The time runs from '
+        'the click event to the painted canvases, and to the first task after the frame that '
+        'shows them.',
+        '',
+        f'Chromium {about["browserVersion"]} without GPU, {processor()}, '
+        f'{os.cpu_count()} cores, load average {load:.1f} at the end.',
+        '',
+        'Made by `experiments/benchmarks/page_click.py`.',
+        '',
+        '| Width of the model | Dimensions | Window | Painted, median | Painted, worst '
+        '| Frame, median | Frame, worst |',
+        '|---:|---:|---|---:|---:|---:|---:|',
+        *rows,
+    ]
+    text = '\n'.join([*lines, ''])
+    print(text)
+    if output is not None:
+        output.write_text(text)
+
+
+if __name__ == '__main__':
+    main()
