@@ -248,7 +248,10 @@ def _change_layer(path: Path) -> Layer:
     # From 0: a scene without change is dark all over.
     high = max(_limits(values)[1], 1e-3)
     before, after = (tags.get(f'{which}_date', 'unknown') for which in ('before', 'after'))
-    text = f'Cosine distance of the embeddings of two dates: {before} and {after}.'
+    text = (
+        f'Before: {before}. After: {after}. Cosine distance of the embeddings: 0 where they point '
+        'the same way (no change), 1 where they have nothing in common, at most 2.'
+    )
     return Layer('Change', path, Scalar(0, high, 1, 'inferno', 'cosine distance'), 'Features', text)
 
 

@@ -89,10 +89,10 @@ function labelsFromGeoJSON(text, patchAt) {
   try {
     file = JSON.parse(text);
   } catch {
-    fail('The file is not JSON. Give a GeoJSON file of points.');
+    fail('The file is not JSON, or is damaged. Give a GeoJSON file of points.');
   }
   if (file?.type !== 'FeatureCollection' || !Array.isArray(file.features)) {
-    fail('The file is not a GeoJSON FeatureCollection.');
+    fail('The file is not a GeoJSON FeatureCollection. Give a GeoJSON file of points.');
   }
   if (file.features.length > MOST_POINTS) fail(`The file has more than ${MOST_POINTS} points.`);
   if (file.crs && !/CRS84|4326/.test(String(file.crs?.properties?.name))) {
@@ -107,7 +107,7 @@ function labelsFromGeoJSON(text, patchAt) {
     if (!indices.has(name)) {
       if (classes.length === MOST_CLASSES) fail(`The file has more than ${MOST_CLASSES} classes.`);
       indices.set(name, classes.length);
-      const known = /^#[0-9a-f]{6}$/i.test(color);
+      const known = typeof color === 'string' && /^#[0-9a-f]{6}$/i.test(color);
       classes.push({ name, color: known ? color.toLowerCase() : paletteColor(classes.length) });
     }
     return indices.get(name);
@@ -116,25 +116,37 @@ function labelsFromGeoJSON(text, patchAt) {
   listed.forEach((entry, i) => add(entry?.name, entry?.color, `Class ${i + 1}`));
   const at = new Map();
   let outside = 0;
+  let shared = 0;
   file.features.forEach((feature, i) => {
     const where = `Feature ${i + 1}`;
     const { type, coordinates } = feature?.geometry ?? {};
     const [lon, lat] = Array.isArray(coordinates) ? coordinates : [];
-    if (type !== 'Point') fail(`${where} is not a point.`);
+    if (type !== 'Point') fail(`${where} is not a point. Give points only.`);
     if (!(Math.abs(lon) <= 180 && Math.abs(lat) <= 90) || typeof lon !== 'number' ||
         typeof lat !== 'number') {
-      fail(`${where} has no longitude and latitude in degrees.`);
+      fail(`${where} has no longitude and latitude in degrees. Write the file in EPSG:4326.`);
     }
-    if (feature.properties?.class == null) fail(`${where} has no property 'class'.`);
+    if (feature.properties?.class == null) {
+      const others = Object.keys(feature.properties ?? {}).slice(0, 5).join(', ');
+      fail(`${where} has no property 'class'${others && `, but ${others}`}. Name the one that holds ` +
+        "the class 'class'.");
+    }
     const index = add(feature.properties.class, feature.properties.color, where);
     const patch = patchAt(lon, lat);
     if (patch < 0) outside++;
     // A patch has one class: the last one that the file gives it.
-    else { at.delete(patch); at.set(patch, index); }
+    else if (at.delete(patch)) shared++;
+    if (patch >= 0) at.set(patch, index);
   });
   if (!classes.length) fail('The file has no classes.');
-  return { classes, examples: [...at].map(([patch, index]) => ({ patch, index })), outside };
+  if (outside && !at.size) fail(`None of ${counted(outside, 'point')} lies where this scene has data.`);
+  const notes = [];
+  if (outside) notes.push(`Left out: ${counted(outside, 'point')} where this scene has no data.`);
+  if (shared) notes.push(`Left out: ${counted(shared, 'point')} that share a patch with a later one.`);
+  return { classes, examples: [...at].map(([patch, index]) => ({ patch, index })), notes };
 }
+
+const counted = (n, what) => `${n} ${what}${n === 1 ? '' : 's'}`;
 
 // Why a name cannot be that of a class; null if it can.
 function nameFault(name) {

@@ -1,15 +1,17 @@
-// The panel of classes: examples at a click, undo, and a file of labels.
+// The panel of classes: examples at a click, undo, a file of labels, and labels that are kept.
 'use strict';
 
 // page: the map's functions that this needs. Returns what a click, a key and the legend do.
-function classPanel({ patches, element, latlng, world, say, layer, onMap, legend, title, pixel }) {
+function classPanel({ patches, element, latlng, world, say, layer, active, legend, title, pixel }) {
   const $ = (id) => document.getElementById(id);
   const prototypes = new Prototypes(patches);
   const marks = L.layerGroup();
+  const drawn = new Map();
   const history = [];
   const MOST_UNDONE = 500;
   const named = (n) => ({ name: `Class ${n}`, color: paletteColor(n - 1) });
-  let state = { classes: [named(1), named(2)], examples: [], chosen: 0 };
+  const anew = { classes: [named(1), named(2)], examples: [], chosen: 0 };
+  let state = anew;
   let result = null;
   const painted = new Uint32Array(patches.count);
 
@@ -19,21 +21,22 @@ function classPanel({ patches, element, latlng, world, say, layer, onMap, legend
     history.push(state);
     if (history.length > MOST_UNDONE) history.shift();
     state = { ...state, ...next };
-    update();
+    message('');
+    changed();
     if (text) say(text);
   }
 
   function undo() {
     if (!history.length) return say('Nothing to undo.');
     state = history.pop();
-    fault('');
-    update();
+    message('');
+    changed();
     say('Undone.');
   }
 
   function add(patch) {
     if (patch < 0) return say('No data here.');
-    if (!state.classes.length) return fault('Add a class first.');
+    if (!state.classes.length) return message('Add a class first.', true);
     const others = state.examples.filter((example) => example.patch !== patch);
     const { name } = state.classes[state.chosen];
     change({ examples: [...others, { patch, index: state.chosen }] },
@@ -53,7 +56,7 @@ function classPanel({ patches, element, latlng, world, say, layer, onMap, legend
   }
 
   function addClass() {
-    if (state.classes.length >= MOST_CLASSES) return fault('There are too many classes.');
+    if (state.classes.length >= MOST_CLASSES) return message('There are too many classes.', true);
     let n = state.classes.length + 1;
     while (state.classes.some(({ name }) => name === `Class ${n}`)) n++;
     const fresh = { name: `Class ${n}`, color: paletteColor(n - 1) };
@@ -83,9 +86,13 @@ function classPanel({ patches, element, latlng, world, say, layer, onMap, legend
     const why = taken ? 'two classes cannot have one name.' : nameFault(name);
     if (why) {
       drawList();
-      return fault(`Not renamed: ${why}`);
+      return message(`Not renamed: ${why}`, true);
     }
     if (name !== state.classes[index].name) editClass(index, { name });
+  }
+
+  function clear() {
+    change(anew, 'All examples and classes removed.');
   }
 
   // ---- What is seen -----------------------------------------------------------------------
@@ -112,12 +119,18 @@ function classPanel({ patches, element, latlng, world, say, layer, onMap, legend
     legend();
   }
 
+  // Only what is new is drawn: there may be thousands.
   function drawMarks() {
-    marks.clearLayers();
-    for (const { patch, index } of state.examples) {
-      L.circleMarker(latlng(patches.centre(patch)), { radius: 5, weight: 2, color: '#fff',
-        fillColor: state.classes[index].color, fillOpacity: 1, interactive: false,
-        className: 'example' }).addTo(marks);
+    const wanted = new Map(state.examples.map(({ patch, index }) => [patch, state.classes[index].color]));
+    for (const [patch, mark] of drawn) {
+      if (mark.options.fillColor === wanted.get(patch)) continue;
+      marks.removeLayer(mark);
+      drawn.delete(patch);
+    }
+    for (const [patch, fillColor] of wanted) {
+      if (drawn.has(patch)) continue;
+      drawn.set(patch, L.circleMarker(latlng(patches.centre(patch)), { radius: 6, weight: 2.5,
+        color: '#fff', fillColor, fillOpacity: 1, interactive: false, pane: 'examples' }).addTo(marks));
     }
   }
 
@@ -131,16 +144,19 @@ function classPanel({ patches, element, latlng, world, say, layer, onMap, legend
       'aria-label': `Colour of ${name}` });
     swatch.addEventListener('change', () => editClass(index, { color: swatch.value }));
     const text = element('input', { type: 'text', value: name, maxlength: 80, spellcheck: false,
-      autocomplete: 'off', ...key('name'), 'aria-label': `Name of class ${index + 1}` });
-    text.addEventListener('change', () => { fault(''); rename(index, text.value.trim()); });
-    text.addEventListener('keydown', (event) => { if (event.key === 'Enter') text.blur(); });
+      autocomplete: 'off', title: name, ...key('name'), 'aria-label': `Name of class ${index + 1}` });
+    text.addEventListener('change', () => { message(''); rename(index, text.value.trim()); });
+    // Once it has a name, it needs examples.
+    text.addEventListener('keydown', (event) => { if (event.key === 'Enter') $('map').focus(); });
     const count = state.examples.filter((example) => example.index === index).length;
+    const area = count && result?.found ? percent(result.shares[index]) : '';
     const remove = element('button', { type: 'button', ...key('remove'),
       'aria-label': `Remove ${name}` }, '×');
     remove.addEventListener('click', () => removeClass(index));
     return element('li', {},
       element('label', { class: 'pick' }, pick, element('span', {}, String(index + 1))),
-      swatch, text, element('output', { 'aria-label': 'Examples' }, String(count)), remove);
+      swatch, text, element('output', { 'aria-label': 'Examples' }, String(count)),
+      element('output', { 'aria-label': 'Area' }, area), remove);
   }
 
   function drawList() {
@@ -149,24 +165,30 @@ function classPanel({ patches, element, latlng, world, say, layer, onMap, legend
     if (focus) document.querySelector(`[data-focus="${focus}"]`)?.focus();
     $('class-undo').disabled = !history.length;
     $('class-export').disabled = !state.examples.length;
+    $('class-clear').disabled = !state.examples.length && !history.length;
     const used = new Set(state.examples.map(({ index }) => index)).size;
     $('class-hint').textContent = used === 0
-      ? 'Choose a class, then click patches that show it.'
-      : used === 1 ? 'Now choose another class and click an example of it.'
-        : 'The scene follows each click. Click where it is wrong.';
+      ? 'Name the classes, choose one, then click places that show it.'
+      : used === 1 ? 'Now choose another class and click a place that shows it.'
+        : 'Choose a class, then click where the map is wrong.';
   }
 
-  function fault(text) {
-    $('class-fault').textContent = text;
-    $('class-fault').hidden = !text;
+  function message(text, fault = false) {
+    $('class-message').textContent = text;
+    $('class-message').hidden = !text;
+    $('class-message').classList.toggle('fault', fault);
+    if (text) $('class-message').scrollIntoView({ block: 'nearest' });
   }
 
+  const percent = (share) => `${(100 * share).toFixed(0)} %`;
+
+  // While one labels, the panel is the legend.
   function drawLegend() {
-    if (!result?.found) return [];
+    if (!result?.found || active()) return [];
     return [element('ul', { class: 'classes' }, ...state.classes.flatMap(({ name, color }, i) =>
       (state.examples.some(({ index }) => index === i)
         ? [element('li', {}, element('i', { style: `background: ${color}` }),
-          `${name} ${(100 * result.shares[i]).toFixed(0)} %`)] : [])))];
+          `${name} ${percent(result.shares[i])}`)] : [])))];
   }
 
   // ---- Files ------------------------------------------------------------------------------
@@ -176,51 +198,94 @@ function classPanel({ patches, element, latlng, world, say, layer, onMap, legend
     return [lng, lat];
   }
 
+  const file = () => labelsToGeoJSON(state.classes, state.examples, lonlat);
+  const read = (text) => labelsFromGeoJSON(text, (lon, lat) => patches.at(...world([lat, lon])));
+
   function save() {
-    const file = labelsToGeoJSON(state.classes, state.examples, lonlat);
-    const blob = new Blob([JSON.stringify(file, null, 1)], { type: 'application/geo+json' });
+    const blob = new Blob([JSON.stringify(file(), null, 1)], { type: 'application/geo+json' });
     const link = element('a', { href: URL.createObjectURL(blob),
       download: `${title.replace(/[^\p{L}\p{N}]+/gu, '_').replace(/^_|_$/g, '')}_labels.geojson` });
     link.click();
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
 
-  async function load(file) {
-    fault('');
+  async function load(given) {
     try {
-      if (file.size > 50e6) throw new Error('The file is larger than 50 MB.');
-      const read = labelsFromGeoJSON(await file.text(),
-        (lon, lat) => patches.at(...world([lat, lon])));
-      const { classes, examples, outside } = read;
-      change({ classes, examples, chosen: 0 }, `${examples.length} examples imported.`);
-      if (outside) fault(`${outside} points were left out: they lie where this scene has no data.`);
+      if (given.size > 50e6) throw new Error('The file is larger than 50 MB.');
+      const { classes, examples, notes } = read(await given.text());
+      change({ classes, examples, chosen: 0 }, `${counted(examples.length, 'example')} imported.`);
+      message([`Imported: ${counted(examples.length, 'example')}.`, ...notes].join(' '));
     } catch (error) {
-      fault(`Not imported. ${error.message}`);
+      message(`Not imported. ${error.message}`, true);
     }
+  }
+
+  // Labels are kept in the browser until they are cleared. Where it keeps nothing, it warns.
+  const key = `geofm labels ${location.pathname}`;
+  let timer = 0;
+  let unkept = false;
+  let dirty = false;
+
+  function changed() {
+    update();
+    dirty = true;
+    clearTimeout(timer);
+    timer = setTimeout(keep, 300);
+  }
+
+  function keep() {
+    if (!dirty) return;
+    try {
+      localStorage.setItem(key, JSON.stringify(file()));
+      dirty = unkept = false;
+    } catch {
+      unkept = state.examples.length > 0;
+    }
+  }
+
+  // Whether there are examples of an earlier visit.
+  function restore() {
+    let kept;
+    try {
+      kept = read(localStorage.getItem(key));
+    } catch {
+      return false;
+    }
+    const { classes, examples, notes } = kept;
+    state = { classes, examples, chosen: 0 };
+    update();
+    if (!examples.length) return false;
+    message([`Kept from your last visit: ${counted(examples.length, 'example')}.`, ...notes].join(' '));
+    return true;
   }
 
   // ---- Keys -------------------------------------------------------------------------------
 
   function pressed(event) {
-    if (!onMap() || event.altKey || event.target.matches('[type=text], [type=file]')) return;
+    if (!active() || event.altKey || event.target.matches('[type=text], [type=file]')) return;
     if ((event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === 'z') undo();
     else if (event.ctrlKey || event.metaKey) return;
     else if (/^[1-9]$/.test(event.key)) choose(Number(event.key) - 1);
-    else if (event.key === 'Delete') removeLast();
+    else if (event.key === 'Delete' || event.key === 'Backspace') removeLast();
     else return;
     event.preventDefault();
   }
 
   document.addEventListener('keydown', pressed);
+  addEventListener('pagehide', keep);
+  addEventListener('beforeunload', (event) => { if (unkept) event.preventDefault(); });
   $('class-add').addEventListener('click', addClass);
   $('class-undo').addEventListener('click', undo);
+  $('class-clear').addEventListener('click', clear);
   $('class-export').addEventListener('click', save);
   const picker = $('class-import').querySelector('input');
-  picker.addEventListener('change', async () => {
-    const [file] = picker.files;
-    if (file) await load(file);
+  picker.addEventListener('change', () => {
+    const [given] = picker.files;
+    // So that the same file can be chosen again.
     picker.value = '';
+    if (given) load(given);
   });
   drawList();
-  return { add, choose, marks, drawLegend, undo, state: () => state, result: () => result };
+  const nameAt = (patch) => state.classes[result?.found?.[patch]]?.name;
+  return { add, marks, drawLegend, nameAt, restore, state: () => state, result: () => result };
 }

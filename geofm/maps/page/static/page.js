@@ -25,6 +25,7 @@
   });
   map.attributionControl.setPrefix('<a href="https://leafletjs.com">Leaflet</a>');
   map.createPane('shown').style.zIndex = 300;
+  map.createPane('examples').style.zIndex = 450;
 
   const wide = window.matchMedia('(min-width: 720px)');
   function fit() {
@@ -154,7 +155,8 @@
   const overlays = [
     ...(patches ? [
       { name: 'Similarity', group: '', layer: similarity },
-      { name: 'Classes', group: '', layer: classified },
+      { name: 'Classes', group: '', layer: classified, description: 'Each patch has the class ' +
+        'whose examples resemble it most: nearest mean by cosine similarity of the embeddings.' },
     ] : []),
     ...data.layers.filter((info) => info.group !== data.backdrop)
       .map((info) => ({ ...info, layer: tilesOf(info, 'shown') })),
@@ -199,7 +201,7 @@
     for (const [group, entries] of groups) {
       $('layers').append(choices(group || 'On the map', 'overlay', entries));
     }
-    $('layers').append(choices('Below', 'backdrop', backdrops),
+    $('layers').append(choices('Background', 'backdrop', backdrops),
       element('p', { id: 'backdrop', class: 'about' }));
     choose('backdrop', backdrops[0]);
     choose('overlay', overlays[0]);
@@ -230,7 +232,7 @@
     if (entry && entry.layer === similarity) {
       if (painted) parts.push(colorBar(painted.title, painted.colors, painted.limits));
     } else if (entry && entry.layer === classified) {
-      parts.push(...classes?.drawLegend() ?? []);
+      parts.push(...classes.drawLegend());
     } else if (entry?.legend?.kind === 'scalar') {
       const { unit, colors, low, high } = entry.legend;
       parts.push(colorBar(unit, colors, [low, high]));
@@ -318,7 +320,7 @@
     $('places').replaceChildren(...Object.keys(values).map(readout));
     $('views').hidden = $('mutual').hidden = !two;
     $('clear').hidden = chosen.A < 0;
-    if (two) $('mutual').replaceChildren('A and B: ', element('strong', {}, cosine()));
+    if (two) $('mutual').replaceChildren('Similarity of A and B: ', element('strong', {}, cosine()));
     $('views').querySelectorAll('input').forEach((radio, i) => { radio.checked = VIEWS[i] === view; });
     drawLegend();
   }
@@ -342,14 +344,16 @@
   // ---- Classes ----------------------------------------------------------------------------
 
   // What a click does: it compares patches, or labels them.
-  const MODES = { Compares: ['similarity', similarity, marks], Classifies: ['classes', classified] };
-  let mode = 'Compares';
+  const MODES = { Compare: ['similarity', similarity, marks], Classify: ['classes', classified] };
+  let mode = 'Compare';
   const classes = patches && classPanel({ patches, element, latlng, world, say, layer: classified,
-    onMap: () => mode === 'Classifies', legend: drawLegend, title: data.title, pixel });
-  MODES.Classifies.push(classes?.marks);
+    active: () => mode === 'Classify', legend: drawLegend, title: data.title, pixel });
+  MODES.Classify.push(classes?.marks);
 
   function setMode(name) {
     mode = name;
+    $('pointer').textContent = '';
+    document.querySelector(`#modes [value=${name}]`).checked = true;
     for (const [other, [section, layer, drawn]] of Object.entries(MODES)) {
       $(section).hidden = other !== name;
       if (other === name) {
@@ -359,14 +363,15 @@
     }
   }
 
-  const act = (patch) => (mode === 'Classifies' ? classes.add(patch) : select(patch));
+  const act = (patch) => (mode === 'Classify' ? classes.add(patch) : select(patch));
 
   // ---- Mouse and keyboard -----------------------------------------------------------------
 
   function point(at) {
     const patch = patches ? patches.at(...world(at)) : -1;
     const words = [written(at)];
-    if (patch >= 0) {
+    if (patch >= 0 && mode === 'Classify') words.push(classes.nameAt(patch) ?? 'no class');
+    else if (patch >= 0) {
       for (const key of ['A', 'B']) {
         if (chosen[key] >= 0) words.push(`${key} ${decimals(patches.cosine(chosen[key], patch))}`);
       }
@@ -420,7 +425,7 @@
     else if (event.key === 'Enter' || event.key === ' ') {
       if (cursor < 0) moveCursor(firstCursor());
       act(cursor);
-    } else if (event.key === 'Escape' && mode === 'Compares') clear();
+    } else if (event.key === 'Escape' && mode === 'Compare') clear();
     else if (event.key === '+' || event.key === '=') map.zoomIn(1);
     else if (event.key === '-') map.zoomOut(1);
     else return;
@@ -439,12 +444,13 @@
   }).observe($('panel'));
   map.getContainer().setAttribute('aria-label', `Map of ${data.title}`);
   if (patches) {
-    $('similarity').hidden = $('modes').hidden = false;
-    $('keys').textContent = 'Arrow keys move a cursor from patch to patch, with Shift by eight. ' +
-      'Enter chooses the patch, Escape clears the choice, plus and minus zoom. Where a click ' +
-      'classifies, digits choose a class, Delete removes the last example, Control+Z undoes.';
+    $('similarity').hidden = $('modes').hidden = $('help').hidden = false;
+    $('keys').textContent = 'On the map, arrow keys move a cursor from patch to patch, with Shift ' +
+      'by eight. Enter does what a click does, Escape clears what is compared, plus and minus ' +
+      'zoom. While classifying, digits choose a class, Delete removes the last example, and ' +
+      'Ctrl+Z undoes.';
     for (const name of Object.keys(MODES)) {
-      const radio = element('input', { type: 'radio', name: 'mode' });
+      const radio = element('input', { type: 'radio', name: 'mode', value: name });
       radio.checked = name === mode;
       radio.addEventListener('change', () => setMode(name));
       $('modes').append(element('label', {}, radio, element('span', {}, name)));
@@ -466,6 +472,7 @@
     }
   }
   drawChoices();
+  if (classes?.restore()) setMode('Classify');
   fit();
   // For whoever opens the console.
   Object.assign(window.geofm, { map, patches, chosen, classes, painted: () => painted });
