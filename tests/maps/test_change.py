@@ -105,6 +105,7 @@ def test_change_is_a_layer_of_the_page(
 ) -> None:
     pytest.importorskip('rio_tiler', reason='the page needs rio-tiler, of the extra "maps"')
     from geofm.maps.page import find_products, product_layers
+    from geofm.maps.tiles import Scalar
 
     _, _, before, after = two
     map_change(before, after, tmp_path)
@@ -112,4 +113,8 @@ def test_change_is_a_layer_of_the_page(
     assert [*products] == ['change', 'embedding']
     (layer,) = product_layers(products)
     assert (layer.group, layer.name) == ('Features', 'Change')
-    assert '2019-05-01 and 2021-05-03' in layer.description
+    # Which date is which, and what the numbers mean.
+    for words in ('Before: 2019-05-01', 'After: 2021-05-03', '0 where', 'no change', '1 where'):
+        assert words in layer.description
+    assert isinstance(layer.style, Scalar)
+    assert (layer.style.low, layer.style.unit) == (0, 'cosine distance')
