@@ -3,10 +3,11 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightly.loss import KoLeoLoss
 from lightly.utils.dist import gather
@@ -28,7 +29,7 @@ from geofm.models.weights.files import METADATA
 from geofm.tasks.nonfinite import AUTOCAST, Step, gradient_norms, write_dump
 from geofm.tasks.parameters import check_precision, parameter_groups
 from geofm.tasks.progress import KEY as PROGRESS
-from geofm.tasks.progress import Plan, read_progress, warn_of_length
+from geofm.tasks.progress import Course, Plan, Progress, read_progress
 from geofm.tasks.randomness import batch_seed, seeded
 from geofm.tasks.schedules import Schedules, dinov2_schedules
 from geofm.tasks.student_teacher import StudentTeacher
@@ -204,6 +205,8 @@ class DINOv2(StudentTeacher):
         super().__init__()
         self.schedules: Schedules | None = None
         self._plan: Plan | None = None
+        self._course: Course | None = None
+        self._done: Progress | None = None
         self._resumed: dict[str, Any] | None = None
         self.seed = run_seed()
         self._step: Step | None = None
@@ -445,11 +448,12 @@ class DINOv2(StudentTeacher):
         datamodule = getattr(self._trainer, 'datamodule', None)
         statistics = statistics_of(getattr(datamodule, 'aug', None)) or self.model.statistics
         checkpoint[METADATA] = carry_statistics(statistics)
-        if self.schedules is not None and self._plan is not None:
-            size = self._plan.samples_per_step
+        if self._plan is not None and self._course is not None:
+            before, step = (0, 0) if self._done is None else (self._done.samples, self._done.step)
             checkpoint[PROGRESS] = {
-                'samples': (self.global_step + self.schedules.offset) * size,
-                'planned': len(self.schedules) * size,
+                'samples': before + (self.global_step - step) * self._plan.samples_per_step,
+                'planned': self._course.samples,
+                'course': astuple(self._course),
                 'batch': self._plan.batch,
             }
 
@@ -470,13 +474,18 @@ class DINOv2(StudentTeacher):
             # Lightning builds the loaders later; their length and batch size are needed now.
             self.trainer.fit_loop.setup_data()
             self._plan = plan = Plan.of(self.trainer)
-            done = None if self._resumed is None else read_progress(self._resumed, plan)
-            steps, position = plan.steps_from(done)
-            if steps < 1:
+            self._done = done = (
+                None if self._resumed is None else read_progress(self._resumed, plan)
+            )
+            self._course = course = plan.course(done, self._steps_per_epoch(plan))
+            if course.steps < 1:
                 raise ValueError(NO_STEPS)
-            schedules = dinov2_schedules(
-                steps,
-                self._steps_per_epoch(plan),
+            samples, step = (0.0, 0) if done is None else (done.samples, done.step)
+            steps = np.arange(float(max(1, plan.steps_left(done))))
+            places = (samples + steps * plan.samples_per_step) / course.samples_per_step
+            self.schedules = dinov2_schedules(
+                course.steps,
+                course.steps_per_epoch,
                 lr=hparams['lr'] * self._lr_scale(),
                 min_lr=hparams['min_lr'],
                 warmup_epochs=hparams['warmup_epochs'],
@@ -485,11 +494,10 @@ class DINOv2(StudentTeacher):
                 momentum=hparams['momentum'],
                 teacher_temperature=hparams['teacher_temperature'],
                 warmup_teacher_temperature_epochs=hparams['warmup_teacher_temperature_epochs'],
+                # Rounding must not move a value from its step.
+                places=places.round(6),
+                first=step,
             )
-            if done is not None:
-                schedules = replace(schedules, offset=position - done.step)
-                warn_of_length(done, steps * plan.samples_per_step)
-            self.schedules = schedules
         return self.schedules
 
     def _steps_per_epoch(self, plan: Plan) -> float:

@@ -13,12 +13,32 @@ KEY = 'progress'
 
 
 @dataclass(frozen=True, slots=True)
+class Course:
+    """What the schedules of a run are counted in, whatever its steps are later.
+
+    Attributes:
+        steps: Optimiser steps of the whole run, as it was planned.
+        samples_per_step: Samples of such a step.
+        steps_per_epoch: Such steps of what counts as an epoch in warm-ups.
+    """
+
+    steps: int
+    samples_per_step: float
+    steps_per_epoch: float
+
+    @property
+    def samples(self) -> float:
+        """Samples of the whole run."""
+        return self.steps * self.samples_per_step
+
+
+@dataclass(frozen=True, slots=True)
 class Progress:
     """Where a checkpoint was written.
 
     Attributes:
         samples: Samples seen, over all ranks, those seen again counted again.
-        planned: Samples of the whole run, as it was planned then.
+        course: What its schedules were counted in; None if the checkpoint does not say.
         batch: Samples of a batch, over all ranks.
         step: Optimiser steps.
         epoch: Epochs done.
@@ -26,7 +46,7 @@ class Progress:
     """
 
     samples: float
-    planned: float
+    course: Course | None
     batch: int
     step: int
     epoch: int
@@ -85,23 +105,21 @@ class Plan:
             math.inf if trainer.max_steps == -1 else trainer.max_steps,
         )
 
-    def steps_from(self, done: Progress | None) -> tuple[int, int]:
-        """Steps of the whole run, and how many of them are done.
+    def steps_left(self, done: Progress | None) -> int:
+        """Steps of this plan that are to be done.
 
         Args:
             done: Where the run is resumed; None: it starts.
 
         Returns:
-            Both in steps of this plan: what was seen before, in steps of another size, counts by
-            its samples.
+            The number, 0 or more.
 
         Raises:
             ValueError: If the run has no end.
         """
         if done is None:
-            position, left = 0, min(self.max_steps, self.max_epochs * self.steps_per_epoch)
+            left = min(self.max_steps, self.max_epochs * self.steps_per_epoch)
         else:
-            position = round(done.samples / self.samples_per_step)
             of_epoch = math.floor(done.batches * done.batch / self.samples_per_step + 1e-6)
             epochs = (self.max_epochs - done.epoch) * self.steps_per_epoch - of_epoch
             left = max(0, min(self.max_steps - done.step, epochs))
@@ -109,7 +127,42 @@ class Plan:
             raise ValueError(
                 'schedules need an end: set max_steps, or max_epochs if the data have a length'
             )
-        return position + int(left), position
+        return int(left)
+
+    def course(self, done: Progress | None, steps_per_epoch: float) -> Course:
+        """What the schedules of the run are counted in.
+
+        A run that is resumed keeps its course, in batches of whatever size, as long as its length
+        in samples does.
+
+        Args:
+            done: Where the run is resumed; None: it starts.
+            steps_per_epoch: Steps of this plan that count as an epoch in warm-ups.
+
+        Returns:
+            The course.
+
+        Warns:
+            UserWarning: If a run that is resumed has become longer or shorter, by more than 1 %
+                and more than what a step of another size makes.
+        """
+        left = self.steps_left(done)
+        if done is None:
+            return Course(left, self.samples_per_step, steps_per_epoch)
+        samples = done.samples + left * self.samples_per_step
+        planned = math.nan if done.course is None else done.course.samples
+        rounding = self.samples_per_step + done.batch
+        if done.course is not None and abs(samples - planned) <= max(0.01 * planned, rounding):
+            return done.course
+        if done.course is not None:
+            rank_zero_warn(
+                f'the run was planned for {planned:g} samples, {done.samples:g} of them are done; '
+                f'now for {samples:g}. Its schedules go on as those of a run of that length would '
+                'at this sample, so that learning rate and momentum may jump. For unbroken '
+                'schedules keep max_epochs and max_steps as they were'
+            )
+        steps = round(samples / self.samples_per_step)
+        return Course(steps, self.samples_per_step, steps_per_epoch)
 
 
 def read_progress(checkpoint: Mapping[str, Any], plan: Plan) -> Progress | None:
@@ -134,32 +187,14 @@ def read_progress(checkpoint: Mapping[str, Any], plan: Plan) -> Progress | None:
         batches = loop['epoch_loop.batch_progress']['current']['processed']
         step = int(checkpoint['global_step'])
         known = checkpoint.get(KEY, {})
+        course = known.get('course')
         return Progress(
             float(known.get('samples', step * plan.samples_per_step)),
-            float(known.get('planned', math.nan)),
+            None if course is None else Course(int(course[0]), float(course[1]), float(course[2])),
             int(known.get('batch', plan.batch)),
             step,
             int(epoch['processed']),
             0 if epoch['started'] == epoch['processed'] else int(batches),
         )
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f'checkpoint: its state of the run cannot be read: {error!r}') from error
-
-
-def warn_of_length(done: Progress, samples: float) -> None:
-    """Warn if a run that is resumed is longer or shorter than it was planned.
-
-    Args:
-        done: Where it is resumed.
-        samples: Samples of the whole run, as it is planned now.
-
-    Warns:
-        UserWarning: If the lengths differ by more than 1 %.
-    """
-    if abs(samples - done.planned) > 0.01 * done.planned:
-        rank_zero_warn(
-            f'the run was planned for {done.planned:g} samples, {done.samples:g} of them are done; '
-            f'now for {samples:g}. Its schedules go on as those of a run of that length would '
-            'at this sample, so that learning rate and momentum may jump. For unbroken schedules '
-            'keep max_epochs and max_steps as they were'
-        )

@@ -11,7 +11,12 @@ FloatArray = npt.NDArray[np.float64]
 
 
 def cosine_schedule(
-    base: float, final: float, steps: int, warmup_steps: int = 0, start: float = 0.0
+    base: float,
+    final: float,
+    steps: int,
+    warmup_steps: int = 0,
+    start: float = 0.0,
+    places: FloatArray | None = None,
 ) -> FloatArray:
     """Linear warm-up, then half a cosine.
 
@@ -21,14 +26,20 @@ def cosine_schedule(
         steps: Length of the schedule, warm-up included.
         warmup_steps: Length of the warm-up.
         start: First value of the warm-up.
+        places: Where to take the values, in steps, not below 0, of shape (N,); these may lie
+            between two steps. All steps by default.
 
     Returns:
-        One value a step, of shape (steps,). Step i after the warm-up holds
+        One value a place, of shape (N,). Place i after the warm-up holds
         ``final + (base - final) * (1 + cos(pi * i / n)) / 2`` where n is the steps after it.
     """
-    warmup = np.linspace(start, base, warmup_steps)
-    phase = np.arange(steps - warmup_steps) / max(1, steps - warmup_steps)
-    return np.concatenate([warmup, final + (base - final) * (1 + np.cos(np.pi * phase)) / 2])
+    places = np.arange(float(steps)) if places is None else places
+    phase = np.clip((places - warmup_steps) / max(1, steps - warmup_steps), 0, 1)
+    cosine = final + (base - final) * (1 + np.cos(np.pi * phase)) / 2
+    if not warmup_steps:
+        return cosine
+    line = np.interp(places, np.arange(warmup_steps), np.linspace(start, base, warmup_steps))
+    return np.where(places < warmup_steps, line, cosine)
 
 
 @dataclass(frozen=True)
@@ -42,8 +53,7 @@ class Schedules:
         momentum: Momentum of the teacher.
         teacher_temperature: Temperature of the teacher's softmax.
         final: What each tends to, by name: its value beyond the end.
-        offset: What to add to the number of an optimiser step, in a run that is resumed in steps
-            of another size.
+        first: Optimiser step of the first value: where a run is resumed.
     """
 
     lr: FloatArray
@@ -52,7 +62,7 @@ class Schedules:
     momentum: FloatArray
     teacher_temperature: FloatArray
     final: Mapping[str, float]
-    offset: int = 0
+    first: int = 0
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -67,7 +77,7 @@ class Schedules:
         Returns:
             Value by name.
         """
-        place = max(0, step + self.offset)
+        place = max(0, step - self.first)
         if place >= len(self):
             return dict(self.final)
         return {name: float(getattr(self, name)[place]) for name in self.final}
@@ -85,6 +95,8 @@ def dinov2_schedules(
     momentum: tuple[float, float],
     teacher_temperature: tuple[float, float],
     warmup_teacher_temperature_epochs: float,
+    places: FloatArray | None = None,
+    first: int = 0,
 ) -> Schedules:
     """Schedules of DINOv2 (Oquab et al., 2023).
 
@@ -99,6 +111,8 @@ def dinov2_schedules(
         momentum: First and final momentum of the teacher, along a cosine.
         teacher_temperature: First and final temperature, along a line.
         warmup_teacher_temperature_epochs: Length of that line.
+        places: Where to take the values, see :func:`cosine_schedule`.
+        first: Optimiser step of the first place.
 
     Returns:
         The table.
@@ -123,21 +137,23 @@ def dinov2_schedules(
             )
         return min(wanted, steps)
 
-    rates = cosine_schedule(lr, min_lr, steps, in_steps(warmup_epochs, 'warmup_epochs'))
-    last_layer = rates.copy()
-    last_layer[: in_steps(freeze_last_layer_epochs, 'freeze_last_layer_epochs')] = 0
-    first, final = teacher_temperature
+    places = np.arange(float(steps)) if places is None else places
+    warmup = in_steps(warmup_epochs, 'warmup_epochs')
+    rates = cosine_schedule(lr, min_lr, steps, warmup, places=places)
+    frozen = places < in_steps(freeze_last_layer_epochs, 'freeze_last_layer_epochs')
+    cold, final = teacher_temperature
     return Schedules(
         lr=rates,
-        last_layer_lr=last_layer,
-        weight_decay=cosine_schedule(*weight_decay, steps),
-        momentum=cosine_schedule(*momentum, steps),
+        last_layer_lr=np.where(frozen, 0, rates),
+        weight_decay=cosine_schedule(*weight_decay, steps, places=places),
+        momentum=cosine_schedule(*momentum, steps, places=places),
         teacher_temperature=cosine_schedule(
             final,
             final,
             steps,
             in_steps(warmup_teacher_temperature_epochs, 'warmup_teacher_temperature_epochs'),
-            start=first,
+            start=cold,
+            places=places,
         ),
         final={
             'lr': min_lr,
@@ -146,4 +162,5 @@ def dinov2_schedules(
             'momentum': momentum[1],
             'teacher_temperature': final,
         },
+        first=first,
     )

@@ -1,5 +1,7 @@
 """A run that is resumed in other batches, and runs whose epochs are not passes over the data."""
 
+import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,13 @@ class Numbered(RandomPairs):
 class ResumablePairs(ResumableDataModule):
     """Random pairs by the loaders of this project."""
 
-    def __init__(self, batch_size: int) -> None:
+    def __init__(self, batch_size: int, length: int = LENGTH) -> None:
         super().__init__(RandomPairs, batch_size)
-        self.seed = 0
+        self.seed, self.length = 0, length
         self.aug = lambda batch: batch
 
     def setup(self, stage: str) -> None:
-        self.train_dataset = Numbered(LENGTH)
+        self.train_dataset = Numbered(self.length)
 
     def train_dataloader(self) -> DataLoader[Any]:
         assert self.train_dataset is not None
@@ -77,6 +79,7 @@ def fit(path: Path, data: Any, *callbacks: Callback, epochs: int = 4, **kwargs: 
     seed_everything(0)
     watch = Watch()
     accumulate = kwargs.pop('accumulate', 1)
+    options = kwargs.pop('options', {})
     trainer: Trainer = small_trainer(
         path,
         max_epochs=epochs,
@@ -85,6 +88,7 @@ def fit(path: Path, data: Any, *callbacks: Callback, epochs: int = 4, **kwargs: 
         accumulate_grad_batches=accumulate,
         log_every_n_steps=1,
         enable_checkpointing=False,
+        **options,
     )
     trainer.fit(small_task(scale_lr=False, lr=1e-3), datamodule=data, **kwargs)
     return watch
@@ -144,6 +148,51 @@ def test_an_epoch_goes_on_in_batches_of_another_size(tmp_path: Path, size: int) 
     )
     starts = [state['start'] for state in after.states if state['epoch'] == 1]
     assert starts[:1] == [12 + size] or len(rest) == size
+
+
+class KeepWatch(Callback):
+    """Keep what each rank has seen."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        (watch,) = (c for c in trainer.callbacks if isinstance(c, Watch))
+        kept = {name: getattr(watch, name) for name in ('lrs', 'values', 'samples')}
+        torch.save(kept, self.folder / f'{trainer.global_rank}.pt')
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+def test_an_epoch_goes_on_with_other_ranks_and_batches(tmp_path: Path) -> None:
+    """2 ranks x 4, then 1 x 3, then 2 x 4: each sample once, schedules as if nothing had been."""
+    seen: list[tuple[int, int]] = []
+    found: list[tuple[int, float, float]] = []
+    kwargs: dict[str, Any] = {}
+    # Ranks, batch, and the optimiser step to stop at: after 8 samples, and after 24 more.
+    for ranks, size, stop in ((2, 4, 1), (1, 3, 9), (2, 4, 99)):
+        folder = tmp_path / str(stop)
+        folder.mkdir()
+        last = StopAt(stop, folder / 'last.ckpt')
+        options = {'strategy': 'ddp_fork', 'devices': 2} if ranks == 2 else {}
+        data = ResumablePairs(size, 48)
+        fit(folder, data, last, KeepWatch(folder), epochs=2, options=options, **kwargs)
+        parts = [torch.load(folder / f'{rank}.pt', weights_only=True) for rank in range(ranks)]
+        done = len(seen)
+        for part in parts:
+            seen += [(epoch, n) for epoch, batch in part['samples'] for n in batch]
+        steps = zip(parts[0]['lrs'], parts[0]['values'], strict=True)
+        for step, (lr, values) in enumerate(steps):
+            found.append((done + step * ranks * size, lr, values['momentum']))
+        kwargs = {'ckpt_path': last.checkpoint, 'weights_only': True}
+    assert sorted(seen) == [(epoch, n) for epoch in range(2) for n in range(48)]
+    assert [samples for samples, *_ in found] == [0, *range(8, 32, 3), *range(32, 96, 8)]
+    for samples, lr, momentum in found:
+        # An unbroken run has 12 steps of 8 samples, of which 6 are warm-up.
+        place = samples / 8
+        cosine = 1e-6 + (1e-3 - 1e-6) * (1 + math.cos(math.pi * (place - 6) / 6)) / 2
+        assert lr == pytest.approx(1e-3 * place / 5 if place <= 5 else cosine, rel=1e-6)
+        risen = (1 + math.cos(math.pi * place / 12)) / 2
+        assert momentum == pytest.approx(1 - 0.008 * risen, rel=1e-6)
 
 
 class Stream(IterableDataset[dict[str, Tensor]]):
