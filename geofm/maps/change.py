@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import rasterio
 from rasterio.io import DatasetReader
-from rasterio.windows import Window
 from rich.progress import Progress
 
 from geofm import __version__
 from geofm.grid import Grid
 from geofm.locking import locked_folder
+from geofm.maps.embedding_files import END, read_vectors, strip_windows
 from geofm.maps.windows import Floats, Strip
 from geofm.maps.writer import write_pixels
+from geofm.rasters import open_raster
 
-_SUFFIX = '_embedding.tif'
-_STRIP_BYTES = 32 * 2**20
+_SUFFIX = f'{END}.tif'
 _CACHE_BYTES = 256 * 2**20
 
 
@@ -49,8 +49,8 @@ def map_change(before: Path, after: Path, output: Path, command: str = 'geofm ch
     path = output / f'{after.name.removesuffix(_SUFFIX).removesuffix(".tif")}_change.tif'
     with (
         rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
-        rasterio.open(before) as first,
-        rasterio.open(after) as second,
+        open_raster(before) as first,
+        open_raster(after) as second,
         locked_folder(output),
         Progress() as progress,
     ):
@@ -97,22 +97,16 @@ def _tags(which: str, path: Path, tags: Mapping[str, str]) -> dict[str, str]:
 
 def _strips(first: DatasetReader, second: DatasetReader, progress: Progress) -> Iterator[Strip]:
     """Distances from top to bottom, (1, rows, columns)."""
-    height, width = first.shape
-    rows = max(1, _STRIP_BYTES // (8 * first.count * width))
-    for row in progress.track(range(0, height, rows), description='Comparing'):
-        window = Window(0, row, width, min(rows, height - row))
-        one, other = (_unit(src, window) for src in (first, second))
+    for window in progress.track(strip_windows(first), description='Comparing'):
+        one, other = (_unit(read_vectors(src, window)) for src in (first, second))
         distance = 1 - (one * other).sum(axis=0, keepdims=True)
         values = distance.clip(0, 2).astype(np.float32)
         yield Strip(values, np.isfinite(values[0]))
 
 
-def _unit(src: DatasetReader, window: Window) -> Floats:
-    """Unit vectors of a window, (D, rows, columns); NaN without data, or without length."""
-    scales, offsets = (np.array(v, np.float32)[:, None, None] for v in (src.scales, src.offsets))
-    values = src.read(window=window, masked=True, out_dtype='float32') * scales + offsets
-    vectors = values.filled(np.nan)
+def _unit(vectors: Floats) -> Floats:
+    """Unit vectors (D, rows, columns); NaN without data, or without length."""
     # A sum over all bands: NaN in any of them makes the patch unknown.
     lengths = np.linalg.norm(vectors, axis=0)
-    unit: Floats = vectors / np.where(lengths > 0, lengths, np.float32(np.nan))
-    return unit
+    lengths[lengths == 0] = np.nan
+    return (vectors / lengths).astype(np.float32, copy=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import rasterio
 from pyproj import Transformer
 from rasterio.crs import CRS
 from rasterio.transform import Affine
@@ -96,6 +97,8 @@ def make(folder: Path, crs: CRS, transform: Affine) -> Made:
     exact[EMPTY] = np.nan
     on_patches = {'crs': crs, 'transform': patches.transform}
     write(folder / 'place_embedding.tif', exact.transpose(2, 0, 1), **on_patches, nodata=np.nan)
+    with rasterio.open(folder / 'place_embedding.tif', 'r+') as dst:
+        dst.update_tags(weights_sha256=64 * 'a', model='vit')
     attention = np.random.default_rng(2).gamma(2, 0.5, (4, ROWS, COLS)).astype(np.float32)
     attention[:, *EMPTY] = np.nan
     names = ['s1 block 11 mean', 's1 block 11 head 0', 's2 block 11 mean', 's2 block 11 head 0']

@@ -8,6 +8,7 @@ from typing import get_args
 import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 import rasterio
 import shapely
@@ -22,17 +23,12 @@ from geofm.cli import main
 from geofm.datasets.labels import open_labels
 from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend
-from geofm.maps.classify import (
-    Embeddings,
-    Fitting,
-    band_statistics,
-    blocks_of,
-    classify_scenes,
-    folds_of,
-    samples_on,
-)
+from geofm.maps.classify import Fitting, classify_scenes
+from geofm.maps.cross_validation import band_statistics, blocks_of, folds_of
+from geofm.maps.embedding_files import Embeddings
 from geofm.maps.embeddings import write_embeddings
 from geofm.maps.heads import Head, Method
+from geofm.maps.samples import samples_on
 from geofm.maps.windows import Floats, Strip
 from geofm.maps.writer import patch_grid, write_patches
 from geofm.sensors import DEFAULT_SENSORS, SENSORS
@@ -161,6 +157,46 @@ def test_raster_of_embeddings_gives_the_same_map(tmp_path: Path) -> None:
         np.testing.assert_array_equal(first, second)
 
 
+def test_raster_of_int8(tmp_path: Path) -> None:
+    """Scales and offsets of the file are applied; nodata in any band is no embedding."""
+    codes = np.random.default_rng(0).integers(-127, 128, (DIMENSIONS, 5, 6)).astype(np.int8)
+    codes[:, 1, 2] = codes[3, 4, 4] = -128
+    scales, offsets = np.linspace(0.1, 3, DIMENSIONS), np.linspace(-1, 1, DIMENSIONS)
+    path = write(tmp_path / 'a_embedding.tif', codes, nodata=-128)
+    with rasterio.open(path, 'r+') as dst:
+        dst.scales, dst.offsets = tuple(scales), tuple(offsets)
+        dst.update_tags(**TAGS)
+    rows, cols = (part.ravel() for part in np.mgrid[:5, :6])
+    found = Embeddings.open(path).at(rows, cols)
+    wanted = (codes * scales[:, None, None] + offsets[:, None, None]).reshape(DIMENSIONS, -1).T
+    wanted[[1 * 6 + 2, 4 * 6 + 4]] = np.nan
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_labels_without_data_are_counted(tmp_path: Path) -> None:
+    """A point counts as left out if it lies on no scene, or where none has data."""
+    first = embedding(tmp_path, tokens())
+    frame = gpd.read_file(points(tmp_path))
+    x, y = PATCHES.transform @ (np.array([1.5, -3.5, 200.5]), np.array([0.5, 2.5, 2.5]))
+    more = gpd.GeoDataFrame(
+        {'class': ['class a'] * 3}, geometry=gpd.points_from_xy(x, y), crs=UTM.to_wkt()
+    )
+    both = pd.concat([frame, more.to_crs(4326)])
+    both.to_file(tmp_path / 'more.gpkg')
+    on_data = np.isfinite(tokens()).all(axis=0)
+    rows, cols = np.floor(np.stack(PATCHES.pixel_of(*_xy(frame)))).astype(int)
+    missing = int((~on_data[rows, cols]).sum())
+    made = classify_scenes([first], tmp_path / 'out', Fitting(tmp_path / 'more.gpkg'))
+    note = f'{3 + missing} of {len(both)} points lie on no patch with data: left out.'
+    assert note in made.notes
+    assert note in json.loads((tmp_path / 'out' / 'classify.json').read_text())['notes']
+
+
+def _xy(frame: gpd.GeoDataFrame) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    moved = frame.geometry.to_crs(UTM.to_wkt())
+    return moved.x.to_numpy(), moved.y.to_numpy()
+
+
 def test_folds_share_no_block() -> None:
     """No block is on both sides, and each sample is tested once."""
     generator = np.random.default_rng(0)
@@ -232,6 +268,8 @@ def test_samples(tmp_path: Path) -> None:
     wanted |= {(2, 2): 2, (11, 12): 1, (4, 39): 0}
     assert dict(zip(zip(found.rows, found.cols, strict=True), found.values, strict=True)) == wanted
     assert found.conflicts == 1
+    wanted_points = [82, 82, 82, 11 * 40 + 12, -1, 4 * 40 + 39]
+    assert found.points.tolist() == wanted_points
 
 
 def test_baseline_is_that_of_numpy(tmp_path: Path) -> None:

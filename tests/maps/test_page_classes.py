@@ -9,12 +9,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+import rasterio
 from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from sklearn.preprocessing import normalize
 
 pytest.importorskip('rio_tiler', reason='the page needs rio-tiler, of the extra "maps"')
 pytest.importorskip('xstatic.pkg.leaflet', reason='the page needs xstatic-leaflet, of "maps"')
 
+from geofm.cli import main
+from geofm.legend import NO_CLASS, Legend
 from geofm.maps.page import EmbeddingGrid
 from tests.maps.pages import COLS, EMPTY, GRIDS, ROWS, SHIFTS, Browser, Made, shown_colors
 
@@ -143,15 +146,7 @@ def test_labels_go_out_and_come_back(opened: tuple[Browser, Made], tmp_path: Pat
         'const field = document.querySelector("[data-focus=name1]");'
         'field.value = "<img src=x> & Wald"; field.dispatchEvent(new Event("change"));'
     )
-    browser.driver.execute_cdp_cmd(
-        'Browser.setDownloadBehavior', {'behavior': 'allow', 'downloadPath': str(tmp_path)}
-    )
-    browser.run('document.getElementById("class-export").click()')
-    file = tmp_path / 'A_place_its_patches_labels.geojson'
-    deadline = time.monotonic() + 10
-    while not file.exists():
-        assert time.monotonic() < deadline, [*tmp_path.iterdir()]
-        time.sleep(0.05)
+    file = export(browser, tmp_path)
     features = json.loads(file.read_text('utf-8'))['features']
     assert [f['properties']['class'] for f in features] == [
         'Class 1',
@@ -194,6 +189,46 @@ def test_labels_go_out_and_come_back(opened: tuple[Browser, Made], tmp_path: Pat
     upload(browser, file)
     browser.wait('document.getElementById("class-message").textContent.includes("share a patch")')
     assert browser.run(f'{state}.examples.length') == 3
+
+
+def export(browser: Browser, folder: Path) -> Path:
+    """The file of labels, as the browser writes it."""
+    browser.driver.execute_cdp_cmd(
+        'Browser.setDownloadBehavior', {'behavior': 'allow', 'downloadPath': str(folder)}
+    )
+    browser.run('document.getElementById("class-export").click()')
+    file = folder / 'A_place_its_patches_labels.geojson'
+    deadline = time.monotonic() + 10
+    while not file.exists():
+        assert time.monotonic() < deadline, [*folder.iterdir()]
+        time.sleep(0.05)
+    return file
+
+
+@pytest.mark.parametrize('opened', ['degrees', 'fiji'], indirect=True)
+def test_geofm_classify_takes_the_labels(
+    opened: tuple[Browser, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From clicks to a map: the patches that were clicked have their class there."""
+    browser, made = opened
+    label(browser, made, EXAMPLES)
+    file = export(browser, tmp_path)
+    labels = json.loads(file.read_text('utf-8'))
+    far = json.loads(json.dumps(labels['features'][0]))
+    far['geometry']['coordinates'] = [10, 10]
+    file.write_text(json.dumps({**labels, 'features': [*labels['features'], far]}))
+    embedding = made.index.parents[1] / 'place_embedding.tif'
+    main(['classify', str(embedding), '--labels', str(file), '--output', str(tmp_path / 'maps')])
+    printed = ' '.join(capsys.readouterr().out.split())
+    assert 'samples: Class 1 2, Class 2 2' in printed
+    assert '1 of 5 points lie on no patch with data' in printed
+    with rasterio.open(tmp_path / 'maps' / 'place_classes.tif') as src:
+        classes, legend = src.read(1), Legend.from_tags(src.tags())
+    assert legend is not None
+    for index, places in EXAMPLES.items():
+        for place in places:
+            assert legend.name(int(classes[place])) == f'Class {index + 1}'
+    assert classes[EMPTY] == NO_CLASS
 
 
 def upload(browser: Browser, path: Path) -> None:

@@ -7,17 +7,15 @@ from typing import Self
 
 import numpy as np
 import numpy.typing as npt
-import rasterio
 from rasterio.io import DatasetReader
-from rasterio.windows import Window
 
 from geofm.grid import Grid
+from geofm.maps.embedding_files import read_vectors, strip_windows
 from geofm.maps.windows import Floats
+from geofm.rasters import open_raster
 
 #: Most bytes of vectors that a page holds. A phone still opens it; larger embeddings are projected.
 MOST_BYTES = 48 * 2**20
-
-_STRIP_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ class EmbeddingGrid:
         Raises:
             ValueError: If the raster has no CRS, or no patch has data.
         """
-        with rasterio.open(path) as src:
+        with open_raster(path) as src:
             grid = Grid.of(src)
             basis, kept = None, 1.0
             dims = min(src.count, max(1, most_bytes // (grid.height * grid.width)))
@@ -91,13 +89,8 @@ class EmbeddingGrid:
 
 def _strips(src: DatasetReader) -> Iterator[Floats]:
     """Rows of patches from top to bottom, (rows, columns, D); NaN where there is no data."""
-    rows = max(1, _STRIP_BYTES // (4 * src.count * src.width))
-    scales, offsets = (np.array(v, np.float32)[:, None, None] for v in (src.scales, src.offsets))
-    for row in range(0, src.height, rows):
-        window = Window(0, row, src.width, min(rows, src.height - row))
-        values = src.read(window=window, masked=True, out_dtype='float32')
-        values = values * scales + offsets
-        yield values.filled(np.nan).transpose(1, 2, 0)
+    for window in strip_windows(src):
+        yield read_vectors(src, window).transpose(1, 2, 0)
 
 
 def _unit(vectors: Floats) -> Floats:

@@ -1,0 +1,72 @@
+"""Patches with a label: what points, polygons or a raster of classes say on a patch grid."""
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyproj
+
+from geofm.datasets.labels import LabelSource
+from geofm.datasets.labels.vector import VectorLabels
+from geofm.grid import Grid
+from geofm.legend import NO_CLASS
+
+
+class Samples(NamedTuple):
+    """Patches with a label.
+
+    Attributes:
+        rows: Rows on the patch grid (N,).
+        cols: Columns (N,).
+        values: Values of classes (N,).
+        conflicts: Patches that hold points of several classes.
+        points: Patch of each point (P,), as row x width + column; -1 outside the grid. P is 0 where
+            the labels are no points.
+    """
+
+    rows: npt.NDArray[np.intp]
+    cols: npt.NDArray[np.intp]
+    values: npt.NDArray[np.uint8]
+    conflicts: int
+    points: npt.NDArray[np.intp]
+
+
+def samples_on(labels: LabelSource, grid: Grid) -> Samples:
+    """Patches that hold a point, or whose centre lies in a polygon.
+
+    Args:
+        labels: The labels.
+        grid: Grid of the patches.
+
+    Returns:
+        The patches. Where points of several classes lie in one, the class with the most points
+        counts; of as many, that of the lowest value. Points go before polygons.
+    """
+    classes = labels.classes_on(grid)
+    points, values = _points_on(labels, grid) if isinstance(labels, VectorLabels) else _NO_POINTS
+    inside = points >= 0
+    patches, which = np.unique(points[inside], return_inverse=True)
+    counts = np.zeros((len(patches), NO_CLASS), np.int64)
+    np.add.at(counts, (which, values[inside]), 1)
+    if len(patches):
+        np.put(classes, patches, counts.argmax(axis=1).astype(np.uint8))
+    rows, cols = (classes != NO_CLASS).nonzero()
+    conflicts = int(((counts > 0).sum(axis=1) > 1).sum())
+    return Samples(rows, cols, classes[rows, cols], conflicts, points)
+
+
+type _Points = tuple[npt.NDArray[np.intp], npt.NDArray[np.uint8]]
+
+_NO_POINTS: _Points = (np.zeros(0, np.intp), np.zeros(0, np.uint8))
+
+
+def _points_on(labels: VectorLabels, grid: Grid) -> _Points:
+    """Patch, -1 outside the grid, and class of each point."""
+    geometry = labels.frame.geometry
+    points = geometry[geometry.geom_type.isin(['Point', 'MultiPoint'])]
+    points = points.to_crs(pyproj.CRS.from_user_input(grid.crs)).explode(index_parts=False)
+    values = labels.values[points.index.to_numpy(np.intp)]
+    places = grid.pixel_of(points.x.to_numpy(), points.y.to_numpy())
+    rows, cols = (np.floor(np.nan_to_num(p, nan=-1, posinf=-1, neginf=-1)) for p in places)
+    inside = (rows >= 0) & (rows < grid.height) & (cols >= 0) & (cols < grid.width)
+    return np.where(inside, rows * grid.width + cols, -1).astype(np.intp), values
