@@ -2,7 +2,8 @@
 
 from geofm.callbacks.adapt import Adapt
 from geofm.callbacks.collapse import CollapseWatch
+from geofm.callbacks.identity import RunIdentity
 from geofm.callbacks.knn import OnlineKNN
 from geofm.callbacks.training_time import TrainingTime
 
-__all__ = ('Adapt', 'CollapseWatch', 'OnlineKNN', 'TrainingTime')
+__all__ = ('Adapt', 'CollapseWatch', 'OnlineKNN', 'RunIdentity', 'TrainingTime')

@@ -1,9 +1,10 @@
 """Training, evaluation and prediction, with Lightning's command line."""
 
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, override
+from typing import Any, Literal, override
 
 import torch
 
@@ -22,8 +23,10 @@ import geofm.datamodules
 import geofm.tasks
 from geofm.atomic import atomic_file
 from geofm.callbacks import Adapt
+from geofm.callbacks.identity import RunIdentity
 from geofm.checkpoint_io import AtomicCheckpointIO, local_path, remove_partial_checkpoints
 from geofm.commands.adoption import adopt_model
+from geofm.commands.resume import is_requeued, newest_checkpoint, refuse_requeue_of_another_run
 from geofm.messages import ShortErrors
 from geofm.sensors import load_sensors
 from geofm.tasks.dinov2 import NO_STEPS
@@ -97,6 +100,21 @@ class GeofmCLI(LightningCLI):
         parser.add_lightning_class_args(Adapt, 'adapt')
 
     @override
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == 'fit':
+            parser.add_argument(
+                '--resume',
+                type=Literal['auto'] | None,
+                default=None,
+                help='auto: go on from the newest checkpoint of the run of default_root_dir, or '
+                'start it if there is none',
+            )
+        return parser
+
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse arguments.
 
@@ -127,6 +145,8 @@ class GeofmCLI(LightningCLI):
             that are reduced, which saves their memory once, unless it says otherwise.
         """
         trainer = super().instantiate_trainer(**kwargs)
+        if self.subcommand == 'fit':
+            trainer.callbacks.append(RunIdentity(self._settings()))  # type: ignore[attr-defined]
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._ddp_kwargs.setdefault('gradient_as_bucket_view', True)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -139,9 +159,31 @@ class GeofmCLI(LightningCLI):
         trainer = self.trainer
         if 0 in (trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches):
             raise ValueError(NO_STEPS)
+        self._choose_checkpoint()
         if trainer.is_global_zero:
             for folder in _run_folders(trainer):
                 remove_partial_checkpoints(folder)
+
+    def _settings(self) -> dict[str, Any]:
+        """What tells an experiment from another: its model, as JSON holds it."""
+        model = self.config[self.subcommand].model.as_dict()
+        settings: dict[str, Any] = json.loads(json.dumps(model, default=str))
+        return settings
+
+    def _choose_checkpoint(self) -> None:
+        """Go on from a checkpoint of this run, and of no other."""
+        given, auto = self._get(self.config, 'ckpt_path'), self._get(self.config, 'resume')
+        root = local_path(self.trainer.default_root_dir)
+        if given is not None and auto:
+            raise ValueError('--resume auto chooses a checkpoint: leave out --ckpt_path')
+        if given is not None or root is None:
+            return
+        chosen = None
+        if auto or is_requeued():
+            chosen = newest_checkpoint(root, _run_folders(self.trainer), self._settings())
+        if chosen is None:
+            refuse_requeue_of_another_run(root)
+        self.config_init[self.subcommand]['ckpt_path'] = None if chosen is None else str(chosen)
 
     def after_fit(self) -> None:
         """Fail if nothing was trained, of which Lightning only warns."""

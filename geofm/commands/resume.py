@@ -1,0 +1,101 @@
+"""Which checkpoint a run goes on from: the newest of its own."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from geofm.callbacks.identity import RUN_FILE, read_run_file, requeue_checkpoints, run_of
+
+_ADVICE = 'give another --trainer.default_root_dir, or the checkpoint to go on from as --ckpt_path'
+
+
+def is_requeued() -> bool:
+    """Whether SLURM has started this job before.
+
+    Returns:
+        True from the second start on.
+    """
+    return int(os.environ.get('SLURM_RESTART_COUNT', 0)) > 0
+
+
+def newest_checkpoint(
+    root: Path, folders: Sequence[Path], settings: Mapping[str, Any]
+) -> Path | None:
+    """Find the newest checkpoint of the run of a folder.
+
+    Args:
+        root: Folder of the run, which ``geofm_run.json`` is in, and SLURM's ``hpc_ckpt_*.ckpt``.
+        folders: Folders of its other checkpoints.
+        settings: What tells an experiment from another, as JSON would hold it.
+
+    Returns:
+        The checkpoint; None if the run is yet to start, or has none yet.
+
+    Raises:
+        ValueError: If the folder is that of a run of other settings, or its checkpoints are of a
+            run that is not known.
+    """
+    found = [path for folder in folders for path in folder.glob('*.ckpt')]
+    # Hidden files are being written.
+    found = [path for path in found if not path.name.startswith('.')] + requeue_checkpoints(root)
+    known = read_run_file(root)
+    if known is None:
+        if found:
+            raise ValueError(
+                f'--resume auto: {found[0]} is there, but no {root / RUN_FILE}, which says whose '
+                f'it is: {_ADVICE}'
+            )
+        return None
+    run, before = known
+    if changed := next(_differences(before, settings), None):
+        name, old, new = changed
+        raise ValueError(
+            f'--resume auto: {root} is the folder of run {run}, with {name} = {old}, not {new}: '
+            f'{_ADVICE}'
+        )
+    others = []
+    for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
+        of = run_of(path)
+        if of == run:
+            break
+        others.append(f'{path} of {"run " + of if of else "an unknown run"}')
+    else:
+        path = None
+    if others:
+        more = f' and {len(others) - 1} more' if len(others) > 1 else ''
+        rank_zero_warn(f'--resume auto: run {run} does not go on from {others[0]}{more}')
+    rank_zero_info(f'--resume auto: run {run} ' + (f'goes on from {path}' if path else 'starts'))
+    return path
+
+
+def refuse_requeue_of_another_run(root: Path) -> None:
+    """Keep Lightning from resuming a run that was not asked for.
+
+    Under SLURM, Lightning goes on from any ``hpc_ckpt_*.ckpt`` in its root, whatever wrote it.
+
+    Args:
+        root: Folder of the run.
+
+    Raises:
+        ValueError: If there is such a file, and SLURM.
+    """
+    paths = requeue_checkpoints(root)
+    if paths and SLURMEnvironment.detect():
+        raise ValueError(
+            f'{paths[0]} is of {"run " + of if (of := run_of(paths[0])) else "an unknown run"}, '
+            'and this is a new one. Move it away, go on with that run by --resume auto, '
+            f'or {_ADVICE}'
+        )
+
+
+def _differences(before: Any, now: Any, name: str = 'model') -> Iterator[tuple[str, Any, Any]]:
+    """Settings that are not the same, by name."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            yield from _differences(before.get(key), now.get(key), f'{name}.{key}')
+    elif before != now:
+        yield name, before, now
