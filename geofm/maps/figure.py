@@ -27,7 +27,7 @@ from geofm.sensors import SENSORS
 Array = npt.NDArray[np.float32]
 
 #: Products that a figure shows.
-DRAWN = ('pca', 'segments', 'foreground', 'attention', 'rollout', 'point')
+DRAWN = ('pca', 'segments', 'foreground', 'change', 'attention', 'rollout', 'point')
 
 # Perceptually uniform, readable with any colour vision, and never black, so that the ground shows
 # through it.
@@ -60,6 +60,7 @@ class _Band(NamedTuple):
 
     panels: Sequence[_Panel]
     norm: Normalize | None = None
+    label: str = 'attention / uniform'
 
 
 def plot_products(
@@ -77,7 +78,7 @@ def plot_products(
 
     Args:
         files: Rasters of :func:`geofm.maps.map_scene` by product; drawn are 'pca', 'segments',
-            'foreground', 'rollout', 'point' and 'attention', of those that are there.
+            'foreground', 'change', 'rollout', 'point' and 'attention', of those that are there.
         s1: Sentinel-1 raster of the scene.
         s2: Sentinel-2 raster of the scene.
         scene: Rasters of any sensors by key.
@@ -108,6 +109,8 @@ def plot_products(
         for product in ('segments', 'foreground')
         if product in files
     ]
+    if 'change' in files:
+        rows.append(_change_band(files['change'], grid, max_side))
     for product in ('attention', 'rollout', 'point'):
         if product in files:
             rows += _attention_bands(product, files[product], grid, max_side, pictures, backdrop)
@@ -299,6 +302,18 @@ def _attention_bands(
     return bands
 
 
+def _change_band(path: Path, grid: Grid, max_side: int) -> _Band:
+    """The map of change, from 0: a scene without change is of one colour."""
+    with rasterio.open(path) as src:
+        values, image = _read(src, grid, max_side)
+        tags = src.tags()
+    norm = Normalize(0, max(_limits(values).vmax or 0, 1e-3))
+    # Where sensors have different dates, that of the first.
+    before, after = (tags.get(f'{w}_date', '?').split(', ')[0] for w in ('before', 'after'))
+    panel = _Panel(f'Change, {before} to {after}', image._replace(pixels=values[0]), norm)
+    return _Band([panel], norm, 'cosine distance')
+
+
 def _title(source: str) -> str:
     if source in SENSORS:
         return SENSORS[source].short_title
@@ -371,7 +386,7 @@ def _compose(bands: Sequence[_Band], grid: Grid, title: str) -> Figure:
             bar = figure.colorbar(
                 ScalarMappable(band.norm, _CMAP), cax=add(len(row), line - 1, 0.1), extend='both'
             )
-            bar.set_label('attention / uniform', fontsize=7)
+            bar.set_label(band.label, fontsize=7)
             bar.ax.tick_params(labelsize=7)
     return figure
 

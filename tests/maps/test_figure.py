@@ -3,6 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from rasterio.crs import CRS
@@ -15,6 +16,7 @@ from geofm.maps.writer import Encoding, write_patches
 
 from .scenes import NORTH_UP, UTM, noise, write
 
+CMAP = colormaps['plasma']
 HEADS = {'s1': 3, 's2': 3, 'fusion': 4}
 
 
@@ -95,6 +97,25 @@ def test_one_sensor_and_some_products(tmp_path: Path) -> None:
     assert plot_products({}, None, s2).get_suptitle() == 's2'
     with pytest.raises(ValueError, match='--s1, --s2 or both'):
         plot_products(files)
+
+
+def test_change_has_a_panel_with_its_own_scale(tmp_path: Path) -> None:
+    s2 = write(tmp_path / 's2.tif', noise('s2', 48, 64))
+    grid, values = Grid(UTM, NORTH_UP, 48, 64), np.full((1, 6, 8), 0.25, np.float32)
+    values[:, 3:, :4] = 0.75
+    tags = {'before_date': '2019-05-01, 2019-05-03', 'after_date': '2021-05-03'}
+    path = tmp_path / 's2_change.tif'
+    valid = np.ones(grid.shape, bool)
+    write_patches(path, grid, 8, ['cosine distance'], [Strip(values, valid)], tags)
+    figure = plot_products({'change': path}, None, s2)
+    title = 'Change, 2019-05-01 to 2021-05-03'
+    assert _titles(figure) == ['Sentinel-2 true colour', title]
+    (ax,) = (ax for ax in figure.get_axes() if ax.get_title() == title)
+    np.testing.assert_allclose(ax.get_images()[0].get_clim(), (0, 0.75))
+    drawn = _pixels(figure, title)
+    np.testing.assert_allclose(drawn[-4, 4], 255 * np.array(CMAP(1.0)[:3]), atol=1)
+    np.testing.assert_allclose(drawn[4, -4], 255 * np.array(CMAP(1 / 3)[:3]), atol=1)
+    assert figure.get_axes()[-1].get_ylabel() == 'cosine distance'
 
 
 def test_many_heads_take_several_lines(tmp_path: Path) -> None:
