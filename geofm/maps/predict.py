@@ -38,6 +38,9 @@ ClassProduct = Literal['classes', 'probabilities', 'entropy', 'polygons', 'pictu
 #: Fractions are kept in 8 bits, 0 to 254.
 _STEPS = 254
 
+#: Rows of logits that are worked on at once.
+_ROWS = 32
+
 #: Most memory of GDAL's cache of blocks.
 CACHE_BYTES = 256 * 2**20
 
@@ -130,17 +133,24 @@ class Predictor:
         """
         if self.task.kind == 'regression':
             return values
+        # Part by part, since each step holds another copy of the logits.
+        parts = range(0, values.shape[1], _ROWS)
+        return np.concatenate([self._kept(values[:, i : i + _ROWS]) for i in parts], axis=1)
+
+    def _kept(self, values: Floats) -> npt.NDArray[np.uint8]:
+        """What is kept of some rows of averaged logits."""
         known = np.isfinite(values).all(axis=0)
         scores = torch.from_numpy(np.where(known, values, 0))
         parts = []
-        chances = (scores.sigmoid() if self.task.several else scores.softmax(dim=0)).numpy()
         if 'classes' in self.kept:
             parts.append(scores.argmax(dim=0).numpy()[None].astype(np.float32))
-        if 'probabilities' in self.kept:
-            parts.append(np.rint(chances * _STEPS))
-        if 'entropy' in self.kept:
-            information = -(chances * np.log(np.maximum(chances, 1e-12))).sum(axis=0)
-            parts.append(np.rint(information / math.log(len(chances)) * _STEPS)[None])
+        if self.kept.keys() - {'classes'}:
+            chances = (scores.sigmoid() if self.task.several else scores.softmax(dim=0)).numpy()
+            if 'probabilities' in self.kept:
+                parts.append(np.rint(chances * _STEPS))
+            if 'entropy' in self.kept:
+                information = -(chances * np.log(np.maximum(chances, 1e-12))).sum(axis=0)
+                parts.append(np.rint(information / math.log(len(chances)) * _STEPS)[None])
         kept = np.concatenate(parts)
         return np.where(known, kept, NO_CLASS).astype(np.uint8)
 
