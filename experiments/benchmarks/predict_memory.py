@@ -3,9 +3,9 @@
 A Sentinel-2 scene is generated on disk, block by block, tiled and compressed. ``geofm predict``
 segments it in a process of its own, with a small model of random weights, since only memory and
 time are measured. The process is killed (SIGKILL) when 40 % of the rows of windows are finished,
-and the command is given again. The peak is the largest resident memory of either process, sampled ten
-times a second, or what the kernel itself noted if that is more. A smaller scene is predicted
-undisturbed too: both maps must have the same bytes.
+and the command is given again. The peak is the largest resident memory of either process, sampled
+ten times a second, or what the kernel itself noted if that is more. A smaller scene is predicted
+undisturbed too: both maps must have the same pixels.
 
     python experiments/benchmarks/predict_memory.py --side 10980 --smaller 2745
 

@@ -19,6 +19,7 @@ from geofm.datamodules import LabelledArchiveDataModule
 from geofm.datasets import RasterArchive, write_sample_scenes
 from geofm.datasets.sample.plan import DEFAULT_ROIS
 from geofm.legend import NO_CLASS, Legend
+from tests.test_doors import CONFIGS, reduced, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 192
@@ -43,11 +44,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def fit(name: str, folder: Path) -> tuple[Path, dict[str, Any]]:
+def fit(name: str, folder: Path, *options: str) -> tuple[Path, dict[str, Any]]:
     """Fine-tune by a configuration; the checkpoint, and the configuration of the data."""
     config = ROOT / 'configs' / 'finetune' / f'{name}.yaml'
     root = folder / 'output' / name
-    main(['fit', f'--config={config}', f'--trainer.default_root_dir={root}', *SMALLER])
+    main(['fit', f'--config={config}', f'--trainer.default_root_dir={root}', *SMALLER, *options])
     (checkpoint,) = root.rglob('last.ckpt')
     data: dict[str, Any] = yaml.safe_load(config.read_text())['data']['init_args']
     return checkpoint, data
@@ -70,17 +71,28 @@ def one_pass(checkpoint: Path, data: dict[str, Any]) -> npt.NDArray[np.float32]:
     module.load_state_dict(state['LabelledArchiveDataModule'])
     module.setup('test')
     batch = next(iter(module.test_dataloader()))
-    task = SemanticSegmentation.load_from_checkpoint(checkpoint, weights_only=False).eval()
+    task = SemanticSegmentation.load_from_checkpoint(
+        checkpoint, weights=None, weights_only=False
+    ).eval()
     with torch.inference_mode():
         found = task(module.aug(batch)['image'])[0]
     logits: npt.NDArray[np.float32] = found.numpy()
     return logits
 
 
-@pytest.mark.parametrize('name', ['archive_segmentation', 'archive_points'])
-def test_labels_become_a_map(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ('name', 'method'), [('archive_segmentation', None), ('archive_points', 'frozen')]
+)
+def test_labels_become_a_map(
+    name: str, method: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From scratch, and from a checkpoint of pretraining as it is."""
     monkeypatch.chdir(folder)
-    checkpoint, data = fit(name, folder)
+    options = [] if method is None else [f'--adapt.method={method}']
+    if method is not None:
+        pretrained = write_checkpoint(folder / 'last.ckpt', **reduced(CONFIGS['archive']))
+        options += [f'--model.init_args.weights={pretrained}']
+    checkpoint, data = fit(name, folder, *options)
     files = held_out(data)
     truth = files['s2'].parent / 'land_cover.tif'
     output = folder / 'maps' / name
