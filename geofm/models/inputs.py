@@ -153,7 +153,7 @@ class SensorInputs(nn.Module):
         """Whether each sensor at hand of a joint ViT is present, bool of shape (B, S)."""
         at_hand = self._at_hand(key)
         if view.present is None:
-            size = (len(view.image), len(at_hand))
+            size = (view.image.shape[0], len(at_hand))
             return torch.ones(size, dtype=torch.bool, device=view.image.device)
         return view.present[:, [self.sensors.index(sensor) for sensor in at_hand]]
 
@@ -187,7 +187,8 @@ class SensorInputs(nn.Module):
                 added = (added + encoding)[:, None, None]
             parts.append(tokens + added.to(tokens.dtype))
         # As one batch, so that each sensor's patches get their positions from timm.
-        placed = encoder._pos_embed(torch.cat(parts)).unflatten(0, (len(parts), -1)).unbind()
+        size = (len(parts), view.image.shape[0])
+        placed = encoder._pos_embed(torch.cat(parts)).unflatten(0, size).unbind()
         tokens = encoder.norm_pre(join(placed, self.num_prefix_tokens))
         assert isinstance(tokens, Tensor)
         return tokens
@@ -222,7 +223,9 @@ class SensorInputs(nn.Module):
         for sensor in sensors:
             if sensor not in self._channels:
                 count = len(SENSORS[sensor].bands)
-                parts.append(view.image.new_zeros(len(view.image), count, *view.image.shape[2:]))
+                parts.append(
+                    view.image.new_zeros(view.image.shape[0], count, *view.image.shape[2:])
+                )
                 continue
             part = _take_channels(view.image, self._channels[sensor])
             if view.present is not None:

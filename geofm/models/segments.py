@@ -114,8 +114,8 @@ def attention_mask(present: Tensor, prefix: int, patches: int) -> Tensor:
     Returns:
         What to add to the attention logits, float32 of shape (B, 1, 1, P + S N): 0 or -inf.
     """
-    seen = present.repeat_interleave(patches, dim=1)
-    seen = torch.cat([seen.new_ones(len(seen), prefix), seen], dim=1)
+    seen = present[:, :, None].expand(-1, -1, patches).flatten(1)
+    seen = torch.cat([seen.new_ones(seen.shape[0], prefix), seen], dim=1)
     mask = torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, -torch.inf)
     return mask[:, None, None]
 

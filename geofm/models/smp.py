@@ -139,7 +139,7 @@ class PyramidEncoder(nn.Module):
                 f'maps to stride {self.output_stride}, both sides must be multiples of {step}'
             )
         (last,) = self.model.forward_intermediates(x, indices=1, intermediates_only=True)
-        no_channels = x.new_empty(len(x), 0, height // 2, width // 2)
+        no_channels = x.new_empty(x.shape[0], 0, height // 2, width // 2)
         return [x, no_channels, *self.pyramid(last, (height, width))]
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:

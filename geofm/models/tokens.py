@@ -90,7 +90,7 @@ class SensorTokens(SensorInputs):
         for key in self.encoders:
             encoder = self._encoder(key)
             if not self._runs(key):
-                absent = self._stand_in(key, self._grid(x)).expand(len(x), -1, -1).to(x.dtype)
+                absent = self._stand_in(key, self._grid(x)).expand(x.shape[0], -1, -1).to(x.dtype)
                 for tokens_at in taken:
                     tokens_at.append(absent)
                 continue

@@ -1,0 +1,95 @@
+"""A checkpoint as one file that runs without geofm."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from geofm.deploy.network import BackboneNetwork, Network, TaskNetwork
+from geofm.deploy.program import trace
+from geofm.models.checkpoints import as_checkpoint, build_backbone
+from geofm.models.weights.files import read_file
+from geofm.tasks.fine_tuned import load_fine_tuned
+
+#: Formats, and suffixes of their files.
+Format = Literal['onnx', 'pt2']
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """What was written.
+
+    Attributes:
+        path: The file.
+        network: The network in it.
+        difference: Largest difference between it and PyTorch, see
+            :func:`geofm.deploy.program.compare`.
+    """
+
+    path: Path
+    network: Network
+    difference: float
+
+
+def deploy(
+    checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], to: Format
+) -> Deployed:
+    """Write a backbone, or a fine-tuned task, as a program from raw values to its output.
+
+    * ``onnx``: for ONNX Runtime and others. Weights above 2 GB go to a second file beside, as ONNX
+      demands.
+    * ``pt2``: for ``torch.export.load``.
+
+    Both take any batch size, height and width, hold the normalisation, and say in their metadata
+    what their inputs are. The file gets its name only if it computes what PyTorch does.
+
+    Args:
+        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, an export of it, or a
+            checkpoint of a task that :func:`geofm.tasks.fine_tuned.load_fine_tuned` reads.
+        output: File to write, with the suffix of the format.
+        to: The format.
+
+    Returns:
+        The file and what is in it.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read, is of another kind or cannot be traced.
+        ModuleNotFoundError: If a library that writes ONNX is missing.
+        ValueError: If the suffix is another one, or the file differs from PyTorch.
+    """
+    checkpoint, output = Path(checkpoint), Path(output)
+    if to not in get_args(Format):
+        raise ValueError(f'to must be one of {list(get_args(Format))}, not {to!r}')
+    if output.suffix != f'.{to}':
+        raise ValueError(f'{output}: name it .{to}')
+    if to == 'onnx':
+        from geofm.deploy.onnx_file import write_onnx as write
+    else:
+        from geofm.deploy.pt2_file import write_pt2 as write
+    network = load_network(checkpoint)
+    # The caller's random numbers stay what they would be.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        program = trace(network, checkpoint)
+        difference = write(network, program, output)
+    return Deployed(output, network, difference)
+
+
+def load_network(checkpoint: Path) -> Network:
+    """Load a backbone or a fine-tuned task for raw values.
+
+    Args:
+        checkpoint: As :func:`deploy`.
+
+    Returns:
+        The network, in evaluation mode.
+
+    Raises:
+        CheckpointError: If the checkpoint cannot be read or is of another kind.
+    """
+    own = as_checkpoint(read_file(checkpoint), checkpoint)
+    if own is not None:
+        return BackboneNetwork(build_backbone(own, checkpoint)).eval()
+    return TaskNetwork(load_fine_tuned(checkpoint)).eval()

@@ -1,0 +1,133 @@
+"""Tracing a network, and comparing what was written with it."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.export import Dim, ExportedProgram
+
+from geofm.deploy.network import DATES, PRESENT, Network
+from geofm.models import CheckpointError
+from geofm.models.dates import NO_DATE
+from geofm.models.weights.trust import one_line
+
+#: Largest difference between a written file and PyTorch, see :func:`compare`.
+TOLERANCE = 1e-4
+
+#: Days since 1970-01-01 between which dates are drawn: 1960 to 2030.
+_DAYS = (-3652, 21915)
+
+#: Batch size, and height and width in multiples of the smallest, of what is compared.
+_COMPARED = ((1, 1, 1), (3, 2, 3))
+
+
+def trace(network: Network, checkpoint: Path) -> ExportedProgram:
+    """Trace a network for any batch size, height and width.
+
+    Args:
+        network: The network, in evaluation mode.
+        checkpoint: The file that it is from, for messages.
+
+    Returns:
+        The program. It names no path of the machine.
+
+    Raises:
+        CheckpointError: If the network cannot be traced.
+    """
+    inputs = random_inputs(network, 2, 2, 3)
+    least = network.smallest // network.multiple
+    batch, rows, columns = Dim('batch'), Dim('rows', min=least), Dim('columns', min=least)
+    pixels = {0: batch, 2: network.multiple * rows, 3: network.multiple * columns}
+    shapes = {name: pixels if value.ndim == 4 else {0: batch} for name, value in inputs.items()}
+    try:
+        with torch.no_grad():
+            program = torch.export.export(network, (inputs,), dynamic_shapes=(shapes,))
+    except Exception as error:
+        # Whatever a model's parts raise, and what the tracer says of them.
+        raise CheckpointError(
+            f'{checkpoint}: the network cannot be traced for images of any size: {one_line(error)}'
+        ) from error
+    for module in program.graph_module.modules():
+        for node in getattr(getattr(module, 'graph', None), 'nodes', ()):
+            # Lines of files of this machine.
+            node.meta.pop('stack_trace', None)
+    return program
+
+
+def random_inputs(network: Network, batch: int, rows: int, columns: int) -> dict[str, Tensor]:
+    """Inputs in the range of real ones.
+
+    In the first sample the first sensor is missing, if there are several, and a date is unknown; in
+    the last sample a pixel holds no data.
+
+    Args:
+        network: The network.
+        batch: Batch size.
+        rows: Height in multiples of the smallest.
+        columns: Width in multiples of the smallest.
+
+    Returns:
+        The inputs by name.
+    """
+    image = network.image
+    size = (rows * network.smallest, columns * network.smallest)
+    count = sum(len(bands) for bands in image.bands.values())
+    raw = image.normalize.denormalize(torch.randn(batch, count, *size))
+    raw[-1, -1, 0, 0] = torch.nan
+    parts = raw.split([len(bands) for bands in image.bands.values()], dim=1)
+    inputs = dict(zip(image.bands, parts, strict=True))
+    if PRESENT in network.inputs:
+        inputs[PRESENT] = torch.ones(batch, len(image.bands), dtype=torch.bool)
+        inputs[PRESENT][0, 0] = False
+    if DATES in network.inputs:
+        inputs[DATES] = torch.randint(*_DAYS, (batch, len(network.inputs[DATES])))
+        inputs[DATES][0, -1] = NO_DATE
+    return inputs
+
+
+def compare(
+    network: Network, run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], path: Path
+) -> float:
+    """Compare what was written with the network, on random inputs of two sizes.
+
+    Args:
+        network: The network.
+        run: What was written: inputs by name to outputs by name.
+        path: The file, for messages.
+
+    Returns:
+        The largest difference of an output's values, divided by the output's largest magnitude if
+        that is above 1.
+
+    Raises:
+        ValueError: If it does not run, or the difference is above :data:`TOLERANCE`.
+    """
+    largest = 0.0
+    for batch, rows, columns in _COMPARED:
+        inputs = random_inputs(network, batch, rows, columns)
+        with torch.no_grad():
+            wanted = network(inputs)
+        try:
+            found = run(inputs)
+        except Exception as error:
+            # Whatever a runtime raises of operations that hold for the traced size only.
+            height, width = rows * network.smallest, columns * network.smallest
+            raise ValueError(
+                f'{path}: not written, as the traced network does not run on {batch} images of '
+                f'{height} x {width} px: {one_line(error)}'
+            ) from error
+        largest = max(largest, *(_difference(wanted[name], found[name]) for name in wanted))
+    if largest > TOLERANCE:
+        raise ValueError(
+            f'{path}: not written, as its outputs differ from those of PyTorch by {largest:.1e}, '
+            f'more than {TOLERANCE:g}'
+        )
+    return largest
+
+
+def _difference(wanted: Tensor, found: Tensor) -> float:
+    """Difference of an output; infinite if a value is not finite or the shape another one."""
+    if found.shape != wanted.shape or not found.isfinite().all():
+        return float('inf')
+    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1))
