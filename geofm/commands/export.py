@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Literal
 
-from geofm.deploy import deploy
-from geofm.deploy.program import TOLERANCE
+from rich.console import Console
+
 from geofm.models import export_backbone
 from geofm.printing import say
 
@@ -33,9 +33,14 @@ def export(
         license: For hub: identifier of the licence that the model card states, e.g. cc-by-4.0.
     """
     if to == 'onnx' or to == 'pt2':
+        # TorchGeo's tasks take seconds to import.
+        from geofm.deploy import deploy
+        from geofm.deploy.program import TOLERANCE
+
         if sensor is not None or license is not None:
             raise ValueError(f"'{to}' takes neither sensor nor license")
-        deployed = deploy(checkpoint, output, to)
+        with Console(stderr=True).status('tracing, writing and comparing with PyTorch'):
+            deployed = deploy(checkpoint, output, to)
         say(deployed.path)
         for name, columns in deployed.network.inputs.items():
             say(f'input {name}: {", ".join(columns)}')

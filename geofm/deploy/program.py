@@ -130,4 +130,4 @@ def _difference(wanted: Tensor, found: Tensor) -> float:
     """Difference of an output; infinite if a value is not finite or the shape another one."""
     if found.shape != wanted.shape or not found.isfinite().all():
         return float('inf')
-    return float((found - wanted).abs().max() / wanted.abs().max().clamp_min(1))
+    return float((found.detach() - wanted).abs().max() / wanted.abs().max().clamp_min(1))

@@ -10,6 +10,7 @@ import torch
 
 from geofm.commands.export import export
 from geofm.models import create_backbone, load_backbone
+from geofm.models.dates import NO_DATE
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.task_checkpoints import task_backbone
 from geofm.models.weights.card import escape
@@ -62,12 +63,13 @@ def test_timm_and_we_load_the_same_tokens(kind: str, tmp_path: Path) -> None:
     ours = load_backbone(tmp_path / 'hub')
     images = torch.randn(2, len(bands), 32, 48)
     present = torch.tensor([[True, False], [False, True]])[:, : len(model.sensors)]
+    dates = torch.tensor([[17590, NO_DATE], [17586, 17800]])
     for loaded in (by_timm, ours):
         assert isinstance(loaded, MultiSensorViT)
         assert loaded.bands == tuple(bands)
         assert loaded.statistics == STATISTICS
         with torch.no_grad():
-            for args in ((images,), (images, None, None, present)):
+            for args in ((images,), (images, dates), (images, dates, None, present)):
                 assert torch.equal(loaded.forward_features(*args), model.forward_features(*args))
 
 
