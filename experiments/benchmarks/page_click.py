@@ -33,7 +33,12 @@ from geofm.maps.page.embedding import MOST_BYTES
 ROWS, COLS, CLASSES, CLICKS = 250, 400, 3, 20
 #: Width of ViT-S and ViT-B. A page holds as many dimensions as fit into MOST_BYTES.
 WIDTHS = (384, 768)
-WINDOWS = {'desktop': (1440, 900), 'phone': (390, 844)}
+#: Size of the window, and whether the browser has WebAssembly.
+CASES = {
+    'desktop, 1440 x 900': ((1440, 900), True),
+    'phone, 390 x 844': ((390, 844), True),
+    'desktop, without WebAssembly': ((1440, 900), False),
+}
 
 # Listeners of the window run before (capturing) and after those of the page.
 _WATCH = """
@@ -85,7 +90,7 @@ def cpu_time(driver: webdriver.Chrome) -> float:
 
 
 def measure(
-    driver: webdriver.Chrome, index: Path, window: tuple[int, int]
+    driver: webdriver.Chrome, index: Path, window: tuple[int, int], webassembly: bool
 ) -> list[tuple[float, float, float]]:
     """Click examples.
 
@@ -93,6 +98,7 @@ def measure(
         driver: The browser.
         index: The page.
         window: Width and height in pixels.
+        webassembly: Whether the page may use it.
 
     Returns:
         Milliseconds to the painted canvases and to the frame, and of CPU time, of each click.
@@ -106,7 +112,12 @@ def measure(
     driver.get('about:blank')
     storage = {'origin': 'file://', 'storageTypes': 'local_storage'}
     driver.execute_cdp_cmd('Storage.clearDataForOrigin', storage)
+    taken = driver.execute_cdp_cmd(
+        'Page.addScriptToEvaluateOnNewDocument',
+        {'source': '' if webassembly else 'WebAssembly.Module = null;'},
+    )
     driver.get(index.as_uri())
+    driver.execute_cdp_cmd('Page.removeScriptToEvaluateOnNewDocument', taken)
     driver.execute_cdp_cmd('Performance.enable', {'timeDomain': 'threadTicks'})
     driver.execute_script(
         'document.querySelectorAll("#modes input")[1].click();'
@@ -179,7 +190,8 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--output', type=Path, default=None)
-    output = parser.parse_args().output
+    parser.add_argument('--note', default='', help='what else to say of the machine')
+    args = parser.parse_args()
     rows: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -188,12 +200,11 @@ def main() -> None:
         try:
             for width in WIDTHS:
                 index, embedding = generate(folder / f'page_{width}', width)
-                for window, size in WINDOWS.items():
-                    times = zip(*measure(driver, index, size), strict=True)
+                for name, (window, webassembly) in CASES.items():
+                    times = zip(*measure(driver, index, window, webassembly), strict=True)
                     check(driver, embedding)
                     cells = [f'{statistics.median(t):.0f} ms | {max(t):.0f} ms' for t in times]
                     dims = embedding.vectors.shape[2]
-                    name = f'{window}, {size[0]} x {size[1]}'
                     rows.append(f'| {width} | {dims} | {name} | {" | ".join(cells)} |')
         finally:
             driver.quit()
@@ -208,7 +219,7 @@ def main() -> None:
         'shows them. CPU time is that of the main thread. The classes equal those of NumPy.',
         '',
         f'Chromium {about["browserVersion"]} without GPU, {processor()}, '
-        f'{os.cpu_count()} cores, load average {load:.1f} at the end.',
+        f'{os.cpu_count()} cores, load average {load:.1f} at the end. {args.note}'.rstrip(),
         '',
         'Made by `experiments/benchmarks/page_click.py`.',
         '',
@@ -219,8 +230,8 @@ def main() -> None:
     ]
     text = '\n'.join([*lines, ''])
     print(text)
-    if output is not None:
-        output.write_text(text)
+    if args.output is not None:
+        args.output.write_text(text)
 
 
 if __name__ == '__main__':

@@ -2,6 +2,7 @@
 'use strict';
 
 const PAGE_BYTES = 65536; // of WebAssembly
+const STEP = 8; // bytes of a row that a turn of the loop takes
 
 class Vectors {
   // base64: count rows of dims bytes.
@@ -68,8 +69,8 @@ function interpreted(size) {
   } };
 }
 
-// The same in WebAssembly with SIMD, four times as fast; null where the browser has none. A page
-// that is opened from disk can fetch no file of code, so the few instructions are put together here.
+// The same in WebAssembly with SIMD; null where the browser has none. A page that is opened from disk
+// can fetch no file of code, so the few instructions are put together here.
 function compiled(size) {
   try {
     const memory = new WebAssembly.Memory({ initial: Math.ceil(size / PAGE_BYTES) });
@@ -79,9 +80,6 @@ function compiled(size) {
     return null;
   }
 }
-
-// Bytes of a row that a turn of the loop takes.
-const STEP = 8;
 
 function dotModule() {
   // Opcodes of the WebAssembly specification, by their names there.
@@ -98,11 +96,12 @@ function dotModule() {
   const toDouble = simd(0xfe); // f64x2.convert_low_i32x4_s
   const swap = simd(0x0d, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7); // i8x16.shuffle
   const add = simd(0xf0), multiply = simd(0xf2); // f64x2
+  const addDoubles = 0xa0; // f64.add
   const lane = (index) => simd(0x21, index); // f64x2.extract_lane
   const [loop, again, end] = [[0x03, 0x40], [0x0d, 0], 0x0b]; // loop, br_if 0, end
 
-  const [row, stop, weight] = [0, 1, 2];
-  const [even, odd, eight, four] = [3, 4, 5, 6];
+  // Parameters row and stop, locals weight (i32), even, odd, eight and four (v128), all 0 at first.
+  const [row, stop, weight, even, odd, eight, four] = [0, 1, 2, 3, 4, 5, 6];
   // sum += the lower two of four integers * the two weights at an offset
   const accumulate = (sum, integers, offset) => [...integers, ...toDouble, ...get(weight),
     ...load(offset), ...multiply, ...get(sum), ...add, ...set(sum)];
@@ -116,7 +115,7 @@ function dotModule() {
     ...get(weight), ...constant(8 * STEP), i32.add, ...set(weight),
     ...get(row), ...constant(STEP), i32.add, ...tee(row), ...get(stop), i32.lessThan, ...again,
     end,
-    ...get(even), ...get(odd), ...add, ...tee(even), ...lane(0), ...get(even), ...lane(1), 0xa0,
+    ...get(even), ...get(odd), ...add, ...tee(even), ...lane(0), ...get(even), ...lane(1), addDoubles,
     end,
   ];
   const I32 = 0x7f, V128 = 0x7b, F64 = 0x7c;
