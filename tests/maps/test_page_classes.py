@@ -131,6 +131,13 @@ def test_undo_delete_and_digits(opened: tuple[Browser, Made]) -> None:
     name.send_keys('1 <b>water</b>', Keys.DELETE, Keys.ENTER)
     names = 'return geofm.classes.state().classes.map((c) => c.name)'
     assert browser.run(names)[0] == '1 <b>water</b>'
+    # A press on another row ends the typing, and is not lost.
+    name.click()
+    name.send_keys('!')
+    browser.driver.find_element('css selector', '#class-list li:nth-child(2) .pick').click()
+    assert '!' in browser.run(names)[0]
+    assert browser.run('return geofm.classes.state().chosen') == 1
+    browser.press('1')
     # Cursor and Enter do what a click does.
     browser.run('document.getElementById("map").focus()')
     browser.press('2', Keys.ARROW_LEFT, Keys.ENTER)

@@ -7,6 +7,7 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
   const prototypes = new Prototypes(patches);
   const marks = L.layerGroup();
   const drawn = new Map();
+  const rows = [];
   const history = [];
   const MOST_UNDONE = 500;
   const named = (n) => ({ name: `Class ${n}`, color: paletteColor(n - 1) });
@@ -62,7 +63,7 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
     const fresh = { name: `Class ${n}`, color: paletteColor(n - 1) };
     change({ classes: [...state.classes, fresh], chosen: state.classes.length },
       `${fresh.name} added.`);
-    const name = $('class-list').lastChild.querySelector('[type=text]');
+    const { name } = rows.at(-1);
     name.focus();
     name.select();
   }
@@ -134,39 +135,49 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
     }
   }
 
-  function row({ name, color }, index) {
-    const key = (what) => ({ 'data-focus': `${what}${index}` });
-    const pick = element('input', { type: 'radio', name: 'class', ...key('pick'),
-      'aria-label': `Click for ${name}` });
-    pick.checked = index === state.chosen;
+  // Rows stay as they are made, for a name is changed by a press on the button of another row.
+  function newRow(index) {
+    const part = (tag, what, attributes, ...children) =>
+      element(tag, { 'data-focus': `${what}${index}`, ...attributes }, ...children);
+    const pick = part('input', 'pick', { type: 'radio', name: 'class' });
+    const color = part('input', 'color', { type: 'color' });
+    const name = part('input', 'name', { type: 'text', maxlength: 80, spellcheck: false,
+      autocomplete: 'off', 'aria-label': `Name of class ${index + 1}` });
+    const remove = part('button', 'remove', { type: 'button' }, '×');
+    const examples = element('output', { 'aria-label': 'Examples' });
+    const area = element('output', { 'aria-label': 'Area' });
     pick.addEventListener('change', () => choose(index));
-    const swatch = element('input', { type: 'color', value: color, ...key('color'),
-      'aria-label': `Colour of ${name}` });
-    swatch.addEventListener('change', () => editClass(index, { color: swatch.value }));
-    const text = element('input', { type: 'text', value: name, maxlength: 80, spellcheck: false,
-      autocomplete: 'off', title: name, ...key('name'), 'aria-label': `Name of class ${index + 1}` });
-    text.addEventListener('change', () => { message(''); rename(index, text.value.trim()); });
+    color.addEventListener('change', () => editClass(index, { color: color.value }));
+    name.addEventListener('change', () => { message(''); rename(index, name.value.trim()); });
     // Once it has a name, it needs examples.
-    text.addEventListener('keydown', (event) => { if (event.key === 'Enter') $('map').focus(); });
-    const count = state.examples.filter((example) => example.index === index).length;
-    const area = count && result?.found ? percent(result.shares[index]) : '';
-    const remove = element('button', { type: 'button', ...key('remove'),
-      'aria-label': `Remove ${name}` }, '×');
+    name.addEventListener('keydown', (event) => { if (event.key === 'Enter') $('map').focus(); });
     remove.addEventListener('click', () => removeClass(index));
-    return element('li', {},
-      element('label', { class: 'pick' }, pick, element('span', {}, String(index + 1))),
-      swatch, text, element('output', { 'aria-label': 'Examples' }, String(count)),
-      element('output', { 'aria-label': 'Area' }, area), remove);
+    const label = element('label', { class: 'pick' }, pick, element('span', {}, String(index + 1)));
+    const item = element('li', {}, label, color, name, examples, area, remove);
+    $('class-list').append(item);
+    return { item, pick, color, name, examples, area, remove };
   }
 
   function drawList() {
-    const focus = document.activeElement?.dataset?.focus;
-    $('class-list').replaceChildren(...state.classes.map(row));
-    if (focus) document.querySelector(`[data-focus="${focus}"]`)?.focus();
+    while (rows.length > state.classes.length) rows.pop().item.remove();
+    while (rows.length < state.classes.length) rows.push(newRow(rows.length));
+    const counts = state.classes.map(() => 0);
+    for (const { index } of state.examples) counts[index]++;
+    state.classes.forEach(({ name, color }, index) => {
+      const row = rows[index];
+      row.pick.checked = index === state.chosen;
+      row.color.value = color;
+      row.name.value = row.name.title = name;
+      row.examples.value = counts[index];
+      row.area.value = counts[index] && result?.found ? percent(result.shares[index]) : '';
+      row.pick.setAttribute('aria-label', `Click for ${name}`);
+      row.color.setAttribute('aria-label', `Colour of ${name}`);
+      row.remove.setAttribute('aria-label', `Remove ${name}`);
+    });
     $('class-undo').disabled = !history.length;
     $('class-export').disabled = !state.examples.length;
     $('class-clear').disabled = !state.examples.length && !history.length;
-    const used = new Set(state.examples.map(({ index }) => index)).size;
+    const used = counts.filter((n) => n).length;
     $('class-hint').textContent = used === 0
       ? 'Name the classes, choose one, then click places that show it.'
       : used === 1 ? 'Now choose another class and click a place that shows it.'
