@@ -143,6 +143,9 @@ def test_undo_delete_and_digits(opened: tuple[Browser, Made]) -> None:
     browser.press('2', Keys.ARROW_LEFT, Keys.ENTER)
     (example,) = browser.run('return geofm.classes.state().examples')
     assert example['index'] == 1
+    browser.press('1', Keys.ARROW_LEFT, Keys.ENTER, Keys.ARROW_LEFT)
+    found = classes_found(browser).ravel()[example['patch'] - 2]
+    assert browser.text('#spoken').endswith(f', {browser.run(names)[found]}')
 
 
 @pytest.mark.parametrize('opened', ['utm', 'fiji'], indirect=True)
@@ -306,26 +309,26 @@ def test_labels_outlive_the_page(opened: tuple[Browser, Made]) -> None:
     assert not browser.run(warned)
 
 
-@pytest.mark.parametrize('dims', [1, 7, 8, 19])
-def test_products_in_webassembly_and_without(opened: tuple[Browser, Made], dims: int) -> None:
+def test_products_in_webassembly_and_without(opened: tuple[Browser, Made]) -> None:
     """Products are those of NumPy, of integers exact; a browser without SIMD has the same."""
     browser, _ = opened
-    random = np.random.default_rng(dims)
-    rows = random.integers(-127, 128, (23, dims)).astype(np.int8)
-    weights = random.standard_normal(dims)
-    text = base64.b64encode(rows).decode()
     script = (
-        'if (arguments[3]) { var saved = WebAssembly.Module; WebAssembly.Module = null; }'
-        'try { const v = new Vectors(arguments[0], 23, arguments[1]);'
-        'return [!!compiled(1), [...v.products(arguments[2])], [...v.products(v.row(4))],'
-        'v.product(22, 3)]; } finally { if (saved) WebAssembly.Module = saved; }'
+        'const [text, dims, weights, without] = arguments; const saved = WebAssembly.Module;'
+        'try { if (without) WebAssembly.Module = null; const v = new Vectors(text, 23, dims);'
+        'return [!!compiled(1), [...v.products(weights)], [...v.products(v.row(4))],'
+        'v.product(22, 3)]; } finally { WebAssembly.Module = saved; }'
     )
-    for without in (False, True):
-        simd, real, whole, one = browser.run(script, text, dims, weights.tolist(), without)
-        assert simd != without
-        np.testing.assert_allclose(real, rows @ weights, rtol=0, atol=1e-12)
-        np.testing.assert_array_equal(whole, rows.astype(int) @ rows[4])
-        assert one == rows[22].astype(int) @ rows[3]
+    for dims in (1, 7, 8, 19):
+        random = np.random.default_rng(dims)
+        rows = random.integers(-127, 128, (23, dims)).astype(np.int8)
+        weights = random.standard_normal(dims)
+        text = base64.b64encode(rows).decode()
+        for without in (False, True):
+            simd, real, whole, one = browser.run(script, text, dims, weights.tolist(), without)
+            assert simd != without
+            np.testing.assert_allclose(real, rows @ weights, rtol=0, atol=1e-12)
+            np.testing.assert_array_equal(whole, rows.astype(int) @ rows[4])
+            assert one == rows[22].astype(int) @ rows[3]
 
 
 @pytest.mark.filterwarnings('ignore:The number of unique classes', 'ignore:invalid value')

@@ -390,9 +390,10 @@
       ? { paddingTopLeft: [panel.right + 40, 40], paddingBottomRight: [40, 40] }
       : { paddingTopLeft: [40, 40], paddingBottomRight: [40, panel.height + 40] });
     point(centre);
-    const to = ['A', 'B'].filter((key) => chosen[key] >= 0)
-      .map((key) => `, similarity to ${key} ${decimals(patches.cosine(chosen[key], patch))}`);
-    say(described(patch) + to.join(''));
+    const known = mode === 'Classify' ? [classes.nameAt(patch) ?? 'no class']
+      : ['A', 'B'].filter((key) => chosen[key] >= 0)
+        .map((key) => `similarity to ${key} ${decimals(patches.cosine(chosen[key], patch))}`);
+    say([described(patch), ...known].join(', '));
   }
 
   // The neighbour that lies farthest in a direction on screen: the grid need not be north-up.
