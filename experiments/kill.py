@@ -35,21 +35,24 @@ import rasterio
 import torch
 import yaml
 from safetensors.torch import load_file
+from torchgeo.tasks import SemanticSegmentation
 
 import geofm.commands.benchmark
 import geofm.commands.data
 import geofm.commands.export
 import geofm.commands.maps
 import geofm.commands.page
+import geofm.commands.predict
 import geofm.datamodules
 import geofm.maps.page
 import geofm.tasks  # noqa: F401 - imported before the processes are forked
 from geofm.atomic import atomic_file
 from geofm.cli import main as geofm_main
-from geofm.datasets import write_sample_data
+from geofm.datasets import write_sample_data, write_sample_scenes
 from geofm.datasets.sample.plan import DEFAULT_ROIS
 
 RESULTS = Path(__file__).parent / 'results'
+CONFIGS = Path(__file__).parents[1] / 'configs'
 
 #: Training, validation and test ROIs of the sample data.
 _ROIS = (DEFAULT_ROIS[0], DEFAULT_ROIS[8], DEFAULT_ROIS[11])
@@ -257,7 +260,7 @@ def differing(folder: Path, reference: Path) -> list[str]:
 # -- the trial ----------------------------------------------------------------------------------
 
 
-def cases(data: Path, checkpoint: Path, maps: Path) -> list[Case]:
+def cases(data: Path, checkpoint: Path, maps: Path, task: Path, table: Path) -> list[Case]:
     """The commands."""
     s1, s2 = (
         str(next((data / 'ROIs1868' / '36').rglob(f'{s}_*_ImgNo_0_*_patch_0.tif')))
@@ -266,6 +269,7 @@ def cases(data: Path, checkpoint: Path, maps: Path) -> list[Case]:
     scene = ['--s1', s1, '--s2', s2, '--window', str(_WINDOW), '--output', 'OUT/maps']
     model = ['--checkpoint', str(checkpoint)]
     fit = fit_arguments(data, 'OUT/run')
+    window = ['--window', str(_WINDOW), '--output', 'OUT/maps']
     return [
         Case('index', ['index', 'DATA', '--pairs-json', 'OUT/pairs.json'], in_place=True),
         Case('split --copy', ['split', str(data), 'OUT/split', '--copy']),
@@ -278,6 +282,8 @@ def cases(data: Path, checkpoint: Path, maps: Path) -> list[Case]:
         Case('attention', ['attention', *model, *scene]),
         Case('embed', ['embed', *model, *scene]),
         Case('pca', ['pca', *model, *scene]),
+        Case('predict', ['predict', str(task), *scene, '--overlap', '0.8']),
+        Case('predict --table', ['predict', str(task), '--table', str(table), *window]),
         Case('page', ['page', str(maps), '--s2', s2, '--output', 'OUT/page']),
         Case('figure', ['figure', str(maps), '--s2', s2, '--output', 'OUT/figure']),
         Case(
@@ -300,7 +306,7 @@ def cases(data: Path, checkpoint: Path, maps: Path) -> list[Case]:
 def fit_arguments(data: Path, output: str) -> list[str]:
     """A pretraining run of seconds."""
     model, loader = '--model.init_args.', '--data.init_args.'
-    config = Path(__file__).parents[1] / 'configs' / 'pretrain' / 'quickstart.yaml'
+    config = CONFIGS / 'pretrain' / 'quickstart.yaml'
     checkpoints = {
         'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint',
         'init_args': {
@@ -332,6 +338,15 @@ def fit_arguments(data: Path, output: str) -> list[str]:
     ]
 
 
+def write_task(path: Path) -> None:
+    """A segmentation of random weights, as a Lightning Trainer writes it."""
+    torch.manual_seed(0)
+    task = SemanticSegmentation(
+        'segformer', 'geofm_vit_nano_patch16_linear', in_channels=15, num_classes=4
+    )
+    torch.save({'hyper_parameters': dict(task.hparams), 'state_dict': task.state_dict()}, path)
+
+
 #: Folders that appear at once.
 _AT_ONCE = ('split', 'sample', 'page')
 
@@ -352,7 +367,12 @@ class Trial:
         ask(lambda: write_sample_data(self.data, _ROIS, 2, 2, _SIZE), self.temporary)
         run(fit_arguments(self.data, str(self.work / 'backbone')), self.temporary)
         checkpoint = self.work / 'backbone' / 'checkpoints' / 'last.ckpt'
-        found = cases(self.data, checkpoint, self.work / 'maps')
+        task, table = self.work / 'task.ckpt', self.work / 'scenes.parquet'
+        ask(lambda: write_task(task), self.temporary)
+        scenes, layout = self.work / 'scenes', CONFIGS / 'layouts' / 'scenes.yaml'
+        ask(lambda: write_sample_scenes(scenes, 'scene', _ROIS[:2], 2, 96), self.temporary)
+        run(['index', str(scenes), '--layout', str(layout), '--output', str(table)], self.temporary)
+        found = cases(self.data, checkpoint, self.work / 'maps', task, table)
         of_map = next(case for case in found if case.name == 'map')
         run([a.replace('OUT', str(self.work)) for a in of_map.arguments], self.temporary)
         return found

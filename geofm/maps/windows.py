@@ -212,7 +212,9 @@ def blend_row(
 
 
 def _strip(values: Floats, valid: Mask, p: int) -> Strip:
-    return Strip(np.where(any_valid(valid, p), values, np.float32(np.nan)), valid)
+    # In place: a copy of a row of windows of a large scene would be most of what is held.
+    np.copyto(values, np.nan, where=~any_valid(valid, p))
+    return Strip(values, valid)
 
 
 def any_valid(valid: Mask, patch_size: int) -> Mask:
