@@ -192,8 +192,9 @@ def _guard(command: str, run: Callable[[], None], args: Sequence[str], debug: bo
         from geofm.messages import stop
 
         # By name: importing Lightning takes seconds. Its exit code would be 0.
-        if type(error).__name__ == 'SIGTERMException':
-            stop(f'{command}: stopped by SIGTERM', 128 + signal.SIGTERM, error)
+        if type(error).__name__ in ('SIGTERMException', 'StoppedBySignal'):
+            number = signal.Signals(getattr(error, 'signum', signal.SIGTERM))
+            stop(f'{command}: stopped by {number.name}', 128 + number, error)
         if isinstance(error, KeyboardInterrupt):
             stop(f'{command}: interrupted', 128 + signal.SIGINT, error)
         raise
@@ -220,7 +221,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Raises:
         CommandError: If the command fails: with exit code 2 for wrong usage, otherwise 1. What is
             wrong is printed in one to five lines; ``--debug`` prints the traceback too. After
-            SIGTERM and SIGINT the exit code is 143 and 130, as a shell says it.
+            SIGTERM, SIGUSR1 and SIGINT the exit code is 143, 138 and 130, as a shell says it.
     """
     args = list(sys.argv[1:] if args is None else args)
     debug = '--debug' in args

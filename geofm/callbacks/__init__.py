@@ -4,6 +4,7 @@ from geofm.callbacks.adapt import Adapt
 from geofm.callbacks.collapse import CollapseWatch
 from geofm.callbacks.identity import RunIdentity
 from geofm.callbacks.knn import OnlineKNN
+from geofm.callbacks.signals import StopOnSignal
 from geofm.callbacks.training_time import TrainingTime
 
-__all__ = ('Adapt', 'CollapseWatch', 'OnlineKNN', 'RunIdentity', 'TrainingTime')
+__all__ = ('Adapt', 'CollapseWatch', 'OnlineKNN', 'RunIdentity', 'StopOnSignal', 'TrainingTime')

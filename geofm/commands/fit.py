@@ -11,7 +11,7 @@ import torch
 # Importing these lets a YAML name their classes without the module, and registers our models.
 import torchgeo.datamodules
 import torchgeo.tasks
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -22,8 +22,7 @@ import geofm.callbacks
 import geofm.datamodules
 import geofm.tasks
 from geofm.atomic import atomic_file
-from geofm.callbacks import Adapt
-from geofm.callbacks.identity import RunIdentity
+from geofm.callbacks import Adapt, RunIdentity, StopOnSignal
 from geofm.checkpoint_io import AtomicCheckpointIO, local_path, remove_partial_checkpoints
 from geofm.commands.adoption import adopt_model
 from geofm.commands.resume import is_requeued, newest_checkpoint, refuse_requeue_of_another_run
@@ -146,7 +145,8 @@ class GeofmCLI(LightningCLI):
         """
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == 'fit':
-            trainer.callbacks.append(RunIdentity(self._settings()))  # type: ignore[attr-defined]
+            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+            callbacks += [RunIdentity(self._settings()), StopOnSignal()]
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._ddp_kwargs.setdefault('gradient_as_bucket_view', True)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from lightly.loss import KoLeoLoss
 from lightly.utils.dist import gather
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -21,7 +22,7 @@ from torchgeo.datasets.utils import Sample
 from geofm.datamodules.sampling import run_seed
 from geofm.losses import DINOLoss, EMACentering, GramLoss, IBOTLoss, SinkhornKnopp
 from geofm.losses.precision import at_least_float32
-from geofm.losses.ranks import world_size
+from geofm.losses.ranks import reduced, world_size
 from geofm.models import Source, read_task_weights
 from geofm.models.packed_attention import choose_attention
 from geofm.models.weights.carried import carry_statistics, read_input_statistics
@@ -62,6 +63,10 @@ class DINOv2(StudentTeacher):
     """
 
     ignore = ('weights', 'continue_from')
+
+    #: Signal that this rank got, and the one that all ranks agreed to have got: 0 if none.
+    stop_signal = 0
+    agreed_signal = 0
 
     dino_center: EMACentering | SinkhornKnopp
     ibot_center: EMACentering | SinkhornKnopp
@@ -327,10 +332,14 @@ class DINOv2(StudentTeacher):
         with seeded(seed, self.device):
             losses, watched = self.losses(batch, values['teacher_temperature'], True)
         loss = self.total(losses)
-        finite = bool(torch.isfinite(loss))
-        # All ranks stop together: one that goes on would wait for the others' gradients.
-        if not self.trainer.strategy.reduce_boolean_decision(finite):
-            self._stop('loss of another rank' if finite else 'loss', losses)
+        failed = (~torch.isfinite(loss)).float()
+        # One collective for all flags. All ranks stop together: one that goes on would wait for the
+        # others' gradients.
+        flags = torch.stack([failed, failed.new_tensor(float(self.stop_signal))])
+        any_failed, signalled = reduced(flags, dist.ReduceOp.MAX).tolist()
+        self.agreed_signal = int(signalled)
+        if any_failed:
+            self._stop('loss' if failed else 'loss of another rank', losses)
         size = len(batch['image'])
         self.log('train_loss', loss, prog_bar=True, batch_size=size)
         self.log_dict({f'train_{k}': v for k, v in losses.items()}, batch_size=size)

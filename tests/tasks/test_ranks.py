@@ -22,6 +22,7 @@ from geofm.tasks import DINOv2
 from geofm.tasks.randomness import seeded
 from geofm.transforms import Crops
 from tests.pairs import RandomPairs, RandomPairsDataModule
+from tests.ranks import as_rank
 from tests.tasks.test_dinov2 import SMALL, small_trainer
 
 IMAGES, STEPS, RANKS = 8, 3, 2
@@ -153,17 +154,7 @@ def train(setting: tuple[str, str, str], path: Path, ranks: int) -> dict[str, An
 def work(rank: int, path: Path, port: int) -> None:
     """What a rank does: all settings one after another."""
     torch.set_num_threads(1)
-    os.environ |= {
-        # As torchrun would have it.
-        'TORCHELASTIC_RUN_ID': 'test',
-        'MASTER_ADDR': '127.0.0.1',
-        'MASTER_PORT': str(port),
-        'RANK': str(rank),
-        'LOCAL_RANK': str(rank),
-        'GROUP_RANK': '0',
-        'WORLD_SIZE': str(RANKS),
-        'LOCAL_WORLD_SIZE': str(RANKS),
-    }
+    as_rank(rank, RANKS, port)
     found = [train(setting, path, RANKS) for setting in SETTINGS]
     torch.save(found, path / f'{rank}.pt')
     dist.destroy_process_group()

@@ -1,0 +1,130 @@
+"""Ending a run together when any of its ranks is asked to."""
+
+import os
+import signal
+import subprocess
+import threading
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from geofm.callbacks.identity import RunIdentity, remove_requeues
+from geofm.checkpoint_io import local_path
+from geofm.losses.ranks import reduced
+from geofm.tasks.dinov2 import DINOv2
+
+
+class StoppedBySignal(SIGTERMException):
+    """A run has ended because a rank got a signal; its exit code is 128 + the signal's number."""
+
+    def __init__(self, signum: int) -> None:
+        """Initialize a new StoppedBySignal instance.
+
+        Args:
+            signum: Number of the signal.
+        """
+        super().__init__(128 + signum)
+        self.signum = signum
+
+
+class StopOnSignal(Callback):
+    """After SIGTERM or SIGUSR1 to any rank, all save a checkpoint together and end.
+
+    A signal only sets a flag. At the end of the optimiser step the ranks agree on it; with
+    :class:`geofm.tasks.DINOv2` that takes no collective of its own. The checkpoint is Lightning's
+    ``hpc_ckpt_<n>.ckpt`` in ``default_root_dir``. Under SLURM, the signal for a requeue (SIGUSR1,
+    unless the ``SLURMEnvironment`` says otherwise) also queues the job again.
+
+    Lightning's own handlers wait for the other ranks wherever they are, and so can wait forever
+    (`Lightning #20806 <https://github.com/Lightning-AI/pytorch-lightning/issues/20806>`_).
+    """
+
+    def __init__(self) -> None:
+        """Initialize a new StopOnSignal instance."""
+        self.received = 0
+        self._step = 0
+        self._requeue_signal: int | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the place of Lightning's handlers, which it restores in the end."""
+        self.received, self._step = 0, trainer.global_step
+        environment = trainer._accelerator_connector.cluster_environment
+        signals: list[int] = [signal.SIGTERM]
+        if hasattr(signal, 'SIGUSR1'):
+            signals.append(signal.SIGUSR1)
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
+            self._requeue_signal = environment.requeue_signal
+            signals.append(environment.requeue_signal or signal.SIGUSR1)
+        if threading.current_thread() is threading.main_thread():
+            for number in signals:
+                signal.signal(number, self._note)
+        # Each step, Lightning broadcasts whether rank 0 got SIGTERM, and waits for the answer.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.received = max(self.received, signum)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
+    ) -> None:
+        """Hand the flag to the task, which reduces its own with it."""
+        if isinstance(pl_module, DINOv2):
+            pl_module.stop_signal = self.received
+
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: object,
+        batch: object,
+        batch_idx: int,
+    ) -> None:
+        """End the run if any rank got a signal, once an optimiser step is done.
+
+        Raises:
+            StoppedBySignal: If so, on all ranks.
+        """
+        if isinstance(pl_module, DINOv2):
+            agreed = pl_module.agreed_signal
+        else:
+            flag = torch.tensor(self.received, device=pl_module.device)
+            agreed = int(reduced(flag, dist.ReduceOp.MAX))
+        done, self._step = trainer.global_step > self._step, trainer.global_step
+        if not agreed or not done:
+            return
+        self._save(trainer)
+        if agreed == self._requeue_signal and trainer.is_global_zero:
+            _requeue()
+        raise StoppedBySignal(agreed)
+
+    def _save(self, trainer: Trainer) -> None:
+        """Save a checkpoint, and remove those of earlier requeues of this run."""
+        root = trainer.default_root_dir
+        # Other ranks might see the file of rank 0 already.
+        path = trainer.strategy.broadcast(trainer._checkpoint_connector.hpc_save_path(root))
+        trainer.save_checkpoint(path)
+        rank_zero_info(f'stopped by a signal at step {trainer.global_step}: saved {path}')
+        folder = local_path(root)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RunIdentity) and folder and trainer.is_global_zero:
+                remove_requeues(folder, callback.run)
+
+
+def _nothing() -> None:
+    """In place of a broadcast."""
+
+
+def _requeue() -> None:
+    """Ask SLURM to queue this job again."""
+    job = os.environ['SLURM_JOB_ID']
+    if array := os.environ.get('SLURM_ARRAY_JOB_ID'):
+        job = f'{array}_{os.environ["SLURM_ARRAY_TASK_ID"]}'
+    try:
+        subprocess.run(['scontrol', 'requeue', job], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        rank_zero_warn(f'job {job} could not be queued again: {error}. Submit it again by hand')
