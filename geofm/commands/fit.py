@@ -183,7 +183,11 @@ class GeofmCLI(LightningCLI):
             chosen = newest_checkpoint(root, _run_folders(self.trainer), self._settings())
         if chosen is None:
             refuse_requeue_of_another_run(root)
-        self.config_init[self.subcommand]['ckpt_path'] = None if chosen is None else str(chosen)
+        else:
+            config = self.config_init[self.subcommand]
+            config['ckpt_path'] = str(chosen)
+            # No object out of a file is created; Lightning would.
+            config['weights_only'] = True
 
     def after_fit(self) -> None:
         """Fail if nothing was trained, of which Lightning only warns."""
