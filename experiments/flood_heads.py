@@ -1,0 +1,257 @@
+"""What `experiments/floods.py` does with a backbone: linear probe and `geofm fit`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import timm
+import torch
+import yaml
+from flood_data import BANDS, LEGEND, SIDE, Floods, Pixels, Split
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from rich.progress import track
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+from torchgeo.tasks import SemanticSegmentation
+from torchgeo.tasks.utils import extract_backbone
+
+from geofm.cli import main as geofm
+from geofm.datamodules import LabelledArchiveDataModule
+from geofm.datasets.archive.labelled import LabelledArchive
+from geofm.evaluation import BackboneConfig, ProbeSettings, labelled_data
+from geofm.evaluation.backbones import PATCH_WORDS_NAME, build_backbone
+from geofm.evaluation.benchmark import cached_features
+from geofm.evaluation.cache import FeatureCache
+from geofm.evaluation.features import Features, prepared_batches
+from geofm.evaluation.probes.dense import dense_probe
+
+#: Side of the windows that a backbone sees, in pixels.
+WINDOW = 128
+
+
+class LinearOnTokens(nn.Module):
+    """A linear layer on the patch tokens of a backbone, interpolated to the pixels."""
+
+    def __init__(self, backbone: nn.Module, classes: int) -> None:
+        """Initialize a new LinearOnTokens instance.
+
+        Args:
+            backbone: A geofm model.
+            classes: Number of classes.
+        """
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Conv2d(backbone.embed_dim, classes, kernel_size=1)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K, H, W) of normalised images (B, C, H, W)."""
+        (tokens,) = self.backbone.forward_intermediates(  # type: ignore[operator]
+            x, indices=1, norm=True, intermediates_only=True
+        )
+        return interpolate(self.head(tokens), x.shape[-2:], mode='bilinear')
+
+
+class LinearSegmentation(SemanticSegmentation):
+    """TorchGeo's task with the head of `geofm benchmark`'s linear probe in place of a decoder."""
+
+    def configure_models(self) -> None:
+        """Build the backbone by its name, and load the weights."""
+        backbone = timm.create_model(
+            self.hparams['backbone'], in_chans=self.hparams['in_channels'], num_classes=0
+        )
+        if isinstance(self.weights, str):
+            backbone.load_state_dict(extract_backbone(self.weights)[1])
+        self.model = LinearOnTokens(backbone, self.hparams['num_classes'])
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """AdamW, its learning rate falling by a cosine."""
+        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams['lr'], weight_decay=0.05)
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        return {
+            'optimizer': optimizer,
+            'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'},
+        }
+
+
+def data_arguments(floods: Floods, sensors: Sequence[str], batch_size: int = 16) -> dict[str, Any]:
+    """Arguments of the data module of the labelled places."""
+    return {
+        'table': str(floods.table),
+        'sensors': list(sensors),
+        'bands': [band for sensor in sensors for band in BANDS[sensor]],
+        'labels': 'flood.class',
+        'classes': {c.name: c.value for c in LEGEND.classes},
+        'window_size': WINDOW,
+        'split': {'by': 'column'},
+        'batch_size': batch_size,
+    }
+
+
+def linear_probe(
+    floods: Floods,
+    checkpoint: Path,
+    sensors: Sequence[str],
+    seed: int,
+    splits: Sequence[Split],
+    features: Literal['pretrained', 'random', 'patch words'],
+    steps: int,
+) -> dict[Split, Pixels]:
+    """The linear probe of `geofm benchmark` on frozen patch tokens, or on a baseline's features.
+
+    Args:
+        floods: The places.
+        checkpoint: Checkpoint of the backbone.
+        sensors: Keys of the sensors that it sees.
+        seed: Seed of the head, and of random weights.
+        splits: Splits to map.
+        features: Those of the backbone, of the same backbone with random weights, or bags of patch
+            words, which are learned from the images of the training places.
+        steps: Steps of the head.
+
+    Returns:
+        Classes (N, H, W) of each split.
+    """
+    data = labelled_data(LabelledArchiveDataModule(**data_arguments(floods, sensors)))
+    words = features == 'patch words'
+    backbone = build_backbone(
+        BackboneConfig(PATCH_WORDS_NAME if words else str(checkpoint)),
+        data.bands,
+        data.statistics,
+        seed,
+        random=features == 'random',
+    )
+    images = prepared_batches(backbone.adapter, data, 'train')
+    backbone.encoder.learn(images, data.size('train'), seed)
+    settings = ProbeSettings(seed=seed)
+    # Other features depend on the seed.
+    kept = floods.root / 'features' if features == 'pretrained' else None
+    cache = FeatureCache(kept, print)
+    every: tuple[Split, ...] = ('train', 'val', 'test')
+    found = {split: cached_features(backbone, data, split, settings, cache) for split in every}
+    # The head is chosen on the validation split, whichever splits are mapped.
+    values, targets = (
+        torch.cat([getattr(found[split], name) for split in splits])
+        for name in ('values', 'targets')
+    )
+    asked = {**found, 'test': Features(values, targets)}
+    maps = dense_probe(asked, 'segmentation', LEGEND.size, 255, steps, seed).scores
+    parts = maps.split([len(found[split].targets) for split in splits])
+    return {
+        split: assemble(data.splits[split], part.numpy())
+        for split, part in zip(splits, parts, strict=True)
+    }
+
+
+def fine_tune(
+    floods: Floods,
+    checkpoint: Path,
+    sensors: Sequence[str],
+    seed: int,
+    splits: Sequence[Split],
+    output: Path,
+    settings: dict[str, Any],
+) -> dict[Split, Pixels]:
+    """`geofm fit` of :class:`LinearSegmentation`; the epoch is chosen on the validation places.
+
+    Args:
+        floods: The places.
+        checkpoint: Checkpoint of the backbone.
+        sensors: Keys of the sensors that it sees.
+        seed: Seed of the head and of the order of samples.
+        splits: Splits to map.
+        output: Folder of the run.
+        settings: 'adapt' (of `geofm fit`), 'lr', 'batch_size' and 'max_epochs'.
+
+    Returns:
+        Classes (N, H, W) of each split.
+    """
+    arguments = data_arguments(floods, sensors, settings['batch_size'])
+    best = {
+        'dirpath': str(output),
+        'filename': 'best',
+        'monitor': 'val_AverageJaccardIndex',
+        'mode': 'max',
+        'enable_version_counter': False,
+    }
+    configuration = {
+        'seed_everything': seed,
+        'trainer': {
+            'default_root_dir': str(output),
+            'max_epochs': settings['max_epochs'],
+            'accelerator': 'cpu',
+            'num_sanity_val_steps': 0,
+            'log_every_n_steps': 10,
+            'logger': {'class_path': 'CSVLogger', 'init_args': {'save_dir': str(output)}},
+            'callbacks': [
+                {'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint', 'init_args': best},
+                {'class_path': 'geofm.callbacks.TrainingTime'},
+            ],
+        },
+        'model': {
+            'class_path': 'flood_heads.LinearSegmentation',
+            'init_args': {
+                'backbone': extract_backbone(str(checkpoint))[0],
+                'weights': str(checkpoint),
+                'in_channels': len(arguments['bands']),
+                'num_classes': LEGEND.size,
+                'ignore_index': 255,
+                'lr': settings['lr'],
+            },
+        },
+        'adapt': settings['adapt'],
+        'data': {
+            'class_path': 'geofm.datamodules.LabelledArchiveDataModule',
+            'init_args': arguments,
+        },
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    config = output / 'config.yaml'
+    config.write_text(yaml.safe_dump(configuration))
+    geofm(['fit', f'--config={config}', f'--sensors={floods.sensors}'])
+    return _predict(output / 'best.ckpt', checkpoint, arguments, splits)
+
+
+@torch.inference_mode()
+def _predict(
+    checkpoint: Path, backbone: Path, arguments: dict[str, Any], splits: Sequence[Split]
+) -> dict[Split, Pixels]:
+    """Maps of a fine-tuned task; the checkpoint of its backbone says how wide its tokens are."""
+    task = LinearSegmentation.load_from_checkpoint(
+        checkpoint, weights=str(backbone), weights_only=True
+    ).eval()
+    datamodule = LabelledArchiveDataModule(**arguments)
+    for stage in ('fit', 'test'):
+        datamodule.setup(stage)
+    state = torch.load(checkpoint, weights_only=True)
+    datamodule.load_state_dict(state[type(datamodule).__name__])
+    found: dict[Split, Pixels] = {}
+    for split in splits:
+        maps = []
+        loader = getattr(datamodule, f'{split}_dataloader')()
+        for batch in track(loader, f'{checkpoint.parent.name}: {split}'):
+            logits = task(datamodule.aug(batch)['image'])
+            maps.append(logits.argmax(dim=1).numpy())
+        found[split] = assemble(getattr(datamodule, f'{split}_dataset'), np.concatenate(maps))
+    return found
+
+
+def assemble(dataset: Any, windows: Any) -> Pixels:
+    """Maps of whole places from those of their windows.
+
+    Args:
+        dataset: The data set of the windows, in their order.
+        windows: Classes (N, h, w).
+
+    Returns:
+        Classes (P, H, W), places in the order of their names.
+    """
+    assert isinstance(dataset, LabelledArchive)
+    places: dict[str, Pixels] = {}
+    for i, window in enumerate(windows):
+        name = dataset.files_of(i)[0].stem
+        row, col, height, width = dataset.archive.matches.scene(i)[2]
+        place = places.setdefault(name, np.full((SIDE, SIDE), 255, np.uint8))
+        place[row : row + height, col : col + width] = window
+    return np.stack([places[name] for name in sorted(places)])

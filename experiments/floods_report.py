@@ -1,0 +1,234 @@
+"""What the flood maps say: the table, and the picture."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from flood_data import LEGEND, RUNS, SENSOR_SETS, Floods, Pixels, Split, run_of
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from geofm.atomic import atomic_file
+from geofm.evaluation.accuracy import Estimate
+from geofm.evaluation.metrics import ROUNDS, bootstrap_sums, confusion, interval, mean_iou
+from geofm.legend import NO_CLASS
+
+#: A pixel is bright if all bands of the optical image are above this, and a place is cloudy if more
+#: than this fraction of it is bright.
+BRIGHT = 60
+CLOUDY = 0.1
+
+#: Parts of a split that are scored, by what the table calls them.
+SKIES = ('all', 'clear', 'cloudy')
+
+type Mask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method on a set of sensors.
+
+    Attributes:
+        method: Name of the method.
+        sensors: Name of the set of sensors.
+        minutes: CPU minutes that each seed took, training and mapping.
+        scores: Scores of each split and sky, pooled over the seeds.
+        seeds: Mean IoU and IoU of flood of each seed on the test split.
+    """
+
+    method: str
+    sensors: str
+    minutes: list[float]
+    scores: dict[Split, dict[str, dict[str, Estimate]]]
+    seeds: list[dict[str, float]]
+
+    def entry(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            'method': self.method,
+            'sensors': self.sensors,
+            'minutes': self.minutes,
+            'seeds': self.seeds,
+            'scores': {
+                split: {
+                    sky: {name: score.entry() for name, score in scores.items()}
+                    for sky, scores in skies.items()
+                }
+                for split, skies in self.scores.items()
+            },
+        }
+
+
+@cache
+def skies_of(floods: Floods, split: Split) -> dict[str, Mask]:
+    """Which places of a split lie under which sky, by the brightness of their optical image."""
+    bright = np.array(
+        [
+            (floods.image(split, place, ['optical']).min(axis=0) > BRIGHT).mean()
+            for place in floods.places(split)
+        ]
+    )
+    cloudy = bright > CLOUDY
+    return {'all': np.ones_like(cloudy), 'clear': ~cloudy, 'cloudy': cloudy}
+
+
+def confusions_of(maps: Sequence[Pixels], truth: Pixels) -> Tensor:
+    """Pixels of each place by class and predicted class, over the seeds.
+
+    Args:
+        maps: Classes (N, H, W), of each seed.
+        truth: Classes (N, H, W).
+
+    Returns:
+        float64 (N, 2, 2).
+    """
+    target = torch.from_numpy(truth).long()
+    counts = [
+        confusion(torch.from_numpy(seed).long(), target, LEGEND.size, NO_CLASS) for seed in maps
+    ]
+    return torch.stack(counts).sum(dim=0)
+
+
+def scores(confusions: Tensor) -> dict[str, Estimate]:
+    """Scores over the pixels of all places, with intervals from drawing places.
+
+    Args:
+        confusions: Of each place, as of :func:`confusions_of`.
+
+    Returns:
+        'mean_iou' and 'flood_iou'.
+    """
+    drawn = bootstrap_sums(confusions.flatten(1), seed=0).unflatten(1, confusions.shape[1:])
+    every = confusions.sum(dim=0)
+    return {
+        name: Estimate(score(every).item(), *interval(score(drawn)))
+        for name, score in (('mean_iou', mean_iou), ('flood_iou', _flood_iou))
+    }
+
+
+def _flood_iou(confusions: Tensor) -> Tensor:
+    """IoU of class 1 of confusion matrices (..., 2, 2)."""
+    right, union = confusions[..., 1, 1], confusions.sum(dim=(-2, -1)) - confusions[..., 0, 0]
+    return right / union
+
+
+def cell(
+    floods: Floods,
+    method: str,
+    sensors: str,
+    maps: Sequence[Mapping[Split, Pixels]],
+    minutes: list[float],
+) -> Cell:
+    """Score the maps of a method.
+
+    Args:
+        floods: The places.
+        method: Name of the method.
+        sensors: Name of the set of sensors.
+        maps: Classes (N, H, W) by split, of each seed.
+        minutes: CPU minutes of each seed.
+
+    Returns:
+        The cell of the table.
+    """
+    found: dict[Split, dict[str, dict[str, Estimate]]] = {}
+    for split in maps[0]:
+        counts = confusions_of([seed[split] for seed in maps], floods.masks(split))
+        found[split] = {
+            sky: scores(counts[torch.from_numpy(chosen)])
+            for sky, chosen in skies_of(floods, split).items()
+            if chosen.any()
+        }
+    seeds = []
+    for seed in maps:
+        alone = scores(confusions_of([seed['test']], floods.masks('test')))
+        seeds.append({name: score.value for name, score in alone.items()})
+    return Cell(method, sensors, minutes, found, seeds)
+
+
+def report(cells: Sequence[Cell], floods: Floods) -> str:
+    """The tables, and what their figures are of."""
+    skies = skies_of(floods, 'test')
+    counts = {sky: int(chosen.sum()) for sky, chosen in skies.items()}
+    seeds = len(cells[0].seeds)
+    runs = ', '.join(f'{first}-{last}' for first, last in RUNS['test'])
+    caption = (
+        f'Mean of the IoU of flood and no flood (mIoU) and IoU of flood over the pixels of '
+        f'{counts["all"]} places of {len(RUNS["test"])} runs of places never trained on ({runs}), '
+        f'made by `python experiments/floods.py`; {seeds} seed{"s" * (seeds > 1)} of all but '
+        f'pretraining{", pooled" * (seeds > 1)}. Brackets: 95 % intervals from drawing places '
+        f'({ROUNDS:,} draws). Cloudy: {counts["cloudy"]} places where all three bands of the '
+        f'optical image exceed {BRIGHT} of 255 in more than {CLOUDY:.0%} of the pixels; clear: '
+        f'the other {counts["clear"]}.'
+    )
+    parts = [
+        _table(cells, 'mIoU', 'test', 'all', 'mean_iou'),
+        _table(cells, 'flood IoU', 'test', 'all', 'flood_iou'),
+        *(
+            _table(cells, f'flood IoU, {sky}', 'test', sky, 'flood_iou')
+            for sky in ('clear', 'cloudy')
+            if counts[sky]
+        ),
+        _table(cells, 'mIoU, validation', 'val', 'all', 'mean_iou'),
+        _markdown('CPU minutes', cells, lambda cell: f'{np.mean(cell.minutes):.1f}'),
+    ]
+    return '\n\n'.join([*parts, caption])
+
+
+def _table(cells: Sequence[Cell], title: str, split: Split, sky: str, score: str) -> str:
+    return _markdown(title, cells, lambda cell: str(cell.scores[split][sky][score]))
+
+
+def _markdown(title: str, cells: Sequence[Cell], text: Callable[[Cell], str]) -> str:
+    """A row a set of sensors, a column a method."""
+    by_name = {(cell.sensors, cell.method): cell for cell in cells}
+    methods = list(dict.fromkeys(cell.method for cell in cells))
+    lines = [f'| {title} | ' + ' | '.join(methods) + ' |', '|---|' + '---:|' * len(methods)]
+    for sensors in SENSOR_SETS:
+        row = [by_name.get((sensors, method)) for method in methods]
+        texts = ['not run' if cell is None else text(cell) for cell in row]
+        lines.append(f'| {sensors} | ' + ' | '.join(texts) + ' |')
+    return '\n'.join(lines)
+
+
+def draw(floods: Floods, maps: Mapping[str, Pixels], path: Path) -> None:
+    """Draw a place of each run of the test split: the one whose flooded share is the median.
+
+    Args:
+        floods: The places.
+        maps: Classes (N, H, W) of the test places, by what stands above them.
+        path: File of the picture.
+    """
+    places, truth = floods.places('test'), floods.masks('test')
+    shown = [_median_place(places, truth, run) for run in RUNS['test']]
+    columns = ['S1', 'S2', 'mask', *maps]
+    figure = Figure(figsize=(1.5 * len(columns), 1.58 * len(shown)), layout='constrained')
+    axes = figure.subplots(len(shown), len(columns), squeeze=False)
+    colors = ListedColormap([np.array(color) / 255 for color in LEGEND.colors.values()])
+    for row, i in zip(axes, shown, strict=True):
+        radar, optical = (floods.image('test', places[i], SENSOR_SETS[s]) for s in ('S1', 'S2'))
+        row[0].imshow(radar[0], cmap='gray', vmin=0, vmax=255)
+        # Most of the composite is dark.
+        row[1].imshow(np.clip(optical.transpose(1, 2, 0) * 2.0 / 255, 0, 1))
+        for ax, classes in zip(row[2:], [truth, *maps.values()], strict=True):
+            ax.imshow(classes[i], cmap=colors, vmin=0, vmax=1, interpolation='nearest')
+        row[0].set_ylabel(places[i], fontsize=8)
+    for ax, title in zip(axes[0], columns, strict=True):
+        ax.set_title(title, fontsize=8)
+    for ax in axes.flat:
+        ax.set_xticks([])
+        ax.set_yticks([])
+    with atomic_file(path) as part:
+        figure.savefig(part, dpi=110, format='png')
+
+
+def _median_place(places: Sequence[str], truth: Pixels, run: tuple[int, int]) -> int:
+    """Number of the place of a run with the median share of flooded pixels."""
+    here = [i for i, place in enumerate(places) if run_of(int(place)) == ('test', run)]
+    return sorted(here, key=lambda i: float(truth[i].mean()))[len(here) // 2]
