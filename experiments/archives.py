@@ -14,7 +14,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import yaml
 
 from geofm.atomic import atomic_file
@@ -239,7 +238,7 @@ def main() -> None:
         with atomic_file(RESULTS / name) as part:
             part.write_text(content)
     print('\n'.join(lines))
-    assert np.all([row['samples'] for row in rows])
+    assert all(row['samples'] for row in rows)
 
 
 if __name__ == '__main__':

@@ -53,7 +53,6 @@ class Cell:
         return {
             'method': self.method,
             'sensors': self.sensors,
-            'minutes': self.minutes,
             'seeds': self.seeds,
             'scores': {
                 split: {
@@ -176,7 +175,6 @@ def report(cells: Sequence[Cell], floods: Floods) -> str:
             if counts[sky]
         ),
         _table(cells, 'mIoU, validation', 'val', 'all', 'mean_iou'),
-        _markdown('CPU minutes', cells, lambda cell: f'{np.mean(cell.minutes):.1f}'),
     ]
     return '\n\n'.join([*parts, caption])
 
