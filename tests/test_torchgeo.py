@@ -18,7 +18,7 @@ from tests.tasks.test_dinov2 import small_trainer
 @pytest.fixture(scope='module', params=['linear', 'xattn', 'early'])
 def checkpoint(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """A checkpoint as `fit` writes it, with weights that no initialisation gives."""
-    name = f'geofm_vit_tiny_patch16_{request.param}'
+    name = f'geofm_vit_nano_patch16_{request.param}'
     small: dict[str, Any] = {'prototypes': 16, 'head_hidden_dim': 8, 'head_bottleneck_dim': 8}
     task = DINOv2(name, global_size=32, local_size=16, n_local=1, **small)
     for parameter in task.model.parameters():

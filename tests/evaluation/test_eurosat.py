@@ -135,7 +135,7 @@ def test_the_benchmark_runs_from_yaml(folder: Path, tmp_path: Path) -> None:
     names = {p.name for p in output.iterdir()}
     assert names == {'scores.json', 'scores.csv', 'scores.md', 'scores.png'}
     rows = yaml.safe_load((output / 'scores.json').read_text())['scores']
-    assert {row['backbone'] for row in rows} == {'RCF', 'ours', 'band mean and std'}
+    assert {row['backbone'] for row in rows} == {'RCF', 'patch words', 'ours', 'band mean and std'}
     # Ten classes of three test images each.
     assert {row['test'] for row in rows} == {30}
     assert max(row['value'] for row in rows) > 0.5
