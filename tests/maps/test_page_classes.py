@@ -68,6 +68,7 @@ def test_a_click_classifies_the_scene(opened: tuple[Browser, Made]) -> None:
     np.testing.assert_array_equal(classes_found(browser), found)
     # A patch has one class: the last.
     label(browser, made, {0: [(4, 8)]})
+    assert browser.text('#pointer').endswith('Class 1')
     moved = {0: [*EXAMPLES[0], (4, 8)], 1: EXAMPLES[1], 2: [(0, 5), (8, 11)]}
     found = nearest_means(small, moved)
     np.testing.assert_array_equal(classes_found(browser), found)

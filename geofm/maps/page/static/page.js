@@ -461,7 +461,11 @@
       radio.addEventListener('change', () => { view = name; showSimilarity(); update(); });
       $('views').append(element('label', {}, radio, element('span', {}, name)));
     }
-    map.on('click', ({ latlng: at }) => { moveCursor(-1); act(patches.at(...world(at))); });
+    map.on('click', ({ latlng: at }) => {
+      moveCursor(-1);
+      act(patches.at(...world(at)));
+      point(at);
+    });
     map.getContainer().addEventListener('keydown', pressed);
     map.getContainer().addEventListener('blur', () => cursorMark.clearLayers());
     $('clear').addEventListener('click', () => { clear(); map.getContainer().focus(); });
