@@ -87,7 +87,10 @@ def test_lightning_must_not_take_up_an_old_requeue(
 
 
 def test_the_command_resumes_its_run(
-    sample: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    sample: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Started, resumed in a new folder of logs, and refused with other settings."""
 
@@ -112,6 +115,10 @@ def test_the_command_resumes_its_run(
     with pytest.raises(CommandError):
         run('--trainer.max_steps=4', '--resume=auto', '--model.init_args.lr=0.5')
     assert 'model.init_args.lr = 0.0003, not 0.5: give another' in capfd.readouterr().err
+    with monkeypatch.context() as requeued:
+        requeued.setenv('SLURM_RESTART_COUNT', '1')
+        fourth = run('--trainer.max_steps=4')
+    assert [checkpoint['global_step'] for checkpoint in fourth] == [1, 2, 3, 4]
     # A new experiment in the same folder starts, and is another run.
     third = run('--trainer.max_steps=1')
     assert third[-1]['global_step'] == 1
