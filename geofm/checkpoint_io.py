@@ -1,6 +1,7 @@
-"""Writing Lightning's checkpoints so that a final name never holds half of one."""
+"""Lightning's checkpoints: a final name never holds half of one, and none creates objects."""
 
 import os
+import pickle
 import re
 from pathlib import Path
 from typing import Any, override
@@ -24,7 +25,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     full, leaves part of a checkpoint under the final name.
 
     ``geofm fit`` uses this by default. In Python: ``Trainer(plugins=[AtomicCheckpointIO()])``.
-    Checkpoints that are not on a local file system are written as Lightning does.
+    Checkpoints that are not on a local file system are written as Lightning does. Loading one
+    creates no object out of it, unless ``weights_only=False`` is given.
     """
 
     @override
@@ -53,6 +55,36 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             # A rename may reach the disk before the data.
             file.flush()
             os.fsync(file.fileno())
+
+    @override
+    def load_checkpoint(
+        self,
+        path: str | Path,
+        map_location: Any = lambda storage, loc: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """Read a checkpoint.
+
+        Args:
+            path: Path or URL.
+            map_location: As of :func:`torch.load`.
+            weights_only: Whether to read tensors and plain values only; None: yes, where
+                Lightning's class says no.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            ValueError: If it holds other objects.
+        """
+        try:
+            plain = weights_only is not False
+            return super().load_checkpoint(path, map_location, weights_only=plain)
+        except pickle.UnpicklingError as error:
+            raise ValueError(
+                f'{path}: holds more than tensors and plain values, or is damaged. Loading the '
+                'rest may run code: only if you trust the file, give --weights_only false'
+            ) from error
 
 
 def remove_partial_checkpoints(folder: Path) -> None:

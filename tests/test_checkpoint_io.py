@@ -187,3 +187,23 @@ def test_the_command_line_writes_checkpoints_atomically(
     fit(sample, tmp_path, f'--trainer.plugins={plugin}')
     assert seen[0] is AtomicCheckpointIO
     assert seen[1].__name__ == 'AsyncCheckpointIO'
+
+
+class _Marker:
+    """An object whose loading would show."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.path),)
+
+
+def test_loading_creates_no_object(tmp_path: Path) -> None:
+    path, mark = tmp_path / 'hostile.ckpt', tmp_path / 'mark'
+    torch.save({**CHECKPOINT, 'callbacks': _Marker(mark)}, path)
+    with pytest.raises(ValueError, match=r'hostile\.ckpt: holds more than tensors'):
+        AtomicCheckpointIO().load_checkpoint(path)
+    assert not mark.exists()
+    AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
+    assert mark.exists()

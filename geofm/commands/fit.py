@@ -184,10 +184,7 @@ class GeofmCLI(LightningCLI):
         if chosen is None:
             refuse_requeue_of_another_run(root)
         else:
-            config = self.config_init[self.subcommand]
-            config['ckpt_path'] = str(chosen)
-            # No object out of a file is created; Lightning would.
-            config['weights_only'] = True
+            self.config_init[self.subcommand]['ckpt_path'] = str(chosen)
 
     def after_fit(self) -> None:
         """Fail if nothing was trained, of which Lightning only warns."""
