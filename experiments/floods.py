@@ -1,8 +1,8 @@
 """Flood maps of events never seen, from S1, S2 and both: backbones beside a pixel baseline.
 
 OMBRIA's places are split by events. A small backbone is pretrained on the training events without
-labels (`flood_backbone.py`), and adapted to flood masks by several methods; settings were chosen on
-the validation events, and the test events are reported once.
+labels (`flood_backbone.py`), and adapted to flood masks by several methods. What is chosen, such as
+the learning rate of a linear head, is chosen on the validation events.
 
     python experiments/floods.py --data ombria.zip [--seeds 0 1 2] [--work output/floods]
 
@@ -31,7 +31,7 @@ from geofm.atomic import atomic_file
 
 PICTURE = Path(__file__).parents[1] / 'docs' / 'images' / 'floods.png'
 
-#: Splits that are mapped: settings are chosen on the first, the second is reported.
+#: Splits that are mapped and scored.
 SPLITS: tuple[Split, ...] = ('val', 'test')
 
 
