@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -140,6 +140,24 @@ def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterat
         finally:
             _restore(before, path)
             _remove(part)
+
+
+def check_not_overwritten(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
+    """Refuse to write over a file that is read.
+
+    Args:
+        inputs: Files that are read.
+        outputs: Files to write.
+
+    Raises:
+        FileExistsError: If one is both, under whatever name.
+    """
+    read = {path.resolve() for path in inputs}
+    for path in outputs:
+        if path.resolve() in read:
+            raise FileExistsError(
+                f'{path}: an input that would be overwritten; name another output, or move the file'
+            )
 
 
 def remove_leftovers(path: Path) -> None:

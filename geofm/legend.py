@@ -164,11 +164,11 @@ class Legend:
         try:
             return cls(
                 tuple(
-                    MapClass(int(item['value']), str(item['name']), _color(item['color']))
+                    MapClass(_whole(item['value']), str(item['name']), _color(item['color']))
                     for item in entry
                 )
             )
-        except (KeyError, TypeError) as error:
+        except KeyError as error:
             raise LegendError(f'a class without value, name or color: {error}') from error
 
     def tags(self) -> dict[str, str]:
@@ -231,6 +231,12 @@ def _class(name: str, entry: Any, index: int) -> MapClass:
         raise LegendError(f"class '{name}': value {value!r} is not a whole number")
     color = fields.get('color')
     return MapClass(value, name, palette_color(value) if color is None else _color(color))
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise LegendError(f'a value of a class is {value!r}, not a whole number')
+    return value
 
 
 def _color(color: Any) -> RGB:

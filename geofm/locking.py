@@ -31,9 +31,15 @@ def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 
     Raises:
         LockedError: If another process holds the lock.
+        NotADirectoryError: If there is a file of that name, or of one of its parents.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise NotADirectoryError(
+            f'{folder}: a file is in the place of this folder; name another output'
+        ) from error
     with _locked(folder / _IN_FOLDER, folder):
         yield
 

@@ -6,6 +6,7 @@ plane goes the other way around the globe. Here outlines are kept *unrolled*: ea
 180. In files they are cut at 180 degrees, as RFC 7946 has it.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,21 @@ def wrap(longitude: npt.ArrayLike) -> Doubles:
     longitude = np.asarray(longitude, float)
     inside = np.abs(longitude) <= CIRCLE / 2
     return np.where(inside, longitude, (longitude + CIRCLE / 2) % CIRCLE - CIRCLE / 2)
+
+
+def turns(west: float, east: float) -> tuple[int, ...]:
+    """Whole turns that bring longitudes of [-180, 180] into a range.
+
+    Args:
+        west: Least longitude of the range in degrees.
+        east: Greatest longitude.
+
+    Returns:
+        Their numbers, ascending: ``(0,)`` for a range in [-180, 180], ``(0, 1)`` for one across 180
+        degrees.
+    """
+    first = math.floor(west / CIRCLE + 0.5)
+    return tuple(range(first, max(first, math.ceil(east / CIRCLE - 0.5)) + 1))
 
 
 def unroll(points: Doubles) -> Doubles:

@@ -232,8 +232,16 @@ _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     ),
     (r'(Wrong input shape .*)', lambda match: match[1]),
     (
-        r'^(?:CUDA )?out of memory|CUDA out of memory',
-        lambda match: 'the device is out of memory: choose a smaller batch_size or model',
+        r"^(?:CUDA )?out of memory|CUDA out of memory|DefaultCPUAllocator: can't allocate memory",
+        lambda match: (
+            'the device is out of memory: choose a smaller batch_size, image or window, or model'
+        ),
+    ),
+    (
+        r'Found no NVIDIA driver|Torch not compiled with \w+ enabled|No CUDA GPUs are available'
+        r'|Expected one of (?:cpu, )[\w, ]+ device type at start of device string'
+        r'|invalid device ordinal|Invalid device string',
+        lambda match: 'there is no such device on this machine: leave device out to use the CPU',
     ),
 )
 

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -99,6 +100,8 @@ def predict(
     )
     if reference is not None and (task.kind == 'regression' or 'classes' not in chosen):
         raise ValueError('--reference compares classes: add classes to --products')
+    if block < 1:
+        raise ValueError(f'block {block}: a block has at least one pixel')
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     prediction = Prediction.prepare(task, chosen, options, device, command)
     if table is not None:
@@ -115,11 +118,15 @@ def predict(
         )
         _predict_table(prediction, scenes, output, reference, reference_column, block)
         return
+    labels = None
+    if reference is not None:
+        # What is wrong with the reference is found out before the scene is mapped.
+        labels = open_labels(reference, column=reference_column, legend=task.legend)
+        prediction = replace(prediction, keep=labels.files)
     files = predict_files(prediction, rasters, output, reference_sensor, scene_bands)
     for path in files.values():
         say(path)
-    if reference is not None:
-        labels = open_labels(reference, column=reference_column, legend=task.legend)
+    if labels is not None:
         classes = files['classes']
         _assess({classes: labels}, str(reference), block, output, f'{classes.stem}_accuracy')
 
@@ -137,6 +144,9 @@ def _predict_table(
         say(f'left out: {scenes.left_out}')
     # What is wrong with the reference is found out before the scenes are mapped.
     labels = None if reference is None else _labels(scenes, reference, column, prediction)
+    if labels is not None:
+        kept = dict.fromkeys(path for source in labels if source for path in source.files)
+        prediction = replace(prediction, keep=tuple(kept))
     found = predict_table(prediction, scenes, output)
     made = len(found.files)
     say(

@@ -11,7 +11,7 @@ from rich.progress import Progress
 from geofm import __version__
 from geofm.grid import Grid
 from geofm.locking import locked_folder
-from geofm.maps.embedding_files import END, read_vectors, strip_windows
+from geofm.maps.embedding_files import END, check_embedding, read_vectors, strip_windows
 from geofm.maps.windows import Floats, Strip
 from geofm.maps.writer import write_pixels
 from geofm.rasters import open_raster
@@ -72,8 +72,7 @@ def map_change(before: Path, after: Path, output: Path, command: str = 'geofm ch
 def _check(first: DatasetReader, second: DatasetReader) -> None:
     """Check that the two can be compared."""
     for src in (first, second):
-        if 'weights_sha256' not in src.tags():
-            raise ValueError(f'{src.name}: not an embedding; give a *{_SUFFIX} of `geofm embed`')
+        check_embedding(src)
     one, other = (src.tags()['weights_sha256'] for src in (first, second))
     if one != other or first.count != second.count:
         raise ValueError(

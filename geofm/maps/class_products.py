@@ -17,6 +17,9 @@ from geofm.legend import NO_CLASS, Legend
 #: Longest side of a picture of classes, in pixels of the raster.
 _MOST_SIDE = 1400
 
+#: Most characters of a name in a legend.
+_MOST_NAME = 60
+
 
 def write_polygons(classes: Path, path: Path, legend: Legend, simplify: float = 0.0) -> None:
     """Write the areas of a raster of classes as polygons.
@@ -66,19 +69,23 @@ def draw_classes(classes: Path, path: Path, legend: Legend) -> None:
     figure, axes = plt.subplots(figsize=(max(1.5, side * width) + 2.6, max(2.0, side * height)))
     axes.imshow(colors[values], interpolation='nearest')
     axes.set_axis_off()
+    shown = [c for c in legend.classes if counts[c.value]]
     handles = [
-        Patch(
-            facecolor='#{:02x}{:02x}{:02x}'.format(*c.color),
-            edgecolor='0.4',
-            # Dollar signs would start mathematics.
-            label=f'{c.name}  {100 * fractions[c.value]:.1f} %'.replace('$', r'\$'),
-        )
-        for c in legend.classes
-        if counts[c.value]
+        Patch(facecolor='#{:02x}{:02x}{:02x}'.format(*c.color), edgecolor='0.4') for c in shown
     ]
-    axes.legend(handles=handles, loc='upper left', bbox_to_anchor=(1.01, 1), frameon=False)
+    key = axes.legend(
+        handles, [' '] * len(shown), loc='upper left', bbox_to_anchor=(1.01, 1), frameon=False
+    )
+    for text, c in zip(key.get_texts(), shown, strict=True):
+        # Set afterwards: matplotlib leaves out labels that start with an underscore.
+        text.set_parse_math(False)
+        text.set_text(f'{_shortened(c.name)}  {100 * fractions[c.value]:.1f} %')
     try:
         with atomic_file(path) as part:
             figure.savefig(part, format='png', dpi=150, bbox_inches='tight')
     finally:
         plt.close(figure)
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _MOST_NAME else f'{name[: _MOST_NAME - 3]}...'

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rich.progress import Progress
 
 from geofm import __version__, lonlat
-from geofm.atomic import atomic_file
+from geofm.atomic import atomic_file, check_not_overwritten
 from geofm.datasets.labels import LabelSource, open_labels
 from geofm.evaluation.accuracy import Accuracy
 from geofm.legend import NO_CLASS
@@ -23,6 +23,11 @@ from geofm.maps.heads import Head, Method
 from geofm.maps.samples import Samples, samples_on
 from geofm.maps.windows import Floats, Strip
 from geofm.maps.writer import Encoding, write_pixels
+
+#: Rasters that are made of each scene.
+_PRODUCTS = ('classes', 'class_probability', 'uncertainty')
+
+_HEAD, _REPORT = 'head.safetensors', 'classify.json'
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ def classify_scenes(
         What was made.
 
     Raises:
+        FileExistsError: If the labels would be overwritten.
         FileNotFoundError: If a file is missing.
         ValueError: If a file cannot be used, embeddings are of different models, or the labels do
             not suffice.
@@ -134,6 +140,8 @@ def _fit(scenes: Sequence[Embeddings], output: Path, fitting: Fitting) -> tuple[
             '--scene out'
         )
     labels = open_labels(fitting.labels, column=fitting.column)
+    maps = [_path(scene, output, product) for scene in scenes for product in _PRODUCTS]
+    check_not_overwritten(labels.files, [output / _HEAD, output / _REPORT, *maps])
     legend = labels.legend
     parts = [_samples(scene, labels) for scene in scenes]
     vectors = np.concatenate([part[1] for part in parts])
@@ -236,7 +244,7 @@ def _notes(
 
 def _save(output: Path, head: Head, report: Classified, fitting: Fitting) -> Classified:
     """Write the head and the report."""
-    files = [output / 'head.safetensors', output / 'classify.json']
+    files = [output / _HEAD, output / _REPORT]
     head.save(files[0])
     entry: dict[str, Any] = {
         'geofm': __version__,
@@ -257,6 +265,10 @@ def _save(output: Path, head: Head, report: Classified, fitting: Fitting) -> Cla
             value.figure(f'Cross-validation, {name}').savefig(part, dpi=150)
         files.append(path)
     return replace(report, files=tuple(files))
+
+
+def _path(scene: Embeddings, output: Path, product: str) -> Path:
+    return output / f'{scene.stem}_{product}.tif'
 
 
 def _write(scene: Embeddings, head: Head, output: Path, command: str) -> list[Path]:
@@ -289,7 +301,7 @@ def _write(scene: Embeddings, head: Head, output: Path, command: str) -> list[Pa
     ]
     files = []
     for name, bands, values, more, encoding in outputs:
-        path = output / f'{scene.stem}_{name}.tif'
+        path = _path(scene, output, name)
         strips = [Strip(values.astype(np.float32), known)]
         write_pixels(path, grid, 1, bands, strips, tags={**tags, **more}, encoding=encoding)
         files.append(path)

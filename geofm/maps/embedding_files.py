@@ -21,6 +21,25 @@ END = '_embedding'
 _STRIP_BYTES = 32 * 2**20
 
 
+def check_embedding(src: DatasetReader) -> None:
+    """Check that a raster is an embedding: other products of a model name it too.
+
+    Args:
+        src: The raster.
+
+    Raises:
+        ValueError: If it is none, or does not say of which model it is.
+    """
+    tags = src.tags()
+    # Embeddings of earlier versions have no tag 'product'.
+    product = tags.get('product', 'embedding' if END in Path(src.name).name else 'none')
+    if product != 'embedding' or 'weights_sha256' not in tags:
+        raise ValueError(
+            f'{src.name}: not an embedding, or does not say of which model; give a *{END}.tif of '
+            '`geofm embed`'
+        )
+
+
 def strip_windows(src: DatasetReader) -> list[Window]:
     """Whole rows of a raster of embeddings, as many at once as fit well into memory.
 
@@ -83,6 +102,7 @@ class Embeddings:
         """
         if path.suffix.lower() == '.tif':
             with open_raster(path) as src:
+                check_embedding(src)
                 scales = None if set(src.scales) == {1.0} else tuple(src.scales)
                 found = cls(path, EmbeddingTable(Grid.of(src), scales, src.tags()), src.count)
         else:

@@ -16,7 +16,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from geofm.atomic import atomic_file
-from geofm.legend import Legend, LegendError
+from geofm.legend import Legend
 from geofm.maps.windows import Floats
 
 #: How embeddings become classes.
@@ -236,7 +236,7 @@ class Head:
                 model,
             )
             head._check_arrays()
-        except (SafetensorError, KeyError, LegendError, ValueError, RecursionError) as error:
+        except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
                 f'{path}: no head; give a head.safetensors that `geofm classify` wrote ({error})'
             ) from error
@@ -245,7 +245,8 @@ class Head:
     def _check_arrays(self) -> None:
         """Check that arrays fit together."""
         arrays, count = self.arrays, len(self.classes)
-        if count < 2 or not np.isin(self.classes, self.legend.values).all():
+        known = np.isin(self.classes, self.legend.values).all()
+        if count < 2 or len(np.unique(self.classes)) < count or not known:
             raise ValueError('its classes are not those of its legend')
         if self.method == 'knn':
             targets = arrays['targets']

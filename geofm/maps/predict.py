@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from geofm import __version__
+from geofm.atomic import check_not_overwritten
 from geofm.legend import NO_CLASS
 from geofm.locking import locked_folder
 from geofm.maps.class_products import draw_classes, write_polygons
@@ -37,6 +38,9 @@ ClassProduct = Literal['classes', 'probabilities', 'entropy', 'polygons', 'pictu
 
 #: Fractions are kept in 8 bits, 0 to 254.
 _STEPS = 254
+
+#: Suffixes of products that are made of the raster of classes.
+_SUFFIXES = {'polygons': '.parquet', 'picture': '.png'}
 
 #: Rows of logits that are worked on at once.
 _ROWS = 32
@@ -188,6 +192,7 @@ class Prediction:
         options: How.
         command: How to name the call in the tags of the files.
         weights: Hash of the task's weights.
+        keep: Files that must not be written over, such as a reference.
     """
 
     task: FineTuned
@@ -195,6 +200,7 @@ class Prediction:
     options: PredictOptions
     command: str
     weights: str
+    keep: tuple[Path, ...] = ()
 
     @classmethod
     def prepare(
@@ -223,6 +229,10 @@ class Prediction:
         options = options or PredictOptions()
         if options.batch_size < 1:
             raise ValueError(f'batch_size={options.batch_size} is not positive')
+        if options.window < 1:
+            raise ValueError(f'window={options.window} is not positive')
+        if not (math.isfinite(options.simplify) and options.simplify >= 0):
+            raise ValueError(f'simplify={options.simplify:g} is not a tolerance of 0 or more')
         chosen = _choose(task, products)
         if device is not None:
             task.task.to(device)
@@ -241,8 +251,10 @@ class Prediction:
             The files by product.
 
         Raises:
+            FileExistsError: If a file to keep would be overwritten.
             ValueError: If it lacks a sensor, or no pixel of it holds data.
         """
+        check_not_overwritten(self.keep, self.files(scene, output).values())
         self._report_sensors(scene)
         scene.check_units()
         predictor = Predictor(self.task, scene, self.products)
@@ -252,9 +264,24 @@ class Prediction:
         if survey.is_empty():
             survey.remove()
             raise ValueError(f'{scene.path}: no pixel holds data in every band')
-        made = _write(self, predictor, survey, output / scene.stem)
+        made = self.files(scene, output)
+        _write(self, predictor, survey, made)
         survey.remove()
         return made
+
+    def files(self, scene: Imagery, output: Path) -> dict[str, Path]:
+        """Names of the files that are made of a scene.
+
+        Args:
+            scene: The scene.
+            output: Folder to write to.
+
+        Returns:
+            The files by product.
+        """
+        kinds = dict.fromkeys(kept_of(self.task, self.products), '.tif')
+        kinds |= {p: _SUFFIXES[p] for p in self.products if p in _SUFFIXES}
+        return {kind: output / f'{scene.stem}_{kind}{suffix}' for kind, suffix in kinds.items()}
 
     def manifest(self, scene: Imagery) -> dict[str, Any]:
         """All that what is kept of each pixel of a scene depends on.
@@ -446,8 +473,8 @@ def _choose(task: FineTuned, products: Sequence[ClassProduct]) -> tuple[ClassPro
 
 
 def _write(
-    prediction: Prediction, predictor: Predictor, survey: Survey, stem: Path
-) -> dict[str, Path]:
+    prediction: Prediction, predictor: Predictor, survey: Survey, made: Mapping[str, Path]
+) -> None:
     """Write the files of the products."""
     scene, p, products = predictor.scene, survey.tiling.patch_size, prediction.products
     legend, tags = prediction.task.legend, prediction.tags(scene)
@@ -455,25 +482,19 @@ def _write(
         'classes': Encoding('uint8', NO_CLASS, colors=legend.colors),
         'values': Encoding(),
     }
-    made: dict[str, Path] = {}
     patches = patch_grid(scene.grid, p).shape
     for kind, bands in predictor.kept.items():
-        path = stem.with_name(f'{stem.name}_{kind}.tif')
         fraction = Encoding('uint8', NO_CLASS, [1 / _STEPS] * len(bands))
         encoding = encodings.get(kind, fraction)
         scale = np.float32(_STEPS if encoding is fraction else 1)
         said = {**tags, **(legend.tags() if kind == 'classes' else {})}
         strips = _cut(survey.strips(kind), patches, p, scale)
-        write_patches(path, scene.grid, p, bands, strips, said, encoding)
-        made[kind] = path
+        write_patches(made[kind], scene.grid, p, bands, strips, said, encoding)
         return_memory()
     if 'polygons' in products:
-        made['polygons'] = stem.with_name(f'{stem.name}_polygons.parquet')
         write_polygons(made['classes'], made['polygons'], legend, prediction.options.simplify)
     if 'picture' in products:
-        made['picture'] = stem.with_name(f'{stem.name}_picture.png')
         draw_classes(made['classes'], made['picture'], legend)
-    return made
 
 
 def _cut(

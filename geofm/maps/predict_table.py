@@ -8,7 +8,7 @@ from pathlib import Path
 
 import rasterio
 
-from geofm.atomic import atomic_file
+from geofm.atomic import atomic_file, check_not_overwritten
 from geofm.locking import locked_folder
 from geofm.maps.predict import CACHE_BYTES, Prediction, show_progress
 from geofm.maps.scene import Imagery
@@ -67,6 +67,7 @@ def predict_table(
             folder = output / name
             try:
                 scene = scenes.scene(number)
+                check_not_overwritten(prediction.keep, prediction.files(scene, folder).values())
                 digest = _digest(prediction, scene)
                 files = _finished(folder, digest)
                 if files is None:

@@ -438,7 +438,7 @@ class _Maker:
             p,
             self.survey.layout['tokens'],
             self._strips('tokens', 'Writing embedding'),
-            {**self.tags, **self._last},
+            {**self.tags, **self._last, 'product': 'embedding'},
             encoding,
         )
         table = self._path('embedding', '.parquet')

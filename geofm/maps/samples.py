@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import pyproj
 
+from geofm import lonlat
 from geofm.datasets.labels import LabelSource
 from geofm.datasets.labels.vector import VectorLabels
 from geofm.grid import Grid
@@ -66,7 +67,12 @@ def _points_on(labels: VectorLabels, grid: Grid) -> _Points:
     points = geometry[geometry.geom_type.isin(['Point', 'MultiPoint'])]
     points = points.to_crs(pyproj.CRS.from_user_input(grid.crs)).explode(index_parts=False)
     values = labels.values[points.index.to_numpy(np.intp)]
-    places = grid.pixel_of(points.x.to_numpy(), points.y.to_numpy())
+    x = points.x.to_numpy()
+    if grid.crs.is_geographic:
+        # Longitudes of a grid may run on beyond 180 degrees.
+        middle, _ = grid.transform @ (grid.width / 2, grid.height / 2)
+        x = lonlat.near(x, middle)
+    places = grid.pixel_of(x, points.y.to_numpy())
     rows, cols = (np.floor(np.nan_to_num(p, nan=-1, posinf=-1, neginf=-1)) for p in places)
     inside = (rows >= 0) & (rows < grid.height) & (cols >= 0) & (cols < grid.width)
     return np.where(inside, rows * grid.width + cols, -1).astype(np.intp), values

@@ -11,6 +11,9 @@ from geofm.lonlat import CIRCLE
 #: Kilometres along a meridian from pole to pole, of a sphere with the Earth's mean radius.
 _MERIDIAN_KM = math.pi * 6371.0088
 
+#: Smallest blocks: a metre. There is a number in memory for each row of them around the globe.
+_LEAST_KM = 0.001
+
 #: Boxes that touch more blocks than this are larger than the blocks by far.
 _MOST_BLOCKS = 10_000
 
@@ -34,10 +37,12 @@ class Blocks:
             side_km: Side of a block in kilometres.
 
         Raises:
-            ValueError: If it is not a positive number.
+            ValueError: If it is not a positive number, or smaller than a metre.
         """
         if not side_km > 0 or not math.isfinite(side_km):
             raise ValueError(f'block_km must be a positive number of kilometres, not {side_km}')
+        if side_km < _LEAST_KM:
+            raise ValueError(f'blocks of {side_km:g} km: the smallest are of {_LEAST_KM:g} km')
         bands = max(round(_MERIDIAN_KM / side_km), 1)
         self.side_km = _MERIDIAN_KM / bands
         self._height = 180 / bands

@@ -8,14 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import shapely
-from rasterio.crs import CRS
 
+from geofm import lonlat
 from geofm.datasets.labels.raster import RasterLabels
 from geofm.datasets.labels.source import LabelError, LabelSource
 from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend, LegendError, MapClass
-
-_LONLAT = CRS.from_epsg(4326)
 
 
 class MosaicLabels(LabelSource):
@@ -40,8 +38,13 @@ class MosaicLabels(LabelSource):
         places = np.full(len(rasters), shapely.Point(), object)
         for i, source in enumerate(self.sources):
             if isinstance(source, RasterLabels):
-                places[i] = source.grid.footprint(_LONLAT)
+                places[i] = _place(source.grid)
         self._places = shapely.STRtree(places)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the labels."""
+        return tuple(source.path for source in self.sources)
 
     @cached_property
     def legend(self) -> Legend:
@@ -82,8 +85,16 @@ class MosaicLabels(LabelSource):
 
     def _near(self, grid: Grid) -> list[LabelSource]:
         """The files that may have labels on a grid."""
-        found: Any = self._places.query(grid.footprint(_LONLAT), predicate='intersects')
+        found: Any = self._places.query(_place(grid), predicate='intersects')
         return [self.sources[i] for i in sorted({*self._always, *found.tolist()})]
+
+
+def _place(grid: Grid) -> Any:
+    """Outline of a grid in longitude and latitude, cut at 180 degrees."""
+    # Raises an error where the CRS has no place on the Earth.
+    grid.footprint(lonlat.LONLAT)
+    (outline,) = lonlat.outlines(lonlat.boundary(grid)[None])
+    return shapely.Point() if outline is None else outline
 
 
 def files_at(path: str | Path | Sequence[str | Path]) -> list[Path]:

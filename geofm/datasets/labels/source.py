@@ -25,6 +25,11 @@ class LabelSource(ABC):
     path: Path
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that hold the labels."""
+        return (self.path,)
+
+    @property
     @abstractmethod
     def legend(self) -> Legend:
         """The classes.

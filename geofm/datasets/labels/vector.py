@@ -1,6 +1,8 @@
 """Polygons, lines and points with a class or a number."""
 
 import json
+import warnings
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,10 @@ import shapely
 from pyogrio.errors import DataLayerError, DataSourceError
 from rasterio.features import rasterize
 
+from geofm import lonlat
 from geofm.datasets.labels.source import LabelError, LabelSource, check_values, legend_of_values
 from geofm.grid import Grid
-from geofm.legend import NO_CLASS, Legend
+from geofm.legend import NO_CLASS, Legend, LegendError
 
 #: Suffixes of files of features.
 VECTOR_SUFFIXES = ('.gpkg', '.geojson', '.json', '.parquet', '.geoparquet', '.shp')
@@ -74,7 +77,7 @@ class VectorLabels(LabelSource):
                 f"column '{self.column}'"
             )
         self._legend = legend
-        self._copies: dict[str, gpd.GeoSeries] = {}
+        self._copies: dict[tuple[str, tuple[int, ...]], gpd.GeoSeries] = {}
 
     @cached_property
     def legend(self) -> Legend:
@@ -83,7 +86,13 @@ class VectorLabels(LabelSource):
             return self._legend
         values = self.frame[self.column]
         if not _is_number(values):
-            return Legend.of(sorted(set(map(str, values))))
+            try:
+                return Legend.of(sorted(set(map(str, values))))
+            except LegendError as error:
+                raise LabelError(
+                    f"{self.path}: column '{self.column}' cannot be classes: {error}; "
+                    f'{self._remedy}'
+                ) from error
         numbers = values.to_numpy(np.float64)
         check_values(self.path, numbers, None, self._remedy)
         return legend_of_values(np.unique(numbers))
@@ -161,14 +170,37 @@ class VectorLabels(LabelSource):
         """The geometries in the CRS of a grid; empty where they have no place in it."""
         if grid.crs is None:
             raise LabelError(f'{self.path}: the grid to burn it on has no CRS')
-        key = grid.crs.to_wkt()
+        wkt = grid.crs.to_wkt()
+        # Longitudes of a grid may run on beyond 180 degrees.
+        turns = lonlat.turns(grid.bounds.left, grid.bounds.right) if grid.crs.is_geographic else ()
+        key = (wkt, turns)
         if key not in self._copies:
             if len(self._copies) >= _COPIES:
                 self._copies.pop(next(iter(self._copies)))
-            moved = self.frame.geometry.to_crs(pyproj.CRS(key))
+            moved = self.frame.geometry.to_crs(pyproj.CRS(wkt))
             lost = ~np.isfinite(moved.bounds.to_numpy()).all(axis=1)
-            self._copies[key] = moved.where(~lost, shapely.Point())
+            self._warn_of_lost(lost, grid)
+            moved = moved.where(~lost, shapely.Point())
+            self._copies[key] = _repeated(moved, turns) if turns not in ((), (0,)) else moved
         return self._copies[key]
+
+    def _warn_of_lost(self, lost: npt.NDArray[np.bool_], grid: Grid) -> None:
+        """Warn of polygons and lines that cannot be brought to the CRS of a grid."""
+        # Points that have no place in it lie far away.
+        wide = lost & (shapely.get_dimensions(self.frame.geometry.to_numpy()) > 0)
+        if wide.any():
+            warnings.warn(
+                f'{self.path}: {wide.sum()} of {len(wide)} features have no place in {grid.crs} '
+                'and are left out: check their CRS and the order of their coordinates, and cut '
+                'them to the surroundings of the scenes',
+                stacklevel=2,
+            )
+
+
+def _repeated(geometry: gpd.GeoSeries, turns: Sequence[int]) -> gpd.GeoSeries:
+    """Each feature at several longitudes that are whole turns apart."""
+    parts = [geometry.translate(xoff=lonlat.CIRCLE * turn).to_numpy() for turn in turns]
+    return gpd.GeoSeries(shapely.geometrycollections(np.stack(parts, axis=1)), crs=geometry.crs)
 
 
 def read_features(path: Path) -> gpd.GeoDataFrame:

@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
+from geofm.atomic import check_not_overwritten
 from geofm.models.checkpoints import PREFIX, describe_backbone, load_backbone, read_checkpoint
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.carried import carry_statistics
@@ -72,6 +73,7 @@ def export_backbone(
 
     Raises:
         CheckpointError: If the checkpoint cannot be read or is of another kind.
+        FileExistsError: If the output is the checkpoint.
         ValueError: If the suffix, the format or the sensor is not one of those.
     """
     checkpoint, output = Path(checkpoint), Path(output)
@@ -79,6 +81,8 @@ def export_backbone(
         raise ValueError(f'to must be one of {list(get_args(Format))}, not {to!r}')
     if licence is not None and to != 'hub':
         raise ValueError("only 'hub' writes a model card: leave license out")
+    # What training needs to go on is in no export.
+    check_not_overwritten([checkpoint], [output])
     if to == 'hub':
         if sensor is not None:
             raise ValueError("'hub' is of the whole backbone: leave sensor out")

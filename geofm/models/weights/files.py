@@ -1,5 +1,6 @@
 """Files of weights: told apart by their content, written beside and renamed."""
 
+import errno
 import json
 import re
 import warnings
@@ -67,7 +68,8 @@ def read_file(path: Path) -> Any:
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     advice = 'Give a .ckpt that `geofm fit` wrote, or a file of weights (.pth, .safetensors)'
-    if isinstance(error, OSError):
+    # PyTorch seeks beyond the end of a file that is cut off.
+    if isinstance(error, OSError) and error.errno != errno.EINVAL:
         return f'cannot be read: {error.strerror or error}'
     if not path.stat().st_size:
         return f'an empty file. {advice}'
