@@ -46,7 +46,7 @@ _SUFFIXES = {'polygons': '.parquet', 'picture': '.png'}
 _ROWS = 32
 
 #: Most memory of GDAL's cache of blocks.
-CACHE_BYTES = 256 * 2**20
+CACHE_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
