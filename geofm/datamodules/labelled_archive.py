@@ -91,6 +91,7 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             raise ValueError('class_weights are for classes: leave them out for regression')
         self._given = None if classes is None or target == 'regression' else Legend.of(classes)
         self.class_weights = class_weights
+        self.ignore_index = ignore_index
         self.target: Target = target
         super().__init__(
             LabelledArchive,
@@ -126,7 +127,8 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             stage: Either 'fit', 'validate', 'test' or 'predict'.
 
         Raises:
-            ValueError: If the loss of the task takes no class weights.
+            ValueError: If the loss of the task takes no class weights, the task is for another
+                target, or has another *ignore_index*.
         """
         super().setup(stage)
         if stage == 'fit':
@@ -136,10 +138,29 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
         task = self.trainer.lightning_module if self.trainer and self.trainer.model else None
         if task is None:
             return
+        self._check_task(task)
         if self.target == 'regression':
             count_known_only(task)
         if self.class_weights is not None:
             self._weigh(task, stage)
+
+    def _check_task(self, task: Any) -> None:
+        """Check that a task of TorchGeo is for the target, and ignores what has no label."""
+        # It takes seconds to import, which whoever has a task has spent.
+        from torchgeo.tasks import Classification, Regression, SemanticSegmentation
+
+        of_pixels, name = self.target in ('segmentation', 'regression'), type(task).__name__
+        others = (Classification,) if of_pixels else (SemanticSegmentation, Regression)
+        if isinstance(task, others):
+            raise ValueError(f"target '{self.target}' is not for the task {name}: change either")
+        ignored, classes = task.hparams.get('ignore_index'), task.hparams.get('num_classes')
+        if self.target != 'segmentation' or ignored == self.ignore_index or not classes:
+            return
+        if ignored is not None or self.ignore_index < classes:
+            raise ValueError(
+                f'pixels without a label are {self.ignore_index} in the data, but the task has '
+                f'ignore_index={ignored}: give both the same ignore_index'
+            )
 
     def _weigh(self, task: Any, stage: str) -> None:
         """Give the loss of a task the weights of the classes."""

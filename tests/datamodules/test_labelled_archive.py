@@ -292,3 +292,40 @@ def test_benchmark_takes_it(folder: Path) -> None:
     assert len(found.fingerprint('test')) == 64
     several = labelled_data(module(folder, masks(folder), classes=NAMES, target='multilabel'))
     assert several.task == 'multilabel'
+
+
+# -- what is no label is no class ------------------------------------------------------------------
+
+
+def test_ignore_index_is_no_class(folder: Path) -> None:
+    with pytest.raises(ValueError, match=f"ignore_index 0 is the value of the class '{NAMES[0]}'"):
+        archive(folder, masks(folder), classes=NAMES, ignore_index=0)
+    values = {name: i + 1 for i, name in enumerate(['field', 'lake'])}
+    kept = archive(folder, fields(folder), classes=values, ignore_index=0)
+    mask = kept[0]['mask']
+    burnt = kept.labels_of(0)
+    assert (mask.numpy()[burnt == 255] == 0).all()
+    assert set(mask.unique().tolist()) <= {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ('task', 'kwargs', 'said'),
+    [
+        (lambda: segmentation(ignore_index=255), {'ignore_index': 9}, 'give both the same'),
+        (lambda: segmentation(ignore_index=None), {'ignore_index': 9}, 'give both the same'),
+        (lambda: segmentation(ignore_index=255), {'target': 'majority'}, 'is not for the task'),
+        (lambda: Classification('resnet18', in_channels=15, num_classes=8), {}, 'is not for'),
+    ],
+)
+def test_a_task_for_something_else(folder: Path, task: Any, kwargs: Any, said: str) -> None:
+    """Pixels without a label would be trained as class 9, which the task has."""
+    data = module(folder, masks(folder), classes=NAMES, **kwargs)
+    trainer = Trainer(accelerator='cpu', logger=False, enable_checkpointing=False, max_steps=1)
+    with pytest.raises(ValueError, match=said):
+        trainer.fit(task(), data)
+
+
+def segmentation(ignore_index: int | None) -> SemanticSegmentation:
+    return SemanticSegmentation(
+        'fcn', 'resnet18', in_channels=15, num_classes=10, num_filters=4, ignore_index=ignore_index
+    )

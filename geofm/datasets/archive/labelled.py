@@ -93,7 +93,7 @@ class LabelledArchive(TargetArchive):
             EmptySplitError: If no sample of the split has a label; a ValueError.
             LabelError: If the labels cannot be used; a ValueError.
             ValueError: As from :class:`~geofm.datasets.RasterArchive`, or if another argument is
-                out of range.
+                out of range, or *ignore_index* is the value of a class.
         """
         if target not in get_args(Target):
             raise ValueError(f"unknown target '{target}': choose from {list(get_args(Target))}")
@@ -109,6 +109,7 @@ class LabelledArchive(TargetArchive):
             raise LabelError(f"labels '{mask}': say which classes there are (classes)")
         super().__init__(table, sensors, mask, bands, split, split_by, reference, **kwargs)
         self._legend = legend
+        self._check_ignored()
         self.skipped = LeftOut()
         self.counts = self._keep_labelled()
 
@@ -227,6 +228,17 @@ class LabelledArchive(TargetArchive):
         )
 
     # -- labels ----------------------------------------------------------------------------------
+
+    def _check_ignored(self) -> None:
+        """Check that pixels without a label differ from those of every class."""
+        if self.target == 'segmentation' and self.legend is not None:
+            known = dict(zip(self.legend.values, self.legend.names, strict=True))
+            if self.ignore_index in known:
+                raise ValueError(
+                    f'ignore_index {self.ignore_index} is the value of the class '
+                    f"'{known[self.ignore_index]}': pixels without a label would be of that class; "
+                    f'leave ignore_index at {IGNORE}, in the data and in the task'
+                )
 
     def _keep_labelled(self) -> npt.NDArray[np.int64]:
         """Leave out samples without labels; how often each output occurs in the others."""
