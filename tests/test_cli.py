@@ -106,10 +106,13 @@ def test_every_benchmark_is_understood(config: Path, capsys: pytest.CaptureFixtu
     assert printed['output'] == given['output']
 
 
-def test_a_checkpoint_resumes_where_it_was(checkpoint: Path, sample: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_resumes_where_it_was(
+    checkpoint: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert torch.load(checkpoint, weights_only=True)['global_step'] == 2
     fit(tmp_path, sample, '--trainer.max_steps=3', f'--ckpt_path={checkpoint}')
     resumed = tmp_path / 'lightning_logs' / 'version_0' / 'checkpoints' / 'last.ckpt'
+    assert f'last checkpoint: {resumed}' in capsys.readouterr().out
     assert torch.load(resumed, weights_only=True)['global_step'] == 3
 
 

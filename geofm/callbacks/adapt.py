@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from lightning.fabric.utilities import rank_zero_info
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
@@ -205,6 +206,8 @@ class Adapt(Callback):
     ) -> None:
         """Go on with the adapters of a run that is resumed.
 
+        A task that is only evaluated needs none: the checkpoint holds the merged weights.
+
         Args:
             trainer: The trainer.
             pl_module: The task.
@@ -214,6 +217,8 @@ class Adapt(Callback):
             CheckpointError: If the checkpoint's run had other adapters.
         """
         own = bool(adapted_layers(pl_module))
+        if not own and trainer.state.fn is not TrainerFn.FITTING:
+            return
         if own != (KEY in checkpoint):
             raise CheckpointError(
                 'the checkpoint to resume is '

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -84,10 +85,10 @@ def _print(made: Classified, method: str) -> None:
 
 def _summary(accuracy: Mapping[str, Accuracy], method: str) -> Table:
     """Embeddings beside their baseline."""
-    table = Table(title=f'Spatially blocked cross-validation, {method}')
+    table = Table(title=f'Spatially blocked cross-validation, {method}', box=box.SIMPLE_HEAD)
     for name in ('features', 'overall accuracy', 'mean F1', 'mean IoU'):
-        table.add_column(name)
+        table.add_column(name, no_wrap=name != 'features')
     for name, value in accuracy.items():
-        scores = [str(value.overall[s]) for s in ('accuracy', 'mean_f1', 'mean_iou')]
+        scores = [value.overall[s].lines() for s in ('accuracy', 'mean_f1', 'mean_iou')]
         table.add_row(escape(name), *map(escape, scores))
     return table

@@ -27,6 +27,7 @@ from geofm.checkpoint_io import AtomicCheckpointIO, local_path, remove_partial_c
 from geofm.commands.adoption import adopt_model
 from geofm.commands.resume import is_requeued, newest_checkpoint, refuse_requeue_of_another_run
 from geofm.messages import ShortErrors
+from geofm.printing import say
 from geofm.sensors import load_sensors
 from geofm.tasks.dinov2 import NO_STEPS
 
@@ -187,9 +188,13 @@ class GeofmCLI(LightningCLI):
             self.config_init[self.subcommand]['ckpt_path'] = str(chosen)
 
     def after_fit(self) -> None:
-        """Fail if nothing was trained, of which Lightning only warns."""
+        """Name the last checkpoint; fail if nothing was trained, of which Lightning only warns."""
         if self.trainer.num_training_batches == 0:
             raise ValueError(NO_STEPS)
+        if self.trainer.is_global_zero:
+            for callback in self.trainer.checkpoint_callbacks:
+                if path := getattr(callback, 'last_model_path', ''):
+                    say(f'last checkpoint: {path}')
 
     def before_validate(self) -> None:
         """Look at the checkpoints that are there."""

@@ -135,6 +135,9 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             # TorchGeo drops the last batch if it is not full: of few samples, all would be gone.
             size = self.batch_size or 1
             self.train_batch_size = min(size, len(self.train_dataset))  # type: ignore[arg-type]
+            for split, dataset in (('train', self.train_dataset), ('val', self.val_dataset)):
+                if isinstance(dataset, LabelledArchive):
+                    rank_zero_info(f'{split}: {len(dataset):,} windows with labels')
         task = self.trainer.lightning_module if self.trainer and self.trainer.model else None
         if task is None:
             return

@@ -175,9 +175,10 @@ def draw_groups(
     needed = int(val > 0) + int(test > 0)
     if len(order) <= needed:
         raise ValueError(
-            f'val={val} and test={test} of {len(order)} groups of samples leave none to train on: '
-            'ask for less, or split by smaller blocks (block_km); places that overlap on the '
-            'ground are one group'
+            f'val={val} and test={test} of {len(order)} groups of samples leave none to train on '
+            '(places that overlap on the ground are one group): split by smaller blocks, such as '
+            f'{{by: blocks, block_km: 1, val: {val}, test: {test}}}, or hold nothing back with '
+            'val: 0 and test: 0'
         )
     # One group at least for each split that is asked for, and for training.
     n_val = max(int((middle < val).sum()), int(val > 0))

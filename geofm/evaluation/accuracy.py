@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from rich import box
 from rich.markup import escape
 from rich.table import Table
 
@@ -62,6 +63,12 @@ class Estimate(NamedTuple):
         if math.isnan(self.value):
             return '-'
         return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]'
+
+    def lines(self) -> str:
+        """The score above its interval, for narrow columns of a terminal."""
+        if math.isnan(self.value):
+            return '-'
+        return f'{self.value:.3f}\n[{self.low:.2f}, {self.high:.2f}]'
 
     def entry(self) -> dict[str, float | None]:
         """Plain data for JSON, which has no NaN."""
@@ -124,18 +131,23 @@ class Accuracy:
             title: Its title.
 
         Returns:
-            A table with a line per class and the scores of the map below.
+            The scores of each class, with those of the whole map in the title. It fits 80 columns.
         """
-        table = Table(title=escape(title), caption=escape(' '.join(self.notes)))
+        overall = (f'{_TITLES[score]} {value}' for score, value in self.overall.items())
+        table = Table(
+            title=escape('\n'.join([title, *overall])),
+            caption=escape(' '.join(self.notes)),
+            box=box.SIMPLE_HEAD,
+            collapse_padding=True,
+        )
         table.add_column('class')
-        table.add_column(self.unit, justify='right')
+        table.add_column(self.unit, justify='right', no_wrap=True)
         for score in CLASS_SCORES:
-            table.add_column(_TITLES[score], justify='right')
-        for name, count, cells in self._lines():
-            table.add_row(escape(name), count, *cells)
-        table.add_section()
-        for score, estimate in self.overall.items():
-            table.add_row(_TITLES[score], '', str(estimate))
+            table.add_column(_TITLES[score], justify='right', no_wrap=True)
+        counts = self.confusion.sum(axis=1)
+        for (name, scores), count in zip(self.classes.items(), counts, strict=True):
+            cells = [escape(scores[score].lines()) for score in CLASS_SCORES]
+            table.add_row(escape(name), str(count), *cells)
         return table
 
     def markdown(self, title: str = 'Accuracy') -> str:

@@ -17,6 +17,7 @@ from geofm.datasets.labels import LabelSource, open_labels
 from geofm.evaluation.accuracy import Accuracy
 from geofm.legend import NO_CLASS
 from geofm.locking import locked_folder
+from geofm.maps.class_products import draw_classes
 from geofm.maps.cross_validation import band_statistics, blocks_of, cross_validate
 from geofm.maps.embedding_files import Embeddings
 from geofm.maps.heads import Head, Method
@@ -305,4 +306,6 @@ def _write(scene: Embeddings, head: Head, output: Path, command: str) -> list[Pa
         strips = [Strip(values.astype(np.float32), known)]
         write_pixels(path, grid, 1, bands, strips, tags={**tags, **more}, encoding=encoding)
         files.append(path)
-    return files
+    picture = output / f'{scene.stem}_picture.png'
+    draw_classes(files[0], picture, head.legend)
+    return [*files, picture]

@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ import rasterio
 from matplotlib import colormaps
 from morecantile import Tile
 from rasterio.crs import CRS
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.warp import transform as transform_points
 from rich.progress import Progress
@@ -27,6 +29,9 @@ from rio_tiler.utils import linear_rescale
 from geofm import lonlat
 from geofm.atomic import atomic_folder
 from geofm.grid import Grid
+
+# Tiles are pictures: the page places them by their names.
+warnings.filterwarnings('ignore', category=NotGeoreferencedWarning, module=r'rasterio\.io')
 
 Bytes = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]

@@ -234,6 +234,15 @@ def test_lora_checkpoint_is_a_plain_one_and_resumes(tmp_path: Path) -> None:
     fit(second, Adapt('lora'), folder=tmp_path, ckpt_path=path)
     for (name, one), two in zip(first.named_parameters(), second.parameters(), strict=True):
         assert torch.equal(one, two), name
+    # Evaluated without adapters, with or without the option, it is the same task.
+    for callback in (Adapt('lora'), Adapt()):
+        tested = classification()
+        trainer = Trainer(
+            accelerator='cpu', logger=False, enable_progress_bar=False, callbacks=[callback]
+        )
+        trainer.validate(tested, loader(), ckpt_path=path, verbose=False)
+        with torch.inference_mode():
+            torch.testing.assert_close(tested.eval()(image), expected, atol=1e-5, rtol=1e-5)
     with pytest.raises(CheckpointError, match='resume with the method'):
         fit(classification(), Adapt(), folder=tmp_path, ckpt_path=path)
     with pytest.raises(CheckpointError, match=r'adapt\.rank'):

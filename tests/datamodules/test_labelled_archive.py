@@ -157,10 +157,14 @@ def test_weights_are_scikit_learn_s(folder: Path) -> None:
     np.testing.assert_allclose(weights[some], (len(several) / several.counts - 1)[some], rtol=1e-5)
 
 
-def test_splits_share_no_ground(folder: Path) -> None:
+def test_splits_share_no_ground(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr('geofm.datamodules.labelled_archive.rank_zero_info', said.append)
     data = module(folder, masks(folder), classes=NAMES, split=BLOCKS)
     data.setup('fit')
     data.setup('test')
+    counts = {'train': len(data.train_dataset), 'val': len(data.val_dataset)}  # type: ignore[arg-type]
+    assert said == [f'{split}: {count} windows with labels' for split, count in counts.items()]
     grounds = []
     for dataset in (data.train_dataset, data.val_dataset, data.test_dataset):
         assert isinstance(dataset, LabelledArchive)

@@ -129,6 +129,12 @@ def test_files(tmp_path: Path) -> None:
     assert entry['classes']['snow']['iou']['value'] is None
     assert r'crop \| $x$' in paths[1].read_text()
     assert paths[2].stat().st_size > 10_000
-    console = Console(file=io.StringIO(), record=True, width=140)
+    console = Console(file=io.StringIO(), record=True, width=80)
     console.print(found.table())
-    assert 'urban [red]' in console.export_text()
+    shown = console.export_text()
+    assert 'urban [red]' in shown
+    # On a terminal of the usual width no interval is broken or cut.
+    assert f'overall accuracy {found.overall["accuracy"]}' in shown
+    score = found.classes['urban [red]']['iou']
+    assert f'[{score.low:.2f}, {score.high:.2f}]' in shown
+    assert '…' not in shown

@@ -104,7 +104,10 @@ class RasterLabels(LabelSource):
             raise LabelError(str(error)) from error
 
 
-_REMEDY = 'give the file a nodata value if it means that nothing is known there, or mend classes'
+_REMEDY = (
+    'if such pixels have no label, make it the nodata value of the file '
+    '(`rio edit-info --nodata VALUE FILE`), otherwise mend classes'
+)
 
 
 def _color_table(src: DatasetReader) -> dict[int, tuple[int, int, int]]:

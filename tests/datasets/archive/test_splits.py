@@ -158,6 +158,11 @@ def test_places_stay_whole_whatever_their_order(tmp_path: Path) -> None:
     assert by_name == {name: set(again[names == name].tolist()) for name in set(names)}
 
 
+def test_one_group_is_too_few_for_two_splits() -> None:
+    with pytest.raises(ValueError, match=r'\{by: blocks, block_km: 1, val: 0\.2, test: 0\.0\}'):
+        draw_groups(np.zeros(1), np.ones(1), 0.2, 0.0)
+
+
 def test_column(tmp_path: Path) -> None:
     box = {'x': 0, 'y': 0, 'height': 9, 'width': 9, 'res': 10, 'sensor': 's2'}
     names = ['train', 'val', 'test', 'train']

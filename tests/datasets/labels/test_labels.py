@@ -163,7 +163,7 @@ def errors(tmp_path: Path) -> dict[str, tuple[Path, dict[str, object], str]]:
         'content': (fake, {}, r'not what \.gpkg promises'),
         'empty': (empty, {}, 'no features'),
         'broken': (broken, {}, 'cannot be read as features'),
-        'raster': (mask, {}, '300: classes are whole numbers'),
+        'raster': (mask, {}, '300: classes are whole numbers.*rio edit-info --nodata VALUE'),
         'missing': (tmp_path / 'none.gpkg', {}, 'no such file'),
         'missing raster': (tmp_path / 'none.tif', {}, 'no such file'),
         'raster column': (mask, {'column': 'class'}, 'has no column'),
