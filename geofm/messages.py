@@ -220,6 +220,11 @@ _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         ),
     ),
     (
+        # TorchGeo's data modules take 0 for a batch size that was not given.
+        r'\.batch_size has length 0',
+        lambda match: 'batch_size must be a positive number of samples, not 0',
+    ),
+    (
         r'^(.*) is not a valid WeightsEnum',
         lambda match: f"weights '{match[1]}': neither a file nor a name of weights in TorchGeo",
     ),

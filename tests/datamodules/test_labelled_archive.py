@@ -13,6 +13,7 @@ import torch
 from lightning import Trainer
 from rasterio.features import rasterize
 from rasterio.transform import Affine
+from torchgeo.datamodules.utils import MisconfigurationException
 from torchgeo.tasks import Classification, PixelwiseRegression, SemanticSegmentation
 
 from geofm.datamodules import LabelledArchiveDataModule
@@ -21,6 +22,7 @@ from geofm.datasets.archive.labelled import LabelledArchive
 from geofm.datasets.labels import LabelError
 from geofm.evaluation.data import labelled_data
 from geofm.legend import LEGEND_TAG, Legend
+from geofm.messages import describe
 from geofm.sensors import bands_of
 
 NAMES = [c.name for c in LAND_COVER]
@@ -333,3 +335,11 @@ def segmentation(ignore_index: int | None) -> SemanticSegmentation:
     return SemanticSegmentation(
         'fcn', 'resnet18', in_channels=15, num_classes=10, num_filters=4, ignore_index=ignore_index
     )
+
+
+def test_no_batches(folder: Path) -> None:
+    data = module(folder, masks(folder), classes=NAMES, batch_size=0)
+    trainer = Trainer(accelerator='cpu', logger=False, enable_checkpointing=False, max_steps=1)
+    with pytest.raises(MisconfigurationException) as error:
+        trainer.fit(segmentation(ignore_index=255), data)
+    assert 'batch_size must be a positive number' in describe(error.value)
