@@ -221,9 +221,11 @@ class Adapt(Callback):
             return
         if own != (KEY in checkpoint):
             raise CheckpointError(
-                'the checkpoint to resume is '
-                + ('not ' if own else '')
-                + 'of a run with adapt.method lora: resume with the method that it was trained with'
+                'the checkpoint to resume is not of a run with LoRA: resume with the method that '
+                'it was trained with, without --adapt.method lora'
+                if own
+                else 'the checkpoint to resume is of a run with LoRA: resume with the method that '
+                'it was trained with, --adapt.method lora'
             )
         if own:
             load_adapter_state(pl_module, checkpoint[KEY])

@@ -79,7 +79,10 @@ def index_table(
 def _report(indexed: Indexed) -> RasterTable:
     """Say what was left out for its name."""
     if indexed.unmatched:
-        say(f'left out: {indexed.unmatched} files match nothing, e.g. {indexed.example}')
+        say(
+            f'left out: {indexed.unmatched} files match no regex of the layout, '
+            f'e.g. {indexed.example}'
+        )
     if indexed.unknown_bands:
         say(f'left out: {indexed.unknown_bands} files of other bands, e.g. {indexed.band_example}')
     return indexed.table

@@ -21,11 +21,13 @@ _USE = """\
 ```python
 import timm
 import geofm.models  # registers the architecture
+from geofm.transforms import Normalize
 
 model = timm.create_model('local-dir:FOLDER', pretrained=True)
 
 backbone = geofm.models.load_backbone('FOLDER')
-normalize = backbone.statistics  # as in the table below; None: geofm.transforms.Normalize's own
+statistics = backbone.statistics  # as in the table below; None: those of geofm.transforms.Normalize
+normalize = statistics.normalize(backbone.bands) if statistics else Normalize(backbone.bands)
 ```
 """
 

@@ -161,7 +161,7 @@ def test_index_writes_a_scanned_table(tmp_path: Path, capsys: pytest.CaptureFixt
     output = tmp_path / 'table.parquet'
     main(['index', str(root), '--layout', str(tmp_path / 'layout.yaml'), '--output', str(output)])
     said = capsys.readouterr().out
-    assert 'left out: 1 files match nothing, e.g. README' in said
+    assert 'left out: 1 files match no regex of the layout, e.g. README' in said
     assert 'left out: 1 rows: bands are not those of the sensor or the table, e.g.' in said
     assert 'do not name their bands' not in said
     assert 's2: 1 observations in 2 rows, 1 places, 2018-01-03 to 2018-01-03' in said
