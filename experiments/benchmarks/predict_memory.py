@@ -3,9 +3,9 @@
 A Sentinel-2 scene is generated on disk, block by block, tiled and compressed. ``geofm predict``
 segments it in a process of its own, with a small model of random weights, since only memory and
 time are measured. The process is killed (SIGKILL) when 40 % of the rows of windows are finished,
-and the command is given again. The peak is the largest resident memory of either process, sampled
-ten times a second, or what the kernel itself noted if that is more. A smaller scene is predicted
-undisturbed too: both maps must have the same pixels.
+and the command is given again. The peak is the largest resident memory of either process, as the
+kernel notes it (VmHWM), read ten times a second. A smaller scene is predicted undisturbed too: both
+maps must have the same pixels.
 
     python experiments/benchmarks/predict_memory.py --side 10980 --smaller 2745
 
@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from typing import Any, Literal
 
 import rasterio
 import torch
-from map_memory import resident_bytes, write_scene
+from map_memory import write_scene
 from torchgeo.tasks import SemanticSegmentation
 
 import geofm.models  # noqa: F401  registers the models
@@ -57,6 +56,21 @@ def rows_of_windows(side: int) -> int:
     """Rows of windows of a scene, by the rule that docs/predict.md gives."""
     step = int(WINDOW * (1 - OVERLAP))
     return -(-(side - WINDOW) // step) + 1
+
+
+def peak_bytes(pid: int) -> int:
+    """Most resident memory that a process has had, as Linux notes it.
+
+    Not what the kernel notes of a child that has ended (ru_maxrss): that begins with the memory of
+    the process which started it, and this one has written a scene.
+    """
+    try:
+        lines = Path(f'/proc/{pid}/status').read_text().splitlines()
+    except OSError:
+        return 0  # it ended meanwhile
+    return max(
+        (1024 * int(line.split()[1]) for line in lines if line.startswith('VmHWM')), default=0
+    )
 
 
 class Run:
@@ -96,14 +110,12 @@ class Run:
         start = time.perf_counter()
         process = subprocess.Popen(self.command, env=self.environment)
         while process.poll() is None:
-            self.peak = max(self.peak, resident_bytes(process.pid))
+            self.peak = max(self.peak, peak_bytes(process.pid))
             if kill_at is not None and len(list(self.output.glob('.*.work/strip_*'))) >= kill_at:
                 process.send_signal(signal.SIGKILL)
                 process.wait()
             time.sleep(0.1)
         self.seconds += time.perf_counter() - start
-        noted = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-        self.peak = max(self.peak, noted)
         wanted = 0 if kill_at is None else -signal.SIGKILL
         if process.returncode != wanted:
             raise SystemExit(f'{self.command}: exit code {process.returncode}, not {wanted}')
@@ -163,7 +175,6 @@ def main() -> None:
     parser.add_argument('--smaller', type=int, default=2_745)
     parser.add_argument('--threads', type=int, default=1)
     args = parser.parse_args()
-    # From small to large: what the kernel notes of children is the largest of all so far.
     rows = [
         measure(args.smaller, args.threads, compare=True),
         measure(args.side, args.threads, compare=False),
