@@ -102,7 +102,8 @@ def _spell_out(args: list[str], function: Any) -> list[str]:
     """Options as jsonargparse knows them.
 
     ``--pairs-json FILE`` becomes ``--pairs_json FILE``, a switch without a value gets one, and
-    ``--scene dem=FILE`` becomes ``--scene.dem=FILE``.
+    ``--scene dem=FILE`` becomes ``--scene.dem=FILE``. ``--KEY_bands``, an earlier name, becomes
+    ``--scene_bands.KEY``.
     """
     kinds = {name: str(kind) for name, kind in inspect.get_annotations(function).items()}
     spelt: list[str] = []
@@ -114,6 +115,8 @@ def _spell_out(args: list[str], function: Any) -> list[str]:
         option, equals, value = arg.partition('=')
         if option.startswith('--'):
             option = '--' + option[2:].replace('-', '_')
+            if (key := _sensor_of_bands(option[2:], kinds)) is not None:
+                option = f'--scene_bands.{key}'
             following = args[i + 1] if i + 1 < len(args) else ''
             if kinds.get(option[2:]) in _SWITCH and not equals and [following] not in _SWITCHED:
                 equals, value = '=', 'true'
@@ -124,6 +127,15 @@ def _spell_out(args: list[str], function: Any) -> list[str]:
                 option, equals, value = f'--{mapping}.{entry[1]}', '=', entry[2]
         spelt.append(option + equals + value)
     return spelt
+
+
+def _sensor_of_bands(name: str, kinds: dict[str, str]) -> str | None:
+    """Sensor whose bands an option ``--KEY_bands`` names, if it is one."""
+    from geofm.sensors import SENSORS
+
+    key = name.removesuffix('_bands')
+    known = key != name and name not in kinds and 'scene_bands' in kinds and key in SENSORS
+    return key if known else None
 
 
 def _mapping_for(name: str, kinds: dict[str, str]) -> str | None:

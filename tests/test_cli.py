@@ -8,7 +8,7 @@ import rasterio
 import torch
 import yaml
 
-from geofm.cli import COMMANDS, LIGHTNING_COMMANDS, main
+from geofm.cli import COMMANDS, LIGHTNING_COMMANDS, _spell_out, main
 from geofm.datasets import write_sample_data
 from geofm.models import load_backbone
 from tests.models.weights.vits import timm_vit
@@ -211,3 +211,12 @@ def test_torchgeo_tasks_start_from_the_checkpoint(
         ]
     )
     assert list(tmp_path.rglob('*.ckpt'))
+
+
+def test_bands_of_a_sensor_have_an_earlier_name() -> None:
+    from geofm.commands.maps import attention
+
+    wanted = ['--scene_bands.s2=[B02]', '--missing_bands=mean']
+    assert _spell_out(['--s2_bands=[B02]', '--missing-bands=mean'], attention) == wanted
+    assert _spell_out(['--s2_bands', '[B02]'], attention) == ['--scene_bands.s2', '[B02]']
+    assert _spell_out(['--s2_band=[B02]'], attention) == ['--s2_band=[B02]']
