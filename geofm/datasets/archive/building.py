@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,9 +79,12 @@ def build_samples(table: RasterTable, selection: Selection, left_out: LeftOut) -
         numbers[:, i] = _match(archive, (scenes, windows), groups[key], rule, overlap)
         _check_grids(archive, numbers[:, i], reference[windows.scene])
     kept = _complete(archive, numbers, selection, left_out)
-    order = np.flatnonzero(kept)
+    order: Any = np.flatnonzero(kept)
     if len(windows.scene) > len(scenes.place):
         order = order[_by_place(scenes, windows.take(order))]
+    elif kept.all():
+        # Millions of samples are not copied.
+        order = slice(None)
     offsets = np.stack((windows.row[order], windows.col[order]), axis=1)
     return ArchiveTable(
         archive,

@@ -128,13 +128,14 @@ def match_windows(
     """
     chosen = nearest_at_place(scenes, others, rule)[windows.scene]
     covered = np.zeros(len(chosen), np.float32)
-    found = np.flatnonzero(chosen >= 0)
+    found = np.flatnonzero(chosen >= 0).astype(np.int32)
     for part in _parts(found):
         covered[part] = coverage(scenes, windows.take(part), others.take(chosen[part]))
-    too_little = (covered < rule.min_overlap - _TOLERANCE) | (covered == 0)
-    chosen[too_little & (chosen >= 0)] = -1
     by_place = np.zeros(len(scenes.place), bool)
     by_place[windows.scene[found]] = True
+    del found
+    too_little = (covered < rule.min_overlap - _TOLERANCE) | (covered == 0)
+    chosen[too_little & (chosen >= 0)] = -1
     lone = np.flatnonzero(~by_place & (scenes.epsg > 0))
     if len(lone):
         # What has a place of its own shows that place.
