@@ -159,7 +159,7 @@ VALUES = {
 }
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_table_reads_or_is_refused_in_one_line(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
