@@ -5,12 +5,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from lightly.utils.dist import world_size
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.nn.functional import normalize
+from torchmetrics.utilities.distributed import gather_all_tensors
 
-from geofm.losses.ranks import gathered, reduced, world_size
+from geofm.losses.ranks import reduced
 
 #: Features of several ranks that are looked at: a singular value decomposition of more is slow.
 MAX_GATHERED = 1024
@@ -124,7 +126,7 @@ def _of_all_ranks(watched: Mapping[str, Tensor]) -> dict[str, float]:
     ranks = world_size()
     features = watched['features']
     if ranks > 1:
-        features = gathered(features[: max(1, MAX_GATHERED // ranks)])
+        features = torch.cat(gather_all_tensors(features[: max(1, MAX_GATHERED // ranks)]))
     targets = torch.cat([watched['target_entropy'][None], watched['mean_target']])
     # All ranks have as many images.
     entropy, mean_target = (reduced(targets) / ranks).split([1, len(targets) - 1])

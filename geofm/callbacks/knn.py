@@ -5,6 +5,7 @@ from itertools import islice
 from typing import Any
 
 import torch
+from lightly.utils.dist import world_size
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -22,7 +23,6 @@ from geofm.evaluation import (
 )
 from geofm.evaluation.encoders import Encoder
 from geofm.evaluation.features import side_by_side
-from geofm.losses.ranks import world_size
 from geofm.models import MultiSensorViT
 from geofm.sensors import BandError
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightly.loss import KoLeoLoss
-from lightly.utils.dist import gather
+from lightly.utils.dist import gather, world_size
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -22,7 +22,7 @@ from torchgeo.datasets.utils import Sample
 from geofm.datamodules.sampling import run_seed
 from geofm.losses import DINOLoss, EMACentering, GramLoss, IBOTLoss, SinkhornKnopp
 from geofm.losses.precision import at_least_float32
-from geofm.losses.ranks import reduced, world_size
+from geofm.losses.ranks import reduced
 from geofm.models import Source, read_task_weights
 from geofm.models.packed_attention import choose_attention
 from geofm.models.weights.carried import carry_statistics, read_input_statistics
