@@ -16,6 +16,7 @@ from geofm.models.by_name import BuiltByName
 from geofm.models.dates import DayOfYear
 from geofm.models.fusion import FUSIONS, Fusion, FusionArgs, one_vit_per_sensor
 from geofm.models.inputs import View
+from geofm.models.packed import PackedBlock
 from geofm.models.segments import SensorPatchEmbed, shares, split
 from geofm.models.tokens import SensorTokens, is_distributed
 from geofm.sensors import (
@@ -185,7 +186,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
                     reg_tokens=reg_tokens,
                     init_values=init_values,
                     dynamic_img_size=True,
-                    **{'no_embed_class': True, **vit_args},
+                    **{'no_embed_class': True, 'block_fn': PackedBlock, **vit_args},
                 )
                 for key in self.inputs
             }

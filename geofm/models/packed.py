@@ -5,7 +5,7 @@ crop. As in DINOv2 (Oquab et al., 2023, section 5), where it is called sequence 
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from timm.layers.attention import Attention
@@ -17,6 +17,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from geofm.models.packed_attention import Groups, attend
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 #: Sequences of each group that a branch runs on; None: all of them.
 _Subsets = list[Tensor] | None
@@ -77,10 +80,10 @@ def is_plain(block: nn.Module) -> bool:
         block: The block.
 
     Returns:
-        True if it is a block of timm, its layers are of the classes that timm gives it, and
-        neither it nor any module in it has hooks.
+        True if it is a :class:`PackedBlock`, its layers are of the classes that timm gives it, and
+        neither it nor any module in it has hooks, those of sharding aside.
     """
-    if type(block) is not Block or _is_altered(block):
+    if not isinstance(block, PackedBlock) or _is_altered(block, own_hooks=block.sharded):
         return False
     attn: Any = block.attn
     mlp: Any = block.mlp
@@ -96,21 +99,28 @@ def is_plain(block: nn.Module) -> bool:
     )
 
 
-def _is_altered(module: nn.Module) -> bool:
-    """Whether calling a module, or one in it, does more than its class says."""
+def _is_altered(module: nn.Module, own_hooks: bool = False) -> bool:
+    """Whether calling a module, or one in it, does more than its class says.
+
+    Args:
+        module: The module.
+        own_hooks: Whether it has a hook before and one after it that do not count.
+    """
     # Looked at for every block of every step: modules' own attribute access is slow.
     modules: list[Any] = [module]
+    allowed = int(own_hooks)
     while modules:
         own = modules.pop().__dict__
         if (
-            own['_forward_hooks']
-            or own['_forward_pre_hooks']
+            len(own['_forward_hooks']) > allowed
+            or len(own['_forward_pre_hooks']) > allowed
             or own['_backward_hooks']
             or own['_backward_pre_hooks']
             or 'forward' in own
         ):
             return True
         modules += [child for child in own['_modules'].values() if child is not None]
+        allowed = 0
     return False
 
 
@@ -133,6 +143,72 @@ def drops_paths(blocks: Iterable[nn.Module]) -> bool:
     return any(_drop_rate(getattr(block, name, None)) for block in blocks for name in branches)
 
 
+class PackedBlock(Block):
+    """A block of timm's ViT that also runs on crops of several sizes.
+
+    Its forward method is timm's. The methods for packed crops use its weights directly: for a block
+    that may be altered call :func:`run_block` and :func:`run_last_block`.
+
+    Attributes:
+        sharded: Whether its weights are sharded over the ranks.
+    """
+
+    sharded = False
+
+    def shard(self, mesh: 'DeviceMesh') -> None:
+        """Shard the weights over ranks; each way to run the block gathers them (FSDP2).
+
+        Args:
+            mesh: The ranks.
+        """
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        fully_shard(self, mesh=mesh, reshard_after_forward=True)
+        for name in ('forward_packed', 'forward_wanted'):
+            register_fsdp_forward_method(self, name)
+        self.sharded = True
+
+    def forward_packed(self, groups: Groups, *crops: Tensor) -> tuple[Tensor, ...]:
+        """Run on all tokens.
+
+        Args:
+            groups: Which sequences the crops are.
+            crops: Tokens of the crops, as :func:`lay_out` gives them.
+
+        Returns:
+            As many tensors of the same shapes.
+        """
+
+        def attention(x: Tensor, groups: Groups) -> Tensor:
+            return _project(self, _attend(self.attn, self.norm1(x), groups))
+
+        def mlp(x: Tensor, groups: Groups) -> Tensor:
+            return _mlp(self, self.norm2(x))
+
+        attended = _add_branch(crops, groups, attention, self.drop_path1)
+        return _add_branch(attended, groups, mlp, self.drop_path2)
+
+    def forward_wanted(self, groups: Groups, kept: Kept, *crops: Tensor) -> Tensor:
+        """Run on what the wanted tokens need.
+
+        Args:
+            groups: Which sequences the crops are.
+            kept: Which tokens are wanted.
+            crops: Tokens of the crops, as :func:`lay_out` gives them.
+
+        Returns:
+            The wanted tokens, of shape (M, D).
+        """
+        before = _pack(crops)[_rows(groups, kept)]
+        chosen = _draw_subsets(groups, _drop_rate(self.drop_path1), before.device)
+        x = self.norm1(_pack(crops, chosen))
+        attended = _attend(self.attn, x, _chosen_of(groups, chosen))[_rows(groups, kept, chosen)]
+        rows = before + _scale(groups, kept, chosen) * _project(self, attended)
+        # So few rows that leaving some out is not worth it: they are multiplied by zero.
+        chosen = _draw_subsets(groups, _drop_rate(self.drop_path2), before.device)
+        return rows + _scale(groups, kept, chosen) * _mlp(self, self.norm2(rows))
+
+
 def run_block(block: nn.Module, groups: Groups, *crops: Tensor) -> tuple[Tensor, ...]:
     """Run a block of timm's ViT on crops of several sizes.
 
@@ -151,15 +227,8 @@ def run_block(block: nn.Module, groups: Groups, *crops: Tensor) -> tuple[Tensor,
     if not is_plain(block):
         return _call_block(block, groups, crops)
     blk: Any = block
-
-    def attention(x: Tensor, groups: Groups) -> Tensor:
-        return _project(blk, _attend(blk.attn, blk.norm1(x), groups))
-
-    def mlp(x: Tensor, groups: Groups) -> Tensor:
-        return _mlp(blk, blk.norm2(x))
-
-    attended = _add_branch(crops, groups, attention, blk.drop_path1)
-    return _add_branch(attended, groups, mlp, blk.drop_path2)
+    packed: tuple[Tensor, ...] = blk.forward_packed(groups, *crops)
+    return packed
 
 
 def run_last_block(block: nn.Module, groups: Groups, kept: Kept, *crops: Tensor) -> Tensor:
@@ -179,14 +248,8 @@ def run_last_block(block: nn.Module, groups: Groups, kept: Kept, *crops: Tensor)
     if not is_plain(block):
         return _pack(_call_block(block, groups, crops))[_rows(groups, kept)]
     blk: Any = block
-    before = _pack(crops)[_rows(groups, kept)]
-    chosen = _draw_subsets(groups, _drop_rate(blk.drop_path1), before.device)
-    x = blk.norm1(_pack(crops, chosen))
-    attended = _attend(blk.attn, x, _chosen_of(groups, chosen))[_rows(groups, kept, chosen)]
-    rows = before + _scale(groups, kept, chosen) * _project(blk, attended)
-    # So few rows that leaving some out is not worth it: they are multiplied by zero.
-    chosen = _draw_subsets(groups, _drop_rate(blk.drop_path2), before.device)
-    return rows + _scale(groups, kept, chosen) * _mlp(blk, blk.norm2(rows))
+    wanted: Tensor = blk.forward_wanted(groups, kept, *crops)
+    return wanted
 
 
 def draw_subset(count: int, rate: float) -> Tensor:

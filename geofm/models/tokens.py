@@ -1,8 +1,9 @@
 """From images of several sensors to one sequence of tokens, whole or of packed crops."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from geofm.models.fusion import Fusion
 from geofm.models.inputs import SensorInputs, View
 from geofm.models.packed import (
     Kept,
+    PackedBlock,
     drops_paths,
     lay_out,
     run_block,
@@ -21,6 +23,9 @@ from geofm.models.packed import (
     take_out,
 )
 from geofm.models.packed_attention import Groups
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 __all__ = ('SensorTokens', 'View', 'ViewTokens', 'is_distributed')
 
@@ -70,6 +75,24 @@ class SensorTokens(SensorInputs):
         """Compile the blocks as :meth:`forward_views` runs them, with ``torch.compile``."""
         self._run_block = torch.compile(run_block)
         self._run_last_block = torch.compile(run_last_block)
+
+    def shard(self, mesh: 'DeviceMesh') -> None:
+        """Shard the weights over ranks (FSDP2), those of each block on their own.
+
+        Args:
+            mesh: The ranks.
+        """
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+        for key in self.encoders:
+            for block in self._encoder(key).blocks:
+                if isinstance(block, PackedBlock):
+                    block.shard(mesh)
+        fully_shard(self, mesh=mesh, reshard_after_forward=True)
+        # Nothing changes the tokens that it returns, views of one tensor, in place.
+        warnings.filterwarnings('ignore', r'FSDP2-wrapped module .* returned a view tensor')
+        for name in ('forward_views', 'forward_features', 'forward_intermediates', 'observe'):
+            register_fsdp_forward_method(self, name)
 
     def _run(
         self,

@@ -6,11 +6,10 @@ from typing import Any
 import pytest
 import torch
 from timm.layers.drop import DropPath
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from geofm.models import MultiSensorViT, View, ViewTokens
-from geofm.models.packed import Kept, draw_subset, run_block, run_last_block
+from geofm.models.packed import Kept, PackedBlock, draw_subset, run_block, run_last_block
 from geofm.models.packed_attention import attend, choose_attention
 
 SMALL: dict[str, Any] = {
@@ -106,12 +105,12 @@ def test_packed_crops_are_as_one_by_one(variant: str, present: bool, checkpointi
         torch.testing.assert_close(ours_grad / scale, theirs_grad / scale, atol=1e-5, rtol=0)
 
 
-def block(rate: float) -> Block:
+def block(rate: float) -> PackedBlock:
     torch.manual_seed(0)
-    return Block(16, 2, init_values=0.7, drop_path=rate).train()
+    return PackedBlock(16, 2, init_values=0.7, drop_path=rate).train()
 
 
-def by_hand(blk: Block, crop: Tensor, chosen: Sequence[Tensor]) -> Tensor:
+def by_hand(blk: PackedBlock, crop: Tensor, chosen: Sequence[Tensor]) -> Tensor:
     """Stochastic depth, as the method states it: x + B / |S| * branch(x) for x in S, else x."""
     for indices, norm, branch, scale in (
         (chosen[0], blk.norm1, blk.attn, blk.ls1),
@@ -183,7 +182,7 @@ def test_rate_is_the_same_in_all_blocks() -> None:
 def test_layer_scale_does_not_vanish_in_float16() -> None:
     """Weights of 0.02 times scales of 1e-5 are three steps of float16."""
     torch.manual_seed(0)
-    blk = Block(64, 2, init_values=1e-5).train()
+    blk = PackedBlock(64, 2, init_values=1e-5).train()
     for parameter in blk.parameters():
         if parameter.ndim == 2:
             nn.init.normal_(parameter, std=0.02)
