@@ -34,8 +34,7 @@ from geofm.models.packed_attention import choose_attention
 from geofm.models.registry import SIZES
 from geofm.sensors import SENSORS
 from geofm.tasks import DINOv2
-from geofm.tasks.nonfinite import gradient_norms
-from geofm.tasks.parameters import parameter_groups
+from geofm.tasks.parameters import gradient_norms, parameter_groups
 from geofm.transforms import Crops, MultiCrop
 
 TEMPERATURE, MOMENTUM, CLIP = 0.05, 0.994, 3.0

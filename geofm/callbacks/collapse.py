@@ -53,11 +53,12 @@ def effective_rank(features: Tensor) -> Tensor:
 class CollapseWatch(Callback):
     """Log what tells a collapse, and warn while there is time to stop.
 
-    Logged as ``collapse/...``: the spread and the effective rank of the teacher's CLS features,
-    the entropy of its targets (``target_entropy``, which nears log K when they say nothing), and
-    the entropy of their mean (``mean_target_entropy``, which nears 0 when all images get the
-    same target). Both are divided by log K. Under several ranks, all are those of the whole batch,
-    the spread and the rank of at most 1024 of its features.
+    Logged as ``collapse/...``: the spread and the effective rank of the CLS features of the
+    backbone that one keeps, the entropy of the teacher's targets (``target_entropy``, which nears
+    log K when they say nothing), and the entropy of their mean (``mean_target_entropy``, which
+    nears 0 when all images get the same target). Both entropies are divided by log K. A method
+    without such targets has the spread and the rank alone. Under several ranks, all are those of
+    the whole batch, the spread and the rank of at most 1024 of its features.
     """
 
     def __init__(
@@ -120,20 +121,24 @@ def _of_all_ranks(watched: Mapping[str, Tensor]) -> dict[str, float]:
     """What is measured, of the batch of all ranks.
 
     Args:
-        watched: Of this rank: ``features``, ``target_entropy`` and ``mean_target``, see
-            :meth:`geofm.tasks.DINOv2.losses`.
+        watched: Of this rank: ``features`` and, of methods that have them, ``target_entropy`` and
+            ``mean_target``, see :meth:`geofm.tasks.PretrainingTask.compute_losses`.
     """
     ranks = world_size()
     features = watched['features']
     if ranks > 1:
         features = torch.cat(gather_all_tensors(features[: max(1, MAX_GATHERED // ranks)]))
+    measured = {
+        'feature_std': feature_std(features).item(),
+        'effective_rank': effective_rank(features).item(),
+    }
+    if 'mean_target' not in watched:
+        return measured
     targets = torch.cat([watched['target_entropy'][None], watched['mean_target']])
     # All ranks have as many images.
     entropy, mean_target = (reduced(targets) / ranks).split([1, len(targets) - 1])
     log_prototypes = math.log(len(mean_target))
-    return {
-        'feature_std': feature_std(features).item(),
-        'effective_rank': effective_rank(features).item(),
+    return measured | {
         'target_entropy': entropy.item() / log_prototypes,
         'mean_target_entropy': torch.special.entr(mean_target).sum().item() / log_prototypes,
     }

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from geofm.callbacks.identity import RunIdentity, remove_requeues
 from geofm.checkpoint_io import local_path
 from geofm.losses.ranks import reduced
-from geofm.tasks.dinov2 import DINOv2
+from geofm.tasks.pretraining import PretrainingTask
 
 
 class StoppedBySignal(SIGTERMException):
@@ -35,10 +35,10 @@ class StoppedBySignal(SIGTERMException):
 class StopOnSignal(Callback):
     """After SIGTERM or SIGUSR1 to any rank, all save a checkpoint together and end.
 
-    A signal only sets a flag. At the end of the optimiser step the ranks agree on it; with
-    :class:`geofm.tasks.DINOv2` that takes no collective of its own. The checkpoint is Lightning's
-    ``hpc_ckpt_<n>.ckpt`` in ``default_root_dir``. Under SLURM, the signal for a requeue (SIGUSR1,
-    unless the ``SLURMEnvironment`` says otherwise) also queues the job again.
+    A signal only sets a flag. At the end of the optimiser step the ranks agree on it; with a
+    :class:`geofm.tasks.PretrainingTask` that takes no collective of its own. The checkpoint is
+    Lightning's ``hpc_ckpt_<n>.ckpt`` in ``default_root_dir``. Under SLURM, the signal for a requeue
+    (SIGUSR1, unless the ``SLURMEnvironment`` says otherwise) also queues the job again.
 
     Lightning's own handlers wait for the other ranks wherever they are, and so can wait forever
     (`Lightning #20806 <https://github.com/Lightning-AI/pytorch-lightning/issues/20806>`_).
@@ -73,7 +73,7 @@ class StopOnSignal(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
         """Hand the flag to the task, which reduces its own with it."""
-        if isinstance(pl_module, DINOv2):
+        if isinstance(pl_module, PretrainingTask):
             pl_module.stop_signal = self.received
 
     def on_train_batch_end(
@@ -89,7 +89,7 @@ class StopOnSignal(Callback):
         Raises:
             StoppedBySignal: If so, on all ranks.
         """
-        if isinstance(pl_module, DINOv2):
+        if isinstance(pl_module, PretrainingTask):
             agreed = pl_module.agreed_signal
         else:
             flag = torch.tensor(self.received, device=pl_module.device)

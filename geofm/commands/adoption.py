@@ -1,6 +1,7 @@
 """Fine-tuning starts from the checkpoint's model, whatever size a configuration names."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import timm
@@ -11,9 +12,7 @@ from geofm.models.checkpoints import as_checkpoint
 from geofm.models.task_checkpoints import task_backbone
 from geofm.models.weights.files import read_file
 from geofm.models.weights.torchgeo import is_for_dpt
-
-#: Tasks that build their own model around the weights that they are given.
-_OWN = ('geofm.tasks.DINOv2', 'geofm.tasks.dinov2.DINOv2')
+from geofm.tasks.pretraining import PretrainingTask
 
 #: Models of TorchGeo's that are built around a backbone.
 _DECODERS = ('unet', 'deeplabv3+', 'upernet', 'segformer', 'dpt')
@@ -38,7 +37,8 @@ def adopt_model(model: Any) -> None:
     weights = args.get('weights')
     if not isinstance(weights, str) or not Path(weights).is_file():
         return
-    if str(model.get('class_path')) in _OWN or (name := _model_of(Path(weights))) is None:
+    # Pretraining builds the model that its configuration names, whatever it starts from.
+    if _pretrains(model) or (name := _model_of(Path(weights))) is None:
         return
     if args.get('model') == 'dpt' and not _is_for_dpt(Path(weights)):
         raise CheckpointError(
@@ -60,6 +60,12 @@ def adopt_model(model: Any) -> None:
             raise CheckpointError(
                 f"{weights}: weights of '{name}', and {key} is '{given}': name that model"
             )
+
+
+def _pretrains(model: Any) -> bool:
+    """Whether a configuration is that of a task of self-supervised pretraining."""
+    found = resolve_name(str(model.get('class_path')))
+    return isinstance(found, type) and issubclass(found, PretrainingTask)
 
 
 def _is_for_dpt(path: Path) -> bool:

@@ -29,7 +29,7 @@ from geofm.commands.resume import is_requeued, newest_checkpoint, refuse_requeue
 from geofm.messages import ShortErrors
 from geofm.printing import say
 from geofm.sensors import load_sensors
-from geofm.tasks.dinov2 import NO_STEPS
+from geofm.tasks.pretraining import NO_STEPS
 
 
 class TrainingParser(ShortErrors, LightningArgumentParser):

@@ -319,14 +319,17 @@ def load_backbone(checkpoint: str | os.PathLike[str]) -> MultiSensorViT:
 
 
 def read_task_weights(
-    checkpoint: str | os.PathLike[str], state: Mapping[str, Tensor]
+    checkpoint: str | os.PathLike[str],
+    state: Mapping[str, Tensor],
+    optional: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
     """Weights of a whole task, student, teacher and heads, for one that goes on with them.
 
     Args:
-        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`.
-        state: Weights of the task that is to go on. What the checkpoint does not have, a centre
-            or a Gram teacher, is taken from there.
+        checkpoint: Lightning checkpoint of the same task, e.g. :class:`geofm.tasks.DINOv2`.
+        state: Weights of the task that is to go on.
+        optional: Prefixes of weights that the checkpoint may lack, e.g. those of a Gram teacher:
+            these are then taken from *state*.
 
     Returns:
         Weights for the task's ``load_state_dict``.
@@ -338,9 +341,8 @@ def read_task_weights(
     content = read_file(path)
     checkpoint_in(content, path)
     found = check_weights(content['state_dict'], path)
-    own = ('dino_center.', 'ibot_center.', 'gram_backbone.')
     weights = [key for key in state if key.rsplit('.', 1)[-1] != KEY]
-    missing = [key for key in weights if key not in found and not key.startswith(own)]
+    missing = [key for key in weights if key not in found and not key.startswith(optional)]
     other = [key for key in weights if key in found and found[key].shape != state[key].shape]
     if missing or other:
         raise CheckpointError(

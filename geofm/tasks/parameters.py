@@ -1,12 +1,15 @@
-"""DINOv2's parameter groups, and the precision that its parameters need."""
+"""DINOv2's parameter groups, their gradients, and the precision that parameters need."""
 
 import re
 from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
+
+#: Precisions of Lightning under which a step runs, and what autocast then takes.
+AUTOCAST = {'bf16-mixed': torch.bfloat16, '16-mixed': torch.float16}
 
 _BLOCK = re.compile(r'\bblocks\.(\d+)\.')
 _STEM = re.compile(
@@ -89,6 +92,21 @@ def scale_learning_rates(optimizer: Optimizer, scales: Mapping[int, float]) -> N
             }
             groups.append({**group, 'params': parameters, **rates})
     optimizer.param_groups[:] = groups
+
+
+def gradient_norms(trained: nn.ModuleDict) -> dict[str, Tensor]:
+    """Norm of the gradient of each sub-network.
+
+    Args:
+        trained: The sub-networks by name.
+
+    Returns:
+        Norms by name; zero where there is no gradient.
+    """
+    return {
+        name: nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
+        for name, module in trained.items()
+    }
 
 
 def check_precision(task: nn.Module) -> None:

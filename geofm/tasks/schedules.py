@@ -50,8 +50,8 @@ class Schedules:
         lr: Learning rate.
         last_layer_lr: Learning rate of the heads' last layers: 0 while they are frozen.
         weight_decay: Weight decay.
-        momentum: Momentum of the teacher.
-        teacher_temperature: Temperature of the teacher's softmax.
+        momentum: Momentum of the teacher; empty if there is none.
+        teacher_temperature: Temperature of the teacher's softmax; empty if there is none.
         final: What each tends to, by name: its value beyond the end.
         first: Optimiser step of the first value: where a run is resumed.
     """
@@ -90,11 +90,11 @@ def dinov2_schedules(
     lr: float,
     min_lr: float,
     warmup_epochs: float,
-    freeze_last_layer_epochs: float,
     weight_decay: tuple[float, float],
-    momentum: tuple[float, float],
-    teacher_temperature: tuple[float, float],
-    warmup_teacher_temperature_epochs: float,
+    freeze_last_layer_epochs: float = 0,
+    momentum: tuple[float, float] | None = None,
+    teacher_temperature: tuple[float, float] | None = None,
+    warmup_teacher_temperature_epochs: float = 0,
     places: FloatArray | None = None,
     first: int = 0,
 ) -> Schedules:
@@ -106,10 +106,10 @@ def dinov2_schedules(
         lr: Peak learning rate.
         min_lr: Final learning rate.
         warmup_epochs: Warm-up of the learning rate, from 0.
-        freeze_last_layer_epochs: How long the heads' last layers stay as they are.
         weight_decay: First and final weight decay, along a cosine.
-        momentum: First and final momentum of the teacher, along a cosine.
-        teacher_temperature: First and final temperature, along a line.
+        freeze_last_layer_epochs: How long the heads' last layers stay as they are.
+        momentum: First and final momentum of the teacher, along a cosine; None: no teacher.
+        teacher_temperature: First and final temperature, along a line; None: no temperature.
         warmup_teacher_temperature_epochs: Length of that line.
         places: Where to take the values, see :func:`cosine_schedule`.
         first: Optimiser step of the first place.
@@ -141,26 +141,22 @@ def dinov2_schedules(
     warmup = in_steps(warmup_epochs, 'warmup_epochs')
     rates = cosine_schedule(lr, min_lr, steps, warmup, places=places)
     frozen = places < in_steps(freeze_last_layer_epochs, 'freeze_last_layer_epochs')
-    cold, final = teacher_temperature
+    final = {'lr': min_lr, 'last_layer_lr': min_lr, 'weight_decay': weight_decay[1]}
+    momenta = temperatures = np.empty(0)
+    if momentum is not None:
+        momenta = cosine_schedule(*momentum, steps, places=places)
+        final['momentum'] = momentum[1]
+    if teacher_temperature is not None:
+        cold, warm = teacher_temperature
+        warmup = in_steps(warmup_teacher_temperature_epochs, 'warmup_teacher_temperature_epochs')
+        temperatures = cosine_schedule(warm, warm, steps, warmup, start=cold, places=places)
+        final['teacher_temperature'] = warm
     return Schedules(
         lr=rates,
         last_layer_lr=np.where(frozen, 0, rates),
         weight_decay=cosine_schedule(*weight_decay, steps, places=places),
-        momentum=cosine_schedule(*momentum, steps, places=places),
-        teacher_temperature=cosine_schedule(
-            final,
-            final,
-            steps,
-            in_steps(warmup_teacher_temperature_epochs, 'warmup_teacher_temperature_epochs'),
-            start=cold,
-            places=places,
-        ),
-        final={
-            'lr': min_lr,
-            'last_layer_lr': min_lr,
-            'weight_decay': weight_decay[1],
-            'momentum': momentum[1],
-            'teacher_temperature': final,
-        },
+        momentum=momenta,
+        teacher_temperature=temperatures,
+        final=final,
         first=first,
     )

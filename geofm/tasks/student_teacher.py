@@ -1,29 +1,28 @@
 """Student and teacher: how they are built, what they see, and how the one follows the other."""
 
 import copy
-from collections.abc import Sequence
-from typing import Literal, NamedTuple, Self, cast
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple, Self, cast
 
 import torch
-from lightly.models.modules import DINOv2ProjectionHead
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
-from torchgeo.tasks import BaseTask
+from torch.optim import Optimizer
 
 from geofm.losses import resize_tokens
-from geofm.models import MultiSensorViT, View, create_backbone, load_backbone_weights
-from geofm.models.weights.load import Weights
-from geofm.sensors import BandError, band_indices, bands_of, sensor_channels
-from geofm.transforms import Crops, MultiCrop, Normalize
-from geofm.transforms.statistics import statistics_of
+from geofm.models import MultiSensorViT, View, create_backbone
+from geofm.tasks.pretraining import PretrainingTask
+from geofm.transforms import Crops
 
 
 class Outputs(NamedTuple):
     """What a network makes of the crops of B images.
 
     Attributes:
-        cls: CLS logits, (2B, K) of the teacher, ((2 + n) B, K) of the student.
-        patches: Logits of the M masked patches, (M, K').
+        cls: What the heads make of CLS tokens, (2B, K) of the teacher, ((2 + n) B, K) of the
+            student.
+        patches: What they make of the M masked patches, (M, K').
         features: CLS features of the global crops, (2B, D).
         tokens: Patch tokens of the global crops, (2B, N, D), if Gram anchoring wants them.
     """
@@ -34,139 +33,123 @@ class Outputs(NamedTuple):
     tokens: Tensor | None = None
 
 
-class StudentTeacher(BaseTask):
-    """The networks of :class:`geofm.tasks.DINOv2`, built from its hyperparameters.
+class StudentTeacher(PretrainingTask):
+    """Base of the methods whose targets come from an EMA teacher.
+
+    The student sees all crops, with patches of the global ones masked; the teacher sees the global
+    ones whole. After each optimiser step the teacher moves towards the student.
+
+    A method is a subclass as of :class:`~geofm.tasks.pretraining.PretrainingTask`, with
+    :meth:`build_heads` (called twice: for student and teacher), :meth:`apply_heads`, and
+    ``compute_losses``, which calls :meth:`teacher_forward` (without gradients) and
+    :meth:`student_forward`. ``changing_state`` names centres and the like.
 
     Attributes:
         model: The teacher's backbone: what one keeps.
         student: The student's ``backbone`` and heads.
         teacher_heads: The teacher's heads.
         gram_backbone: An earlier teacher's backbone, for Gram anchoring.
-        multi_crop: What makes crops of a batch.
     """
 
-    model: MultiSensorViT
     student: nn.ModuleDict
     teacher_heads: nn.ModuleDict
     gram_backbone: MultiSensorViT | None
-    multi_crop: MultiCrop
-    weights: Weights | None
+
+    optional_weights: tuple[str, ...] = ('gram_backbone.',)
+
+    def __init__(
+        self,
+        momentum: tuple[float, float] = (0.992, 1.0),
+        global_sensors: tuple[str | list[str], str | list[str]] | None = None,
+        gram_weight: float = 0.0,
+        gram_size: int | None = None,
+        gram_refresh_steps: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Initialize the task.
+
+        Args:
+            momentum: First and final momentum of the teacher.
+            global_sensors: Sensors that student and teacher see of the global crops, each a key or
+                a list of keys: the features of the teacher's sensors are learned from the
+                student's. All by default.
+            gram_weight: Weight of Gram anchoring, to an earlier teacher; DINOv3 takes 2.
+            gram_size: Side of the global crops that this teacher sees, in pixels, if larger;
+                DINOv3 takes twice *global_size*.
+            gram_refresh_steps: Optimiser steps after which it is replaced by the present teacher;
+                by default it stays what the run starts with.
+            kwargs: Arguments of :class:`~geofm.tasks.pretraining.PretrainingTask`.
+
+        Raises:
+            ValueError: If what needs several sensors is asked of a model with one.
+        """
+        super().__init__(**kwargs)
+        self._refresh_gram_teacher()
+
+    @abstractmethod
+    def apply_heads(
+        self, heads: nn.ModuleDict, cls: Tensor, patches: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Run heads on the features of a network.
+
+        Args:
+            heads: The modules of :meth:`build_heads`, of student or teacher.
+            cls: CLS tokens of shape (N, D).
+            patches: Tokens of the M masked patches, of shape (M, D).
+
+        Returns:
+            What the losses compare, of CLS tokens (N, K) and of patches (M, K').
+        """
+
+    @property
+    def trained(self) -> nn.ModuleDict:
+        """The student: ``backbone`` and heads, each clipped by a norm of its own."""
+        return self.student
+
+    def schedule_settings(self) -> dict[str, Any]:
+        """What is scheduled: also the momentum.
+
+        Returns:
+            Arguments of :func:`geofm.tasks.schedules.dinov2_schedules`.
+        """
+        return {**super().schedule_settings(), 'momentum': self.hparams['momentum']}
+
+    # -- networks -------------------------------------------------------------------------------
 
     def configure_models(self) -> None:
         """Initialize student, teacher and the cropping of their input."""
         hparams = self.hparams
-        self.model = create_backbone(hparams)
-        if not self.model.bands:
-            sensors = (hparams['model_args'] or {}).get('sensors', self.model.sensors)
-            raise BandError(
-                f'in_channels={hparams["in_channels"]} does not tell which bands the channels are: '
-                f'the sensors {list(sensors)} have {len(bands_of(sensors))}. Set in_channels to '
-                'that, or name the channels with bands'
-            )
-        if self.weights:
-            load_backbone_weights(self.model, self.weights)
+        self.model = self.build_backbone()
         backbone = create_backbone(hparams, drop_path_rate=hparams['drop_path_rate'])
         backbone.load_state_dict(self.model.state_dict())
 
         # TorchGeo takes every key that contains 'model.' for the backbone's: none here may.
-        self.student = nn.ModuleDict({'backbone': backbone, **self._heads()})
-        self.teacher_heads = self._heads()
+        self.student = nn.ModuleDict({'backbone': backbone, **self.build_heads()})
+        self.teacher_heads = nn.ModuleDict(self.build_heads())
         for name, head in self.teacher_heads.items():
             head.load_state_dict(self.student[name].state_dict())
         self.model.requires_grad_(False)
         self.teacher_heads.requires_grad_(False)
-        for network in (backbone, self.model):
-            if hparams['compile_blocks']:
-                network.compile_blocks()
-        backbone.set_grad_checkpointing(hparams['grad_checkpointing'])
+        if hparams['compile_blocks']:
+            self.model.compile_blocks()
         self.gram_backbone = copy.deepcopy(self.model) if hparams['gram_weight'] else None
-        for name in ('sensor_dropout', 'one_sensor_masks', 'global_sensors'):
-            if hparams[name] and len(backbone.sensors) < 2:
-                raise ValueError(f'{name} needs a model with two sensors or more')
-        if hparams['one_sensor_masks'] and len(backbone.encoder_bands) < 2:
-            raise ValueError(
-                'one_sensor_masks needs a ViT for each sensor, or joint fusion: early fusion hides '
-                'a patch in all sensors'
-            )
-        seen = [_keys(keys) for keys in hparams['global_sensors'] or ()]
-        if unknown := {key for keys in seen for key in keys} - set(backbone.sensors):
-            raise ValueError(f'global_sensors {sorted(unknown)}: not of {list(backbone.sensors)}')
-        if seen and (len(seen) != 2 or not all(seen)):
-            raise ValueError('global_sensors must be two: what the student sees, and the teacher')
-        absent = len(sensor_channels(backbone.bands)) < len(backbone.sensors)
-        hides = hparams['sensor_dropout'] or hparams['global_sensors'] or absent
-        if backbone.fusion is not None and not hides:
-            # Never used: it must not decay.
-            backbone.stand_in.requires_grad_(False)
-
-        self.multi_crop = MultiCrop(
-            bands=self.model.bands,
-            global_size=hparams['global_size'],
-            local_size=hparams['local_size'],
-            n_local=hparams['n_local'],
-            global_scale=hparams['global_scale'],
-            local_scale=hparams['local_scale'],
-            patch_size=self.model.patch_size,
-            mask_probability=hparams['mask_probability'],
-            mask_ratio=hparams['mask_ratio'],
-            min_valid=hparams['min_valid'],
-            photometry=hparams['photometry'],
-            anchor_size=(hparams['gram_size'] or hparams['global_size'])
-            if hparams['gram_weight']
-            else None,
+        self._check_global_sensors()
+        self.prepare_trained(backbone, hides_sensors=bool(hparams['global_sensors']))
+        self.multi_crop = self.build_multi_crop(
+            (hparams['gram_size'] or hparams['global_size']) if hparams['gram_weight'] else None
         )
         # Lightning leaves the modes of the modules as they are when it starts to train.
         self.train()
 
-    def _heads(self) -> nn.ModuleDict:
-        hparams = self.hparams
-
-        def head(prototypes: int, bottleneck_dim: int) -> nn.Module:
-            return DINOv2ProjectionHead(
-                self.model.embed_dim, hparams['head_hidden_dim'], bottleneck_dim, prototypes
-            )
-
-        prototypes, bottleneck_dim = hparams['prototypes'], hparams['head_bottleneck_dim']
-        heads = nn.ModuleDict({'dino_head': head(prototypes, bottleneck_dim)})
-        if hparams['separate_ibot_head']:
-            heads['ibot_head'] = head(
-                hparams['ibot_prototypes'] or prototypes,
-                hparams['ibot_bottleneck_dim'] or bottleneck_dim,
-            )
-        return heads
-
-    def setup(self, stage: str) -> None:
-        """Take up the statistics that the data module normalises with, for the photometry.
-
-        Args:
-            stage: Either 'fit', 'validate', 'test' or 'predict'.
-
-        Raises:
-            BandError: If the data module lacks a band of the model.
-        """
-        self.take_up_statistics()
-        datamodule = getattr(self.trainer, 'datamodule', None)
-        if datamodule is not None and statistics_of(getattr(datamodule, 'aug', None)) is None:
-            rank_zero_warn(
-                f'how {type(datamodule).__name__} normalises is not known, so checkpoints cannot '
-                'carry the statistics of the input, and maps will use the built-in ones: wrap it '
-                'in geofm.datamodules.NamedBandsDataModule',
-                category=UserWarning,
-            )
-
-    def take_up_statistics(self) -> None:
-        """Have the photometry undo the normalisation of the data module in use.
-
-        Raises:
-            BandError: If the data module lacks a band of the model.
-        """
-        normalize = getattr(getattr(self.trainer, 'datamodule', None), 'aug', None)
-        photometry = self.multi_crop.photometry
-        if photometry is not None and isinstance(normalize, Normalize):
-            order = band_indices(self.model.bands, normalize.bands)
-            photometry.set_statistics(
-                normalize.mean.flatten()[order], normalize.std.flatten()[order]
-            )
+    def _check_global_sensors(self) -> None:
+        sensors = self.model.sensors
+        seen = [_keys(keys) for keys in self.hparams['global_sensors'] or ()]
+        if seen and len(sensors) < 2:
+            raise ValueError('global_sensors needs a model with two sensors or more')
+        if unknown := {key for keys in seen for key in keys} - set(sensors):
+            raise ValueError(f'global_sensors {sorted(unknown)}: not of {list(sensors)}')
+        if seen and (len(seen) != 2 or not all(seen)):
+            raise ValueError('global_sensors must be two: what the student sees, and the teacher')
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode of the student; the teacher is always in evaluation mode.
@@ -186,6 +169,20 @@ class StudentTeacher(BaseTask):
         """Networks that follow the student and are never trained."""
         networks = [self.model, self.teacher_heads, self.gram_backbone]
         return [network for network in networks if network is not None]
+
+    def setup(self, stage: str) -> None:
+        """Prepare the photometry and, for training, the teacher.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            BandError: If the data module lacks a band of the model.
+            ValueError: If student and teacher have different parameters.
+        """
+        super().setup(stage)
+        if stage == 'fit':
+            self.prepare_teacher()
 
     def prepare_teacher(self) -> None:
         """Make the teacher ready to follow the student, whatever was done to either before.
@@ -216,6 +213,8 @@ class StudentTeacher(BaseTask):
             for name, parameter in self.student[network].named_parameters()
         ]
 
+    # -- what they make of crops ----------------------------------------------------------------
+
     def teacher_forward(self, crops: Crops) -> Outputs:
         """Teacher on the global crops, nothing hidden.
 
@@ -223,12 +222,12 @@ class StudentTeacher(BaseTask):
             crops: Crops of a batch of B images.
 
         Returns:
-            Logits of CLS tokens and of the patches that the student does not see.
+            Outputs for CLS tokens and for the patches that the student does not see.
         """
         present = self._seen(self._only('teacher', len(crops.globals)), crops.global_present)
         view = View(crops.globals, crops.global_dates, None, present, crops.masked)
         (tokens,) = self.model.forward_views([view])
-        return Outputs(*_apply_heads(self.teacher_heads, *tokens), tokens.cls)
+        return Outputs(*self.apply_heads(self.teacher_heads, *tokens), tokens.cls)
 
     def student_forward(self, crops: Crops) -> Outputs:
         """Student on all crops, with patches of the global ones hidden.
@@ -237,28 +236,20 @@ class StudentTeacher(BaseTask):
             crops: Crops of a batch of B images, n of them local.
 
         Returns:
-            Logits of the CLS tokens of all crops and of the hidden patches.
+            Outputs for the CLS tokens of all crops and for the hidden patches.
         """
         backbone = cast(MultiSensorViT, self.student['backbone'])
         images, patches = crops.masks.shape
         anchored = self.gram_backbone is not None
         wanted = torch.arange(crops.masks.numel(), device=self.device) if anchored else crops.masked
-        present = self._only('student', images)
-        if present is None:
-            present = self._drop_sensors(images)
-        present = self._seen(present, crops.global_present)
-        views = [View(crops.globals, crops.global_dates, self._hidden(crops), present, wanted)]
-        if len(crops.locals):
-            present = self._seen(self._drop_sensors(len(crops.locals)), crops.local_present)
-            views.append(View(crops.locals, crops.local_dates, None, present))
-        tokens = backbone.forward_views(views)
+        tokens = backbone.forward_views(self.views(crops, wanted))
 
         features, hidden = tokens[0]
         every = hidden.view(images, patches, -1) if anchored else None
         if anchored:
             hidden = hidden[crops.masked]
         cls = torch.cat([view.cls for view in tokens])
-        return Outputs(*_apply_heads(self.student, cls, hidden), features, every)
+        return Outputs(*self.apply_heads(self.student, cls, hidden), features, every)
 
     @torch.no_grad()
     def gram_forward(self, crops: Crops) -> Tensor:
@@ -280,6 +271,11 @@ class StudentTeacher(BaseTask):
         patches = tokens[:, self.model.num_prefix_tokens :]
         return resize_tokens(patches, (side, side), self.multi_crop.grid)
 
+    def _shown(self, crops: int) -> Tensor | None:
+        """Which sensors the student is to see of the global crops; None: all."""
+        chosen = self._only('student', crops)
+        return super()._shown(crops) if chosen is None else chosen
+
     def _only(self, network: Literal['student', 'teacher'], crops: int) -> Tensor | None:
         """Which sensors a network sees of the global crops; None: all."""
         if not self.hparams['global_sensors']:
@@ -288,57 +284,31 @@ class StudentTeacher(BaseTask):
         seen = torch.tensor([key in keys for key in self.model.sensors])
         return seen.expand(crops, -1).to(self.device, non_blocking=True)
 
-    def _drop_sensors(self, crops: int) -> Tensor | None:
-        """Which sensors the student sees in each crop: all, or at random some of them.
+    # -- how the teacher follows ----------------------------------------------------------------
 
-        All subsets that leave out some sensor, but not every one, are equally likely.
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        """Step the student, then move the teacher towards it.
+
+        Here, and not at the end of the batch, where a callback may save a checkpoint first.
         """
-        rate = self.hparams['sensor_dropout']
-        if not rate:
-            return None
-        count = len(self.model.sensors)
-        hidden, which = torch.rand(crops) < rate, torch.rand(crops)
-        # The bits of 1 to 2^S - 2 are these subsets. Rounding must not reach 2^S - 1.
-        subset = 1 + (which * (2**count - 2)).long().clamp_max(2**count - 3)
-        left_out = (subset[:, None] >> torch.arange(count)) & 1
-        seen = ~(hidden[:, None] & left_out.bool())
-        return seen.to(self.device, non_blocking=True)
-
-    def _seen(self, chosen: Tensor | None, present: Tensor | None) -> Tensor | None:
-        """Sensors that a network sees: of those chosen the ones that the data have.
-
-        Where the data have none of those chosen, the network sees all that they have.
-
-        Args:
-            chosen: Which sensors are to be seen in each crop, bool of shape (N, S). None: all.
-            present: Which sensors of the input the data have, bool of shape (N, S'). None: all.
-        """
-        if present is None:
-            return chosen
-        present = self.model.of_all_sensors(present)
-        if chosen is None:
-            return present
-        seen = chosen & present
-        return torch.where(seen.any(dim=1, keepdim=True), seen, present)
-
-    def _hidden(self, crops: Crops) -> Tensor:
-        """Patches that the student does not see, in all sensors, or some in one sensor only."""
-        rate = self.hparams['one_sensor_masks']
-        if not rate:
-            return crops.masks
-        shape, count = crops.masks.shape, len(self.model.sensors)
-        one, which = torch.rand(shape) < rate, torch.rand(shape)
-        hidden_in = count - 1 - (which * count).long().clamp_max(count - 1)
-        others = hidden_in[:, None] != torch.arange(count)[:, None]
-        shown = one[:, None] & others
-        return crops.masks[:, None] & ~shown.to(self.device, non_blocking=True)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.move_teacher(self._schedules().at(self.global_step)['momentum'])
+        every = self.hparams['gram_refresh_steps']
+        if every and (self.global_step + 1) % every == 0:
+            self._refresh_gram_teacher()
 
     @torch.no_grad()
     def move_teacher(self, momentum: float) -> None:
         """Move the teacher towards the student.
 
         Args:
-            momentum: Share of the teacher that stays.
+            momentum: Fraction of the teacher that stays.
         """
         teacher: list[Tensor] = [parameter for _, parameter in self._of_teacher()]
         student: list[Tensor] = [parameter for _, parameter in self._of_student()]
@@ -352,13 +322,3 @@ class StudentTeacher(BaseTask):
 def _keys(sensors: str | Sequence[str]) -> Sequence[str]:
     """Keys of the sensors that a network sees: one, or several."""
     return [sensors] if isinstance(sensors, str) else sensors
-
-
-def _apply_heads(heads: nn.ModuleDict, cls: Tensor, patches: Tensor) -> tuple[Tensor, Tensor]:
-    """CLS and patch logits; one head for both runs once."""
-    if 'ibot_head' in heads:
-        return heads['dino_head'](cls), heads['ibot_head'](patches)
-    cls_logits, patch_logits = heads['dino_head'](torch.cat([cls, patches])).split(
-        [len(cls), len(patches)]
-    )
-    return cls_logits, patch_logits

@@ -1,0 +1,710 @@
+"""What all methods of self-supervised pretraining share: a method is one task file on top of it."""
+
+import math
+import warnings
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.optim import AdamW, Optimizer
+from torchgeo.datasets.utils import Sample
+from torchgeo.tasks import BaseTask
+
+from geofm.datamodules.sampling import run_seed
+from geofm.losses.ranks import reduced
+from geofm.models import (
+    MultiSensorViT,
+    Source,
+    View,
+    create_backbone,
+    load_backbone_weights,
+    read_task_weights,
+)
+from geofm.models.packed_attention import choose_attention
+from geofm.models.weights.carried import carry_statistics, read_input_statistics
+from geofm.models.weights.files import METADATA
+from geofm.sensors import BandError, band_indices, bands_of, sensor_channels
+from geofm.tasks.dumps import Step, write_dump
+from geofm.tasks.parameters import AUTOCAST, check_precision, gradient_norms, parameter_groups
+from geofm.tasks.progress import KEY as PROGRESS
+from geofm.tasks.progress import Course, Plan, Progress, read_progress
+from geofm.tasks.randomness import batch_seed, seeded
+from geofm.tasks.schedules import Schedules, dinov2_schedules
+from geofm.transforms import Crops, MultiCrop, Normalize
+from geofm.transforms.photometry import PhotometryArgs
+from geofm.transforms.statistics import statistics_of
+
+#: Error of a run without a single step.
+NO_STEPS = (
+    'no step to train: the training data have fewer samples than a batch (lower batch_size), or '
+    'max_epochs, max_steps or limit_train_batches is 0'
+)
+
+
+class PretrainingTask(BaseTask):
+    """Base of the methods that pretrain a backbone on multi-crops.
+
+    It builds the backbone and the crops from hyperparameters, and does all of a run but the losses:
+    schedules by samples seen, AdamW with layer-wise learning rates, clipping, resuming, stopping,
+    checkpoints, logs and predictions. ``geofm export``, ``geofm replay``, the maps, ``OnlineKNN``
+    and ``CollapseWatch`` work with every subclass.
+
+    A method is a subclass with
+
+    * ``__init__`` (if it has hyperparameters of its own), which passes the others on:
+      ``def __init__(self, sharpness: float = 1.0, **kwargs: Any): super().__init__(**kwargs)``.
+      Read them from ``self.hparams``, where Lightning collects those of all classes;
+    * :meth:`build_heads`: what is trained beside the backbone;
+    * :meth:`configure_losses`: sets :attr:`loss_weights`, the factor of each loss by name;
+    * :meth:`compute_losses`: the losses of a batch. It makes crops with ``self.multi_crop(batch)``,
+      and features of them with ``self.trained['backbone'].forward_views(self.views(crops))``.
+
+    Here :attr:`model` is trained itself. With an EMA teacher, subclass
+    :class:`geofm.tasks.student_teacher.StudentTeacher`.
+
+    Attributes:
+        model: The backbone that one keeps.
+        heads: What is trained beside it.
+        multi_crop: What makes crops of a batch.
+        loss_weights: Factor of each loss by name.
+    """
+
+    #: Arguments that are not kept in checkpoints: they name files.
+    ignore: Sequence[str] = ('weights', 'continue_from')
+
+    #: Prefixes of weights that a checkpoint to continue from may lack.
+    optional_weights: tuple[str, ...] = ()
+
+    #: Signal that this rank got, and the one that all ranks agreed to have got: 0 if none.
+    stop_signal = 0
+    agreed_signal = 0
+
+    model: MultiSensorViT
+    heads: nn.ModuleDict
+    multi_crop: MultiCrop
+    loss_weights: Mapping[str, float]
+
+    def __init__(
+        self,
+        model: str = 'geofm_vit_small_patch16_linear',
+        weights: str | dict[str, str | Source] | None = None,
+        continue_from: str | None = None,
+        in_channels: int = 15,
+        bands: Sequence[str] | None = None,
+        model_args: dict[str, Any] | None = None,
+        drop_path_rate: float = 0.3,
+        grad_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        # Several sensors
+        sensor_dropout: float = 0.0,
+        one_sensor_masks: float = 0.0,
+        # Crops and masks
+        global_size: int = 224,
+        local_size: int = 96,
+        n_local: int = 8,
+        global_scale: tuple[float, float] = (0.32, 1.0),
+        local_scale: tuple[float, float] = (0.05, 0.32),
+        min_valid: float = 0.5,
+        photometry: bool | PhotometryArgs = True,
+        mask_probability: float = 0.5,
+        mask_ratio: tuple[float, float] = (0.1, 0.5),
+        # Optimisation
+        lr: float = 4e-3,
+        scale_lr: bool = True,
+        min_lr: float = 1e-6,
+        samples_per_epoch: int | None = None,
+        warmup_epochs: float = 10,
+        weight_decay: tuple[float, float] = (0.04, 0.4),
+        layer_decay: float = 0.9,
+        patch_embed_lr_mult: float = 0.2,
+        betas: tuple[float, float] = (0.9, 0.999),
+        clip_grad: float | None = 3.0,
+    ) -> None:
+        """Initialize the task.
+
+        Args:
+            model: Name of a geofm model, for ``timm.create_model``.
+            weights: What to start from: a checkpoint of this project; or a ViT of another's, for a
+                model with one sensor, or by the key of the sensor, see
+                :func:`geofm.models.load_backbone_weights`.
+            continue_from: Checkpoint of this task whose backbone and heads to continue with, on a
+                new schedule: for a phase at a higher resolution.
+            in_channels: Number of input channels.
+            bands: Names of the input channels. Default: see
+                :class:`geofm.models.MultiSensorViT`.
+            model_args: Further arguments of the model.
+            drop_path_rate: Stochastic depth of the trained backbone, the same in all blocks.
+            grad_checkpointing: Whether to save memory and compute the blocks twice.
+            compile_blocks: Whether to compile the blocks with ``torch.compile``.
+            sensor_dropout: Probability that sensors are missing in a crop that the trained backbone
+                sees, so that it learns to do without them. Which ones is drawn at random from
+                all subsets but none and all; of two sensors, it is one.
+            one_sensor_masks: Fraction of the masked patches that are masked in one sensor only,
+                drawn at random, to be predicted from the others.
+            global_size: Side of the two global crops in pixels.
+            local_size: Side of the local crops in pixels.
+            n_local: Number of local crops.
+            global_scale: Fraction of the image's area that a global crop covers.
+            local_scale: Fraction of the image's area that a local crop covers.
+            min_valid: Fraction of a crop that must be valid ground.
+            photometry: Whether to change the crops' values, each sensor in its own way; or how
+                much those of Sentinel-2: ``gain``, ``band_gain``, ``haze`` and ``probability``
+                of :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of
+                the blur's standard deviation in pixels of a crop.
+            mask_probability: Fraction of the global crops in which patches are masked.
+            mask_ratio: Least and largest fraction of masked patches in such a crop.
+            lr: Peak learning rate, of a batch of 1024 if it is scaled.
+            scale_lr: Whether to multiply *lr* by sqrt(batch / 1024), over all ranks.
+            min_lr: Final learning rate.
+            samples_per_epoch: Samples, over all ranks, that count as an epoch in what follows. By
+                default one pass over the data. Streams of data, whose length is not known, need it;
+                so may runs of few passes over much data.
+            warmup_epochs: Warm-up of the learning rate.
+            weight_decay: First and final weight decay.
+            layer_decay: Factor of the learning rate from a block to the one below.
+            patch_embed_lr_mult: Factor of the patch embedding's learning rate.
+            betas: AdamW's coefficients.
+            clip_grad: Largest gradient norm of each sub-network (backbone, heads); the Trainer's
+                ``gradient_clip_val``, where given, takes its place.
+
+        Raises:
+            TypeError: If *model* is not a geofm model.
+            ValueError: If what needs several sensors is asked of a model with one.
+            CheckpointError: If a checkpoint cannot be read or does not fit.
+        """
+        self.weights = weights
+        super().__init__()
+        self.schedules: Schedules | None = None
+        self._plan: Plan | None = None
+        self._course: Course | None = None
+        self._done: Progress | None = None
+        self._resumed: dict[str, Any] | None = None
+        self.seed = run_seed()
+        self._step: Step | None = None
+        for key in (state := self.state_dict()):
+            if 'model.' in key and not key.startswith('model.'):
+                raise ValueError(f"{key}: TorchGeo takes keys with 'model.' for the backbone's")
+        if continue_from is not None:
+            found = read_task_weights(continue_from, state, self.optional_weights)
+            self.load_state_dict(found)
+            self.model.statistics = read_input_statistics(continue_from)
+
+    # -- what a method supplies -----------------------------------------------------------------
+
+    @abstractmethod
+    def compute_losses(
+        self, batch: Sample, values: Mapping[str, float] | None
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Losses of a batch.
+
+        Args:
+            batch: Normalised ``image`` of shape (B, C, H, W), or (B, k, C, H, W) with k dates of
+                each, and where known ``valid``, ``dates`` and ``present``.
+            values: Values of the schedules at this training step, by name; None outside of
+                training.
+
+        Returns:
+            The losses by name, scalars that are all in :attr:`loss_weights`; and for those who
+            watch, of this rank, without gradients: ``features``, CLS features of shape (N, D) of
+            the backbone that one keeps, and of a method with soft targets over K prototypes
+            ``target_entropy``, their mean entropy in nats, and ``mean_target`` of shape (K,).
+        """
+
+    def build_heads(self) -> dict[str, nn.Module]:
+        """What is trained beside the backbone.
+
+        Returns:
+            New modules by name. No name of a module within may be ``model``.
+        """
+        return {}
+
+    def schedule_settings(self) -> dict[str, Any]:
+        """What is scheduled, beside what depends on the length of the run.
+
+        Returns:
+            Arguments of :func:`geofm.tasks.schedules.dinov2_schedules`.
+        """
+        names = ('lr', 'min_lr', 'warmup_epochs', 'weight_decay')
+        return {name: self.hparams[name] for name in names}
+
+    def changing_state(self) -> dict[str, Tensor]:
+        """State that :meth:`compute_losses` changes in training, e.g. centres.
+
+        Returns:
+            Copies, by their names in a checkpoint.
+        """
+        return {}
+
+    @property
+    def trained(self) -> nn.ModuleDict:
+        """What is optimised: ``backbone`` and heads, each clipped by a norm of its own."""
+        return nn.ModuleDict({'backbone': self.model, **self.heads})
+
+    # -- networks and their input ---------------------------------------------------------------
+
+    def configure_models(self) -> None:
+        """Initialize the networks and the cropping of their input."""
+        self.model = self.build_backbone(drop_path_rate=self.hparams['drop_path_rate'])
+        self.heads = nn.ModuleDict(self.build_heads())
+        self.prepare_trained(self.model)
+        self.multi_crop = self.build_multi_crop()
+
+    def build_backbone(self, **kwargs: Any) -> MultiSensorViT:
+        """Build the backbone that the hyperparameters describe, and load what it starts from.
+
+        Args:
+            kwargs: Further arguments of the model.
+
+        Returns:
+            The backbone.
+
+        Raises:
+            BandError: If it is not known which bands the channels are.
+        """
+        hparams = self.hparams
+        backbone = create_backbone(hparams, **kwargs)
+        if not backbone.bands:
+            sensors = (hparams['model_args'] or {}).get('sensors', backbone.sensors)
+            raise BandError(
+                f'in_channels={hparams["in_channels"]} does not tell which bands the channels are: '
+                f'the sensors {list(sensors)} have {len(bands_of(sensors))}. Set in_channels to '
+                'that, or name the channels with bands'
+            )
+        if self.weights:
+            load_backbone_weights(backbone, self.weights)
+        return backbone
+
+    def prepare_trained(self, backbone: MultiSensorViT, hides_sensors: bool = False) -> None:
+        """Make a backbone ready for training.
+
+        Args:
+            backbone: The backbone; changed in place.
+            hides_sensors: Whether the method hides sensors in other ways than sensor dropout.
+
+        Raises:
+            ValueError: If what needs several sensors is asked of a model with one.
+        """
+        hparams = self.hparams
+        if hparams['compile_blocks']:
+            backbone.compile_blocks()
+        backbone.set_grad_checkpointing(hparams['grad_checkpointing'])
+        for name in ('sensor_dropout', 'one_sensor_masks'):
+            if hparams[name] and len(backbone.sensors) < 2:
+                raise ValueError(f'{name} needs a model with two sensors or more')
+        if hparams['one_sensor_masks'] and len(backbone.encoder_bands) < 2:
+            raise ValueError(
+                'one_sensor_masks needs a ViT for each sensor, or joint fusion: early fusion hides '
+                'a patch in all sensors'
+            )
+        absent = len(sensor_channels(backbone.bands)) < len(backbone.sensors)
+        hides = hparams['sensor_dropout'] or hides_sensors or absent
+        if backbone.fusion is not None and not hides:
+            # Never used: it must not decay.
+            backbone.stand_in.requires_grad_(False)
+
+    def build_multi_crop(self, anchor_size: int | None = None) -> MultiCrop:
+        """Build what makes crops, from the hyperparameters.
+
+        Args:
+            anchor_size: Side in pixels at which the global crops are also wanted without
+                photometry, as ``Crops.anchors``.
+
+        Returns:
+            The module.
+        """
+        hparams = self.hparams
+        return MultiCrop(
+            bands=self.model.bands,
+            global_size=hparams['global_size'],
+            local_size=hparams['local_size'],
+            n_local=hparams['n_local'],
+            global_scale=hparams['global_scale'],
+            local_scale=hparams['local_scale'],
+            patch_size=self.model.patch_size,
+            mask_probability=hparams['mask_probability'],
+            mask_ratio=hparams['mask_ratio'],
+            min_valid=hparams['min_valid'],
+            photometry=hparams['photometry'],
+            anchor_size=anchor_size,
+        )
+
+    def views(self, crops: Crops, patches: Tensor | None = None) -> list[View]:
+        """What the trained backbone sees: crops with patches masked and sensors missing.
+
+        Args:
+            crops: Crops of a batch of B images, n of them local.
+            patches: Patches of the global crops whose tokens are wanted beside CLS, see
+                :class:`geofm.models.View`. Default: the masked ones.
+
+        Returns:
+            The 2B global crops and, if there are any, the nB local ones, for ``forward_views`` of
+            the backbone.
+        """
+        wanted = crops.masked if patches is None else patches
+        present = self._seen(self._shown(len(crops.globals)), crops.global_present)
+        views = [View(crops.globals, crops.global_dates, self._hidden(crops), present, wanted)]
+        if len(crops.locals):
+            present = self._seen(self._drop_sensors(len(crops.locals)), crops.local_present)
+            views.append(View(crops.locals, crops.local_dates, None, present))
+        return views
+
+    def _shown(self, crops: int) -> Tensor | None:
+        """Which sensors the trained backbone is to see of the global crops; None: all."""
+        return self._drop_sensors(crops)
+
+    def _drop_sensors(self, crops: int) -> Tensor | None:
+        """Which sensors the trained backbone sees in each crop: all, or at random some of them.
+
+        All subsets that leave out some sensor, but not every one, are equally likely.
+        """
+        rate = self.hparams['sensor_dropout']
+        if not rate:
+            return None
+        count = len(self.model.sensors)
+        hidden, which = torch.rand(crops) < rate, torch.rand(crops)
+        # The bits of 1 to 2^S - 2 are these subsets. Rounding must not reach 2^S - 1.
+        subset = 1 + (which * (2**count - 2)).long().clamp_max(2**count - 3)
+        left_out = (subset[:, None] >> torch.arange(count)) & 1
+        seen = ~(hidden[:, None] & left_out.bool())
+        return seen.to(self.device, non_blocking=True)
+
+    def _seen(self, chosen: Tensor | None, present: Tensor | None) -> Tensor | None:
+        """Sensors that a network sees: of those chosen the ones that the data have.
+
+        Where the data have none of those chosen, the network sees all that they have.
+
+        Args:
+            chosen: Which sensors are to be seen in each crop, bool of shape (N, S). None: all.
+            present: Which sensors of the input the data have, bool of shape (N, S'). None: all.
+        """
+        if present is None:
+            return chosen
+        present = self.model.of_all_sensors(present)
+        if chosen is None:
+            return present
+        seen = chosen & present
+        return torch.where(seen.any(dim=1, keepdim=True), seen, present)
+
+    def _hidden(self, crops: Crops) -> Tensor:
+        """Patches that are masked, in all sensors, or some in one sensor only."""
+        rate = self.hparams['one_sensor_masks']
+        if not rate:
+            return crops.masks
+        shape, count = crops.masks.shape, len(self.model.sensors)
+        one, which = torch.rand(shape) < rate, torch.rand(shape)
+        hidden_in = count - 1 - (which * count).long().clamp_max(count - 1)
+        others = hidden_in[:, None] != torch.arange(count)[:, None]
+        shown = one[:, None] & others
+        return crops.masks[:, None] & ~shown.to(self.device, non_blocking=True)
+
+    # -- steps ----------------------------------------------------------------------------------
+
+    def total(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """Weighted sum of the losses.
+
+        Args:
+            losses: Losses by name, from :meth:`compute_losses`.
+
+        Returns:
+            Scalar.
+        """
+        return torch.stack([self.loss_weights[name] * losses[name] for name in losses]).sum()
+
+    def training_step(
+        self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
+    ) -> dict[str, Tensor]:
+        """Compute the training loss.
+
+        Args:
+            batch: The output of your DataLoader.
+            batch_idx: Integer displaying index of this batch.
+            dataloader_idx: Index of the current dataloader.
+
+        Returns:
+            ``loss``, and what :meth:`compute_losses` gives for those who watch.
+
+        Raises:
+            FloatingPointError: If the loss is not finite.
+        """
+        values = self._schedules().at(self.global_step)
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        seed = batch_seed(self.seed, 'train', number, self.global_rank)
+        self._step = Step(self.global_step, batch, seed, values, self.changing_state())
+        with seeded(seed, self.device):
+            losses, watched = self.compute_losses(batch, values)
+        loss = self.total(losses)
+        failed = (~torch.isfinite(loss)).float()
+        # One collective for all flags. All ranks stop together: one that goes on would wait for the
+        # others' gradients.
+        flags = torch.stack([failed, failed.new_tensor(float(self.stop_signal))])
+        any_failed, signalled = reduced(flags, dist.ReduceOp.MAX).tolist()
+        self.agreed_signal = int(signalled)
+        if any_failed:
+            self._stop('loss' if failed else 'loss of another rank', losses)
+        size = len(batch['image'])
+        self.log('train_loss', loss, prog_bar=True, batch_size=size)
+        self.log_dict({f'train_{k}': v for k, v in losses.items()}, batch_size=size)
+        self.log_dict({f'schedule/{k}': v for k, v in values.items()}, batch_size=size)
+        return {'loss': loss, **watched}
+
+    def _stop(self, what: str, values: Mapping[str, Tensor]) -> None:
+        """Stop a run whose numbers are not finite, keeping what it takes to see why.
+
+        Raises:
+            FloatingPointError: Always.
+        """
+        assert self._step is not None
+        terms = {name: value.item() for name, value in values.items()}
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        path = write_dump(self, self.multi_crop.photometry, self._step, terms, folder)
+        # The first rank to fail has the others ended.
+        self.trainer.strategy.barrier()
+        files = getattr(getattr(self.trainer, 'datamodule', None), 'files', None)
+        of = f' Files of the batch: {files(self._step.batch)}.' if files is not None else ''
+        raise FloatingPointError(
+            f'{what} is not finite at step {self._step.number}: {terms}. The step is kept in '
+            f'{path} (`geofm replay` does it again).{of} Look at these data, lower the learning '
+            'rate or clip_grad, or resume from an earlier checkpoint'
+        )
+
+    def validation_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compute the same losses on held-out images.
+
+        Args:
+            batch: The output of your DataLoader.
+            batch_idx: Integer displaying index of this batch.
+            dataloader_idx: Index of the current dataloader.
+        """
+        self._log_losses('val', batch, batch_idx)
+
+    def test_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Compute the same losses on test images.
+
+        Args:
+            batch: The output of your DataLoader.
+            batch_idx: Integer displaying index of this batch.
+            dataloader_idx: Index of the current dataloader.
+        """
+        self._log_losses('test', batch, batch_idx)
+
+    def _log_losses(self, split: str, batch: Sample, batch_idx: int) -> None:
+        # The same crops in every epoch, so that losses can be compared.
+        with seeded(batch_seed(self.seed, split, batch_idx, self.global_rank), self.device):
+            losses, _ = self.compute_losses(batch, None)
+        size = len(batch['image'])
+        self.log(f'{split}_loss', self.total(losses), batch_size=size, sync_dist=True)
+        self.log_dict(
+            {f'{split}_{k}': v for k, v in losses.items()}, batch_size=size, sync_dist=True
+        )
+
+    def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Embed images with the backbone that one keeps.
+
+        Args:
+            batch: The output of your DataLoader.
+            batch_idx: Integer displaying index of this batch.
+            dataloader_idx: Index of the current dataloader.
+
+        Returns:
+            CLS features of shape (B, D).
+        """
+        present = batch.get('present')
+        present = None if present is None else self.model.of_all_sensors(present)
+        return self.model(batch['image'], batch.get('dates'), present)
+
+    # -- a run ----------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Take up the statistics that the data module normalises with, for the photometry.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+
+        Raises:
+            BandError: If the data module lacks a band of the model.
+        """
+        self.take_up_statistics()
+        datamodule = getattr(self.trainer, 'datamodule', None)
+        if datamodule is not None and statistics_of(getattr(datamodule, 'aug', None)) is None:
+            rank_zero_warn(
+                f'how {type(datamodule).__name__} normalises is not known, so checkpoints cannot '
+                'carry the statistics of the input, and maps will use the built-in ones: wrap it '
+                'in geofm.datamodules.NamedBandsDataModule',
+                category=UserWarning,
+            )
+        if stage == 'fit':
+            self.schedules = self._resumed = None
+
+    def take_up_statistics(self) -> None:
+        """Have the photometry undo the normalisation of the data module in use.
+
+        Raises:
+            BandError: If the data module lacks a band of the model.
+        """
+        normalize = getattr(getattr(self.trainer, 'datamodule', None), 'aug', None)
+        photometry = self.multi_crop.photometry
+        if photometry is not None and isinstance(normalize, Normalize):
+            order = band_indices(self.model.bands, normalize.bands)
+            photometry.set_statistics(
+                normalize.mean.flatten()[order], normalize.std.flatten()[order]
+            )
+
+    def on_fit_start(self) -> None:
+        """Check the precision, take up the input's statistics, and say which attention runs.
+
+        Raises:
+            ValueError: If weights are in half precision.
+        """
+        check_precision(self)
+        # Lightning warns of modules in evaluation mode: here, those of a teacher.
+        warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
+        self.take_up_statistics()
+        dtype = AUTOCAST.get(str(self.trainer.precision), torch.float32)
+        method, reason = choose_attention(self.device, dtype)
+        rank_zero_info(f'Attention of packed crops: {method} ({reason})')
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the run's seed, how far it has come, and the input's statistics."""
+        checkpoint['seed'] = self.seed
+        datamodule = getattr(self._trainer, 'datamodule', None)
+        statistics = statistics_of(getattr(datamodule, 'aug', None)) or self.model.statistics
+        checkpoint[METADATA] = carry_statistics(statistics)
+        if self._plan is not None and self._course is not None:
+            before, step = (0, 0) if self._done is None else (self._done.samples, self._done.step)
+            checkpoint[PROGRESS] = {
+                'samples': before + (self.global_step - step) * self._plan.samples_per_step,
+                'planned': self._course.samples,
+                'course': astuple(self._course),
+                'batch': self._plan.batch,
+            }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the seed and the schedules of the run that is resumed."""
+        self.seed = checkpoint.get('seed', self.seed)
+        if self._trainer is not None:
+            keys = ('loops', 'global_step', PROGRESS)
+            self._resumed = {key: checkpoint[key] for key in keys if key in checkpoint}
+            self.schedules = None
+
+    # -- optimisation ---------------------------------------------------------------------------
+
+    def _schedules(self) -> Schedules:
+        """The table of this run, made when first asked for: it needs the data's length."""
+        if self.schedules is None:
+            settings = self.schedule_settings()
+            # Lightning builds the loaders later; their length and batch size are needed now.
+            self.trainer.fit_loop.setup_data()
+            self._plan = plan = Plan.of(self.trainer)
+            self._done = done = (
+                None if self._resumed is None else read_progress(self._resumed, plan)
+            )
+            self._course = course = plan.course(done, self._steps_per_epoch(plan, settings))
+            if course.steps < 1:
+                raise ValueError(NO_STEPS)
+            samples, step = (0.0, 0) if done is None else (done.samples, done.step)
+            steps = np.arange(float(max(1, plan.steps_left(done))))
+            places = (samples + steps * plan.samples_per_step) / course.samples_per_step
+            self.schedules = dinov2_schedules(
+                course.steps,
+                course.steps_per_epoch,
+                **{**settings, 'lr': settings['lr'] * self._lr_scale()},
+                # Rounding must not move a value from its step.
+                places=places.round(6),
+                first=step,
+            )
+        return self.schedules
+
+    def _steps_per_epoch(self, plan: Plan, settings: Mapping[str, Any]) -> float:
+        """Optimiser steps of what counts as an epoch in warm-ups."""
+        given = self.hparams['samples_per_epoch']
+        if given is not None:
+            self._batch_size('samples_per_epoch')
+            return float(given / plan.samples_per_step)
+        if not math.isinf(plan.steps_per_epoch):
+            return plan.steps_per_epoch
+        counted = [f'{k}={v:g}' for k, v in settings.items() if k.endswith('_epochs') and v]
+        if counted:
+            raise ValueError(
+                f'the data have no length, so that {", ".join(counted)} cannot be counted: set '
+                'samples_per_epoch to the number of samples that count as an epoch, or these to 0'
+            )
+        return 0.0
+
+    def _batch_size(self, why: str, off: object = None) -> int:
+        batch_size = getattr(self.trainer.train_dataloader, 'batch_size', None)
+        if batch_size is None:
+            raise ValueError(f'{why}: the data loader has no batch_size; set {why} to {off}')
+        return int(batch_size)
+
+    def _lr_scale(self) -> float:
+        if not self.hparams['scale_lr']:
+            return 1.0
+        total = (
+            self._batch_size('scale_lr', off=False)
+            * self.trainer.world_size
+            * self.trainer.accumulate_grad_batches
+        )
+        return float((total / 1024) ** 0.5)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """Initialize AdamW with DINOv2's parameter groups.
+
+        Returns:
+            The optimizer; learning rate and weight decay are set step by step.
+        """
+        hparams = self.hparams
+        groups = parameter_groups(
+            self.trained, self.model.depth, hparams['layer_decay'], hparams['patch_embed_lr_mult']
+        )
+        # The fused kernel unscales gradients itself, and clipping must come after that.
+        fused = self.trainer.precision != '16-mixed'
+        lr = float(self._schedules().lr.max())
+        return AdamW(groups, lr=lr, betas=hparams['betas'], fused=fused)
+
+    def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
+        """Set learning rates and weight decay of this step."""
+        values = self._schedules().at(self.global_step)
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        for group in optimizer.param_groups:
+            lr = values['last_layer_lr'] if group['last_layer'] else values['lr']
+            group['lr'] = lr * group['lr_mult']
+            group['weight_decay'] = values['weight_decay'] * group['wd_mult']
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: int | float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradient norm of each sub-network on its own.
+
+        Args:
+            optimizer: The optimizer.
+            gradient_clip_val: Largest norm; that of the task if None.
+            gradient_clip_algorithm: Accepted for Lightning: DINOv2 clips by norm.
+
+        Raises:
+            FloatingPointError: If a gradient is not finite, unless a scaler is there for that.
+        """
+        largest = gradient_clip_val or self.hparams['clip_grad']
+        trained = self.trained
+        norms = gradient_norms(trained)
+        # In half precision, the gradient scaler leaves such a step out and scales down.
+        if (
+            self.trainer.precision != '16-mixed'
+            and not torch.stack([*norms.values()]).isfinite().all()
+        ):
+            self._stop('gradient', norms)
+        if largest:
+            for name, module in trained.items():
+                nn.utils.clip_grads_with_norm_(module.parameters(), largest, norms[name])
