@@ -16,6 +16,7 @@ from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from geofm.device import to_device
 from geofm.models.packed_attention import Groups, attend
 
 if TYPE_CHECKING:
@@ -354,7 +355,9 @@ def _drop_rate(drop: nn.Module | None) -> float:
 def _draw_subsets(groups: Groups, rate: float, device: torch.device) -> _Subsets:
     if not rate:
         return None
-    return [draw_subset(count, rate).to(device, non_blocking=True) for count, _ in groups]
+    subsets = [draw_subset(count, rate) for count, _ in groups]
+    # One copy for all.
+    return list(to_device(torch.cat(subsets), device).split([len(subset) for subset in subsets]))
 
 
 def _chosen_of(groups: Groups, chosen: _Subsets) -> Groups:

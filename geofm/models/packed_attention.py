@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 from torch.nn.functional import scaled_dot_product_attention
 
+from geofm.device import to_device
+
 #: How attention within each sequence of a packed tensor is computed.
 Method = Literal['sdpa', 'varlen', 'xformers']
 
@@ -84,7 +86,9 @@ def attend(
         from xformers.ops import memory_efficient_attention
 
         packed = [part[None] for part in (query, key, value)]
-        attended = memory_efficient_attention(*packed, attn_bias=_block_diagonal(groups))[0]
+        attended = memory_efficient_attention(
+            *packed, attn_bias=_block_diagonal(groups, qkv.device)
+        )[0]
     return attended.flatten(1)
 
 
@@ -170,13 +174,13 @@ def _starts(groups: Groups, device: torch.device) -> tuple[Tensor, int]:
     # Kept from a validation for the training after it, which a tensor of inference mode is not for.
     with torch.inference_mode(False):
         starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
-        return starts.to(device), max(lengths)
+        return to_device(starts, device), max(lengths)
 
 
 @lru_cache(maxsize=64)
-def _block_diagonal(groups: Groups) -> Any:
+def _block_diagonal(groups: Groups, device: torch.device) -> Any:
     from xformers.ops.fmha.attn_bias import BlockDiagonalMask
 
     lengths = [length for count, length in groups for _ in range(count)]
     with torch.inference_mode(False):
-        return BlockDiagonalMask.from_seqlens(lengths)
+        return BlockDiagonalMask.from_seqlens(lengths, device=device)

@@ -12,6 +12,7 @@ import torch
 from timm.layers.patch_embed import PatchEmbed
 from torch import Tensor, nn
 
+from geofm.device import to_device
 from geofm.models.packed import Kept
 
 
@@ -136,7 +137,7 @@ def group(present: Tensor) -> list[Group]:
         by_pattern.setdefault(tuple(row), []).append(crop)
     return [
         Group(
-            torch.tensor(crops, device=present.device),
+            to_device(torch.tensor(crops), present.device),
             tuple(i for i, there in enumerate(pattern) if there),
         )
         for pattern, crops in by_pattern.items()

@@ -8,6 +8,7 @@ import torch
 from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
+from geofm.device import to_device
 from geofm.sensors import SENSORS, BandError, Range, check_bands, sensor_channels
 from geofm.transforms.masks import block_masks
 from geofm.transforms.photometry import Photometry, PhotometryArgs, blur_sigma
@@ -225,8 +226,8 @@ class MultiCrop(nn.Module):
         return Crops(
             globals=global_crops,
             locals=local_crops,
-            masks=masks.to(images.device, non_blocking=True),
-            masked=masked.to(images.device, non_blocking=True),
+            masks=to_device(masks, images.device),
+            masked=to_device(masked, images.device),
             anchors=anchors,
             global_dates=None if dates is None else dates[global_source],
             local_dates=None if dates is None else dates[local_source],
@@ -243,18 +244,17 @@ class MultiCrop(nn.Module):
     def _draw_sources(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Image that each crop is cut from, global (2B,) and local (nB,), the dates flattened."""
         n_images = len(images)
-        n_dates = images.shape[1] if images.ndim == 5 else 1
-        global_date = torch.arange(N_GLOBAL).repeat_interleave(n_images) % n_dates
-        local_date = torch.zeros(self.n_local * n_images, dtype=torch.long)
+        image = torch.arange(n_images, device=images.device)
+        global_source, local_source = image.repeat(N_GLOBAL), image.repeat(self.n_local)
+        if images.ndim == 4:
+            return global_source, local_source
+        n_dates = images.shape[1]
+        global_date = torch.arange(len(global_source), device=images.device) // n_images % n_dates
+        local_date = torch.zeros(len(local_source), dtype=torch.long)
         if n_dates > 1:
             local_date = torch.randint(n_dates, local_date.shape)
-        image = torch.arange(n_images)
-        sources = (
-            image.repeat(N_GLOBAL) * n_dates + global_date,
-            image.repeat(self.n_local) * n_dates + local_date,
-        )
-        global_source, local_source = (s.to(images.device, non_blocking=True) for s in sources)
-        return global_source, local_source
+        local_date = to_device(local_date, images.device)
+        return global_source * n_dates + global_date, local_source * n_dates + local_date
 
     def _draw_boxes(
         self, images: Tensor, counts: Tensor | None, source: Tensor, scale: tuple[float, float]
@@ -267,7 +267,7 @@ class MultiCrop(nn.Module):
         corners = generator(torch.Size((tries * n_boxes, *images.shape[1:])))['src']
         # Kornia's corners are the centres of the corner pixels; boxes end after the last pixel.
         boxes = torch.cat([corners[:, 0], corners[:, 2] + 1], dim=1).long()
-        boxes = boxes.view(tries, n_boxes, 4).to(images.device, non_blocking=True)
+        boxes = to_device(boxes.view(tries, n_boxes, 4), images.device)
         if counts is None:
             return boxes[0], boxes.new_ones(n_boxes, dtype=torch.float32)
         # All tries at once: to draw again only where needed, the host would have to wait.
@@ -348,4 +348,4 @@ def valid_share(counts: Tensor, boxes: Tensor, source: Tensor) -> Tensor:
 
 def _draw_flips(n_crops: int, device: torch.device) -> Tensor:
     """Horizontal and vertical flips, each with probability 0.5, bool (n_crops, 2)."""
-    return (torch.rand(n_crops, 2) < 0.5).to(device, non_blocking=True)
+    return to_device(torch.rand(n_crops, 2) < 0.5, device)

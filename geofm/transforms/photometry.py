@@ -17,6 +17,7 @@ from typing import TypedDict
 import torch
 from torch import Tensor, nn
 
+from geofm.device import to_device
 from geofm.sensors import (
     DEFAULT_SENSORS,
     SENSORS,
@@ -109,9 +110,8 @@ class Photometry(nn.Module):
         """
         check_channels(crops, self.bands)
         # One pass over the pixels for all gains.
-        gain, offset = self.gain(len(crops))
-        gain = gain[..., None, None].to(crops, non_blocking=True)
-        offset = offset[..., None, None].to(crops, non_blocking=True)
+        change = to_device(torch.stack(self.gain(len(crops))), crops.device)
+        gain, offset = change[..., None, None].to(crops.dtype)
         torch.addcmul(offset, crops, gain, out=crops)
         for speckle in self.speckle:
             crops = speckle(crops)
@@ -345,8 +345,8 @@ class Speckle(_Physical):
             The same tensor.
         """
         chosen = (torch.rand(len(crops)) < self.probability).nonzero().squeeze(1)
-        looks = _uniform((len(chosen), 1, 1, 1), self.looks).to(crops.device, non_blocking=True)
-        chosen = chosen.to(crops.device, non_blocking=True)
+        looks = to_device(_uniform((len(chosen), 1, 1, 1), self.looks), crops.device)
+        chosen = to_device(chosen, crops.device)
         for channel in self.channels:
             noise = speckle_decibel(looks.expand(-1, 1, *crops.shape[-2:])).squeeze(1)
             if self._in_decibel[channel]:

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from geofm.device import full_precision, to_device
+
 # Cubic convolution with Keys' a = -0.5, as PyTorch and Pillow use for antialiased resizing.
 CUBIC_A = -0.5
 CUBIC_SUPPORT = 2.0
@@ -46,14 +48,14 @@ def crop_and_resize(
     channels, height, width = images.shape[1:]
     if out is None:
         out = images.new_empty(len(boxes), channels, size, size)
-    # Autocast would do the products in half precision, which is coarser than the data.
-    with torch.autocast(images.device.type, enabled=False):
+    # Half precision and TF32 are coarser than the data.
+    with full_precision(images.device):
         rows = resize_matrices(boxes[:, 1], boxes[:, 3], flips[:, 1], height, size)
         columns = resize_matrices(boxes[:, 0], boxes[:, 2], flips[:, 0], width, size)
         if sigma is not None:
             blurred = sigma.nonzero().squeeze(1)
-            blur = blur_matrices(sigma[blurred], size).to(rows, non_blocking=True)
-            blurred = blurred.to(rows.device, non_blocking=True)
+            blur = blur_matrices(to_device(sigma[blurred], rows.device), size)
+            blurred = to_device(blurred, rows.device)
             rows[blurred] = blur @ rows[blurred]
             columns[blurred] = blur @ columns[blurred]
         rows, columns = rows.to(images.dtype), columns.to(images.dtype)
