@@ -30,6 +30,7 @@ def map_(
     window: int = 224,
     overlap: float = 0.5,
     batch_size: int = 8,
+    stride: int | None = None,
     pixels: Literal['nearest', 'bilinear'] | None = None,
     components: int = 3,
     basis: Path | None = None,
@@ -61,7 +62,10 @@ def map_(
         window: Side of a window in pixels, a multiple of the patch size.
         overlap: Least share of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
-        pixels: Write products on the pixels of the scene, and how; one pixel a patch if not given.
+        stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
+            (patch size / stride)^2 times as long.
+        pixels: Write products on the pixels of the scene, and how; one pixel a patch, or a stride,
+            if not given.
         components: Number of principal components.
         basis: PCA basis of another scene (*_pca.safetensors), for the same colours.
         segments: Number of segments.
@@ -95,6 +99,7 @@ def map_(
         window=window,
         overlap=overlap,
         batch_size=batch_size,
+        stride=stride,
         point=None if point is None else _lonlat(point),
         pixels=pixels,
         components=components,
@@ -135,6 +140,7 @@ def attention(
     window: int = 224,
     overlap: float = 0.5,
     batch_size: int = 8,
+    stride: int | None = None,
     pixels: Literal['nearest', 'bilinear'] | None = 'nearest',
     missing_bands: Missing | None = None,
     device: str | None = None,
@@ -154,7 +160,10 @@ def attention(
         window: Side of a window in pixels, a multiple of the patch size.
         overlap: Least share of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
-        pixels: How a pixel of the scene gets the value of its patch; null: one pixel a patch.
+        stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
+            (patch size / stride)^2 times as long.
+        pixels: How a pixel of the scene gets the value of its patch; null: one pixel a patch, or a
+            stride, as always with --stride.
         missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
             an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
@@ -177,7 +186,8 @@ def attention(
         window=window,
         overlap=overlap,
         batch_size=batch_size,
-        pixels=pixels,
+        stride=stride,
+        pixels=None if stride is not None and pixels == 'nearest' else pixels,
         missing_bands=missing_bands,
         scene=scene,
         scene_bands=scene_bands,
@@ -196,6 +206,7 @@ def pca(
     window: int = 224,
     overlap: float = 0.5,
     batch_size: int = 8,
+    stride: int | None = None,
     pixels: Literal['nearest', 'bilinear'] | None = None,
     missing_bands: Missing | None = None,
     device: str | None = None,
@@ -203,7 +214,9 @@ def pca(
     scene_bands: dict[str, list[str]] | None = None,
     reference_sensor: str | None = None,
 ) -> None:
-    """Map the principal components of patch tokens as colours; `geofm map` has more choices.
+    """Map the principal components of patch tokens as colours, and draw them.
+
+    `geofm map` has more choices.
 
     Args:
         checkpoint: Checkpoint that `geofm fit` wrote.
@@ -215,7 +228,10 @@ def pca(
         window: Side of a window in pixels, a multiple of the patch size.
         overlap: Least share of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
-        pixels: Write products on the pixels of the scene, and how; one pixel a patch if not given.
+        stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
+            (patch size / stride)^2 times as long.
+        pixels: Write products on the pixels of the scene, and how; one pixel a patch, or a stride,
+            if not given.
         missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
             an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
@@ -230,12 +246,14 @@ def pca(
         s1,
         s2,
         output=output,
+        figure=output / '{scene}_pca',
         products=['pca'],
         components=components,
         basis=basis,
         window=window,
         overlap=overlap,
         batch_size=batch_size,
+        stride=stride,
         pixels=pixels,
         missing_bands=missing_bands,
         scene=scene,
@@ -254,6 +272,7 @@ def embed(
     window: int = 224,
     overlap: float = 0.5,
     batch_size: int = 8,
+    stride: int | None = None,
     missing_bands: Missing | None = None,
     device: str | None = None,
     scene: dict[str, Path] | None = None,
@@ -271,6 +290,8 @@ def embed(
         window: Side of a window in pixels, a multiple of the patch size.
         overlap: Least share of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
+        stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
+            (patch size / stride)^2 times as long.
         missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
             an error if not given.
         device: Where to compute, e.g. cuda; on the CPU if not given.
@@ -290,6 +311,7 @@ def embed(
         window=window,
         overlap=overlap,
         batch_size=batch_size,
+        stride=stride,
         missing_bands=missing_bands,
         scene=scene,
         scene_bands=scene_bands,

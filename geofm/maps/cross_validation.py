@@ -1,11 +1,13 @@
 """Accuracy of a map from a few labels: cross-validation by blocks of ground, and its baseline."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from rasterio.transform import Affine
 from sklearn.model_selection import GroupKFold
 
 from geofm import lonlat
@@ -17,7 +19,6 @@ from geofm.legend import Legend
 from geofm.maps.heads import Head, Method
 from geofm.maps.scene import Scene
 from geofm.maps.windows import Floats
-from geofm.maps.writer import patch_grid
 from geofm.sensors import bands_of
 
 #: Most folds of the cross-validation.
@@ -126,8 +127,8 @@ def band_statistics(
     found = np.zeros((len(rows), 2 * len(bands)), np.float32)
     with Scene(bands, files=files, names=names, missing='mean', reference=reference) as scene:
         size = round(grid.res[0] / scene.grid.res[0])
-        own = patch_grid(scene.grid, max(1, size))
-        if own.shape != grid.shape or own.offset_in(grid) != (0, 0):
+        offset = _offset(grid, scene.grid, max(1, size))
+        if offset is None:
             raise ValueError(
                 f'{scene.path}: its pixels are not those of the patches; give the rasters that '
                 '`geofm embed` took, and its --reference_sensor'
@@ -135,7 +136,8 @@ def band_statistics(
         for row in np.unique(rows):
             here = np.flatnonzero(rows == row)
             first, last = cols[here].min(), cols[here].max() + 1
-            part = scene.read(int(row) * size, int(first) * size, size, int(last - first) * size)
+            corner = offset[0] + int(row) * size, offset[1] + int(first) * size
+            part = scene.read(*corner, size, int(last - first) * size)
             image = torch.where(part['valid'], part['image'], 0)
             lefts = ((cols[here] - first) * size).tolist()
             patches = {
@@ -144,3 +146,19 @@ def band_statistics(
             }
             found[here] = band_statistics_encoder(patches).numpy()
     return found
+
+
+def _offset(patches: Grid, scene: Grid, size: int) -> tuple[int, int] | None:
+    """Pixel of a scene at which its patches begin; None if they are not those of the scene."""
+    transform = patches.transform @ Affine.scale(1 / size)
+    height, width = (side * size for side in patches.shape)
+    offset = replace(patches, transform=transform, height=height, width=width).offset_in(scene)
+    if offset is None:
+        return None
+    # They may begin before the scene, and end before or beyond it, but never by a whole patch.
+    ends = (
+        start + side - whole
+        for start, side, whole in zip(offset, (height, width), scene.shape, strict=True)
+    )
+    inside = all(-size < start <= 0 for start in offset) and all(abs(end) < size for end in ends)
+    return offset if inside else None

@@ -60,7 +60,7 @@ class _Band(NamedTuple):
 
     panels: Sequence[_Panel]
     norm: Normalize | None = None
-    label: str = 'attention / uniform'
+    label: str = 'attention / uniform attention'
 
 
 def plot_products(
@@ -76,6 +76,8 @@ def plot_products(
 ) -> Figure:
     """Draw a scene and its products side by side: pictures, features, and every attention head.
 
+    Without features, the pictures stand beside the attention to them.
+
     Args:
         files: Rasters of :func:`geofm.maps.map_scene` by product; drawn are 'pca', 'segments',
             'foreground', 'change', 'rollout', 'point' and 'attention', of those that are there.
@@ -85,7 +87,7 @@ def plot_products(
         reference: Key of the sensor whose grid the products are on. Default: Sentinel-2 where it is
             given, else the first that is not static.
         names: Name of each band of a raster by sensor, where the file does not say.
-        title: Title of the figure. Default: the name of the scene.
+        title: Title of the figure. Default: what is shown, and the name of the scene.
         max_side: Longest side of a picture in pixels; larger scenes are read at this size.
 
     Returns:
@@ -99,8 +101,8 @@ def plot_products(
     with _open(files_by_sensor(s1, s2, scene), reference, names or {}) as ground:
         grid, stem = ground.grid, ground.stem
         pictures = _pictures(ground, max_side)
-    backdrop = next(iter(pictures.values()))
-    top = [_Panel(p.title, _whole(p.rgba, grid)) for p in pictures.values()]
+    context = {key: _Panel(p.title, _whole(p.rgba, grid)) for key, p in pictures.items()}
+    top: list[_Panel] = []
     rows: list[_Band] = []
     if 'pca' in files:
         top.append(_Panel('PCA of patch tokens', _read_rgb(files['pca'], grid, max_side)))
@@ -113,8 +115,14 @@ def plot_products(
         rows.append(_change_band(files['change'], grid, max_side))
     for product in ('attention', 'rollout', 'point'):
         if product in files:
-            rows += _attention_bands(product, files[product], grid, max_side, pictures, backdrop)
-    return _compose([_Band(top), *rows], grid, title or stem)
+            beside = context if product == 'attention' and not top else {}
+            rows += _attention_bands(product, files[product], grid, max_side, pictures, beside)
+    shown = {panel.title for row in rows for panel in row.panels}
+    if top or not shown.issuperset(panel.title for panel in context.values()):
+        rows.insert(0, _Band([*context.values(), *top]))
+    kinds = {'attention': 'CLS attention', 'pca': 'PCA of patch tokens'}
+    what = [kinds[product] for product in kinds if product in files]
+    return _compose(rows, grid, title or ': '.join([stem, *([' and '.join(what)] if what else [])]))
 
 
 def draw_map(
@@ -266,13 +274,14 @@ def _attention_bands(
     grid: Grid,
     max_side: int,
     pictures: Mapping[str, _Picture],
-    backdrop: _Picture,
+    beside: Mapping[str, _Panel],
 ) -> list[_Band]:
-    """Lines of panels of a raster of attention."""
+    """Lines of panels of a raster of attention, beside panels of what attention is paid to."""
     with rasterio.open(path) as src:
         values, image = _read(src, grid, max_side)
         names = src.descriptions
     sources = [name.split()[0] for name in names]
+    backdrop = next(iter(pictures.values()))
 
     def drape(values: Array, source: str, norm: Normalize) -> _Image:
         # Cross-attention has no sensor of its own.
@@ -294,7 +303,8 @@ def _attention_bands(
         mean, *heads = (i for i, s in enumerate(sources) if s == source)
         norm = _limits(values[[mean, *heads]])
         where = names[mean].removeprefix(source).removesuffix('mean').strip()
-        panels = [_Panel(f'{_title(source)}, {where}: mean', drape(values[mean], source, norm))]
+        panels = [beside.get(source, next(iter(beside.values())))] if beside else []
+        panels.append(_Panel(f'{_title(source)}, {where}: mean', drape(values[mean], source, norm)))
         for i in heads:
             title = f'{_title(source)}: head {names[i].rpartition(" ")[2]}'
             panels.append(_Panel(title, image._replace(pixels=values[i]), norm))
@@ -331,7 +341,11 @@ def _drape(values: Array, image: _Image, picture: Array, grid: Grid, norm: Norma
             picture.shape[:2], grid.shape, (top, left), (bottom, right), values.shape, strict=True
         )
     )
-    values = values[np.ix_(rows.astype(int), cols.astype(int))]
+    # Cells of a stride may end half a cell before the scene.
+    nearest = (
+        i.astype(int).clip(0, n - 1) for i, n in zip((rows, cols), values.shape, strict=True)
+    )
+    values = values[np.ix_(*nearest)]
     known = np.isfinite(values)[..., None]
     rgba = _CMAP(norm(np.nan_to_num(values))).astype(np.float32)
     luma = (picture[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]

@@ -5,7 +5,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,15 +17,16 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from geofm import __version__
+from geofm.grid import Grid
 from geofm.locking import locked_folder
 from geofm.lonlat import bounds, describe, pixel_at
 from geofm.maps.embeddings import Precision, dimension_scales, write_embeddings
 from geofm.maps.pca import PCABasis
 from geofm.maps.scene import Missing, Scene, files_by_sensor, option
 from geofm.maps.segments import Segmenter, segment_colors
+from geofm.maps.strides import ShiftedSurveys, Stride
 from geofm.maps.survey import (
     Observer,
-    Survey,
     Wanted,
     architecture,
     open_survey,
@@ -66,7 +67,10 @@ class Options:
         point: Longitude and latitude of the place whose attention 'point' shows.
         pixels: How to bring values to the pixels of the scene: that of the patch ('nearest') or
             interpolated between the centres of patches ('bilinear'; classes never are). None: one
-            pixel a patch. Embeddings always have one pixel a patch.
+            pixel a patch, or a stride. Embeddings always have that.
+        stride: Pixels of the scene from one value to the next, which must divide the patch size.
+            Below the patch size, the model is run on patch grids shifted by the stride, which
+            takes (patch size / stride)^2 times as long. None: the patch size.
         components: Number of principal components, at least 3.
         basis: File of a PCA basis to use instead of the scene's own, e.g. of the scene beside it.
         segments: Number of segments.
@@ -82,6 +86,7 @@ class Options:
     batch_size: int = 8
     point: tuple[float, float] | None = None
     pixels: Upsampling | None = None
+    stride: int | None = None
     components: int = 3
     basis: Path | None = None
     segments: int = 8
@@ -116,6 +121,11 @@ def map_scene(
     and in its CRS, on the grid of one sensor, of Sentinel-2 where it is given. Where a scene is not
     a whole number of patches the last ones reach beyond it. A patch without any valid pixel is
     nodata.
+
+    With a stride below the patch size, a pixel is as large as the stride and lies amid its patch.
+    The raster then begins half a pixel before the scene if the patch size is an even multiple of
+    the stride. Every (patch size / stride)-th pixel along rows and columns has the value that it
+    has without a stride. A pixel is nodata if its own ground has no valid pixel.
 
     - ``attention``: CLS attention of a block. For each source, the sensors and 'fusion' for
       cross-attention, a band holds the mean over the heads, followed by one band a head. Attention
@@ -216,13 +226,18 @@ def _choose(
     return tuple(p for p in every if p in products)
 
 
-def _check(options: Options, depth: int) -> None:
+def _check(options: Options, depth: int, stride: Stride) -> None:
     if not -depth <= options.block < depth:
         raise ValueError(f'block {options.block}: the model has {depth} blocks')
     if options.batch_size < 1:
         raise ValueError(f'batch_size={options.batch_size} is not positive')
     if options.components < 3:
         raise ValueError(f'components={options.components}: a picture needs at least 3')
+    if options.pixels is not None and stride.factor > 1:
+        raise ValueError(
+            f'stride={stride.pixels} and pixels={options.pixels}: choose one; with a stride, a '
+            f'raster has one pixel per {stride.pixels} px of the scene'
+        )
 
 
 def _report_sensors(scene: Scene, sensors: Sequence[str], files: Mapping[str, Path]) -> None:
@@ -250,7 +265,7 @@ class _Maker:
     """Makes products out of a survey."""
 
     observer: Observer
-    survey: Survey
+    survey: ShiftedSurveys
     scene: Scene
     stem: Path
     options: Options
@@ -270,11 +285,13 @@ class _Maker:
         progress: Progress,
     ) -> '_Maker':
         """Check all that can be checked at once, and open the work folder."""
-        _check(options, model.depth)
+        stride = Stride.of(model.patch_size, options.stride)
+        _check(options, model.depth, stride)
         weights = weights_sha256(model)
         basis = None if options.basis is None else _load_basis(options.basis, weights)
         if options.point is not None:
-            _patch_at(scene, model.patch_size, options.point)
+            for origin in stride.origins:
+                _patch_at(scene, model.patch_size, options.point, origin)
         tiling = Tiling.cover(scene.grid.shape, model.patch_size, options.window, options.overlap)
         wanted = Wanted(
             options.block if 'attention' in products else None,
@@ -290,6 +307,7 @@ class _Maker:
             'block': wanted.block,
             'window': options.window,
             'overlap': options.overlap,
+            'stride': stride.pixels,
             'kinds': {kind: len(names) for kind, names in layout.items()},
             'rasters': scene.describe(),
             'statistics': InputStatistics.of(observer.normalize).entry(),
@@ -304,12 +322,22 @@ class _Maker:
             'input_statistics': json.dumps(manifest['statistics']),
             'window': str(options.window),
             'overlap': str(options.overlap),
+            'stride': str(stride.pixels),
             'command': command,
             **scene.tags(),
         }
+        surveys = [
+            open_survey(
+                folder if stride.factor == 1 else folder / '{}_{}'.format(*origin),
+                replace(tiling, origin=origin),
+                layout,
+                manifest,
+            )
+            for origin in stride.origins
+        ]
         return cls(
             observer,
-            open_survey(folder, tiling, layout, manifest),
+            ShiftedSurveys(stride, surveys, scene.grid),
             scene,
             output / scene.stem,
             options,
@@ -340,13 +368,28 @@ class _Maker:
 
     def _make_point(self) -> dict[str, Path]:
         """Attention of a patch in the window around it."""
+        tags = {
+            'block': self._block,
+            'point': '{}, {}'.format(*(self.options.point or ())),
+            'unit': f'attention of the patch at the point {_UNIT}',
+        }
+        names, first = self._point(self.survey.tilings[0])
+        others = (self._point(tiling)[1] for tiling in self.survey.tilings[1:])
+        strips = self.survey.join(zip(first, *others, strict=True))
+        return self._raster('point', names, strips, tags)
+
+    def _point(self, tiling: Tiling) -> tuple[list[str], Iterator[Strip]]:
+        """What the bands of 'point' are, and its strips on the patch grid of one shift."""
         assert self.options.point is not None
-        survey, p = self.survey, self.survey.tiling.patch_size
-        row, col = _patch_at(self.scene, p, self.options.point)
-        rows, cols = survey.tiling.rows, survey.tiling.cols
+        rows, cols, p = tiling.rows, tiling.cols, tiling.patch_size
+        row, col = _patch_at(self.scene, p, self.options.point, tiling.origin)
+        # A shifted patch grid leaves out the first or the last pixels of the scene.
+        row, col = (min(max(i, 0), a.length - 1) for i, a in ((row, rows), (col, cols)))
         top = min(max(row - rows.size // 2, 0), rows.length - rows.size)
         left = min(max(col - cols.size // 2, 0), cols.length - cols.size)
-        sample = self.scene.read(top * p, left * p, rows.size * p, cols.size * p)
+        down, right = tiling.origin
+        corner = down + top * p, right + left * p
+        sample = self.scene.read(*corner, rows.size * p, cols.size * p)
         observer = Observer(self.observer.model, self.scene, Wanted(self.options.block))
         query = (row - top) * cols.size + col - left
         seen = observer.observe(default_collate([sample]), query)
@@ -369,12 +412,7 @@ class _Maker:
                     mask[:, left * p : (left + cols.size) * p] = valid[k * p : (k + 1) * p]
                 yield Strip(strip, mask)
 
-        tags = {
-            'block': self._block,
-            'point': '{}, {}'.format(*self.options.point),
-            'unit': f'attention of the patch at the point {_UNIT}',
-        }
-        return self._raster('point', names, strips(), tags)
+        return names, strips()
 
     # -- features -------------------------------------------------------------------------------
 
@@ -410,7 +448,7 @@ class _Maker:
         return {**files, 'pca_basis': saved}
 
     def _make_segments(self) -> dict[str, Path]:
-        grid = patch_grid(self.scene.grid, self.survey.tiling.patch_size)
+        grid = patch_grid(*self._cells)
         segmenter = Segmenter(
             lambda: self._strips('tokens', 'Clustering'),
             self.options.segments,
@@ -431,11 +469,9 @@ class _Maker:
             scales = dimension_scales(self._strips('tokens', 'Scaling')).tolist()
         encoding = Encoding(precision, -128 if scales else math.nan, scales)
         path = self._path('embedding')
-        p = self.survey.tiling.patch_size
         write_patches(
             path,
-            self.scene.grid,
-            p,
+            *self._cells,
             self.survey.layout['tokens'],
             self._strips('tokens', 'Writing embedding'),
             {**self.tags, **self._last, 'product': 'embedding'},
@@ -444,7 +480,7 @@ class _Maker:
         table = self._path('embedding', '.parquet')
         write_embeddings(
             table,
-            patch_grid(self.scene.grid, p),
+            patch_grid(*self._cells),
             self._strips('tokens', 'Writing table'),
             precision=precision,
             scales=scales,
@@ -473,6 +509,12 @@ class _Maker:
         yield from self.progress.track(strips, self.survey.count, description=description)
         return_memory()
 
+    @property
+    def _cells(self) -> tuple[Grid, int]:
+        """Pixels that a product is of, and how many of them a value is of."""
+        stride = self.survey.stride
+        return stride.covered(self.scene.grid), stride.pixels
+
     def _path(self, product: str, suffix: str = '.tif') -> Path:
         return self.stem.with_name(f'{self.stem.name}_{product}{suffix}')
 
@@ -485,7 +527,7 @@ class _Maker:
         encoding: Encoding | None = None,
     ) -> dict[str, Path]:
         path, pixels = self._path(product), self.options.pixels
-        grid, p = self.scene.grid, self.survey.tiling.patch_size
+        grid, p = self._cells
         tags = {**self.tags, **tags}
         if pixels is None:
             write_patches(path, grid, p, names, strips, tags, encoding)
@@ -506,7 +548,9 @@ def _load_basis(path: Path, weights: str) -> PCABasis:
     return basis
 
 
-def _patch_at(scene: Scene, patch_size: int, point: tuple[float, float]) -> tuple[int, int]:
+def _patch_at(
+    scene: Scene, patch_size: int, point: tuple[float, float], origin: tuple[int, int] = (0, 0)
+) -> tuple[int, int]:
     """Row and column of the patch at a longitude and latitude."""
     y, x = pixel_at(scene.grid, *point)
     if not (0 <= y < scene.grid.height and 0 <= x < scene.grid.width):
@@ -514,8 +558,10 @@ def _patch_at(scene: Scene, patch_size: int, point: tuple[float, float]) -> tupl
             f'{scene.path}: {point[0]}, {point[1]} is outside of the scene, which is at '
             f'{describe(bounds(scene.grid))}'
         )
-    row, col = int(y) // patch_size, int(x) // patch_size
-    patch = scene.read(row * patch_size, col * patch_size, patch_size, patch_size)
+    top, left = origin
+    row, col = (int(y) - top) // patch_size, (int(x) - left) // patch_size
+    corner = top + row * patch_size, left + col * patch_size
+    patch = scene.read(*corner, patch_size, patch_size)
     if not patch['valid'].any():
         raise ValueError(f'{scene.path}: no data at the point {point[0]}, {point[1]}')
     return row, col

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
@@ -228,11 +228,12 @@ class Survey:
         """Number of strips."""
         return len(self.tiling.rows.starts)
 
-    def strips(self, kind: str) -> Iterator[Strip]:
+    def strips(self, kind: str, most_rows: int | None = None) -> Iterator[Strip]:
         """Values of one kind.
 
         Args:
             kind: A key of the layout.
+            most_rows: Most rows of patches of a strip; None: those of a row of windows.
 
         Yields:
             Strips from top to bottom.
@@ -240,9 +241,13 @@ class Survey:
         ends = accumulate((len(names) for names in self.layout.values()), initial=0)
         parts = dict(zip(self.layout, pairwise(ends), strict=True))
         first, last = parts[kind]
+        p = self.tiling.patch_size
         for i in range(self.count):
-            values = np.load(self._strip(i), mmap_mode='r')
-            yield Strip(np.array(values[first:last]), self._valid(i))
+            values, valid = np.load(self._strip(i), mmap_mode='r'), self._valid(i)
+            step = most_rows or values.shape[1]
+            for top in range(0, values.shape[1], step):
+                rows = slice(top, top + step)
+                yield Strip(np.array(values[first:last, rows]), valid[top * p : (top + step) * p])
 
     def is_empty(self) -> bool:
         """Whether no pixel of the scene holds data."""
@@ -271,15 +276,19 @@ class Survey:
             return strips * cols
         return strips * cols + sum(len(_columns(path)) for path in self._batches(strips))
 
-    def run(self, observer: Look, batch_size: int, progress: Progress) -> None:
+    def run(
+        self, observer: Look, batch_size: int, progress: Progress, task: TaskID | None = None
+    ) -> None:
         """Look at all windows that are not finished.
 
         Args:
             observer: The model and the scene, an :class:`Observer` or another.
             batch_size: Windows a forward pass.
             progress: Where to show how far it is.
+            task: Bar to advance by each window; None: a new one.
         """
-        task = progress.add_task('Windows', total=len(self.tiling), completed=self.done())
+        if task is None:
+            task = progress.add_task('Windows', total=len(self.tiling), completed=self.done())
         channels = observer.blended or sum(len(names) for names in self.layout.values())
         for i in range(self.count):
             if self._strip(i).exists():

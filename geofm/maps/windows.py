@@ -80,11 +80,13 @@ class Tiling:
         rows: Windows along the rows.
         cols: Windows along the columns.
         patch_size: Pixels a patch.
+        origin: Row and column of the scene at which the first patch begins, negative before it.
     """
 
     rows: Axis
     cols: Axis
     patch_size: int
+    origin: tuple[int, int] = (0, 0)
 
     @classmethod
     def cover(
@@ -134,7 +136,8 @@ class Tiling:
         """First row, first column, height and width of a window in pixels."""
         p = self.patch_size
         row, col = self.rows.starts[position.i] * p, self.cols.starts[position.j] * p
-        return row, col, self.rows.size * p, self.cols.size * p
+        top, left = self.origin
+        return top + row, left + col, self.rows.size * p, self.cols.size * p
 
 
 class Tile(NamedTuple):

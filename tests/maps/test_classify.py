@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -12,6 +13,7 @@ import pandas as pd
 import pytest
 import rasterio
 import shapely
+from rasterio.transform import Affine
 from safetensors.numpy import save_file
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.model_selection import GroupKFold
@@ -285,6 +287,11 @@ def test_baseline_is_that_of_numpy(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             statistics, np.concatenate([patch.mean(axis=1), patch.std(axis=1)]), rtol=1e-4
         )
+    # Cells of a stride may begin before the scene.
+    start = PATCHES.transform @ Affine.translation(-0.5, -0.5)
+    shifted = band_statistics({key: path}, replace(PATCHES, transform=start), rows, cols)
+    cell = pixels[:, 10:14, 26:30].mean(axis=(1, 2))
+    np.testing.assert_allclose(shifted[2, : len(names)], cell, rtol=1e-4)
     wrong = write(tmp_path / 'other.tif', pixels[:, :, :-8], descriptions=names)
     with pytest.raises(ValueError, match='pixels are not those of the patches'):
         band_statistics({key: wrong}, PATCHES, rows, cols)

@@ -83,13 +83,19 @@ def test_map_search_and_figure(
 def test_each_product_alone(folder: Path, scene: list[str], tmp_path: Path) -> None:
     expected = {
         'attention': ['attention.pdf', 'attention.png', 'attention.tif'],
-        'pca': ['foreground.tif', 'pca.safetensors', 'pca.tif', 'pca_components.tif'],
+        'pca': [
+            'foreground.tif', 'pca.pdf', 'pca.png', 'pca.safetensors', 'pca.tif',
+            'pca_components.tif',
+        ],
         'embed': ['embedding.parquet', 'embedding.tif'],
-    }
+    }  # fmt: skip
     for command, names in expected.items():
         out = tmp_path / command
-        main([command, f'--checkpoint={folder}/a.ckpt', *scene, f'--output={out}', '--window=64'])
+        args = [f'--checkpoint={folder}/a.ckpt', *scene, f'--output={out}', '--window=64']
+        main([command, *args, '--stride=8'])
         assert sorted(path.name for path in out.iterdir()) == [f's2_2018-02-24_{n}' for n in names]
+        with rasterio.open(next(out.glob('*.tif'))) as src:
+            assert (src.res, src.shape) == ((80, 80), (8, 12))
 
 
 def test_a_vit_of_timm_and_one_sensor(folder: Path, scene: list[str], tmp_path: Path) -> None:

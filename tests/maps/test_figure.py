@@ -118,6 +118,20 @@ def test_change_has_a_panel_with_its_own_scale(tmp_path: Path) -> None:
     assert figure.get_axes()[-1].get_ylabel() == 'cosine distance'
 
 
+def test_attention_alone_fills_its_figure(tmp_path: Path) -> None:
+    """Each line begins with a picture of what attention is paid to, and is full."""
+    pair = [write(tmp_path / f'{key}.tif', noise(key, 48, 64)) for key in ('s1', 's2')]
+    files = _files(tmp_path, Grid(UTM, NORTH_UP, 48, 64), {'s1': 3, 's2': 3})
+    figure = plot_products({'attention': files['attention']}, *pair)
+    assert figure.get_suptitle() == 's2: CLS attention'
+    titles = _titles(figure)
+    assert titles[0] == 'Sentinel-1 VV, VH, VV/VH'
+    assert titles[5] == 'Sentinel-2 true colour'
+    assert len(titles) == 10
+    panels = sum(ax.get_position().width * ax.get_position().height for ax in figure.get_axes())
+    assert panels > 0.7
+
+
 def test_many_heads_take_several_lines(tmp_path: Path) -> None:
     figure = _plot(tmp_path, heads={'s1': 16})
     assert sum('head ' in title for title in _titles(figure)) == 16
