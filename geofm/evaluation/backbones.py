@@ -13,11 +13,12 @@ from torchgeo.models import RCF
 from geofm.evaluation.adapter import Adapter, Missing, Picture, Standardize, Transformed
 from geofm.evaluation.encoders import Encoder, PooledEncoder, StatisticsEncoder, ViTEncoder
 from geofm.evaluation.ours import OursBuilder, is_ours
-from geofm.evaluation.patch_words import PatchWords, PatchWordsEncoder
+from geofm.evaluation.patch_words import PatchWordsEncoder
 from geofm.evaluation.sources import PICTURE_WHITE
 from geofm.evaluation.torchgeo_weights import TorchGeoBuilder, is_torchgeo
 from geofm.evaluation.weights import load_weights
 from geofm.models import MODEL_NAMES, CheckpointError, MultiSensorViT
+from geofm.models.patch_words import PatchWords
 from geofm.models.task_checkpoints import task_backbone
 from geofm.models.weights.files import read_file
 from geofm.sensors import RGB_BANDS, BandError

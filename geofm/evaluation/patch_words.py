@@ -3,131 +3,10 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, conv2d, normalize, pad
+from torch import Tensor
 
 from geofm.evaluation.encoders import Encoder
-
-#: Patches that the words are learned from, and iterations of k-means.
-_PATCHES, _ITERATIONS = 100_000, 10
-
-#: Least variance of a patch, and of a direction of the whitened patches, in normalised units.
-_LEAST_CONTRAST, _LEAST_VARIANCE = 0.01, 0.01
-
-#: What a product of a whitened patch with a word must exceed to count: its standard deviation.
-_THRESHOLD = 1.0
-
-
-class PatchWords(nn.Module):
-    """How much an image resembles each of a set of typical patches.
-
-    As of Coates, Lee and Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature
-    Learning" (AISTATS 2011), and Coates and Ng, "The Importance of Encoding Versus Training with
-    Sparse Coding and Vector Quantization" (ICML 2011): patches are normalised in brightness and
-    contrast and ZCA-whitened; the words are the centres of their spherical k-means; the code of a
-    patch is the part of its product with each word above a threshold. The whole is one
-    convolution, whose output is averaged over the ground.
-
-    The defaults were chosen once, on the validation cells of EuroSAT RGB.
-
-    Attributes:
-        patch_size: Side of a patch in pixels; patches are taken every half of it.
-        filters: Whitened words as filters, (K, C, P, P).
-        offset: What each filter gives of the mean patch, (K,).
-    """
-
-    filters: Tensor
-    offset: Tensor
-
-    def __init__(self, channels: int, patch_size: int = 8, words: int = 400) -> None:
-        """Initialize a new PatchWords instance without words; :meth:`fit` finds them.
-
-        Args:
-            channels: Number of channels.
-            patch_size: Side of a patch in pixels, even.
-            words: Number of words K.
-
-        Raises:
-            ValueError: If the patch is not even, or there are no words.
-        """
-        super().__init__()
-        if patch_size < 2 or patch_size % 2 or words < 2:
-            raise ValueError(
-                f'patch_size={patch_size} must be an even number and words={words} at least 2'
-            )
-        self.patch_size = patch_size
-        self.register_buffer('filters', torch.zeros(words, channels, patch_size, patch_size))
-        self.register_buffer('offset', torch.zeros(words))
-
-    @torch.inference_mode()
-    def fit(self, batches: Iterable[Mapping[str, Any]], images: int, seed: int = 0) -> None:
-        """Learn the words from images.
-
-        Args:
-            batches: Batches with ``image`` (B, C, H, W), normalised by band, and where known
-                ``valid`` bool (B, H, W).
-            images: Number of images in all batches.
-            seed: Seed of the patches that are drawn and of the first words.
-
-        Raises:
-            ValueError: If the images are smaller than a patch, or hold fewer patches without
-                missing pixels than there are words.
-        """
-        generator = torch.Generator().manual_seed(seed)
-        each = -(-_PATCHES // max(1, images))
-        found = [self._draw(batch, each, generator) for batch in batches]
-        patches = torch.cat(found) if found else torch.zeros(0, self.filters[0].numel())
-        words = len(self.filters)
-        if len(patches) < words:
-            raise ValueError(
-                f'{len(patches)} patches of {self.patch_size} x {self.patch_size} pixels without '
-                f'missing ones are too few for {words} words: take more images, or fewer words'
-            )
-        mean, whitening = _zca(patches)
-        white = normalize((patches - mean) @ whitening, dim=1)
-        centres = spherical_kmeans(white, words, generator)
-        self.filters.copy_((centres @ whitening).view_as(self.filters))
-        self.offset.copy_(self.filters.flatten(1) @ mean)
-
-    def _draw(self, batch: Mapping[str, Any], each: int, generator: torch.Generator) -> Tensor:
-        """Some patches of each image, normalised in brightness and contrast, (N, C x P x P)."""
-        image: Tensor = batch['image']
-        size = self.patch_size
-        rows, cols = (side - size + 1 for side in image.shape[-2:])
-        if min(rows, cols) < 1:
-            raise ValueError(
-                f'images of {tuple(image.shape[-2:])} pixels are smaller than a patch of {size}'
-            )
-        # No more than lie side by side.
-        side_by_side = (image.shape[-2] // size) * (image.shape[-1] // size)
-        number = torch.arange(len(image)).repeat_interleave(min(each, side_by_side))
-        row = torch.randint(rows, (len(number),), generator=generator)
-        col = torch.randint(cols, (len(number),), generator=generator)
-        windows = image.unfold(2, size, 1).unfold(3, size, 1)
-        patches = windows[number, :, row, col].flatten(1)
-        known = _whole(batch, size, 1)
-        if known is not None:
-            patches = patches[known[number, row, col]]
-        variance = patches.var(dim=1, keepdim=True, correction=0) + _LEAST_CONTRAST
-        return (patches - patches.mean(dim=1, keepdim=True)) / variance.sqrt()
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Codes of the patches of images.
-
-        Args:
-            image: Normalised by band, (B, C, H, W), of any size from a patch on.
-
-        Returns:
-            Not negative, (B, K, h, w), a patch every :attr:`patch_size` / 2 pixels.
-        """
-        size, stride = self.patch_size, self.patch_size // 2
-        mean = avg_pool2d(image.mean(dim=1, keepdim=True), size, stride)
-        square = avg_pool2d(image.square().mean(dim=1, keepdim=True), size, stride)
-        contrast = ((square - mean.square()).clamp_min(0) + _LEAST_CONTRAST).sqrt()
-        bright = self.filters.sum(dim=(1, 2, 3)).view(-1, 1, 1)
-        products = (conv2d(image, self.filters, stride=stride) - bright * mean) / contrast
-        return (products - self.offset.view(-1, 1, 1) - _THRESHOLD).clamp_min(0)
+from geofm.models.patch_words import PatchWords
 
 
 class PatchWordsEncoder(Encoder):
@@ -151,63 +30,11 @@ class PatchWordsEncoder(Encoder):
 
     def pooled(self, batch: Mapping[str, Any]) -> Tensor:
         """Codes over the patches without missing pixels, (B, 1, K)."""
-        codes = self.words(batch['image'])
-        known = _whole(batch, self.words.patch_size, self.words.patch_size // 2)
-        if known is None or known.shape[-2:] != codes.shape[-2:]:
-            return codes.mean(dim=(2, 3)).sqrt()[:, None]
-        weight = known[:, None].to(codes.dtype)
-        total = (codes * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp_min(1)
-        return total.sqrt()[:, None]
+        return self.words.of_image(batch['image'], batch.get('valid'))[:, None]
 
     def patches(self, batch: Mapping[str, Any]) -> Tensor:
         """Codes averaged over cells of the size of a patch, (B, K, h, w)."""
         image: Tensor = batch['image']
         size = self.words.patch_size
         height, width = (max(1, side // size) for side in image.shape[-2:])
-        around = (size // 2,) * 4
-        codes = self.words(pad(image, around, mode='replicate'))
-        return adaptive_avg_pool2d(codes, (height, width)).sqrt()
-
-
-def spherical_kmeans(
-    points: Tensor, clusters: int, generator: torch.Generator, iterations: int = _ITERATIONS
-) -> Tensor:
-    """Cluster unit vectors by their angle.
-
-    Args:
-        points: Unit vectors, (N, D).
-        clusters: Number of clusters K.
-        generator: What the first centres, and new ones for empty clusters, are drawn with.
-        iterations: Number of iterations.
-
-    Returns:
-        Unit vectors, (K, D).
-    """
-    draw = torch.randperm(len(points), generator=generator)[:clusters]
-    centres = points[draw]
-    for _ in range(iterations):
-        nearest = torch.cat([(part @ centres.T).argmax(dim=1) for part in points.split(1 << 14)])
-        total = torch.zeros_like(centres).index_add_(0, nearest, points)
-        empty = torch.bincount(nearest, minlength=clusters) == 0
-        again = torch.randint(len(points), (int(empty.sum()),), generator=generator)
-        total[empty] = points[again]
-        centres = normalize(total, dim=1)
-    return centres
-
-
-def _zca(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of patches, and the symmetric matrix that whitens them."""
-    mean = patches.mean(dim=0)
-    centred = patches - mean
-    variance, directions = torch.linalg.eigh(centred.T @ centred / len(patches))
-    scale = (variance.clamp_min(0) + _LEAST_VARIANCE).rsqrt()
-    return mean, (directions * scale) @ directions.T
-
-
-def _whole(batch: Mapping[str, Any], size: int, stride: int) -> Tensor | None:
-    """Whether patches have no missing pixel, bool (B, h, w); None if nothing is said of pixels."""
-    valid = batch.get('valid')
-    if valid is None or valid.shape[-2:] != batch['image'].shape[-2:]:
-        return None
-    share = avg_pool2d(valid[:, None].float(), size, stride)[:, 0]
-    return share > 1 - 0.5 / size**2
+        return self.words.on_grid(image, (height, width))

@@ -24,7 +24,9 @@ class View:
         masks: The same.
         present: The same.
         patches: Patches whose tokens are wanted beside CLS, counted through all crops: indices
-            into (B x N,), int64 of shape (M,). None: no patches.
+            into (B x N,), or (B x V,) of the visible ones, int64 of shape (M,). None: no patches.
+        visible: Patches that the model sees of each crop, in all sensors; the others are left out
+            of the sequence, as in MAE. Indices into (N,), int64 of shape (B, V). None: all.
     """
 
     image: Tensor
@@ -32,6 +34,7 @@ class View:
     masks: Tensor | None = None
     present: Tensor | None = None
     patches: Tensor | None = None
+    visible: Tensor | None = None
 
 
 class SensorInputs(nn.Module):
@@ -169,7 +172,7 @@ class SensorInputs(nn.Module):
         if view.dates is not None:
             encoding = self._encode_dates(sensors, view.dates, view.present)
             tokens = tokens + encoding[:, None].to(tokens.dtype)
-        return tokens
+        return self._take_visible(tokens, view)
 
     def _embed_jointly(self, key: str, view: View) -> Tensor:
         """Input of the first block of a ViT that runs on the tokens of several sensors."""
@@ -189,7 +192,8 @@ class SensorInputs(nn.Module):
         # As one batch, so that each sensor's patches get their positions from timm.
         size = (len(parts), view.image.shape[0])
         placed = encoder._pos_embed(torch.cat(parts)).unflatten(0, size).unbind()
-        tokens = encoder.norm_pre(join(placed, self.num_prefix_tokens))
+        seen = [self._take_visible(part, view) for part in placed]
+        tokens = encoder.norm_pre(join(seen, self.num_prefix_tokens))
         assert isinstance(tokens, Tensor)
         return tokens
 
@@ -207,6 +211,15 @@ class SensorInputs(nn.Module):
         hidden = masks if masks.ndim == 2 else masks[:, self.sensors.index(sensors[0])]
         token = self.mask_token[list(self.encoders).index(key)].to(tokens.dtype)
         return torch.where(hidden.reshape(*tokens.shape[:3], 1), token, tokens)
+
+    def _take_visible(self, tokens: Tensor, view: View) -> Tensor:
+        """Leave out the patches that a view does not show, of tokens of shape (B, P + N, D)."""
+        if view.visible is None:
+            return tokens
+        prefix = self.num_prefix_tokens
+        places = view.visible[..., None].expand(-1, -1, tokens.shape[-1])
+        tokens = tokens.expand(len(places), -1, -1)
+        return torch.cat([tokens[:, :prefix], tokens[:, prefix:].gather(1, places)], dim=1)
 
     def _pixels(self, sensors: tuple[str, ...], view: View, blank: bool = False) -> Tensor:
         """Input of a patch embedding.
@@ -262,9 +275,10 @@ class SensorInputs(nn.Module):
             )
         check_channels(image, self.bands)
 
-    def _stand_in(self, key: str, grid: tuple[int, int]) -> Tensor:
-        """Tokens in place of an absent sensor's, of shape (1, L, D)."""
+    def _stand_in(self, key: str, view: View) -> Tensor:
+        """Tokens in place of an absent sensor's, (1, L, D), or (B, L, D) if crops differ."""
         encoder = self._encoder(key)
+        grid = self._grid(view.image)
         token = self.stand_in[self.sensors.index(key)]
         prefix = 0 if encoder.no_embed_class else self.num_prefix_tokens
         positions = resample_abs_pos_embed(
@@ -274,7 +288,15 @@ class SensorInputs(nn.Module):
             num_prefix_tokens=prefix,
         )[:, prefix:]
         # Patches keep their positions: as the query of cross-attention they must differ.
-        return torch.cat([token[None, :-1], token[-1] + positions], dim=1)
+        tokens = torch.cat([token[None, :-1], token[-1] + positions], dim=1)
+        return self._take_visible(tokens, view)
+
+    def _patches_seen(self, view: View) -> int:
+        """Patches of each crop that a ViT sees of a sensor."""
+        if view.visible is not None:
+            return view.visible.shape[1]
+        height, width = self._grid(view.image)
+        return height * width
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
         """Patches down and across."""

@@ -113,7 +113,7 @@ class SensorTokens(SensorInputs):
         for key in self.encoders:
             encoder = self._encoder(key)
             if not self._runs(key):
-                absent = self._stand_in(key, self._grid(x)).expand(x.shape[0], -1, -1).to(x.dtype)
+                absent = self._stand_in(key, view).expand(x.shape[0], -1, -1).to(x.dtype)
                 for tokens_at in taken:
                     tokens_at.append(absent)
                 continue
@@ -130,9 +130,9 @@ class SensorTokens(SensorInputs):
         """Further arguments of a block: what hides the tokens of missing sensors, if any."""
         if view.present is None or not self._is_joint(key):
             return ()
-        height, width = self._grid(view.image)
         present = self._presence(key, view)
-        return (segments.attention_mask(present, self.num_prefix_tokens, height * width),)
+        patches = self._patches_seen(view)
+        return (segments.attention_mask(present, self.num_prefix_tokens, patches),)
 
     def _for_missing(self, key: str, tokens: Tensor, view: View) -> Tensor:
         """Tokens of a ViT's last block with what is done about missing sensors.
@@ -141,9 +141,9 @@ class SensorTokens(SensorInputs):
         sensor's own ViT are replaced by the stand-in's.
         """
         if self._is_joint(key):
-            height, width = self._grid(view.image)
             present = self._presence(key, view)
-            return segments.average(tokens, self.num_prefix_tokens, height * width, present)
+            patches = self._patches_seen(view)
+            return segments.average(tokens, self.num_prefix_tokens, patches, present)
         return self._replace_absent(key, tokens, view)
 
     def _fuse(self, tokens: list[Tensor]) -> Tensor:
@@ -225,19 +225,16 @@ class SensorTokens(SensorInputs):
         """Where the CLS tokens and the wanted patches of a view are."""
         crops = torch.arange(len(view.image), device=view.image.device)
         patches = crops.new_empty(0) if view.patches is None else view.patches
-        height, width = self._grid(view.image)
+        count = self._patches_seen(view)
         return Kept(
-            torch.cat([crops, patches // (height * width)]),
-            torch.cat([crops * 0, self.num_prefix_tokens + patches % (height * width)]),
+            torch.cat([crops, patches // count]),
+            torch.cat([crops * 0, self.num_prefix_tokens + patches % count]),
         )
 
     def _run_views(self, key: str, views: Sequence[View]) -> list[Tensor]:
         """All normalised tokens of one ViT, for the crops of each view."""
         if not self._runs(key):
-            return [
-                self._stand_in(key, self._grid(view.image)).expand(len(view.image), -1, -1)
-                for view in views
-            ]
+            return [self._stand_in(key, view).expand(len(view.image), -1, -1) for view in views]
         if self._is_joint(key):
             return self._run_joint_views(key, views)
         crops, groups = self._run_blocks(key, [self._embed(key, v) for v in views], self.depth)
@@ -251,7 +248,7 @@ class SensorTokens(SensorInputs):
         if not self._runs(key):
             return torch.cat(
                 [
-                    self._stand_in(key, self._grid(view.image))[0, part.tokens]
+                    self._stand_in_rows(key, view, part)
                     for view, part in zip(views, kept, strict=True)
                 ]
             )
@@ -291,12 +288,11 @@ class SensorTokens(SensorInputs):
         done = iter(take_out(crops, groups))
         results = []
         for view, parts in zip(views, grouped, strict=True):
-            height, width = self._grid(view.image)
             averaged = [
                 segments.average(
                     self._encoder(key).norm(next(done)),
                     self.num_prefix_tokens,
-                    height * width,
+                    self._patches_seen(view),
                     part.crops.new_ones(len(part.crops), len(part.sensors), dtype=torch.bool),
                 )
                 for part in parts
@@ -311,10 +307,8 @@ class SensorTokens(SensorInputs):
         presence = [self._presence(key, view) for view in views]
         wanted = []
         for view, part, parts, present in zip(views, kept, grouped, presence, strict=True):
-            height, width = self._grid(view.image)
-            wanted.append(
-                segments.wanted_rows(part, parts, present, self.num_prefix_tokens, height * width)
-            )
+            count = self._patches_seen(view)
+            wanted.append(segments.wanted_rows(part, parts, present, self.num_prefix_tokens, count))
         rows = self._run_to_rows(key, sequences, [len(view.image) for view in views], wanted)
         return torch.cat(
             [
@@ -370,11 +364,17 @@ class SensorTokens(SensorInputs):
         """Put the stand-in's tokens where a sensor is not present in a crop."""
         if view.present is None or self.fusion is None:
             return tokens
-        stand_in = self._stand_in(key, self._grid(view.image)).to(tokens.dtype)
         present = view.present[:, self.sensors.index(key)]
         if kept is None:
+            stand_in = self._stand_in(key, view).to(tokens.dtype)
             return torch.where(present[:, None, None], tokens, stand_in)
-        return torch.where(present[kept.sequences, None], tokens, stand_in[0, kept.tokens])
+        stand_in = self._stand_in_rows(key, view, kept).to(tokens.dtype)
+        return torch.where(present[kept.sequences, None], tokens, stand_in)
+
+    def _stand_in_rows(self, key: str, view: View, kept: Kept) -> Tensor:
+        """Those tokens in place of an absent sensor's that are wanted of a view, (M, D)."""
+        tokens = self._stand_in(key, view)
+        return tokens[0 if len(tokens) == 1 else kept.sequences, kept.tokens]
 
     def _let_all_take_part(self, tokens: Tensor, blocks: int | None = None) -> Tensor:
         """Give parameters that the input did not need a gradient of zero while training.

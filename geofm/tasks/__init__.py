@@ -2,7 +2,8 @@
 
 from geofm.tasks.dinov2 import DINOv2
 from geofm.tasks.mask2former import Mask2Former
+from geofm.tasks.masked_words import MaskedWords
 from geofm.tasks.pretraining import PretrainingTask
 from geofm.tasks.student_teacher import StudentTeacher
 
-__all__ = ('DINOv2', 'Mask2Former', 'PretrainingTask', 'StudentTeacher')
+__all__ = ('DINOv2', 'Mask2Former', 'MaskedWords', 'PretrainingTask', 'StudentTeacher')

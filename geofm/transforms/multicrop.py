@@ -45,6 +45,7 @@ class Crops:
         local_flips: The same of the local crops, (nB, 2).
         global_valid_share: Share of valid pixels in each global box, (2B,).
         local_valid_share: The same of the local boxes, (nB,).
+        anchors_valid: Where the anchors have data, bool (2B, A, A), or None if nothing is said.
     """
 
     globals: Tensor
@@ -62,6 +63,7 @@ class Crops:
     local_flips: Tensor
     global_valid_share: Tensor
     local_valid_share: Tensor
+    anchors_valid: Tensor | None = None
 
 
 class MultiCrop(nn.Module):
@@ -214,12 +216,14 @@ class MultiCrop(nn.Module):
             blur,
             local_source if several_dates else None,
         )
-        anchors = None
+        anchors = anchors_valid = None
         if self.anchor_size is not None:
+            where = (global_boxes, global_flips, self.anchor_size)
             source = global_source if several_dates else None
-            anchors = crop_and_resize(
-                images, global_boxes, global_flips, self.anchor_size, source=source
-            )
+            anchors = crop_and_resize(images, *where, source=source)
+            if valid is not None:
+                known = crop_and_resize(valid[:, None].to(images.dtype), *where, source=source)
+                anchors_valid = known[:, 0] > 0.5
         masks = block_masks(len(global_crops), self.grid, self.mask_probability, self.mask_ratio)
         # Found while they are on the CPU: an accelerator would have to be waited for.
         masked = masks.flatten().nonzero().squeeze(1)
@@ -239,6 +243,7 @@ class MultiCrop(nn.Module):
             local_flips=local_flips,
             global_valid_share=global_share,
             local_valid_share=local_share,
+            anchors_valid=anchors_valid,
         )
 
     def _draw_sources(self, images: Tensor) -> tuple[Tensor, Tensor]:

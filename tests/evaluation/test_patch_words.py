@@ -5,7 +5,8 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from geofm.evaluation.patch_words import PatchWords, PatchWordsEncoder, spherical_kmeans
+from geofm.evaluation.patch_words import PatchWordsEncoder
+from geofm.models.patch_words import PatchWords, spherical_kmeans
 
 SIZE, WORDS = 4, 12
 

@@ -224,3 +224,41 @@ def test_the_choice_has_a_reason() -> None:
     name, reason = choose_attention(torch.device('cpu'), torch.float32)
     assert name == 'sdpa'
     assert 'cpu' in reason
+
+
+@pytest.mark.parametrize('kind', [*VARIANTS, 'several sensors, some missing'])
+def test_visible_patches_are_those_of_a_crop_cut_out_of_a_larger_sequence(kind: str) -> None:
+    """Left out, a patch is neither attended to nor returned: as if attention had masked it."""
+    backbone = model(**VARIANTS.get(kind, {'fusion': 'joint'})).eval()
+    channels = len(backbone.bands)
+    present = torch.tensor([[True, True], [False, True], [True, False]])
+    given = present if len(backbone.sensors) == 2 and channels == 15 else None
+    torch.manual_seed(1)
+    image = torch.randn(3, channels, 32, 32)
+    visible = torch.stack([torch.randperm(16)[:5] for _ in range(3)])
+    view = View(image, None, None, given, torch.arange(15), visible)
+    (seen,) = backbone.forward_views([view])
+    # The same patches in another order, and one crop at a time: nothing else may matter.
+    order = torch.tensor([3, 0, 4, 1, 2])
+    for i in range(3):
+        part = None if given is None else given[i : i + 1]
+        one = View(image[i : i + 1], None, None, part, torch.arange(5), visible[i : i + 1, order])
+        (alone,) = backbone.forward_views([one])
+        torch.testing.assert_close(alone.cls[0], seen.cls[i], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            alone.patches, seen.patches.view(3, 5, -1)[i, order], atol=2e-5, rtol=1e-4
+        )
+    # Pixels of a patch that is not visible change nothing.
+    hidden = next(n for n in range(16) if n not in visible[0])
+    changed = image.clone()
+    row, column = hidden // 4 * 8, hidden % 4 * 8
+    changed[0, :, row : row + 8, column : column + 8] += 5
+    (again,) = backbone.forward_views([View(changed, None, None, given, view.patches, visible)])
+    torch.testing.assert_close(again.cls, seen.cls)
+    # All patches visible: as without the argument.
+    every = torch.arange(16).expand(3, -1)
+    wanted = torch.arange(48)
+    (whole,) = backbone.forward_views([View(image, None, None, given, wanted)])
+    (same,) = backbone.forward_views([View(image, None, None, given, wanted, every)])
+    torch.testing.assert_close(same.cls, whole.cls)
+    torch.testing.assert_close(same.patches, whole.patches)

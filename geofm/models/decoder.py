@@ -1,0 +1,56 @@
+"""A light decoder that tells what is where a model has not looked, as in MAE."""
+
+import torch
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+class MaskedDecoder(nn.Module):
+    """Predict values of masked patches from the tokens of the visible ones.
+
+    After He et al., 2022, `MAE <https://arxiv.org/abs/2111.06377>`_. Only some of the masked
+    patches are predicted at a time, as in Fu et al., 2024,
+    `CrossMAE <https://arxiv.org/abs/2401.14391>`_; positions are fixed sines and cosines, so that
+    any grid will do.
+    """
+
+    def __init__(self, embed_dim: int, out_dim: int, depth: int = 1, num_heads: int = 4) -> None:
+        """Initialize a new MaskedDecoder instance.
+
+        Args:
+            embed_dim: Length D of a token, a multiple of 4 and of *num_heads*.
+            out_dim: Length of a prediction.
+            depth: Number of blocks.
+            num_heads: Heads of attention in each.
+        """
+        super().__init__()
+        self.embed = nn.Linear(embed_dim, embed_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+        self.blocks = nn.Sequential(*(Block(embed_dim, num_heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(embed_dim)
+        self.head = nn.Linear(embed_dim, out_dim)
+
+    def forward(
+        self, cls: Tensor, tokens: Tensor, visible: Tensor, wanted: Tensor, grid: tuple[int, int]
+    ) -> Tensor:
+        """Predict.
+
+        Args:
+            cls: CLS tokens, (B, D).
+            tokens: Tokens of the visible patches, (B, V, D).
+            visible: Where they are, int64 (B, V).
+            wanted: Patches to predict, int64 (B, W).
+            grid: Rows and columns of patches.
+
+        Returns:
+            Predictions, (B, W, out_dim).
+        """
+        positions = build_sincos2d_pos_embed(list(grid), cls.shape[-1], device=cls.device)
+        shown = self.embed(torch.cat([cls[:, None], tokens], dim=1))
+        placed = shown[:, 1:] + positions[visible].to(shown.dtype)
+        asked = (self.mask_token + positions[wanted]).to(shown.dtype)
+        x = self.blocks(torch.cat([shown[:, :1], placed, asked], dim=1))
+        out: Tensor = self.head(self.norm(x[:, -wanted.shape[1] :]))
+        return out
