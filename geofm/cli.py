@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import json
 import os
 import re
@@ -26,12 +27,14 @@ class Command:
         summary: One line of help.
         positional: Whether required arguments are given by position.
         many: Whether the first of them takes several files.
+        passes_on: Whether options of ``geofm fit`` may be given too, for its parameter *fit*.
     """
 
     function: str
     summary: str
     positional: bool = False
     many: bool = False
+    passes_on: bool = False
 
     def load(self) -> Any:
         """The function."""
@@ -60,6 +63,9 @@ COMMANDS: dict[str, Command] = {
     'figure': Command('maps:figure', 'draw a scene and its products', positional=True),
     'page': Command('page:page', 'make a web page to explore a scene', positional=True),
     'benchmark': Command('benchmark:benchmark', 'measure backbones, beside their floors'),
+    'submit': Command(
+        'submit:submit', 'train under SLURM', positional=True, many=True, passes_on=True
+    ),
     'replay': Command('training:replay', 'do a step again that was not finite', positional=True),
     'export': Command('export:export', 'write a backbone for other tools', positional=True),
     'doctor': Command('doctor:doctor', 'print versions and devices, and what to mend'),
@@ -68,6 +74,9 @@ COMMANDS: dict[str, Command] = {
 #: Values that a switch may be given, and how its type is written.
 _SWITCHED = (['true'], ['false'])
 _SWITCH = (str(bool), 'bool')
+
+#: Options of ``geofm fit`` beside those whose names have a dot.
+_FIT_OPTIONS = ('-c', '--config', '--sensors', '--seed_everything')
 
 #: A key and a value, as of ``--scene dem=FILE``.
 _ENTRY = re.compile(r'([a-z][a-z0-9_]*)=(.*)', re.DOTALL)
@@ -103,14 +112,14 @@ def _spell_out(args: list[str], function: Any) -> list[str]:
 
     ``--pairs-json FILE`` becomes ``--pairs_json FILE``, a switch without a value gets one, and
     ``--scene dem=FILE`` becomes ``--scene.dem=FILE``. ``--KEY_bands``, an earlier name, becomes
-    ``--scene_bands.KEY``.
+    ``--scene_bands.KEY``. ``--seeds 0 1`` becomes ``--seeds=[0, 1]``.
     """
     kinds = {name: str(kind) for name, kind in inspect.get_annotations(function).items()}
     spelt: list[str] = []
-    skip = False
+    skip = 0
     for i, arg in enumerate(args):
         if skip:
-            skip = False
+            skip -= 1
             continue
         option, equals, value = arg.partition('=')
         if option.startswith('--'):
@@ -123,10 +132,38 @@ def _spell_out(args: list[str], function: Any) -> list[str]:
             entry = _ENTRY.fullmatch(value if equals else following)
             mapping = _mapping_for(option[2:], kinds)
             if entry is not None and mapping is not None:
-                skip = not equals
+                skip = int(not equals)
                 option, equals, value = f'--{mapping}.{entry[1]}', '=', entry[2]
+            elif kinds.get(option[2:], '').startswith('list[') and not equals:
+                values = list(itertools.takewhile(_is_value, args[i + 1 :]))
+                if values and not values[0].startswith('['):
+                    skip = len(values)
+                    equals, value = '=', _listed(values, kinds[option[2:]])
         spelt.append(option + equals + value)
     return spelt
+
+
+def _is_value(arg: str) -> bool:
+    """Whether an argument is not an option; a negative number is none."""
+    return re.match(r'-[^\d.]', arg) is None
+
+
+def _listed(values: list[str], kind: str) -> str:
+    """Values of a list as one argument."""
+    return json.dumps(values) if kind.startswith('list[str') else f'[{", ".join(values)}]'
+
+
+def _take_fit_options(args: list[str]) -> tuple[list[str], list[str]]:
+    """Take options of ``geofm fit``, with their values, out of the arguments of a command."""
+    left: list[str] = []
+    fit: list[str] = []
+    current = left
+    for arg in args:
+        if not _is_value(arg):
+            option = arg.partition('=')[0]
+            current = fit if '.' in option or option in _FIT_OPTIONS else left
+        current.append(arg)
+    return left, fit
 
 
 def _sensor_of_bands(name: str, kinds: dict[str, str]) -> str | None:
@@ -167,13 +204,16 @@ def _run(name: str, args: list[str]) -> None:
 
     from geofm.messages import Parser
 
+    command = COMMANDS[name]
+    fit: list[str] = []
+    if command.passes_on:
+        args, fit = _take_fit_options(args)
     args, files = _take_sensors(args)
     if files:
         from geofm.sensors import load_sensors
 
         for file in files:
             load_sensors(file)
-    command = COMMANDS[name]
     if command.many:
         # A list is one argument to jsonargparse.
         count = next((i for i, arg in enumerate(args) if arg.startswith('-')), len(args))
@@ -182,6 +222,8 @@ def _run(name: str, args: list[str]) -> None:
     for i in range(len(args) - 1, 0, -1):
         if re.match(r'-\d.*,', args[i]) and args[i - 1].startswith('--'):
             args[i - 1 : i + 1] = [f'{args[i - 1]}={args[i]}']
+    if fit:
+        args.append(f'--fit={json.dumps(fit)}')
     function = command.load()
     auto_cli(
         function,

@@ -1,8 +1,6 @@
 """Ending a run together when any of its ranks is asked to."""
 
-import os
 import signal
-import subprocess
 import threading
 from types import FrameType
 
@@ -10,13 +8,16 @@ import torch
 import torch.distributed as dist
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from geofm.callbacks.identity import RunIdentity, remove_requeues
 from geofm.checkpoint_io import local_path
 from geofm.losses.ranks import reduced
 from geofm.tasks.pretraining import PretrainingTask
+
+#: Signals that end a run; Windows has no SIGUSR1.
+_SIGNALS = ('SIGTERM', 'SIGUSR1')
 
 
 class StoppedBySignal(SIGTERMException):
@@ -37,8 +38,8 @@ class StopOnSignal(Callback):
 
     A signal only sets a flag. At the end of the optimiser step the ranks agree on it; with a
     :class:`geofm.tasks.PretrainingTask` that takes no collective of its own. The checkpoint is
-    Lightning's ``hpc_ckpt_<n>.ckpt`` in ``default_root_dir``. Under SLURM, the signal for a requeue
-    (SIGUSR1, unless the ``SLURMEnvironment`` says otherwise) also queues the job again.
+    Lightning's ``hpc_ckpt_<n>.ckpt`` in ``default_root_dir``. Queueing the job again is up to its
+    script, as that of ``geofm submit`` does: Lightning's ``auto_requeue`` is turned off.
 
     Lightning's own handlers wait for the other ranks wherever they are, and so can wait forever
     (`Lightning #20806 <https://github.com/Lightning-AI/pytorch-lightning/issues/20806>`_).
@@ -48,23 +49,33 @@ class StopOnSignal(Callback):
         """Initialize a new StopOnSignal instance."""
         self.received = 0
         self._step = 0
-        self._requeue_signal: int | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Keep Lightning from queueing a SLURM job again: it is about to set its handlers."""
+        self.received = 0
+        environment = trainer._accelerator_connector.cluster_environment
+        if isinstance(environment, SLURMEnvironment):
+            environment.auto_requeue = False
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the place of Lightning's handlers before loaders start their workers.
+
+        SLURM signals every process of a job, and workers inherit the handlers.
+        """
+        self._listen()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the place of Lightning's handlers, which it restores in the end."""
-        self.received, self._step = 0, trainer.global_step
-        environment = trainer._accelerator_connector.cluster_environment
-        signals: list[int] = [signal.SIGTERM]
-        if hasattr(signal, 'SIGUSR1'):
-            signals.append(signal.SIGUSR1)
-        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue:
-            self._requeue_signal = environment.requeue_signal
-            signals.append(environment.requeue_signal or signal.SIGUSR1)
-        if threading.current_thread() is threading.main_thread():
-            for number in signals:
-                signal.signal(number, self._note)
+        self._listen()
+        self._step = trainer.global_step
         # Each step, Lightning broadcasts whether rank 0 got SIGTERM, and waits for the answer.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for name in _SIGNALS:
+                if hasattr(signal, name):
+                    signal.signal(getattr(signal, name), self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
         self.received = max(self.received, signum)
@@ -98,8 +109,6 @@ class StopOnSignal(Callback):
         if not agreed or not done:
             return
         self._save(trainer)
-        if agreed == self._requeue_signal and trainer.is_global_zero:
-            _requeue()
         raise StoppedBySignal(agreed)
 
     def _save(self, trainer: Trainer) -> None:
@@ -117,14 +126,3 @@ class StopOnSignal(Callback):
 
 def _nothing() -> None:
     """In place of a broadcast."""
-
-
-def _requeue() -> None:
-    """Ask SLURM to queue this job again."""
-    job = os.environ['SLURM_JOB_ID']
-    if array := os.environ.get('SLURM_ARRAY_JOB_ID'):
-        job = f'{array}_{os.environ["SLURM_ARRAY_TASK_ID"]}'
-    try:
-        subprocess.run(['scontrol', 'requeue', job], check=True)
-    except (OSError, subprocess.CalledProcessError) as error:
-        rank_zero_warn(f'job {job} could not be queued again: {error}. Submit it again by hand')

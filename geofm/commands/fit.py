@@ -147,7 +147,7 @@ class GeofmCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == 'fit':
             callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            callbacks += [RunIdentity(self._settings()), StopOnSignal()]
+            callbacks += [RunIdentity(self.settings()), StopOnSignal()]
         if isinstance(trainer.strategy, DDPStrategy):
             trainer.strategy._ddp_kwargs.setdefault('gradient_as_bucket_view', True)
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -165,8 +165,12 @@ class GeofmCLI(LightningCLI):
             for folder in _run_folders(trainer):
                 remove_partial_checkpoints(folder)
 
-    def _settings(self) -> dict[str, Any]:
-        """What tells an experiment from another: its model, as JSON holds it."""
+    def settings(self) -> dict[str, Any]:
+        """What tells an experiment from another.
+
+        Returns:
+            Its model, as JSON holds it.
+        """
         model = self.config[self.subcommand].model.as_dict()
         settings: dict[str, Any] = json.loads(json.dumps(model, default=str))
         return settings
@@ -181,7 +185,7 @@ class GeofmCLI(LightningCLI):
             return
         chosen = None
         if auto or is_requeued():
-            chosen = newest_checkpoint(root, _run_folders(self.trainer), self._settings())
+            chosen = newest_checkpoint(root, _run_folders(self.trainer), self.settings())
         if chosen is None:
             refuse_requeue_of_another_run(root)
         else:
@@ -227,6 +231,26 @@ class GeofmCLI(LightningCLI):
             f'--ckpt_path last: no last checkpoint in {", ".join(map(str, folders))}{advice}. Give '
             'the path of a checkpoint, or leave out --ckpt_path to start anew'
         )
+
+
+class FitSettings(GeofmCLI):
+    """A command line that is read and checked, and not run."""
+
+    @override
+    def _set_seed(self) -> None:
+        pass
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        """Leave sensors and checkpoints to the run."""
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Make nothing."""
+
+    @override
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
 
 
 def _checkpoint_folders(trainer: Trainer) -> list[Path]:

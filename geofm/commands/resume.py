@@ -42,21 +42,14 @@ def newest_checkpoint(
     found = [path for folder in folders for path in folder.glob('*.ckpt')]
     # Hidden files are being written.
     found = [path for path in found if not path.name.startswith('.')] + requeue_checkpoints(root)
-    known = read_run_file(root)
-    if known is None:
+    run = require_same_settings(root, settings)
+    if run is None:
         if found:
             raise ValueError(
                 f'--resume auto: {found[0]} is there, but no {root / RUN_FILE}, which says whose '
                 f'it is: {_ADVICE}'
             )
         return None
-    run, before = known
-    if changed := next(_differences(before, settings), None):
-        name, old, new = changed
-        raise ValueError(
-            f'--resume auto: {root} is the folder of run {run}, with {name} = {old}, not {new}: '
-            f'{_ADVICE}'
-        )
     others = []
     for path in sorted(found, key=lambda path: path.stat().st_mtime_ns, reverse=True):
         of = run_of(path)
@@ -70,6 +63,32 @@ def newest_checkpoint(
         rank_zero_warn(f'--resume auto: run {run} does not go on from {others[0]}{more}')
     rank_zero_info(f'--resume auto: run {run} ' + (f'goes on from {path}' if path else 'starts'))
     return path
+
+
+def require_same_settings(root: Path, settings: Mapping[str, Any]) -> str | None:
+    """Refuse to resume a run with other settings.
+
+    Args:
+        root: Folder of the run.
+        settings: What tells an experiment from another, as JSON would hold it.
+
+    Returns:
+        Id of the run of the folder; None if there is none yet.
+
+    Raises:
+        ValueError: If the folder is that of a run of other settings.
+    """
+    known = read_run_file(root)
+    if known is None:
+        return None
+    run, before = known
+    if changed := next(_differences(before, settings), None):
+        name, old, new = changed
+        raise ValueError(
+            f'--resume auto: {root} is the folder of run {run}, with {name} = {old}, not {new}: '
+            f'{_ADVICE}'
+        )
+    return run
 
 
 def refuse_requeue_of_another_run(root: Path) -> None:

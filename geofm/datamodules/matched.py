@@ -41,6 +41,7 @@ class MatchedDataModule(ResumableDataModule):
         n_dates: int | None,
         seed: int | None,
         start_method: StartMethod | None,
+        timeout: float,
         statistics: str | None,
         **kwargs: Any,
     ) -> None:
@@ -58,6 +59,8 @@ class MatchedDataModule(ResumableDataModule):
             seed: Seed of the order of the training samples and of the places of their windows;
                 None for that of Lightning's ``seed_everything``.
             start_method: How processes that read are started.
+            timeout: Seconds that workers may take for a batch before the run ends, and names the
+                files being read; 0 for no limit.
             statistics: YAML file with mean and standard deviation of each band; None for those that
                 the weights in use were trained with, or else the built-in ones.
             **kwargs: Further arguments of the data sets.
@@ -76,6 +79,7 @@ class MatchedDataModule(ResumableDataModule):
         self.n_dates = n_dates
         self.seed = run_seed(seed)
         self.start_method = start_method
+        self.timeout = timeout
         self._normalize_as(bands, statistics)
 
     def _normalize_as(self, bands: Sequence[str], statistics: str | None) -> None:

@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchgeo.datamodules import BaseDataModule, GeoDataModule
 from torchgeo.datasets.utils import Sample
 
-from geofm.datamodules.resumable import ResumableDataModule, StartMethod
+from geofm.datamodules.resumable import TIMEOUT, ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
 from geofm.datamodules.targets import CheckedTargets
 from geofm.datasets.collate import pad_and_stack
@@ -47,6 +47,7 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
         num_workers: int | None = None,
         seed: int | None = None,
         start_method: StartMethod | None = None,
+        timeout: float = TIMEOUT,
     ) -> None:
         """Initialize a new NamedBandsDataModule instance.
 
@@ -71,6 +72,8 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
             seed: Seed of what is drawn for training samples; by default that of Lightning's
                 ``seed_everything``.
             start_method: How processes that read are started; by default as Python does.
+            timeout: Seconds that workers may take for a batch before the run ends, and names the
+                files being read; 0 for no limit.
 
         Raises:
             BandError: If a band is unknown or given twice, or a wanted band is missing.
@@ -97,6 +100,7 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
         self._given = {'train': train_dataset, 'val': val_dataset}
         self.seed = run_seed(seed)
         self.start_method = start_method
+        self.timeout = timeout
         names = source_bands.values() if isinstance(source_bands, Mapping) else [source_bands]
         self.available = check_bands([band for image in names for band in image])
         self._asked = bands

@@ -16,7 +16,7 @@ from rich.progress import track
 from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.matched import AnySplit, MatchedDataModule
-from geofm.datamodules.resumable import StartMethod
+from geofm.datamodules.resumable import TIMEOUT, StartMethod
 from geofm.datasets import RasterArchive
 from geofm.datasets.archive.windowing import Edge
 from geofm.datasets.layouts import find_layout
@@ -60,6 +60,7 @@ class RasterArchiveDataModule(MatchedDataModule):
         num_workers: int = 0,
         seed: int | None = None,
         start_method: StartMethod | None = None,
+        timeout: float = TIMEOUT,
         statistics: str | None = None,
         on_error: OnError = 'raise',
     ) -> None:
@@ -95,6 +96,8 @@ class RasterArchiveDataModule(MatchedDataModule):
             seed: Seed of the order of the training samples and of the places of their windows;
                 by default that of Lightning's ``seed_everything``.
             start_method: How processes that read are started; by default as Python does.
+            timeout: Seconds that workers may take for a batch before the run ends, and names the
+                files being read; 0 for no limit.
             statistics: YAML file with mean and standard deviation of each band, as ``geofm stats``
                 writes it; or 'compute', to work them out from the training samples, once: they are
                 kept beside the table. By default those that the weights in use were trained with,
@@ -124,6 +127,7 @@ class RasterArchiveDataModule(MatchedDataModule):
             n_dates=n_dates,
             seed=seed,
             start_method=start_method,
+            timeout=timeout,
             statistics=None if statistics == 'compute' else statistics,
             sensors=self.sensors,
             reference=reference,

@@ -18,14 +18,17 @@ from geofm.datamodules.sampling import (
     trainer_position,
 )
 from geofm.datamodules.skipped import SkippedFiles, innermost
+from geofm.datamodules.stalled import Watched, WatchedLoader, ignore_sigusr1
 from geofm.datamodules.transfer import PlacesStay
 from geofm.datamodules.units import WatchedUnits
 from geofm.datasets.files import files_of
-from geofm.datasets.seeded import Seeded
 from geofm.models.weights.carried import INPUT
 
 #: How worker processes are started.
 StartMethod = Literal['fork', 'spawn', 'forkserver']
+
+#: Seconds that workers may take for a batch, by default.
+TIMEOUT = 600.0
 
 
 class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
@@ -40,6 +43,7 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
 
     seed: int
     start_method: StartMethod | None = None
+    timeout: float = TIMEOUT
     collate_fn: Any = staticmethod(stack_samples)
     _train_loader: ResumableLoader | None = None
     _state: dict[str, Any] | None = None
@@ -114,7 +118,7 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         """
         trainer = self.trainer
         self._watch_skipped(dataset)
-        samples = Seeded(dataset)
+        samples = Watched(dataset, self.num_workers)
         sampler = ResumableSampler(
             samples,
             self.seed,
@@ -142,7 +146,8 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
     def _ordered_loader(self, dataset: Dataset[Sample], batch_size: int) -> DataLoader[Sample]:
         """A loader of samples in order, to which Lightning can add a distributed sampler."""
         self._watch_skipped(dataset)
-        return DataLoader(Seeded(dataset), batch_size=batch_size, **self._loading())
+        samples = Watched(dataset, self.num_workers)
+        return WatchedLoader(samples, batch_size=batch_size, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
         """Arguments of all loaders."""
@@ -154,6 +159,8 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
             'collate_fn': self.collate_fn,
             'pin_memory': torch.cuda.is_available(),
             'persistent_workers': self.num_workers > 0,
+            'timeout': self.timeout if self.num_workers else 0,
+            'worker_init_fn': ignore_sigusr1,
             'multiprocessing_context': self.start_method if self.num_workers else None,
         }
 

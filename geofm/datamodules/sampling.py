@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 from torchgeo.datasets.utils import Sample
 
+from geofm.datamodules.stalled import WatchedLoader
 from geofm.datasets.seeded import Visit
 
 
@@ -109,7 +110,7 @@ class ResumableSampler(DistributedSampler[int]):
         self.start = state_dict['start']
 
 
-class ResumableLoader(DataLoader[Sample]):
+class ResumableLoader(WatchedLoader):
     """A data loader that a checkpoint can hold: it goes on with the next batch of the epoch.
 
     Its sampler must be a :class:`ResumableSampler`; with another one (Lightning's
@@ -141,7 +142,7 @@ class ResumableLoader(DataLoader[Sample]):
         left, size = self.sampler.left(), self.batch_size or 1
         return len(self) - (left // size if self.drop_last else -(-left // size))
 
-    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Sample]:
         """Go through the rest of the epoch.
 
         Yields:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from geofm.datamodules.resumable import StartMethod
+from geofm.datamodules.resumable import TIMEOUT, StartMethod
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
 from geofm.datasets.pairs.dataset import OnError
 from geofm.datasets.pairs.table import MIN_OVERLAP
@@ -31,6 +31,7 @@ class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
         n_dates: int | None = None,
         seed: int | None = None,
         start_method: StartMethod | None = None,
+        timeout: float = TIMEOUT,
         on_error: OnError = 'raise',
         catalogue: str | None = None,
         min_overlap: float = MIN_OVERLAP,
@@ -50,6 +51,8 @@ class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
             seed: Seed of the order of the training samples and of the places of their windows;
                 by default that of Lightning's ``seed_everything``.
             start_method: How processes that read are started; by default as Python does.
+            timeout: Seconds that workers may take for a batch before the run ends, and names the
+                files being read; 0 for no limit.
             on_error: What to do about a pair that cannot be read: 'raise', or 'skip' it, read
                 another one and report that at the end of the epoch.
             catalogue: Catalogue of the folder *paths*, if it does not lie where it is looked for.
@@ -68,6 +71,7 @@ class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
             n_dates=n_dates,
             seed=seed,
             start_method=start_method,
+            timeout=timeout,
             sky=sky,
             on_error=on_error,
             catalogue=catalogue,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from geofm.datamodules.matched import AnySplit, MatchedDataModule
-from geofm.datamodules.resumable import StartMethod
+from geofm.datamodules.resumable import TIMEOUT, StartMethod
 from geofm.datasets import SEN12MSCRTS
 from geofm.sensors import BANDS
 
@@ -32,6 +32,7 @@ class SEN12MSCRTSDataModule(MatchedDataModule):
         n_dates: int | None = None,
         seed: int | None = None,
         start_method: StartMethod | None = None,
+        timeout: float = TIMEOUT,
         statistics: str | None = None,
         **kwargs: Any,
     ) -> None:
@@ -52,6 +53,8 @@ class SEN12MSCRTSDataModule(MatchedDataModule):
             seed: Seed of the order of the training samples and of the places of their windows;
                 by default that of Lightning's ``seed_everything``.
             start_method: How processes that read are started; by default as Python does.
+            timeout: Seconds that workers may take for a batch before the run ends, and names the
+                files being read; 0 for no limit.
             statistics: YAML file with mean and standard deviation of each band, as ``geofm stats``
                 writes it; by default those that the weights in use were trained with, or else those
                 of SEN12MS-CR-TS.
@@ -73,6 +76,7 @@ class SEN12MSCRTSDataModule(MatchedDataModule):
             n_dates=n_dates,
             seed=seed,
             start_method=start_method,
+            timeout=timeout,
             statistics=statistics,
             paths=paths,
             **kwargs,

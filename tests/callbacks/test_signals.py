@@ -13,7 +13,6 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torchgeo.tasks import SimCLR
 
 from geofm.callbacks import RunIdentity, StopOnSignal
-from geofm.callbacks.signals import _requeue
 from tests.pairs import RandomPairsDataModule
 from tests.ranks import as_rank
 from tests.tasks.test_dinov2 import small_task, small_trainer
@@ -84,21 +83,3 @@ def test_a_signal_to_one_rank_ends_all(
     saved = torch.load(tmp_path / 'hpc_ckpt_2.ckpt', weights_only=True)
     assert saved['global_step'] == step
     assert (tmp_path / 'hpc_ckpt_1.ckpt').exists()
-
-
-def test_slurm_is_asked_to_queue_the_job_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv('SLURM_JOB_ID', '12')
-    monkeypatch.setenv('PATH', str(tmp_path), prepend=os.pathsep)
-    with pytest.warns(UserWarning, match='job 12 could not be queued again: .* by hand'):
-        _requeue()
-    asked = tmp_path / 'asked'
-    scontrol = tmp_path / 'scontrol'
-    scontrol.write_text(f'#!/bin/sh\necho "$@" >> {asked}\n')
-    scontrol.chmod(0o755)
-    _requeue()
-    monkeypatch.setenv('SLURM_ARRAY_JOB_ID', '11')
-    monkeypatch.setenv('SLURM_ARRAY_TASK_ID', '3')
-    _requeue()
-    assert asked.read_text().splitlines() == ['requeue 12', 'requeue 11_3']

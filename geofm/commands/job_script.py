@@ -1,0 +1,124 @@
+"""The job script that runs ``geofm fit`` under SLURM."""
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+#: Seconds before the time limit by which a job must have asked to be queued again.
+_RESERVE = 30
+
+_BEFORE = """\
+# Before the time is up, all ranks save a checkpoint together and end.
+stop=
+trap 'stop=1; kill -USR1 "$ranks"' USR1
+"""
+
+_AFTER = """\
+ranks=$!
+wait "$ranks"
+code=$?
+if [[ $stop ]]; then
+    for ((second = 0; second < patience; second++)); do
+        kill -0 "$ranks" 2> /dev/null || break
+        sleep 1
+    done
+    kill -0 "$ranks" 2> /dev/null || { wait "$ranks"; code=$?; }
+fi
+
+# The job queues itself again unless the run is finished: at the time limit always, after a failure
+# so many times. If a failure cannot be counted, as on a full disk, the job ends.
+if ((code == 0)); then
+    exit 0
+elif [[ $stop ]]; then
+    echo "geofm: the time is up: job $SLURM_JOB_ID is queued again"
+    scontrol requeue "$SLURM_JOB_ID"
+elif echo "$(date) exit code $code" >> "$failures"; then
+    count=$(wc -l < "$failures")
+    if ((count <= requeues)); then
+        echo "geofm: exit code $code: job $SLURM_JOB_ID is queued again ($count of $requeues)"
+        scontrol requeue "$SLURM_JOB_ID"
+    else
+        echo "geofm: exit code $code: job $SLURM_JOB_ID has failed $count times and ends"
+    fi
+fi
+exit "$code"
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One run, or an array of them, as a SLURM job.
+
+    Attributes:
+        arguments: Arguments of ``geofm fit``.
+        runs: For an array of jobs, further arguments of each.
+        options: Options of ``sbatch`` by name; None for those without a value.
+        folder: Folder of the logs, absolute.
+        requeues: How often a job that fails is queued again.
+        grace: Seconds before the time limit at which the ranks are told to end.
+    """
+
+    arguments: Sequence[str]
+    runs: Sequence[Sequence[str]]
+    options: Mapping[str, str | None]
+    folder: Path
+    requeues: int
+    grace: int
+
+    def script(self, command: str) -> str:
+        """Write the script.
+
+        Args:
+            command: The command that it is the script of, for a comment.
+
+        Returns:
+            The script, for ``sbatch``.
+        """
+        name = '%A_%a' if self.runs else '%j'
+        options = {
+            'chdir': str(Path.cwd()),
+            'output': f'{str(self.folder).replace("%", "%%")}/{name}.log',
+            'open-mode': 'append',
+            'signal': f'B:USR1@{self.grace}',
+            'requeue': None,
+            **({'array': f'0-{len(self.runs) - 1}'} if self.runs else {}),
+            **self.options,
+        }
+        lines = ['#!/usr/bin/env bash', f'# {command}']
+        lines += [
+            f'#SBATCH --{option}' + ('' if value is None else f'={shlex.quote(value)}')
+            for option, value in options.items()
+        ]
+        lines += [
+            '',
+            f'requeues={self.requeues}  # after failures',
+            f'patience={max(self.grace - _RESERVE, 0)}  # seconds that the ranks have to end',
+            f'failures={shlex.quote(str(self.folder))}/$SLURM_JOB_ID.failures',
+            '',
+            *self._choice(),
+            _BEFORE,
+            self._srun(),
+        ]
+        return '\n'.join(lines) + '\n' + _AFTER
+
+    def _choice(self) -> list[str]:
+        """Lines that choose the run of this job of the array."""
+        if not self.runs:
+            return []
+        cases = [f'    {i}) run=({shlex.join(run)}) ;;' for i, run in enumerate(self.runs)]
+        return ['case $SLURM_ARRAY_TASK_ID in', *cases, 'esac', '']
+
+    def _srun(self) -> str:
+        """The command that starts the ranks, an option and its values on a line."""
+        # Since SLURM 22.05, srun does not take it over from sbatch.
+        cpus = self.options.get('cpus-per-task')
+        srun = ['srun', '--kill-on-bad-exit=1', *([f'--cpus-per-task={cpus}'] if cpus else [])]
+        lines = [srun, [sys.executable, '-m', 'geofm', 'fit']]
+        for argument in self.arguments:
+            if argument.startswith('--'):
+                lines.append([])
+            lines[-1].append(argument)
+        text = ' \\\n    '.join(map(shlex.join, lines))
+        return text + (' \\\n    "${run[@]}"' if self.runs else '') + ' &'

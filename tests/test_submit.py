@@ -1,0 +1,143 @@
+"""`geofm submit`, against SLURM itself."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from geofm.cli import main
+from geofm.messages import CommandError
+from tests.cluster import ask, cluster, missing, restarts, start_again, wait_for
+
+ROOT = Path(__file__).resolve().parents[1]
+
+needs_slurm = pytest.mark.skipif(
+    bool(missing()), reason=f'needs SLURM: {", ".join(missing())} not installed'
+)
+
+#: In place of Python: says how it was called, and goes on as the test wants.
+STAND_IN = """\
+#!/usr/bin/env bash
+start=${SLURM_RESTART_COUNT:-0}
+echo "start $start rank $SLURM_PROCID of $SLURM_NTASKS: $*"
+"""
+
+
+@pytest.fixture(scope='module')
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with cluster(tmp_path_factory.mktemp('slurm')):
+        yield
+
+
+class Submit:
+    """Submits the quickstart with a stand-in for Python."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capsys = folder, capsys
+        self.program = folder / 'python'
+
+    def __call__(self, program: str, *options: str) -> str:
+        self.program.write_text(STAND_IN + program)
+        self.program.chmod(0o755)
+        main(
+            [
+                'submit',
+                f'{ROOT}/configs/pretrain/quickstart.yaml',
+                '--gpus=0',
+                f'--trainer.default_root_dir={self.folder}/run',
+                *options,
+            ]
+        )
+        found = re.search(r'^job (\d+): (.*)\n', self.capsys.readouterr().out, re.MULTILINE)
+        assert found is not None
+        assert Path(found[2]).is_file()
+        return found[1]
+
+    def log(self, job: str) -> str:
+        return (self.folder / 'run' / 'slurm' / f'{job}.log').read_text()
+
+
+@pytest.fixture
+def submit(
+    slurm: None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Submit:
+    made = Submit(tmp_path, capsys)
+    monkeypatch.setattr(sys, 'executable', str(made.program))
+    return made
+
+
+@needs_slurm
+def test_a_run_that_is_finished_is_not_queued_again(submit: Submit) -> None:
+    job = submit('exit 0', '--tasks-per-node', '2', '--trainer.max_epochs', '5')
+    assert restarts(wait_for(job, 'COMPLETED')) == 0
+    log = submit.log(job)
+    for rank in range(2):
+        assert f'start 0 rank {rank} of 2: -m geofm fit --config {ROOT}/configs' in log
+    assert '--trainer.max_epochs 5 --resume auto --trainer.accelerator cpu' in log
+    assert log.count('--trainer.num_nodes 1 --trainer.devices 2\n') == 2
+
+
+@needs_slurm
+def test_a_killed_rank_ends_the_job_which_is_queued_again_so_many_times(submit: Submit) -> None:
+    """The other rank waits for ever, and does not heed SIGTERM."""
+    job = submit(
+        "trap '' TERM\n((SLURM_PROCID == 1)) && kill -KILL $$\nwhile true; do sleep 1; done",
+        *('--tasks-per-node', '2', '--requeues', '1'),
+    )
+    start_again(job)
+    said = wait_for(job, 'FAILED')
+    assert restarts(said) == 1
+    assert 'ExitCode=137:0' in said
+    assert f'exit code 137: job {job} is queued again (1 of 1)' in submit.log(job)
+    assert f'exit code 137: job {job} has failed 2 times and ends' in submit.log(job)
+
+
+@needs_slurm
+def test_at_the_time_limit_the_ranks_are_told_to_end_and_the_job_is_queued_again(
+    submit: Submit,
+) -> None:
+    """SLURM looks every 30 s whose time is up: it signals from 20 to 50 s after the start."""
+    job = submit(
+        "trap 'echo saved; exit 138' USR1\n((start > 0)) && exit 0\nwhile true; do sleep 0.1; done",
+        *('--tasks-per-node=2', '--time=1', '--grace=10', '--requeues=0'),
+    )
+    start_again(job)
+    assert restarts(wait_for(job, 'COMPLETED')) == 1
+    log = submit.log(job)
+    assert log.count('saved\n') == 2
+    assert f'the time is up: job {job} is queued again' in log
+    assert 'start 1 rank 0 of 2' in log
+
+
+@needs_slurm
+def test_a_job_that_is_cancelled_ends_and_can_be_submitted_again(submit: Submit) -> None:
+    job = submit('sleep 100')
+    wait_for(job, 'RUNNING')
+    with pytest.raises(CommandError, match=f'job {job} of this folder is still in the queue'):
+        submit('sleep 100')
+    ask('scancel', job)
+    assert restarts(wait_for(job, 'CANCELLED')) == 0
+    while ask('squeue', '--noheader', f'--jobs={job}'):
+        pass
+    assert restarts(wait_for(submit('exit 0'), 'COMPLETED')) == 0
+
+
+@needs_slurm
+def test_an_array_has_a_run_for_each_seed_and_value(submit: Submit) -> None:
+    job = submit(
+        'exit $((start == 0 && SLURM_ARRAY_TASK_ID == 1))',
+        *('--seeds', '0', '7', '--sweep', 'model.init_args.lr=0.001,0.004'),
+    )
+    start_again(f'{job}_1')
+    root = submit.folder / 'run'
+    for i, (lr, seed) in enumerate([('0.001', 0), ('0.001', 7), ('0.004', 0), ('0.004', 7)]):
+        said = wait_for(f'{job}_{i}', 'COMPLETED')
+        assert restarts(said) == (i == 1)
+        log = submit.log(f'{job}_{i}')
+        assert f'--model.init_args.lr {lr} --seed_everything {seed}' in log
+        assert f'--trainer.default_root_dir {root}/lr={lr},seed={seed}\n' in log
