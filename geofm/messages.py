@@ -195,6 +195,16 @@ def _unknown_encoder(match: re.Match[str]) -> str:
     return f"unknown model '{match[1]}'{did_you_mean(match[1], known)}"
 
 
+def _silent_rank(match: re.Match[str]) -> str:
+    milliseconds = match[1] or match[3]
+    within = f' within {int(milliseconds) / 1000:g} s' if milliseconds else ''
+    within = f' within {match[2]} s' if match[2] else within
+    return (
+        f'another rank did not answer{within}: its node is lost or it hangs. Start the run again '
+        'with --resume auto; the `timeout` of the strategy sets the time'
+    )
+
+
 #: Messages of PyTorch, timm and others that do not say what to do.
 _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (r'^Unknown model \((.*)\)$', _unknown_model),
@@ -236,6 +246,18 @@ _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         ),
     ),
     (r'(Wrong input shape .*)', lambda match: match[1]),
+    (
+        r'gloo/transport.* Timed out waiting (\d+)ms|Timed out after (\d+) seconds waiting for clients'
+        r'|client socket has timed out after (\d+)ms|Watchdog caught collective operation timeout',
+        _silent_rank,
+    ),
+    (
+        r'gloo/transport|NCCL (?:error|communicator was aborted)|ncclRemoteError',
+        lambda match: (
+            'another rank has ended. Its own message says why, unless it was killed. Start the run '
+            'again with --resume auto'
+        ),
+    ),
     (
         r"^(?:CUDA )?out of memory|CUDA out of memory|DefaultCPUAllocator: can't allocate memory",
         lambda match: (

@@ -25,6 +25,7 @@ from geofm.atomic import atomic_file
 from geofm.callbacks import Adapt, RunIdentity, StopOnSignal
 from geofm.checkpoint_io import AtomicCheckpointIO, local_path, remove_partial_checkpoints
 from geofm.commands.adoption import adopt_model
+from geofm.commands.launcher import end_with_launcher
 from geofm.commands.resume import is_requeued, newest_checkpoint, refuse_requeue_of_another_run
 from geofm.messages import ShortErrors
 from geofm.printing import say
@@ -288,5 +289,6 @@ def train(args: Sequence[str]) -> None:
     Args:
         args: The sub-command and its arguments.
     """
+    end_with_launcher()
     torch.set_float32_matmul_precision('high')
     GeofmCLI(args)

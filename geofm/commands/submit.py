@@ -87,7 +87,7 @@ def submit(
         'nodes': str(nodes),
         'ntasks-per-node': str(ranks),
         'gpus-per-node': str(gpus) if gpus else None,
-        'cpus-per-task': cpus_per_task and str(cpus_per_task),
+        'cpus-per-task': None if cpus_per_task is None else str(cpus_per_task),
         'time': time,
         'mem': mem,
         'partition': partition,
