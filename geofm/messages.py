@@ -247,8 +247,10 @@ _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     ),
     (r'(Wrong input shape .*)', lambda match: match[1]),
     (
-        r'gloo/transport.* Timed out waiting (\d+)ms|Timed out after (\d+) seconds waiting for clients'
-        r'|client socket has timed out after (\d+)ms|Watchdog caught collective operation timeout',
+        r'gloo/transport.* Timed out waiting (\d+)ms'
+        r'|Timed out after (\d+) seconds waiting for clients'
+        r'|client socket has timed out after (\d+)ms'
+        r'|Watchdog caught collective operation timeout',
         _silent_rank,
     ),
     (

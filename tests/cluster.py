@@ -135,9 +135,12 @@ def cluster(folder: Path) -> Iterator[None]:
             while command[0] == 'munged' and not (folder / 'munge.socket').exists():
                 time.sleep(0.1)
         end = time.monotonic() + 30
-        while 'idle' not in subprocess.run(
-            ['sinfo', '--noheader', '--format=%T'], capture_output=True, text=True, check=False
-        ).stdout:
+        while (
+            'idle'
+            not in subprocess.run(
+                ['sinfo', '--noheader', '--format=%T'], capture_output=True, text=True, check=False
+            ).stdout
+        ):
             if time.monotonic() > end:
                 raise TimeoutError((folder / 'slurmctld.out').read_text())
             time.sleep(0.3)

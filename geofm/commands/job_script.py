@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-#: Seconds before the time limit by which a job must have asked to be queued again.
+from geofm.printing import printable
+
+#: Seconds before the time limit by which a job must have asked to be queued again, if it has them.
 _RESERVE = 30
 
 _BEFORE = """\
@@ -77,16 +79,16 @@ class Job:
             The script, for ``sbatch``.
         """
         name = '%A_%a' if self.runs else '%j'
-        options = {
+        defaults = {
             'chdir': str(Path.cwd()),
             'output': f'{str(self.folder).replace("%", "%%")}/{name}.log',
             'open-mode': 'append',
             'signal': f'B:USR1@{self.grace}',
             'requeue': None,
             **({'array': f'0-{len(self.runs) - 1}'} if self.runs else {}),
-            **self.options,
         }
-        lines = ['#!/usr/bin/env bash', f'# {command}']
+        options = {**defaults, **self.options}
+        lines = ['#!/usr/bin/env bash', f'# {printable(command)}']
         lines += [
             f'#SBATCH --{option}' + ('' if value is None else f'={shlex.quote(value)}')
             for option, value in options.items()
@@ -94,7 +96,7 @@ class Job:
         lines += [
             '',
             f'requeues={self.requeues}  # after failures',
-            f'patience={max(self.grace - _RESERVE, 0)}  # seconds that the ranks have to end',
+            f'patience={self.grace - min(_RESERVE, self.grace // 2)}  # seconds that the ranks have to end',
             f'failures={shlex.quote(str(self.folder))}/$SLURM_JOB_ID.failures',
             '',
             *self._choice(),

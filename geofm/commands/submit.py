@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from geofm.atomic import atomic_file
@@ -20,9 +20,9 @@ _FOLDER = 'slurm'
 
 #: Options of ``geofm fit`` that are for the job to set.
 _OURS = {
+    '--trainer.accelerator': '--gpus',
     '--trainer.num_nodes': '--nodes',
     '--trainer.devices': '--gpus or --tasks-per-node',
-    '--trainer.accelerator': '--gpus',
 }
 
 
@@ -58,50 +58,39 @@ def submit(
         time: Time limit, as `sbatch` takes it, e.g. 24:00:00; by default that of the partition.
         mem: Memory of each node, e.g. 64G.
         partition: Partition to run in.
-        account: Account that pays.
+        account: Account to charge.
         qos: Quality of service.
         sbatch: Further options of `sbatch`, as KEY=VALUE, or KEY if there is no value.
         seeds: Seeds of an array of runs, each in a folder of its own.
-        sweep: Values of options of `geofm fit`, as KEY=VALUE,VALUE: an array of runs, one for
-            each combination, and for each seed.
+        sweep: Values of options of `geofm fit`, as KEY=VALUE,VALUE: a run for each combination.
         requeues: How often a job that fails is queued again.
         grace: Seconds before the time limit at which the ranks are told to save and end.
         dry_run: Whether to print the script and submit nothing.
         fit: Options of `geofm fit`; they may stand among the others.
     """
-    if nodes < 1 or gpus < 0 or requeues < 0 or grace < 0:
-        raise ValueError('--nodes must be at least 1, and --gpus, --requeues and --grace at least 0')
+    if min(nodes - 1, gpus, requeues, grace) < 0:
+        raise ValueError('--nodes must be 1 or more, and --gpus, --requeues and --grace 0 or more')
     if gpus and tasks_per_node not in (None, gpus):
         raise ValueError(f'--tasks-per-node {tasks_per_node}: there is one rank for each GPU')
     ranks = gpus or tasks_per_node or 1
-    arguments = [part for config in configs for part in ('--config', str(config))]
-    arguments += [*(fit or []), '--resume', 'auto']
-    for option in (argument.partition('=')[0] for argument in fit or []):
-        if option in _OURS:
-            raise ValueError(f'{option}: give {_OURS[option]} instead')
-    arguments += ['--trainer.accelerator', 'gpu' if gpus else 'cpu']
-    arguments += ['--trainer.num_nodes', str(nodes), '--trainer.devices', str(ranks)]
+    arguments = _arguments(configs, fit or [], ['gpu' if gpus else 'cpu', str(nodes), str(ranks)])
     root, runs = _check(arguments, _combinations(seeds or [], sweep or []))
     resources = {
         'job-name': f'geofm-{root.absolute().name}',
-        'nodes': str(nodes),
-        'ntasks-per-node': str(ranks),
-        'gpus-per-node': str(gpus) if gpus else None,
-        'cpus-per-task': None if cpus_per_task is None else str(cpus_per_task),
+        'nodes': nodes,
+        'ntasks-per-node': ranks,
+        'gpus-per-node': gpus or None,
+        'cpus-per-task': cpus_per_task,
         'time': time,
         'mem': mem,
         'partition': partition,
         'account': account,
         'qos': qos,
     }
-    options: dict[str, str | None] = {k: v for k, v in resources.items() if v is not None}
-    for entry in sbatch or []:
-        key, equals, value = entry.removeprefix('--').partition('=')
-        options[key] = value if equals else None
     job = Job(
         arguments=arguments,
         runs=list(runs.values()),
-        options=options,
+        options=_options(resources, sbatch or []),
         folder=root.absolute() / _FOLDER,
         requeues=requeues,
         grace=grace,
@@ -115,6 +104,24 @@ def submit(
     for i, name in enumerate(runs):
         say(f'job {number}_{i}: {root / name}')
     say(f'log: {job.folder / number}{"_*" if runs else ""}.log')
+
+
+def _arguments(configs: Iterable[Path], fit: Sequence[str], devices: Iterable[str]) -> list[str]:
+    """Arguments of ``geofm fit``, on an accelerator, a number of nodes, and devices of each."""
+    for option in (argument.partition('=')[0] for argument in fit):
+        if option in _OURS:
+            raise ValueError(f'{option}: give {_OURS[option]} instead')
+    parts = [('--config', str(config)) for config in configs]
+    return [*itertools.chain(*parts, fit, ('--resume', 'auto'), *zip(_OURS, devices, strict=True))]
+
+
+def _options(resources: Mapping[str, object], sbatch: Iterable[str]) -> dict[str, str | None]:
+    """Options of ``sbatch``: those of the command, and over them those given as KEY=VALUE."""
+    options: dict[str, str | None] = {k: str(v) for k, v in resources.items() if v is not None}
+    for entry in sbatch:
+        key, equals, value = entry.removeprefix('--').partition('=')
+        options[key] = value if equals else None
+    return options
 
 
 def _combinations(seeds: Sequence[int], sweep: Iterable[str]) -> dict[str, list[str]]:

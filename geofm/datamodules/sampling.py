@@ -142,7 +142,7 @@ class ResumableLoader(WatchedLoader):
         left, size = self.sampler.left(), self.batch_size or 1
         return len(self) - (left // size if self.drop_last else -(-left // size))
 
-    def __iter__(self) -> Iterator[Sample]:
+    def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
         """Go through the rest of the epoch.
 
         Yields:

@@ -64,8 +64,11 @@ class Watched(Seeded):
             for process, _ in stalled:
                 with suppress(ProcessLookupError):
                     os.kill(process, signal.SIGKILL)
-        found = [files_of(self.dataset, number) or [f'sample {number}'] for _, number in stalled]
-        return list(dict.fromkeys(str(name) for names in found for name in names))
+        names: list[str] = []
+        for _, number in stalled:
+            files = files_of(self.dataset, number)
+            names += map(str, files) if files else [f'sample {number}']
+        return list(dict.fromkeys(names))
 
 
 class WatchedLoader(DataLoader[Sample]):
