@@ -1,13 +1,18 @@
 """`geofm submit`, against SLURM itself."""
 
+import os
 import re
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from geofm.cli import main
+from geofm.datasets import write_sample_data
 from geofm.messages import CommandError
 from tests.cluster import ask, cluster, missing, restarts, start_again, wait_for
 
@@ -16,6 +21,20 @@ ROOT = Path(__file__).resolve().parents[1]
 needs_slurm = pytest.mark.skipif(
     bool(missing()), reason=f'needs SLURM: {", ".join(missing())} not installed'
 )
+
+#: A model and data that train at many steps a second.
+SMALL = [
+    '--model.init_args.model=geofm_vit_nano_patch16_linear',
+    '--model.init_args.model_args.depth=1',
+    '--model.init_args.global_size=32',
+    '--model.init_args.local_size=16',
+    '--model.init_args.n_local=1',
+    '--model.init_args.prototypes=16',
+    '--model.init_args.head_hidden_dim=16',
+    '--model.init_args.head_bottleneck_dim=8',
+    '--data.init_args.patch_size=32',
+    '--data.init_args.batch_size=1',
+]
 
 #: In place of Python: says how it was called, and goes on as the test wants.
 STAND_IN = """\
@@ -29,6 +48,13 @@ echo "start $start rank $SLURM_PROCID of $SLURM_NTASKS: $*"
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with cluster(tmp_path_factory.mktemp('slurm')):
         yield
+
+
+@pytest.fixture(scope='module')
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp('data') / 'sample'
+    write_sample_data(path, patches_per_roi=1, time_steps=2, size=64)
+    return path
 
 
 class Submit:
@@ -141,3 +167,58 @@ def test_an_array_has_a_run_for_each_seed_and_value(submit: Submit) -> None:
         log = submit.log(f'{job}_{i}')
         assert f'--model.init_args.lr {lr} --seed_everything {seed}' in log
         assert f'--trainer.default_root_dir {root}/lr={lr},seed={seed}\n' in log
+
+
+@needs_slurm
+def test_training_resumes_after_a_rank_was_killed_and_stops_for_slurm(
+    slurm: None, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No stand-in: SLURM signals the workers that read too."""
+    root = tmp_path / 'run'
+    main(
+        [
+            *('submit', f'{ROOT}/configs/pretrain/quickstart.yaml'),
+            *('--gpus', '0', '--tasks-per-node', '2', '--requeues', '1'),
+            *(f'--trainer.default_root_dir={root}', f'--data.init_args.paths={sample}'),
+            *(
+                '--trainer.max_epochs=10000',
+                '--trainer.logger=false',
+                '--data.init_args.num_workers=1',
+            ),
+            *('--trainer.callbacks=ModelCheckpoint', '--trainer.callbacks.every_n_train_steps=2'),
+            *('--trainer.check_val_every_n_epoch=1', '--trainer.limit_val_batches=1', *SMALL),
+        ]
+    )
+    found = re.search(r'^job (\d+): ', capsys.readouterr().out, re.MULTILINE)
+    assert found is not None
+    job = found[1]
+
+    def log() -> str:
+        return (root / 'slurm' / f'{job}.log').read_text()
+
+    def step(path: Path) -> int:
+        return int(torch.load(path, weights_only=True)['global_step'])
+
+    def wait_for_checkpoint(after: int) -> int:
+        end = time.monotonic() + 120
+        while time.monotonic() < end:
+            steps = [step(path) for path in (root / 'checkpoints').glob('[!.]*.ckpt')]
+            if max(steps, default=0) > after:
+                return max(steps)
+            time.sleep(0.5)
+        raise TimeoutError(log())
+
+    first = wait_for_checkpoint(0)
+    processes = (line.split() for line in ask('scontrol', 'listpids', job).splitlines())
+    os.kill(next(int(p[0]) for p in processes if p[-1] == '1'), signal.SIGKILL)
+    start_again(job)
+    later = wait_for_checkpoint(first + 2)
+    # What SLURM does before the time is up.
+    ask('scancel', '--batch', '--signal=USR1', job)
+    wait_for(job, 'PENDING Reason=BeginTime')
+    ask('scancel', job)
+    assert 'is queued again (1 of 1)\n' in log()
+    assert f'the time is up: job {job} is queued again' in log()
+    assert f'goes on from {root}/checkpoints/' in log()
+    (requeue,) = root.glob('hpc_ckpt_*.ckpt')
+    assert step(requeue) > later

@@ -96,7 +96,7 @@ class Job:
         lines += [
             '',
             f'requeues={self.requeues}  # after failures',
-            f'patience={self.grace - min(_RESERVE, self.grace // 2)}  # seconds that the ranks have to end',
+            f'patience={self.grace - min(_RESERVE, self.grace // 2)}  # seconds to end',
             f'failures={shlex.quote(str(self.folder))}/$SLURM_JOB_ID.failures',
             '',
             *self._choice(),
