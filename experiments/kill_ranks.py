@@ -2,10 +2,11 @@
 
     python experiments/kill_ranks.py --kills 20
 
-A run of two ranks on gloo is disturbed: SIGTERM, SIGUSR1 or SIGKILL to a random rank, or a full disk,
-each at a random moment. It must end by itself within 60 s, with an exit code other than 0, and leave
-only whole checkpoints. The same command is then run again, with ``--resume auto``. A run that comes
-to its end must have the weights of one that nobody disturbed. Writes ``experiments/results``.
+A run of two ranks on gloo is disturbed: SIGTERM, SIGUSR1 or SIGKILL to a random rank, or a full
+disk, each at a random moment. It must end by itself within 60 s, with an exit code other than 0,
+and leave only whole checkpoints. The same command is then run again, with ``--resume auto``. A run
+that comes to its end must have the weights of one that nobody disturbed. Writes
+``experiments/results``.
 
 The launcher is torchrun's. Its processes are forked from one that has imported the libraries.
 The run's folder is a small file system in memory, so that it can be full: mounting it takes root.
@@ -188,10 +189,9 @@ class Trial:
 
 def fill(path: Path) -> None:
     """Fill the file system that a file is on."""
-    with path.open('wb', buffering=0) as file:
-        with suppress(OSError):
-            while True:
-                file.write(bytes(2**20))
+    with path.open('wb', buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(2**20))
 
 
 def wait(process: int) -> tuple[int, float]:
@@ -271,7 +271,7 @@ def main() -> None:
             runs, differ = runs + 1, differ + (not same)
             print(f'run {runs} is at its end: the same weights: {same}', flush=True)
     settings = (
-        f'{len(kills)} kills at random moments (seed {args.seed}) of runs of {RANKS} ranks on gloo. '
+        f'{len(kills)} kills at random moments (seed {args.seed}) of runs of {RANKS} ranks. '
         f'A run that nobody disturbs takes {most:.0f} s. Measured by '
         '`python experiments/kill_ranks.py`.'
     )

@@ -1,5 +1,6 @@
 """`geofm submit`, against SLURM itself."""
 
+import json
 import os
 import re
 import signal
@@ -95,6 +96,66 @@ def submit(
     made = Submit(tmp_path, capsys)
     monkeypatch.setattr(sys, 'executable', str(made.program))
     return made
+
+
+def dry_run(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
+    """Lines of the script."""
+    main(['submit', f'{ROOT}/configs/pretrain/quickstart.yaml', *options, '--dry-run'])
+    return capsys.readouterr().out.splitlines()
+
+
+def test_the_script_asks_for_what_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = dry_run(
+        capsys,
+        *('--nodes', '2', '--gpus', '4', '--cpus-per-task', '8', '--time', '24:00:00'),
+        *('--sbatch', 'constraint=a100', 'exclusive', 'signal=B:USR1@60'),
+        *('--trainer.default_root_dir', f'{tmp_path}/a run', '--trainer.max_epochs', '5'),
+    )
+    options = [line.removeprefix('#SBATCH --') for line in lines if line.startswith('#SBATCH')]
+    assert {'nodes=2', 'ntasks-per-node=4', 'gpus-per-node=4', 'exclusive'} <= {*options}
+    assert {'cpus-per-task=8', 'time=24:00:00', 'constraint=a100'} <= {*options}
+    assert f"output='{tmp_path}/a run/slurm/%j.log'" in options
+    assert [option for option in options if option.startswith('signal')] == ['signal=B:USR1@60']
+    command = [line.strip(' \\') for line in lines[lines.index('') :] if line.startswith('    --')]
+    assert command == [
+        f'--config {ROOT}/configs/pretrain/quickstart.yaml',
+        f"--trainer.default_root_dir '{tmp_path}/a run'",
+        '--trainer.max_epochs 5',
+        '--resume auto',
+        '--trainer.accelerator gpu',
+        '--trainer.num_nodes 2',
+        '--trainer.devices 4 &',
+    ]
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_cannot_be_submitted_is_refused_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {'run': 'a' * 12, 'settings': {'class_path': 'geofm.tasks.DINOv2', 'init_args': {}}}
+    for folder in ('run', 'array/lr=0.1'):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / 'geofm_run.json').write_text(json.dumps(other))
+    monkeypatch.setenv('PATH', str(tmp_path))
+    root = f'--trainer.default_root_dir={tmp_path}'
+    for options, message in {
+        ('--trainer.devices=2',): 'give --gpus or --tasks-per-node instead',
+        ('--gpus=2', '--tasks-per-node=3'): 'one rank for each GPU',
+        ('--nodes=0',): '--nodes must be 1 or more',
+        ('--trainer.default_root_dir=null',): 'the job needs a folder',
+        ('--model.init_args.typo=3',): "no option 'typo'",
+        ('--sweep', 'model.init_args.lr'): 'give KEY=VALUE,VALUE',
+        ('--sweep', 'model.init_args.lr=0.1,x'): 'model.init_args.lr',
+        ('--sweep', 'model.init_args.lr=0.1,0.1'): 'in one folder, lr=0.1',
+        (f'{root}/run',): f'is the folder of run {"a" * 12}',
+        (f'{root}/array', '--sweep', 'model.init_args.lr=0.1'): 'is the folder of run',
+        (f'{root}/new',): 'squeue is not there: submit on a machine of the cluster',
+    }.items():
+        with pytest.raises(CommandError):
+            main(['submit', f'{ROOT}/configs/pretrain/quickstart.yaml', *options])
+        assert message in capsys.readouterr().err
 
 
 @needs_slurm
