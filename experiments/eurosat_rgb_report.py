@@ -15,6 +15,9 @@ CURVES = {
     'CLS and mean of patches': 'knn_cls_and_mean_of_patches/top1_k5',
 }
 
+#: Features of networks that the brief table shows.
+FEATURE = 'CLS and mean of patches'
+
 PROBES = ('5-NN', '20-NN', '5-NN, whitened', '20-NN, whitened', 'linear')
 
 
@@ -31,7 +34,7 @@ class Run:
         device: What trained it.
         curve: Epochs, minutes and accuracies on the validation cells.
         accuracy: Accuracies on the test cells, by row of the table.
-        validation_floors: Accuracies of the floors on the validation cells, where it gives them.
+        validation_floors: Accuracies of the baselines on the validation cells, where it gives them.
     """
 
     seed: int
@@ -50,7 +53,7 @@ def cell(values: list[float], digits: int = 1) -> str:
 
 
 def table(minutes: dict[str, list[float]], accuracy: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown table: a row for each method and kind of features, and for each floor."""
+    """Markdown table: a row for each method and kind of features, and for each baseline."""
     lines = [
         '| features | minutes | ' + ' | '.join(f'{probe}, %' for probe in PROBES) + ' |',
         '|---|---:|' + '---:|' * len(PROBES),
@@ -63,7 +66,7 @@ def table(minutes: dict[str, list[float]], accuracy: dict[str, dict[str, list[fl
 
 
 def draw(runs: dict[str, list[Run]], path: Path) -> None:
-    """Accuracy on the validation cells against epochs and minutes, beside its floors."""
+    """Accuracy on the validation cells against epochs and minutes, beside its baselines."""
     figure = Figure(figsize=(10, 12), layout='constrained')
     axes = figure.subplots(len(CURVES), 2, sharey='row', sharex='col')
     floors = [run.validation_floors for run in chain(*runs.values()) if run.validation_floors]
@@ -79,7 +82,7 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
             styles = {'random weights': '--', 'band mean and std': ':'} if floors else {}
             for name, style in styles.items():
                 values = [floor[name].get(kind, floor[name].get('', 0.0)) for floor in floors]
-                label = f'{name} (floor)'
+                label = f'{name} (baseline)'
                 ax.axhline(100 * mean(values), color='0.3', ls=style, lw=1.2, label=label)
             ax.grid(alpha=0.3)
         row[0].set_ylabel(f'5-NN of the {kind}, %')
@@ -102,7 +105,7 @@ def report(runs: dict[str, list[Run]], precision: str) -> str:
             for row, scores in run.accuracy.items():
                 for probe, value in scores.items():
                     accuracy.setdefault(row, {}).setdefault(probe, []).append(value)
-    # Methods before floors, a method's own row before those of its features.
+    # Methods before baselines, a method's own row before those of its features.
     order = sorted(accuracy, key=lambda row: _place(row, list(runs)))
     minutes = {name: [run.curve[-1]['minutes'] for run in seeds] for name, seeds in runs.items()}
     where = '; '.join(
@@ -116,6 +119,38 @@ def report(runs: dict[str, list[Run]], precision: str) -> str:
         'tokens on the validation cells.'
     )
     return f'{table(minutes, {row: accuracy[row] for row in order})}\n\n{caption}'
+
+
+def brief(runs: dict[str, list[Run]]) -> str:
+    """A row for each method and baseline: 5-NN of CLS and mean of patches, and the linear probe."""
+    of_pooled: dict[str, list[float]] = {}
+    of_linear: dict[str, list[float]] = {}
+    for seeds in runs.values():
+        for run in seeds:
+            for row, scores in run.accuracy.items():
+                name = row.removesuffix(f', {FEATURE}')
+                if '5-NN' in scores and (row.endswith(FEATURE) or ', ' not in row):
+                    of_pooled.setdefault(name, []).append(100 * scores['5-NN'])
+                if 'linear' in scores:
+                    of_linear.setdefault(row, []).append(100 * scores['linear'])
+    minutes = {name: [run.curve[-1]['minutes'] for run in seeds] for name, seeds in runs.items()}
+    lines = ['| features | minutes | seeds | 5-NN, % | linear, % |', '|---|---:|---:|---:|---:|']
+    for name in sorted(of_pooled, key=lambda name: -mean(of_pooled[name])):
+        cells = [short(minutes[name], 0) if name in minutes else '', str(len(of_pooled[name]))]
+        cells += [short(values[name]) for values in (of_pooled, of_linear)]
+        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+    caption = (
+        'Accuracy on the test cells, mean ± standard deviation over the seeds. 5-NN is of the '
+        f'{FEATURE} for networks, without whitening. All probes, and what took the time, are in '
+        '[experiments/results/eurosat_rgb.md](../experiments/results/eurosat_rgb.md).'
+    )
+    return '\n'.join(lines) + f'\n\n{caption}'
+
+
+def short(values: list[float], digits: int = 1) -> str:
+    """Mean and standard deviation."""
+    spread = f' ± {stdev(values):.{digits}f}' if len(values) > 1 else ''
+    return f'{mean(values):.{digits}f}{spread}'
 
 
 def _place(row: str, methods: list[str]) -> tuple[int, str]:

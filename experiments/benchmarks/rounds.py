@@ -43,8 +43,18 @@ def write_results(folder: Path, name: str, about: dict[str, Any], text: str) -> 
         about: What was measured, on what.
         text: The table.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    for file, content in ((f'{name}.json', json.dumps(about, indent=2)), (f'{name}.md', text)):
-        beside = folder / f'.{file}.part'
-        beside.write_text(content + '\n')
-        beside.replace(folder / file)
+    write_text(folder / f'{name}.json', json.dumps(about, indent=2))
+    write_text(folder / f'{name}.md', text)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside and rename it into place.
+
+    Args:
+        path: The file.
+        text: Its content without the last line's end.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f'.{path.name}.part')
+    beside.write_text(text + '\n')
+    beside.replace(path)

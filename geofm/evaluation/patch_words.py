@@ -37,4 +37,4 @@ class PatchWordsEncoder(Encoder):
         image: Tensor = batch['image']
         size = self.words.patch_size
         height, width = (max(1, side // size) for side in image.shape[-2:])
-        return self.words.on_grid(image, (height, width))
+        return self.words.on_grid(image, (height, width))[0]

@@ -109,7 +109,7 @@ class WordTargets(nn.Module):
     def _codes(self, image: Tensor, valid: Tensor | None, patch_size: int) -> '_Codes':
         """What the words give of images, before whitening."""
         cells = (image.shape[-2] // patch_size, image.shape[-1] // patch_size)
-        grid = self.words.on_grid(image, cells)
+        grid, whole = self.words.on_grid(image, cells, valid)
         if valid is None:
             known = torch.ones(len(image), *cells, dtype=torch.bool, device=image.device)
         else:
@@ -121,7 +121,7 @@ class WordTargets(nn.Module):
         return _Codes(
             grid.flatten(2).mT,
             around.flatten(2).mT,
-            self.words.of_image(image, valid),
+            whole,
             known.flatten(1),
         )
 

@@ -104,7 +104,7 @@ class PatchWords(nn.Module):
         col = torch.randint(cols, (len(number),), generator=generator)
         windows = image.unfold(2, size, 1).unfold(3, size, 1)
         patches = windows[number, :, row, col].flatten(1)
-        known = _whole(image, batch.get('valid'), size, 1)
+        known = _whole(windows[:, 0, :, :, 0, 0], batch.get('valid'), size, 1)
         if known is not None:
             patches = patches[known[number, row, col]]
         variance = patches.var(dim=1, keepdim=True, correction=0) + _LEAST_CONTRAST
@@ -137,27 +137,35 @@ class PatchWords(nn.Module):
         Returns:
             Of shape (B, K); zero where no patch is whole.
         """
-        codes = self(image)
-        known = _whole(image, valid, self.patch_size, self.patch_size // 2)
+        return self._pooled(self(image), valid)
+
+    def on_grid(
+        self, image: Tensor, cells: tuple[int, int], valid: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Square roots of the mean codes of the patches around each cell of a grid.
+
+        Args:
+            image: Normalised by band, (B, C, H, W).
+            cells: Rows and columns of the grid (h, w).
+            valid: As of :meth:`of_image`.
+
+        Returns:
+            Those of the cells, (B, K, h, w), and what :meth:`of_image` gives, (B, K).
+        """
+        half = self.patch_size // 2
+        codes = self(pad(image, (half,) * 4, mode='replicate'))
+        # Patches lie half a patch apart: without those at the start they are the image's own.
+        rows, cols = ((side - self.patch_size) // half + 1 for side in image.shape[-2:])
+        inner = codes[:, :, 1 : 1 + rows, 1 : 1 + cols]
+        return adaptive_avg_pool2d(codes, cells).sqrt(), self._pooled(inner, valid)
+
+    def _pooled(self, codes: Tensor, valid: Tensor | None) -> Tensor:
+        known = _whole(codes, valid, self.patch_size, self.patch_size // 2)
         if known is None:
             return codes.mean(dim=(2, 3)).sqrt()
         weight = known[:, None].to(codes.dtype)
         total = (codes * weight).sum(dim=(2, 3)) / weight.sum(dim=(2, 3)).clamp_min(1)
         return total.sqrt()
-
-    def on_grid(self, image: Tensor, cells: tuple[int, int]) -> Tensor:
-        """Square root of the mean code of the patches around each cell of a grid.
-
-        Args:
-            image: Normalised by band, (B, C, H, W).
-            cells: Rows and columns of the grid (h, w) that divides the image.
-
-        Returns:
-            Of shape (B, K, h, w).
-        """
-        around = (self.patch_size // 2,) * 4
-        codes = self(pad(image, around, mode='replicate'))
-        return adaptive_avg_pool2d(codes, cells).sqrt()
 
 
 def spherical_kmeans(
@@ -195,9 +203,9 @@ def _zca(patches: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (directions * scale) @ directions.T
 
 
-def _whole(image: Tensor, valid: Tensor | None, size: int, stride: int) -> Tensor | None:
-    """Whether patches have no missing pixel, bool (B, h, w); None if nothing is said of pixels."""
-    if valid is None or valid.shape[-2:] != image.shape[-2:]:
+def _whole(patches: Tensor, valid: Tensor | None, size: int, stride: int) -> Tensor | None:
+    """Whether patches (B, ..., h, w) have no missing pixel, bool (B, h, w); None: all."""
+    if valid is None:
         return None
-    share = avg_pool2d(valid[:, None].float(), size, stride)[:, 0]
-    return share > 1 - 0.5 / size**2
+    fraction = avg_pool2d(valid[:, None].float(), size, stride)[:, 0]
+    return fraction > 1 - 0.5 / size**2 if fraction.shape[-2:] == patches.shape[-2:] else None

@@ -104,3 +104,12 @@ def test_too_little_is_refused() -> None:
         PatchWords(3, 32, WORDS).fit([{'image': textures(1)}], 1)
     with pytest.raises(ValueError, match='must be an even number'):
         PatchWords(3, 5, WORDS)
+
+
+@pytest.mark.parametrize('side', [16, 18, 20])
+def test_the_image_and_its_cells_come_of_the_same_codes(words: PatchWords, side: int) -> None:
+    image = textures(4)[:, :, :side, :side]
+    valid = torch.rand(4, side, side, generator=torch.Generator().manual_seed(1)) > 0.02
+    for known in (None, valid):
+        _, whole = words.on_grid(image, (2, 2), known)
+        torch.testing.assert_close(whole, words.of_image(image, known))

@@ -42,7 +42,7 @@ def test_surroundings_are_the_mean_of_the_known_patches_in_reach(
     valid = torch.ones(48, 32, 32, dtype=torch.bool)
     valid[:, 8:16, 8:16] = False
     found = targets(images, valid, PATCH)
-    codes = targets.words.on_grid(images, (4, 4)).square()
+    codes = targets.words.on_grid(images, (4, 4))[0].square()
     known = torch.ones(4, 4, dtype=torch.bool)
     known[1, 1] = False
     assert torch.equal(found.known, known.flatten().expand(48, -1))
