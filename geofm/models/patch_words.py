@@ -123,9 +123,12 @@ class PatchWords(nn.Module):
         mean = avg_pool2d(image.mean(dim=1, keepdim=True), size, stride)
         square = avg_pool2d(image.square().mean(dim=1, keepdim=True), size, stride)
         contrast = ((square - mean.square()).clamp_min(0) + _LEAST_CONTRAST).sqrt()
-        bright = self.filters.sum(dim=(1, 2, 3)).view(-1, 1, 1)
-        products = (conv2d(image, self.filters, stride=stride) - bright * mean) / contrast
-        return (products - self.offset.view(-1, 1, 1) - _THRESHOLD).clamp_min(0)
+        # A patch less its mean, times a filter, is the patch times the filter less its mean.
+        filters = self.filters - self.filters.mean(dim=(1, 2, 3), keepdim=True)
+        # On a CPU a third faster with the channels last, and all that follows as well.
+        image = image.contiguous(memory_format=torch.channels_last)
+        codes = conv2d(image, filters, stride=stride).div_(contrast)
+        return codes.sub_(self.offset.view(-1, 1, 1) + _THRESHOLD).clamp_min_(0)
 
     def of_image(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
         """Square root of the mean code of an image's patches without missing pixels.
