@@ -111,6 +111,9 @@ def check_architectures() -> None:
             f'{MODELS}/eurosat_rgb/config.json has {ours["architecture"]} {ours["model_args"]}, '
             f'but DINOv2 trains {given["model"]} {given["model_args"]}: write the latter there'
         )
+    words = read_yaml(WORDS.configs[0])['model']['init_args']
+    if (words['model'], words['model_args']) != (given['model'], given['model_args']):
+        raise ValueError(f'{WORDS.configs[0]} must train the backbone of {DINOV2.configs[0]}')
     same = {k: v for k, v in ours['model_args'].items() if k != 'reg_tokens'}
     if {k: theirs['model_args'].get(k) for k in same} != same:
         raise ValueError(f'{MODELS}/eurosat_rgb_mae/config.json: model_args must have {same}')

@@ -25,6 +25,7 @@ from tests.datasets.test_eurosat_rgb import write
 ROOT = Path(__file__).parents[1]
 TASKS: dict[str, Any] = {
     'pretrain/eurosat_rgb': geofm.tasks.DINOv2,
+    'pretrain/eurosat_rgb_words': geofm.tasks.MaskedWords,
     'pretrain/eurosat_rgb_simclr': tasks.SimCLR,
     'pretrain/eurosat_rgb_mae': tasks.MAE,
     'finetune/eurosat_rgb_supervised': tasks.Classification,
