@@ -15,6 +15,7 @@ def export(
     to: Literal['geofm', 'timm', 'dinov2', 'torchgeo', 'hub', 'onnx', 'pt2'] = 'geofm',
     sensor: str | None = None,
     license: str | None = None,  # noqa: A002
+    half: bool = False,
 ) -> None:
     """Write a checkpoint's backbone for another tool.
 
@@ -31,14 +32,15 @@ def export(
             ONNX or as torch.export.load reads it.
         sensor: For timm and dinov2: whose ViT; the only one by default, early fusion's too.
         license: For hub: identifier of the licence that the model card states, e.g. cc-by-4.0.
+        half: For hub: write the weights in float16, half the size.
     """
     if to == 'onnx' or to == 'pt2':
         # TorchGeo's tasks take seconds to import.
         from geofm.deploy import deploy
         from geofm.deploy.program import TOLERANCE
 
-        if sensor is not None or license is not None:
-            raise ValueError(f"'{to}' takes neither sensor nor license")
+        if sensor is not None or license is not None or half:
+            raise ValueError(f"'{to}' takes neither sensor nor license nor half")
         with Console(stderr=True).status('tracing, writing and comparing with PyTorch'):
             deployed = deploy(checkpoint, output, to)
         say(deployed.path)
@@ -50,7 +52,7 @@ def export(
             'accepted)'
         )
         return
-    exported = export_backbone(checkpoint, output, to, sensor, license)
+    exported = export_backbone(checkpoint, output, to, sensor, license, half)
     say(exported.path)
     if exported.left_out:
         say(f'left out: {", ".join(exported.left_out)}')

@@ -304,12 +304,13 @@ def load_backbone(checkpoint: str | os.PathLike[str]) -> MultiSensorViT:
     """Load the pretrained backbone of a checkpoint that ``geofm fit`` wrote.
 
     Args:
-        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or what ``geofm export``
-            made of it with ``--to geofm`` or ``--to torchgeo``.
+        checkpoint: Lightning checkpoint of a pretraining task, e.g. :class:`geofm.tasks.DINOv2`;
+            what ``geofm export`` made of it with ``--to geofm``, ``--to torchgeo`` or ``--to
+            hub``; or the name of weights that come with the package, e.g. 'eurosat-rgb-nano'.
 
     Returns:
-        The EMA teacher's backbone, in evaluation mode. Its ``statistics`` say how to normalise its
-        input.
+        The backbone (with an EMA teacher: the teacher's), in evaluation mode. Its ``statistics``
+        say how to normalise its input.
 
     Raises:
         CheckpointError: If the file cannot be read, is of another kind, or does not fit.

@@ -13,8 +13,9 @@ from geofm.models import create_backbone, load_backbone
 from geofm.models.dates import NO_DATE
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.task_checkpoints import task_backbone
+from geofm.models.weights import files
 from geofm.models.weights.card import escape
-from geofm.models.weights.files import METADATA
+from geofm.models.weights.files import METADATA, CheckpointError
 from geofm.sensors import SENSORS
 from geofm.transforms.statistics import InputStatistics
 from tests.models.weights.vits import SMALL, randomise
@@ -139,3 +140,48 @@ def test_what_is_asked_for_wrongly_is_said(tmp_path: Path) -> None:
     (tmp_path / 'hub' / 'mine').touch()
     with pytest.raises(FileExistsError, match='exists already'):
         export(path, tmp_path / 'hub', 'hub')
+
+
+def test_half_the_size_within_its_rounding_and_found_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint(tmp_path, 'linear')
+    export(path, tmp_path / 'whole', 'hub')
+    export(path, tmp_path / 'releases' / 'small', 'hub', half=True)
+    whole, half = (
+        (tmp_path / name / 'model.safetensors').stat().st_size
+        for name in ('whole', 'releases/small')
+    )
+    assert half < 0.6 * whole
+    monkeypatch.setattr(files, 'RELEASES', tmp_path / 'releases')
+    assert files.released() == ['small']
+    loaded, original = load_backbone('small').state_dict(), load_backbone(path).state_dict()
+    for key, value in original.items():
+        assert loaded[key].dtype == value.dtype
+        torch.testing.assert_close(loaded[key], value, atol=1e-6, rtol=2**-11)
+    # A file of that name is meant where there is one.
+    monkeypatch.chdir(tmp_path)
+    Path('small').write_bytes(b'')
+    with pytest.raises(CheckpointError, match='small: an empty file'):
+        load_backbone('small')
+
+
+def test_only_hub_has_halves(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="only 'hub' writes float16 weights"):
+        export(checkpoint(tmp_path, 'linear'), tmp_path / 'x.pth', 'geofm', half=True)
+
+
+@pytest.mark.parametrize('name', files.released())
+def test_weights_that_come_with_the_package(name: str) -> None:
+    """They are few MB, their card states a licence, and they see what they were trained on."""
+    folder = files.RELEASES / name
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8 * 2**20
+    card = (folder / 'README.md').read_text()
+    assert json.loads((folder / 'config.json').read_text())['pretrained_cfg']['license'] in card
+    backbone = load_backbone(name)
+    assert backbone.statistics is not None
+    size = 8 * backbone.patch_size
+    with torch.inference_mode():
+        features = backbone(torch.randn(2, len(backbone.bands), size, size))
+    assert features.shape == (2, backbone.embed_dim)
+    assert features.isfinite().all()

@@ -40,6 +40,7 @@ def export_backbone(
     to: Format = 'geofm',
     sensor: str | None = None,
     licence: str | None = None,
+    half: bool = False,
 ) -> Exported:
     """Write a checkpoint's backbone in another format.
 
@@ -67,6 +68,7 @@ def export_backbone(
         to: The format.
         sensor: The sensor whose ViT to write, for timm and DINOv2; the only ViT by default.
         licence: Identifier of the licence that a model card states, for ``hub``.
+        half: Whether to write float16 weights, for ``hub``.
 
     Returns:
         The file, and what was left out.
@@ -81,12 +83,14 @@ def export_backbone(
         raise ValueError(f'to must be one of {list(get_args(Format))}, not {to!r}')
     if licence is not None and to != 'hub':
         raise ValueError("only 'hub' writes a model card: leave license out")
+    if half and to != 'hub':
+        raise ValueError("only 'hub' writes float16 weights: leave half out")
     # What training needs to go on is in no export.
     check_not_overwritten([checkpoint], [output])
     if to == 'hub':
         if sensor is not None:
             raise ValueError("'hub' is of the whole backbone: leave sensor out")
-        return Exported(export_hub(checkpoint, output, licence))
+        return Exported(export_hub(checkpoint, output, licence, half))
     check_suffix(output)
     if to in ('timm', 'dinov2'):
         return _export_encoder(checkpoint, output, to, sensor)

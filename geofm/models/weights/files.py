@@ -21,6 +21,9 @@ METADATA = 'geofm'
 #: Name of the weights in a folder of timm's hub format.
 HUB_WEIGHTS = 'model.safetensors'
 
+#: Weights that come with the package: a folder in timm's hub format for each name.
+RELEASES = Path(__file__).parents[2] / 'releases'
+
 #: Suffixes of the files that ``torch.save`` writes.
 TORCH_SUFFIXES = ('.pth', '.pt', '.ckpt')
 
@@ -37,7 +40,8 @@ def read_file(path: Path) -> Any:
 
     Args:
         path: The file, as ``torch.save`` or safetensors writes them; or a folder in timm's hub
-            format, whose ``model.safetensors`` is read.
+            format, whose ``model.safetensors`` is read; or the name of weights that come with
+            the package, see :func:`released`.
 
     Returns:
         What ``torch.save`` was given; of safetensors, a dictionary with the tensors under
@@ -47,6 +51,8 @@ def read_file(path: Path) -> Any:
     Raises:
         CheckpointError: If there is no such file, or it cannot be read.
     """
+    if not path.exists() and str(path) in released():
+        path = RELEASES / path
     if (path / HUB_WEIGHTS).is_file():
         path = path / HUB_WEIGHTS
     if not path.is_file():
@@ -64,6 +70,15 @@ def read_file(path: Path) -> Any:
     except Exception as error:
         # Damaged bytes are run as pickle's opcodes, which may raise anything.
         raise CheckpointError(f'{path}: {_why_unreadable(path, error)}') from error
+
+
+def released() -> list[str]:
+    """Names of the weights that come with the package, which stand for a file of weights.
+
+    Returns:
+        Names, e.g. 'eurosat-rgb-nano'.
+    """
+    return sorted(path.parent.name for path in RELEASES.glob(f'*/{HUB_WEIGHTS}'))
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -20,7 +20,9 @@ from geofm.transforms.statistics import NO_STATISTICS
 _LICENSE = re.compile(r'[A-Za-z0-9][A-Za-z0-9.+-]{0,63}')
 
 
-def export_hub(checkpoint: Path, output: Path, licence: str | None = None) -> Path:
+def export_hub(
+    checkpoint: Path, output: Path, licence: str | None = None, half: bool = False
+) -> Path:
     """Write a folder for ``timm.create_model('local-dir:FOLDER', pretrained=True)``.
 
     It holds ``config.json``, ``model.safetensors`` and the model card ``README.md``. No path out of
@@ -30,6 +32,8 @@ def export_hub(checkpoint: Path, output: Path, licence: str | None = None) -> Pa
         checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.
         output: Folder to write; it must not exist, or be empty.
         licence: Identifier of the licence, such as 'cc-by-4.0'; None leaves it to be filled in.
+        half: Whether to write the weights in float16: half the size, rounded to 11 bits. They are
+            float32 again when loaded.
 
     Returns:
         The folder.
@@ -37,7 +41,7 @@ def export_hub(checkpoint: Path, output: Path, licence: str | None = None) -> Pa
     Raises:
         CheckpointError: If the checkpoint cannot be read or is of another kind.
         FileExistsError: If there is such a folder and it is not empty.
-        ValueError: If the licence is no identifier.
+        ValueError: If the licence is no identifier, or a weight is too large for float16.
     """
     if licence is not None and not _LICENSE.fullmatch(licence):
         raise ValueError(f"license: give an identifier such as 'cc-by-4.0', not {licence!r}")
@@ -52,8 +56,13 @@ def export_hub(checkpoint: Path, output: Path, licence: str | None = None) -> Pa
         **carry_sensors(model.sensors),
     }
     card = model_card(model, describe_training(content, read.hparams), licence)
+    weights = {
+        k: v.half() if half and v.is_floating_point() else v for k, v in read.weights.items()
+    }
+    if overflown := [key for key, value in weights.items() if not value.isfinite().all()]:
+        raise ValueError(f'{checkpoint}: {overflown[0]} is too large for float16')
     with atomic_folder(output) as folder:
-        write_weights(read.weights, folder / HUB_WEIGHTS, said)
+        write_weights(weights, folder / HUB_WEIGHTS, said)
         (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')
         (folder / 'README.md').write_text(card, encoding='utf-8')
     return output
