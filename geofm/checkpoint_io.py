@@ -11,10 +11,11 @@ from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from geofm.atomic import atomic_file, remove_leftovers
+from geofm.atomic import atomic_file, part_of, remove_leftovers
+from geofm.models.weights.files import is_sharded
 
-# A checkpoint that is being written, see geofm.atomic.
-_PARTIAL = re.compile(r'\.(?P<name>.+\.ckpt)\.[^.]*\.\d+\.part\.ckpt')
+# A checkpoint that is being written, or a folder that is being replaced, see geofm.atomic.
+_PARTIAL = re.compile(r'\.(?P<name>.+\.ckpt)\.[^.]*\.\d+\.part\.ckpt(\.before)?')
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -66,7 +67,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint.
 
         Args:
-            path: Path or URL.
+            path: Path or URL; or the folder of a sharded checkpoint, which is put together.
             map_location: As of :func:`torch.load`.
             weights_only: Whether to read tensors and plain values only; None: yes, where
                 Lightning's class says no.
@@ -78,6 +79,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ValueError: If it holds other objects.
         """
         try:
+            if (local := local_path(path)) is not None and is_sharded(local):
+                from geofm.models.weights.sharded import read_sharded
+
+                return read_sharded(local, optimizers=True)
             plain = weights_only is not False
             return super().load_checkpoint(path, map_location, weights_only=plain)
         except pickle.UnpicklingError as error:
@@ -87,6 +92,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             ) from error
 
 
+    @override
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint.
+
+        Args:
+            path: Path or URL.
+        """
+        local = local_path(path)
+        if local is not None and local.is_dir() and not local.is_symlink():
+            # What is left of a folder when a process is killed must not look like a checkpoint.
+            path = local.rename(part_of(local))
+        super().remove_checkpoint(path)
+
+
 def remove_partial_checkpoints(folder: Path) -> None:
     """Remove checkpoints that killed runs of this machine were writing.
 
@@ -94,7 +113,7 @@ def remove_partial_checkpoints(folder: Path) -> None:
         folder: Folder of checkpoints; it need not exist.
     """
     # Names of checkpoints hold the step, so a later run need not write the same name again.
-    for entry in folder.glob('.*.part.ckpt'):
+    for entry in folder.glob('.*.part.ckpt*'):
         match = _PARTIAL.fullmatch(entry.name)
         if match is not None:
             remove_leftovers(folder / match['name'])

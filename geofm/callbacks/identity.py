@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from geofm.atomic import atomic_file
-from geofm.checkpoint_io import local_path
+from geofm.checkpoint_io import AtomicCheckpointIO, local_path
+from geofm.models.weights.files import SHARDS_REST, is_sharded
 
 #: Entry of a checkpoint, and of the file in the folder of a run.
 KEY = 'run'
@@ -95,13 +96,14 @@ def run_of(checkpoint: Path) -> str | None:
     """Run that wrote a checkpoint. Its tensors are not read.
 
     Args:
-        checkpoint: The file.
+        checkpoint: The file, or the folder of a sharded one.
 
     Returns:
-        The id; None if the file does not say, or cannot be read.
+        The id; None if it does not say, or cannot be read.
     """
+    path = checkpoint / SHARDS_REST if is_sharded(checkpoint) else checkpoint
     try:
-        content = torch.load(checkpoint, map_location='cpu', weights_only=True, mmap=True)
+        content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         return _id(content[KEY])
     except Exception:
         # Whatever is wrong with it: it is not one to go on from.
@@ -133,7 +135,7 @@ def remove_requeues(folder: Path, run: str) -> None:
         run: Its id.
     """
     for path in [path for path in requeue_checkpoints(folder) if run_of(path) == run][1:]:
-        path.unlink(missing_ok=True)
+        AtomicCheckpointIO().remove_checkpoint(path)
 
 
 def _id(value: Any) -> str | None:

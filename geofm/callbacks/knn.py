@@ -157,46 +157,52 @@ def _shared_features(
 ) -> LabelledFeatures:
     """Features of the first batches of a loader, or all, which the ranks share out among them."""
     ranks = world_size()
-    share = loader
+    share, surplus = loader, 0
     # A few batches are looked at on every rank, so that each refuses data that do not fit. A stream
     # cannot be shared out.
     stream = isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None
     if ranks > 1 and batches is None and not stream:
-        share = batches_of_rank(loader, task.global_rank, ranks)
+        share, surplus = batches_of_rank(loader, task.global_rank, ranks)
     features = extract_features(encoder.pooled, islice(share, batches), prepare, task.device)
     if share is loader:
         return features
-    if task.global_rank >= len(loader):
-        # This rank has computed the first batch, to know the shapes.
-        features = LabelledFeatures(*(part[:0] for part in features))
-    return LabelledFeatures(
-        *(torch.cat(gather_all_tensors(part.to(task.device))).cpu() for part in features)
-    )
+    own = (part[: len(part) - surplus].to(task.device) for part in features)
+    return LabelledFeatures(*(torch.cat(gather_all_tensors(part)).cpu() for part in own))
 
 
-def batches_of_rank(loader: DataLoader[Any], rank: int, ranks: int) -> DataLoader[Any]:
+def batches_of_rank(
+    loader: DataLoader[Any], rank: int, ranks: int
+) -> tuple[DataLoader[Any], int]:
     """A loader of every n-th batch of another.
+
+    Every rank gets as many batches, since a sharded backbone only runs on all ranks together.
 
     Args:
         loader: Loader of a map-style data set, in batches.
-        rank: Number of the first batch; if there are fewer, the first of all.
+        rank: Number of the first batch.
         ranks: From one batch to the next.
 
     Returns:
-        The loader. Where *loader* shuffles, it is by the run's seed, alike on all ranks.
+        The loader, and the number of its last samples that are those of the first batch again, to
+        be left out. Where *loader* shuffles, it is by the run's seed, alike on all ranks.
     """
     torch.manual_seed(run_seed())
     assert loader.batch_sampler is not None
     order = list(loader.batch_sampler)
-    return DataLoader(
+    share, surplus = order[rank::ranks], []
+    if len(share) < len(order[::ranks]):
+        surplus = order[0]
+        share.append(surplus)
+    again = DataLoader(
         loader.dataset,
-        batch_sampler=order[rank::ranks] or order[:1],
+        batch_sampler=share,
         num_workers=loader.num_workers,
         collate_fn=loader.collate_fn,
         pin_memory=loader.pin_memory,
         worker_init_fn=loader.worker_init_fn,
         multiprocessing_context=loader.multiprocessing_context,
     )
+    return again, len(surplus)
 
 
 def backbone_of(task: LightningModule) -> nn.Module:

@@ -112,7 +112,8 @@ def split_features(
     return Features(torch.cat(values), torch.cat(targets))
 
 
-@torch.inference_mode()
+# Not in inference mode: of a sharded model, that would hold in training for weights gathered here.
+@torch.no_grad()
 def extract_features(
     encoder: Callable[[Mapping[str, Any]], Tensor],
     batches: Iterable[Mapping[str, Any]],

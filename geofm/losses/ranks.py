@@ -1,4 +1,4 @@
-"""Sums over the ranks of a run, so that a loss is that of the whole batch."""
+"""Values over the ranks of a run, so that a loss is that of the whole batch."""
 
 import torch.distributed as dist
 from lightly.utils.dist import world_size
@@ -20,3 +20,16 @@ def reduced(value: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> T
     value = value.clone()
     dist.all_reduce(value, op)
     return value
+
+
+def gathered(value: Tensor) -> Tensor:
+    """Gather the shards of a tensor; all ranks take part.
+
+    Args:
+        value: A tensor, sharded (a ``DTensor``) or not.
+
+    Returns:
+        The whole tensor on each rank; *value* itself if it is not sharded.
+    """
+    whole: Tensor = value.full_tensor() if hasattr(value, 'full_tensor') else value
+    return whole

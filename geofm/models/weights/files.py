@@ -24,6 +24,9 @@ HUB_WEIGHTS = 'model.safetensors'
 #: Weights that come with the package: a folder in timm's hub format for each name.
 RELEASES = Path(__file__).parents[2] / 'releases'
 
+#: Files of a sharded checkpoint: its index, and what is neither weights nor state of optimizers.
+SHARDS_INDEX, SHARDS_REST = '.metadata', 'meta.pt'
+
 #: Suffixes of the files that ``torch.save`` writes.
 TORCH_SUFFIXES = ('.pth', '.pt', '.ckpt')
 
@@ -40,11 +43,12 @@ def read_file(path: Path) -> Any:
 
     Args:
         path: The file, as ``torch.save`` or safetensors writes them; or a folder in timm's hub
-            format, whose ``model.safetensors`` is read; or the name of weights that come with
-            the package, see :func:`released`.
+            format, whose ``model.safetensors`` is read; or a sharded checkpoint; or the name of
+            weights that come with the package, see :func:`released`.
 
     Returns:
-        What ``torch.save`` was given; of safetensors, a dictionary with the tensors under
+        What ``torch.save`` was given, of a sharded checkpoint all but the state of optimizers; of
+        safetensors, a dictionary with the tensors under
         ``state_dict`` and, if this project wrote it, what it said of them under
         :data:`METADATA`.
 
@@ -55,9 +59,14 @@ def read_file(path: Path) -> Any:
         path = RELEASES / path
     if (path / HUB_WEIGHTS).is_file():
         path = path / HUB_WEIGHTS
-    if not path.is_file():
+    if not path.is_file() and not is_sharded(path):
         raise CheckpointError(f'{path}: ' + ('is a folder' if path.is_dir() else 'no such file'))
     try:
+        if path.is_dir():
+            # Takes a while to import.
+            from geofm.models.weights.sharded import read_sharded
+
+            return read_sharded(path)
         if _is_safetensors(path):
             content: dict[str, Any] = {'state_dict': load_file(path)}
             return content | _said(path)
@@ -81,12 +90,24 @@ def released() -> list[str]:
     return sorted(path.parent.name for path in RELEASES.glob(f'*/{HUB_WEIGHTS}'))
 
 
+def is_sharded(path: Path) -> bool:
+    """Whether a path is that of a sharded checkpoint, as the strategy ``fsdp2`` writes them.
+
+    Args:
+        path: A path.
+
+    Returns:
+        True if it is a folder with the files of one.
+    """
+    return all((path / name).is_file() for name in (SHARDS_INDEX, SHARDS_REST))
+
+
 def _why_unreadable(path: Path, error: Exception) -> str:
     advice = 'Give a .ckpt that `geofm fit` wrote, or a file of weights (.pth, .safetensors)'
     # PyTorch seeks beyond the end of a file that is cut off.
     if isinstance(error, OSError) and error.errno != errno.EINVAL:
         return f'cannot be read: {error.strerror or error}'
-    if not path.stat().st_size:
+    if path.is_file() and not path.stat().st_size:
         return f'an empty file. {advice}'
     if found := _CLASS.search(str(error)):
         return (
