@@ -91,7 +91,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 'rest may run code: only if you trust the file, give --weights_only false'
             ) from error
 
-
     @override
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint.

@@ -5,6 +5,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, override
 
+import torch
+from lightning.pytorch import LightningModule
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
@@ -136,24 +138,51 @@ class FullyShardedStrategy(ModelParallelStrategy):
                 weights[key] = _sharded(value, own[key])
         task.load_state_dict(weights, strict=task.strict_loading)
         # There are no optimizers in validation.
-        for optimizer, found in zip(self.optimizers, content.pop('optimizer_states', ())):
+        found_states = content.pop('optimizer_states', ())
+        for optimizer, found in zip(self.optimizers, found_states, strict=False):
             optimizer.load_state_dict(_sharded_state(found, optimizer))
         return content
 
 
-def shard(network: nn.Module, ranks: DeviceMesh) -> None:
-    """Shard the weights of a network over ranks, unless they are already.
+def shard_networks(task: nn.Module, ranks: DeviceMesh) -> None:
+    """Shard the networks of a task over ranks, those that are not sharded yet.
 
     Args:
-        network: A backbone, which shards each block on its own, or a head.
+        task: The task. Its networks are its children and the values of those that are a
+            ``ModuleDict``: backbones, which shard each block on its own, and heads, which work as
+            long as they are called.
         ranks: The ranks.
     """
-    if isinstance(network, FSDPModule):
-        return
-    if isinstance(network, SensorTokens):
-        network.shard(ranks)
-    else:
-        fully_shard(network, mesh=ranks, reshard_after_forward=True)
+    for child in task.children():
+        for network in child.children() if isinstance(child, nn.ModuleDict) else [child]:
+            if isinstance(network, FSDPModule):
+                continue
+            if isinstance(network, SensorTokens):
+                network.shard(ranks)
+            elif any(True for _ in network.parameters()):
+                fully_shard(network, mesh=ranks, reshard_after_forward=True)
+
+
+@torch.no_grad()
+def hand_out(whole: nn.Module | None, task: LightningModule) -> None:
+    """Give each rank its shards of a task on rank 0.
+
+    Args:
+        whole: The task with its weights, on rank 0; None on others.
+        task: The same task, sharded, on the meta device. It gets memory on the rank's device.
+    """
+    device = task.trainer.strategy.root_device
+    for child in task.children():
+        if any(parameter.is_meta for parameter in child.parameters()):
+            child.to_empty(device=device)
+    given = {} if whole is None else dict(whole.named_parameters())
+    for name, own in task.named_parameters():
+        assert isinstance(own, DTensor)
+        if given:
+            tensor = given[name].to(device)
+        else:
+            tensor = torch.empty(own.shape, dtype=own.dtype, device=device)
+        own.copy_(distribute_tensor(tensor, own.device_mesh, own.placements))
 
 
 def _sharded(value: Tensor, like: Any) -> Tensor:

@@ -170,9 +170,7 @@ def _shared_features(
     return LabelledFeatures(*(torch.cat(gather_all_tensors(part)).cpu() for part in own))
 
 
-def batches_of_rank(
-    loader: DataLoader[Any], rank: int, ranks: int
-) -> tuple[DataLoader[Any], int]:
+def batches_of_rank(loader: DataLoader[Any], rank: int, ranks: int) -> tuple[DataLoader[Any], int]:
     """A loader of every n-th batch of another.
 
     Every rank gets as many batches, since a sharded backbone only runs on all ranks together.

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from geofm.atomic import atomic_file
+from geofm.losses.ranks import gathered
 from geofm.transforms.photometry import Photometry
 
 
@@ -41,6 +42,8 @@ def write_dump(
 ) -> Path:
     """Keep a step, so that :func:`geofm.tasks.nonfinite.replay` can do it again.
 
+    Of a task that is sharded, all ranks take part.
+
     Args:
         task: The task, with the weights that the step started from.
         photometry: Its photometry.
@@ -56,7 +59,10 @@ def write_dump(
         'task': class_path(type(task)),
         # What the command line notes beside the arguments is not the task's.
         'hyper_parameters': {k: v for k, v in task.hparams.items() if not k.startswith('_')},
-        'state_dict': {**task.state_dict(), **step.state},
+        'state_dict': {
+            **{name: gathered(value) for name, value in task.state_dict().items()},
+            **step.state,
+        },
         'batch': {k: v for k, v in step.batch.items() if isinstance(v, Tensor)},
         'step': step.number,
         'seed': step.seed,

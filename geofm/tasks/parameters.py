@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from geofm.losses.ranks import gathered
+
 #: Precisions of Lightning under which a step runs, and what autocast then takes.
 AUTOCAST = {'bf16-mixed': torch.bfloat16, '16-mixed': torch.float16}
 
@@ -101,12 +103,13 @@ def gradient_norms(trained: nn.ModuleDict) -> dict[str, Tensor]:
         trained: The sub-networks by name.
 
     Returns:
-        Norms by name; zero where there is no gradient.
+        Norms by name; zero where there is no gradient. Of sharded weights, over all ranks.
     """
-    return {
+    norms = {
         name: nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
         for name, module in trained.items()
     }
+    return {name: gathered(norm) for name, norm in norms.items()}
 
 
 def check_precision(task: nn.Module) -> None:

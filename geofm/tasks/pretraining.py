@@ -4,9 +4,10 @@ import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -181,8 +182,11 @@ class PretrainingTask(BaseTask):
             ValueError: If what needs several sensors is asked of a model with one.
             CheckpointError: If a checkpoint cannot be read or does not fit.
         """
-        self.weights = weights
-        super().__init__()
+        self.weights, self.continue_from = weights, continue_from
+        self._empty = torch.get_default_device().type == 'meta'
+        self._rng_state = torch.get_rng_state()
+        with torch.device('cpu') if self._empty else nullcontext():
+            super().__init__()
         self.schedules: Schedules | None = None
         self._plan: Plan | None = None
         self._course: Course | None = None
@@ -193,7 +197,7 @@ class PretrainingTask(BaseTask):
         for key in (state := self.state_dict()):
             if 'model.' in key and not key.startswith('model.'):
                 raise ValueError(f"{key}: TorchGeo takes keys with 'model.' for the backbone's")
-        if continue_from is not None:
+        if continue_from is not None and not self._empty:
             found = read_task_weights(continue_from, state, self.optional_weights)
             self.load_state_dict(found)
             self.model.statistics = read_input_statistics(continue_from)
@@ -253,10 +257,57 @@ class PretrainingTask(BaseTask):
 
     def configure_models(self) -> None:
         """Initialize the networks and the cropping of their input."""
-        self.model = self.build_backbone(drop_path_rate=self.hparams['drop_path_rate'])
-        self.heads = nn.ModuleDict(self.build_heads())
+        with self.device_of_networks():
+            self.model = self.build_backbone(drop_path_rate=self.hparams['drop_path_rate'])
+            self.heads = nn.ModuleDict(self.build_heads())
         self.prepare_trained(self.model)
         self.multi_crop = self.build_multi_crop()
+
+    def device_of_networks(self) -> AbstractContextManager[Any]:
+        """Where to build networks.
+
+        Returns:
+            The meta device, without memory, if the task is built on it; elsewhere the default.
+        """
+        return torch.device('meta') if self._empty else nullcontext()
+
+    def configure_model(self) -> None:
+        """Shard backbones and heads over the ranks, if the strategy is ``fsdp2``.
+
+        Those of a task that was built on the meta device are built on the CPU of rank 0, which
+        hands out the shards: no other rank ever holds all of a network.
+
+        Raises:
+            TypeError: If the strategy is another one of Lightning's that shard.
+            ValueError: If the task was built on the meta device and is not to be sharded.
+        """
+        ranks = self.device_mesh
+        if ranks is None:
+            if self._empty:
+                raise ValueError('built on the meta device, which takes --trainer.strategy fsdp2')
+            return
+        # Takes a while to import.
+        from geofm.strategies import FullyShardedStrategy, hand_out, shard_networks
+
+        if not isinstance(self.trainer.strategy, FullyShardedStrategy):
+            raise TypeError(
+                f'{type(self.trainer.strategy).__name__} cannot save the checkpoints of '
+                f'{type(self).__name__}: take --trainer.strategy fsdp2'
+            )
+        shard_networks(self, ranks['data_parallel'])
+        if self._empty:
+            built = self._build() if self.trainer.is_global_zero else None
+            hand_out(built, self)
+            statistics = None if built is None else built.model.statistics
+            self.model.statistics = self.trainer.strategy.broadcast(statistics)
+            self._empty = False
+
+    def _build(self) -> Self:
+        """The same task, with the weights that it would have had if not built on meta."""
+        arguments = {k: v for k, v in self.hparams.items() if not k.startswith('_')}
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(self._rng_state)
+            return type(self)(**arguments, **{name: getattr(self, name) for name in self.ignore})
 
     def build_backbone(self, **kwargs: Any) -> MultiSensorViT:
         """Build the backbone that the hyperparameters describe, and load what it starts from.
@@ -279,7 +330,7 @@ class PretrainingTask(BaseTask):
                 f'the sensors {list(sensors)} have {len(bands_of(sensors))}. Set in_channels to '
                 'that, or name the channels with bands'
             )
-        if self.weights:
+        if self.weights and not self._empty:
             load_backbone_weights(backbone, self.weights)
         return backbone
 

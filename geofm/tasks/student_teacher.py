@@ -119,13 +119,13 @@ class StudentTeacher(PretrainingTask):
     def configure_models(self) -> None:
         """Initialize student, teacher and the cropping of their input."""
         hparams = self.hparams
-        self.model = self.build_backbone()
-        backbone = create_backbone(hparams, drop_path_rate=hparams['drop_path_rate'])
+        with self.device_of_networks():
+            self.model = self.build_backbone()
+            backbone = create_backbone(hparams, drop_path_rate=hparams['drop_path_rate'])
+            # TorchGeo takes every key that contains 'model.' for the backbone's: none here may.
+            self.student = nn.ModuleDict({'backbone': backbone, **self.build_heads()})
+            self.teacher_heads = nn.ModuleDict(self.build_heads())
         backbone.load_state_dict(self.model.state_dict())
-
-        # TorchGeo takes every key that contains 'model.' for the backbone's: none here may.
-        self.student = nn.ModuleDict({'backbone': backbone, **self.build_heads()})
-        self.teacher_heads = nn.ModuleDict(self.build_heads())
         for name, head in self.teacher_heads.items():
             head.load_state_dict(self.student[name].state_dict())
         self.model.requires_grad_(False)

@@ -18,6 +18,10 @@ from torch.multiprocessing.spawn import start_processes
 from torch.utils.data import DataLoader
 
 from geofm.callbacks import CollapseWatch, OnlineKNN
+from geofm.checkpoint_io import AtomicCheckpointIO
+from geofm.losses.ranks import gathered
+from geofm.models import export_backbone, load_backbone
+from geofm.strategies import FullyShardedStrategy
 from geofm.tasks import DINOv2
 from geofm.tasks.randomness import seeded
 from geofm.transforms import Crops
@@ -42,6 +46,12 @@ SETTINGS = [
     # Early fusion has no patches of one sensor.
     if (fusion, masks) != ('early', 'one sensor')
 ]
+
+#: Those that are also trained with sharded weights: every centring and fusion.
+SHARDED_MASKS = {'linear': 'half', 'xattn': 'first rank', 'early': 'none', 'joint': 'one sensor'}
+SHARDED = [setting for setting in SETTINGS if SHARDED_MASKS[setting[1]] == setting[2]]
+#: Those of them whose networks are built on the meta device first.
+ON_META = ('xattn', 'joint')
 
 
 class SameDraws(DINOv2):
@@ -90,26 +100,44 @@ class SameDraws(DINOv2):
 
 
 class Keep(Callback):
-    """Losses, and the gradient of the student before it is clipped, of each step."""
+    """Losses, and the gradient of the student before it is clipped, of each step.
 
-    def __init__(self) -> None:
+    Args:
+        checkpoint: Where to save one after two steps.
+    """
+
+    def __init__(self, checkpoint: Path | None = None) -> None:
         self.losses: list[Tensor] = []
         self.gradients: list[Tensor] = []
+        self.checkpoint = checkpoint
+        self.teacher: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(
         self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
     ) -> None:
         found = [p.grad for p in pl_module.parameters() if p.requires_grad]
         # Without a rank that masks anything, nothing is learned of masked patches.
-        self.gradients.append(torch.cat([g.flatten() for g in found if g is not None]).clone())
+        whole = [gathered(gradient).flatten() for gradient in found if gradient is not None]
+        self.gradients.append(torch.cat(whole).clone())
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if self.checkpoint is not None and trainer.global_step == 2:
+            trainer.save_checkpoint(self.checkpoint)
+            model: Any = trainer.lightning_module.model
+            self.teacher = {k: gathered(v).clone() for k, v in model.state_dict().items()}
         names = ('train_loss', 'train_dino', 'train_ibot', 'train_koleo')
         self.losses.append(torch.stack([trainer.callback_metrics[name] for name in names]))
 
 
-def train(setting: tuple[str, str, str], path: Path, ranks: int) -> dict[str, Any]:
-    """Three steps; on several ranks, this process is one of them."""
+def train(
+    setting: tuple[str, str, str],
+    path: Path,
+    strategy: Any = 'auto',
+    save: Path | None = None,
+    resume: Path | None = None,
+) -> dict[str, Any]:
+    """Three steps; with a strategy for several ranks, this process is one of them."""
+    ranks = 1 if strategy == 'auto' else RANKS
     centering, fusion, masks = setting
     seed_everything(0, verbose=False)
     kwargs: dict[str, Any] = {
@@ -123,33 +151,36 @@ def train(setting: tuple[str, str, str], path: Path, ranks: int) -> dict[str, An
         'warmup_teacher_temperature_epochs': 0,
         **MASKS[masks],
     }
-    task = SameDraws(**kwargs)
+    sharded = isinstance(strategy, FullyShardedStrategy)
+    with torch.device('meta' if sharded and fusion in ON_META else 'cpu'):
+        task = SameDraws(**kwargs)
     task.masks_of = masks
-    keep = Keep()
+    keep = Keep(save)
     callbacks: list[Callback] = [keep, CollapseWatch()]
-    if setting in SETTINGS[:2]:
+    if setting in SETTINGS[:2] and resume is None:
         # Five batches of training and three of validation to be shared out; or one of each, so that
         # the second rank has none.
         size = 2 if setting == SETTINGS[0] else 10
         callbacks.append(OnlineKNN(RandomPairsDataModule(size, 10), k=(1, 3)))
-    strategy: Any = DDPStrategy(gradient_as_bucket_view=True) if ranks > 1 else 'auto'
     trainer = small_trainer(
         path,
         max_epochs=1,
         devices=ranks,
         strategy=strategy,
         callbacks=callbacks,
+        plugins=[AtomicCheckpointIO()],
         limit_val_batches=0,
         enable_checkpointing=False,
     )
     loader = DataLoader(RandomPairs(IMAGES * STEPS), batch_size=IMAGES // ranks)
-    trainer.fit(task, loader)
+    trainer.fit(task, loader, ckpt_path=resume, weights_only=True)
     watched = {k: v for k, v in trainer.callback_metrics.items() if k[:3] in ('col', 'knn')}
     return {
         'losses': torch.stack(keep.losses),
         'gradients': keep.gradients,
-        'state': {k: v.clone() for k, v in task.state_dict().items()},
+        'state': {k: gathered(v).clone() for k, v in task.state_dict().items()},
         'watched': watched,
+        'teacher': keep.teacher,
     }
 
 
@@ -157,7 +188,16 @@ def work(rank: int, path: Path, port: int) -> None:
     """What a rank does: all settings one after another."""
     torch.set_num_threads(1)
     as_rank(rank, RANKS, port)
-    found = [train(setting, path, RANKS) for setting in SETTINGS]
+    found = [
+        train(setting, path, DDPStrategy(gradient_as_bucket_view=True)) for setting in SETTINGS
+    ]
+    for setting in SHARDED:
+        save = path / 'sharded.ckpt' if setting == SHARDED[0] else None
+        found.append(train(setting, path, FullyShardedStrategy(), save))
+    found += [
+        train(SHARDED[0], path, FullyShardedStrategy(), resume=path / f'{resume}.ckpt')
+        for resume in ('sharded', 'alone')
+    ]
     torch.save(found, path / f'{rank}.pt')
     dist.destroy_process_group()
 
@@ -175,14 +215,36 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+def state_apart(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest relative difference of a network, as one vector.
+
+    AdamW makes steps of what is rounding alone, as in the bias of the keys.
+    """
+    differences = [0.0]
+    for name in ('student', 'model', 'teacher_heads', 'dino_center', 'ibot_center'):
+        keys = [key for key in found if key.startswith(f'{name}.')]
+        vectors = [torch.cat([s[k].flatten() for k in keys]) for s in (found, expected) if keys]
+        differences += [apart(*vectors)] if keys else []
+    return max(differences)
+
+
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 @pytest.mark.usefixtures('one_thread')
 def test_two_ranks_are_one(tmp_path: Path) -> None:
-    """For every centring, fusion and kind of mask: losses, gradients, weights, what is watched."""
-    alone = [train(setting, tmp_path, 1) for setting in SETTINGS]
+    """For every centring, fusion and kind of mask: losses, gradients, weights, what is watched.
+
+    Weights are sharded or not; sharded checkpoints are those that one process would have written.
+    """
+    saved = {name: tmp_path / f'{name}.ckpt' for name in ('alone', 'sharded')}
+    alone = [
+        train(setting, tmp_path, save=saved['alone'] if setting == SHARDED[0] else None)
+        for setting in SETTINGS
+    ]
     start_processes(work, (tmp_path, find_free_network_port()), nprocs=RANKS, start_method='fork')
     ranks = [torch.load(tmp_path / f'{rank}.pt', weights_only=True) for rank in range(RANKS)]
-    for setting, expected, *found in zip(SETTINGS, alone, *ranks, strict=True):
+    expected_of = dict(zip(SETTINGS, alone, strict=True))
+    for setting, *found in zip([*SETTINGS, *SHARDED], *(of[:-2] for of in ranks), strict=True):
+        expected = expected_of[setting]
         losses = torch.stack([part['losses'] for part in found]).mean(dim=0)
         for step in range(STEPS):
             of_loss = apart(losses[step], expected['losses'][step])
@@ -190,16 +252,21 @@ def test_two_ranks_are_one(tmp_path: Path) -> None:
             assert max(of_loss, of_gradient) < 1e-5, (setting, step, of_loss, of_gradient)
         first, second = (part['state'] for part in found)
         assert all(torch.equal(first[key], second[key]) for key in first), setting
-        for name in ('student', 'model', 'teacher_heads', 'dino_center', 'ibot_center'):
-            # One vector: AdamW makes steps of what is rounding alone, as in the bias of the keys.
-            keys = [key for key in first if key.startswith(f'{name}.')]
-            vectors = [
-                torch.cat([s[k].flatten() for k in keys])
-                for s in (first, expected['state'])
-                if keys
-            ]
-            assert not keys or apart(*vectors) < 1e-3, (setting, name)
+        assert state_apart(first, expected['state']) < 1e-3, setting
         for key, value in expected['watched'].items():
             of_rank = float(found[0]['watched'][key])
             assert of_rank == pytest.approx(float(value), rel=1e-3), (setting, key)
     assert all('knn/top1_k3' in of['watched'] for of in alone[:2])
+
+    # From shards to shards, from one file to shards, and from shards to one process.
+    unbroken = expected_of[SHARDED[0]]['state']
+    resumed = [of['state'] for of in ranks[0][-2:]]
+    resumed.append(train(SHARDED[0], tmp_path, resume=saved['sharded'])['state'])
+    assert [state_apart(state, unbroken) < 1e-5 for state in resumed] == [True] * 3
+    teacher = ranks[0][len(SETTINGS)]['teacher']
+    exported = export_backbone(saved['sharded'], tmp_path / 'torchgeo.pth', 'torchgeo').path
+    for file in (saved['sharded'], exported):
+        weights = load_backbone(file).state_dict()
+        assert weights.keys() == teacher.keys()
+        assert all(torch.equal(weights[key], teacher[key]) for key in teacher)
+    assert state_apart(torch.load(saved['alone'], weights_only=True)['state_dict'], unbroken) > 1e-3

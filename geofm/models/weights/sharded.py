@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, override
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import (
     DefaultLoadPlanner,
     _EmptyStateDictLoadPlanner,
 )
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
@@ -95,7 +95,9 @@ def read_rest(folder: Path) -> dict[str, Any]:
     Returns:
         Values by name.
     """
-    content: dict[str, Any] = torch.load(folder / SHARDS_REST, map_location='cpu', weights_only=True)
+    content: dict[str, Any] = torch.load(
+        folder / SHARDS_REST, map_location='cpu', weights_only=True
+    )
     return content
 
 
