@@ -10,7 +10,7 @@ from lightning.fabric.utilities import rank_zero_info
 from geofm.models import MODEL_NAMES, CheckpointError
 from geofm.models.checkpoints import as_checkpoint
 from geofm.models.task_checkpoints import task_backbone
-from geofm.models.weights.files import read_file
+from geofm.models.weights.files import is_sharded, read_file
 from geofm.models.weights.torchgeo import is_for_dpt
 from geofm.tasks.pretraining import PretrainingTask
 
@@ -35,10 +35,17 @@ def adopt_model(model: Any) -> None:
     """
     args = model.get('init_args') or {}
     weights = args.get('weights')
-    if not isinstance(weights, str) or not Path(weights).is_file():
+    if not isinstance(weights, str) or not (Path(weights).is_file() or is_sharded(Path(weights))):
         return
     # Pretraining builds the model that its configuration names, whatever it starts from.
-    if _pretrains(model) or (name := _model_of(Path(weights))) is None:
+    if _pretrains(model):
+        return
+    if is_sharded(Path(weights)):
+        raise CheckpointError(
+            f"{weights}: a sharded checkpoint, which TorchGeo does not load: 'geofm export "
+            f"{weights} FILE --to torchgeo' writes what it loads"
+        )
+    if (name := _model_of(Path(weights))) is None:
         return
     if args.get('model') == 'dpt' and not _is_for_dpt(Path(weights)):
         raise CheckpointError(

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, override
 
@@ -30,7 +31,10 @@ from geofm.commands.resume import is_requeued, newest_checkpoint, refuse_requeue
 from geofm.messages import ShortErrors
 from geofm.printing import say
 from geofm.sensors import load_sensors
-from geofm.tasks.pretraining import NO_STEPS
+from geofm.tasks.pretraining import NO_STEPS, networks_on_meta
+
+#: The strategy that shards, as a configuration names it.
+_SHARDING = ('fsdp2', 'geofm.strategies.FullyShardedStrategy')
 
 
 class TrainingParser(ShortErrors, LightningArgumentParser):
@@ -132,6 +136,17 @@ class GeofmCLI(LightningCLI):
         for file in [files] if isinstance(files, str) else files:
             load_sensors(file)
         adopt_model(self.config[self.subcommand].model)
+
+    @override
+    def instantiate_classes(self) -> None:
+        """Make task, data and trainer; networks that will be sharded take no memory yet."""
+        strategy = self.config[self.subcommand].trainer.strategy
+        shards = getattr(strategy, 'class_path', strategy) in _SHARDING
+        if shards:
+            # Registers the name; takes a while to import.
+            import geofm.strategies  # noqa: F401
+        with networks_on_meta() if shards else nullcontext():
+            super().instantiate_classes()
 
     @override
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

@@ -3,8 +3,9 @@
 import math
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Self
@@ -49,6 +50,24 @@ NO_STEPS = (
     'no step to train: the training data have fewer samples than a batch (lower batch_size), or '
     'max_epochs, max_steps or limit_train_batches is 0'
 )
+
+_ON_META = ContextVar('on_meta', default=False)
+
+
+@contextmanager
+def networks_on_meta() -> Iterator[None]:
+    """Build the networks of tasks without memory, for the strategy ``fsdp2`` to fill their shards.
+
+    As ``trainer.init_module(empty_init=True)`` of Lightning, but for tasks alone.
+
+    Yields:
+        Nothing.
+    """
+    token = _ON_META.set(True)
+    try:
+        yield
+    finally:
+        _ON_META.reset(token)
 
 
 class PretrainingTask(BaseTask):
@@ -183,7 +202,7 @@ class PretrainingTask(BaseTask):
             CheckpointError: If a checkpoint cannot be read or does not fit.
         """
         self.weights, self.continue_from = weights, continue_from
-        self._empty = torch.get_default_device().type == 'meta'
+        self._empty = _ON_META.get() or torch.get_default_device().type == 'meta'
         self._rng_state = torch.get_rng_state()
         with torch.device('cpu') if self._empty else nullcontext():
             super().__init__()
