@@ -7,6 +7,8 @@ no file outside of the folder is read.
 """
 
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, override
 
@@ -110,12 +112,11 @@ def load_shards(state: dict[str, Any], folder: Path) -> None:
         folder: A sharded checkpoint.
 
     Raises:
+        UnpicklingError: If it holds other objects.
         ValueError: If it cannot be read, or does not hold all of that state.
     """
-    try:
+    with _as_error(folder):
         _load_state_dict(state, storage_reader=_Reader(folder), planner=_Planner())
-    except CheckpointException as error:
-        raise ValueError(f'{folder}: {_first(error)}') from error
 
 
 def read_sharded(folder: Path, optimizers: bool = False) -> dict[str, Any]:
@@ -129,6 +130,7 @@ def read_sharded(folder: Path, optimizers: bool = False) -> dict[str, Any]:
         What Lightning would have written to one file.
 
     Raises:
+        UnpicklingError: If it holds other objects.
         ValueError: If its shards cannot be read.
     """
     content = read_rest(folder)
@@ -136,11 +138,9 @@ def read_sharded(folder: Path, optimizers: bool = False) -> dict[str, Any]:
     names = {path[0] for path in reader.index.planner_data.values()}
     chosen = sorted(name for name in names if optimizers or name == 'state_dict')
     found: dict[str, Any] = {}
-    try:
+    with _as_error(folder):
         planner = _WholePlanner(keys=set(chosen))
         _load_state_dict(found, storage_reader=reader, planner=planner, no_dist=True)
-    except CheckpointException as error:
-        raise ValueError(f'{folder}: {_first(error)}') from error
     content['state_dict'] = found['state_dict']
     if optimizers:
         count = len(chosen) - 1
@@ -161,7 +161,12 @@ def _numbered(state: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _first(error: CheckpointException) -> BaseException:
-    """What the first rank that failed says."""
-    failure, _ = next(iter(error.failures.values()))
-    return failure
+@contextmanager
+def _as_error(folder: Path) -> Iterator[None]:
+    """Raise what the first rank that failed says: PyTorch's exception is no ``Exception``."""
+    try:
+        yield
+    except CheckpointException as error:
+        failure, _ = next(iter(error.failures.values()))
+        plain = not isinstance(failure, pickle.UnpicklingError)
+        raise (ValueError if plain else pickle.UnpicklingError)(f'{folder}: {failure}') from error
