@@ -165,13 +165,17 @@ def shard_networks(task: nn.Module, ranks: DeviceMesh) -> None:
 
 @torch.no_grad()
 def hand_out(whole: nn.Module | None, task: LightningModule) -> None:
-    """Give each rank its shards of a task on rank 0.
+    """Give each rank its shards of a task on rank 0, and its buffers.
 
     Args:
         whole: The task with its weights, on rank 0; None on others.
-        task: The same task, sharded, on the meta device. It gets memory on the rank's device.
+        task: The same task, sharded, its networks on the meta device. They get memory on the rank's
+            device.
     """
-    device = task.trainer.strategy.root_device
+    strategy = task.trainer.strategy
+    device = strategy.root_device
+    state = task.state_dict()
+    names = {name for name, buffer in task.named_buffers() if buffer.is_meta or name in state}
     for child in task.children():
         if any(parameter.is_meta for parameter in child.parameters()):
             child.to_empty(device=device)
@@ -183,6 +187,11 @@ def hand_out(whole: nn.Module | None, task: LightningModule) -> None:
         else:
             tensor = torch.empty(own.shape, dtype=own.dtype, device=device)
         own.copy_(distribute_tensor(tensor, own.device_mesh, own.placements))
+    buffers = {} if whole is None else dict(whole.named_buffers())
+    buffers = strategy.broadcast({name: buffers[name] for name in names if name in buffers})
+    for name, buffer in task.named_buffers():
+        if name in names:
+            buffer.copy_(buffers[name])
 
 
 def _sharded(value: Tensor, like: Any) -> Tensor:

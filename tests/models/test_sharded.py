@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.distributed.checkpoint import save
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from geofm.callbacks.identity import remove_requeues, run_of
 from geofm.checkpoint_io import AtomicCheckpointIO

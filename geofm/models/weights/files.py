@@ -47,10 +47,9 @@ def read_file(path: Path) -> Any:
             weights that come with the package, see :func:`released`.
 
     Returns:
-        What ``torch.save`` was given, of a sharded checkpoint all but the state of optimizers; of
-        safetensors, a dictionary with the tensors under
-        ``state_dict`` and, if this project wrote it, what it said of them under
-        :data:`METADATA`.
+        What ``torch.save`` was given; of a sharded checkpoint, all but the state of optimizers; of
+        safetensors, a dictionary with the tensors under ``state_dict`` and, if this project wrote
+        it, what it said of them under :data:`METADATA`.
 
     Raises:
         CheckpointError: If there is no such file, or it cannot be read.
