@@ -45,29 +45,30 @@ def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def locked_name(path: str | os.PathLike[str]) -> Iterator[None]:
+def locked_name(path: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
     """Keep other processes from writing a file or folder that is renamed into place.
 
     Args:
         path: Final name. Missing parent folders are made.
+        wait: Whether to wait for another process that holds the lock.
 
     Yields:
         Nothing.
 
     Raises:
-        LockedError: If another process holds the lock.
+        LockedError: If another process holds the lock, unless *wait* is set.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(path.with_name(f'.{path.name}.lock'), path):
+    with _locked(path.with_name(f'.{path.name}.lock'), path, wait):
         yield
 
 
 @contextmanager
-def _locked(file: Path, target: Path) -> Iterator[None]:
+def _locked(file: Path, target: Path, wait: bool = False) -> Iterator[None]:
     lock = FileLock(file.absolute(), blocking=False, is_singleton=True, thread_local=False)
     try:
-        lock.acquire()
+        lock.acquire(blocking=wait)
     except Timeout:
         raise LockedError(
             f'{target}: {_holder(file)} is writing there; wait until it has finished, or name '

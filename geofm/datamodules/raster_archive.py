@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,27 +12,35 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from rich.progress import track
+from torch.utils.data import Dataset
 from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.matched import AnySplit, MatchedDataModule
 from geofm.datamodules.resumable import TIMEOUT, StartMethod
 from geofm.datasets import RasterArchive
+from geofm.datasets.archive.archive_table import Archive
+from geofm.datasets.archive.mapping import open_archive
 from geofm.datasets.archive.windowing import Edge
+from geofm.datasets.catalogue.memory import give_back
 from geofm.datasets.layouts import find_layout
 from geofm.datasets.pairs.dataset import OnError
 from geofm.datasets.pairs.table import MIN_OVERLAP
+from geofm.datasets.seeded import Seeded
 from geofm.datasets.splitting import SplitRule
 from geofm.datasets.statistics import BandStatistics, write_statistics
-from geofm.datasets.table import RasterTable
 from geofm.datasets.table.address import file_of
 from geofm.datasets.table.indexing import index_folder
 from geofm.datasets.table.scanning import open_table
+from geofm.datasets.windows import RandomWindows
 from geofm.sensors import SENSORS, bands_of, canonical_order, check_bands, sensor_channels
 
 #: Samples whose files are looked at to see whether statistics that are kept still hold.
 _MOST_LOOKED_AT = 1000
+
+#: Windows and pixels that statistics are computed from at most.
+_MOST_WINDOWS, _MOST_PIXELS = 10_000, 2**30
 
 
 class RasterArchiveDataModule(MatchedDataModule):
@@ -100,8 +109,9 @@ class RasterArchiveDataModule(MatchedDataModule):
                 files being read; 0 for no limit.
             statistics: YAML file with mean and standard deviation of each band, as ``geofm stats``
                 writes it; or 'compute', to work them out from the training samples, once: they are
-                kept beside the table. By default those that the weights in use were trained with,
-                or else those of the sensors' definitions.
+                kept beside the table. Of many samples, 10,000 are drawn at random, and of large
+                ones a window; the file says so. By default those that the weights in use were
+                trained with, or else those of the sensors' definitions.
             on_error: What to do about a sample that cannot be read: 'raise', or 'skip' it, read
                 another one and report that at the end of the epoch.
 
@@ -144,15 +154,22 @@ class RasterArchiveDataModule(MatchedDataModule):
         self.root = root
         self.layout = layout
         self.statistics = statistics
-        self._table: RasterTable | None = None
+        self._table: Archive | None = None
         self._known: dict[AnySplit, RasterArchive] = {}
 
     def prepare_data(self) -> None:
-        """Index the files and work out statistics, in one process, where they are not there yet."""
-        if self.table_file is not None and not self.table_file.exists():
-            self._archive_table()
+        """Index the files and work out statistics, in one process, where they are not there yet.
+
+        Of a large table, this process also makes the files that the others map.
+        """
+        if self.table_file is not None and self._archive().folder is not None:
+            self._samples('train')
         if self.statistics == 'compute':
             self._computed_statistics(self._samples('train'))
+        if self._table is not None and self._table.folder is not None:
+            # So that this process keeps no more of them in memory than the others.
+            self._table = None
+            self._known.clear()
 
     def setup(self, stage: str) -> None:
         """Find the samples of the splits that a stage needs.
@@ -179,18 +196,24 @@ class RasterArchiveDataModule(MatchedDataModule):
             )
         super().setup(stage)
         if stage == 'fit':
-            for split in ('train', 'val'):
-                if (samples := self._known.get(split)) is not None:
-                    places = samples.matches.count_places()
-                    rank_zero_info(f'{split}: {len(samples):,} samples of {places:,} places')
+            self._say_samples()
+            give_back()
 
-    def _archive_table(self) -> RasterTable:
+    @rank_zero_only
+    def _say_samples(self) -> None:
+        """Say how many samples there are, in one process."""
+        for split in ('train', 'val'):
+            if (samples := self._known.get(split)) is not None:
+                places = samples.matches.count_places()
+                rank_zero_info(f'{split}: {len(samples):,} samples of {places:,} places')
+
+    def _archive(self) -> Archive:
         """The table, made of the files if there is none yet."""
         if self._table is not None:
             return self._table
         file = self.table_file
         if file is not None and (file.exists() or self.root is None):
-            self._table = open_table(file)
+            self._table = open_archive(str(file))
             return self._table
         assert self.root is not None
         assert self.layout is not None
@@ -202,9 +225,11 @@ class RasterArchiveDataModule(MatchedDataModule):
                 UserWarning,
                 stacklevel=3,
             )
-        self._table = open_table(indexed.table)
+        table = open_table(indexed.table)
+        self._table = Archive.of(table)
         if file is not None:
-            self._table.write(file)
+            table.write(file)
+            self._table = open_archive(str(file))
         return self._table
 
     def _samples(self, split: AnySplit) -> RasterArchive:
@@ -212,7 +237,7 @@ class RasterArchiveDataModule(MatchedDataModule):
         # To match the observations of a large table takes its time.
         known = self._known.get(split)
         if known is None or self.kwargs['bands'] not in (None, known.bands):
-            known = RasterArchive(self._archive_table(), split=split, **self.kwargs)
+            known = RasterArchive(self._archive(), split=split, **self.kwargs)
             self._known[split] = known
         return known
 
@@ -221,11 +246,12 @@ class RasterArchiveDataModule(MatchedDataModule):
         file = self._statistics_file(samples)
         if file is not None and file.exists():
             return _read(file)
-        whole = (samples[i] for i in track(range(len(samples)), 'Statistics'))
-        known = archive_statistics(whole, samples.bands, samples.sensors)
+        windows, numbers, which = _read_for_statistics(samples)
+        read = (windows[i] for i in track(numbers, 'Statistics'))
+        known = archive_statistics(read, samples.bands, samples.sensors)
         if file is not None:
             try:
-                about = {'table': str(self.table_file), 'samples': len(samples)}
+                about = {'table': str(self.table_file), 'samples': len(samples), 'read': which}
                 write_statistics(file, known, about)
             except OSError as error:
                 warnings.warn(
@@ -248,6 +274,21 @@ class RasterArchiveDataModule(MatchedDataModule):
         text = json.dumps(made_of, sort_keys=True)
         digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         return self.table_file.with_name(f'{self.table_file.stem}.statistics-{digest}.yaml')
+
+
+def _read_for_statistics(samples: RasterArchive) -> tuple[Dataset[Sample], Sequence[int], str]:
+    """What statistics are computed from, which of it, and how to say that.
+
+    All pixels; or one window each, at a random place, of some samples drawn at random.
+    """
+    count = min(len(samples), _MOST_WINDOWS)
+    pixels = samples.matches.sizes(slice(None)).astype(np.int64).prod(axis=1).sum()
+    if count == len(samples) and pixels <= _MOST_PIXELS:
+        return samples, range(count), 'all of each'
+    drawn = np.random.default_rng(0).choice(len(samples), count, replace=False)
+    side = math.isqrt(_MOST_PIXELS // count)
+    windows = Seeded(RandomWindows(samples, side))
+    return windows, np.sort(drawn).tolist(), f'{count} of them, {side} x {side} pixels of each'
 
 
 def _state_of_files(samples: RasterArchive) -> str:

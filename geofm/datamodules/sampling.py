@@ -11,8 +11,12 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DistributedSampler
 from torchgeo.datasets.utils import Sample
 
+from geofm.datamodules.order import Shuffle
 from geofm.datamodules.stalled import WatchedLoader
 from geofm.datasets.seeded import Visit
+
+#: Positions of the order that are computed at a time.
+_AT_ONCE = 2**14
 
 
 class ResumableSampler(DistributedSampler[int]):
@@ -68,13 +72,15 @@ class ResumableSampler(DistributedSampler[int]):
             Numbers of samples, each a :class:`Visit`.
         """
         epoch, seed = self.epoch, self.seed
-        order = np.arange(self.n_samples)
-        if self.shuffle:
-            order = np.random.default_rng([seed, epoch]).permutation(order)
+        order = Shuffle(self.n_samples, seed, epoch) if self.shuffle else None
         # As many for each process, wherever it starts: they wait for each other.
-        rest = self.left() * self.num_replicas
-        mine = order[self.start :][:rest][self.rank :: self.num_replicas]
-        return (Visit(index, epoch, seed) for index in mine.tolist())
+        mine = range(self.start + self.rank, self.n_samples, self.num_replicas)[: self.left()]
+        for first in range(0, len(mine), _AT_ONCE):
+            part = mine[first : first + _AT_ONCE]
+            numbers = np.arange(part.start, part.stop, part.step)
+            if order is not None:
+                numbers = order.at(numbers)
+            yield from (Visit(index, epoch, seed) for index in numbers.tolist())
 
     def left(self) -> int:
         """Number of samples of the epoch that each process has still to see."""

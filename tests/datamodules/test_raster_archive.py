@@ -13,7 +13,8 @@ import yaml
 from PIL import Image
 
 from geofm.cli import main
-from geofm.datamodules import RasterArchiveDataModule
+from geofm.datamodules import RasterArchiveDataModule, raster_archive
+from geofm.datamodules.raster_archive import archive_statistics
 from geofm.datasets import RasterArchive, write_sample_scenes
 from geofm.datasets.sample.scenes import SceneFiles
 from geofm.datasets.windows import RandomWindows
@@ -80,6 +81,28 @@ def test_batches(root: Path) -> None:
     again.setup('fit')
     assert statistics[0].stat().st_mtime_ns == made
     assert torch.equal(again.mean, data.mean)
+
+
+@pytest.mark.filterwarnings('ignore:.*does not name', 'ignore:.*matches nothing')
+def test_statistics_of_much_data_are_of_some_of_it(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(raster_archive, '_MOST_WINDOWS', 20)
+    monkeypatch.setattr(raster_archive, '_MOST_PIXELS', 20 * 50 * 50)
+    table = str(root / 'some.parquet')
+    some = module(root, table=table, statistics='compute')
+    some.setup('fit')
+    (file,) = root.glob('some.statistics-*.yaml')
+    assert yaml.safe_load(file.read_text())['read'] == '20 of them, 50 x 50 pixels of each'
+    train = some.train_dataset
+    assert isinstance(train, RasterArchive)
+    whole = archive_statistics(map(train.__getitem__, range(len(train))), train.bands, some.sensors)
+    # As near as samples of one landscape are.
+    mean, std = (torch.tensor([whole[b][k] for b in train.bands]) for k in ('mean', 'std'))
+    assert (some.mean - mean).abs().lt(0.5 * std).all()
+    again = module(root, table=str(root / 'again.parquet'), statistics='compute')
+    again.setup('fit')
+    assert torch.equal(again.mean, some.mean)
 
 
 @pytest.mark.filterwarnings('ignore:.*does not name', 'ignore:.*matches nothing')

@@ -1,6 +1,7 @@
 """Windows of a table of rasters and the observations that match them."""
 
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import geopandas as gpd
 import numpy as np
@@ -33,11 +34,29 @@ class Archive(NamedTuple):
         table: The table.
         observations: Its rows in groups.
         main: Row of each observation whose grid it is read on.
+        folder: Where the arrays of the table are mapped from; None if they are this process's own.
     """
 
     table: RasterTable
     observations: Observations
     main: SharedArray
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, table: RasterTable) -> Self:
+        """Group the rows of a table.
+
+        Args:
+            table: A scanned table.
+
+        Returns:
+            The archive.
+
+        Raises:
+            TableError: If two rows are of the same place, sensor, time and bands.
+        """
+        observations = Observations.of(table)
+        return cls(table, observations, SharedArray(observations.main_rows(table)))
 
 
 class ArchiveTable(MatchTable):
@@ -49,7 +68,10 @@ class ArchiveTable(MatchTable):
         matched: Keys of the sensors that are matched, in the order of :meth:`observations`.
         reference: The sensor that gives the grids, one of *matched*.
         window_size: Height and width of the windows in pixels; None for whole observations.
+        n_places: Number of places, where it has been counted.
     """
+
+    n_places: int | None = None
 
     def __init__(
         self,
@@ -137,6 +159,8 @@ class ArchiveTable(MatchTable):
 
     def count_places(self) -> int:
         """Number of places, where an observation that names none is a place of its own."""
+        if self.n_places is not None:
+            return self.n_places
         place = self._places()
         lone = self.reference_observations()[place < 0]
         return len(np.unique(place[place >= 0])) + len(np.unique(lone))
@@ -240,6 +264,11 @@ class ArchiveTable(MatchTable):
         """As of :meth:`MatchTable.select`, by the column ``sample``."""
         return self.take(frame['sample'].to_numpy())
 
+    @property
+    def arrays(self) -> tuple[Int32, Int32, npt.NDArray[np.float32]]:
+        """Observations, offsets and overlap of the samples, as the constructor takes them."""
+        return self._observations.array, self._offsets.array, self._overlap.array
+
     def take(self, rows: npt.NDArray[np.integer[Any]]) -> 'ArchiveTable':
         """Choose samples.
 
@@ -249,8 +278,7 @@ class ArchiveTable(MatchTable):
         Returns:
             A table of those samples.
         """
-        arrays = (self._observations, self._offsets, self._overlap)
-        observations, offsets, overlap = (shared.array[rows] for shared in arrays)
+        observations, offsets, overlap = (array[rows] for array in self.arrays)
         return ArchiveTable(
             self.archive,
             self.matched,

@@ -11,8 +11,7 @@ from geofm.datasets.archive.archive_table import Archive, ArchiveTable
 from geofm.datasets.archive.left_out import LeftOut
 from geofm.datasets.archive.matching import Frames, Rule, match_windows
 from geofm.datasets.archive.windowing import Edge, Windows, window_grid
-from geofm.datasets.catalogue.shared_array import SharedArray
-from geofm.datasets.table import Observations, RasterTable, TableError
+from geofm.datasets.table import RasterTable, TableError
 from geofm.sensors import SENSORS, sensor_channels
 
 type Mask = npt.NDArray[np.bool_]
@@ -46,11 +45,11 @@ class Selection:
     min_overlap: float
 
 
-def build_samples(table: RasterTable, selection: Selection, left_out: LeftOut) -> ArchiveTable:
-    """Find the samples of a table.
+def build_samples(archive: Archive, selection: Selection, left_out: LeftOut) -> ArchiveTable:
+    """Find the samples of an archive.
 
     Args:
-        table: The table.
+        archive: A table and its observations.
         selection: What samples are made of.
         left_out: Takes what is left out.
 
@@ -61,9 +60,7 @@ def build_samples(table: RasterTable, selection: Selection, left_out: LeftOut) -
         TableError: If the table has no row of a sensor, a file is not scanned, or files of a place
             do not go together.
     """
-    observations = Observations.of(table)
-    _note_problems(table, left_out)
-    archive = Archive(table, observations, SharedArray(observations.main_rows(table)))
+    _note_problems(archive.table, left_out)
     groups = {key: _observations_of(archive, key, selection, left_out) for key in selection.sensors}
     reference = groups[selection.reference]
     _note_lone_places(archive, groups, selection, left_out)

@@ -9,9 +9,10 @@ import pyproj
 from rasterio.windows import Window
 from torchgeo.datasets.utils import Path, Sample
 
-from geofm.datasets.archive.archive_table import ArchiveTable
+from geofm.datasets.archive.archive_table import Archive, ArchiveTable
 from geofm.datasets.archive.building import Selection, available_bands, build_samples
 from geofm.datasets.archive.left_out import LeftOut
+from geofm.datasets.archive.mapping import find_samples, open_archive
 from geofm.datasets.archive.splits import split_samples
 from geofm.datasets.archive.windowing import Edge
 from geofm.datasets.catalogue.footprints import SEARCH_CRS, extents
@@ -20,7 +21,6 @@ from geofm.datasets.pairs.reading import BrokenFileError, Place, Target, read_pl
 from geofm.datasets.pairs.table import MIN_OVERLAP, check_overlap
 from geofm.datasets.splitting import SPLITS, SplitRule
 from geofm.datasets.table import RasterTable, read_observation
-from geofm.datasets.table.scanning import open_table
 from geofm.rasters import RASTER_ERRORS
 from geofm.sensors import (
     SENSORS,
@@ -68,7 +68,7 @@ class RasterArchive(MatchedDataset):
 
     def __init__(
         self,
-        table: RasterTable | Path,
+        table: Archive | RasterTable | Path,
         sensors: Sequence[str],
         bands: Sequence[str] | None = None,
         reference: str | None = None,
@@ -85,7 +85,8 @@ class RasterArchive(MatchedDataset):
         """Initialize a new RasterArchive instance.
 
         Args:
-            table: A table of rasters, or its file, as ``geofm index`` writes it.
+            table: A table of rasters, or its file, as ``geofm index`` writes it. A large one is
+                read once per machine: see :mod:`geofm.datasets.archive.mapping`.
             sensors: Keys of the sensors, in any order.
             bands: Names of the bands to return, in the order to return them, some of each sensor;
                 by default all bands of the sensors that the files of the table have.
@@ -127,7 +128,9 @@ class RasterArchive(MatchedDataset):
         if max_day_gap is not None and max_day_gap < 0:
             raise ValueError(f'max_day_gap must be 0 days or more, not {max_day_gap}')
         super().__init__(transforms, on_error)
-        self.table = open_table(table if isinstance(table, RasterTable) else os.fspath(table))
+        given = isinstance(table, Archive | RasterTable)
+        archive = open_archive(table if given else os.fspath(table))
+        self.table = archive.table
         self.paths = self.table.source
         self.split = split
         self.split_by = SplitRule(**split_by) if isinstance(split_by, Mapping) else split_by
@@ -136,7 +139,6 @@ class RasterArchive(MatchedDataset):
         self.allow_missing = _check_missing(allow_missing, self.sensors, self.reference)
         self.bands = _bands_of(self.table, self.sensors, bands)
         self.window_size = window_size
-        self.skipped: LeftOut = LeftOut()  # type: ignore[assignment]
         selection = Selection(
             self.sensors,
             self.reference,
@@ -147,7 +149,7 @@ class RasterArchive(MatchedDataset):
             max_day_gap,
             check_overlap(min_overlap),
         )
-        self.matches = self._in_split(build_samples(self.table, selection, self.skipped))
+        self.matches, self.skipped = self._matches(archive, selection)  # type: ignore[assignment]
         self.skipped.warn()
         self._choose_crs()
 
@@ -176,7 +178,23 @@ class RasterArchive(MatchedDataset):
                 'assign a CRS to the files and index them again'
             )
 
-    def _in_split(self, samples: ArchiveTable) -> ArchiveTable:
+    def _matches(self, archive: Archive, selection: Selection) -> tuple[ArchiveTable, LeftOut]:
+        """The samples of the split, and what is left out."""
+
+        def every() -> tuple[ArchiveTable, LeftOut]:
+            left_out = LeftOut()
+            return build_samples(archive, selection, left_out), left_out
+
+        samples, left_out = find_samples(archive, selection, (), every)
+
+        def in_split() -> tuple[ArchiveTable, LeftOut]:
+            return self._in_split(samples, left_out), left_out
+
+        if self.split == 'all':
+            return in_split()
+        return find_samples(archive, selection, (self.split, self.split_by), in_split)
+
+    def _in_split(self, samples: ArchiveTable, left_out: LeftOut) -> ArchiveTable:
         """The samples of the split."""
         every = len(samples)
         if self.split != 'all' and every:
@@ -187,13 +205,13 @@ class RasterArchive(MatchedDataset):
                 codes = np.zeros(every, np.int8)
             else:
                 codes = split_samples(samples, rule)
-                _note_crossing(samples, codes, rule, self.skipped)
+                _note_crossing(samples, codes, rule, left_out)
             samples = samples.take(np.flatnonzero(codes == SPLITS.index(self.split)))
         if not len(samples):
             why = f"in split='{self.split}'" if every else 'that has all sensors'
             raise EmptySplitError(
                 f'{self.table.source}: no sample {why}; {every} in all splits'
-                + (f'; left out: {self.skipped}' if self.skipped else '')
+                + (f'; left out: {left_out}' if left_out else '')
                 + (
                     ''
                     if self.split_by or self.table.split is not None or not every

@@ -64,6 +64,29 @@ class PathList:
         """
         return cls([pa.array(paths, pa.string())])
 
+    @classmethod
+    def of_parts(
+        cls, length: int, ends: npt.NDArray[np.int64], content: npt.NDArray[np.uint8]
+    ) -> 'PathList':
+        """Make a list of what :attr:`parts` gave.
+
+        Args:
+            length: Number of paths.
+            ends: Where each block ends.
+            content: The blocks.
+
+        Returns:
+            The list.
+        """
+        made = cls.__new__(cls)
+        made._length, made._ends, made._content = length, SharedArray(ends), SharedArray(content)
+        return made
+
+    @property
+    def parts(self) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
+        """Number of paths, where each block ends, and the blocks."""
+        return self._length, self._ends.array, self._content.array
+
     def __len__(self) -> int:
         """Number of paths."""
         return self._length

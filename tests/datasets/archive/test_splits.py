@@ -10,7 +10,7 @@ import shapely
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from geofm.datasets.archive.archive_table import ArchiveTable
+from geofm.datasets.archive.archive_table import Archive, ArchiveTable
 from geofm.datasets.archive.blocks import Blocks, margined
 from geofm.datasets.archive.building import Selection, build_samples
 from geofm.datasets.archive.left_out import LeftOut
@@ -26,7 +26,7 @@ SLIVER = 2e-3
 def samples_of(tmp_path: Path, boxes: list[dict[str, Any]], size: int | None) -> ArchiveTable:
     table = boxes_table(tmp_path / 'table.csv', boxes)
     selection = Selection(('s2',), 's2', ('B02',), (), size, 'shift', None, 0.5)
-    return build_samples(table, selection, LeftOut())
+    return build_samples(Archive.of(table), selection, LeftOut())
 
 
 def on_ground(samples: ArchiveTable) -> Any:

@@ -1,0 +1,109 @@
+"""Arrays in a folder that the processes of a machine map, instead of each having its own copy."""
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from geofm.atomic import atomic_folder
+from geofm.datasets.catalogue.memory import give_back
+from geofm.datasets.catalogue.path_list import PathList
+from geofm.locking import locked_name
+
+#: Values by name: arrays, lists of paths, tuples, mappings, texts, numbers and None.
+type Values = Mapping[str, Any]
+
+#: File of everything that is no array.
+_PLAIN = 'values.json'
+
+# Keys that stand for an array or a list of paths.
+_ARRAY, _PATHS = '.array', '.paths'
+
+
+def mapped(folder: Path, make: Callable[[], Values]) -> Values:
+    """Map values from a folder; the first process to ask makes them while the others wait.
+
+    Args:
+        folder: The folder. What it holds must not depend on anything but its name.
+        make: Makes the values.
+
+    Returns:
+        The values, whose arrays cannot be written to and are in the page cache once for all
+        processes. If the folder cannot be written, they are those that were made.
+
+    Raises:
+        Exception: Whatever *make* raises; nothing is kept then.
+    """
+    if folder.exists():
+        return _read(folder)
+    if not os.access(folder.parent, os.W_OK):
+        _warn(folder, 'no permission')
+        return make()
+    with locked_name(folder, wait=True):
+        if not folder.exists():
+            values = make()
+            if not _kept(folder, values):
+                return values
+            del values
+            give_back()
+    return _read(folder)
+
+
+def _kept(folder: Path, values: Values) -> bool:
+    """Write values to a folder; whether that was possible."""
+    try:
+        with atomic_folder(folder) as part:
+            arrays: list[np.ndarray] = []
+            plain = _encoded(values, arrays)
+            for i, array in enumerate(arrays):
+                np.save(part / f'{i}.npy', array, allow_pickle=False)
+            (part / _PLAIN).write_text(json.dumps(plain))
+    except OSError as error:
+        _warn(folder, error)
+        return False
+    return True
+
+
+def _warn(folder: Path, why: object) -> None:
+    warnings.warn(
+        f'{folder}: cannot be written, so that each process keeps a copy of its own ({why}); put '
+        'the table in a folder that can be written to',
+        UserWarning,
+        stacklevel=3,
+    )
+
+
+def _read(folder: Path) -> Values:
+    """Map the values of a folder."""
+    found: Values = _decoded(json.loads((folder / _PLAIN).read_text()), folder)
+    return found
+
+
+def _encoded(value: Any, arrays: list[Any]) -> Any:
+    """What JSON can hold of a value; its arrays are appended to a list."""
+    if isinstance(value, np.ndarray):
+        arrays.append(value)
+        return {_ARRAY: len(arrays) - 1}
+    if isinstance(value, PathList):
+        return {_PATHS: _encoded(value.parts, arrays)}
+    if isinstance(value, Mapping):
+        return {key: _encoded(entry, arrays) for key, entry in value.items()}
+    return [_encoded(v, arrays) for v in value] if isinstance(value, tuple) else value
+
+
+def _decoded(value: Any, folder: Path) -> Any:
+    """A value of what JSON held of it."""
+    if isinstance(value, list):
+        return tuple(_decoded(entry, folder) for entry in value)
+    if not isinstance(value, dict):
+        return value
+    if _ARRAY in value:
+        array = np.load(folder / f'{int(value[_ARRAY])}.npy', mmap_mode='r', allow_pickle=False)
+        return array.view(np.ndarray)
+    if _PATHS in value:
+        return PathList.of_parts(*_decoded(value[_PATHS], folder))
+    return {key: _decoded(entry, folder) for key, entry in value.items()}
