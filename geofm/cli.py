@@ -46,6 +46,7 @@ COMMANDS: dict[str, Command] = {
     'sample-data': Command('data:sample_data', 'write a small generated data set', positional=True),
     'index': Command('data:index', 'catalogue a data set, and find bad files', positional=True),
     'scene': Command('tables:scene', 'write a place of a table for maps', positional=True),
+    'shard': Command('shards:shard', 'write samples as shards for fast reading', positional=True),
     'split': Command('data:split', 'split a data set by region of interest', positional=True),
     'stats': Command('data:stats', 'work out the statistics of each band', positional=True),
     'map': Command('maps:map_', 'map what a backbone sees of a scene', positional=True),

@@ -10,6 +10,7 @@ from geofm.datamodules.named_bands import NamedBandsDataModule
 from geofm.datamodules.raster_archive import RasterArchiveDataModule
 from geofm.datamodules.sen12mscr import SEN12MSCRDataModule
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
+from geofm.datamodules.shards import ShardsDataModule
 
 __all__ = (
     'EuroSATRGBDataModule',
@@ -22,4 +23,5 @@ __all__ = (
     'SEN12MSCRDataModule',
     'SEN12MSCRTSDataModule',
     'SampleLandCoverDataModule',
+    'ShardsDataModule',
 )

@@ -128,8 +128,9 @@ class RasterArchive(MatchedDataset):
         if max_day_gap is not None and max_day_gap < 0:
             raise ValueError(f'max_day_gap must be 0 days or more, not {max_day_gap}')
         super().__init__(transforms, on_error)
-        given = isinstance(table, Archive | RasterTable)
-        archive = open_archive(table if given else os.fspath(table))
+        if not isinstance(table, Archive | RasterTable):
+            table = os.fspath(table)
+        archive = open_archive(table)
         self.table = archive.table
         self.paths = self.table.source
         self.split = split

@@ -101,8 +101,15 @@ def find_samples(
         }
 
     values = mapped(folder, make)
+    observations, offsets, overlap = values['samples']
     samples = ArchiveTable(
-        archive, selection.sensors, selection.reference, *values['samples'], selection.window_size
+        archive,
+        selection.sensors,
+        selection.reference,
+        observations,
+        offsets,
+        overlap,
+        selection.window_size,
     )
     samples.n_places = values['n_places']
     return samples, LeftOut(**values['left_out'])

@@ -1,0 +1,96 @@
+"""Writing the samples of a table as shards."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from geofm.datasets import EmptySplitError, RasterArchive
+from geofm.datasets.archive.mapping import open_archive
+from geofm.datasets.archive.windowing import Edge
+from geofm.datasets.pairs.table import MIN_OVERLAP
+from geofm.datasets.shards import INDEX, SHARD_BYTES, upload_shards, write_shards
+from geofm.datasets.splitting import SPLITS, SplitRule
+from geofm.printing import say
+
+
+def shard(
+    table: Path,
+    destination: str,
+    window_size: int | None = None,
+    of: Sequence[str] = (),
+    bands: Sequence[str] | None = None,
+    split_by: SplitRule | None = None,
+    reference: str | None = None,
+    edge: Edge = 'shift',
+    max_day_gap: int | None = None,
+    min_overlap: float = MIN_OVERLAP,
+    allow_missing: Sequence[str] = (),
+    num_workers: int = 0,
+    shard_mib: int = SHARD_BYTES // 2**20,
+) -> None:
+    """Write the samples of a table as shards, one folder per split.
+
+    A split that is there already is kept, so that a run that was stopped can be repeated.
+
+    Args:
+        table: Table of rasters, as `geofm index` writes it.
+        destination: Folder to write, or an address such as s3://bucket/folder.
+        window_size: Height and width in pixels of a regular grid of windows; each is a sample.
+        of: Keys of the sensors; by default all sensors of the table.
+        bands: Names of the bands; by default all bands of the sensors.
+        split_by: How samples are split, as --split_by.by place; by the column 'split' if not given.
+        reference: The sensor that gives the grid.
+        edge: What becomes of the rest at the edge of a scene: 'shift' the last window, or 'drop'.
+        max_day_gap: Most days between an observation and that of the reference sensor.
+        min_overlap: Least fraction, 0 to 1, of a sample's ground that each sensor must cover.
+        allow_missing: Sensors that a sample may lack.
+        num_workers: Number of processes that read.
+        shard_mib: Size of a shard in MiB.
+
+    Raises:
+        ValueError: If no split has a sample, or an argument is out of range.
+    """
+    if shard_mib < 1:
+        raise ValueError(f'shard_mib must be 1 MiB or more, not {shard_mib}')
+    archive = open_archive(str(table))
+    written = 0
+    for split in SPLITS:
+        try:
+            samples = RasterArchive(
+                archive,
+                of or archive.table.sensors,
+                bands,
+                reference,
+                split,
+                split_by,
+                window_size,
+                edge,
+                max_day_gap,
+                min_overlap,
+                allow_missing,
+            )
+        except EmptySplitError as error:
+            empty = error
+            continue
+        written += 1
+        _write(samples, destination.rstrip('/'), num_workers, shard_mib * 2**20)
+    if not written:
+        raise empty
+
+
+def _write(samples: RasterArchive, destination: str, num_workers: int, shard_bytes: int) -> None:
+    """Write the shards of a split."""
+    is_remote = '://' in destination
+    target = f'{destination}/{samples.split}'
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / samples.split if is_remote else Path(target)
+        if (folder / INDEX).exists():
+            say(f'{target}: there already, kept')
+            return
+        errors = write_shards(samples, folder, num_workers, shard_bytes)
+        if is_remote:
+            upload_shards(folder, target)
+        size = sum(file.stat().st_size for file in folder.iterdir())
+    if errors:
+        say(f'left out: {len(errors)} samples that cannot be read, e.g. {errors[0]}')
+    say(f'{target}: {len(samples) - len(errors):,} samples, {size / 1e6:,.1f} MB')

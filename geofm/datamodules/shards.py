@@ -1,0 +1,127 @@
+"""Data module of samples in shards."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch.utils.data import DataLoader, Dataset
+from torchgeo.datasets.utils import Sample
+
+from geofm.datamodules.resumable import ResumableDataModule, StartMethod
+from geofm.datamodules.sampling import run_seed
+from geofm.datasets.collate import pad_and_stack
+from geofm.datasets.shards import ShardError, Shards
+from geofm.datasets.statistics import read_statistics
+from geofm.sensors import bands_of, canonical_order
+
+
+class ShardsDataModule(ResumableDataModule):
+    """Samples of ``geofm shard``, on disk or object storage.
+
+    The order of an epoch is that of the archive which the shards were made of, on any number of
+    processes and workers, and training resumes in the middle of an epoch.
+
+    .. seealso:: :class:`geofm.datasets.shards.Shards`
+    """
+
+    collate_fn = staticmethod(pad_and_stack)
+
+    def __init__(
+        self,
+        root: str,
+        sensors: Sequence[str],
+        batch_size: int = 64,
+        num_workers: int = 0,
+        seed: int | None = None,
+        start_method: StartMethod | None = None,
+        statistics: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Initialize a new ShardsDataModule instance.
+
+        Args:
+            root: Folder of the splits 'train' and, if there are any, 'val' and 'test': a path, or
+                an address such as ``s3://bucket/shards``.
+            sensors: Keys of the sensors that the shards have.
+            batch_size: Number of samples in a batch (on each device).
+            num_workers: Number of processes that read.
+            seed: Seed of the order of the training samples; by default that of Lightning's
+                ``seed_everything``.
+            start_method: How processes that read are started; by default as Python does.
+            statistics: YAML file with mean and standard deviation of each band, as ``geofm stats``
+                writes it. By default those that the weights in use were trained with, or else those
+                of the sensors' definitions.
+            storage_options: Options of the object storage, see
+                :class:`~geofm.datasets.shards.Shards`.
+
+        Raises:
+            SensorError: If a sensor is unknown, or none is given.
+        """
+        super().__init__(Shards, batch_size, num_workers, storage_options=storage_options)
+        self.root = root
+        self.sensors = canonical_order(sensors)
+        self.seed = run_seed(seed)
+        self.start_method = start_method
+        self.statistics = statistics
+        self.normalize_by(bands_of(self.sensors))
+
+    def setup(self, stage: str) -> None:
+        """Open the shards of the splits that a stage needs.
+
+        Args:
+            stage: Either 'fit', 'validate' or 'test'.
+
+        Raises:
+            ShardError: If there are no shards of the split, or they have other sensors. Only
+                fitting does without a validation split.
+        """
+        self.take_up_statistics()
+        if stage == 'fit':
+            self.train_dataset = self._open('train')
+        if stage in ('fit', 'validate'):
+            try:
+                self.val_dataset = self._open('val')
+            except ShardError:
+                if stage == 'validate':
+                    raise
+        if stage == 'test':
+            self.test_dataset = self._open('test')
+
+    def _open(self, split: str) -> Shards:
+        """The shards of a split."""
+        shards = Shards(f'{self.root.rstrip("/")}/{split}', **self.kwargs)
+        if shards.contents.sensors != self.sensors:
+            raise ShardError(
+                f'{shards.root}: shards of {list(shards.contents.sensors)}, not of '
+                f'{list(self.sensors)}: set sensors'
+            )
+        given: list[dict[str, float]] = []
+        if self.statistics is not None:
+            values = read_statistics(self.statistics, shards.bands)
+            given = [dict(zip(shards.bands, v.tolist(), strict=True)) for v in values]
+        self.normalize_by(shards.bands, *given)
+        return shards
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Shuffled training samples.
+
+        Returns:
+            The data loader.
+        """
+        return self._training_loader(self._valid_attribute('train_dataset'), self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Validation samples in order.
+
+        Returns:
+            The data loader; none while fitting without a validation split.
+        """
+        dataset: Dataset[Sample] | None = self.val_dataset
+        return [] if dataset is None else self._ordered_loader(dataset, self.batch_size)
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Test samples in order.
+
+        Returns:
+            The data loader.
+        """
+        return self._ordered_loader(self._valid_attribute('test_dataset'), self.batch_size)

@@ -1,0 +1,309 @@
+"""Samples in shards: large files of many samples each, in litdata's format.
+
+A sample is one run of bytes in a shard, and is read by its range. One file is opened, or asked of a
+server, where an archive has one file per sensor or even band.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, SupportsIndex
+
+import torch
+from rich.progress import track
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchgeo.datasets.utils import Sample
+
+from geofm.atomic import atomic_folder
+from geofm.datasets.archive.dataset import RasterArchive
+from geofm.datasets.pairs.reading import BrokenFileError
+from geofm.datasets.seeded import Seeded
+from geofm.sensors import sensor_channels
+
+#: Types of pixels, from small to large, that an image may be stored as without loss.
+_NARROW = (torch.uint8, torch.uint16, torch.int16)
+
+#: What goes before the key of a sensor in the name of its pixels.
+_PIXELS = 'image.'
+
+#: Bytes of a shard, unless a sample has more.
+SHARD_BYTES = 64 * 2**20
+
+
+#: File that lists the shards of a folder.
+INDEX = 'index.json'
+
+
+class ShardError(ValueError):
+    """A folder of shards that cannot be used."""
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What the samples of shards have in common.
+
+    Attributes:
+        bands: Names of the channels of 'image'.
+        sensors: Sensors of a sample, in the order of 'present'.
+    """
+
+    bands: tuple[str, ...]
+    sensors: tuple[str, ...]
+
+
+def pack(sample: Sample, contents: Contents, files: Iterable[str | Path] = ()) -> bytes:
+    """Bytes of a sample, in the format of safetensors.
+
+    Args:
+        sample: Tensors by name, with 'image' float32 (C, H, W). Pixels are stored in the smallest
+            type that holds the values of their sensor exactly.
+        contents: What the samples have in common.
+        files: Files that the sample was read from.
+
+    Returns:
+        The bytes.
+    """
+    tensors = {key: value.contiguous() for key, value in sample.items() if key != 'image'}
+    for key, channels in sensor_channels(contents.bands).items():
+        tensors[_PIXELS + key] = _narrowed(sample['image'][channels])
+    about = {
+        'bands': contents.bands,
+        'sensors': contents.sensors,
+        'files': [str(file) for file in files],
+    }
+    return save(tensors, {'geofm': json.dumps(about)})
+
+
+def unpack(content: bytes) -> Sample:
+    """The sample of :func:`pack`, bit for bit.
+
+    Args:
+        content: The bytes.
+
+    Returns:
+        The sample.
+
+    Raises:
+        ShardError: If they are not those of a sample.
+    """
+    bands = _about(content)['bands']
+    sample = load(content)
+    pixels = {key: sample.pop(_PIXELS + key) for key in sensor_channels(bands)}
+    shape = next(iter(pixels.values())).shape[1:]
+    image = torch.empty((len(bands), *shape))
+    for key, channels in sensor_channels(bands).items():
+        image[channels] = pixels[key].float()
+    return {'image': image, **sample}
+
+
+def _narrowed(pixels: Tensor) -> Tensor:
+    """Pixels in the smallest type that holds them exactly."""
+    for dtype in _NARROW:
+        narrow = pixels.to(torch.int32).to(dtype) if pixels.isfinite().all() else None
+        # Bit for bit: -0 is not 0.
+        if narrow is not None and torch.equal(
+            narrow.float().view(torch.int32), pixels.contiguous().view(torch.int32)
+        ):
+            return narrow.contiguous()
+    return pixels.contiguous()
+
+
+def _about(content: bytes) -> dict[str, Any]:
+    """What a sample says of itself."""
+    try:
+        length = int.from_bytes(content[:8], 'little')
+        header = json.loads(content[8 : 8 + length])
+        about: dict[str, Any] = json.loads(header['__metadata__']['geofm'])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError('not a sample of geofm shard') from error
+    return about
+
+
+class Shards(Dataset[Sample]):
+    """Samples of shards, as ``geofm shard`` writes them, by number.
+
+    A sample is the same, bit for bit, as that of the archive which the shards were made of, and the
+    order is the same. Each process that reads opens the shards for itself.
+
+    Attributes:
+        root: Folder of the shards.
+    """
+
+    def __init__(self, root: str, storage_options: Mapping[str, Any] | None = None) -> None:
+        """Initialize a new Shards instance.
+
+        Args:
+            root: Folder of the shards: a path, or an address that starts with ``s3://``, ``gs://``
+                or another scheme of litdata.
+            storage_options: Options of the object storage, as of litdata; for S3 those of boto3's
+                client, such as ``endpoint_url``.
+
+        Raises:
+            ModuleNotFoundError: If litdata is not installed.
+            ShardError: If there are no shards of ``geofm shard``.
+        """
+        self.root = root
+        self.storage_options = dict(storage_options or {})
+        self._reader: tuple[int, Any] | None = None
+        # Not in this process's own reader: workers that are forked must not inherit connections.
+        opened = _open(root, self.storage_options)
+        try:
+            self._length = len(opened)
+            about = _about(bytes(opened[0]))
+        except Exception as error:
+            raise ShardError(f'{root}: no shards of geofm shard ({error})') from error
+        self.contents = Contents(tuple(about['bands']), tuple(about['sensors']))
+
+    @property
+    def bands(self) -> tuple[str, ...]:
+        """Names of the channels of 'image'."""
+        return self.contents.bands
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self._length
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, '_reader': None}
+
+    def __getitem__(self, index: SupportsIndex) -> Sample:
+        """Read a sample.
+
+        Args:
+            index: Its number.
+
+        Returns:
+            The sample, see :meth:`geofm.datasets.RasterArchive.read_pair`.
+
+        Raises:
+            IndexError: If there is no such sample.
+            ShardError: If it cannot be read.
+        """
+        return {**unpack(self._bytes(index)), 'index': torch.tensor(index.__index__())}
+
+    def files_of(self, index: SupportsIndex) -> list[Path]:
+        """Files that a sample was read from when the shards were made.
+
+        Args:
+            index: Its number.
+
+        Returns:
+            Their paths.
+        """
+        return [Path(file) for file in _about(self._bytes(index))['files']]
+
+    def _bytes(self, index: SupportsIndex) -> bytes:
+        """Bytes of a sample."""
+        position = index.__index__()
+        if not -len(self) <= position < len(self):
+            raise IndexError(f'sample {position} of {len(self)}: out of range')
+        if self._reader is None or self._reader[0] != os.getpid():
+            self._reader = os.getpid(), _open(self.root, self.storage_options)
+        try:
+            return bytes(self._reader[1][position % len(self)])
+        except Exception as error:
+            raise ShardError(f'{self.root}: sample {position} cannot be read ({error})') from error
+
+
+def _open(root: str, storage_options: dict[str, Any]) -> Any:
+    """Litdata's reader of a folder of shards."""
+    litdata = _litdata()
+    from litdata.streaming.serializers import BytesSerializer
+
+    # Of litdata's formats, pickle runs what a file says; here it is bytes like any other.
+    safe = {'pickle': BytesSerializer()}
+    try:
+        return litdata.StreamingDataset(
+            root, storage_options=storage_options or None, serializers=safe
+        )
+    except Exception as error:
+        raise ShardError(f'{root}: no shards ({error}); geofm shard writes them') from error
+
+
+def _litdata() -> Any:
+    """The library, which takes a second to import."""
+    try:
+        import litdata
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "shards need the library litdata: pip install 'geofm[shards]'"
+        ) from error
+    return litdata
+
+
+class _Packed(Dataset[bytes | str]):
+    """Bytes of the samples of an archive; of those that cannot be read, the error."""
+
+    def __init__(self, archive: RasterArchive) -> None:
+        self.archive = archive
+        self.contents = Contents(archive.bands, archive.sensors)
+
+    def __len__(self) -> int:
+        return len(self.archive)
+
+    def __getitem__(self, index: int) -> bytes | str:
+        try:
+            sample = self.archive.read_or_raise(index)
+        except BrokenFileError as error:
+            return str(error)
+        return pack(sample, self.contents, self.archive.files_of(index))
+
+
+def write_shards(
+    archive: RasterArchive, folder: Path, num_workers: int = 0, shard_bytes: int = SHARD_BYTES
+) -> list[str]:
+    """Write the samples of an archive as shards, in their order.
+
+    Args:
+        archive: The samples.
+        folder: Folder to write; all of it, or nothing if that fails.
+        num_workers: Number of processes that read. The shards do not depend on it.
+        shard_bytes: Size of a shard in bytes.
+
+    Returns:
+        The errors about samples that cannot be read, and are left out.
+
+    Raises:
+        FileExistsError: If the folder exists and is not empty.
+        ModuleNotFoundError: If litdata is not installed.
+        ShardError: If no sample can be read.
+    """
+    _litdata()
+    from litdata.streaming.writer import BinaryWriter
+
+    errors: list[str] = []
+    loader = DataLoader(Seeded(_Packed(archive)), batch_size=None, num_workers=num_workers)
+    with atomic_folder(folder) as part:
+        writer = BinaryWriter(str(part), chunk_bytes=shard_bytes)
+        count = 0
+        for packed in track(loader, f'Writing {folder.name}', len(archive)):
+            if isinstance(packed, str):
+                errors.append(packed)
+                continue
+            writer[count] = packed
+            count += 1
+        if not count:
+            raise ShardError(f'no sample can be read, e.g. {errors[0]}')
+        writer.done()
+        writer.merge()
+    return errors
+
+
+def upload_shards(folder: Path, url: str) -> None:
+    """Copy shards to object storage; the index last, without which they are no shards.
+
+    Args:
+        folder: Folder of the shards.
+        url: Address of their folder there, e.g. ``s3://bucket/shards/train``. Credentials are those
+            of the environment, as for obstore.
+    """
+    import obstore
+
+    store = obstore.store.from_url(url)
+    files = sorted(folder.iterdir(), key=lambda file: (file.name == INDEX, file.name))
+    for file in track(files, f'Uploading {folder.name}'):
+        obstore.put(store, file.name, file)
