@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from geofm.datasets import EmptySplitError, RasterArchive
+from geofm.datasets.archive.dataset import Split
 from geofm.datasets.archive.mapping import open_archive
 from geofm.datasets.archive.windowing import Edge
 from geofm.datasets.pairs.table import MIN_OVERLAP
 from geofm.datasets.shards import INDEX, SHARD_BYTES, upload_shards, write_shards
-from geofm.datasets.splitting import SPLITS, SplitRule
+from geofm.datasets.splitting import SplitRule
 from geofm.printing import say
 
 
@@ -54,7 +55,8 @@ def shard(
         raise ValueError(f'shard_mib must be 1 MiB or more, not {shard_mib}')
     archive = open_archive(str(table))
     written = 0
-    for split in SPLITS:
+    split: Split
+    for split in ('train', 'val', 'test'):
         try:
             samples = RasterArchive(
                 archive,

@@ -235,7 +235,7 @@ def _litdata() -> Any:
     return litdata
 
 
-class _Packed(Dataset[bytes | str]):
+class _Packed(Dataset[Any]):
     """Bytes of the samples of an archive; of those that cannot be read, the error."""
 
     def __init__(self, archive: RasterArchive) -> None:

@@ -13,7 +13,7 @@ import torch
 from geofm.datasets import EmptySplitError, RasterArchive
 from geofm.datasets.archive import mapping
 from geofm.datasets.catalogue.shared_array import SharedArray
-from geofm.datasets.table import RasterTable
+from geofm.datasets.table import RasterTable, open_table
 from tests.datasets.archive.tables import sample_table
 
 SPLIT = {'by': 'place', 'val': 0.3, 'test': 0}
@@ -68,7 +68,7 @@ def test_a_mapped_archive_is_that_of_the_table(file: Path) -> None:
     try:
         sent = pickle.dumps(data)
     finally:
-        set_spawning_popen(None)  # type: ignore[arg-type]
+        set_spawning_popen(None)
     assert len(sent) < 20_000
     for other in (pickle.loads(sent), pickle.loads(pickle.dumps(data))):
         check_same(other, private['all'])
@@ -107,14 +107,14 @@ def test_small_tables_and_folders_that_cannot_be_written(
 
 def build(file: Path, made: Path) -> None:
     """Open a table, and note whether this process read it."""
-    read = mapping.open_table
 
     def noted(table: Any) -> RasterTable:
         made.with_suffix(f'.{multiprocessing.current_process().name}').touch()
-        return read(table)
+        return open_table(table)
 
-    mapping.open_table = noted
-    assert len(opened(file)) > 0
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(mapping, 'open_table', noted)
+        assert len(opened(file)) > 0
 
 
 @pytest.mark.skipif('fork' not in multiprocessing.get_all_start_methods(), reason='needs fork')
