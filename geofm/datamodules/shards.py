@@ -6,7 +6,7 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets.utils import Sample
 
-from geofm.datamodules.resumable import ResumableDataModule, StartMethod
+from geofm.datamodules.resumable import TIMEOUT, ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
 from geofm.datasets.collate import pad_and_stack
 from geofm.datasets.shards import ShardError, Shards
@@ -35,6 +35,7 @@ class ShardsDataModule(ResumableDataModule):
         start_method: StartMethod | None = None,
         statistics: str | None = None,
         storage_options: Mapping[str, Any] | None = None,
+        timeout: float = TIMEOUT,
     ) -> None:
         """Initialize a new ShardsDataModule instance.
 
@@ -52,6 +53,8 @@ class ShardsDataModule(ResumableDataModule):
                 of the sensors' definitions.
             storage_options: Options of the object storage, see
                 :class:`~geofm.datasets.shards.Shards`.
+            timeout: Seconds that workers may take for a batch before the run ends; 0 waits for
+                ever.
 
         Raises:
             SensorError: If a sensor is unknown, or none is given.
@@ -62,6 +65,7 @@ class ShardsDataModule(ResumableDataModule):
         self.seed = run_seed(seed)
         self.start_method = start_method
         self.statistics = statistics
+        self.timeout = timeout
         self.normalize_by(bands_of(self.sensors))
 
     def setup(self, stage: str) -> None:
