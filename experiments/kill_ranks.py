@@ -202,8 +202,8 @@ def wait(process: int) -> tuple[int, float]:
         seconds = time.monotonic() - begun
         if done:
             return os.waitstatus_to_exitcode(status), seconds
-        if seconds > _LIMIT:
-            raise TimeoutError(f'the run has not ended after {_LIMIT} s')
+        if seconds > 10 * _LIMIT:
+            raise TimeoutError(f'the run has not ended after {seconds:.0f} s')
         time.sleep(0.05)
 
 
@@ -226,16 +226,17 @@ def table(kills: list[Kill], runs: int, differ: int, settings: str) -> str:
         '',
         settings,
         '',
-        '| | kills | exit code is 0 | seconds until the end, median | most | half-written files |',
+        f'| | kills | ended within {_LIMIT} s, exit code not 0 | seconds until the end, median '
+        '| most | half-written files |',
         '|---|---:|---:|---:|---:|---:|',
     ]
     for kind in (*KINDS, 'all'):
         of = [kill for kill in kills if kind in (kill.kind, 'all')]
         seconds = [kill.seconds for kill in of]
-        zero, half = sum(k.code == 0 for k in of), sum(len(k.broken) for k in of)
-        lines.append(
-            f'| {kind} | {len(of)} | {zero} | {median(seconds):.1f} | {max(seconds):.1f} | {half} |'
-        )
+        ended = sum(k.code != 0 and k.seconds <= _LIMIT for k in of)
+        half = sum(len(k.broken) for k in of)
+        times = f'{median(seconds):.1f} | {max(seconds):.1f}'
+        lines.append(f'| {kind} | {len(of)} | {ended} | {times} | {half} |')
     lines += ['', f'Runs that came to their end: {runs}, with other weights: {differ}.']
     return '\n'.join(lines) + '\n'
 
@@ -244,7 +245,7 @@ def main() -> None:
     """Kill runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--kills', type=int, default=20)
-    parser.add_argument('--epochs', type=int, default=4)
+    parser.add_argument('--epochs', type=int, default=3)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--work', type=Path, default=Path('output/kill_ranks'))
     args = parser.parse_args()

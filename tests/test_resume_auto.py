@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.pytorch import Trainer
 
 from geofm.callbacks.identity import remove_requeues
+from geofm.commands.fit import _run_folders
 from geofm.commands.resume import newest_checkpoint, refuse_requeue_of_another_run
 from geofm.messages import CommandError
 from tests.test_checkpoint_io import fit, sample
@@ -22,7 +24,7 @@ SETTINGS: dict[str, Any] = {'class_path': 'DINOv2', 'init_args': {'lr': 0.1, 'ba
 
 def write(path: Path, run: object, age: float) -> Path:
     """A checkpoint that is *age* seconds old."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({'state_dict': {'w': torch.ones(9)}, **({} if run is None else {'run': run})}, path)
     os.utime(path, (1e9 - age, 1e9 - age))
     return path
@@ -84,6 +86,18 @@ def test_lightning_must_not_take_up_an_old_requeue(
     monkeypatch.setattr(SLURMEnvironment, 'detect', lambda: True)
     with pytest.raises(ValueError, match=f'hpc_ckpt_1.ckpt is of run {OTHER}, and this is a new'):
         refuse_requeue_of_another_run(root)
+
+
+def test_runs_side_by_side_do_not_see_each_other(tmp_path: Path) -> None:
+    """Without a logger, nothing is between the folder of a run and its checkpoints."""
+    for run in ('a', 'b'):
+        write(tmp_path / run / 'lightning_logs' / 'version_0' / 'checkpoints' / 'x.ckpt', OURS, 1)
+        write(tmp_path / run / 'checkpoints' / 'x.ckpt', OURS, 1)
+    trainer = Trainer(accelerator='cpu', logger=False, default_root_dir=tmp_path / 'a')
+    assert _run_folders(trainer) == [tmp_path / 'a' / 'checkpoints']
+    trainer = Trainer(accelerator='cpu', logger=True, default_root_dir=tmp_path / 'a')
+    logs = tmp_path / 'a' / 'lightning_logs'
+    assert _run_folders(trainer) == [logs / f'version_{i}' / 'checkpoints' for i in (1, 0)]
 
 
 def test_the_command_resumes_its_run(

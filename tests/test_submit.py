@@ -7,6 +7,8 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -61,23 +63,19 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Submit:
     """Submits the quickstart with a stand-in for Python."""
 
-    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        self.folder, self.capsys = folder, capsys
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
         self.program = folder / 'python'
 
     def __call__(self, program: str, *options: str) -> str:
         self.program.write_text(STAND_IN + program)
         self.program.chmod(0o755)
-        main(
-            [
-                'submit',
-                f'{ROOT}/configs/pretrain/quickstart.yaml',
-                '--gpus=0',
-                f'--trainer.default_root_dir={self.folder}/run',
-                *options,
-            ]
-        )
-        found = re.search(r'^job (\d+): (.*)\n', self.capsys.readouterr().out, re.MULTILINE)
+        config = f'{ROOT}/configs/pretrain/quickstart.yaml'
+        root = f'--trainer.default_root_dir={self.folder}/run'
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said:
+            patch.setattr(sys, 'executable', str(self.program))
+            main(['submit', config, '--gpus=0', root, *options])
+        found = re.search(r'^job (\d+): (.*)\n', said.getvalue(), re.MULTILINE)
         assert found is not None
         assert Path(found[2]).is_file()
         return found[1]
@@ -86,16 +84,20 @@ class Submit:
         return (self.folder / 'run' / 'slurm' / f'{job}.log').read_text()
 
 
+@pytest.fixture(scope='module')
+def at_the_limit(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Submit, str]:
+    """A job whose time will be up when the other tests are through."""
+    submit = Submit(tmp_path_factory.mktemp('limit'))
+    job = submit(
+        "trap 'echo saved; exit 138' USR1\n((start > 0)) && exit 0\nwhile true; do sleep 0.5; done",
+        *('--tasks-per-node=2', '--time=1', '--grace=10', '--requeues=0'),
+    )
+    return submit, job
+
+
 @pytest.fixture
-def submit(
-    slurm: None,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> Submit:
-    made = Submit(tmp_path, capsys)
-    monkeypatch.setattr(sys, 'executable', str(made.program))
-    return made
+def submit(at_the_limit: object, tmp_path: Path) -> Submit:
+    return Submit(tmp_path)
 
 
 def dry_run(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
@@ -185,23 +187,6 @@ def test_a_killed_rank_ends_the_job_which_is_queued_again_so_many_times(submit: 
 
 
 @needs_slurm
-def test_at_the_time_limit_the_ranks_are_told_to_end_and_the_job_is_queued_again(
-    submit: Submit,
-) -> None:
-    """SLURM looks every 30 s whose time is up: it signals from 20 to 50 s after the start."""
-    job = submit(
-        "trap 'echo saved; exit 138' USR1\n((start > 0)) && exit 0\nwhile true; do sleep 0.1; done",
-        *('--tasks-per-node=2', '--time=1', '--grace=10', '--requeues=0'),
-    )
-    start_again(job)
-    assert restarts(wait_for(job, 'COMPLETED')) == 1
-    log = submit.log(job)
-    assert log.count('saved\n') == 2
-    assert f'the time is up: job {job} is queued again' in log
-    assert 'start 1 rank 0 of 2' in log
-
-
-@needs_slurm
 def test_a_job_that_is_cancelled_ends_and_can_be_submitted_again(submit: Submit) -> None:
     job = submit('sleep 100')
     wait_for(job, 'RUNNING')
@@ -232,7 +217,7 @@ def test_an_array_has_a_run_for_each_seed_and_value(submit: Submit) -> None:
 
 @needs_slurm
 def test_training_resumes_after_a_rank_was_killed_and_stops_for_slurm(
-    slurm: None, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    at_the_limit: object, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """No stand-in: SLURM signals the workers that read too."""
     root = tmp_path / 'run'
@@ -261,7 +246,7 @@ def test_training_resumes_after_a_rank_was_killed_and_stops_for_slurm(
         return int(torch.load(path, weights_only=True)['global_step'])
 
     def wait_for_checkpoint(after: int) -> int:
-        end = time.monotonic() + 120
+        end = time.monotonic() + 300
         while time.monotonic() < end:
             steps = [step(path) for path in (root / 'checkpoints').glob('[!.]*.ckpt')]
             if max(steps, default=0) > after:
@@ -283,3 +268,17 @@ def test_training_resumes_after_a_rank_was_killed_and_stops_for_slurm(
     assert f'goes on from {root}/checkpoints/' in log()
     (requeue,) = root.glob('hpc_ckpt_*.ckpt')
     assert step(requeue) > later
+
+
+@needs_slurm
+def test_at_the_time_limit_the_ranks_are_told_to_end_and_the_job_is_queued_again(
+    at_the_limit: tuple[Submit, str],
+) -> None:
+    """SLURM looks every 30 s whose time is up: it signals from 20 to 50 s after the start."""
+    submit, job = at_the_limit
+    start_again(job)
+    assert restarts(wait_for(job, 'COMPLETED')) == 1
+    log = submit.log(job)
+    assert log.count('saved\n') == 2
+    assert f'the time is up: job {job} is queued again' in log
+    assert 'start 1 rank 0 of 2' in log

@@ -269,15 +269,20 @@ class FitSettings(GeofmCLI):
         pass
 
 
-def _checkpoint_folders(trainer: Trainer) -> list[Path]:
-    """Folders that this run writes checkpoints to."""
+def _default_folder(trainer: Trainer) -> str:
+    """Folder of the checkpoints of callbacks that name none."""
     root = trainer.default_root_dir
     if trainer.loggers:
         logger = trainer.loggers[0]
         version = logger.version
         version = version if isinstance(version, str) else f'version_{version}'
         root = os.path.join(logger.save_dir or root, str(logger.name), version)  # noqa: PTH118 - may be a URL
-    default = os.path.join(root, 'checkpoints')  # noqa: PTH118
+    return os.path.join(root, 'checkpoints')  # noqa: PTH118
+
+
+def _checkpoint_folders(trainer: Trainer) -> list[Path]:
+    """Folders that this run writes checkpoints to."""
+    default = _default_folder(trainer)
     given = [
         callback.dirpath or default
         for callback in trainer.checkpoint_callbacks
@@ -288,10 +293,13 @@ def _checkpoint_folders(trainer: Trainer) -> list[Path]:
 
 
 def _run_folders(trainer: Trainer) -> list[Path]:
-    """Folders of checkpoints of this run and of those beside it, which have other versions."""
+    """Folders of checkpoints of this run, and of other versions of its logs."""
     folders = _checkpoint_folders(trainer)
-    beside = [path for folder in folders for path in folder.parent.parent.glob('*/checkpoints')]
-    return list(dict.fromkeys([*folders, *beside]))
+    default = local_path(_default_folder(trainer))
+    # Without a logger, the folders beside it are those of other runs.
+    if trainer.loggers and default is not None:
+        folders += default.parent.parent.glob('*/checkpoints')
+    return list(dict.fromkeys(folders))
 
 
 def _last_checkpoints(folder: Path) -> list[Path]:
