@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import geofm
+from geofm.commands.configs import find_config, find_configs
 from geofm.printing import format_warning
 
 
@@ -44,13 +45,13 @@ class Command:
 
 COMMANDS: dict[str, Command] = {
     'sample-data': Command('data:sample_data', 'write a small generated data set', positional=True),
-    'index': Command('data:index', 'catalogue a data set, and find bad files', positional=True),
-    'scene': Command('tables:scene', 'write a place of a table for maps', positional=True),
+    'index': Command('data:index', 'catalogue a data set and find bad files', positional=True),
+    'scene': Command('tables:scene', 'write the rasters of one place of a table', positional=True),
     'shard': Command('shards:shard', 'write samples as shards for fast reading', positional=True),
     'split': Command('data:split', 'split a data set by region of interest', positional=True),
-    'stats': Command('data:stats', 'work out the statistics of each band', positional=True),
-    'map': Command('maps:map_', 'map what a backbone sees of a scene', positional=True),
-    'attention': Command('maps:attention', 'map and draw where it looks'),
+    'stats': Command('data:stats', 'compute the statistics of each band', positional=True),
+    'map': Command('maps:map_', 'map the features of a scene', positional=True),
+    'attention': Command('maps:attention', 'map and draw attention'),
     'pca': Command('maps:pca', 'map principal components of patch tokens'),
     'embed': Command('maps:embed', 'write the embedding of every patch'),
     'predict': Command(
@@ -63,13 +64,18 @@ COMMANDS: dict[str, Command] = {
     'change': Command('change:change', 'map the change between two dates', positional=True),
     'figure': Command('maps:figure', 'draw a scene and its products', positional=True),
     'page': Command('page:page', 'make a web page to explore a scene', positional=True),
-    'benchmark': Command('benchmark:benchmark', 'measure backbones, beside their floors'),
+    'benchmark': Command('benchmark:benchmark', 'compare backbones with baselines'),
     'submit': Command(
         'submit:submit', 'train under SLURM', positional=True, many=True, passes_on=True
     ),
-    'replay': Command('training:replay', 'do a step again that was not finite', positional=True),
-    'export': Command('export:export', 'write a backbone for other tools', positional=True),
-    'doctor': Command('doctor:doctor', 'print versions and devices, and what to mend'),
+    'replay': Command(
+        'training:replay', 'replay a training step that was not finite', positional=True
+    ),
+    'export': Command(
+        'export:export', 'write a backbone in the format of other tools', positional=True
+    ),
+    'configs': Command('configs:configs', 'list or copy the shipped configurations'),
+    'doctor': Command('doctor:doctor', 'check the installation and the hardware'),
 }
 
 #: Values that a switch may be given, and how its type is written.
@@ -94,7 +100,7 @@ def _help() -> str:
     lines = ['usage: geofm COMMAND [ARGUMENTS]   (geofm COMMAND --help lists them)', '']
     lines += [geofm.__doc__ or '', '', 'Train, with Lightning:']
     lines += [f'  {name:<12} {summary}' for name, summary in LIGHTNING_COMMANDS.items()]
-    lines += ['', 'Around it:']
+    lines += ['', 'Other commands:']
     lines += [f'  {name:<12} {command.summary}' for name, command in COMMANDS.items()]
     lines += [
         '',
@@ -102,6 +108,7 @@ def _help() -> str:
         '  geofm sample-data data/sample',
         '  geofm fit --config configs/pretrain/quickstart.yaml',
         '',
+        '`geofm configs` lists the configurations that --config takes by name.',
         'Any command takes --sensors FILE, a YAML file that defines further sensors.',
         'Errors take a few lines; --debug, with any command, prints the traceback.',
     ]
@@ -218,7 +225,8 @@ def _run(name: str, args: list[str]) -> None:
     if command.many:
         # A list is one argument to jsonargparse.
         count = next((i for i, arg in enumerate(args) if arg.startswith('-')), len(args))
-        args = [*([json.dumps(args[:count])] if count else []), *args[count:]]
+        values = [find_config(arg) if command.passes_on else arg for arg in args[:count]]
+        args = [*([json.dumps(values)] if count else []), *args[count:]]
     # argparse takes '-0.78,38.1', a longitude and latitude, for an option.
     for i in range(len(args) - 1, 0, -1):
         if re.match(r'-\d.*,', args[i]) and args[i - 1].startswith('--'):
@@ -289,11 +297,11 @@ def main(args: Sequence[str] | None = None) -> None:
     if not args or args[0] in ('-h', '--help'):
         print(_help())
         return
-    name, rest = args[0], args[1:]
+    name, rest = args[0], find_configs(args[1:])
     if name == '--version':
         print(f'geofm {geofm.__version__}')
     elif name in LIGHTNING_COMMANDS and (name not in COMMANDS or _gives_config(rest)):
-        _guard(f'geofm {name}', lambda: _train(args), rest, debug)
+        _guard(f'geofm {name}', lambda: _train([name, *rest]), rest, debug)
     elif name in COMMANDS:
         _guard(f'geofm {name}', lambda: _run(name, rest), rest, debug)
     else:

@@ -1,0 +1,122 @@
+"""The command that lists and copies the configurations that are shipped with the package."""
+
+import shutil
+from pathlib import Path
+
+from geofm.atomic import atomic_file
+from geofm.printing import say
+from geofm.suggestions import did_you_mean
+
+#: Folder of the shipped configurations: a link to ``configs`` in a clone, a folder in a wheel.
+SHIPPED = Path(__file__).parents[1] / 'configs'
+
+#: Options whose value may be the name of a shipped file.
+OPTIONS = ('-c', '--config', '--layout', '--sensors')
+
+
+def configs(name: str | None = None, copy: Path | None = None) -> None:
+    """List or copy the configurations that are shipped with geofm.
+
+    The options ``--config``, ``--layout`` and ``--sensors`` of all commands take the name of a
+    shipped file too, for example ``--config pretrain/quickstart``. Files that exist come first.
+
+    Args:
+        name: Only this configuration, for example ``pretrain/quickstart``.
+        copy: Folder to copy to, below which each file keeps its name. Nothing is overwritten.
+            Without it, the names are listed, each with its description.
+
+    Raises:
+        ValueError: If no configuration has this name.
+        FileExistsError: If a file to be written exists.
+    """
+    names = shipped_names()
+    if name is not None:
+        key = _plain(name)
+        if key not in names:
+            raise ValueError(
+                f"no shipped configuration '{name}'{did_you_mean(key, names)}; "
+                '`geofm configs` lists them'
+            )
+        names = {key: names[key]}
+    if copy is None:
+        width = max(map(len, names))
+        for key, path in names.items():
+            say(f'{key:<{width}}  {description(path)}')
+        return
+    targets = {path: copy / path.relative_to(SHIPPED) for path in names.values()}
+    if existing := [target for target in targets.values() if target.exists()]:
+        raise FileExistsError(f'{existing[0]} exists: give --copy another folder, or remove it')
+    for path, target in targets.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(target) as part:
+            shutil.copyfile(path, part)
+    say(f'{len(targets)} files in {copy}')
+
+
+def shipped_names() -> dict[str, Path]:
+    """Find the shipped configurations.
+
+    Returns:
+        Paths by name: the path below :data:`SHIPPED`, without ``.yaml``.
+    """
+    files = [*SHIPPED.rglob('*.yaml'), *SHIPPED.rglob('*.json')]
+    return {_plain(path.relative_to(SHIPPED).as_posix()): path for path in sorted(files)}
+
+
+def find_config(value: str) -> str:
+    """Find the shipped configuration that is meant by the value of an option.
+
+    Args:
+        value: A path, or the name of a shipped configuration: ``pretrain/quickstart``, or as in a
+            clone of the repository ``configs/pretrain/quickstart.yaml``.
+
+    Returns:
+        The path of the shipped file, if *value* does not exist itself and names one; otherwise
+        *value*.
+    """
+    if not value or Path(value).exists():
+        return value
+    return str(shipped_names().get(_plain(value), value))
+
+
+def find_configs(args: list[str]) -> list[str]:
+    """Replace names of shipped configurations in the arguments of a command.
+
+    Args:
+        args: The arguments.
+
+    Returns:
+        The arguments, with paths in place of names after :data:`OPTIONS`.
+    """
+    found: list[str] = []
+    for arg in args:
+        option, equals, value = arg.partition('=')
+        if equals and option in OPTIONS:
+            arg = f'{option}={find_config(value)}'
+        elif found and found[-1] in OPTIONS:
+            arg = find_config(arg)
+        found.append(arg)
+    return found
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix('configs/').removesuffix('.yaml')
+
+
+def description(path: Path) -> str:
+    """Read what a configuration is for.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The first sentence of the comment at its top; empty if there is none.
+    """
+    if path.suffix != '.yaml':
+        return ''
+    comment = []
+    for line in path.read_text(encoding='utf-8').splitlines():
+        if not line.startswith('#') or line == '#':
+            break
+        comment.append(line.removeprefix('#').strip())
+    return ' '.join(comment).split('. ')[0].removesuffix('.')
