@@ -1,6 +1,6 @@
 # `make demo` and `make test` need nothing but make and a Python >= 3.12.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check clean
+.PHONY: help install demo test lint types check docs clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -30,6 +30,7 @@ help:
 	@echo 'make install   make .venv with the geofm command and pinned requirements'
 	@echo 'make demo      write sample data, pretrain, evaluate, draw: some minutes on 2 CPU cores'
 	@echo 'make test      lint, types and tests'
+	@echo 'make docs      the documentation site, in site/'
 
 install: $(STAMP)
 
@@ -58,5 +59,10 @@ check: install
 test: lint
 	$(MAKE) --jobs=2 types check
 
+# Every link and every docstring's name is checked.
+docs: install
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[docs]'
+	$(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

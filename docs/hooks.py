@@ -1,0 +1,175 @@
+"""Pages of the documentation site that are made from the rest of the repository.
+
+MkDocs calls the functions named ``on_...``; griffe, which reads the docstrings, calls
+:class:`SphinxRoles`.
+"""
+
+import io
+import os
+import re
+from contextlib import redirect_stdout, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from griffe import Extension
+from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
+
+ROOT = Path(__file__).resolve().parents[1]
+
+#: Packages whose ``__all__`` is the public API.
+PACKAGES = (
+    *('callbacks', 'datamodules', 'datasets', 'deploy', 'evaluation', 'losses', 'maps', 'models'),
+    *('sensors', 'tasks', 'transforms'),
+)
+
+#: Pages that are files at the root of the repository.
+ROOT_PAGES = {
+    'contributing.md': 'CONTRIBUTING.md',
+    'changelog.md': 'CHANGELOG.md',
+    'security.md': 'SECURITY.md',
+    'code_of_conduct.md': 'CODE_OF_CONDUCT.md',
+}
+
+
+class SphinxRoles(Extension):
+    """Docstrings with roles such as ``:class:`Name``` as Markdown."""
+
+    def on_object(self, *, obj: Any, **kwargs: Any) -> None:
+        """Rewrite the docstring of an object.
+
+        Args:
+            obj: The object.
+            **kwargs: What else griffe passes.
+        """
+        if obj.docstring is not None:
+            obj.docstring.value = re.sub(r':\w+:`~?([^`]+)`', r'`\1`', obj.docstring.value)
+
+
+def on_files(files: Files, config: MkDocsConfig) -> Files:
+    """Add the pages that are generated.
+
+    Args:
+        files: Pages of the folder docs.
+        config: The configuration.
+
+    Returns:
+        All pages.
+    """
+    pages = {page: _of_root(source) for page, source in ROOT_PAGES.items()}
+    pages['quickstart.md'] = _quick_start()
+    pages['results.md'] = _results()
+    pages['reference/cli.md'] = _command_line()
+    pages['reference/configs.md'] = _configurations()
+    for package in PACKAGES:
+        pages[f'reference/{package}.md'] = _api(f'geofm.{package}')
+    for uri, content in pages.items():
+        files.append(File.generated(config, uri, content=content))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Point links to tables of results, which are files on GitHub, to the page of results.
+
+    Args:
+        markdown: Text of a page.
+        page: The page.
+        config: The configuration.
+        files: All pages.
+
+    Returns:
+        The text to render.
+    """
+
+    def link(match: re.Match[str]) -> str:
+        exists = (ROOT / 'experiments' / 'results' / f'{match[1]}.md').exists()
+        return f'](results.md#{match[1]})' if exists else '](results.md)'
+
+    return re.sub(r'\]\(\.\./experiments/results/(\w+)\.md\)', link, markdown)
+
+
+def _of_root(name: str) -> str:
+    """A page at the root of the repository, with links as from the folder docs."""
+    text = (ROOT / name).read_text(encoding='utf-8').replace('](docs/', '](')
+    for page, source in ROOT_PAGES.items():
+        text = text.replace(f']({source})', f']({page})')
+    return text
+
+
+def _quick_start() -> str:
+    """What README says between its introduction and the layout of the repository."""
+    text = _of_root('README.md')
+    return '# Quick start\n\n' + text[text.index('## Two commands') : text.index('## Where things')]
+
+
+def _results() -> str:
+    """All tables of results, and what made them."""
+    parts = [
+        '# Results',
+        'Every table was written by a script of the repository. The pages of the documentation say '
+        'how to read them.',
+    ]
+    for path in sorted((ROOT / 'experiments' / 'results').glob('*.md')):
+        text = path.read_text(encoding='utf-8')
+        parts.append(f'## `{path.stem}` {{ #{path.stem} }}')
+        scripts = (f'experiments/{path.stem}.py', f'experiments/benchmarks/{path.stem}.py')
+        parts += [f'Script: `{script}`' for script in scripts if (ROOT / script).exists()]
+        parts.append(re.sub(r'^#+ (.*)$', r'**\1**', text, flags=re.MULTILINE))
+    return '\n\n'.join(parts)
+
+
+def _command_line() -> str:
+    """The help texts of all commands."""
+    from geofm.cli import COMMANDS, LIGHTNING_COMMANDS, main
+
+    def output(*args: str) -> str:
+        text = io.StringIO()
+        with redirect_stdout(text), suppress(SystemExit):
+            main(args)
+        return f'```text\n{text.getvalue().strip()}\n```'
+
+    os.environ['COLUMNS'] = '84'
+    parts = ['# Command line', output('--help')]
+    for name in COMMANDS:
+        parts += [f'## geofm {name}', output(name, '--help')]
+    others = ', '.join(f'`geofm {name}`' for name in LIGHTNING_COMMANDS if name != 'fit')
+    # The usage of LightningCLI takes a screen and names the program that runs.
+    _, _, options = output('fit', '--help').partition('\n\n')
+    parts += [
+        '## geofm fit',
+        f'{others} take the same options, except `--resume`.',
+        f'```text\nusage: geofm fit --config FILE [OPTIONS]\n\n{options}',
+    ]
+    return '\n\n'.join(parts)
+
+
+def _configurations() -> str:
+    """The shipped configurations, folded."""
+    from geofm.commands.configs import description, shipped_names
+
+    parts = [
+        '# Configurations',
+        '`geofm configs` lists these files, and `geofm configs --copy FOLDER` copies them. '
+        '`--config`, `--layout` and `--sensors` take their names.',
+    ]
+    folder = ''
+    for name, path in shipped_names().items():
+        if folder != (folder := name.split('/')[0]):
+            parts.append(f'## {folder}')
+        lines = path.read_text(encoding='utf-8').rstrip().splitlines()
+        title = description(path).replace('"', "'")
+        code = ['```yaml', *lines, '```']
+        block = '\n'.join(f'    {line}'.rstrip() for line in code)
+        parts.append(f'??? abstract "`{name}`{": " if title else ""}{title}"\n{block}')
+    return '\n\n'.join(parts)
+
+
+def _api(package: str) -> str:
+    """The public names of a package."""
+    module = import_module(package)
+    names = sorted(module.__all__, key=str.lower)
+    summary = re.sub(r':\w+:`~?([^`]+)`', r'`\1`', module.__doc__ or '')
+    directives = (f'::: {package}.{name}' for name in names)
+    return '\n\n'.join([f'# {package}', summary, *directives])
