@@ -1,102 +1,167 @@
 """The whole line on generated data: write it, pretrain, evaluate, draw. `make demo` runs this.
 
-Each step is a command that a user would type; it is printed before it runs.
+Each step is a command that a user would type, printed before it runs. All run in this process,
+so that PyTorch and Lightning are imported once.
 """
 
 import argparse
-import json
 import shlex
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
-from runs import latest_checkpoint
+from runs import (
+    NEIGHBOURS,
+    latest_checkpoint,
+    patch_words,
+    pooled_features,
+    token_features,
+)
+from torch import Tensor
 
+from geofm.cli import main as geofm
 from geofm.datasets import SampleLandCover
-from geofm.evaluation import Score
+from geofm.evaluation import knn_accuracy
+from geofm.evaluation.encoders import StatisticsEncoder
+from geofm.models import create_backbone, load_backbone, read_hparams
+from geofm.sensors import BANDS, SENSORS
+
+CONFIG = Path('configs/pretrain/quickstart.yaml')
+
+#: Feature of a ViT that is measured, of the trained one and of random weights.
+FEATURE = 'patches'
+
+#: Accuracy by row of the table.
+type Accuracies = dict[str, float]
+#: Features by name, and labels.
+type Features = tuple[dict[str, Tensor], Tensor]
 
 
-def geofm(*args: str | Path) -> None:
+@dataclass
+class Clock:
+    """Seconds that each step took, printed after it."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Time a step."""
+        start = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - start
+        print(f'({name}: {self.seconds[name]:.0f} s)', flush=True)
+
+
+def command(*words: str | Path) -> None:
     """Run a command of geofm, and show it."""
-    words = [str(arg) for arg in args]
-    print(f'\n$ geofm {shlex.join(words)}', flush=True)
-    subprocess.run([sys.executable, '-m', 'geofm', *words], check=True)
+    args = [str(word) for word in words]
+    print(f'\n$ geofm {shlex.join(args)}', flush=True)
+    geofm(args)
 
 
-def read_scores(path: Path) -> list[Score]:
-    """Accuracies that a benchmark wrote."""
-    scores = [Score(**score) for score in json.loads(path.read_text())['scores']]
-    return [score for score in scores if score.metric == 'overall accuracy']
+def measure(checkpoint: Path, data: Path, seed: int) -> Accuracies:
+    """Accuracy by k-NN on ROIs never seen: the model and its baselines, five rows."""
+    bank, test = SampleLandCover(data, 'train'), SampleLandCover(data, 'test')
+    backbone = load_backbone(checkpoint).eval()
+    torch.manual_seed(seed)
+    random = create_backbone(read_hparams(checkpoint)).eval()
+    words = patch_words(bank, BANDS, seed)
+
+    def accuracy(known: Features, asked: Features, feature: str = FEATURE) -> float:
+        (vectors, labels), (queries, truth) = known, asked
+        return knn_accuracy(vectors[feature], labels, queries[feature], truth, NEIGHBOURS)
+
+    def of_tokens(model: torch.nn.Module, *given: bool) -> float:
+        known, asked = (token_features(model, part, given or None) for part in (bank, test))
+        return accuracy(known, asked)
+
+    alone = {
+        SENSORS[key].short_title: of_tokens(backbone, *(other == key for other in backbone.sensors))
+        for key in backbone.sensors
+    }
+    better = max(alone, key=lambda title: alone[title])
+    print(f'The better single sensor is {better}.')
+    baselines = {'patch words': words, 'band mean and std': StatisticsEncoder()}
+    return {
+        'pretrained, both sensors': of_tokens(backbone),
+        'pretrained, the better sensor alone': alone[better],
+        'random weights': of_tokens(random),
+        **{
+            name: accuracy(*(pooled_features(encoder, part, BANDS) for part in (bank, test)))
+            for name, encoder in baselines.items()
+        },
+    }
 
 
-def draw_ground(data: Path, output: Path) -> Path:
-    """Picture of a test window: true colour, S1 composite and land cover."""
+def draw_ground(data: Path, output: Path) -> tuple[Path, dict[str, Path]]:
+    """Picture of a test patch: true colour, S1 composite and land cover; and its files."""
     dataset = SampleLandCover(data, split='test', window=256, min_purity=0.0, dates='clear')
     figure: Figure = dataset.plot(dataset[0])
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=120, bbox_inches='tight')
-    return output
+    row = dataset.pairs.index.iloc[int(dataset.index.iloc[0]['pair'])]
+    return output, {key: Path(row[key]) for key in ('s1', 's2')}
+
+
+def run(config: Path, data: Path, output: Path, seed: int) -> Accuracies:
+    """Run all steps, and print the table.
+
+    Returns:
+        Accuracy of each row.
+    """
+    clock = Clock()
+    with clock.step('sample data'):
+        command('sample-data', data)
+    with clock.step('pretraining'):
+        command(
+            'fit',
+            f'--config={config}',
+            f'--seed_everything={seed}',
+            f'--trainer.default_root_dir={output}',
+            f'--data.init_args.paths={data}',
+        )
+    checkpoint = latest_checkpoint(output)
+    with clock.step('evaluation'):
+        found = measure(checkpoint, data, seed)
+    with clock.step('pictures'):
+        ground, files = draw_ground(data, output / 'ground.png')
+        command(
+            'map',
+            checkpoint,
+            *(f'--{key}={path}' for key, path in files.items()),
+            f'--output={output / "maps"}',
+            '--products=[attention,pca]',
+            '--window=128',
+            '--stride=4',
+            f'--figure={output / "maps.png"}',
+        )
+    table = Table('features', '5-NN', title='Accuracy of land cover on ROIs never seen, %')
+    for name, value in found.items():
+        table.add_row(name, f'{100 * value:.1f}')
+    Console().print(table)
+    print('The data are generated: no result on them is science.')
+    print('Pictures:', ground, output / 'maps.png', sep='\n  ')
+    print(f'Log: tensorboard --logdir {output}')
+    times = ', '.join(f'{name} {seconds:.0f}' for name, seconds in clock.seconds.items())
+    print(f'Seconds: {times}; {sum(clock.seconds.values()):.0f} in all, and the imports.')
+    return found
 
 
 def main() -> None:
     """Run the demo."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--config', default='configs/pretrain/quickstart.yaml')
+    parser.add_argument('--config', type=Path, default=CONFIG)
     parser.add_argument('--data', type=Path, default=Path('data/sample'))
     parser.add_argument('--output', type=Path, default=Path('output/demo'))
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args()
-    start = time.monotonic()
-
-    geofm('sample-data', args.data)
-    geofm(
-        'fit',
-        f'--config={args.config}',
-        f'--seed_everything={args.seed}',
-        f'--trainer.default_root_dir={args.output}',
-        f'--data.init_args.paths={args.data}',
-    )
-    checkpoint = latest_checkpoint(args.output)
-    scores = args.output / 'benchmark'
-    geofm(
-        'benchmark',
-        f'--checkpoint={checkpoint}',
-        '--data=SampleLandCoverDataModule',
-        f'--data.paths={args.data}',
-        '--probes=[knn]',
-        f'--seed={args.seed}',
-        f'--cache={args.output / "features"}',
-        f'--output={scores}',
-    )
-    pair = SampleLandCover(args.data, split='test', window=256, min_purity=0.0, dates='clear')
-    row = pair.pairs.index.iloc[int(pair.index.iloc[0]['pair'])]
-    geofm(
-        'attention',
-        f'--checkpoint={checkpoint}',
-        f'--s1={row["s1"]}',
-        f'--s2={row["s2"]}',
-        f'--output={args.output}/attention',
-        '--window=128',
-    )
-    pictures = [draw_ground(args.data, args.output / 'ground.png')]
-    pictures += [scores / 'scores.png', *sorted((args.output / 'attention').glob('*.png'))]
-
-    print(f'\nDone in {(time.monotonic() - start) / 60:.1f} minutes.')
-    table = Table('features', title='k-NN accuracy on ROIs never seen, %')
-    found = read_scores(scores / 'scores.json')
-    probes = list(dict.fromkeys(score.probe for score in found))
-    for probe in probes:
-        table.add_column(probe, justify='right')
-    for row in dict.fromkeys(score.row for score in found):
-        table.add_row(row, *(score.text() for score in found if score.row == row))
-    Console().print(table)
-    print('The data are generated: no result on them is science.')
-    print('Pictures:', *(f'  {picture}' for picture in pictures), sep='\n')
-    print(f'Log: tensorboard --logdir {args.output}')
+    run(args.config, args.data, args.output, args.seed)
 
 
 if __name__ == '__main__':

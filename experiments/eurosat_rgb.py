@@ -25,13 +25,12 @@ import tables
 import torch
 import yaml
 from benchmarks.rounds import RESULTS, write_results, write_text
-from demo import geofm, read_scores
 from eurosat_rgb_report import CURVES, Accuracies, Run, brief, draw, report
 from rich.progress import track
-from runs import latest_checkpoint
+from runs import geofm, latest_checkpoint
 
 from geofm.datamodules import EuroSATRGBDataModule, NamedBandsDataModule
-from geofm.evaluation import BackboneConfig, ProbeSettings, knn_accuracy, labelled_data
+from geofm.evaluation import BackboneConfig, ProbeSettings, Score, knn_accuracy, labelled_data
 from geofm.evaluation.backbones import Backbone, build_backbone, statistics_backbone
 from geofm.evaluation.benchmark import cached_features
 from geofm.evaluation.cache import FeatureCache
@@ -201,6 +200,12 @@ def train(method: Method, seed: int, output: Path, options: argparse.Namespace) 
         )
         done.write_text(json.dumps({'asked': asked, 'device': this_device()}))
     return [*earlier, latest_checkpoint(output)]
+
+
+def read_scores(path: Path) -> list[Score]:
+    """Accuracies that a benchmark wrote."""
+    scores = [Score(**score) for score in json.loads(path.read_text())['scores']]
+    return [score for score in scores if score.metric == 'overall accuracy']
 
 
 def read_curve(checkpoints: list[Path]) -> list[dict[str, float]]:

@@ -29,9 +29,10 @@ from runs import (
     DATA,
     NEIGHBOURS,
     TASK,
+    patch_words,
+    pooled_features,
     pretrain,
     token_features,
-    windows,
 )
 from skies import SKIES, hidden_shares, pairs_of, skies
 from sklearn.linear_model import LogisticRegression
@@ -41,9 +42,9 @@ from torch import Tensor
 
 from geofm.datasets import SampleLandCover
 from geofm.evaluation import knn_predict
-from geofm.evaluation.encoders import band_statistics_encoder
+from geofm.evaluation.encoders import Encoder, StatisticsEncoder
 from geofm.models import MultiSensorViT, create_backbone, load_backbone, read_hparams
-from geofm.sensors import BANDS, SENSORS, band_indices
+from geofm.sensors import BANDS, SENSORS
 
 FIGURE = Path(__file__).parents[1] / 'docs' / 'images' / 'fusion.png'
 EPOCHS = 40
@@ -59,7 +60,7 @@ BACKBONES = {
 #: Which of S1 and S2 a fused model is given.
 WITHHELD = {'without S1': (False, True), 'without S2': (True, False)}
 
-#: Bands of each set of sensors, for their statistics.
+#: Bands of each set of sensors, for the baselines.
 SENSOR_BANDS = {'S1 + S2': BANDS, 'S2': SENSORS['s2'].band_names, 'S1': SENSORS['s1'].band_names}
 
 #: Features and probes.
@@ -71,7 +72,7 @@ type Scores = dict[str, dict[str, float]]
 type Table = dict[str, dict[str, list[Scores]]]
 
 PRETRAINED, WITHOUT = 'pretrained', 'pretrained, one sensor withheld'
-RANDOM, STATISTICS = 'random weights', 'band mean and std'
+RANDOM, WORDS, STATISTICS = 'random weights', 'patch words', 'band mean and std'
 
 
 def arguments(variant: str, data: Path, precision: str) -> list[str]:
@@ -83,17 +84,6 @@ def arguments(variant: str, data: Path, precision: str) -> list[str]:
         found.append(f'{TASK}in_channels={len(bands)}')
         found.append(f'{DATA}bands={json.dumps(bands)}')
     return found
-
-
-def statistics(dataset: SampleLandCover, bands: Sequence[str]) -> tuple[dict[str, Tensor], Tensor]:
-    """Mean and standard deviation of bands, and labels."""
-    channels = band_indices(bands, dataset.bands)
-    found, labels = [], []
-    for batch in windows(dataset):
-        found.append(band_statistics_encoder({**batch, 'image': batch['image'][:, channels]}))
-        labels.append(batch['label'])
-    # They have no CLS token: their one vector stands where the mean of the patches does.
-    return {'patches': torch.cat(found)}, torch.cat(labels)
 
 
 def predictions(
@@ -142,6 +132,10 @@ class Bench:
         """Scores of a backbone's tokens."""
         return self.measure(lambda dataset: token_features(backbone.eval(), dataset, given))
 
+    def baseline(self, encoder: Encoder, bands: Sequence[str]) -> Scores:
+        """Scores of a baseline's one vector."""
+        return self.measure(lambda dataset: pooled_features(encoder, dataset, bands))
+
     def about(self) -> dict[str, dict[str, int]]:
         """Number of windows under each sky, and of the places that they are of."""
         places = [
@@ -176,7 +170,7 @@ def measure_all(
         seeds: The seeds.
         bench: What they are measured on.
     """
-    found: Table = {PRETRAINED: {}, WITHOUT: {}, RANDOM: {}, STATISTICS: {}}
+    found: Table = {PRETRAINED: {}, WITHOUT: {}, RANDOM: {}, WORDS: {}, STATISTICS: {}}
     for name, paths in track(checkpoints.items(), description='Rows'):
         backbones = [load_backbone(path) for path in paths]
         found[PRETRAINED][name] = [bench.tokens(backbone) for backbone in backbones]
@@ -188,9 +182,10 @@ def measure_all(
             for less, given in WITHHELD.items():
                 found[WITHOUT][f'{name}, {less}'] = [bench.tokens(b, given) for b in backbones]
     for name, bands in SENSOR_BANDS.items():
-        found[STATISTICS][name] = [
-            bench.measure(lambda dataset, bands=bands: statistics(dataset, bands))
+        found[WORDS][name] = [
+            bench.baseline(patch_words(bench.bank, bands, seed), bands) for seed in seeds
         ]
+        found[STATISTICS][name] = [bench.baseline(StatisticsEncoder(), bands)]
     return found
 
 
@@ -237,13 +232,13 @@ def caption(about: Mapping[str, Mapping[str, int]], seeds: Sequence[int], precis
     return (
         f'Accuracy of land cover in %, made by `python experiments/fusion.py`; {len(seeds)} '
         f'seed(s) of {EPOCHS} epochs, precision {precision}. {counts}. Windows of a place are '
-        'not independent, so that the true errors are larger. Of band statistics, which are one '
-        'vector, 5-NN stands under patches. The data are generated.'
+        'not independent, so that the true errors are larger. Of patch words and band statistics, '
+        'which are one vector, 5-NN stands under patches. The data are generated.'
     )
 
 
 def draw(found: Table, about: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Bars of each backbone under each sky; dashed its random weights, dotted the statistics."""
+    """Bars of each backbone under each sky; dashed its random weights, dotted the baselines."""
     figure = Figure(figsize=(11, 3.9), layout='constrained')
     axes = figure.subplots(1, len(MEASURES), sharey=True)
     names = list(found[PRETRAINED])
@@ -272,16 +267,17 @@ def draw(found: Table, about: Mapping[str, Mapping[str, int]]) -> Figure:
                     lw=1.2,
                     label='random weights' if i == x == 0 and ax is axes[0] else None,
                 )
-            (floors,) = found[STATISTICS]['S1 + S2']
-            if measure in floors[sky]:
-                ax.plot(
-                    [x - 0.4, x + 0.4],
-                    [100 * floors[sky][measure]] * 2,
-                    color='crimson',
-                    ls=':',
-                    lw=1.5,
-                    label='band mean and std, S1 + S2' if x == 0 and ax is axes[1] else None,
-                )
+            for kind, color in ((WORDS, 'black'), (STATISTICS, 'crimson')):
+                floors = found[kind]['S1 + S2']
+                if measure in floors[0][sky]:
+                    ax.plot(
+                        [x - 0.4, x + 0.4],
+                        [100 * mean(scores[sky][measure] for scores in floors)] * 2,
+                        color=color,
+                        ls=':',
+                        lw=1.5,
+                        label=f'{kind}, S1 + S2' if x == 0 and ax is axes[1] else None,
+                    )
         ax.set_title(measure, fontsize='medium')
         ax.set_xticks(
             range(len(SKIES)), [f'{sky}\n{about[sky]["windows"]} windows' for sky in SKIES]
@@ -290,7 +286,7 @@ def draw(found: Table, about: Mapping[str, Mapping[str, int]]) -> Figure:
         ax.grid(axis='y', alpha=0.3)
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].set_ylabel('accuracy of land cover, %')
-    figure.legend(loc='outside lower center', ncols=len(names) + 2, frameon=False, fontsize=8)
+    figure.legend(loc='outside lower center', ncols=len(names) + 3, frameon=False, fontsize=8)
     return figure
 
 

@@ -3,7 +3,8 @@
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from geofm.datasets import SampleLandCover
+from geofm.evaluation.backbones import PATCH_WORDS_NAME, BackboneConfig, build_backbone
+from geofm.evaluation.encoders import Encoder
 from geofm.models import MultiSensorViT
 from geofm.sensors import band_indices
 from geofm.transforms import Normalize
@@ -21,6 +24,13 @@ NEIGHBOURS = 5
 
 #: Where a config's arguments are.
 TASK, DATA = '--model.init_args.', '--data.init_args.'
+
+
+def geofm(*args: str | Path) -> None:
+    """Run a command of geofm in a process of its own, and show it."""
+    words = [str(arg) for arg in args]
+    print(f'\n$ geofm {shlex.join(words)}', flush=True)
+    subprocess.run([sys.executable, '-m', 'geofm', *words], check=True)
 
 
 def latest_checkpoint(root: Path) -> Path:
@@ -34,19 +44,45 @@ def pretrain(arguments: list[str], epochs: int, seed: int, output: Path) -> Path
     if not (output / 'done').exists():
         command = ['fit', f'--config={CONFIG}', f'--seed_everything={seed}']
         command += [f'--trainer.default_root_dir={output}', f'--trainer.max_epochs={epochs}']
-        command += ['--trainer.limit_val_batches=0', *arguments]
-        print(f'\n$ geofm {shlex.join(command)}', flush=True)
-        subprocess.run([sys.executable, '-m', 'geofm', *command], check=True)
+        geofm(*command, '--trainer.limit_val_batches=0', *arguments)
         (output / 'done').touch()
     return latest_checkpoint(output)
 
 
-def windows(dataset: SampleLandCover) -> Iterator[dict[str, Tensor]]:
-    """Normalised batches of a data set's windows, in its order."""
+@cache
+def windows(dataset: SampleLandCover) -> list[dict[str, Tensor]]:
+    """Normalised batches of a data set's windows, in its order; read once, and held."""
     normalise = Normalize(dataset.bands)
     loader: DataLoader[Any] = DataLoader(dataset, batch_size=64)
-    for batch in loader:
-        yield normalise({k: v for k, v in batch.items() if isinstance(v, Tensor)})
+    return [
+        normalise({k: v for k, v in batch.items() if isinstance(v, Tensor)}) for batch in loader
+    ]
+
+
+@torch.inference_mode()
+def pooled_features(
+    encoder: Encoder, dataset: SampleLandCover, bands: Sequence[str]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The one vector that a baseline gives of each window, and labels."""
+    found, labels = [], []
+    for batch in of_bands(dataset, bands):
+        found.append(encoder.pooled(batch)[:, 0])
+        labels.append(batch['label'])
+    # They have no CLS token: their one vector stands where the mean of the patches does.
+    return {'patches': torch.cat(found)}, torch.cat(labels)
+
+
+def of_bands(dataset: SampleLandCover, bands: Sequence[str]) -> list[dict[str, Tensor]]:
+    """Batches of :func:`windows` with some of their bands."""
+    channels = band_indices(bands, dataset.bands)
+    return [{**batch, 'image': batch['image'][:, channels]} for batch in windows(dataset)]
+
+
+def patch_words(dataset: SampleLandCover, bands: Sequence[str], seed: int) -> Encoder:
+    """Bags of patch words as `geofm benchmark` has them, with words from a data set."""
+    encoder = build_backbone(BackboneConfig(PATCH_WORDS_NAME), bands, {}, seed).encoder
+    encoder.learn(of_bands(dataset, bands), len(dataset), seed)
+    return encoder
 
 
 @torch.inference_mode()
@@ -54,11 +90,10 @@ def token_features(
     backbone: MultiSensorViT, dataset: SampleLandCover, given: tuple[bool, ...] | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
     """CLS token and mean of patches, L2-normalised, and labels; *given*: sensors that it sees."""
-    channels = band_indices(backbone.bands, dataset.bands)
     found: dict[str, list[Tensor]] = {'CLS': [], 'patches': []}
     labels = []
-    for batch in windows(dataset):
-        image = batch['image'][:, channels]
+    for batch in of_bands(dataset, backbone.bands):
+        image = batch['image']
         present = None if given is None else torch.tensor([given]).expand(len(image), -1)
         tokens = backbone.forward_features(image, batch.get('dates'), present=present)
         found['CLS'].append(tokens[:, 0])
