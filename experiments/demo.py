@@ -7,7 +7,7 @@ so that PyTorch and Lightning are imported once.
 import argparse
 import shlex
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,8 +28,8 @@ from torch import Tensor
 from geofm.cli import main as geofm
 from geofm.datasets import SampleLandCover
 from geofm.evaluation import knn_accuracy
-from geofm.evaluation.encoders import StatisticsEncoder
-from geofm.models import create_backbone, load_backbone, read_hparams
+from geofm.evaluation.encoders import Encoder, StatisticsEncoder
+from geofm.models import MultiSensorViT, create_backbone, load_backbone, read_hparams
 from geofm.sensors import BANDS, SENSORS
 
 CONFIG = Path('configs/pretrain/quickstart.yaml')
@@ -71,15 +71,16 @@ def measure(checkpoint: Path, data: Path, seed: int) -> Accuracies:
     backbone = load_backbone(checkpoint).eval()
     torch.manual_seed(seed)
     random = create_backbone(read_hparams(checkpoint)).eval()
-    words = patch_words(bank, BANDS, seed)
 
-    def accuracy(known: Features, asked: Features, feature: str = FEATURE) -> float:
-        (vectors, labels), (queries, truth) = known, asked
-        return knn_accuracy(vectors[feature], labels, queries[feature], truth, NEIGHBOURS)
+    def accuracy(features: Callable[[SampleLandCover], Features]) -> float:
+        (vectors, labels), (queries, truth) = features(bank), features(test)
+        return knn_accuracy(vectors[FEATURE], labels, queries[FEATURE], truth, NEIGHBOURS)
 
-    def of_tokens(model: torch.nn.Module, *given: bool) -> float:
-        known, asked = (token_features(model, part, given or None) for part in (bank, test))
-        return accuracy(known, asked)
+    def of_tokens(model: MultiSensorViT, *given: bool) -> float:
+        return accuracy(lambda part: token_features(model, part, given or None))
+
+    def of_baseline(encoder: Encoder) -> float:
+        return accuracy(lambda part: pooled_features(encoder, part, BANDS))
 
     alone = {
         SENSORS[key].short_title: of_tokens(backbone, *(other == key for other in backbone.sensors))
@@ -87,15 +88,12 @@ def measure(checkpoint: Path, data: Path, seed: int) -> Accuracies:
     }
     better = max(alone, key=lambda title: alone[title])
     print(f'The better single sensor is {better}.')
-    baselines = {'patch words': words, 'band mean and std': StatisticsEncoder()}
     return {
         'pretrained, both sensors': of_tokens(backbone),
         'pretrained, the better sensor alone': alone[better],
         'random weights': of_tokens(random),
-        **{
-            name: accuracy(*(pooled_features(encoder, part, BANDS) for part in (bank, test)))
-            for name, encoder in baselines.items()
-        },
+        'patch words': of_baseline(patch_words(bank, BANDS, seed)),
+        'band mean and std': of_baseline(StatisticsEncoder()),
     }
 
 
