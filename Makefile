@@ -28,7 +28,7 @@ endef
 
 help:
 	@echo 'make install   make .venv with the geofm command and pinned requirements'
-	@echo 'make demo      write sample data, pretrain, evaluate, draw: some minutes on 2 CPU cores'
+	@echo 'make demo      write sample data, pretrain, evaluate, draw; prints the time of each step'
 	@echo 'make test      lint, types and tests'
 	@echo 'make docs      the documentation site, in site/'
 
