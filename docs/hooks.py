@@ -4,6 +4,7 @@ MkDocs calls the functions named ``on_...``; griffe, which reads the docstrings,
 :class:`SphinxRoles`.
 """
 
+import ast
 import io
 import os
 import re
@@ -108,16 +109,26 @@ def _results() -> str:
     """All tables of results, and what made them."""
     parts = [
         '# Results',
-        'Every table was written by a script of the repository. The pages of the documentation say '
+        'The tables of `experiments/results`, and the scripts behind them. The how-to guides say '
         'how to read them.',
     ]
     for path in sorted((ROOT / 'experiments' / 'results').glob('*.md')):
         text = path.read_text(encoding='utf-8')
         parts.append(f'## `{path.stem}` {{ #{path.stem} }}')
         scripts = (f'experiments/{path.stem}.py', f'experiments/benchmarks/{path.stem}.py')
-        parts += [f'Script: `{script}`' for script in scripts if (ROOT / script).exists()]
+        parts += [
+            f'`python {script}`: {_first_line(ROOT / script)}'
+            for script in scripts
+            if (ROOT / script).exists()
+        ]
         parts.append(re.sub(r'^#+ (.*)$', r'**\1**', text, flags=re.MULTILINE))
     return '\n\n'.join(parts)
+
+
+def _first_line(script: Path) -> str:
+    """The first line of the docstring of a script."""
+    docstring = ast.get_docstring(ast.parse(script.read_text(encoding='utf-8'))) or ''
+    return docstring.partition('\n')[0]
 
 
 def _command_line() -> str:
@@ -128,7 +139,9 @@ def _command_line() -> str:
         text = io.StringIO()
         with redirect_stdout(text), suppress(SystemExit):
             main(args)
-        return f'```text\n{text.getvalue().strip()}\n```'
+        # jsonargparse writes a control character into its help.
+        shown = re.sub(r'[^\n -~]', '', text.getvalue()).strip()
+        return f'```text\n{shown}\n```'
 
     os.environ['COLUMNS'] = '84'
     parts = ['# Command line', output('--help')]
