@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -47,49 +46,6 @@ class Transformed(nn.Module):
             'image': normalised.masked_fill(~valid.unsqueeze(-3), 0.0),
             'valid': valid,
         }
-
-
-class Picture(nn.Module):
-    """Reflectance as the picture that models of ImageNet know.
-
-    White, 1, is a reflectance of 0.3; what is brighter is white.
-
-    Args:
-        white: DN of white.
-    """
-
-    def __init__(self, white: float) -> None:
-        super().__init__()
-        self.white = white
-
-    def forward(self, image: Tensor) -> Tensor:
-        """From DN to 0..1."""
-        return (image / self.white).clamp(0, 1)
-
-    def extra_repr(self) -> str:
-        """Arguments to show in the printed module."""
-        return f'white={self.white}'
-
-
-class Standardize(nn.Module):
-    """Take off a mean and divide by a standard deviation, channel by channel.
-
-    Args:
-        mean: Mean of each channel.
-        std: Standard deviation of each channel.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer('mean', torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer('std', torch.tensor(std).view(-1, 1, 1), persistent=False)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Standardise images (..., C, H, W)."""
-        return (image - self.mean) / self.std
 
 
 class Adapter(nn.Module):

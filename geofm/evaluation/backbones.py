@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from torchgeo.models import RCF
 
-from geofm.evaluation.adapter import Adapter, Missing, Picture, Standardize, Transformed
+from geofm.evaluation.adapter import Adapter, Missing, Transformed
 from geofm.evaluation.encoders import Encoder, PooledEncoder, StatisticsEncoder, ViTEncoder
 from geofm.evaluation.ours import OursBuilder, is_ours
 from geofm.evaluation.patch_words import PatchWordsEncoder
-from geofm.evaluation.sources import PICTURE_WHITE
 from geofm.evaluation.torchgeo_weights import TorchGeoBuilder, is_torchgeo
 from geofm.evaluation.weights import load_weights
 from geofm.models import MODEL_NAMES, CheckpointError, MultiSensorViT
@@ -22,6 +21,7 @@ from geofm.models.patch_words import PatchWords
 from geofm.models.task_checkpoints import task_backbone
 from geofm.models.weights.files import read_file
 from geofm.sensors import RGB_BANDS, BandError
+from geofm.transforms.picture import PICTURE_WHITE, Picture, Standardize
 from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
 #: Name of TorchGeo's random convolutional features.
@@ -318,7 +318,7 @@ def _timm(
     normalise: nn.Module | None = None
     learned = (downloaded or config.weights is not None) and not random
     if bands == RGB_BANDS and config.mean is None and config.pretrained:
-        normalise = Transformed(Picture(PICTURE_WHITE), _picture_statistics(model))
+        normalise = Transformed(Picture(), _picture_statistics(model))
         lines.append(
             f'{config.model}: normalised as a picture with its own mean and std, white is '
             f'reflectance {PICTURE_WHITE / 10_000}'

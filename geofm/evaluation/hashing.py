@@ -21,6 +21,7 @@ _CODE = (
     'sensors',
     'datasets/named_bands.py',
     'transforms/normalize.py',
+    'transforms/picture.py',
     'transforms/statistics.py',
     'models',
     'evaluation/naming.py',

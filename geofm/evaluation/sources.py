@@ -10,12 +10,10 @@ from typing import Any
 
 from geofm.datasets.named_bands import S1Unit
 from geofm.sensors import BANDS, RGB_BANDS, SENTINEL1, SENTINEL2
+from geofm.transforms.picture import PICTURE_WHITE
 
 #: Names of channels in their order; None is a channel that is not a band we know.
 type ChannelNames = tuple[str | None, ...]
-
-#: Reflectance x 10,000 that white of a picture of 8 bits stands for.
-PICTURE_WHITE = 3000.0
 
 
 @dataclass(frozen=True, slots=True)

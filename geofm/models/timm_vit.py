@@ -1,6 +1,9 @@
 """ViTs of timm with names for their channels, and models out of any checkpoint."""
 
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +179,7 @@ def load_model(
         checkpoint: What ``geofm fit`` wrote, with :class:`geofm.tasks.DINOv2` or with TorchGeo's
             ``Classification``, ``SemanticSegmentation``, ``SimCLR``, ``MoCo`` or ``MAE`` on one of
             our models or a ViT of timm; or, with *model*, a file of that model's weights, ``.pth``
-            or ``.safetensors``.
+            or ``.safetensors``, by timm's names or as their authors publish them (DINOv2, DINOv3).
         model: Name of a model for ``timm.create_model``.
         bands: Names of its channels. Needed for a ViT of timm.
         model_args: Further arguments of that model.
@@ -226,7 +229,10 @@ def _create(
     try:
         # Without memory first: a damaged file may describe a model that fits no machine.
         with torch.device('meta'):
-            own = _build(name, args).state_dict()
+            shapes = _build(name, args)
+        own = shapes.state_dict()
+        if not ours and weights.keys() != own.keys():
+            weights = _timm_layout(weights, shapes)
         check_fit(own, weights, checkpoint, f"'{name}'")
         model = _build(name, args)
         model.load_state_dict(weights)
@@ -250,6 +256,16 @@ def _build(name: str, args: Mapping[str, Any]) -> Any:
     except TypeError:
         # Some have relative positions for one size only.
         return timm.create_model(name, **args)
+
+
+def _timm_layout(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights as others publish them (DINOv2's own files, DINOv3's) by timm's names."""
+    convert = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
+    if convert is None:
+        return weights
+    # Of biases that a model lacks, timm prints an error.
+    with redirect_stdout(StringIO()):
+        return dict(convert(weights, model))
 
 
 def _channels(weights: dict[str, Tensor]) -> int:

@@ -14,6 +14,7 @@ from geofm.losses import DINOLoss, EMACentering, GramLoss, IBOTLoss, SinkhornKno
 from geofm.losses.precision import at_least_float32
 from geofm.models import Source
 from geofm.tasks.student_teacher import StudentTeacher
+from geofm.tasks.teacher import Teacher
 from geofm.transforms import Crops
 from geofm.transforms.photometry import PhotometryArgs
 
@@ -35,7 +36,8 @@ class DINOv2(StudentTeacher):
     * https://arxiv.org/abs/2508.10104 (DINOv3, if you use Gram anchoring)
     """
 
-    optional_weights = ('dino_center.', 'ibot_center.', 'gram_backbone.')
+    distills = True
+    optional_weights = (*StudentTeacher.optional_weights, 'dino_center.', 'ibot_center.')
 
     dino_center: EMACentering | SinkhornKnopp
     ibot_center: EMACentering | SinkhornKnopp
@@ -45,6 +47,7 @@ class DINOv2(StudentTeacher):
         model: str = 'geofm_vit_small_patch16_linear',
         weights: str | dict[str, str | Source] | None = None,
         continue_from: str | None = None,
+        teacher: Teacher | None = None,
         in_channels: int = 15,
         bands: Sequence[str] | None = None,
         model_args: dict[str, Any] | None = None,
@@ -106,6 +109,7 @@ class DINOv2(StudentTeacher):
                 :func:`geofm.models.load_backbone_weights`.
             continue_from: Checkpoint of this task whose student, teacher, heads and centres to go
                 on with, on a schedule of its own: for a phase at a higher resolution.
+            teacher: A frozen, pretrained model whose features are learned beside DINOv2's losses.
             in_channels: Number of input channels.
             bands: Names of the input channels. Default: see
                 :class:`geofm.models.MultiSensorViT`.
@@ -177,7 +181,7 @@ class DINOv2(StudentTeacher):
         """
         # The other arguments reach the base as hyperparameters: Lightning collects those of each
         # __init__, and those of the class itself go before those of its bases.
-        super().__init__(weights=weights, continue_from=continue_from)
+        super().__init__(weights=weights, continue_from=continue_from, teacher=teacher)
 
     def build_heads(self) -> dict[str, nn.Module]:
         """The DINO head and, if it is apart, the iBOT head.
@@ -286,7 +290,7 @@ class DINOv2(StudentTeacher):
         with torch.no_grad():
             teacher = self.teacher_forward(crops)
         student = self.student_forward(crops)
-        anchor = None if student.tokens is None else self.gram_forward(crops)
+        anchor = None if self.gram_backbone is None else self.gram_forward(crops)
 
         # Half precision is too coarse for what follows.
         with torch.autocast(self.device.type, enabled=False):
@@ -306,6 +310,7 @@ class DINOv2(StudentTeacher):
             }
             if student.tokens is not None and anchor is not None:
                 losses['gram'] = self.gram_loss(student.tokens, anchor)
+        losses |= self.distill(crops, student.features, student.tokens, learn=update_centers)
         watched = {
             'target_entropy': torch.special.entr(cls_targets).sum(dim=-1).mean(),
             'mean_target': cls_targets.mean(dim=0),
@@ -330,7 +335,7 @@ class DINOv2(StudentTeacher):
         Returns:
             Copies, by their names in a checkpoint.
         """
-        return {
+        return super().changing_state() | {
             f'{name}.{key}': value.clone()
             for name in ('dino_center', 'ibot_center')
             for key, value in getattr(self, name).state_dict().items()

@@ -1,6 +1,6 @@
 """Steps whose loss or gradient is not finite, done again at will."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,16 @@ class DumpError(ValueError):
     """A file is not the dump of a step."""
 
 
-def replay(path: Path, device: torch.device | str = 'cpu') -> dict[str, float]:
+def replay(
+    path: Path, device: torch.device | str = 'cpu', files: Mapping[str, Any] | None = None
+) -> dict[str, float]:
     """Do a step again whose loss or gradient was not finite.
 
     Args:
         path: File that the task wrote when it stopped.
         device: Where to compute: on that of the run for the same rounding.
+        files: Arguments of the task that name files which the step needs, such as ``teacher``. A
+            dump itself never has a file opened.
 
     Returns:
         Loss terms by name, then ``gradient of <sub-network>``.
@@ -39,7 +43,7 @@ def replay(path: Path, device: torch.device | str = 'cpu') -> dict[str, float]:
         if cls is None:
             raise DumpError(f'of a task {name}, which is not imported: import it, then call replay')
         # No dump names other files, which would be opened or downloaded.
-        task = cls(**{k: v for k, v in hparams.items() if k not in cls.ignore})
+        task = cls(**{k: v for k, v in hparams.items() if k not in cls.ignore}, **(files or {}))
     except FileNotFoundError:
         raise
     except Exception as error:
@@ -47,7 +51,13 @@ def replay(path: Path, device: torch.device | str = 'cpu') -> dict[str, float]:
         raise DumpError(f'{path}: not the dump of a step: {one_line(error)}') from error
     if dump['precision'] == '64-true':
         task.double()
-    task.load_state_dict(state)
+    try:
+        task.load_state_dict(state)
+    except RuntimeError as error:
+        raise DumpError(
+            f'{path}: its weights do not fit the task. If the run had a teacher, give its '
+            f'configuration: geofm replay FILE --run CONFIG. {one_line(error)}'
+        ) from error
     if task.multi_crop.photometry is not None:
         task.multi_crop.photometry.set_statistics(*statistics)
     task.to(device).train()

@@ -41,6 +41,7 @@ from geofm.tasks.progress import KEY as PROGRESS
 from geofm.tasks.progress import Course, Plan, Progress, read_progress
 from geofm.tasks.randomness import batch_seed, seeded
 from geofm.tasks.schedules import Schedules, dinov2_schedules
+from geofm.tasks.teacher import FeatureDistillation, Teacher
 from geofm.transforms import Crops, MultiCrop, Normalize
 from geofm.transforms.photometry import PhotometryArgs
 from geofm.transforms.statistics import statistics_of
@@ -82,11 +83,16 @@ class PretrainingTask(BaseTask):
 
     * ``__init__`` (if it has hyperparameters of its own), which passes the others on:
       ``def __init__(self, sharpness: float = 1.0, **kwargs: Any): super().__init__(**kwargs)``.
-      Read them from ``self.hparams``, where Lightning collects those of all classes;
+      Read them from ``self.hparams``, where Lightning collects those of all classes. Under
+      ``geofm fit`` these are the arguments that can be set: for another default, name the argument
+      in the signature; a value that is only passed on does not get there;
     * :meth:`build_heads`: what is trained beside the backbone;
     * :meth:`configure_losses`: sets :attr:`loss_weights`, the factor of each loss by name;
     * :meth:`compute_losses`: the losses of a batch. It makes crops with ``self.multi_crop(batch)``,
       and features of them with ``self.trained['backbone'].forward_views(self.views(crops))``.
+
+    A method that adds :meth:`distill` to its losses and sets :attr:`distills` can also learn from a
+    frozen ``teacher``.
 
     Here :attr:`model` is trained itself. With an EMA teacher, subclass
     :class:`geofm.tasks.student_teacher.StudentTeacher`.
@@ -94,15 +100,19 @@ class PretrainingTask(BaseTask):
     Attributes:
         model: The backbone that one keeps.
         heads: What is trained beside it.
+        distillation: A frozen teacher and what predicts its features; None without one.
         multi_crop: What makes crops of a batch.
         loss_weights: Factor of each loss by name.
     """
 
     #: Arguments that are not kept in checkpoints: they name files.
-    ignore: Sequence[str] = ('weights', 'continue_from')
+    ignore: Sequence[str] = ('weights', 'continue_from', 'teacher')
 
     #: Prefixes of weights that a checkpoint to continue from may lack.
-    optional_weights: tuple[str, ...] = ()
+    optional_weights: tuple[str, ...] = ('distillation.',)
+
+    #: Whether the losses include those of a frozen teacher.
+    distills = False
 
     #: Signal that this rank got, and the one that all ranks agreed to have got: 0 if none.
     stop_signal = 0
@@ -110,6 +120,7 @@ class PretrainingTask(BaseTask):
 
     model: MultiSensorViT
     heads: nn.ModuleDict
+    distillation: FeatureDistillation | None
     multi_crop: MultiCrop
     loss_weights: Mapping[str, float]
 
@@ -118,6 +129,7 @@ class PretrainingTask(BaseTask):
         model: str = 'geofm_vit_small_patch16_linear',
         weights: str | dict[str, str | Source] | None = None,
         continue_from: str | None = None,
+        teacher: Teacher | None = None,
         in_channels: int = 15,
         bands: Sequence[str] | None = None,
         model_args: dict[str, Any] | None = None,
@@ -158,6 +170,8 @@ class PretrainingTask(BaseTask):
                 :func:`geofm.models.load_backbone_weights`.
             continue_from: Checkpoint of this task whose backbone and heads to continue with, on a
                 new schedule: for a phase at a higher resolution.
+            teacher: A frozen, pretrained model whose features are learned beside what the method
+                itself has for losses.
             in_channels: Number of input channels.
             bands: Names of the input channels. Default: see
                 :class:`geofm.models.MultiSensorViT`.
@@ -199,9 +213,10 @@ class PretrainingTask(BaseTask):
         Raises:
             TypeError: If *model* is not a geofm model.
             ValueError: If what needs several sensors is asked of a model with one.
-            CheckpointError: If a checkpoint cannot be read or does not fit.
+            CheckpointError: If a checkpoint or the teacher cannot be read or does not fit.
+            BandError: If the bands are not known, or not those that the teacher needs.
         """
-        self.weights, self.continue_from = weights, continue_from
+        self.weights, self.continue_from, self.teacher = weights, continue_from, teacher
         self._empty = _ON_META.get() or torch.get_default_device().type == 'meta'
         self._rng_state = torch.get_rng_state()
         with torch.device('cpu') if self._empty else nullcontext():
@@ -263,14 +278,17 @@ class PretrainingTask(BaseTask):
         """State that :meth:`compute_losses` changes in training, e.g. centres.
 
         Returns:
-            Copies, by their names in a checkpoint.
+            Copies, by their names in a checkpoint: here, of the averages of a frozen teacher.
         """
-        return {}
+        if self.distillation is None:
+            return {}
+        buffers = self.distillation.state_dict(prefix='distillation.').items()
+        return {name: value.clone() for name, value in buffers if '.criteria.' in name}
 
     @property
     def trained(self) -> nn.ModuleDict:
         """What is optimised: ``backbone`` and heads, each clipped by a norm of its own."""
-        return nn.ModuleDict({'backbone': self.model, **self.heads})
+        return self.with_distillation({'backbone': self.model, **self.heads})
 
     # -- networks and their input ---------------------------------------------------------------
 
@@ -280,6 +298,7 @@ class PretrainingTask(BaseTask):
             self.model = self.build_backbone(drop_path_rate=self.hparams['drop_path_rate'])
             self.heads = nn.ModuleDict(self.build_heads())
         self.prepare_trained(self.model)
+        self.distillation = self.build_distillation()
         self.multi_crop = self.build_multi_crop()
 
     def device_of_networks(self) -> AbstractContextManager[Any]:
@@ -381,17 +400,69 @@ class PretrainingTask(BaseTask):
             # Never used: it must not decay.
             backbone.stand_in.requires_grad_(False)
 
+    def build_distillation(self, image_size: int | None = None) -> FeatureDistillation | None:
+        """Load the frozen teacher, if there is one.
+
+        Args:
+            image_size: Side in pixels of ``Crops.anchors``, where other losses set it.
+
+        Returns:
+            The module; None without a teacher.
+        """
+        if self.teacher is None:
+            return None
+        if not self.distills:
+            raise ValueError(f'{type(self).__name__} does not learn from a teacher: leave it out')
+        side = self.hparams['global_size'] // self.model.patch_size
+        return FeatureDistillation(self.teacher, self.model, (side, side), image_size)
+
+    def with_distillation(self, networks: Mapping[str, nn.Module]) -> nn.ModuleDict:
+        """Sub-networks that are trained, with what predicts a frozen teacher's features.
+
+        Args:
+            networks: The other ones by name.
+
+        Returns:
+            All of them by name.
+        """
+        if self.distillation is None:
+            return nn.ModuleDict(networks)
+        return nn.ModuleDict({**networks, 'distillation': self.distillation})
+
+    def distill(
+        self, crops: Crops, cls: Tensor, patches: Tensor | None, learn: bool
+    ) -> dict[str, Tensor]:
+        """Losses to the features of the frozen teacher, if there is one.
+
+        Args:
+            crops: Crops of a batch of B images.
+            cls: CLS features of the trained backbone on the global crops, of shape (2B, D).
+            patches: All of its patch features there, of shape (2B, N, D).
+            learn: Whether this is training.
+
+        Returns:
+            ``teacher_cls`` and ``teacher_patch``; nothing without a teacher.
+        """
+        if self.distillation is None:
+            return {}
+        assert patches is not None
+        present = self._seen(None, crops.global_present)
+        losses: dict[str, Tensor] = self.distillation(crops, cls, patches, present, learn)
+        return losses
+
     def build_multi_crop(self, anchor_size: int | None = None) -> MultiCrop:
         """Build what makes crops, from the hyperparameters.
 
         Args:
             anchor_size: Side in pixels at which the global crops are also wanted without
-                photometry, as ``Crops.anchors``.
+                photometry, as ``Crops.anchors``. Default: as the frozen teacher wants them.
 
         Returns:
             The module.
         """
         hparams = self.hparams
+        if self.distillation is not None:
+            anchor_size = self.distillation.image_size
         return MultiCrop(
             bands=self.model.bands,
             global_size=hparams['global_size'],
@@ -487,7 +558,10 @@ class PretrainingTask(BaseTask):
         Returns:
             Scalar.
         """
-        return torch.stack([self.loss_weights[name] * losses[name] for name in losses]).sum()
+        weights = self.loss_weights
+        if self.distillation is not None:
+            weights = {**weights, **self.distillation.weights}
+        return torch.stack([weights[name] * losses[name] for name in losses]).sum()
 
     def training_step(
         self, batch: Sample, batch_idx: int, dataloader_idx: int = 0
@@ -615,18 +689,19 @@ class PretrainingTask(BaseTask):
             self.schedules = self._resumed = None
 
     def take_up_statistics(self) -> None:
-        """Have the photometry undo the normalisation of the data module in use.
+        """Have photometry and frozen teacher undo the normalisation of the data module in use.
 
         Raises:
             BandError: If the data module lacks a band of the model.
         """
         normalize = getattr(getattr(self.trainer, 'datamodule', None), 'aug', None)
-        photometry = self.multi_crop.photometry
-        if photometry is not None and isinstance(normalize, Normalize):
+        teacher = None if self.distillation is None else self.distillation.teacher
+        undoing = [part for part in (self.multi_crop.photometry, teacher) if part is not None]
+        if undoing and isinstance(normalize, Normalize):
             order = band_indices(self.model.bands, normalize.bands)
-            photometry.set_statistics(
-                normalize.mean.flatten()[order], normalize.std.flatten()[order]
-            )
+            mean, std = normalize.mean.flatten()[order], normalize.std.flatten()[order]
+            for part in undoing:
+                part.set_statistics(mean, std)
 
     def on_fit_start(self) -> None:
         """Check the precision, take up the input's statistics, and say which attention runs.
@@ -643,11 +718,13 @@ class PretrainingTask(BaseTask):
         rank_zero_info(f'Attention of packed crops: {method} ({reason})')
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the run's seed, how far it has come, and the input's statistics."""
+        """Keep seed and progress of the run, the input's statistics, and what the teacher is."""
         checkpoint['seed'] = self.seed
         datamodule = getattr(self._trainer, 'datamodule', None)
         statistics = statistics_of(getattr(datamodule, 'aug', None)) or self.model.statistics
         checkpoint[METADATA] = carry_statistics(statistics)
+        if self.distillation is not None:
+            checkpoint[METADATA]['teacher'] = self.distillation.teacher.description
         if self._plan is not None and self._course is not None:
             before, step = (0, 0) if self._done is None else (self._done.samples, self._done.step)
             checkpoint[PROGRESS] = {

@@ -24,7 +24,8 @@ class Outputs(NamedTuple):
             student.
         patches: What they make of the M masked patches, (M, K').
         features: CLS features of the global crops, (2B, D).
-        tokens: Patch tokens of the global crops, (2B, N, D), if Gram anchoring wants them.
+        tokens: Patch tokens of the global crops, (2B, N, D), if Gram anchoring or a frozen teacher
+            wants them.
     """
 
     cls: Tensor
@@ -55,7 +56,7 @@ class StudentTeacher(PretrainingTask):
     teacher_heads: nn.ModuleDict
     gram_backbone: MultiSensorViT | None
 
-    optional_weights: tuple[str, ...] = ('gram_backbone.',)
+    optional_weights: tuple[str, ...] = (*PretrainingTask.optional_weights, 'gram_backbone.')
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class StudentTeacher(PretrainingTask):
     @property
     def trained(self) -> nn.ModuleDict:
         """The student: ``backbone`` and heads, each clipped by a norm of its own."""
-        return self.student
+        return self.with_distillation(dict(self.student.items()))
 
     def schedule_settings(self) -> dict[str, Any]:
         """What is scheduled: also the momentum.
@@ -135,11 +136,22 @@ class StudentTeacher(PretrainingTask):
         self.gram_backbone = copy.deepcopy(self.model) if hparams['gram_weight'] else None
         self._check_global_sensors()
         self.prepare_trained(backbone, hides_sensors=bool(hparams['global_sensors']))
-        self.multi_crop = self.build_multi_crop(
-            (hparams['gram_size'] or hparams['global_size']) if hparams['gram_weight'] else None
-        )
+        anchor_size = self._gram_size()
+        self.distillation = self.build_distillation(anchor_size)
+        self.multi_crop = self.build_multi_crop(anchor_size)
         # Lightning leaves the modes of the modules as they are when it starts to train.
         self.train()
+
+    def _gram_size(self) -> int | None:
+        """Side of the crops that the Gram teacher sees; None: there is none."""
+        if not self.hparams['gram_weight']:
+            return None
+        size: int = self.hparams['gram_size'] or self.hparams['global_size']
+        if size <= 0 or size % self.model.patch_size:
+            raise ValueError(
+                f'gram_size {size} must be a positive multiple of {self.model.patch_size}'
+            )
+        return size
 
     def _check_global_sensors(self) -> None:
         sensors = self.model.sensors
@@ -240,13 +252,13 @@ class StudentTeacher(PretrainingTask):
         """
         backbone = cast(MultiSensorViT, self.student['backbone'])
         images, patches = crops.masks.shape
-        anchored = self.gram_backbone is not None
-        wanted = torch.arange(crops.masks.numel(), device=self.device) if anchored else crops.masked
+        dense = self.gram_backbone is not None or self.distillation is not None
+        wanted = torch.arange(crops.masks.numel(), device=self.device) if dense else crops.masked
         tokens = backbone.forward_views(self.views(crops, wanted))
 
         features, hidden = tokens[0]
-        every = hidden.view(images, patches, -1) if anchored else None
-        if anchored:
+        every = hidden.view(images, patches, -1) if dense else None
+        if dense:
             hidden = hidden[crops.masked]
         cls = torch.cat([view.cls for view in tokens])
         return Outputs(*self.apply_heads(self.student, cls, hidden), features, every)

@@ -122,7 +122,8 @@ class MultiCrop(nn.Module):
                 reflectance, and ``blur``, the range of the blur's standard deviation in pixels of a
                 crop, for the same sensors. The other sensors keep the photometry of their
                 definition, see :class:`geofm.sensors.SensorPhotometry`.
-            anchor_size: Side A of the anchors, in pixels, for Gram anchoring; None: no anchors.
+            anchor_size: Side A of the anchors, in pixels, for Gram anchoring or a frozen teacher,
+                whose patches may be of another size; None: no anchors.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -130,10 +131,7 @@ class MultiCrop(nn.Module):
                 negative, *min_valid* is not within 0 and 1, or *max_tries* is below 1.
         """
         super().__init__()
-        sizes = {'global_size': global_size, 'local_size': local_size}
-        if anchor_size is not None:
-            sizes['anchor_size'] = anchor_size
-        for name, size in sizes.items():
+        for name, size in (('global_size', global_size), ('local_size', local_size)):
             if size <= 0 or size % patch_size:
                 raise ValueError(f'{name} {size} must be a positive multiple of {patch_size}')
         if n_local < 0 or max_tries < 1:

@@ -153,3 +153,48 @@ def test_another_number_of_channels_is_refused_with_the_names() -> None:
     for way in (model, model.observe):
         with pytest.raises(BandError, match=r"13 channels, but 3 bands are expected: \['B04'"):
             way(x)
+
+
+def of_dinov2(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of DINOv2's own files, whose registers have no positions but CLS has."""
+    renamed = {key.replace('reg_token', 'register_tokens'): v for key, v in weights.items()}
+    cls, patches = torch.randn(1, 1, 32), renamed['pos_embed']
+    return {
+        **renamed,
+        'cls_token': renamed['cls_token'] - cls,
+        'pos_embed': torch.cat([cls, patches], dim=1),
+        'mask_token': torch.zeros(1, 32),
+    }
+
+
+def of_dinov3(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Names of DINOv3's own files, with rotary periods and biases that are all zero."""
+    renamed = {
+        key.replace('reg_token', 'storage_tokens')
+        .replace('gamma_1', 'ls1.gamma')
+        .replace('gamma_2', 'ls2.gamma'): value
+        for key, value in weights.items()
+    }
+    zeros = {f'blocks.{i}.attn.qkv.bias': torch.zeros(96) for i in range(2)}
+    masks = {f'blocks.{i}.attn.qkv.bias_mask': torch.zeros(96) for i in range(2)}
+    others = {'rope_embed.periods': torch.ones(4), 'mask_token': torch.zeros(1, 32)}
+    return renamed | zeros | masks | others
+
+
+@pytest.mark.parametrize(
+    ('name', 'published'),
+    [('vit_small_patch14_reg4_dinov2', of_dinov2), ('vit_small_patch16_dinov3', of_dinov3)],
+)
+def test_weights_as_their_authors_publish_them(
+    tmp_path: Path, name: str, published: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vit: Any = build(name, dynamic_img_size=True)
+    torch.save(published(vit.state_dict()), tmp_path / 'weights.pth')
+    model = load_model(tmp_path / 'weights.pth', name, RGB, SMALL)
+    side = vit.patch_embed.img_size[0]
+    x = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.observe(x).tokens, vit.forward_features(x), atol=3e-4, rtol=1e-4
+        )
+    assert not capsys.readouterr().out
