@@ -317,7 +317,8 @@ class PretrainingTask(BaseTask):
 
         Raises:
             TypeError: If the strategy is another one of Lightning's that shard.
-            ValueError: If the task was built on the meta device and is not to be sharded.
+            ValueError: If the task was built on the meta device and is not to be sharded, or has a
+                frozen teacher.
         """
         ranks = self.device_mesh
         if ranks is None:
@@ -332,6 +333,8 @@ class PretrainingTask(BaseTask):
                 f'{type(self.trainer.strategy).__name__} cannot save the checkpoints of '
                 f'{type(self).__name__}: take --trainer.strategy fsdp2'
             )
+        if self.distillation is not None:
+            raise ValueError('fsdp2 does not shard a frozen teacher: take --trainer.strategy ddp')
         shard_networks(self, ranks['data_parallel'])
         if self._empty:
             built = self._build() if self.trainer.is_global_zero else None
