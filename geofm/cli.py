@@ -144,7 +144,7 @@ def _spell_out(args: list[str], function: Any) -> list[str]:
                 option, equals, value = f'--{mapping}.{entry[1]}', '=', entry[2]
             elif kinds.get(option[2:], '').startswith('list[') and not equals:
                 values = list(itertools.takewhile(_is_value, args[i + 1 :]))
-                if values and not values[0].startswith('['):
+                if values and values != ['null'] and not values[0].startswith('['):
                     skip = len(values)
                     equals, value = '=', _listed(values, kinds[option[2:]])
         spelt.append(option + equals + value)
@@ -158,7 +158,8 @@ def _is_value(arg: str) -> bool:
 
 def _listed(values: list[str], kind: str) -> str:
     """Values of a list as one argument."""
-    return json.dumps(values) if kind.startswith('list[str') else f'[{", ".join(values)}]'
+    numbers = kind.startswith(('list[int', 'list[float'))
+    return f'[{", ".join(values)}]' if numbers else json.dumps(values)
 
 
 def _take_fit_options(args: list[str]) -> tuple[list[str], list[str]]:

@@ -213,6 +213,16 @@ def test_torchgeo_tasks_start_from_the_checkpoint(
     assert list(tmp_path.rglob('*.ckpt'))
 
 
+def test_values_of_a_list_may_stand_apart() -> None:
+    from geofm.commands.submit import submit
+
+    args = ['a.yaml', '--seeds', '0', '-1', '--sweep', 'a=1,2', 'b=[3,4]', '--dry-run']
+    wanted = ['a.yaml', '--seeds=[0, -1]', '--sweep=["a=1,2", "b=[3,4]"]', '--dry_run=true']
+    assert _spell_out(args, submit) == wanted
+    for given in (['--seeds', '[0, 1]'], ['--seeds', 'null'], ['--seeds=[0]']):
+        assert _spell_out(given, submit) == given
+
+
 def test_bands_of_a_sensor_have_an_earlier_name() -> None:
     from geofm.commands.maps import attention
 

@@ -220,6 +220,26 @@ class RecountBatches(Callback):
         for name in ('ready', 'started', 'processed', 'completed'):
             setattr(batches, name, getattr(batches, name) + shift)
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count an epoch as started that Lightning does not.
+
+        After a checkpoint of the last batch of an epoch, Lightning takes the next one for the one
+        that is resumed. A checkpoint of it would be taken for one of its start.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The module.
+            batch: The batch.
+            batch_idx: Its number.
+        """
+        progress = trainer.fit_loop.epoch_progress
+        current: Any = progress.current
+        if current.started == current.processed:
+            progress.increment_ready()
+            progress.increment_started()
+
 
 def run_seed(seed: int | None = None) -> int:
     """Seed of what is drawn for the samples of a run, the same on all processes.

@@ -131,6 +131,21 @@ def test_a_run_of_another_length_says_so(tmp_path: Path, half: Path) -> None:
     assert watch.lrs[0] == pytest.approx(5e-4, rel=0.01)
 
 
+def test_a_run_is_resumed_after_the_last_batch_of_an_epoch_and_again(tmp_path: Path) -> None:
+    """Once from a checkpoint that is of an epoch's last batch, then from one amid the next."""
+    whole = fit(tmp_path, ResumablePairs(4), epochs=3)
+    checkpoint: Path | None = None
+    for step in (6, 9, 16):
+        stop = StopAt(step, tmp_path / f'{step}.ckpt')
+        fit(tmp_path, ResumablePairs(4), stop, epochs=3, ckpt_path=checkpoint, weights_only=True)
+        checkpoint = stop.checkpoint
+        state = torch.load(checkpoint, weights_only=True)
+        assert state['loops']['fit_loop']['epoch_progress']['current']['started'] == -(-step // 6)
+    rest = fit(tmp_path, ResumablePairs(4), epochs=3, ckpt_path=checkpoint, weights_only=True)
+    assert rest.samples == whole.samples[16:]
+    assert rest.lrs == whole.lrs[16:]
+
+
 @pytest.mark.parametrize('size', [4, 6, 8, 2])
 def test_an_epoch_goes_on_in_batches_of_another_size(tmp_path: Path, size: int) -> None:
     """Every sample is seen once, in the epoch that is gone on with and in those that follow."""
