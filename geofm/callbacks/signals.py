@@ -6,6 +6,7 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
+from lightly.utils.dist import world_size
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
@@ -103,13 +104,18 @@ class StopOnSignal(Callback):
         if isinstance(pl_module, PretrainingTask):
             agreed = pl_module.agreed_signal
         else:
-            flag = torch.tensor(self.received, device=pl_module.device)
-            agreed = int(reduced(flag, dist.ReduceOp.MAX))
+            agreed = self._agree(pl_module.device)
         done, self._step = trainer.global_step > self._step, trainer.global_step
         if not agreed or not done:
             return
         self._save(trainer)
         raise StoppedBySignal(agreed)
+
+    def _agree(self, device: torch.device) -> int:
+        """The signal of any rank."""
+        if world_size() == 1:
+            return self.received
+        return int(reduced(torch.tensor(self.received, device=device), dist.ReduceOp.MAX))
 
     def _save(self, trainer: Trainer) -> None:
         """Save a checkpoint, and remove those of earlier requeues of this run."""

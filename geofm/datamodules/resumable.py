@@ -11,6 +11,7 @@ from torchgeo.datasets import stack_samples
 from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.carried import NormalizingDataModule
+from geofm.datamodules.narrow import Narrowing, widen
 from geofm.datamodules.sampling import (
     RecountBatches,
     ResumableLoader,
@@ -23,6 +24,7 @@ from geofm.datamodules.transfer import PlacesStay
 from geofm.datamodules.units import WatchedUnits
 from geofm.datasets.files import files_of
 from geofm.models.weights.carried import INPUT
+from geofm.transforms import Normalize
 
 #: How worker processes are started.
 StartMethod = Literal['fork', 'spawn', 'forkserver']
@@ -39,8 +41,14 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
     of workers. A run that is resumed from a checkpoint of the middle of an epoch goes on with the
     next batch. Validation, testing and prediction read the samples in order, with the same random
     numbers each time.
+
+    Attributes:
+        images_as_integers: Whether images of training batches travel to the device as integers
+            where they hold such, see :class:`geofm.datamodules.narrow.Narrowing`. The task gets
+            the same batches. None: if they travel at all, and so not to the CPU.
     """
 
+    images_as_integers: bool | None = None
     seed: int
     start_method: StartMethod | None = None
     timeout: float = TIMEOUT
@@ -130,7 +138,7 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
             batch_size=batch_size,
             sampler=sampler,
             drop_last=len(sampler) >= batch_size,
-            **self._loading(),
+            **{**self._loading(), 'collate_fn': self._training_collate()},
         )
         if trainer:
             loader.position = lambda: trainer_position(trainer)
@@ -142,6 +150,29 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
             self._state = None
         self._train_loader = loader
         return loader
+
+    def _training_collate(self) -> Any:
+        """What makes a training batch: with a trainer, which has it widened again on the device."""
+        wanted = self.images_as_integers
+        if wanted is None and self.trainer is not None:
+            wanted = self.trainer.strategy.root_device.type != 'cpu'
+        if self.trainer is None or not wanted or not isinstance(self.aug, Normalize):
+            return self.collate_fn
+        return Narrowing(self.collate_fn, self.aug.bands)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Put together images that travelled as integers, and normalise.
+
+        Args:
+            batch: A batch.
+            dataloader_idx: Index of its data loader.
+
+        Returns:
+            The batch.
+        """
+        if isinstance(batch, dict) and isinstance(batch.get('image'), list):
+            batch['image'] = widen(batch['image'], self.aug.bands)
+        return super().on_after_batch_transfer(batch, dataloader_idx)
 
     def _ordered_loader(self, dataset: Dataset[Sample], batch_size: int) -> DataLoader[Sample]:
         """A loader of samples in order, to which Lightning can add a distributed sampler."""

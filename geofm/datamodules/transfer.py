@@ -6,6 +6,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 
 from geofm.datasets.transfer import stays_on_host
+from geofm.device import copy_beside
 
 
 class PlacesStay(LightningDataModule):
@@ -30,7 +31,7 @@ class PlacesStay(LightningDataModule):
         if not isinstance(batch, dict):
             return super().transfer_batch_to_device(batch, device, dataloader_idx)
         stay = {key: value for key, value in batch.items() if stays_on_host(key, value)}
-        moved = super().transfer_batch_to_device(
-            {key: value for key, value in batch.items() if key not in stay}, device, dataloader_idx
-        )
+        rest = {key: value for key, value in batch.items() if key not in stay}
+        move = super().transfer_batch_to_device
+        moved = copy_beside(lambda: move(rest, device, dataloader_idx), device)
         return {key: stay.get(key, moved.get(key)) for key in batch}

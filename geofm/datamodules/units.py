@@ -4,6 +4,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
+from geofm.datamodules.narrow import widen
 from geofm.transforms.normalize import Normalize
 from geofm.units import UnitWatch
 
@@ -37,6 +38,10 @@ class WatchedUnits(LightningDataModule):
             return batch
         if self._unit_watch is None:
             self._unit_watch = UnitWatch(normalize.bands, type(self).__name__)
-        if not self._unit_watch.is_done and batch['image'].shape[-3] == len(normalize.bands):
-            self._unit_watch.look(batch['image'].numpy())
+        if not self._unit_watch.is_done:
+            image = batch['image']
+            if isinstance(image, list):
+                image = widen(image, normalize.bands)
+            if image.shape[-3] == len(normalize.bands):
+                self._unit_watch.look(image.numpy())
         return batch

@@ -18,8 +18,6 @@ _KEPT = {
     'request',
     'adapts',
     'grad_checkpointing',
-    '_run_block',
-    '_run_last_block',
     '_told_depth',
 }
 

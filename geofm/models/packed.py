@@ -5,6 +5,7 @@ crop. As in DINOv2 (Oquab et al., 2023, section 5), where it is called sequence 
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -152,9 +153,15 @@ class PackedBlock(Block):
 
     Attributes:
         sharded: Whether its weights are sharded over the ranks.
+        compiled: Whether to compile what it does to each token on its own, with ``torch.compile``.
+            The number of tokens is dynamic, so that neither crops nor masks nor missing sensors
+            have it compiled again. Attention and the choice of crops stay as they are.
+        nested_graphs: See *nested* of :func:`geofm.models.packed_attention.attend`.
     """
 
     sharded = False
+    compiled = False
+    nested_graphs = True
 
     def shard(self, mesh: 'DeviceMesh') -> None:
         """Shard the weights over ranks; each way to run the block gathers them (FSDP2).
@@ -181,10 +188,10 @@ class PackedBlock(Block):
         """
 
         def attention(x: Tensor, groups: Groups) -> Tensor:
-            return _project(self, _attend(self.attn, self.norm1(x), groups))
+            return self._run(_project, self._attend(x, groups), x)
 
         def mlp(x: Tensor, groups: Groups) -> Tensor:
-            return _mlp(self, self.norm2(x))
+            return self._run(_mlp, x)
 
         attended = _add_branch(crops, groups, attention, self.drop_path1)
         return _add_branch(attended, groups, mlp, self.drop_path2)
@@ -202,12 +209,30 @@ class PackedBlock(Block):
         """
         before = _pack(crops)[_rows(groups, kept)]
         chosen = _draw_subsets(groups, _drop_rate(self.drop_path1), before.device)
-        x = self.norm1(_pack(crops, chosen))
-        attended = _attend(self.attn, x, _chosen_of(groups, chosen))[_rows(groups, kept, chosen)]
-        rows = before + _scale(groups, kept, chosen) * _project(self, attended)
+        x, wanted = _pack(crops, chosen), _rows(groups, kept, chosen)
+        attended = self._attend(x, _chosen_of(groups, chosen))[wanted]
+        # Few blocks gate attention, and only these need the rows that it came from.
+        gated = x if self.attn.gate is None else x[wanted]
+        rows = before + _scale(groups, kept, chosen) * self._run(_project, attended, gated)
         # So few rows that leaving some out is not worth it: they are multiplied by zero.
         chosen = _draw_subsets(groups, _drop_rate(self.drop_path2), before.device)
-        return rows + _scale(groups, kept, chosen) * _mlp(self, self.norm2(rows))
+        return rows + _scale(groups, kept, chosen) * self._run(_mlp, rows)
+
+    def _attend(self, x: Tensor, groups: Groups) -> Tensor:
+        """Attention of packed tokens (T, D), up to its projection."""
+        attn: Any = self.attn
+        dropout = attn.attn_drop.p if attn.training else 0.0
+        return attend(self._run(_queries, x), groups, dropout, nested=self.nested_graphs)
+
+    def _run(self, function: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
+        """Run what treats each token on its own."""
+        return (_compiled(function) if self.compiled else function)(self, *tokens)
+
+
+@cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same function for all blocks, which then share what was compiled."""
+    return torch.compile(function, dynamic=True)
 
 
 def run_block(block: nn.Module, groups: Groups, *crops: Tensor) -> tuple[Tensor, ...]:
@@ -325,27 +350,31 @@ def _in_float16(device_type: str) -> bool:
     return on and torch.get_autocast_dtype(device_type) == torch.float16
 
 
-def _project(block: Any, attended: Tensor) -> Tensor:
-    return block.attn.proj_drop(_scaled_linear(block.attn.proj, block.ls1, attended))
+def _queries(block: Any, x: Tensor) -> Tensor:
+    """Queries, keys and values of tokens (T, D), shape (T, 3, heads, d)."""
+    attn = block.attn
+    qkv: Tensor = _linear(attn.qkv, block.norm1(x)).unflatten(1, (3, attn.num_heads, attn.head_dim))
+    if isinstance(attn.q_norm, nn.Identity):
+        return qkv
+    query, key, value = qkv.unbind(1)
+    return torch.stack([attn.q_norm(query), attn.k_norm(key), value], dim=1)
+
+
+def _project(block: Any, attended: Tensor, x: Tensor) -> Tensor:
+    """What follows attention; *x* is what it was computed from, looked at by gates alone."""
+    attn = block.attn
+    attended = attn.norm(attended)
+    if attn.gate is not None:
+        attended = attended * attn.gate(block.norm1(x)).sigmoid()
+    return attn.proj_drop(_scaled_linear(attn.proj, block.ls1, attended))
 
 
 def _mlp(block: Any, x: Tensor) -> Tensor:
-    layers: Any = block.mlp
+    layers, x = block.mlp, block.norm2(x)
     if type(block.mlp) is not Mlp:
         return block.ls2(layers(x))
     hidden = layers.norm(layers.drop1(layers.act(_linear(layers.fc1, x))))
     return layers.drop2(_scaled_linear(layers.fc2, block.ls2, hidden))
-
-
-def _attend(attn: Any, x: Tensor, groups: Groups) -> Tensor:
-    """Timm's attention up to its projection."""
-    qkv = _linear(attn.qkv, x).unflatten(1, (3, attn.num_heads, attn.head_dim))
-    if not isinstance(attn.q_norm, nn.Identity):
-        query, key, value = qkv.unbind(1)
-        qkv = torch.stack([attn.q_norm(query), attn.k_norm(key), value], dim=1)
-    attended = attend(qkv, groups, attn.attn_drop.p if attn.training else 0.0)
-    normalised: Tensor = attn.norm(attended)
-    return normalised if attn.gate is None else normalised * attn.gate(x).sigmoid()
 
 
 def _drop_rate(drop: nn.Module | None) -> float:

@@ -1,14 +1,15 @@
 """From images of several sensors to one sequence of tokens, whole or of packed crops."""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
 from geofm.models import segments
 from geofm.models.fusion import Fusion
@@ -23,6 +24,7 @@ from geofm.models.packed import (
     take_out,
 )
 from geofm.models.packed_attention import Groups
+from geofm.models.recompute import Recompute, kept_operators
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -59,22 +61,31 @@ class SensorTokens(SensorInputs):
 
     def __init__(self) -> None:
         super().__init__()
-        self.grad_checkpointing = False
-        self._run_block: Callable[..., Any] = run_block
-        self._run_last_block: Callable[..., Any] = run_last_block
+        self.grad_checkpointing: Recompute = False
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
+    def set_grad_checkpointing(self, enable: Recompute = True) -> None:
         """Recompute each block's activations in the backward pass, to save memory.
 
         Args:
-            enable: Whether to.
+            enable: Whether to; or what not to compute twice, see :data:`Recompute`.
         """
         self.grad_checkpointing = enable
+        for block in self._packed_blocks():
+            block.nested_graphs = isinstance(enable, bool)
 
     def compile_blocks(self) -> None:
-        """Compile the blocks as :meth:`forward_views` runs them, with ``torch.compile``."""
-        self._run_block = torch.compile(run_block)
-        self._run_last_block = torch.compile(run_last_block)
+        """Compile the blocks as :meth:`forward_views` runs them, with ``torch.compile``.
+
+        See :class:`geofm.models.packed.PackedBlock`.
+        """
+        for block in self._packed_blocks():
+            block.compiled = True
+
+    def _packed_blocks(self) -> Iterator[PackedBlock]:
+        for key in self.encoders:
+            for block in self._encoder(key).blocks:
+                if isinstance(block, PackedBlock):
+                    yield block
 
     def shard(self, mesh: 'DeviceMesh') -> None:
         """Shard the weights over ranks (FSDP2), those of each block on their own.
@@ -84,10 +95,8 @@ class SensorTokens(SensorInputs):
         """
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-        for key in self.encoders:
-            for block in self._encoder(key).blocks:
-                if isinstance(block, PackedBlock):
-                    block.shard(mesh)
+        for block in self._packed_blocks():
+            block.shard(mesh)
         fully_shard(self, mesh=mesh, reshard_after_forward=True)
         # Nothing changes the tokens that it returns, views of one tensor, in place.
         warnings.filterwarnings('ignore', r'FSDP2-wrapped module .* returned a view tensor')
@@ -336,9 +345,7 @@ class SensorTokens(SensorInputs):
             torch.cat([part.sequences + first[i] for i, part in enumerate(kept)]),
             torch.cat([part.tokens for part in kept]),
         )
-        last = self._checkpointed(
-            self._run_last_block, encoder.blocks[-1], groups, together, *packed
-        )
+        last = self._checkpointed(run_last_block, encoder.blocks[-1], groups, together, *packed)
         rows: Tensor = encoder.norm(last)
         return rows.split([len(part.tokens) for part in kept])
 
@@ -349,14 +356,19 @@ class SensorTokens(SensorInputs):
         blocks = self._encoder(key).blocks
         crops, groups = lay_out(sequences, drops_paths(blocks))
         for block in blocks[:count]:
-            crops = self._checkpointed(self._run_block, block, groups, *crops)
+            crops = self._checkpointed(run_block, block, groups, *crops)
         return crops, groups
 
     def _checkpointed(self, run: Callable[..., Any], *args: Any) -> Any:
         """Run a block, and if so asked again in the backward pass."""
-        if self.grad_checkpointing and self.training:
+        if not (self.grad_checkpointing and self.training):
+            return run(*args)
+        if self.grad_checkpointing is True:
             return checkpoint(run, *args, use_reentrant=False)
-        return run(*args)
+        kept = partial(
+            create_selective_checkpoint_contexts, kept_operators(self.grad_checkpointing)
+        )
+        return checkpoint(run, *args, use_reentrant=False, context_fn=kept)
 
     def _replace_absent(
         self, key: str, tokens: Tensor, view: View, kept: Kept | None = None

@@ -52,8 +52,9 @@ class DINOv2(StudentTeacher):
         bands: Sequence[str] | None = None,
         model_args: dict[str, Any] | None = None,
         drop_path_rate: float = 0.3,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: bool | Literal['attention', 'matmul'] = False,
         compile_blocks: bool = False,
+        check_every_n_batches: int = 1,
         # Several sensors
         sensor_dropout: float = 0.0,
         one_sensor_masks: float = 0.0,
@@ -115,8 +116,13 @@ class DINOv2(StudentTeacher):
                 :class:`geofm.models.MultiSensorViT`.
             model_args: Further arguments of the model.
             drop_path_rate: Stochastic depth of the student, the same in all blocks.
-            grad_checkpointing: Whether to save memory and compute the blocks twice.
-            compile_blocks: Whether to compile the blocks with ``torch.compile``.
+            grad_checkpointing: Whether to save memory and compute the blocks twice; 'attention' or
+                'matmul': all of them but attention, or but attention and linear layers.
+            compile_blocks: Whether to compile blocks and heads with ``torch.compile``.
+            check_every_n_batches: Batches from one look at whether losses and gradients are finite,
+                and whether a signal came, to the next. A GPU idles while the host looks.
+                Between two looks, steps that are not finite, and all that follow, change nothing;
+                the batches since the last look stay on the device.
             sensor_dropout: Probability that sensors are missing in a crop that the student sees,
                 so that the backbone learns to do without them. Which ones is drawn at random from
                 all subsets but none and all; of two sensors, it is one.

@@ -12,6 +12,7 @@ from torch.nn.functional import cosine_similarity
 from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
+from geofm.device import to_device
 from geofm.losses.precision import at_least_float32
 from geofm.losses.word_targets import Targets, WordTargets
 from geofm.models import View
@@ -211,7 +212,7 @@ class MaskedWords(PretrainingTask):
         """
         crops = self.multi_crop(batch)
         count, patches = crops.masks.shape
-        order = torch.rand(count, patches).argsort(dim=1).to(self.device, non_blocking=True)
+        order = to_device(torch.rand(count, patches).argsort(dim=1), self.device)
         visible = order[:, : self._visible]
         wanted = order[:, self._visible : self._visible + self._predicted]
 

@@ -8,11 +8,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -22,7 +21,7 @@ from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import BaseTask
 
 from geofm.datamodules.sampling import run_seed
-from geofm.losses.ranks import reduced
+from geofm.device import to_device
 from geofm.models import (
     MultiSensorViT,
     Source,
@@ -36,6 +35,7 @@ from geofm.models.weights.carried import carry_statistics, read_input_statistics
 from geofm.models.weights.files import METADATA
 from geofm.sensors import BandError, band_indices, bands_of, sensor_channels
 from geofm.tasks.dumps import Step, write_dump
+from geofm.tasks.finite import FiniteGuard, SeenBatch
 from geofm.tasks.parameters import AUTOCAST, check_precision, gradient_norms, parameter_groups
 from geofm.tasks.progress import KEY as PROGRESS
 from geofm.tasks.progress import Course, Plan, Progress, read_progress
@@ -134,8 +134,9 @@ class PretrainingTask(BaseTask):
         bands: Sequence[str] | None = None,
         model_args: dict[str, Any] | None = None,
         drop_path_rate: float = 0.3,
-        grad_checkpointing: bool = False,
+        grad_checkpointing: bool | Literal['attention', 'matmul'] = False,
         compile_blocks: bool = False,
+        check_every_n_batches: int = 1,
         # Several sensors
         sensor_dropout: float = 0.0,
         one_sensor_masks: float = 0.0,
@@ -177,8 +178,13 @@ class PretrainingTask(BaseTask):
                 :class:`geofm.models.MultiSensorViT`.
             model_args: Further arguments of the model.
             drop_path_rate: Stochastic depth of the trained backbone, the same in all blocks.
-            grad_checkpointing: Whether to save memory and compute the blocks twice.
-            compile_blocks: Whether to compile the blocks with ``torch.compile``.
+            grad_checkpointing: Whether to save memory and compute the blocks twice; 'attention' or
+                'matmul': all of them but attention, or but attention and linear layers.
+            compile_blocks: Whether to compile blocks and heads with ``torch.compile``.
+            check_every_n_batches: Batches from one look at whether losses and gradients are finite,
+                and whether a signal came, to the next. A GPU idles while the host looks.
+                Between two looks, steps that are not finite, and all that follow, change nothing;
+                the batches since the last look stay on the device.
             sensor_dropout: Probability that sensors are missing in a crop that the trained backbone
                 sees, so that it learns to do without them. Which ones is drawn at random from
                 all subsets but none and all; of two sensors, it is one.
@@ -227,7 +233,9 @@ class PretrainingTask(BaseTask):
         self._done: Progress | None = None
         self._resumed: dict[str, Any] | None = None
         self.seed = run_seed()
-        self._step: Step | None = None
+        self._guard = FiniteGuard()
+        self._state_before: dict[str, Tensor] = {}
+        self._shown_loss: float | None = None
         for key in (state := self.state_dict()):
             if 'model.' in key and not key.startswith('model.'):
                 raise ValueError(f"{key}: TorchGeo takes keys with 'model.' for the backbone's")
@@ -297,6 +305,7 @@ class PretrainingTask(BaseTask):
         with self.device_of_networks():
             self.model = self.build_backbone(drop_path_rate=self.hparams['drop_path_rate'])
             self.heads = nn.ModuleDict(self.build_heads())
+        self.compile_heads(self.heads)
         self.prepare_trained(self.model)
         self.distillation = self.build_distillation()
         self.multi_crop = self.build_multi_crop()
@@ -453,6 +462,19 @@ class PretrainingTask(BaseTask):
         losses: dict[str, Tensor] = self.distillation(crops, cls, patches, present, learn)
         return losses
 
+    def compile_heads(self, heads: nn.ModuleDict) -> None:
+        """Compile heads if the hyperparameters say so.
+
+        Args:
+            heads: The heads, perhaps beside the ``backbone``; changed in place, but for their
+                state.
+        """
+        if self.hparams['compile_blocks']:
+            for name, head in heads.items():
+                if name != 'backbone':
+                    # The number of tokens differs between batches.
+                    head.compile(dynamic=True)
+
     def build_multi_crop(self, anchor_size: int | None = None) -> MultiCrop:
         """Build what makes crops, from the hyperparameters.
 
@@ -519,7 +541,7 @@ class PretrainingTask(BaseTask):
         subset = 1 + (which * (2**count - 2)).long().clamp_max(2**count - 3)
         left_out = (subset[:, None] >> torch.arange(count)) & 1
         seen = ~(hidden[:, None] & left_out.bool())
-        return seen.to(self.device, non_blocking=True)
+        return to_device(seen, self.device)
 
     def _seen(self, chosen: Tensor | None, present: Tensor | None) -> Tensor | None:
         """Sensors that a network sees: of those chosen the ones that the data have.
@@ -548,7 +570,7 @@ class PretrainingTask(BaseTask):
         hidden_in = count - 1 - (which * count).long().clamp_max(count - 1)
         others = hidden_in[:, None] != torch.arange(count)[:, None]
         shown = one[:, None] & others
-        return crops.masks[:, None] & ~shown.to(self.device, non_blocking=True)
+        return crops.masks[:, None] & ~to_device(shown, self.device)
 
     # -- steps ----------------------------------------------------------------------------------
 
@@ -580,45 +602,65 @@ class PretrainingTask(BaseTask):
             ``loss``, and what :meth:`compute_losses` gives for those who watch.
 
         Raises:
-            FloatingPointError: If the loss is not finite.
+            FloatingPointError: If the loss of an earlier batch is not finite.
         """
         values = self._schedules().at(self.global_step)
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         seed = batch_seed(self.seed, 'train', number, self.global_rank)
-        self._step = Step(self.global_step, batch, seed, values, self.changing_state())
+        if self._guard.is_due:
+            # Several batches make an optimiser step.
+            self._guard.agree(self.stop_signal)
+            self._look_and_forget()
+        step = Step(self.global_step, batch, seed, values, self.changing_state())
+        self._state_before = self._state_before or step.state
         with seeded(seed, self.device):
             losses, watched = self.compute_losses(batch, values)
         loss = self.total(losses)
-        failed = (~torch.isfinite(loss)).float()
-        # One collective for all flags. All ranks stop together: one that goes on would wait for the
-        # others' gradients.
-        flags = torch.stack([failed, failed.new_tensor(float(self.stop_signal))])
-        any_failed, signalled = reduced(flags, dist.ReduceOp.MAX).tolist()
-        self.agreed_signal = int(signalled)
-        if any_failed:
-            self._stop('loss' if failed else 'loss of another rank', losses)
+        self._guard.see(step, losses, loss)
         size = len(batch['image'])
-        self.log('train_loss', loss, prog_bar=True, batch_size=size)
+        self.log('train_loss', loss, batch_size=size)
         self.log_dict({f'train_{k}': v for k, v in losses.items()}, batch_size=size)
-        self.log_dict({f'schedule/{k}': v for k, v in values.items()}, batch_size=size)
+        # On the CPU: Lightning would copy each to the device, and a bar would wait for its number.
+        schedule = {f'schedule/{k}': torch.tensor(float(v)) for k, v in values.items()}
+        self.log_dict(schedule, batch_size=size)
+        if self._shown_loss is not None:
+            shown = torch.tensor(self._shown_loss)
+            self.log('loss', shown, prog_bar=True, logger=False, batch_size=size)
         return {'loss': loss, **watched}
 
-    def _stop(self, what: str, values: Mapping[str, Tensor]) -> None:
+    def _look_and_forget(self) -> None:
+        self._look()
+        self._guard.forget()
+
+    def _look(self) -> None:
+        """Learn what the ranks last agreed on: all stop together, or would wait for each other.
+
+        Raises:
+            FloatingPointError: If a loss or a gradient is not finite.
+        """
+        if (finding := self._guard.look()) is None:
+            return
+        self.agreed_signal = max(self.agreed_signal, finding.signal)
+        self._shown_loss = finding.loss
+        if finding.failed is not None:
+            self._stop(finding.what, finding.failed)
+
+    def _stop(self, what: str, failed: SeenBatch) -> None:
         """Stop a run whose numbers are not finite, keeping what it takes to see why.
 
         Raises:
             FloatingPointError: Always.
         """
-        assert self._step is not None
+        step, values = failed.step, failed.norms if what == 'gradient' else failed.losses
         terms = {name: value.item() for name, value in values.items()}
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
-        path = write_dump(self, self.multi_crop.photometry, self._step, terms, folder)
+        path = write_dump(self, self.multi_crop.photometry, step, terms, folder)
         # The first rank to fail has the others ended.
         self.trainer.strategy.barrier()
         files = getattr(getattr(self.trainer, 'datamodule', None), 'files', None)
-        of = f' Files of the batch: {files(self._step.batch)}.' if files is not None else ''
+        of = f' Files of the batch: {files(step.batch)}.' if files is not None else ''
         raise FloatingPointError(
-            f'{what} is not finite at step {self._step.number}: {terms}. The step is kept in '
+            f'{what} is not finite at step {step.number}: {terms}. The step is kept in '
             f'{path} (`geofm replay` does it again).{of} Look at these data, lower the learning '
             'rate or clip_grad, or resume from an earlier checkpoint'
         )
@@ -713,6 +755,10 @@ class PretrainingTask(BaseTask):
             ValueError: If weights are in half precision.
         """
         check_precision(self)
+        self.agreed_signal = 0
+        # A gradient scaler waits in each step in any case, and leaves steps out itself.
+        scaled = self.trainer.precision == '16-mixed'
+        self._guard = FiniteGuard(1 if scaled else self.hparams['check_every_n_batches'])
         # Lightning warns of modules in evaluation mode: here, those of a teacher.
         warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
         self.take_up_statistics()
@@ -720,8 +766,24 @@ class PretrainingTask(BaseTask):
         method, reason = choose_attention(self.device, dtype)
         rank_zero_info(f'Attention of packed crops: {method} ({reason})')
 
+    def on_train_epoch_end(self) -> None:
+        """Look at the last batches.
+
+        Raises:
+            FloatingPointError: If a loss or a gradient is not finite.
+        """
+        self._look()
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep seed and progress of the run, the input's statistics, and what the teacher is."""
+
+        """Keep the run's seed, how far it has come, and the input's statistics.
+
+        Raises:
+            FloatingPointError: If a loss or a gradient is not finite.
+        """
+        # No checkpoint counts steps that were left out.
+        self._look()
         checkpoint['seed'] = self.seed
         datamodule = getattr(self._trainer, 'datamodule', None)
         statistics = statistics_of(getattr(datamodule, 'aug', None)) or self.model.statistics
@@ -844,17 +906,31 @@ class PretrainingTask(BaseTask):
             gradient_clip_algorithm: Accepted for Lightning: DINOv2 clips by norm.
 
         Raises:
-            FloatingPointError: If a gradient is not finite, unless a scaler is there for that.
+            FloatingPointError: If a loss is not finite, or a gradient unless a scaler is there for
+                that.
         """
         largest = gradient_clip_val or self.hparams['clip_grad']
         trained = self.trained
         norms = gradient_norms(trained)
         # In half precision, the gradient scaler leaves such a step out and scales down.
-        if (
-            self.trainer.precision != '16-mixed'
-            and not torch.stack([*norms.values()]).isfinite().all()
-        ):
-            self._stop('gradient', norms)
+        if self.trainer.precision != '16-mixed':
+            self._guard.see_gradient(norms)
+        self._guard.agree(self.stop_signal)
+        if self._guard.every > 1:
+            self._skip_on_device(optimizer)
+        self._state_before = {}
+        if self._guard.is_due:
+            self._look_and_forget()
         if largest:
             for name, module in trained.items():
                 nn.utils.clip_grads_with_norm_(module.parameters(), largest, norms[name])
+
+    @torch.no_grad()
+    def _skip_on_device(self, optimizer: Optimizer) -> None:
+        """Have nothing change in this step if its numbers, or those before, are not finite."""
+        skip = self._guard.skip()
+        # What PyTorch's gradient scaler tells a fused optimiser.
+        optimizer.found_inf = skip  # type: ignore[attr-defined]
+        for name, before in self._state_before.items():
+            now = self.get_buffer(name)
+            now.copy_(torch.where(skip > 0, before, now))

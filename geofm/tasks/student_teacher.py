@@ -10,6 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from geofm.device import to_device
 from geofm.losses import resize_tokens
 from geofm.models import MultiSensorViT, View, create_backbone
 from geofm.tasks.pretraining import PretrainingTask
@@ -127,6 +128,8 @@ class StudentTeacher(PretrainingTask):
             self.student = nn.ModuleDict({'backbone': backbone, **self.build_heads()})
             self.teacher_heads = nn.ModuleDict(self.build_heads())
         backbone.load_state_dict(self.model.state_dict())
+        for heads in (self.student, self.teacher_heads):
+            self.compile_heads(heads)
         for name, head in self.teacher_heads.items():
             head.load_state_dict(self.student[name].state_dict())
         self.model.requires_grad_(False)
@@ -294,7 +297,7 @@ class StudentTeacher(PretrainingTask):
             return None
         keys = _keys(self.hparams['global_sensors'][network == 'teacher'])
         seen = torch.tensor([key in keys for key in self.model.sensors])
-        return seen.expand(crops, -1).to(self.device, non_blocking=True)
+        return to_device(seen, self.device).expand(crops, -1)
 
     # -- how the teacher follows ----------------------------------------------------------------
 

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Callback
+from lightning.pytorch import Callback, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy
 
 from geofm.cli import main
@@ -83,6 +84,56 @@ def test_replay_gives_the_numbers_of_the_step(tmp_path: Path, centering: str) ->
     values = replay(tmp_path / 'nonfinite-step3-rank0.pt')
     assert {name: values[name] for name in losses} == losses
     assert values['gradient of backbone'] > 0
+
+
+@pytest.mark.parametrize('bad', ['loss', 'gradient'])
+def test_nothing_changes_after_a_bad_step_until_it_is_found(tmp_path: Path, bad: str) -> None:
+    """The second batch of four is bad, and the host looks after three."""
+    states: list[dict[str, torch.Tensor]] = []
+
+    class Watch(Callback):
+        def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
+            if bad == 'gradient' and trainer.global_step == 1:
+                pl_module.student['dino_head'].last_layer.weight_v.grad[0] = torch.nan
+
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
+            states.append({k: v.clone() for k, v in pl_module.state_dict().items()})
+
+    data = BrokenPairs() if bad == 'loss' else RandomPairsDataModule()
+    task = small_task(check_every_n_batches=3, freeze_last_layer_epochs=0)
+    trainer = small_trainer(tmp_path, max_epochs=1, limit_val_batches=0, callbacks=[Watch()])
+    with pytest.raises(FloatingPointError, match=rf'^{bad} is not finite at step 1: '):
+        trainer.fit(task, datamodule=data)
+    assert len(states) == 2
+    for name, value in task.state_dict().items():
+        assert value.isfinite().all(), name
+        # The teacher still follows the student, which stands still.
+        if not name.startswith(('model.', 'teacher_heads.')):
+            assert value.equal(states[0][name]), name
+    values = replay(tmp_path / 'nonfinite-step1-rank0.pt')
+    assert math.isfinite(values['dino']) == (bad == 'gradient')
+
+
+def test_no_checkpoint_is_written_after_a_bad_step(tmp_path: Path) -> None:
+    save = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1)
+    trainer = small_trainer(tmp_path, max_epochs=1, limit_val_batches=0, callbacks=[save])
+    with pytest.raises(FloatingPointError, match='loss is not finite at step 1: '):
+        trainer.fit(small_task(check_every_n_batches=4), datamodule=BrokenPairs())
+    assert [path.name for path in tmp_path.glob('*.ckpt')] == ['epoch=0-step=1.ckpt']
+
+
+def test_looking_seldom_changes_no_number(tmp_path: Path) -> None:
+    results = []
+    for every in (1, 3):
+        seed_everything(0)
+        task = small_task(check_every_n_batches=every)
+        trainer = small_trainer(
+            tmp_path, max_epochs=1, limit_val_batches=0, accumulate_grad_batches=2
+        )
+        trainer.fit(task, datamodule=RandomPairsDataModule())
+        results.append(task.state_dict())
+    for name, value in results[0].items():
+        assert value.equal(results[1][name]), name
 
 
 def test_a_file_that_is_no_dump(tmp_path: Path) -> None:

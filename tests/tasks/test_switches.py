@@ -1,15 +1,19 @@
 """What came after DINOv2, each switch against what it says."""
 
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch._dynamo.utils
 from lightning.pytorch import Callback
 from torch import Tensor
 
 from geofm.losses import GramLoss, resize_tokens
 from geofm.models import CheckpointError
+from geofm.models.packed import _compiled
 from geofm.tasks import DINOv2
 from geofm.transforms import Crops
 from tests.pairs import RandomPairsDataModule
@@ -175,13 +179,19 @@ def test_a_second_phase_goes_on_with_student_teacher_and_heads(tmp_path: Path) -
     trainer.fit(second, datamodule=RandomPairsDataModule(size=64))
 
 
-def test_compiled_and_checkpointed_blocks_give_the_same_losses(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Traced forward and backward, and run as it is: a compiler is not always there."""
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
+    """Code is traced forward and backward, and run as it is: a compiler is not always there."""
     compile_ = torch.compile
-    monkeypatch.setattr(torch, 'compile', lambda f: compile_(f, backend='aot_eager'))
+    monkeypatch.setattr(torch, 'compile', lambda f, **kw: compile_(f, backend='aot_eager', **kw))
+    torch._dynamo.reset()
+    _compiled.cache_clear()
+    torch._dynamo.utils.counters.clear()
+    yield torch._dynamo.utils.counters['stats']
+    _compiled.cache_clear()
 
+
+def test_compiled_and_checkpointed_blocks_give_the_same_losses(traced: Counter[str]) -> None:
     def losses(**kwargs: Any) -> dict[str, Tensor]:
         torch.manual_seed(0)
         task = small_task(**kwargs).train()
@@ -193,9 +203,31 @@ def test_compiled_and_checkpointed_blocks_give_the_same_losses(
         return {**found, **gradients}
 
     plain = losses()
-    for switch in ('grad_checkpointing', 'compile_blocks'):
-        for name, value in losses(**{switch: True}).items():
+    switches: list[dict[str, Any]] = [
+        {'grad_checkpointing': k} for k in (True, 'attention', 'matmul')
+    ]
+    for switch in (*switches, {'compile_blocks': True}):
+        for name, value in losses(**switch).items():
             torch.testing.assert_close(value, plain[name])
+    assert traced['unique_graphs']
+
+
+def test_other_crops_masks_and_missing_sensors_compile_nothing_again(
+    traced: Counter[str],
+) -> None:
+    task = small_task(
+        model='geofm_vit_tiny_patch16_joint', compile_blocks=True, sensor_dropout=0.5
+    ).train()
+
+    def graphs(images: int) -> int:
+        found, _ = task.losses(batch(images), temperature=0.05)
+        task.total(found).backward()
+        return int(traced['unique_graphs'])
+
+    first = graphs(4)
+    # Queries, projection, MLP and head: of the teacher, and of the student.
+    assert first <= 12
+    assert [graphs(images) for images in (2, 5)] == [first] * 2
 
 
 def test_losses_are_computed_in_full_precision_under_autocast() -> None:
