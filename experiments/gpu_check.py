@@ -53,6 +53,7 @@ FLAGSHIP: dict[str, Any] = {
 }
 TINY: dict[str, Any] = {
     'model': 'geofm_vit_nano_patch16_linear',
+    'model_args': {'depth': 2},
     'global_size': 32,
     'local_size': 16,
     'n_local': 2,
