@@ -775,9 +775,7 @@ class PretrainingTask(BaseTask):
         self._look()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep seed and progress of the run, the input's statistics, and what the teacher is."""
-
-        """Keep the run's seed, how far it has come, and the input's statistics.
+        """Keep seed and progress of the run, the input's statistics, and what the teacher is.
 
         Raises:
             FloatingPointError: If a loss or a gradient is not finite.
