@@ -25,8 +25,9 @@ from geofm.cli import main as geofm
 from geofm.legend import Legend
 from geofm.sensors import load_sensors
 
-#: Side of a place in pixels.
+#: Side of a place, and of the windows of it that a backbone sees, in pixels.
 SIDE = 256
+WINDOW = 128
 
 #: What is told apart.
 LEGEND = Legend.of(
@@ -170,7 +171,7 @@ def prepare(archive: Path, root: Path) -> Floods:
             _unpack(archive, part)
     (ombria,) = (entry for entry in ARCHIVES if entry.folder == 'ombria')
     definitions = yaml.safe_load(ombria.definitions + _MASK)
-    # The usual blur of pictures, up to 2 px, leaves little of crops of 48 px.
+    # How bright a patch is tells water from land.
     for key in _FOLDERS:
         definitions[key]['photometry'] = _PHOTOMETRY
     with atomic_file(floods.sensors) as part:

@@ -1,6 +1,6 @@
 """What `experiments/floods.py` does with a backbone: linear probe and `geofm fit`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import numpy as np
 import timm
 import torch
 import yaml
-from flood_data import BANDS, LEGEND, SIDE, Floods, Pixels, Split
+from flood_data import BANDS, LEGEND, SIDE, WINDOW, Floods, Pixels, Split
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.progress import track
 from torch import Tensor, nn
@@ -23,11 +23,20 @@ from geofm.evaluation import BackboneConfig, ProbeSettings, labelled_data
 from geofm.evaluation.backbones import PATCH_WORDS_NAME, build_backbone
 from geofm.evaluation.benchmark import cached_features
 from geofm.evaluation.cache import FeatureCache
+from geofm.evaluation.data import LabelledData
+from geofm.evaluation.encoders import ViTEncoder
 from geofm.evaluation.features import Features, prepared_batches
 from geofm.evaluation.probes.dense import dense_probe
 
-#: Side of the windows that a backbone sees, in pixels.
-WINDOW = 128
+
+class BlocksEncoder(ViTEncoder):
+    """A ViT whose features on the ground are the patches of its last four blocks, side by side."""
+
+    def patches(self, batch: Mapping[str, Any]) -> Tensor:
+        """Patch tokens, (B, 4 D, h, w)."""
+        return torch.cat(
+            [patches for patches, _ in self._tokens(batch, self.blocks, 'NCHW')], dim=1
+        )
 
 
 class LinearOnTokens(nn.Module):
@@ -100,6 +109,9 @@ def linear_probe(
 ) -> dict[Split, Pixels]:
     """The linear probe of `geofm benchmark` on frozen patch tokens, or on a baseline's features.
 
+    Of a network these are the tokens of its last four blocks, side by side. It encodes each sensor
+    by itself, as if the other were missing, and a head of both sees the tokens of both.
+
     Args:
         floods: The places.
         checkpoint: Checkpoint of the backbone.
@@ -113,6 +125,37 @@ def linear_probe(
     Returns:
         Classes (N, H, W) of each split.
     """
+    words = features == 'patch words'
+    seen = [sensors] if words else [[sensor] for sensor in sensors]
+    parts = [_features(floods, checkpoint, keys, seed, features) for keys in seen]
+    data, found = parts[0]
+    for split, first in found.items():
+        others = [part[1][split] for part in parts[1:]]
+        assert all(torch.equal(first.targets, other.targets) for other in others)
+        values = torch.cat([first.values, *(other.values for other in others)], dim=1)
+        found[split] = Features(values, first.targets)
+    # The head is chosen on the validation split, whichever splits are mapped.
+    values, targets = (
+        torch.cat([getattr(found[split], name) for split in splits])
+        for name in ('values', 'targets')
+    )
+    asked = {**found, 'test': Features(values, targets)}
+    maps = dense_probe(asked, 'segmentation', LEGEND.size, 255, steps, seed).scores
+    of_splits = maps.split([len(found[split].targets) for split in splits])
+    return {
+        split: assemble(data.splits[split], part.numpy())
+        for split, part in zip(splits, of_splits, strict=True)
+    }
+
+
+def _features(
+    floods: Floods,
+    checkpoint: Path,
+    sensors: Sequence[str],
+    seed: int,
+    features: Literal['pretrained', 'random', 'patch words'],
+) -> tuple[LabelledData, dict[Split, Features]]:
+    """Features of all splits from some sensors, see :func:`linear_probe`."""
     data = labelled_data(LabelledArchiveDataModule(**data_arguments(floods, sensors)))
     words = features == 'patch words'
     backbone = build_backbone(
@@ -122,26 +165,16 @@ def linear_probe(
         seed,
         random=features == 'random',
     )
+    if backbone.model is not None:
+        backbone.encoder = BlocksEncoder(backbone.model)
     images = prepared_batches(backbone.adapter, data, 'train')
     backbone.encoder.learn(images, data.size('train'), seed)
-    settings = ProbeSettings(seed=seed)
-    # Other features depend on the seed.
-    kept = floods.root / 'features' if features == 'pretrained' else None
-    cache = FeatureCache(kept, print)
+    settings, cache = ProbeSettings(seed=seed), FeatureCache(None, print)
     every: tuple[Split, ...] = ('train', 'val', 'test')
-    found = {split: cached_features(backbone, data, split, settings, cache) for split in every}
-    # The head is chosen on the validation split, whichever splits are mapped.
-    values, targets = (
-        torch.cat([getattr(found[split], name) for split in splits])
-        for name in ('values', 'targets')
-    )
-    asked = {**found, 'test': Features(values, targets)}
-    maps = dense_probe(asked, 'segmentation', LEGEND.size, 255, steps, seed).scores
-    parts = maps.split([len(found[split].targets) for split in splits])
-    return {
-        split: assemble(data.splits[split], part.numpy())
-        for split, part in zip(splits, parts, strict=True)
-    }
+    # Networks as they were pretrained.
+    with torch.autocast('cpu', torch.bfloat16, enabled=not words):
+        found = {split: cached_features(backbone, data, split, settings, cache) for split in every}
+    return data, found
 
 
 def fine_tune(

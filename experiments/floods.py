@@ -1,31 +1,31 @@
 """Flood maps of events never seen, from S1, S2 and both: backbones beside a pixel baseline.
 
-OMBRIA's places are split by events. A small backbone is pretrained on the training events without
-labels (`flood_backbone.py`), and adapted to flood masks by several methods. What is chosen, such as
-the learning rate of a linear head, is chosen on the validation events.
+OMBRIA's places are split by events. For each seed a small backbone is pretrained on the training
+events without labels (`flood_backbone.py`), and adapted to flood masks by several methods. What is
+chosen, such as the learning rate of a linear head, is chosen on the validation events.
 
     python experiments/floods.py --data ombria.zip [--seeds 0 1 2] [--work output/floods]
 
-writes `experiments/results/floods.json` and `floods.md` and `docs/images/floods.png`, and fills the
-tables of docs. What is in the work folder is not run again.
+writes `experiments/results/floods.json`, `floods.md`, `floods_brief.md` and
+`docs/images/floods.png`, and fills the tables of docs. What is in the work folder is not run again.
 """
 
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tables
-from benchmarks.rounds import RESULTS, write_results
-from flood_backbone import DINO_STEPS, MAE_EPOCHS, SHAPE, pretrain
+from benchmarks.rounds import RESULTS, write_results, write_text
+from flood_backbone import BATCH, EPOCHS, SHAPE, pretrain
 from flood_data import BOTH, SENSOR_SETS, Floods, Pixels, Split, prepare
 from flood_heads import fine_tune, linear_probe
 from flood_pixels import pixel_baseline
-from floods_report import cell, draw, report
+from floods_report import brief, cell, draw, report
 
 from geofm.atomic import atomic_file
 
@@ -43,7 +43,7 @@ class Task:
         floods: The places.
         checkpoint: Checkpoint of the backbone.
         sensors: Keys of the sensors.
-        seed: Seed of all but pretraining.
+        seed: Seed of everything, pretraining too.
         output: Folder of what it writes.
     """
 
@@ -155,7 +155,7 @@ def _identity(checkpoint: Path) -> str:
 
 
 def results(
-    floods: Floods, checkpoint: Path, options: argparse.Namespace
+    floods: Floods, checkpoints: Mapping[int, Path], options: argparse.Namespace
 ) -> dict[tuple[str, str], list[Result]]:
     """Results by method and set of sensors, one of each seed; those that are not there left out."""
     found: dict[tuple[str, str], list[Result]] = {}
@@ -165,7 +165,7 @@ def results(
             every = [
                 result_of(
                     name,
-                    Task(floods, checkpoint, sensors, seed, folder / f'seed_{seed}'),
+                    Task(floods, checkpoints[seed], sensors, seed, folder / f'seed_{seed}'),
                     options.only_done,
                 )
                 for seed in options.seeds
@@ -190,8 +190,11 @@ def main() -> None:
     parser.add_argument('--picture', type=Path, default=PICTURE)
     options = parser.parse_args()
     floods = prepare(options.data, options.work)
-    checkpoint = pretrain(floods, options.work / 'pretraining')
-    found = results(floods, checkpoint, options)
+    checkpoints = {
+        seed: pretrain(floods, options.work / 'pretraining' / f'seed_{seed}', seed)
+        for seed in options.seeds
+    }
+    found = results(floods, checkpoints, options)
     cells = [
         cell(floods, name, title, [r.maps for r in each], [r.minutes for r in each])
         for (name, title), each in found.items()
@@ -204,11 +207,12 @@ def main() -> None:
     draw(floods, both, options.picture)
     about = {
         'seeds': options.seeds,
-        'pretraining': {'shape': SHAPE, 'mae_epochs': MAE_EPOCHS, 'dinov2_steps': DINO_STEPS},
+        'pretraining': {'shape': SHAPE, 'epochs': EPOCHS, 'batch': BATCH},
         'settings': {name: method.settings for name, method in METHODS.items()},
         'cells': [entry.entry() for entry in cells],
     }
     write_results(options.results, 'floods', about, text)
+    write_text(options.results / 'floods_brief.md', brief(cells, floods))
     tables.main()
 
 

@@ -169,33 +169,51 @@ def cell(
 
 
 def report(cells: Sequence[Cell], floods: Floods) -> str:
-    """The tables, and what their figures are of."""
-    skies = skies_of(floods, 'test')
-    counts = {sky: int(chosen.sum()) for sky, chosen in skies.items()}
+    """All tables, and what their figures are of."""
+    names = {'mean_iou': 'mIoU', 'flood_iou': 'flood IoU'}
+    parts = [
+        _table(cells, name if sky == 'all' else f'{name}, {sky}', 'test', sky, score)
+        for score, name in names.items()
+        for sky, chosen in skies_of(floods, 'test').items()
+        if chosen.any()
+    ]
+    parts.append(_table(cells, 'mIoU, validation', 'val', 'all', 'mean_iou'))
+    intervals = f'Brackets: 95 % intervals from drawing places ({ROUNDS:,} draws).'
+    return '\n\n'.join([*parts, f'{_caption(cells, floods)} {intervals}'])
+
+
+def brief(cells: Sequence[Cell], floods: Floods) -> str:
+    """Two tables without intervals, and what their figures are of."""
+
+    def of_skies(cell: Cell, score: str) -> str:
+        return ' / '.join(f'{skies[score].value:.3f}' for skies in cell.scores['test'].values())
+
+    skies = ' / '.join(cells[0].scores['test'])
+    parts = [
+        _markdown(f'{name}, {skies}', cells, lambda cell, score=score: of_skies(cell, score))
+        for score, name in (('mean_iou', 'mIoU'), ('flood_iou', 'flood IoU'))
+    ]
+    more = (
+        'Intervals and the validation places are in '
+        '[experiments/results/floods.md](../experiments/results/floods.md).'
+    )
+    return '\n\n'.join([*parts, f'{_caption(cells, floods)} {more}'])
+
+
+def _caption(cells: Sequence[Cell], floods: Floods) -> str:
+    counts = {sky: int(chosen.sum()) for sky, chosen in skies_of(floods, 'test').items()}
     seeds = len(cells[0].seeds)
     runs = ', '.join(f'{first}-{last}' for first, last in RUNS['test'])
-    caption = (
+    return (
         f'Mean of the IoU of flood and no flood (mIoU) and IoU of flood over the pixels of '
         f'{counts["all"]} places of {len(RUNS["test"])} runs of places never trained on ({runs}), '
-        f'made by `python experiments/floods.py`; {seeds} seed{"s" * (seeds > 1)} of all but '
-        f'pretraining{", pooled" * (seeds > 1)}. Brackets: 95 % intervals from drawing places '
-        f'({ROUNDS:,} draws). Cloudy: {counts["cloudy"]} places where all three bands of the '
-        f'optical image exceed {BRIGHT} of 255 in more than {CLOUDY:.0%} of the pixels; clear: '
+        f'made by `python experiments/floods.py`; {seeds} seed{"s" * (seeds > 1)}'
+        f'{", pooled" * (seeds > 1)}. Cloudy: {counts["cloudy"]} places where all three bands of '
+        f'the optical image exceed {BRIGHT} of 255 in more than {CLOUDY:.0%} of the pixels; clear: '
         f'the other {counts["clear"]}. Masks that are known by their share in each patch alone, '
         f'interpolated as a linear head is, have a mIoU of '
         f'{ceiling(floods.masks("test"), PATCH):.3f}.'
     )
-    parts = [
-        _table(cells, 'mIoU', 'test', 'all', 'mean_iou'),
-        _table(cells, 'flood IoU', 'test', 'all', 'flood_iou'),
-        *(
-            _table(cells, f'flood IoU, {sky}', 'test', sky, 'flood_iou')
-            for sky in ('clear', 'cloudy')
-            if counts[sky]
-        ),
-        _table(cells, 'mIoU, validation', 'val', 'all', 'mean_iou'),
-    ]
-    return '\n\n'.join([*parts, caption])
 
 
 def _table(cells: Sequence[Cell], title: str, split: Split, sky: str, score: str) -> str:

@@ -16,6 +16,8 @@ from sklearn.metrics import jaccard_score
 
 from geofm.datamodules import LabelledArchiveDataModule
 from geofm.datasets.table import RasterTable
+from geofm.evaluation.encoders import ViTEncoder
+from geofm.tasks import MaskedWords
 from tests.registry import kept_registry
 
 EXPERIMENTS = Path(__file__).parents[2] / 'experiments'
@@ -27,7 +29,7 @@ PLACES = (1, 2, 121, 143, 110)
 
 @pytest.fixture(scope='module')
 def modules() -> Iterator[dict[str, Any]]:
-    names = ('flood_data', 'flood_heads', 'floods_report')
+    names = ('flood_data', 'flood_backbone', 'flood_heads', 'floods_report')
     before = set(sys.modules)
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(EXPERIMENTS)
@@ -99,6 +101,25 @@ def test_tables_hold_the_places_of_the_splits(modules: dict[str, Any], tmp_path:
             expected = np.stack([written[f'mask/{n:04}.png'] // 255 for n in numbers])
             np.testing.assert_array_equal(heads.assemble(dataset, windows), expected)
             np.testing.assert_array_equal(floods.masks(split), expected)
+
+
+def test_features_are_the_tokens_of_all_blocks(modules: dict[str, Any], tmp_path: Path) -> None:
+    backbone, heads = modules['flood_backbone'], modules['flood_heads']
+    write_zip(tmp_path / 'ombria.zip')
+    with kept_registry():
+        floods = modules['flood_data'].prepare(tmp_path / 'ombria.zip', tmp_path / 'work')
+        model = backbone.configuration(floods, tmp_path, seed=0)['model']
+        task = MaskedWords(**model['init_args'])
+        side = modules['flood_data'].WINDOW
+        batch = {'image': torch.randn(2, 4, side, side)}
+        with torch.inference_mode():
+            found = heads.BlocksEncoder(task.model.eval()).patches(batch)
+            last = ViTEncoder(task.model).patches(batch)
+        dim, depth = backbone.SHAPE['embed_dim'], backbone.SHAPE['depth']
+        assert found.shape == (2, depth * dim, side // backbone.PATCH, side // backbone.PATCH)
+        torch.testing.assert_close(found[:, :dim], last)
+        # No block twice.
+        assert len({part.sum().item() for part in found.split(dim, dim=1)}) == depth
 
 
 def test_scores_pool_the_pixels_of_the_chosen_places(modules: dict[str, Any]) -> None:
