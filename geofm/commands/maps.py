@@ -1,17 +1,19 @@
 """Commands that show what a backbone sees."""
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from geofm.commands.tables_mapped import command_line, raise_failed, say_scenes
 from geofm.locking import locked_folder
 from geofm.maps import Options, Product, map_scene, plot_products, read_item, save_figure
 from geofm.maps import search as search_embeddings
 from geofm.maps.figure import DRAWN
+from geofm.maps.parts import Part, own_device
 from geofm.maps.places import SearchResult
+from geofm.maps.products import map_table
 from geofm.maps.scene import Missing, files_by_sensor
+from geofm.maps.table_scenes import TableScenes
 from geofm.models.timm_vit import load_model
 from geofm.printing import say
 from geofm.rasters import Address
@@ -45,8 +47,12 @@ def map_(
     scene: dict[str, Path] | None = None,
     scene_bands: dict[str, list[str]] | None = None,
     reference_sensor: str | None = None,
+    table: Path | None = None,
+    part: str | None = None,
 ) -> None:
     """Map what a backbone sees of a scene of any size, as rasters that lie on it.
+
+    With --table, every scene of a table is mapped.
 
     A run that was stopped goes on where it was when it is given again.
 
@@ -84,6 +90,10 @@ def map_(
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
             the first that does not stay the same over time.
+        table: Table of rasters, as `geofm index` writes it: every place and date is a scene, whose
+            products are in a folder of --output.
+        part: With --table, the scenes of this process as I/N, part I of N from 0; as torchrun, srun
+            or an array of SLURM says if not given.
     """
     found = {} if dates is None else dict(dates)
     if item is not None and (s1 is not None or s2 is not None or scene):
@@ -108,7 +118,18 @@ def map_(
         precision=precision,
         missing_bands=missing_bands,
     )
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    device = own_device(device)
+    if table is not None:
+        if rasters or scene_bands or found or figure is not None:
+            raise ValueError('give --table or the files, dates and figure of one scene, not both')
+        scenes = TableScenes(
+            table, backbone.bands, reference=reference_sensor, missing_bands=missing_bands
+        )
+        own = Part.of(part)
+        run = map_table(backbone, scenes, output, products, options, device, command_line(), own)
+        say_scenes(run, output, len(own.items(len(scenes))))
+        raise_failed(run)
+        return
     files = map_scene(
         backbone,
         output=output,
@@ -119,7 +140,7 @@ def map_(
         dates=found,
         names=scene_bands,
         device=device,
-        command=command,
+        command=command_line(),
     )
     for path in files.values():
         say(path)
@@ -278,6 +299,8 @@ def embed(
     scene: dict[str, Path] | None = None,
     scene_bands: dict[str, list[str]] | None = None,
     reference_sensor: str | None = None,
+    table: Path | None = None,
+    part: str | None = None,
 ) -> None:
     """Write the embedding of every patch, as GeoTIFF and GeoParquet; `geofm map` has more choices.
 
@@ -300,6 +323,8 @@ def embed(
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
             the first that does not stay the same over time.
+        table: Table of rasters: every place and date is a scene.
+        part: With --table, the scenes of this process, see `geofm map`.
     """
     map_(
         checkpoint,
@@ -316,6 +341,8 @@ def embed(
         scene=scene,
         scene_bands=scene_bands,
         reference_sensor=reference_sensor,
+        table=table,
+        part=part,
         device=device,
     )
 

@@ -1,16 +1,16 @@
 """The command that applies a fine-tuned checkpoint to scenes."""
 
-import shlex
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+from geofm.commands.tables_mapped import command_line, raise_failed, say_scenes
 from geofm.datasets.archive.dataset import Split
 from geofm.datasets.labels import LabelSource, open_labels
 from geofm.datasets.splitting import SplitRule
+from geofm.maps.parts import Part, own_device
 from geofm.maps.predict import ClassProduct, Prediction, PredictOptions, predict_files
 from geofm.maps.predict_table import predict_table
 from geofm.maps.scene import Missing, files_by_sensor
@@ -45,6 +45,7 @@ def predict(
     reference: Path | None = None,
     reference_column: str | None = None,
     block: int = 64,
+    part: str | None = None,
 ) -> None:
     """Map what a fine-tuned checkpoint says of a scene: classes, or numbers of a regression.
 
@@ -87,12 +88,14 @@ def predict(
         reference_column: Column of the features that holds the class.
         block: Side of the spatial blocks that the intervals of the accuracy are drawn from, in
             pixels of the map.
+        part: With --table, the scenes of this process as I/N, part I of N from 0; as torchrun, srun
+            or an array of SLURM says if not given.
     """
     rasters = files_by_sensor(s1, s2, scene)
     if table is not None and (rasters or scene_bands):
         raise ValueError('give --table or the files of one scene, not both')
-    if table is None and (split != 'all' or split_by or split_window or place):
-        raise ValueError('--split and --place choose scenes of a table: give --table')
+    if table is None and (split != 'all' or split_by or split_window or place or part):
+        raise ValueError('--split, --place and --part choose scenes of a table: give --table')
     task = load_fine_tuned(checkpoint, bands)
     options = PredictOptions(window, overlap, batch_size, missing_bands, simplify, missing_sensors)
     chosen: list[ClassProduct] = products or (
@@ -102,8 +105,8 @@ def predict(
         raise ValueError('--reference compares classes: add classes to --products')
     if block < 1:
         raise ValueError(f'block {block}: a block has at least one pixel')
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-    prediction = Prediction.prepare(task, chosen, options, device, command)
+    command = command_line()
+    prediction = Prediction.prepare(task, chosen, options, own_device(device), command)
     if table is not None:
         scenes = TableScenes(
             table,
@@ -116,7 +119,9 @@ def predict(
             missing_bands=missing_bands,
             missing_sensors=missing_sensors,
         )
-        _predict_table(prediction, scenes, output, reference, reference_column, block)
+        _predict_table(
+            prediction, scenes, output, reference, reference_column, block, Part.of(part)
+        )
         return
     labels = None
     if reference is not None:
@@ -138,21 +143,23 @@ def _predict_table(
     reference: Path | None,
     column: str | None,
     block: int,
+    part: Part,
 ) -> None:
     """Map the scenes of a table, say what became of them, and compare them with a reference."""
     if scenes.left_out:
         say(f'left out: {scenes.left_out}')
+    if reference is not None and not part.is_all:
+        raise ValueError(
+            '--reference compares all scenes, and this process maps a part of them: give it to a '
+            'last run of one process, which finds them mapped'
+        )
     # What is wrong with the reference is found out before the scenes are mapped.
     labels = None if reference is None else _labels(scenes, reference, column, prediction)
     if labels is not None:
         kept = dict.fromkeys(path for source in labels if source for path in source.files)
         prediction = replace(prediction, keep=tuple(kept))
-    found = predict_table(prediction, scenes, output)
-    made = len(found.files)
-    say(
-        f'{output}: {made} of {len(scenes)} scenes are mapped'
-        + (f', {found.skipped} of them before' if found.skipped else '')
-    )
+    found = predict_table(prediction, scenes, output, part)
+    say_scenes(found, output, len(part.items(len(scenes))))
     if labels is not None and found.files:
         sources = {
             files['classes']: source
@@ -160,12 +167,7 @@ def _predict_table(
             if (source := labels[number]) is not None
         }
         _assess(sources, str(reference), block, output, 'accuracy')
-    if found.failed:
-        name, message = next(iter(found.failed.items()))
-        raise ValueError(
-            f'{len(found.failed)} of {len(scenes)} scenes failed, the others are done; the first: '
-            f'{name}: {message}'
-        )
+    raise_failed(found)
 
 
 def _labels(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 import torch
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from torch import Tensor
 
 from geofm import __version__
@@ -21,6 +21,7 @@ from geofm.atomic import check_not_overwritten
 from geofm.legend import NO_CLASS
 from geofm.locking import locked_folder
 from geofm.maps.class_products import draw_classes, write_polygons
+from geofm.maps.progress import CACHE_BYTES, show_progress
 from geofm.maps.scene import Imagery, Missing, Scene, option
 from geofm.maps.survey import (
     Survey,
@@ -44,9 +45,6 @@ _SUFFIXES = {'polygons': '.parquet', 'picture': '.png'}
 
 #: Rows of logits that are worked on at once.
 _ROWS = 32
-
-#: Most memory of GDAL's cache of blocks.
-CACHE_BYTES = 128 * 2**20
 
 
 @dataclass(frozen=True)
@@ -443,16 +441,6 @@ def predict_files(
         show_progress() as progress,
     ):
         return prediction.run(scene, output, progress)
-
-
-def show_progress() -> Progress:
-    """A progress bar that tells how many there are and how much time is left."""
-    return Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        TextColumn('{task.completed:.0f} of {task.total:.0f}'),
-        TimeRemainingColumn(),
-    )
 
 
 def _choose(task: FineTuned, products: Sequence[ClassProduct]) -> tuple[ClassProduct, ...]:

@@ -1,5 +1,6 @@
 """What a backbone sees of a scene, as rasters and tables that lie on it."""
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -21,8 +22,9 @@ from geofm.grid import Grid
 from geofm.locking import locked_folder
 from geofm.lonlat import bounds, describe, pixel_at
 from geofm.maps.embeddings import Precision, dimension_scales, write_embeddings
+from geofm.maps.parts import ALONE, Part
 from geofm.maps.pca import PCABasis
-from geofm.maps.scene import Missing, Scene, files_by_sensor, option
+from geofm.maps.scene import Imagery, Missing, Scene, files_by_sensor, option
 from geofm.maps.segments import Segmenter, segment_colors
 from geofm.maps.strides import ShiftedSurveys, Stride
 from geofm.maps.survey import (
@@ -33,6 +35,8 @@ from geofm.maps.survey import (
     return_memory,
     weights_sha256,
 )
+from geofm.maps.table_run import TableRun, run_table
+from geofm.maps.table_scenes import TableScenes
 from geofm.maps.windows import Strip, Tiling
 from geofm.maps.writer import (
     Encoding,
@@ -188,23 +192,81 @@ def map_scene(
         Progress() as progress,
     ):
         _report_sensors(ground, backbone.sensors, files)
-        units = ground.check_units()
-        if min(ground.grid.shape) < backbone.patch_size:
-            height, width = ground.grid.shape
-            raise ValueError(
-                f'{ground.path}: {height} x {width} px is smaller than one patch of the model '
-                f'({backbone.patch_size} px)'
-            )
-        maker = _Maker.start(backbone, ground, output, chosen, options, command, progress)
-        if maker.survey.layout:
-            maker.survey.run(maker.observer, options.batch_size, progress)
-        # A point alone is seen in one window.
-        if maker.survey.layout and maker.survey.is_empty():
-            maker.survey.remove()
-            names_of = ' and '.join(raster.src.name for raster in ground.rasters.values())
-            raise ValueError('; '.join([f'{names_of}: no pixel holds data in every band', *units]))
-        made = maker.make(chosen)
+        return _map(backbone, ground, output, chosen, options, command, progress)
+
+
+def map_table(
+    model: nn.Module,
+    scenes: TableScenes,
+    output: Path,
+    products: Sequence[Product] | None = None,
+    options: Options | None = None,
+    device: torch.device | str | None = None,
+    command: str = 'geofm.maps.map_table',
+    part: Part = ALONE,
+) -> TableRun:
+    """Map what a backbone sees of every scene of a table, see :func:`map_scene`.
+
+    Args:
+        model: The backbone.
+        scenes: The scenes, which have all its sensors.
+        output: Folder of a folder for each scene.
+        products: What to make.
+        options: How to make it.
+        device: Device to run on. Default: where the model is.
+        command: Command to note in the files.
+        part: Which of the scenes this process maps.
+
+    Returns:
+        What became of the scenes.
+    """
+    options = options or Options()
+    backbone: Any = model.eval() if device is None else model.to(device).eval()
+    chosen = _choose(products, options, backbone)
+    made_with = {
+        'geofm': __version__,
+        'model': architecture(backbone),
+        'weights_sha256': weights_sha256(backbone),
+        'products': chosen,
+        'options': dataclasses.asdict(options),
+    }
+
+    def run(scene: Imagery, folder: Path, progress: Progress) -> dict[str, Path]:
+        return _map(backbone, scene, folder, chosen, options, command, progress)
+
+    def described(scene: Imagery) -> Mapping[str, Any]:
+        return {**made_with, 'rasters': scene.describe()}
+
+    return run_table(scenes, output, run, described, 'map', part)
+
+
+def _map(
+    backbone: Any,
+    ground: Imagery,
+    output: Path,
+    chosen: Sequence[Product],
+    options: Options,
+    command: str,
+    progress: Progress,
+) -> dict[str, Path]:
+    """Make the products of a scene, or resume that."""
+    units = ground.check_units()
+    if min(ground.grid.shape) < backbone.patch_size:
+        height, width = ground.grid.shape
+        raise ValueError(
+            f'{ground.path}: {height} x {width} px is smaller than one patch of the model '
+            f'({backbone.patch_size} px)'
+        )
+    maker = _Maker.start(backbone, ground, output, chosen, options, command, progress)
+    if maker.survey.layout:
+        maker.survey.run(maker.observer, options.batch_size, progress)
+    # A point alone is seen in one window.
+    if maker.survey.layout and maker.survey.is_empty():
         maker.survey.remove()
+        names_of = ' and '.join(ground.tags()[key] for key in ground.days)
+        raise ValueError('; '.join([f'{names_of}: no pixel holds data in every band', *units]))
+    made = maker.make(chosen)
+    maker.survey.remove()
     return made
 
 
@@ -266,7 +328,7 @@ class _Maker:
 
     observer: Observer
     survey: ShiftedSurveys
-    scene: Scene
+    scene: Imagery
     stem: Path
     options: Options
     basis: PCABasis | None
@@ -277,7 +339,7 @@ class _Maker:
     def start(
         cls,
         model: Any,
-        scene: Scene,
+        scene: Imagery,
         output: Path,
         products: Sequence[Product],
         options: Options,
@@ -484,7 +546,7 @@ class _Maker:
             self._strips('tokens', 'Writing table'),
             precision=precision,
             scales=scales,
-            dates={key: raster.date for key, raster in self.scene.rasters.items()},
+            dates=self.scene.days,
             tags={**self.tags, **self._last},
         )
         return {'embedding': path, 'embedding_table': table}
@@ -549,7 +611,7 @@ def _load_basis(path: Path, weights: str) -> PCABasis:
 
 
 def _patch_at(
-    scene: Scene, patch_size: int, point: tuple[float, float], origin: tuple[int, int] = (0, 0)
+    scene: Imagery, patch_size: int, point: tuple[float, float], origin: tuple[int, int] = (0, 0)
 ) -> tuple[int, int]:
     """Row and column of the patch at a longitude and latitude."""
     y, x = pixel_at(scene.grid, *point)

@@ -368,6 +368,7 @@ class Imagery(Protocol):
         path: The raster that has this grid.
         stem: Short name, for names of files.
         missing: What stands for a band that is not there.
+        dates: Days since 1970-01-01 by sensor, as models take them, int64 (S,).
     """
 
     bands: tuple[str, ...]
@@ -375,6 +376,7 @@ class Imagery(Protocol):
     path: Path
     stem: str
     missing: Missing | None
+    dates: Tensor
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -392,6 +394,10 @@ class Imagery(Protocol):
 
     def tags(self) -> dict[str, str]:
         """Name and date of the files of each sensor."""
+
+    @property
+    def days(self) -> Mapping[str, np.datetime64]:
+        """Date of each sensor that is there, by key; NaT where it is not known."""
 
     def check_units(self) -> list[str]:
         """Warn of values that look as if they were in another unit."""
@@ -614,6 +620,11 @@ class Scene:
             **{key: Path(raster.src.name).name for key, raster in self.rasters.items()},
             **{f'{key}_date': str(raster.date) for key, raster in self.rasters.items()},
         }
+
+    @property
+    def days(self) -> dict[str, np.datetime64]:
+        """Date of each sensor that is there, by key; NaT where it is not known."""
+        return {key: raster.date for key, raster in self.rasters.items()}
 
     def thumbnail(
         self, bands: Sequence[str], max_side: int

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from geofm.atomic import atomic_file
-from geofm.maps.scene import Imagery, Scene
+from geofm.maps.scene import Imagery
 from geofm.maps.windows import Floats, Mask, Position, Strip, Sums, Tile, Tiling, blend_row
 from geofm.models.attention import Observation
 from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
@@ -85,7 +85,7 @@ class Observer:
 
     blended: int | None = None
 
-    def __init__(self, model: nn.Module, scene: Scene, wanted: Wanted) -> None:
+    def __init__(self, model: nn.Module, scene: Imagery, wanted: Wanted) -> None:
         backbone: Any = model
         self.model = backbone
         self.scene = scene
@@ -94,9 +94,10 @@ class Observer:
         statistics: InputStatistics | None = getattr(backbone, 'statistics', None)
         self.normalize = (statistics or NO_STATISTICS).normalize(scene.bands)
         self.device = next(model.parameters()).device
-        here = [key in scene.rasters for key in sensors]
+        absent = scene.absent
+        here = [key not in absent for key in sensors]
         # The model shows attention to an absent sensor's placeholder pixels, too.
-        self._absent = {key for key in sensors if key not in scene.rasters}
+        self._absent = {key for key in sensors if key in absent}
         self._present = torch.tensor([here], device=self.device) if self._absent else None
 
     def finish(self, values: Floats) -> Floats:

@@ -48,6 +48,7 @@ class TableScene:
         path: That raster.
         stem: Name of the scene.
         missing: What stands for a band that no raster of the table has.
+        dates: Days since 1970-01-01 by sensor of the archive, int64 (S,).
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class TableScene:
         self._position = position
         self._channels = [bands.index(band) for band in archive.bands]
         self._present = [key for key in archive.sensors if archive.matches.paths(position, key)]
+        self.dates = torch.from_numpy(archive.matches.days(position))
 
     @property
     def absent(self) -> tuple[str, ...]:
@@ -142,13 +144,17 @@ class TableScene:
     def tags(self) -> dict[str, str]:
         """Name and date of the first file of each sensor, for the tags of a product."""
         matches = self._archive.matches
-        columns = date_columns(self._archive.sensors)
-        days = matches.days(self._position).astype('datetime64[D]')
-        dates = dict(zip(columns, days, strict=True))
         return {
             **{key: Path(matches.paths(self._position, key)[0]).name for key in self._present},
-            **{f'{key}_date': str(dates[key]) for key in self._present if key in dates},
+            **{f'{key}_date': str(day) for key, day in self.days.items()},
         }
+
+    @property
+    def days(self) -> dict[str, np.datetime64]:
+        """Date of each sensor that is there, by key; NaT where it is not known."""
+        columns = date_columns(self._archive.sensors)
+        dates = dict(zip(columns, self.dates.numpy().astype('datetime64[D]'), strict=True))
+        return {key: dates[key] for key in self._present if key in dates}
 
     def check_units(self) -> list[str]:
         """Warn of values that look as if they were in another unit.

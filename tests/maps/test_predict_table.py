@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pystac
 import pytest
 import rasterio
+import timm
 import torch
 from sklearn.metrics import accuracy_score
 from torchgeo.tasks import SemanticSegmentation
@@ -216,3 +218,46 @@ def test_what_cannot_be_asked_for(folder: Path) -> None:
     s2_alone.write(folder / 'table.parquet')
     with pytest.raises(SystemExit, match='no usable raster of Sentinel-1'):
         predict(folder)
+
+
+def test_parts_write_the_bytes_of_one_process(
+    source: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Predictions and maps of a backbone, in one process and in two parts, and their catalogue."""
+    folder = source
+    index(folder)
+    torch.manual_seed(0)
+    model = timm.create_model('geofm_vit_nano_patch16_linear', in_chans=15)
+    backbone = tmp_path / 'backbone.ckpt'
+    torch.save(model.state_dict(), backbone)
+    table = ['--table', str(folder / 'table.parquet'), '--window', '96']
+    wholes = (
+        ['predict', str(folder / 'task.ckpt'), '--products', '[classes]', *table],
+        ['map', str(backbone), '--model', 'geofm_vit_nano_patch16_linear', *table],
+    )
+    wholes[1].extend(['--products', '[pca]', '--bands', f'[{",".join(BANDS)}]'])
+    for command in wholes:
+        # The command is noted in the files.
+        monkeypatch.setattr('sys.argv', ['geofm', command[0]])
+        outputs = {name: tmp_path / command[0] / name for name in ('whole', 'parts')}
+        main([*command, '--output', str(outputs['whole'])])
+        for number in range(2):
+            monkeypatch.setattr('sys.argv', ['geofm', command[0], '--part', f'{number}/2'])
+            part = ['--part', f'{number}/2', '--output', str(outputs['parts'])]
+            main([*command, *part])
+            assert (outputs['parts'] / 'catalog.json').exists() == (number == 1)
+        assert '3 of 3 scenes are mapped' in capsys.readouterr().out
+        files = [p for p in outputs['whole'].rglob('*') if p.is_file()]
+        assert len(files) > 6 * 3
+        for file in files:
+            twin = outputs['parts'] / file.relative_to(outputs['whole'])
+            assert twin.read_bytes() == file.read_bytes(), file.name
+        catalogue = pystac.Catalog.from_file(str(outputs['whole'] / 'catalog.json'))
+        items = list(catalogue.get_items())
+        assert len(items) == 6
+        for item in items:
+            for asset in item.assets.values():
+                assert Path(asset.get_absolute_href() or '').is_file()

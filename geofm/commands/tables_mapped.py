@@ -1,0 +1,51 @@
+"""What the commands that map every scene of a table have in common."""
+
+import shlex
+import sys
+from pathlib import Path
+
+from geofm.maps.table_run import TableRun
+from geofm.printing import say
+
+
+def command_line() -> str:
+    """The command that runs, to note in files; without the part, which does not change these."""
+    words: list[str] = []
+    for word in sys.argv[1:]:
+        if words[-1:] == ['--part']:
+            words.pop()
+        elif not word.startswith('--part='):
+            words.append(word)
+    return shlex.join([Path(sys.argv[0]).name, *words])
+
+
+def say_scenes(found: TableRun, output: Path, count: int) -> None:
+    """Say how many scenes are mapped.
+
+    Args:
+        found: What became of them.
+        output: Folder of the maps.
+        count: Number of scenes that were to be mapped.
+    """
+    said = f'{output}: {len(found.files)} of {count} scenes are mapped'
+    say(said + (f', {found.skipped} of them before' if found.skipped else ''))
+    if found.catalogue is not None:
+        say(found.catalogue)
+
+
+def raise_failed(found: TableRun) -> None:
+    """Raise an error if scenes failed.
+
+    Args:
+        found: What became of the scenes.
+
+    Raises:
+        ValueError: If any failed; it names the first.
+    """
+    if found.failed:
+        name, message = next(iter(found.failed.items()))
+        count = len(found.failed) + len(found.files)
+        raise ValueError(
+            f'{len(found.failed)} of {count} scenes failed, the others are done; the first: '
+            f'{name}: {message}'
+        )
