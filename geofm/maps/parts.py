@@ -3,10 +3,12 @@
 import os
 import re
 from collections.abc import Mapping
-from typing import NamedTuple, Self
+from dataclasses import dataclass
+from typing import Self
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True)
+class Part:
     """Every n-th item, from some item on.
 
     Attributes:

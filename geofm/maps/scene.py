@@ -368,7 +368,6 @@ class Imagery(Protocol):
         path: The raster that has this grid.
         stem: Short name, for names of files.
         missing: What stands for a band that is not there.
-        dates: Days since 1970-01-01 by sensor, as models take them, int64 (S,).
     """
 
     bands: tuple[str, ...]
@@ -376,7 +375,10 @@ class Imagery(Protocol):
     path: Path
     stem: str
     missing: Missing | None
-    dates: Tensor
+
+    @property
+    def dates(self) -> Tensor:
+        """Days since 1970-01-01 by sensor, as models take them, int64 (S,)."""
 
     @property
     def absent(self) -> tuple[str, ...]:

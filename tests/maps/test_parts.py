@@ -1,16 +1,16 @@
 import pytest
 
-from geofm.maps.parts import ALONE, Part, own_device
+from geofm.maps.parts import Part, own_device
 
 
 @pytest.mark.parametrize(
     ('environment', 'part'),
     [
-        ({}, ALONE),
+        ({}, (0, 1)),
         ({'RANK': '2', 'WORLD_SIZE': '4'}, (2, 4)),
         ({'SLURM_PROCID': '1', 'SLURM_STEP_NUM_TASKS': '3', 'SLURM_NTASKS': '3'}, (1, 3)),
         # The script of a job itself is one process.
-        ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '8'}, ALONE),
+        ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '8'}, (0, 1)),
         (
             {
                 'SLURM_ARRAY_TASK_ID': '5',
@@ -25,8 +25,8 @@ from geofm.maps.parts import ALONE, Part, own_device
     ],
 )
 def test_the_launcher_says_which_part(environment: dict[str, str], part: tuple[int, int]) -> None:
-    assert Part.of(None, environment) == part
-    assert Part.of('1/3', environment) == (1, 3)
+    assert Part.of(None, environment) == Part(*part)
+    assert Part.of('1/3', environment) == Part(1, 3)
 
 
 def test_parts_are_each_item_once() -> None:
