@@ -13,6 +13,7 @@ import pytest
 import rasterio
 import timm
 import torch
+from safetensors import safe_open
 from sklearn.metrics import accuracy_score
 from torchgeo.tasks import SemanticSegmentation
 
@@ -220,6 +221,12 @@ def test_what_cannot_be_asked_for(folder: Path) -> None:
         predict(folder)
 
 
+def contents(path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+    """Metadata and tensors of a safetensors file."""
+    with safe_open(path, 'numpy') as file:
+        return file.metadata(), {key: file.get_tensor(key).tolist() for key in file.keys()}  # noqa: SIM118
+
+
 def test_parts_write_the_bytes_of_one_process(
     source: Path,
     tmp_path: Path,
@@ -254,7 +261,11 @@ def test_parts_write_the_bytes_of_one_process(
         assert len(files) > 6 * 3
         for file in files:
             twin = outputs['parts'] / file.relative_to(outputs['whole'])
-            assert twin.read_bytes() == file.read_bytes(), file.name
+            if file.suffix == '.safetensors':
+                # The order of its metadata is not the same twice.
+                assert contents(twin) == contents(file)
+            else:
+                assert twin.read_bytes() == file.read_bytes(), file.name
         catalogue = pystac.Catalog.from_file(str(outputs['whole'] / 'catalog.json'))
         items = list(catalogue.get_items())
         assert len(items) == 6
