@@ -71,6 +71,7 @@ class Method:
 
 MAE = Method((PRETRAIN / 'eurosat_rgb_mae.yaml',))
 WORDS = Method((PRETRAIN / 'eurosat_rgb_words.yaml',))
+LONGER_WORDS = replace(WORDS, arguments=('--trainer.max_epochs=28',))
 DINOV2 = Method((PRETRAIN / 'eurosat_rgb.yaml',))
 MAE_FIRST = Method(
     (*DINOV2.configs, Path('configs/overlays/eurosat_rgb_after_mae.yaml')),
@@ -85,6 +86,7 @@ LONGER = replace(
 #: The benchmark of the first gives the baselines.
 METHODS = {
     'masked words': WORDS,
+    'masked words (longer)': LONGER_WORDS,
     'MAE, then DINOv2': MAE_FIRST,
     'MAE, then DINOv2 (longer)': LONGER,
     'DINOv2': DINOV2,
