@@ -1,4 +1,4 @@
-"""`--resume auto`: a run goes on from the newest checkpoint of its own, and from no other's."""
+"""`--resume auto`: a run resumes from the newest checkpoint of its own, and from no other's."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_checkpoints_of_others_are_left_aside_and_said(root: Path) -> None:
     other = write(root / 'hpc_ckpt_1.ckpt', OTHER, age=10)
     write(root / 'checkpoints' / 'odd.ckpt', ['run'], age=9)
     (root / 'checkpoints' / 'broken.ckpt').write_bytes(b'PK')
-    with pytest.warns(UserWarning, match=r'does not go on from .*broken.ckpt of an unkn.* 2 more'):
+    with pytest.warns(UserWarning, match=r'does not resume from .*broken.ckpt of an unkn.* 2 more'):
         assert newest_checkpoint(root, [root / 'checkpoints'], SETTINGS) == ours
     remove_requeues(root, OURS)
     assert other.exists()

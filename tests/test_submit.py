@@ -265,7 +265,7 @@ def test_training_resumes_after_a_rank_was_killed_and_stops_for_slurm(
     ask('scancel', job)
     assert 'is queued again (1 of 1)\n' in log()
     assert f'the time is up: job {job} is queued again' in log()
-    assert f'goes on from {root}/checkpoints/' in log()
+    assert f'resumes from {root}/checkpoints/' in log()
     (requeue,) = root.glob('hpc_ckpt_*.ckpt')
     assert step(requeue) > later
 

@@ -204,7 +204,7 @@ class Adapt(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on with the adapters of a run that is resumed.
+        """Load the adapters of the run that is resumed.
 
         A task that is only evaluated needs none: the checkpoint holds the merged weights.
 

@@ -76,8 +76,8 @@ class CollapseWatch(Callback):
         Args:
             min_std: Spread of features below which they count as collapsed.
             min_rank: Effective rank below which features count as collapsed.
-            max_entropy: Entropy of a target, as a share of log K, above which it says nothing.
-            min_mean_entropy: Entropy of the mean target, as a share of log K, below which all
+            max_entropy: Entropy of a target, as a fraction of log K, above which it says nothing.
+            min_mean_entropy: Entropy of the mean target, as a fraction of log K, below which all
                 images get the same.
             patience: Measurements in a row with the same sign before it warns.
             after_step: First step that counts: with DINOv2's small layer scales, the features of

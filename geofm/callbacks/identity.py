@@ -106,7 +106,7 @@ def run_of(checkpoint: Path) -> str | None:
         content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         return _id(content[KEY])
     except Exception:
-        # Whatever is wrong with it: it is not one to go on from.
+        # Whatever is wrong with it: it cannot be resumed from.
         return None
 
 

@@ -44,10 +44,10 @@ def benchmark(
     seed: int = 0,
     device: str = 'cpu',
 ) -> None:
-    """Measure backbones on labelled data, beside their floors.
+    """Measure backbones on labelled data, beside baselines.
 
-    The floors are the same architectures with random weights, and the mean and standard deviation
-    of every band. Bands are matched by name; features are computed once and kept.
+    The baselines are the same architectures with random weights, and the mean and standard
+    deviation of every band. Bands are matched by name; features are computed once and kept.
 
     Args:
         data: Labelled data: any data module for classes, several labels, maps of classes or maps of

@@ -126,8 +126,8 @@ def split(
         root: Folder of SEN12MS-CR-TS or SEN12MS-CR.
         dest: Folder to write; it must not exist.
         copy: Copy the files rather than link to them.
-        val: Share of the ROIs for validation, 0 to 1.
-        test: Share of the ROIs for testing, 0 to 1.
+        val: Fraction of the ROIs for validation, 0 to 1.
+        test: Fraction of the ROIs for testing, 0 to 1.
         seed: Seed of the draw.
     """
     shares = None if val is None and test is None else (val or 0.0, test or 0.0)

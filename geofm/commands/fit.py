@@ -114,7 +114,7 @@ class GeofmCLI(LightningCLI):
                 '--resume',
                 type=Literal['auto'] | None,
                 default=None,
-                help='auto: go on from the newest checkpoint of the run of default_root_dir, or '
+                help='auto: resume from the newest checkpoint of the run of default_root_dir, or '
                 'start it if there is none',
             )
         return parser
@@ -192,7 +192,7 @@ class GeofmCLI(LightningCLI):
         return settings
 
     def _choose_checkpoint(self) -> None:
-        """Go on from a checkpoint of this run, and of no other."""
+        """Resume from a checkpoint of this run, and of no other."""
         given, auto = self._get(self.config, 'ckpt_path'), self._get(self.config, 'resume')
         root = local_path(self.trainer.default_root_dir)
         if given is not None and auto:

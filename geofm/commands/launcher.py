@@ -16,7 +16,7 @@ def end_with_launcher(grace: float = _GRACE) -> None:
     timeout of the process group.
 
     Args:
-        grace: Seconds that it may go on without its launcher.
+        grace: Seconds that it may run without its launcher.
     """
     if 'LOCAL_RANK' not in os.environ:
         return

@@ -54,7 +54,7 @@ def map_(
 
     With --table, every scene of a table is mapped.
 
-    A run that was stopped goes on where it was when it is given again.
+    Give the same command again to resume a run that was stopped.
 
     Args:
         checkpoint: Checkpoint that `geofm fit` wrote; with --model, a file of that model's weights.
@@ -66,7 +66,7 @@ def map_(
         block: Block whose attention to show; negative counts from the last.
         point: LON,LAT of the place whose attention the product 'point' shows.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Least share of a window that the next one covers too, in [0, 1).
+        overlap: Least fraction of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
         stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
             (patch size / stride)^2 times as long.
@@ -179,7 +179,7 @@ def attention(
         block: Block whose attention to show; negative counts from the last.
         point: LON,LAT of a place; its attention is mapped too.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Least share of a window that the next one covers too, in [0, 1).
+        overlap: Least fraction of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
         stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
             (patch size / stride)^2 times as long.
@@ -247,7 +247,7 @@ def pca(
         components: Number of principal components.
         basis: PCA basis of another scene (*_pca.safetensors), for the same colours.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Least share of a window that the next one covers too, in [0, 1).
+        overlap: Least fraction of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
         stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
             (patch size / stride)^2 times as long.
@@ -311,7 +311,7 @@ def embed(
         output: Folder to write to.
         precision: How numbers are stored; int8 with a scale for each dimension.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Least share of a window that the next one covers too, in [0, 1).
+        overlap: Least fraction of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
         stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
             (patch size / stride)^2 times as long.

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from: the newest of its own."""
+"""Which checkpoint a run resumes from: its own newest."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from geofm.callbacks.identity import RUN_FILE, read_run_file, requeue_checkpoints, run_of
 
-_ADVICE = 'give another --trainer.default_root_dir, or the checkpoint to go on from as --ckpt_path'
+_ADVICE = 'give another --trainer.default_root_dir, or the checkpoint to resume from as --ckpt_path'
 
 
 def is_requeued() -> bool:
@@ -60,8 +60,8 @@ def newest_checkpoint(
         path = None
     if others:
         more = f' and {len(others) - 1} more' if len(others) > 1 else ''
-        rank_zero_warn(f'--resume auto: run {run} does not go on from {others[0]}{more}')
-    rank_zero_info(f'--resume auto: run {run} ' + (f'goes on from {path}' if path else 'starts'))
+        rank_zero_warn(f'--resume auto: run {run} does not resume from {others[0]}{more}')
+    rank_zero_info(f'--resume auto: run {run} ' + (f'resumes from {path}' if path else 'starts'))
     return path
 
 
@@ -94,7 +94,7 @@ def require_same_settings(root: Path, settings: Mapping[str, Any]) -> str | None
 def refuse_requeue_of_another_run(root: Path) -> None:
     """Keep Lightning from resuming a run that was not asked for.
 
-    Under SLURM, Lightning goes on from any ``hpc_ckpt_*.ckpt`` in its root, whatever wrote it.
+    Under SLURM, Lightning resumes from any ``hpc_ckpt_*.ckpt`` in its root, whatever wrote it.
 
     Args:
         root: Folder of the run.
@@ -106,7 +106,7 @@ def refuse_requeue_of_another_run(root: Path) -> None:
     if paths and SLURMEnvironment.detect():
         raise ValueError(
             f'{paths[0]} is of {"run " + of if (of := run_of(paths[0])) else "an unknown run"}, '
-            'and this is a new one. Move it away, go on with that run by --resume auto, '
+            'and this is a new one. Move it away, resume that run with --resume auto, '
             f'or {_ADVICE}'
         )
 

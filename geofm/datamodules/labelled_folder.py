@@ -73,9 +73,9 @@ class LabelledFolderDataModule(PlacesStay, NonGeoDataModule):
 
         Args:
             root: The folder.
-            val_fraction: Share of each class to choose by; by default 0.2, and a warning tells that
-                these images are not trained on. With 0 there is no such split.
-            test_fraction: Share of each class to report on; likewise.
+            val_fraction: Fraction of each class to choose by; by default 0.2, and a warning tells
+                that these images are not trained on. With 0 there is no such split.
+            test_fraction: Fraction of each class to report on; likewise.
             batch_size: Number of images in a batch.
             num_workers: Number of processes that read.
             seed: Seed of the split.

@@ -39,7 +39,7 @@ class SampleLandCoverDataModule(
             batch_size: Number of windows in a batch.
             num_workers: Number of workers that read windows.
             window: Height and width of a window in pixels.
-            min_purity: Share of a window that its class must cover, 0 to 1; 0 keeps all windows,
+            min_purity: Fraction of a window that its class must cover, 0 to 1; 0 keeps all windows,
                 e.g. for segmentation.
             bands: Names of the bands, in the order of the channels.
             **kwargs: Further arguments of `SampleLandCover`.

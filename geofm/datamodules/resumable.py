@@ -1,4 +1,4 @@
-"""A data module whose training goes on in the middle of an epoch."""
+"""A data module whose training can be resumed within an epoch."""
 
 import multiprocessing
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
 
     Each process trains on samples of its own, in an order, and with random numbers in the
     reading of a sample, that depend on the seed, the epoch and the sample, and not on the number
-    of workers. A run that is resumed from a checkpoint of the middle of an epoch goes on with the
+    of workers. A run that is resumed from a checkpoint within an epoch continues with the
     next batch. Validation, testing and prediction read the samples in order, with the same random
     numbers each time.
 
@@ -66,7 +66,7 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         return {**loader, **super().state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Go on where a checkpoint was written.
+        """Resume where a checkpoint was written.
 
         Args:
             state_dict: As of :meth:`state_dict`.

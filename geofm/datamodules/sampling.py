@@ -25,8 +25,8 @@ class ResumableSampler(DistributedSampler[int]):
     The processes deal out one permutation of the whole data set among them, so none sees what
     another does. If the number of samples is not a multiple of theirs, the last few of the
     permutation are left off, others in each epoch, rather than shown twice. The order knows nothing
-    of batches or processes: an epoch can be gone on with from any sample, by as many processes as
-    there are then.
+    of batches or processes: an epoch can be resumed from any sample, by any number of
+    processes.
 
     Lightning leaves a sampler of this class in place, and tells it the epoch.
     """
@@ -106,7 +106,7 @@ class ResumableSampler(DistributedSampler[int]):
         return {'seed': self.seed, 'epoch': self.epoch, 'start': self.start}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from elsewhere.
+        """Resume from a saved state.
 
         Args:
             state_dict: As of :meth:`state_dict`, of a run on any number of processes.
@@ -117,7 +117,7 @@ class ResumableSampler(DistributedSampler[int]):
 
 
 class ResumableLoader(WatchedLoader):
-    """A data loader that a checkpoint can hold: it goes on with the next batch of the epoch.
+    """A data loader whose state a checkpoint holds: it resumes with the next batch of the epoch.
 
     Its sampler must be a :class:`ResumableSampler`; with another one (Lightning's
     ``overfit_batches`` brings its own) nothing is kept.
@@ -139,7 +139,7 @@ class ResumableLoader(WatchedLoader):
 
     @property
     def batches_before(self) -> int:
-        """Batches of the epoch that are done when it is gone on with, as if of the present size.
+        """Batches of the epoch that are done on resuming, counted in the present batch size.
 
         Those that are left make it as many as an epoch has.
         """
@@ -179,7 +179,7 @@ class ResumableLoader(WatchedLoader):
         return {**self.sampler.state_dict(), 'epoch': epoch, 'start': start}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on from elsewhere.
+        """Resume from a saved state.
 
         Args:
             state_dict: As of :meth:`state_dict`.
@@ -189,7 +189,7 @@ class ResumableLoader(WatchedLoader):
 
 
 class RecountBatches(Callback):
-    """Counts the batches of an epoch anew that is gone on with in batches of another size.
+    """Recounts the batches of an epoch that is resumed with another batch size.
 
     Lightning counts on from those that the checkpoint had, and would end the epoch too early or too
     late. The data module brings this callback itself.

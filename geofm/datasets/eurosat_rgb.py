@@ -23,7 +23,7 @@ BANDS = ('B04', 'B03', 'B02')
 #: DN of a grey level: the images are DN x 255 / 2,750, clipped.
 DN_PER_LEVEL = 2750 / 255
 
-#: Shares of the cells that validate and test.
+#: Fractions of the cells that validate and test.
 _SHARES = {'val': 0.2, 'test': 0.2}
 
 Cell = tuple[int, int]

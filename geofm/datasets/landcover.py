@@ -27,7 +27,7 @@ from geofm.sensors import BANDS
 #: Which time steps to use: all of them, or those that Sentinel-2 sees without clouds.
 Dates = Literal['all', 'clear']
 
-#: Largest share of a patch that clouds may hide on a clear date.
+#: Largest fraction of a patch that clouds may hide on a clear date.
 CLEAR = 0.02
 
 _LOG = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ class SampleLandCover(NonGeoDataset):
             split: One of 'train', 'val', 'test' or 'all'.
             window: Height and width of a window in pixels; what is left at the right and bottom
                 of a patch is not used.
-            min_purity: Share of a window, 0 to 1, that its class must cover; other windows are
+            min_purity: Fraction of a window, 0 to 1, that its class must cover; other windows are
                 left out and counted in :attr:`left_out`. 0 keeps all, e.g. for segmentation.
             bands: Names of the bands to return, in the order to return them.
             transforms: Applied to each sample, last.
@@ -269,7 +269,7 @@ def window_labels(
         window: Height and width of the windows.
 
     Returns:
-        Class of each window, and the share of the window that it covers, both of shape
+        Class of each window, and the fraction of the window that it covers, both of shape
         (H // window, W // window).
     """
     rows, cols = (n // window for n in land_cover.shape)

@@ -71,8 +71,8 @@ def random_splits(rois: Iterable[Roi], val: float, test: float, seed: int) -> di
     Args:
         rois: ROIs of either data set. The same number and seed of season is the same place in
             both, so these stay together.
-        val: Share of the ROIs, 0 to 1, for validation; rounded to the nearest number of ROIs, but
-            at least one if it is not 0.
+        val: Fraction of the ROIs, 0 to 1, for validation; rounded to the nearest number of ROIs,
+            but at least one if it is not 0.
         test: Share for testing.
         seed: Seed.
 
@@ -110,8 +110,8 @@ class SplitRule:
         by: 'column': by the column ``split`` of the table; 'place': all dates and windows of a
             place together, and places that overlap on the ground too; 'blocks': by square blocks on
             the ground, without the samples that cross into a block of another split.
-        val: Share of the samples, 0 to 1, for validation; about that, since places and blocks stay
-            whole, but at least one of them if it is not 0.
+        val: Fraction of the samples, 0 to 1, for validation; about that, since places and blocks
+            stay whole, but at least one of them if it is not 0.
         test: Share for testing.
         seed: Seed of the draw.
         block_km: Side of the blocks in kilometres.
@@ -160,8 +160,8 @@ def draw_groups(
             seed, shape (G,). A group keeps its number when others are added, so that splits of a
             growing archive hardly change.
         weights: Number of samples in each group, shape (G,).
-        val: Share of the samples for validation.
-        test: Share of the samples for testing.
+        val: Fraction of the samples for validation.
+        test: Fraction of the samples for testing.
 
     Returns:
         Position in :data:`SPLITS` for each group, int8 (G,).
@@ -204,7 +204,7 @@ def split_tree(
         root: The tree.
         dest: Folder to write; it must not exist. It is whole, or not there at all.
         copy: Whether to copy the files rather than to link to them.
-        shares: Shares of ROIs for validation and testing, drawn at random; by default, the
+        shares: Fractions of ROIs for validation and testing, drawn at random; by default, the
             official lists.
         seed: Seed of the draw.
 

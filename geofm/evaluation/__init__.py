@@ -1,4 +1,4 @@
-"""How good are the features? Probes on labelled data, and the floors that they stand on."""
+"""How good are the features? Probes on labelled data, and the baselines beside them."""
 
 from geofm.evaluation.backbones import BackboneConfig, encoder_of
 from geofm.evaluation.benchmark import Probe, ProbeSettings, run_benchmark

@@ -188,7 +188,7 @@ class Accuracy:
         }
 
     def figure(self, title: str = '') -> Figure:
-        """The confusion matrix: shares of each class of the reference, and counts.
+        """The confusion matrix: fractions of each class of the reference, and counts.
 
         Args:
             title: Its title.
@@ -218,7 +218,7 @@ class Accuracy:
                     color = 'white' if shares[i, j] > 0.55 else '0.2'
                     ax.text(j, i, text, ha='center', va='center', fontsize=7, color=color)
         bar = figure.colorbar(image, ax=ax, shrink=0.8)
-        bar.set_label('share of the reference')
+        bar.set_label('fraction of the reference')
         overall = '\n'.join(f'{_TITLES[s]} {value}' for s, value in self.overall.items())
         ax.set_title(f'{title}\n{overall}'.strip(), fontsize='small', parse_math=False)
         return figure

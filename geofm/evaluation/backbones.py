@@ -99,7 +99,7 @@ class Backbone:
 def statistics_backbone(
     data_bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]
 ) -> Backbone:
-    """The floor of image statistics.
+    """The baseline of image statistics.
 
     Args:
         data_bands: Bands of the data.
@@ -126,7 +126,7 @@ def build_backbone(
         data_bands: Bands of the data.
         statistics: Mean and std by band that the data ask for.
         seed: Seed of random weights.
-        random: Leave the weights random: the floor of the architecture.
+        random: Leave the weights random: the baseline of the architecture.
 
     Returns:
         The backbone.

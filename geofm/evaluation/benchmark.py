@@ -1,4 +1,4 @@
-"""Measure backbones on labelled data, beside their floors."""
+"""Measure backbones on labelled data, beside baselines."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -50,7 +50,7 @@ DECODERS: dict[Probe, Decoder] = {
 }
 DENSE_PROBES: tuple[Probe, ...] = ('linear', *DECODERS)
 
-#: What floors of random weights are called.
+#: What the baselines with random weights are called.
 RANDOM = 'random weights'
 
 #: Maps whose metrics are worked out at a time.
@@ -170,7 +170,7 @@ def _probes(settings: ProbeSettings, data: LabelledData) -> Sequence[Probe]:
 def _backbones(
     configs: Sequence[BackboneConfig], data: LabelledData, seed: int
 ) -> Iterator[Backbone]:
-    """The backbones, then their floors: each architecture once with random weights, statistics."""
+    """The backbones, then their baselines: random weights (once per architecture), statistics."""
     architectures: dict[str, BackboneConfig] = {}
     names: set[str] = set()
     random: set[str] = set()

@@ -15,7 +15,7 @@ LAST_BLOCKS = 4
 #: Name of the standard deviation of the patches of an image.
 STD = 'std of patches'
 
-#: Side in pixels of the cells whose statistics are the floor of dense tasks.
+#: Side in pixels of the cells whose statistics are the baseline of dense tasks.
 CELL = 16
 
 
@@ -177,7 +177,7 @@ class PooledEncoder(Encoder):
 
 
 class StatisticsEncoder(Encoder):
-    """Mean and standard deviation of every band over the valid pixels: a floor for any model."""
+    """Mean and standard deviation of every band over the valid pixels: a baseline for any model."""
 
     features: Mapping[str, tuple[int, ...]] = {'': (0,)}
     inputs: Mapping[str, tuple[int, ...]] = {'mean and std of bands': (0,)}

@@ -18,7 +18,7 @@ ROUNDS = 1000
 #: Resamples where a metric needs the images in the order of their scores.
 RANKED_ROUNDS = 200
 
-#: The interval holds this share of the resamples.
+#: The interval holds this fraction of the resamples.
 LEVEL = 0.95
 
 
@@ -47,7 +47,7 @@ PRIMARY: dict[Task, str] = {
     'regression': 'R2',
 }
 
-#: Metrics that are not a share of something, so not written in per cent.
+#: Metrics that are not a fraction of something, so not written in per cent.
 NO_SHARES = ('R2', 'RMSE')
 
 
@@ -70,7 +70,7 @@ def image_metrics(task: Task, scores: Tensor, targets: Tensor, seed: int = 0) ->
 
 def _accuracies(predictions: Tensor, targets: Tensor, classes: int, seed: int) -> list[Metric]:
     def value(average: str) -> float:
-        # 'micro' is the share of images; 'macro' the mean over classes of theirs.
+        # 'micro' is the fraction of images; 'macro' the mean over classes of theirs.
         return multiclass_accuracy(predictions, targets, classes, average=average).item()  # type: ignore[arg-type]
 
     of_class = torch.nn.functional.one_hot(targets, classes).double()
@@ -178,7 +178,7 @@ def segmentation_metrics(confusions: Tensor, seed: int = 0) -> list[Metric]:
         seed: Seed of the bootstrap.
 
     Returns:
-        mIoU over the classes that are there or were predicted, and the share of pixels right.
+        mIoU over the classes that are there or were predicted, and the fraction of pixels right.
     """
     resampled = bootstrap_sums(confusions.flatten(1), seed).unflatten(1, confusions.shape[1:])
     every = confusions.sum(dim=0, keepdim=True)
@@ -236,7 +236,7 @@ def regression_metrics(sums: Tensor, seed: int = 0) -> list[Metric]:
 
 
 def r2(sums: Tensor) -> Tensor:
-    """Share of the variance explained, of sums (..., 4)."""
+    """Fraction of the variance explained, of sums (..., 4)."""
     count, total, squares, error = sums.unbind(dim=-1)
     return 1 - error / (squares - total.square() / count.clamp_min(1)).clamp_min(1e-12)
 

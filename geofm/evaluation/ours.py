@@ -85,7 +85,7 @@ class OursBuilder:
     def build(self, data_bands: Sequence[str], random: bool) -> tuple[MultiSensorViT, list[str]]:
         """Build the backbone.
 
-        A sensor of which the data have no band at all is left to the model's stand-in.
+        A sensor of which the data have no band at all is left to the model's missing-sensor tokens.
 
         Args:
             data_bands: Bands of the data.

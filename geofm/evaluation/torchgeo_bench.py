@@ -46,16 +46,18 @@ _SENSORS = {
 #: Bands of Sentinel-2 but the cirrus band, which is dark in any unit.
 _LIT = tuple(band for band in SENTINEL2.band_names if band != 'B10')
 
-#: Least mean of B8A as a share of that of B07 or B08; in data with the right names it is above 1.
+#: Least mean of B8A as a fraction of that of B07 or B08; in data with the right names it is above
+#: 1.
 _LEAST_B8A = 0.85
 
 
 class GeofmBench(BenchModel):
     """A backbone of this project as a model of torchgeo-bench.
 
-    Bands are matched by name. A sensor that the data lack is replaced by the backbone's stand-in;
-    a band that the data lack is left out of the patch embedding, as if it were at its mean
-    everywhere, and a warning says so. A band that the backbone does not know is an error.
+    Bands are matched by name. A sensor that the data lack is replaced by the backbone's
+    missing-sensor tokens; a band that the data lack is left out of the patch embedding, as if it
+    were at its mean everywhere, and a warning says so. A band that the backbone does not know is
+    an error.
 
     With ``dataset.normalization=model_native`` Sentinel-1 is brought to dB, Sentinel-2 to DN, and
     both are normalised as in pretraining; any other strategy is torchgeo-bench's own.
@@ -63,7 +65,7 @@ class GeofmBench(BenchModel):
     Args:
         bands: Channels of the data, as torchgeo-bench describes them.
         checkpoint: Checkpoint of :class:`geofm.tasks.DINOv2`.
-        random_weights: Take the architecture of the checkpoint alone: the floor.
+        random_weights: Take the architecture of the checkpoint alone: the baseline.
         pool: Features of an image: the CLS token, the mean of the patches, or both side by side.
         names: Our names of channels by torchgeo-bench's, where those are wrong or unknown; None
             leaves a channel out.

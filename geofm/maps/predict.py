@@ -238,7 +238,7 @@ class Prediction:
         return cls(task, chosen, options, command, weights_sha256(task.task))
 
     def run(self, scene: Imagery, output: Path, progress: Progress) -> dict[str, Path]:
-        """Map a scene, or go on with it.
+        """Map a scene, or resume it.
 
         Args:
             scene: The scene.

@@ -66,7 +66,7 @@ class Options:
         block: Block of the ViTs whose attention is shown; negative counts from the last.
         window: Side of a window in pixels, a multiple of the patch size. Best the image size that
             the model was trained with.
-        overlap: Least share of a window that the next one covers too, in [0, 1).
+        overlap: Least fraction of a window that the next one covers too, in [0, 1).
         batch_size: Windows a forward pass.
         point: Longitude and latitude of the place whose attention 'point' shows.
         pixels: How to bring values to the pixels of the scene: that of the patch ('nearest') or
@@ -119,7 +119,7 @@ def map_scene(
     The scene is read in overlapping windows whose patches lie on one grid, and windows are blended
     with a raised cosine. One pass over the windows gives all products. Memory does not grow with
     the scene; finished windows are kept in a work folder beside the products until these are
-    whole, so the same call after a crash goes on where that was.
+    whole, so the same call after a crash resumes there.
 
     Products are Cloud-Optimised GeoTIFFs of one pixel a patch, from the outer corner of the scene
     and in its CRS, on the grid of one sensor, of Sentinel-2 where it is given. Where a scene is not
@@ -308,8 +308,8 @@ def _report_sensors(scene: Scene, sensors: Sequence[str], files: Mapping[str, Pa
         title = SENSORS[key].title
         if key in sensors and key not in scene.rasters:
             warnings.warn(
-                f"no {title} raster given ({option(key)}): the model's learned stand-in takes its "
-                'place',
+                f"no {title} raster given ({option(key)}): the model's missing-sensor tokens take "
+                'its place',
                 stacklevel=3,
             )
         elif key in files and key not in scene.rasters:

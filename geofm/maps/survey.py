@@ -96,7 +96,7 @@ class Observer:
         self.device = next(model.parameters()).device
         absent = scene.absent
         here = [key not in absent for key in sensors]
-        # The model shows attention to an absent sensor's placeholder pixels, too.
+        # The model shows attention to a missing sensor's placeholder pixels, too.
         self._absent = {key for key in sensors if key in absent}
         self._present = torch.tensor([here], device=self.device) if self._absent else None
 
@@ -345,7 +345,7 @@ class Survey:
 
     def remove(self) -> None:
         """Remove the work folder."""
-        # First: half of a work folder is not to go on with.
+        # First: half of a work folder cannot be resumed.
         (self.folder / _MANIFEST).unlink()
         shutil.rmtree(self.folder)
 

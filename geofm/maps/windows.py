@@ -39,7 +39,7 @@ class Axis:
         Args:
             length: Patches to cover.
             size: Patches of a window; a scene that is shorter gets one window of its own length.
-            overlap: Least share of a window that the next one covers too, in [0, 1). Windows
+            overlap: Least fraction of a window that the next one covers too, in [0, 1). Windows
                 advance by at least one patch.
 
         Returns:
@@ -100,7 +100,7 @@ class Tiling:
             patch_size: Pixels a patch.
             window: Side of a window in pixels. Along a side of the scene that is shorter, windows
                 are as long as the scene.
-            overlap: Least share of a window that the next one covers too, in [0, 1).
+            overlap: Least fraction of a window that the next one covers too, in [0, 1).
 
         Returns:
             The windows.

@@ -68,7 +68,7 @@ def watch_attention(
 
 
 def rollout_step(product: Tensor | None, weights: Tensor) -> Tensor:
-    """Go on with attention rollout by one block (Abnar & Zuidema, 2020).
+    """Extend attention rollout by one block (Abnar & Zuidema, 2020).
 
     Heads are averaged, and the residual connection counts as much as attention:
     R_i = (mean(A_i) + I) / 2 @ R_(i-1). Every token takes part, registers too, so that each row

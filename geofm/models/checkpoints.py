@@ -324,7 +324,7 @@ def read_task_weights(
     state: Mapping[str, Tensor],
     optional: tuple[str, ...] = (),
 ) -> dict[str, Tensor]:
-    """Weights of a whole task, student, teacher and heads, for one that goes on with them.
+    """Weights of a whole task, student, teacher and heads, for a task that continues with them.
 
     Args:
         checkpoint: Lightning checkpoint of the same task, e.g. :class:`geofm.tasks.DINOv2`.
@@ -347,7 +347,7 @@ def read_task_weights(
     other = [key for key in weights if key in found and found[key].shape != state[key].shape]
     if missing or other:
         raise CheckpointError(
-            f'{path}: cannot be gone on from with this model and these heads: '
+            f'{path}: does not fit this model and these heads: '
             f'{len(missing)} weights are missing, {len(other)} have another shape, such as '
             f'{(missing + other)[0]}'
         )

@@ -100,7 +100,7 @@ class SensorInputs(nn.Module):
         """What takes the place of a missing sensor, in words."""
         if any(self._is_joint(key) for key in self.inputs):
             return 'nothing'
-        return 'its mean' if len(self.encoder_bands) == 1 else "the model's stand-in"
+        return 'its mean' if len(self.encoder_bands) == 1 else "the model's missing-sensor tokens"
 
     def of_all_sensors(self, present: Tensor) -> Tensor:
         """Presence of all sensors of the model, of that of the sensors in the input.
@@ -205,7 +205,7 @@ class SensorInputs(nn.Module):
             return tokens
         if len(sensors) > 1 and masks.ndim != 2:
             raise ValueError(
-                'early fusion hides a patch in all sensors or in none: masks must be of shape '
+                'early fusion masks a patch in all sensors or in none: masks must be of shape '
                 f'(B, N), not {tuple(masks.shape)}'
             )
         hidden = masks if masks.ndim == 2 else masks[:, self.sensors.index(sensors[0])]
@@ -276,7 +276,7 @@ class SensorInputs(nn.Module):
         check_channels(image, self.bands)
 
     def _stand_in(self, key: str, view: View) -> Tensor:
-        """Tokens in place of an absent sensor's, (1, L, D), or (B, L, D) if crops differ."""
+        """Tokens in place of a missing sensor's, (1, L, D), or (B, L, D) if crops differ."""
         encoder = self._encoder(key)
         grid = self._grid(view.image)
         token = self.stand_in[self.sensors.index(key)]

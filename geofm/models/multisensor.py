@@ -70,8 +70,8 @@ class MultiSensorViT(BuiltByName, SensorTokens):
       sensor embedding; CLS and registers occur once. Patch tokens are averaged over the sensors.
 
     Any subset of the sensors may be missing, because they are not among the *bands* or not
-    *present* in a sample. A missing sensor's tokens are replaced by learned stand-in tokens with
-    'linear' and 'xattn', its bands by zeros with 'early', and left out with 'joint'. Masked
+    *present* in a sample. A missing sensor's tokens are replaced by learned missing-sensor tokens
+    with 'linear' and 'xattn', its bands by zeros with 'early', and left out with 'joint'. Masked
     patches are masked in all bands at once with 'early'.
 
     The class follows timm's model interface, so that timm, TorchGeo and
@@ -210,7 +210,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             assert build is not None, f'fusion {fusion!r} has several ViTs and no module'
             args = FusionArgs(embed_dim, self.sensors, query, nhead, nlayer, dropout, shared)
             self.fusion = cast(Fusion, build(args))
-            # A stand-in for CLS, each register, and a patch, of each sensor.
+            # A missing-sensor token for CLS, each register, and a patch, of each sensor.
             size = (len(self.sensors), self.num_prefix_tokens + 1, embed_dim)
             self.stand_in = nn.Parameter(torch.empty(size))
             nn.init.trunc_normal_(self.stand_in, std=0.02)

@@ -124,7 +124,7 @@ class TimmViT(nn.Module):
         check_channels(x, self.bands)
         vit: Any = self.vit
         if present is not None and not present.all():
-            raise ValueError('the model needs all of its sensors: it knows no stand-in for one')
+            raise ValueError('the model needs all of its sensors: it has no missing-sensor tokens')
         if (rollout or (block is not None and query is None)) and not has_cls_token(vit):
             raise ValueError(
                 'the model has no CLS token, so there is no attention or rollout from it: ask for '

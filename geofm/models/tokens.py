@@ -147,7 +147,7 @@ class SensorTokens(SensorInputs):
         """Tokens of a ViT's last block with what is done about missing sensors.
 
         A joint ViT's patch tokens are averaged over the sensors that are present; those of a
-        sensor's own ViT are replaced by the stand-in's.
+        sensor's own ViT are replaced by the missing-sensor tokens.
         """
         if self._is_joint(key):
             present = self._presence(key, view)
@@ -177,9 +177,9 @@ class SensorTokens(SensorInputs):
                 each of :attr:`sensors`, which early fusion does not support.
             present: Whether each of :attr:`sensors` is present in a sample, bool of shape
                 (B, S). None: all are. In place of a missing sensor, linear fusion and
-                cross-attention see its learned stand-in tokens, and early fusion zeros, the mean
-                of normalised bands. In a joint ViT no token attends to a missing sensor's; if no
-                sensor is present, patch tokens are zero.
+                cross-attention see its learned missing-sensor tokens, and early fusion zeros, the
+                mean of normalised bands. In a joint ViT no token attends to a missing sensor's; if
+                no sensor is present, patch tokens are zero.
 
         Returns:
             Fused tokens of shape (B, 1 + registers + N, D): CLS, registers, patches row by row.
@@ -373,7 +373,7 @@ class SensorTokens(SensorInputs):
     def _replace_absent(
         self, key: str, tokens: Tensor, view: View, kept: Kept | None = None
     ) -> Tensor:
-        """Put the stand-in's tokens where a sensor is not present in a crop."""
+        """Put the missing-sensor tokens where a sensor is not present in a crop."""
         if view.present is None or self.fusion is None:
             return tokens
         present = view.present[:, self.sensors.index(key)]
@@ -384,7 +384,7 @@ class SensorTokens(SensorInputs):
         return torch.where(present[kept.sequences, None], tokens, stand_in)
 
     def _stand_in_rows(self, key: str, view: View, kept: Kept) -> Tensor:
-        """Those tokens in place of an absent sensor's that are wanted of a view, (M, D)."""
+        """Those tokens in place of a missing sensor's that are wanted of a view, (M, D)."""
         tokens = self._stand_in(key, view)
         return tokens[0 if len(tokens) == 1 else kept.sequences, kept.tokens]
 

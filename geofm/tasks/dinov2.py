@@ -23,7 +23,7 @@ class DINOv2(StudentTeacher):
     """DINOv2: self-distillation of crops, masked patches and a spread of features.
 
     A student sees all crops of an image, its global ones with patches hidden; an EMA teacher sees
-    the global crops whole. The loss is DINO on the CLS token, iBOT on the hidden patches, and
+    the global crops whole. The loss is DINO on the CLS token, iBOT on the masked patches, and
     KoLeo on the student's CLS features.
 
     :attr:`model` is the teacher's backbone: what one keeps, and what TorchGeo's
@@ -126,23 +126,23 @@ class DINOv2(StudentTeacher):
             sensor_dropout: Probability that sensors are missing in a crop that the student sees,
                 so that the backbone learns to do without them. Which ones is drawn at random from
                 all subsets but none and all; of two sensors, it is one.
-            one_sensor_masks: Share of the masked patches that are masked in one sensor only, drawn
-                at random, to be predicted from the others.
+            one_sensor_masks: Fraction of the masked patches that are masked in one sensor only,
+                drawn at random, to be predicted from the others.
             global_sensors: Sensors that student and teacher see of the global crops, each a key or
                 a list of keys: the features of the teacher's sensors are learned from the
                 student's. All by default.
             global_size: Side of the two global crops in pixels.
             local_size: Side of the local crops in pixels.
             n_local: Number of local crops.
-            global_scale: Share of the image's area that a global crop covers.
-            local_scale: Share of the image's area that a local crop covers.
-            min_valid: Share of a crop that must be valid ground.
+            global_scale: Fraction of the image's area that a global crop covers.
+            local_scale: Fraction of the image's area that a local crop covers.
+            min_valid: Fraction of a crop that must be valid ground.
             photometry: Whether to change the crops' values, each sensor in its own way; or how
                 much those of Sentinel-2: ``gain``, ``band_gain``, ``haze`` and ``probability``
                 of :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of
                 the blur's standard deviation in pixels of a crop.
-            mask_probability: Share of the global crops in which patches are hidden.
-            mask_ratio: Least and largest share of hidden patches in such a crop.
+            mask_probability: Fraction of the global crops in which patches are masked.
+            mask_ratio: Least and largest fraction of masked patches in such a crop.
             prototypes: Number of prototypes of the DINO head.
             head_hidden_dim: Width of the heads' hidden layers.
             head_bottleneck_dim: Width of the heads' bottleneck.

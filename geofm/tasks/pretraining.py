@@ -403,7 +403,7 @@ class PretrainingTask(BaseTask):
                 raise ValueError(f'{name} needs a model with two sensors or more')
         if hparams['one_sensor_masks'] and len(backbone.encoder_bands) < 2:
             raise ValueError(
-                'one_sensor_masks needs a ViT for each sensor, or joint fusion: early fusion hides '
+                'one_sensor_masks needs a ViT for each sensor, or joint fusion: early fusion masks '
                 'a patch in all sensors'
             )
         absent = len(sensor_channels(backbone.bands)) < len(backbone.sensors)

@@ -231,7 +231,7 @@ class StudentTeacher(PretrainingTask):
     # -- what they make of crops ----------------------------------------------------------------
 
     def teacher_forward(self, crops: Crops) -> Outputs:
-        """Teacher on the global crops, nothing hidden.
+        """Teacher on the global crops, nothing masked.
 
         Args:
             crops: Crops of a batch of B images.
@@ -245,13 +245,13 @@ class StudentTeacher(PretrainingTask):
         return Outputs(*self.apply_heads(self.teacher_heads, *tokens), tokens.cls)
 
     def student_forward(self, crops: Crops) -> Outputs:
-        """Student on all crops, with patches of the global ones hidden.
+        """Student on all crops, with patches of the global ones masked.
 
         Args:
             crops: Crops of a batch of B images, n of them local.
 
         Returns:
-            Outputs for the CLS tokens of all crops and for the hidden patches.
+            Outputs for the CLS tokens of all crops and for the masked patches.
         """
         backbone = cast(MultiSensorViT, self.student['backbone'])
         images, patches = crops.masks.shape

@@ -21,7 +21,7 @@ def block_masks(
 ) -> Tensor:
     """Draw DINOv2's block masks.
 
-    A share of the images is masked. The range of ratios is cut into as many equal slices as
+    A fraction of the images is masked. The range of ratios is cut into as many equal slices as
     images are masked, and each of these draws its own ratio in its own slice, so that every batch
     covers the range evenly. Blocks of tokens with an aspect ratio of 0.3 to 1 / 0.3 are then masked
     until the number is reached or ten blocks in a row find no room, as one in ten times the last
@@ -34,9 +34,9 @@ def block_masks(
     Args:
         n_images: Number of images N.
         grid: Number of patch tokens down and across (h, w).
-        probability: Share of the images to mask; rounded to whole images at random, so that it
+        probability: Fraction of the images to mask; rounded to whole images at random, so that it
             holds on average.
-        ratio: Lowest and highest share of an image's tokens to mask.
+        ratio: Lowest and highest fraction of an image's tokens to mask.
 
     Returns:
         True where a token is masked, bool, shape (N, h * w), on the CPU. No image has more masked

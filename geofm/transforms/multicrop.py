@@ -43,7 +43,7 @@ class Crops:
         local_boxes: The same of the local crops, (nB, 4).
         global_flips: Whether a global crop is flipped horizontally, vertically, bool, (2B, 2).
         local_flips: The same of the local crops, (nB, 2).
-        global_valid_share: Share of valid pixels in each global box, (2B,).
+        global_valid_share: Fraction of valid pixels in each global box, (2B,).
         local_valid_share: The same of the local boxes, (nB,).
         anchors_valid: Where the anchors have data, bool (2B, A, A), or None if nothing is said.
     """
@@ -108,15 +108,15 @@ class MultiCrop(nn.Module):
             global_size: Side of the global crops G, in pixels.
             local_size: Side of the local crops L, in pixels.
             n_local: Number of local crops of each image.
-            global_scale: Range of the area of a global crop, as a share of the image.
-            local_scale: Range of the area of a local crop, as a share of the image.
+            global_scale: Range of the area of a global crop, as a fraction of the image.
+            local_scale: Range of the area of a local crop, as a fraction of the image.
             ratio: Range of the aspect ratio (width / height) of a crop.
             patch_size: Side of a patch token, in pixels.
-            mask_probability: Share of the global crops to mask.
-            mask_ratio: Lowest and highest share of the tokens to mask in a masked crop.
-            min_valid: Share of valid pixels that a crop needs; below, it is drawn again.
+            mask_probability: Fraction of the global crops to mask.
+            mask_ratio: Lowest and highest fraction of the tokens to mask in a masked crop.
+            min_valid: Fraction of valid pixels that a crop needs; below, it is drawn again.
             max_tries: Number of times a crop is drawn at most; then the one with the largest
-                share of valid pixels is kept, whatever that is.
+                fraction of valid pixels is kept, whatever that is.
             photometry: Whether to blur crops and change gain, haze and speckle; or the arguments
                 of :class:`~geofm.transforms.photometry.ReflectanceGain` for sensors that measure
                 reflectance, and ``blur``, the range of the blur's standard deviation in pixels of a
@@ -262,7 +262,7 @@ class MultiCrop(nn.Module):
     def _draw_boxes(
         self, images: Tensor, counts: Tensor | None, source: Tensor, scale: tuple[float, float]
     ) -> tuple[Tensor, Tensor]:
-        """Boxes (nB, 4) of crops and the shares of valid pixels in them (nB,)."""
+        """Boxes (nB, 4) of crops and the fractions of valid pixels in them (nB,)."""
         tries = 1 if counts is None else self.max_tries
         n_boxes = len(source)
         # Made anew, as a module's move to a device would move this one's draws there.
@@ -329,7 +329,7 @@ def integral_image(valid: Tensor) -> Tensor:
 
 
 def valid_share(counts: Tensor, boxes: Tensor, source: Tensor) -> Tensor:
-    """Share of valid pixels in boxes.
+    """Fraction of valid pixels in boxes.
 
     Args:
         counts: Integral image of the valid pixels, shape (B, H + 1, W + 1).

@@ -92,7 +92,7 @@ def test_an_absent_sensor_is_left_to_the_stand_in(checkpoint: Path, here: Any) -
 
     backbone = build(here.band_names, model=str(checkpoint))
     absent = 's2' if here is SENTINEL1 else 's1'
-    line = f"last: {absent} is not in the data: the model's stand-in takes its place"
+    line = f"last: {absent} is not in the data: the model's missing-sensor tokens take its place"
     assert backbone.lines == [line]
     image = images()
     chosen = image[:, [BANDS.index(band) for band in here.band_names]]

@@ -200,7 +200,7 @@ def test_a_run_with_a_teacher(tmp_path: Path, teacher: Teacher, method: str) -> 
     _, weights = extract_backbone(str(tmp_path / '1.ckpt'))
     assert set(weights) == {*task.model.state_dict(), 'architecture'}
     assert load_backbone(tmp_path / '1.ckpt').bands == task.model.bands
-    # A phase without a teacher goes on from it, and one with a teacher from a phase without.
+    # A phase without a teacher resumes from it, and one with a teacher from a phase without.
     if method != 'alone':
         small_task(continue_from=str(tmp_path / '1.ckpt'))
 

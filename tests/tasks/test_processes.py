@@ -75,7 +75,7 @@ class PartsModule(RandomPairsDataModule):
 
 
 def freeze_half(task: LightningModule) -> None:
-    """As one does who goes on from another's weights: the fusion and a block of each ViT learn."""
+    """As one does who resumes from another's weights: the fusion and a block of each ViT learn."""
     for name, parameter in task.student['backbone'].named_parameters():  # type: ignore[index, union-attr]
         parameter.requires_grad_('.blocks.1.' in name or 'fusion' in name)
 

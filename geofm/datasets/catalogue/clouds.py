@@ -35,7 +35,7 @@ def _detector() -> Any:
 
 
 def cloud_cover(path: str | os.PathLike[str]) -> float:
-    """Share of an image that clouds cover.
+    """Fraction of an image that clouds cover.
 
     Args:
         path: A Sentinel-2 Level-1C file, 13 bands in DN.

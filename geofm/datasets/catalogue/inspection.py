@@ -25,7 +25,7 @@ from geofm.sensors import SENSORS, BandError, Sensor
 from geofm.units import WrongUnit, some_values, wrong_unit
 from geofm.validity import Bools, mark_beyond_limits
 
-#: Where rows are looked at, as shares of the height.
+#: Where rows are looked at, as fractions of the height.
 _ROWS = (0.1, 0.5, 0.9)
 
 #: GDAL's word for no transform.
@@ -45,7 +45,7 @@ _FARTHEST = 1e9
 _LEFT_OVER = 64
 
 #: Fill is one value, or a few. A file has random bytes among its pixels if so many different values
-#: are beyond the limits of the sensor, in so large a share of them.
+#: are beyond the limits of the sensor, in so large a fraction of them.
 _MOST_FILLS, _MOST_BEYOND = 8, 0.01
 
 #: Names of the bands of a file that does not name them.

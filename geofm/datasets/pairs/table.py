@@ -74,7 +74,7 @@ MIN_OVERLAP = 0.5
 #: What a pair shows, but for the date.
 PLACE = ('season', 'roi', 'patch')
 
-#: Number of a file that a pair has not.
+#: Number of a file that is missing from a pair.
 _NONE = -1
 
 #: First and last day of pairs whose files do not say when they were taken.

@@ -31,7 +31,7 @@ _COORDINATES = {
     'crs',
 }
 
-#: Largest deviation from an even spacing of coordinates, as a share of it.
+#: Largest deviation from an even spacing of coordinates, as a fraction of it.
 _EVEN = 0.01
 
 

@@ -41,7 +41,7 @@ _LAND = {
     'asiaWest': (62.0, 38.0, 72.0, 42.0),
     'europa': (5.0, 47.0, 20.0, 51.0),
 }
-# Share of the dates that are overcast, and that are clouded over in part.
+# Fraction of the dates that are overcast, and that are clouded over in part.
 _OVERCAST, _PARTLY = 0.1, 0.35
 
 
@@ -69,7 +69,7 @@ class Date:
     Attributes:
         s1: Day of 2018 of Sentinel-1, 1 to 365.
         s2: Day of 2018 of Sentinel-2, 1 to 365.
-        cover: Share of Sentinel-2's sky that clouds cover, 0 to 1.
+        cover: Fraction of Sentinel-2's sky that clouds cover, 0 to 1.
     """
 
     s1: int

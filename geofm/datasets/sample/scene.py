@@ -135,7 +135,7 @@ def sentinel2(
         landscape: The ground.
         region: Properties of the region.
         day: Day of the year.
-        cover: Share of the sky that clouds cover, 0 to 1.
+        cover: Fraction of the sky that clouds cover, 0 to 1.
 
     Returns:
         Level-1C digital numbers, uint16 of shape (13, H, W), and where clouds hide the ground,

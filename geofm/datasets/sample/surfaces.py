@@ -66,7 +66,7 @@ class Surface:
         vv: Backscatter VV in dB where nothing is green.
         vh: Backscatter VH in dB where nothing is green.
         growth: What full vegetation adds to VV and to VH, in dB.
-        moisture: Share of the change by soil moisture that it shows.
+        moisture: Fraction of the change by soil moisture that it shows.
         grain: Standard deviation of its brightness from pixel to pixel, relative.
         mottle: Standard deviation of its green fraction over some hundred metres.
         roughness: Standard deviation of its backscatter from place to place, in dB.
@@ -172,7 +172,7 @@ def spectra(day: float) -> tuple[Floats, Floats]:
 
 
 def green_fraction(surface: npt.NDArray[np.integer], day: npt.NDArray[np.floating]) -> Floats:
-    """Share of the ground that vegetation covers.
+    """Fraction of the ground that vegetation covers.
 
     Args:
         surface: Positions in `SURFACES`.

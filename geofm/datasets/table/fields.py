@@ -325,7 +325,7 @@ class _Fields:
         return values
 
     def _cloud_cover(self) -> npt.NDArray[np.float32] | None:
-        """Share of clouds."""
+        """Fraction of clouds."""
         values = self._optional('cloud_cover')
         if values is None:
             return None

@@ -55,7 +55,7 @@ class RasterTable:
         units: Units.
         unit: Index into *units*, int8: unit of numbers * scale + offset; -1: as the file says, or
             the sensor's.
-        cloud_cover: Share of clouds, 0 to 1, float32; NaN where unknown.
+        cloud_cover: Fraction of clouds, 0 to 1, float32; NaN where unknown.
         splits: Names of the splits.
         split: Index into *splits*, int8.
         epsg: EPSG code of the CRS, int32; -1: none, or not scanned.

@@ -35,10 +35,10 @@ def dense_probe(
 ) -> Prediction:
     """DINOv2's linear head: a linear layer on the patch tokens, interpolated to the pixels.
 
-    It is trained on the shares of the classes in each patch, or the mean of the values. That is the
-    cross-entropy, or the squared error, over the pixels of a head whose outputs are the same all
-    over a patch, up to a constant. Its predictions are interpolated bilinearly. The head is chosen
-    among the learning rates on the pixels of the validation split.
+    It is trained on the fractions of the classes in each patch, or the mean of the values. That is
+    the cross-entropy, or the squared error, over the pixels of a head whose outputs are the same
+    all over a patch, up to a constant. Its predictions are interpolated bilinearly. The head is
+    chosen among the learning rates on the pixels of the validation split.
 
     Args:
         splits: Features (N, D, h, w) and maps (N, H, W) of the splits.
@@ -103,8 +103,8 @@ def patch_targets(
         ignore_index: Class that does not count.
 
     Returns:
-        Shares of the classes, or the mean of the values, of shape (N h w, C), and the share of the
-        patch that counts, of shape (N h w,).
+        Fractions of the classes, or the mean of the values, of shape (N h w, C), and the fraction
+        of the patch that counts, of shape (N h w,).
     """
     shares, counts = [], []
     for chunk in maps.split(_MAPS):

@@ -83,7 +83,7 @@ def train_heads(
 
     Args:
         features: Features of shape (N, F).
-        targets: Targets of shape (N, C): one-hot or shares of classes, 0 and 1, or values.
+        targets: Targets of shape (N, C): one-hot or fractions of classes, 0 and 1, or values.
         looks_at: Features that each head uses, bool of shape (F, H).
         learning_rates: Learning rate of each head for a batch of 256; scaled with the batch.
         link: From outputs to predictions.

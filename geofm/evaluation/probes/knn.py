@@ -12,7 +12,7 @@ from geofm.evaluation.labels import class_labels
 #: Similarities that are held at a time.
 _SIMILARITIES = 2**27
 
-#: Least standard deviation of a principal component that is whitened, as a share of the largest:
+#: Least standard deviation of a principal component that is whitened, as a fraction of the largest:
 #: what varies less is mostly noise, and is not blown up to the size of the others.
 _LEAST_SPREAD = 0.01
 
@@ -123,7 +123,7 @@ def knn_votes(
         classes: Number of classes C; None: as many as the labels show.
 
     Returns:
-        For each number of neighbours, shares of shape (M, C), in [0, 1].
+        For each number of neighbours, fractions of shape (M, C), in [0, 1].
 
     Raises:
         ValueError: If a number of neighbours is not between 1 and N, or a label cannot be one.
@@ -144,7 +144,7 @@ def knn_votes(
 
 
 def _share(ballots: Tensor, neighbours: Tensor, weights: Tensor) -> Tensor:
-    """Votes for each class (M, C) as a share of all; a neighbour at a time, to save memory."""
+    """Votes for each class (M, C) as a fraction of all; a neighbour at a time, to save memory."""
     votes = torch.zeros(len(neighbours), ballots.shape[1])
     for neighbour, weight in zip(neighbours.T, weights.T, strict=True):
         votes += ballots[neighbour] * weight[:, None]
@@ -186,7 +186,7 @@ def knn_accuracy(
     k: int = 20,
     temperature: float | None = 0.07,
 ) -> float:
-    """Share of queries that :func:`knn_predict` labels as they are.
+    """Fraction of queries that :func:`knn_predict` labels as they are.
 
     Args:
         bank: Features with known labels, of shape (N, D).

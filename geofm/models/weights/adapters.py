@@ -87,7 +87,7 @@ def adapter_state(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def load_adapter_state(model: nn.Module, state: Any) -> None:
-    """Go on with adapters that were saved.
+    """Load adapters that were saved.
 
     Args:
         model: The model, with adapters.

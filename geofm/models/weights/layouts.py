@@ -190,7 +190,7 @@ def to_dinov2(tensors: Mapping[str, Tensor], mask_token: Tensor) -> dict[str, Te
 
     Args:
         tensors: Weights in timm's layout, as :func:`fold_positions` gives them.
-        mask_token: The token in place of hidden patches, of shape (D,).
+        mask_token: The token in place of masked patches, of shape (D,).
 
     Returns:
         Weights by DINOv2's names; the position of CLS is zero.

@@ -64,7 +64,7 @@ def fit_backbone(
 
 
 def _fit_stand_in(theirs: Tensor, own: Tensor) -> Tensor:
-    """Stand-in tokens for another number of registers: those of CLS and of a patch."""
+    """Missing-sensor tokens for another number of registers: those of CLS and of a patch."""
     fitted = own.clone()
     with torch.no_grad():
         fitted[:, 0], fitted[:, -1] = theirs[:, 0].to(own), theirs[:, -1].to(own)

@@ -36,7 +36,7 @@ class EncoderWeights(NamedTuple):
     Attributes:
         tensors: In timm's layout.
         bands: Names of its channels, where they are known.
-        mask_token: Token in place of a hidden patch, of shape (D,), if it has one.
+        mask_token: Token in place of a masked patch, of shape (D,), if it has one.
         left: Names of what else this project's checkpoint holds.
         grid: Patches along each axis for which positions are stored, where it is known.
         statistics: How its input was normalised, where the file says.
