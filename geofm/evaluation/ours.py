@@ -107,7 +107,7 @@ class OursBuilder:
         left = [band for band in self._default_bands() if band not in every]
         model = self._create(bands)
         lines = [
-            f'{self.title}: {key} is not in the data: {model.substitute} takes its place'
+            f'{self.title}: {key} is not in the data: replaced by {model.substitute}'
             for key in absent
         ]
         if self._loaded is None and left:

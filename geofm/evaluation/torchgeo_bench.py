@@ -286,7 +286,7 @@ def _backbone_for(bands: tuple[str, ...], checkpoint: str, random_weights: bool)
     for key in backbone.sensors:
         if key not in at_hand:
             other = backbone.substitute
-            logger.warning('the data have no %s: %s takes its place', key.upper(), other)
+            logger.warning('the data have no %s: replaced by %s', key.upper(), other)
             continue
         known = [b for b in SENSORS[key].band_names if b in pretrained.bands]
         if missing := [band for band in known if band not in bands]:

@@ -92,7 +92,7 @@ def test_an_absent_sensor_is_left_to_the_stand_in(checkpoint: Path, here: Any) -
 
     backbone = build(here.band_names, model=str(checkpoint))
     absent = 's2' if here is SENTINEL1 else 's1'
-    line = f"last: {absent} is not in the data: the model's missing-sensor tokens take its place"
+    line = f"last: {absent} is not in the data: replaced by the model's missing-sensor tokens"
     assert backbone.lines == [line]
     image = images()
     chosen = image[:, [BANDS.index(band) for band in here.band_names]]
@@ -118,7 +118,7 @@ def test_an_absent_sensor_is_its_mean_in_early_fusion(here: Any, tmp_path: Path)
 
     path = save(list(BANDS))
     backbone = build(here.band_names, model=str(path))
-    assert backbone.lines[0].endswith('is not in the data: its mean takes its place')
+    assert backbone.lines[0].endswith('is not in the data: replaced by its mean')
     image = images()
     channels = [BANDS.index(band) for band in here.band_names]
     whole = build(model=str(path)).adapter({'image': image})['image']

@@ -127,7 +127,7 @@ def test_the_benchmark_runs_on_the_stand_in(case: str, shared_data: Path, tmp_pa
     if case == 'TreeSatAI':
         assert 'what it does to its several images is not used' in notes
     if case == 'DFC2020 S2':
-        assert "s1 is not in the data: the model's missing-sensor tokens take its place" in notes
+        assert "s1 is not in the data: replaced by the model's missing-sensor tokens" in notes
     if case == 'BigEarthNet':
         assert "built without ['B10']" in notes
 

@@ -170,7 +170,7 @@ def test_an_absent_sensor_is_said(
 ) -> None:
     with caplog.at_level(logging.WARNING):
         GeofmBench(specs(BANDS[2:]), checkpoint=checkpoints())
-    assert "the data have no S1: the model's missing-sensor tokens take its place" in caplog.text
+    assert "the data have no S1: replaced by the model's missing-sensor tokens" in caplog.text
 
 
 def test_a_backbone_of_some_bands(checkpoints: Callable[..., str]) -> None:
