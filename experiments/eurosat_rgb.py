@@ -316,11 +316,28 @@ def recorded_runs(options: argparse.Namespace) -> dict[str, dict[int, Run]]:
     """Runs of the results file, by method and seed, that had the settings of today."""
     path = options.results / 'eurosat_rgb.json'
     about = json.loads(path.read_text()) if path.exists() else {'runs': {}, 'settings': {}}
-    return {
+    found = {
         name: {run['seed']: Run(**run) for run in runs}
         for name, runs in about['runs'].items()
         if name in METHODS and about['settings'][name] == stages(METHODS[name], options)
     }
+    # Baselines are those beside the first method.
+    return {
+        name: {
+            seed: replace(
+                run,
+                accuracy=run.accuracy if name == options.methods[0] else _of_method(run, name),
+                validation_floors=run.validation_floors if name == options.methods[0] else {},
+            )
+            for seed, run in runs.items()
+        }
+        for name, runs in found.items()
+    }
+
+
+def _of_method(run: Run, name: str) -> Accuracies:
+    """Rows of a method, without those of the baselines that were measured beside it."""
+    return {k: v for k, v in run.accuracy.items() if k == name or k.startswith(f'{name}, ')}
 
 
 def main() -> None:
