@@ -141,6 +141,9 @@ def watching(data: Path, every_n_epochs: int) -> list[str]:
 def stages(method: Method, options: argparse.Namespace) -> list[dict[str, Any]]:
     """What a method is run with: of what trains the weights that it starts from, then its own."""
     config = [read_yaml(path) for path in method.configs]
+    for part in config:
+        # Given apart, whatever the configuration says.
+        part.get('trainer', {}).pop('precision', None)
     own = {
         'config': config[0] if len(config) == 1 else config,
         'precision': options.precision,
