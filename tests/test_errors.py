@@ -59,8 +59,8 @@ def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ('old', 'new', 'message'),
     [
-        ('drop_path_rate', 'drop_path_rat', r"line 27: .*did you mean 'drop_path_rate'"),
-        ('tasks.DINOv2', 'tasks.DINO2', r"line 21: .*did you mean 'geofm\.tasks\.DINOv2'"),
+        ('drop_path_rate', 'drop_path_rat', r"line 28: .*did you mean 'drop_path_rate'"),
+        ('tasks.DINOv2', 'tasks.DINO2', r"line 22: .*did you mean 'geofm\.tasks\.DINOv2'"),
         ('geofm.tasks.', 'geofm.task.', r"did you mean 'geofm\.tasks\.DINOv2'"),
         ('geofm.tasks.DINOv2', 'DINO2', r"no class 'DINO2'; did you mean 'DINOv2'"),
         ('tasks.DINOv2', 'datamodules.SEN12MSCRDataModule', 'not correspond to a subclass'),
@@ -70,9 +70,9 @@ def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
         ('max_epochs: 40', 'max_epochs: [', r'c\.yaml: not valid YAML: .*line 1\d'),
         ('trainer:', 'trainr:', r"line 8: no option 'trainr\.default_root_dir'; .*'trainer\.def"),
         ('max_epochs', 'max_epoch', r"line 10: no option .*did you mean 'trainer\.max_epochs'"),
-        ('save_last', 'save_lst', "line 16: .*ModelCheckpoint; did you mean 'save_last'"),
+        ('save_last', 'save_lst', "line 17: .*ModelCheckpoint; did you mean 'save_last'"),
         ('CollapseWatch', 'ColapseWatch', r"did you mean 'geofm\.callbacks\.CollapseWatch'"),
-        ('paths:', 'pahts:', r"line 47: .*DataModule; did you mean 'paths'"),
+        ('paths:', 'pahts:', r"line 48: .*DataModule; did you mean 'paths'"),
         ('TSDataModule', 'TSDatModule', r"did you mean 'geofm\.datamodules\.SEN12MSCRTSDataM"),
         (
             'init_args:\n    model',

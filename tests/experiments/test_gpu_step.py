@@ -1,8 +1,10 @@
 """What a training step does to a GPU, counted on a fake one."""
 
 import importlib
+import multiprocessing
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,19 @@ BENCHMARKS = Path(__file__).parents[2] / 'experiments' / 'benchmarks'
 
 
 @pytest.fixture(scope='module')
-def modules() -> Iterator[dict[str, Any]]:
-    names = ('fake_gpu', 'gpu_step', 'rounds')
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(BENCHMARKS)
-        yield {name: importlib.import_module(name) for name in names}
-        for name in names:
-            del sys.modules[name]
+def elsewhere() -> Iterator[ProcessPoolExecutor]:
+    """A process of its own: once PyTorch has seen a GPU, tests cannot fork and go backward."""
+    spawn = multiprocessing.get_context('spawn')
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        yield pool
+
+
+def count(task: dict[str, Any], folder: Path, attention: str) -> list[dict[str, dict[str, int]]]:
+    """Waits, and copied and pageable bytes, of three steps, by place."""
+    sys.path.insert(0, str(BENCHMARKS))
+    steps = importlib.import_module('gpu_step').count_steps(task, 2, 32, 3, folder, attention)
+    names = ('waits', 'copied', 'pageable')
+    return [{name: dict(getattr(step, name)) for name in names} for step in steps]
 
 
 @pytest.mark.parametrize(
@@ -33,23 +41,37 @@ def modules() -> Iterator[dict[str, Any]]:
     ],
 )
 def test_the_host_hardly_waits_and_copies_little(
-    modules: dict[str, Any], tmp_path: Path, fusion: str, attention: str, options: dict[str, Any]
+    elsewhere: ProcessPoolExecutor,
+    tmp_path: Path,
+    fusion: str,
+    attention: str,
+    options: dict[str, Any],
 ) -> None:
     """Each operator must find its tensors on one device, too, forward and backward."""
     if attention == 'xformers':
         pytest.importorskip('xformers', reason='xformers is not installed')
     task = {**SMALL, 'model': f'geofm_vit_tiny_patch16_{fusion}', 'check_every_n_batches': 2}
-    steps = modules['gpu_step'].count_steps({**task, **options}, 2, 32, 3, tmp_path, attention)
+    steps = elsewhere.submit(count, {**task, **options}, tmp_path, attention).result()
     # The host looks at every other step, and learns all that it wants to know at once.
-    assert [sum(step.waits.values()) for step in steps] == [1, 0, 1]
+    assert [sum(step['waits'].values()) for step in steps] == [1, 0, 1]
     for step in steps:
-        beside = {place: n for place, n in step.copied.items() if not place.endswith('batch_to')}
+        beside = {place: n for place, n in step['copied'].items() if not place.endswith('batch_to')}
         assert sum(beside.values()) < 1e6
-        assert not sum(n for place, n in step.pageable.items() if place in beside)
+        assert not sum(n for place, n in step['pageable'].items() if place in beside)
 
 
-def test_what_waits_is_counted(modules: dict[str, Any]) -> None:
-    with modules['fake_gpu'].fake_gpu() as gpu:
+def test_what_waits_is_counted(elsewhere: ProcessPoolExecutor) -> None:
+    assert elsewhere.submit(traffic).result() == {
+        'waits': 6,
+        'copied': 16 + 3 * 8,
+        'pageable': 16 + 2 * 8,
+    }
+
+
+def traffic() -> dict[str, int]:
+    """What a fake GPU counts of some copies and looks at it."""
+    sys.path.insert(0, str(BENCHMARKS))
+    with importlib.import_module('fake_gpu').fake_gpu() as gpu:
         on_device = torch.arange(4, device='cuda')
         assert not gpu.traffic.waits
         on_device.sum().item()
@@ -63,6 +85,5 @@ def test_what_waits_is_counted(modules: dict[str, Any]) -> None:
                 choose()
         with pytest.raises(RuntimeError, match='cuda:0 and cpu'):
             on_device + torch.ones(4)
-    assert sum(gpu.traffic.waits.values()) == 6
-    assert sum(gpu.traffic.copied.values()) == 16 + 3 * 8
-    assert sum(gpu.traffic.pageable.values()) == 16 + 2 * 8
+    names = ('waits', 'copied', 'pageable')
+    return {name: sum(getattr(gpu.traffic, name).values()) for name in names}

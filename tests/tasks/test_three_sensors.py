@@ -148,5 +148,5 @@ def test_wrong_switches_are_refused() -> None:
         three(global_sensors=[['s1', 's9'], 's2'])
     with pytest.raises(ValueError, match='global_sensors must be two'):
         three(global_sensors=['s1', 's2', 'dem'])
-    with pytest.raises(ValueError, match='hides a patch in all sensors'):
+    with pytest.raises(ValueError, match='masks a patch in all sensors'):
         three('early', one_sensor_masks=0.5)
