@@ -6,6 +6,7 @@ import signal
 import time
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import pytest
@@ -62,8 +63,10 @@ class Lose(Callback):
             os.kill(os.getpid(), self.number)
 
 
-def train(number: int, rank: int, path: Path, port: int) -> None:
+def train(number: int, rank: int, path: Path, port: int, ready: Barrier) -> None:
     torch.set_num_threads(1)
+    # Imports take longer than a rank waits for another one.
+    ready.wait(timeout=120)
     as_rank(rank, 2, port)
     trainer = small_trainer(
         path,
@@ -80,7 +83,6 @@ def train(number: int, rank: int, path: Path, port: int) -> None:
         raise
 
 
-@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 @pytest.mark.parametrize(
     ('number', 'message'),
     [
@@ -90,14 +92,14 @@ def train(number: int, rank: int, path: Path, port: int) -> None:
     ],
 )
 def test_a_lost_rank_ends_the_other(tmp_path: Path, number: int, message: str) -> None:
-    context = multiprocessing.get_context('fork')
-    port = find_free_network_port()
-    ranks = [
-        context.Process(target=train, args=(number, rank, tmp_path, port)) for rank in range(2)
-    ]
+    # Not forked: after some other tests a forked process cannot go backward.
+    context = multiprocessing.get_context('spawn')
+    ready = context.Barrier(2)
+    arguments = (tmp_path, find_free_network_port(), ready)
+    ranks = [context.Process(target=train, args=(number, rank, *arguments)) for rank in range(2)]
     for process in ranks:
         process.start()
-    ranks[0].join(timeout=60)
+    ranks[0].join(timeout=180)
     assert ranks[0].exitcode == 1
     assert (tmp_path / '0').read_text().startswith(message)
     ranks[1].kill()
