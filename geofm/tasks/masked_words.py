@@ -1,6 +1,7 @@
 """Masked word prediction: pretraining for small data and small machines."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
 
@@ -15,7 +16,6 @@ from torchgeo.datasets.utils import Sample
 from geofm.device import to_device
 from geofm.losses.precision import at_least_float32
 from geofm.losses.word_targets import Targets, WordTargets
-from geofm.models import View
 from geofm.models.decoder import MaskedDecoder
 from geofm.sensors import sensor_channels
 from geofm.tasks.pretraining import PretrainingTask
@@ -217,9 +217,7 @@ class MaskedWords(PretrainingTask):
         wanted = order[:, self._visible : self._visible + self._predicted]
 
         views = self.views(crops, torch.arange(visible.numel(), device=self.device))
-        views[0] = View(
-            crops.globals, crops.global_dates, None, views[0].present, views[0].patches, visible
-        )
+        views[0] = replace(views[0], masks=None, visible=visible)
         tokens = self.model.forward_views(views)
         cls, seen = tokens[0]
         of_patches = self.heads['decoder'](
