@@ -3,6 +3,7 @@
 import re
 import runpy
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +104,28 @@ def test_a_benchmark_set_is_one_file(examples: Path, capsys: pytest.CaptureFixtu
     assert wrapped['class_path'].endswith('CloudCoverDetectionDataModule')
 
 
-def test_lower_bounds_are_not_above_the_tested_versions() -> None:
+def pinned() -> dict[str, str]:
+    """The tested version by distribution."""
     lines = (ROOT / '.ci' / 'constraints.txt').read_text().splitlines()
-    pins = {canonicalize_name(name): pin for name, _, pin in (x.partition('==') for x in lines)}
+    return {canonicalize_name(name): pin for name, _, pin in (x.partition('==') for x in lines)}
+
+
+def test_pinned_versions_suit_one_another() -> None:
+    pins = pinned()
+    conflicts = [
+        f'{distribution.name} requires {requirement}, and {pins[name]} is pinned'
+        for distribution in metadata.distributions()
+        if pins.get(canonicalize_name(distribution.name)) == distribution.version
+        for requirement in map(Requirement, distribution.requires or ())
+        if (requirement.marker is None or requirement.marker.evaluate({'extra': ''}))
+        and (name := canonicalize_name(requirement.name)) in pins
+        and not requirement.specifier.contains(pins[name], prereleases=True)
+    ]
+    assert not conflicts, '\n'.join(conflicts)
+
+
+def test_lower_bounds_are_not_above_the_tested_versions() -> None:
+    pins = pinned()
     project = tomllib.loads((ROOT / 'pyproject.toml').read_text())
     extras = project['project']['optional-dependencies']
     groups = [project['project']['dependencies'], *extras.values()]
