@@ -9,7 +9,7 @@ from torchgeo.datasets.utils import Sample
 from geofm.datamodules.resumable import TIMEOUT, ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
 from geofm.datasets.collate import pad_and_stack
-from geofm.datasets.shards import ShardError, Shards
+from geofm.datasets.shards import ShardError, Shards, is_remote
 from geofm.datasets.statistics import read_statistics
 from geofm.sensors import bands_of, canonical_order
 
@@ -47,7 +47,8 @@ class ShardsDataModule(ResumableDataModule):
             num_workers: Number of processes that read.
             seed: Seed of the order of the training samples; by default that of Lightning's
                 ``seed_everything``.
-            start_method: How processes that read are started; by default as Python does.
+            start_method: How worker processes are started; by default as Python does, and by
+                forkserver where *root* is a URL.
             statistics: YAML file with mean and standard deviation of each band, as ``geofm stats``
                 writes it. By default those that the weights in use were trained with, or else those
                 of the sensors' definitions.
@@ -63,7 +64,7 @@ class ShardsDataModule(ResumableDataModule):
         self.root = root
         self.sensors = canonical_order(sensors)
         self.seed = run_seed(seed)
-        self.start_method = start_method
+        self.start_method = start_method or ('forkserver' if is_remote(root) else None)
         self.statistics = statistics
         self.timeout = timeout
         self.normalize_by(bands_of(self.sensors))

@@ -9,8 +9,9 @@ import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, ClassVar, SupportsIndex
 
+import numpy as np
 import torch
 from rich.progress import track
 from safetensors.torch import load, save
@@ -36,6 +37,11 @@ SHARD_BYTES = 64 * 2**20
 
 #: File that lists the shards of a folder.
 INDEX = 'index.json'
+
+#: Bytes of an offset in a shard.
+_UINT32 = 4
+
+_NO_LIBRARY = "shards need the library {}: pip install 'geofm[shards]'"
 
 
 class ShardError(ValueError):
@@ -126,8 +132,9 @@ def _about(content: bytes) -> dict[str, Any]:
 class Shards(Dataset[Sample]):
     """Samples of shards, as ``geofm shard`` writes them, by number.
 
-    A sample is the same, bit for bit, as that of the archive which the shards were made of, and the
-    order is the same. Each process that reads opens the shards for itself.
+    The samples equal those of the archive that the shards were written from, bit for bit and in
+    the same order. Each process opens the shards for itself. Workers that read from a URL must be
+    started by forkserver or spawn, as :class:`geofm.datamodules.ShardsDataModule` does.
 
     Attributes:
         root: Folder of the shards.
@@ -137,23 +144,23 @@ class Shards(Dataset[Sample]):
         """Initialize a new Shards instance.
 
         Args:
-            root: Folder of the shards: a path, or an address that starts with ``s3://``, ``gs://``
-                or another scheme of litdata.
-            storage_options: Options of the object storage, as of litdata; for S3 those of boto3's
-                client, such as ``endpoint_url``.
+            root: Folder of the shards: a path, or a URL that starts with ``s3://``, ``gs://``,
+                ``az://``, ``http://`` or ``https://``.
+            storage_options: Keyword arguments of ``obstore.store.from_url``, e.g. ``{'config':
+                {'endpoint': ...}}``. Credentials default to those of the environment.
 
         Raises:
-            ModuleNotFoundError: If litdata is not installed.
+            ModuleNotFoundError: If *root* is a URL and the extra ``shards`` is not installed.
             ShardError: If there are no shards of ``geofm shard``.
         """
         self.root = root
         self.storage_options = dict(storage_options or {})
-        self._reader: tuple[int, Any] | None = None
-        # Not in this process's own reader: workers that are forked must not inherit connections.
-        opened = _open(root, self.storage_options)
+        self._reader: tuple[int, _Reader] | None = None
+        # Not this process's own reader: forked workers must not inherit its connections.
+        opened = _Reader(root, self.storage_options)
+        self._length = len(opened)
         try:
-            self._length = len(opened)
-            about = _about(bytes(opened[0]))
+            about = _about(opened.read(0))
         except Exception as error:
             raise ShardError(f'{root}: no shards of geofm shard ({error})') from error
         self.contents = Contents(tuple(about['bands']), tuple(about['sensors']))
@@ -202,36 +209,126 @@ class Shards(Dataset[Sample]):
         if not -len(self) <= position < len(self):
             raise IndexError(f'sample {position} of {len(self)}: out of range')
         if self._reader is None or self._reader[0] != os.getpid():
-            self._reader = os.getpid(), _open(self.root, self.storage_options)
+            self._reader = os.getpid(), _Reader(self.root, self.storage_options)
         try:
-            return bytes(self._reader[1][position % len(self)])
+            return self._reader[1].read(position % len(self))
         except Exception as error:
             raise ShardError(f'{self.root}: sample {position} cannot be read ({error})') from error
 
 
-def _open(root: str, storage_options: dict[str, Any]) -> Any:
-    """Litdata's reader of a folder of shards."""
-    litdata = _litdata()
-    from litdata.streaming.serializers import BytesSerializer
+class _Folder:
+    """Byte ranges of the files of a local folder."""
 
-    # Of litdata's formats, pickle runs what a file says; here it is bytes like any other.
-    safe = {'pickle': BytesSerializer()}
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, file: str, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes of a file from *start* to before *end*."""
+        with (self.root / file).open('rb') as stream:
+            stream.seek(start)
+            return stream.read(-1 if end is None else end - start)
+
+
+class _ObjectStore:
+    """Byte ranges of the objects below a URL."""
+
+    #: Process in which obstore runs: its threads do not survive a fork.
+    process: ClassVar[int | None] = None
+
+    def __init__(self, url: str, options: Mapping[str, Any]) -> None:
+        if _ObjectStore.process not in (None, os.getpid()):
+            raise RuntimeError(
+                'a forked process cannot read object storage after its parent has: start workers '
+                'by forkserver or spawn'
+            )
+        _ObjectStore.process = os.getpid()
+        self.obstore = _obstore()
+        self.store = self.obstore.store.from_url(url, **options)
+
+    def read(self, file: str, start: int = 0, end: int | None = None) -> bytes:
+        """Bytes of an object from *start* to before *end*."""
+        if end is None:
+            return bytes(self.obstore.get(self.store, file).bytes())
+        return bytes(self.obstore.get_range(self.store, file, start=start, end=end))
+
+
+class _Reader:
+    """Reader of litdata's files of bytes that makes one ranged read per sample.
+
+    A file starts with the number of its samples and their offsets, all of them uint32. litdata's
+    own reader reads the offsets of each sample again; this one keeps those of a file.
+    """
+
+    def __init__(self, root: str, storage_options: Mapping[str, Any]) -> None:
+        """Read the index.
+
+        Raises:
+            ModuleNotFoundError: If *root* is a URL and the extra ``shards`` is not installed.
+            ShardError: If there is no index, or one of another format.
+        """
+        try:
+            self._files = (
+                _ObjectStore(root, storage_options) if is_remote(root) else _Folder(Path(root))
+            )
+            index = json.loads(self._files.read(INDEX))
+            config, chunks = index['config'], index['chunks']
+            self._names = [str(chunk['filename']) for chunk in chunks]
+            self._ends = np.cumsum([int(chunk['chunk_size']) for chunk in chunks])
+        except ModuleNotFoundError:
+            raise
+        except Exception as error:
+            raise ShardError(f'{root}: no shards ({error}); geofm shard writes them') from error
+        plain = not config.get('compression') and not config.get('encryption')
+        if config.get('data_format') != ['bytes'] or not plain or not self._names:
+            raise ShardError(f'{root}: no shards of geofm shard (another format of litdata)')
+        for name in self._names:
+            if Path(name).name != name:
+                raise ShardError(f'{root}: {INDEX} names {name!r}, which is not in the folder')
+        self._offsets: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def read(self, index: int) -> bytes:
+        """Bytes of a sample, by its number."""
+        number = int(np.searchsorted(self._ends, index, side='right'))
+        first = int(self._ends[number - 1]) if number else 0
+        count = int(self._ends[number]) - first
+        if number not in self._offsets:
+            header = self._range(number, _UINT32, _UINT32 * (2 + count))
+            self._offsets[number] = np.frombuffer(header, '<u4').astype(np.int64)
+        start, end = self._offsets[number][index - first : index - first + 2].tolist()
+        # litdata writes the size of the bytes before them.
+        return self._range(number, start + _UINT32, end)
+
+    def _range(self, number: int, start: int, end: int) -> bytes:
+        """Bytes of a shard from *start* to before *end*."""
+        content = self._files.read(self._names[number], start, end)
+        if len(content) != end - start:
+            raise ShardError(f'{self._names[number]} ends before byte {end}')
+        return content
+
+
+def is_remote(root: str) -> bool:
+    """Whether a folder of shards is a URL, not a path."""
+    return '://' in root
+
+
+def _obstore() -> Any:
+    """The library, which is an extra."""
     try:
-        return litdata.StreamingDataset(
-            root, storage_options=storage_options or None, serializers=safe
-        )
-    except Exception as error:
-        raise ShardError(f'{root}: no shards ({error}); geofm shard writes them') from error
+        import obstore
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(_NO_LIBRARY.format('obstore')) from error
+    return obstore
 
 
 def _litdata() -> Any:
-    """The library, which takes a second to import."""
+    """The library, which is an extra and takes a second to import."""
     try:
         import litdata
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "shards need the library litdata: pip install 'geofm[shards]'"
-        ) from error
+        raise ModuleNotFoundError(_NO_LIBRARY.format('litdata')) from error
     return litdata
 
 
@@ -301,8 +398,7 @@ def upload_shards(folder: Path, url: str) -> None:
         url: Address of their folder there, e.g. ``s3://bucket/shards/train``. Credentials are those
             of the environment, as for obstore.
     """
-    import obstore
-
+    obstore = _obstore()
     store = obstore.store.from_url(url)
     files = sorted(folder.iterdir(), key=lambda file: (file.name == INDEX, file.name))
     for file in track(files, f'Uploading {folder.name}'):

@@ -1,13 +1,19 @@
 """Samples in shards, beside the archive that they were made of."""
 
 import json
+import multiprocessing
 import pickle
+import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
 from geofm.cli import main
@@ -77,6 +83,68 @@ def test_the_epoch_of_shards_is_that_of_the_files(folder: Path) -> None:
     assert shards.files({'index': torch.tensor([1])}) == files.files({'index': torch.tensor([1])})
 
 
+class Ranges(SimpleHTTPRequestHandler):
+    """Serves a folder and its files' ranges, and counts the requests."""
+
+    requests: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.requests.append(self.path)
+        content = Path(self.translate_path(self.path)).read_bytes()
+        size = len(content)
+        if asked := self.headers.get('Range'):
+            first, last = (int(v) for v in asked.removeprefix('bytes=').split('-'))
+            content = content[first : last + 1]
+            self.send_response(206)
+            self.send_header('Content-Range', f'bytes {first}-{last}/{size}')
+        else:
+            self.send_response(200)
+        self.send_header('Content-Length', str(len(content)))
+        self.send_header('Last-Modified', 'Mon, 01 Jan 2024 00:00:00 GMT')
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *args: Any) -> None:
+        """Print nothing."""
+
+
+def test_one_request_per_sample_of_a_server(folder: Path) -> None:
+    pytest.importorskip('obstore', reason="needs the extra 'geofm[shards]'")
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Ranges, directory=str(folder / 'out')))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    options = {'client_options': {'allow_http': True}}
+    local = Shards(str(folder / 'out' / 'train'))
+    url = f'http://127.0.0.1:{server.server_port}'
+    shards = Shards(f'{url}/train', options)
+    Ranges.requests.clear()
+    for i in range(len(local)):
+        check_same(shards[i], local[i])
+    # Besides one per sample: the index, and the offsets of each shard.
+    files = len(list((folder / 'out' / 'train').glob('*.bin')))
+    assert len(Ranges.requests) == len(local) + files + 1
+    sensors = ['s1', 's2', 'dem']
+    data = ShardsDataModule(url, sensors, batch_size=8, num_workers=1, storage_options=options)
+    data.setup('validate')
+    loader, expected = data.val_dataloader(), Shards(str(folder / 'out' / 'val'))
+    assert isinstance(loader, DataLoader)
+    check_same(next(iter(loader)), data.collate_fn([expected[i] for i in range(8)]))
+    forked = multiprocessing.get_context('fork').Pool(1)
+    with forked, pytest.raises(ShardError, match='by forkserver or spawn'):
+        forked.apply(shards.__getitem__, (0,))
+    server.shutdown()
+
+
+def test_shards_are_litdata_s(folder: Path) -> None:
+    from litdata.streaming import StreamingDataset
+    from litdata.streaming.serializers import BytesSerializer
+
+    root = str(folder / 'out' / 'train')
+    theirs, ours = StreamingDataset(root, serializers={'pickle': BytesSerializer()}), Shards(root)
+    assert len(theirs) == len(ours)
+    for i in (0, 7, len(ours) - 1):
+        check_same({**unpack(bytes(theirs[i])), 'index': torch.tensor(i)}, ours[i])
+
+
 def test_values_are_stored_as_small_as_they_are_exact() -> None:
     contents = Contents(('VV', 'B02', 'dem.elevation'), ('s1', 's2', 'dem'))
     image = torch.zeros(3, 2, 2)
@@ -123,6 +191,13 @@ def test_what_is_no_shards(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ShardError, match='no shards of geofm shard'):
         Shards(str(tmp_path / 'evil'))
     assert not (tmp_path / 'run').exists()
+    outside = tmp_path / 'outside'
+    shutil.copytree(folder / 'out' / 'train', outside)
+    index = json.loads((outside / 'index.json').read_text())
+    index['chunks'][0]['filename'] = '../chunk.bin'
+    (outside / 'index.json').write_text(json.dumps(index))
+    with pytest.raises(ShardError, match='not in the folder'):
+        Shards(str(outside))
     with pytest.raises(ShardError, match='set sensors'):
         ShardsDataModule(str(folder / 'out'), ['s2']).setup('fit')
     assert len(pickle.dumps(Shards(str(folder / 'out' / 'train')))) < 2000
