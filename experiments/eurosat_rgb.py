@@ -33,8 +33,7 @@ from geofm.datamodules import EuroSATRGBDataModule, NamedBandsDataModule
 from geofm.evaluation import BackboneConfig, ProbeSettings, Score, knn_accuracy, labelled_data
 from geofm.evaluation.backbones import Backbone, build_backbone, statistics_backbone
 from geofm.evaluation.benchmark import cached_features
-from geofm.evaluation.cache import FeatureCache
-from geofm.evaluation.features import side_by_side
+from geofm.evaluation.features import FeatureCache, side_by_side
 
 BENCHMARK = Path('configs/benchmark/eurosat_rgb.yaml')
 MODELS = Path('configs/models')

@@ -20,12 +20,10 @@ from geofm.cli import main as geofm
 from geofm.datamodules import LabelledArchiveDataModule
 from geofm.datasets.archive.labelled import LabelledArchive
 from geofm.evaluation import BackboneConfig, ProbeSettings, labelled_data
-from geofm.evaluation.backbones import PATCH_WORDS_NAME, build_backbone
+from geofm.evaluation.backbones import PATCH_WORDS_NAME, ViTEncoder, build_backbone
 from geofm.evaluation.benchmark import cached_features
-from geofm.evaluation.cache import FeatureCache
 from geofm.evaluation.data import LabelledData
-from geofm.evaluation.encoders import ViTEncoder
-from geofm.evaluation.features import Features, prepared_batches
+from geofm.evaluation.features import FeatureCache, Features, prepared_batches
 from geofm.evaluation.probes.dense import dense_probe
 
 

@@ -42,7 +42,7 @@ from torch import Tensor
 
 from geofm.datasets import SampleLandCover
 from geofm.evaluation import knn_predict
-from geofm.evaluation.encoders import Encoder, StatisticsEncoder
+from geofm.evaluation.backbones import Encoder, StatisticsEncoder
 from geofm.models import MultiSensorViT, create_backbone, load_backbone, read_hparams
 from geofm.sensors import BANDS, SENSORS
 

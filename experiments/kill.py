@@ -44,7 +44,7 @@ import geofm.commands.maps
 import geofm.commands.page
 import geofm.commands.predict
 import geofm.datamodules
-import geofm.maps.page
+import geofm.maps.view.page
 import geofm.tasks  # noqa: F401 - imported before the processes are forked
 from geofm.atomic import atomic_file
 from geofm.cli import main as geofm_main

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from geofm.datasets import SampleLandCover
-from geofm.evaluation.backbones import PATCH_WORDS_NAME, BackboneConfig, build_backbone
-from geofm.evaluation.encoders import Encoder
+from geofm.evaluation.backbones import PATCH_WORDS_NAME, BackboneConfig, Encoder, build_backbone
 from geofm.models import MultiSensorViT
 from geofm.sensors import band_indices
 from geofm.transforms import Normalize

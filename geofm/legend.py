@@ -111,7 +111,7 @@ class Legend:
 
     @property
     def colors(self) -> dict[int, RGB]:
-        """Colour of each value, as :class:`geofm.maps.writer.Encoding` takes it."""
+        """Colour of each value, as :class:`geofm.maps.make.writer.Encoding` takes it."""
         return {c.value: c.color for c in self.classes}
 
     @property

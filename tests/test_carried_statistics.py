@@ -14,9 +14,9 @@ from torchgeo.tasks import Classification
 from geofm.datamodules import NamedBandsDataModule
 from geofm.evaluation import BackboneConfig
 from geofm.evaluation.backbones import build_backbone
-from geofm.maps.products import map_scene
+from geofm.maps.make.products import map_scene
+from geofm.maps.make.survey import Observer, Wanted
 from geofm.maps.scene import Scene
-from geofm.maps.survey import Observer, Wanted
 from geofm.models import (
     CheckpointError,
     MultiSensorViT,

@@ -17,14 +17,13 @@ from geofm.datasets import write_sample_data
 from geofm.datasets.catalogue.catalogue import beside, update_catalogue
 from geofm.datasets.sample.plan import DEFAULT_ROIS
 from geofm.datasets.statistics import write_statistics
-from geofm.evaluation.cache import FeatureCache
-from geofm.evaluation.features import Features
+from geofm.evaluation.features import FeatureCache, Features
 from geofm.grid import Grid
-from geofm.maps.embeddings import write_embeddings
-from geofm.maps.figure import save_figure
-from geofm.maps.pca import PCABasis
-from geofm.maps.windows import Strip
-from geofm.maps.writer import write_patches
+from geofm.maps.make.embeddings import write_embeddings
+from geofm.maps.make.pca import PCABasis
+from geofm.maps.make.windows import Strip
+from geofm.maps.make.writer import write_patches
+from geofm.maps.view.figure import save_figure
 from geofm.models.weights.files import write_torch, write_weights
 from tests.datasets.catalogue.test_catalogue import KEY
 from tests.datasets.tree import grid_at, write_pair
@@ -41,7 +40,7 @@ def strips() -> list[Strip]:
 
 def tiles(folder: Path) -> None:
     pytest.importorskip('rio_tiler', reason='map tiles need rio-tiler, of the extra "maps"')
-    from geofm.maps.tiles import Scalar, write_tiles
+    from geofm.maps.view.tiles import Scalar, write_tiles
 
     scene = folder.parent / 'scene.tif'
     if not scene.exists():

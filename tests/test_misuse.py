@@ -25,10 +25,10 @@ from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend, LegendError
 from geofm.locking import locked_folder
 from geofm.lonlat import turns
-from geofm.maps.class_products import draw_classes
-from geofm.maps.heads import Head
-from geofm.maps.predict import PredictOptions, predict_scene
-from geofm.maps.samples import samples_on
+from geofm.maps.few_labels.heads import Head
+from geofm.maps.few_labels.samples import samples_on
+from geofm.maps.make.class_products import draw_classes
+from geofm.maps.make.predict import PredictOptions, predict_scene
 from geofm.models import CheckpointError
 from geofm.models.weights.files import read_file
 from tests.maps.scenes import write

@@ -20,8 +20,8 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from geofm.grid import Grid
-from geofm.maps.embeddings import write_embeddings
-from geofm.maps.windows import Strip
+from geofm.maps.make.embeddings import write_embeddings
+from geofm.maps.make.windows import Strip
 
 ROWS, COLS, DIMENSIONS, LABELS, CLASSES = 250, 400, 384, 200, 5
 METHODS = ('logistic', 'knn', 'ridge')

@@ -27,8 +27,8 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 
 from geofm.grid import Grid
-from geofm.maps.page import EmbeddingGrid, write_page
-from geofm.maps.page.embedding import MOST_BYTES
+from geofm.maps.view.page import EmbeddingGrid, write_page
+from geofm.maps.view.page.embedding import MOST_BYTES
 
 ROWS, COLS, CLASSES, CLICKS = 250, 400, 3, 20
 #: Width of ViT-S and ViT-B. A page holds as many dimensions as fit into MOST_BYTES.

@@ -21,7 +21,7 @@ from geofm.evaluation import (
     knn_accuracy,
     knn_average_precision,
 )
-from geofm.evaluation.encoders import Encoder
+from geofm.evaluation.backbones import Encoder
 from geofm.evaluation.features import side_by_side
 from geofm.models import MultiSensorViT
 from geofm.sensors import BandError

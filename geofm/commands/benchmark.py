@@ -20,7 +20,7 @@ from geofm.evaluation import (
     run_benchmark,
     write_report,
 )
-from geofm.evaluation.adapter import Missing
+from geofm.evaluation.backbones import Missing
 from geofm.evaluation.data import Task
 from geofm.evaluation.figures import write_figures
 from geofm.locking import locked_folder

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from geofm.maps.change import map_change
+from geofm.maps.make.change import map_change
 from geofm.printing import say
 
 

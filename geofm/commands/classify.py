@@ -12,8 +12,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from geofm.evaluation.accuracy import Accuracy
-from geofm.maps.classify import Classified, Fitting, classify_scenes
-from geofm.maps.heads import Head
+from geofm.maps.few_labels.classify import Classified, Fitting, classify_scenes
+from geofm.maps.few_labels.heads import Head
 from geofm.maps.scene import files_by_sensor
 from geofm.printing import say
 

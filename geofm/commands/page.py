@@ -34,7 +34,7 @@ def page(
             --scene_bands landsat=[B02,B03,B04].
     """
     try:
-        from geofm.maps.page import find_products, product_layers, scene_layers, write_page
+        from geofm.maps.view.page import find_products, product_layers, scene_layers, write_page
     except ModuleNotFoundError as error:
         raise ValueError(
             f"a page needs '{error.name}': install it with `pip install geofm[maps]`"

@@ -10,11 +10,15 @@ from geofm.commands.tables_mapped import command_line, raise_failed, say_scenes
 from geofm.datasets.archive.dataset import Split
 from geofm.datasets.labels import LabelSource, open_labels
 from geofm.datasets.splitting import SplitRule
-from geofm.maps.parts import Part, own_device
-from geofm.maps.predict import ClassProduct, Prediction, PredictOptions, predict_files
-from geofm.maps.predict_table import predict_table
-from geofm.maps.scene import Missing, files_by_sensor
-from geofm.maps.table_scenes import TableScenes
+from geofm.maps.make.predict import (
+    ClassProduct,
+    Prediction,
+    PredictOptions,
+    predict_files,
+    predict_table,
+)
+from geofm.maps.make.tables import Part, own_device
+from geofm.maps.scene import Missing, TableScenes, files_by_sensor
 from geofm.printing import say
 from geofm.sensors import BandError, check_bands
 from geofm.tasks.fine_tuned import load_fine_tuned

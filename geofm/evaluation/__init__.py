@@ -3,8 +3,8 @@
 from geofm.evaluation.backbones import BackboneConfig, encoder_of
 from geofm.evaluation.benchmark import Probe, ProbeSettings, run_benchmark
 from geofm.evaluation.data import LabelledData, labelled_data
+from geofm.evaluation.data.paired import PairedDataModule
 from geofm.evaluation.features import LabelledFeatures, extract_features
-from geofm.evaluation.paired import PairedDataModule
 from geofm.evaluation.probes.knn import (
     knn_accuracy,
     knn_average_precision,

@@ -15,12 +15,17 @@ from geofm.evaluation.backbones import (
     build_backbone,
     statistics_backbone,
 )
-from geofm.evaluation.cache import FeatureCache, feature_key
-from geofm.evaluation.data import SPLITS, LabelledData, Split
-from geofm.evaluation.features import Features, prepared_batches, split_features
-from geofm.evaluation.labels import number_of_classes
+from geofm.evaluation.data import SPLITS, LabelledData, Split, number_of_classes
+from geofm.evaluation.features import (
+    FeatureCache,
+    Features,
+    feature_key,
+    prepared_batches,
+    split_features,
+)
 from geofm.evaluation.metrics import (
     Metric,
+    Prediction,
     confusion,
     image_metrics,
     regression_metrics,
@@ -30,7 +35,6 @@ from geofm.evaluation.metrics import (
 from geofm.evaluation.probes.decoders import Decoder, UnsuitableError, decoder_probe
 from geofm.evaluation.probes.dense import dense_probe
 from geofm.evaluation.probes.images import knn_probe, linear_probe, logistic_probe
-from geofm.evaluation.probes.prediction import Prediction
 from geofm.evaluation.report import Report, Score
 from geofm.printing import printable
 

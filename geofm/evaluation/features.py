@@ -1,19 +1,47 @@
 """Features of labelled images, computed once."""
 
+import hashlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from rich.progress import track
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+import geofm
 from geofm.datasets.transfer import tensors_to
-from geofm.evaluation.adapter import Adapter
-from geofm.evaluation.data import LabelledData, Split
-from geofm.evaluation.encoders import Encoder
-from geofm.evaluation.labels import class_labels
+from geofm.evaluation.backbones import Adapter, Encoder
+from geofm.evaluation.data import LabelledData, Split, class_labels, hash_tensors
+from geofm.models.weights.files import write_safetensors
+from geofm.sensors import added_sensors
+
+#: Code whose change may change features, in the folder of the package.
+_CODE = (
+    'sensors',
+    'datasets/named_bands.py',
+    'transforms/normalize.py',
+    'transforms/picture.py',
+    'transforms/statistics.py',
+    'models',
+    'evaluation/data/naming.py',
+    'evaluation/data/sources.py',
+    'evaluation/backbones/adapter.py',
+    'evaluation/backbones/encoders.py',
+    'evaluation/features.py',
+)
+
+#: Libraries whose change may change features.
+_LIBRARIES = ('torch', 'timm', 'torchgeo', 'rasterio')
+
+#: Where the hash of the tensors stands in a file.
+_DIGEST = 'sha256'
 
 
 class LabelledFeatures(NamedTuple):
@@ -144,3 +172,121 @@ def extract_features(
     if not features:
         raise ValueError('no data to compute features of: the data loader gave no batch')
     return LabelledFeatures(torch.cat(features), torch.cat(labels))
+
+
+def feature_key(
+    encoder: Encoder, adapter: Adapter, data: LabelledData, split: Split, device: str
+) -> str:
+    """What the features of a split depend on, as a hash.
+
+    Weights, bands and preprocessing, the data (see :meth:`LabelledData.fingerprint`) and the code;
+    the batch size and the kind of device too, for they change the last bits.
+
+    Args:
+        encoder: The encoder.
+        adapter: What brings the data to it.
+        data: The data.
+        split: The split.
+        device: Where features are computed.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    parts = (
+        hash_module(encoder),
+        hash_module(adapter),
+        data.fingerprint(split),
+        code_version(),
+        str(data.batch_size),
+        str(data.ignore_index),
+        torch.device(device).type,
+    )
+    return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+
+
+class FeatureCache:
+    """A folder of features."""
+
+    def __init__(self, folder: Path | None, say: Callable[[str], None]) -> None:
+        """Initialize a new FeatureCache instance.
+
+        Args:
+            folder: The folder; None keeps nothing.
+            say: Called with a line where a file cannot be used.
+        """
+        self.folder = folder
+        self.say = say
+
+    def get(self, key: str, compute: Callable[[], Features]) -> Features:
+        """Features under a key, computed if they are not there.
+
+        Args:
+            key: The key.
+            compute: Computes them.
+
+        Returns:
+            The features.
+        """
+        if self.folder is None:
+            return compute()
+        path = self.folder / f'{key}.safetensors'
+        if path.is_file():
+            features = _read(path)
+            if features is not None:
+                return features
+            self.say(f'{path}: damaged, so its features are computed again')
+        features = compute()
+        _write(path, features)
+        return features
+
+
+def _read(path: Path) -> Features | None:
+    """Features in a file, or None if it is damaged."""
+    try:
+        with safe_open(path, framework='pt') as file:
+            digest = (file.metadata() or {}).get(_DIGEST)
+            tensors = {name: file.get_tensor(name) for name in ('values', 'targets')}
+    except (SafetensorError, OSError, ValueError, KeyError):
+        return None
+    return Features(**tensors) if digest == hash_tensors(tensors) else None
+
+
+def _write(path: Path, features: Features) -> None:
+    tensors = {'values': features.values, 'targets': features.targets}
+    # Several processes may write the same features.
+    write_safetensors(tensors, path, {_DIGEST: hash_tensors(tensors)})
+
+
+def hash_module(module: nn.Module) -> str:
+    """Hash of a module: what it is made of, its parameters and all of its buffers.
+
+    Args:
+        module: The module.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return hashlib.sha256(f'{module!r}\n{hash_tensors(tensors)}'.encode()).hexdigest()
+
+
+def code_version() -> str:
+    """Hash of the code, the libraries and the user's sensors that features depend on.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    added = ' '.join(map(repr, added_sensors()))
+    return hashlib.sha256(f'{_code_version()} {added}'.encode()).hexdigest()
+
+
+@cache
+def _code_version() -> str:
+    root = Path(inspect.getfile(geofm)).parent
+    digest = hashlib.sha256(' '.join(f'{name} {version(name)}' for name in _LIBRARIES).encode())
+    for part in _CODE:
+        path = root / part
+        for file in sorted(path.rglob('*.py')) if path.is_dir() else [path]:
+            digest.update(f'{file.relative_to(root)}\n'.encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

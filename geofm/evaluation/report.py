@@ -16,8 +16,7 @@ from torch import Tensor
 
 from geofm.atomic import atomic_file
 from geofm.evaluation.data import LabelledData
-from geofm.evaluation.metrics import NO_SHARES, PRIMARY, Metric
-from geofm.evaluation.probes.prediction import Prediction
+from geofm.evaluation.metrics import NO_SHARES, PRIMARY, Metric, Prediction
 from geofm.printing import printable
 
 #: Test images of which maps are drawn.

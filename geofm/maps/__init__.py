@@ -1,9 +1,9 @@
 """Maps of what a backbone sees in a scene."""
 
-from geofm.maps.figure import plot_products, save_figure
-from geofm.maps.places import search
-from geofm.maps.products import Options, Product, map_scene
-from geofm.maps.stac import read_item
+from geofm.maps.make.products import Options, Product, map_scene
+from geofm.maps.scene import read_item
+from geofm.maps.view.figure import plot_products, save_figure
+from geofm.maps.view.places import search
 
 __all__ = (
     'Options',

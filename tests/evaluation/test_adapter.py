@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geofm.evaluation.adapter import Adapter, absent_sensors
+from geofm.evaluation.backbones import Adapter, absent_sensors
 from geofm.sensors import BANDS, BandError, band_statistics
 from geofm.transforms import Normalize
 

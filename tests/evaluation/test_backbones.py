@@ -6,8 +6,14 @@ import timm
 import torch
 from torch import Tensor
 
-from geofm.evaluation.backbones import Backbone, BackboneConfig, build_backbone
-from geofm.evaluation.encoders import StatisticsEncoder, ViTEncoder, band_statistics_encoder
+from geofm.evaluation.backbones import (
+    Backbone,
+    BackboneConfig,
+    StatisticsEncoder,
+    ViTEncoder,
+    band_statistics_encoder,
+    build_backbone,
+)
 from geofm.evaluation.features import side_by_side
 from geofm.models import CheckpointError, MultiSensorViT
 from geofm.sensors import BANDS, RGB_BANDS, SENTINEL1, SENTINEL2, BandError, band_statistics

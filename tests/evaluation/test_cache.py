@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from geofm.evaluation.adapter import Adapter
-from geofm.evaluation.cache import FeatureCache, feature_key
+from geofm.evaluation.backbones import Adapter, StatisticsEncoder, ViTEncoder
 from geofm.evaluation.data import LabelledData
-from geofm.evaluation.encoders import StatisticsEncoder, ViTEncoder
-from geofm.evaluation.features import Features
+from geofm.evaluation.features import FeatureCache, Features, feature_key
 from geofm.models import MultiSensorViT
 from geofm.sensors import BANDS
 from tests.evaluation.labelled import TINY, noise_data

@@ -12,8 +12,8 @@ from geofm.cli import main
 from geofm.datamodules import LabelledFolderDataModule, NamedBandsDataModule
 from geofm.evaluation import BackboneConfig, LabelledData, knn_predict, labelled_data
 from geofm.evaluation.backbones import Backbone, build_backbone
+from geofm.evaluation.data.naming import innermost
 from geofm.evaluation.features import Features, split_features
-from geofm.evaluation.naming import innermost
 from geofm.sensors import SENTINEL2
 from tests.evaluation.labelled import TINY
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from geofm.evaluation import ProbeSettings, labelled_data, run_benchmark
-from geofm.evaluation.labels import class_labels, class_mask, number_of_classes
+from geofm.evaluation.data import class_labels, class_mask, number_of_classes
 from geofm.evaluation.report import Report
 from tests.evaluation.test_data import Images, Module, wrap
 

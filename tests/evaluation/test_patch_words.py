@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.cluster import KMeans
 
-from geofm.evaluation.patch_words import PatchWordsEncoder
+from geofm.evaluation.backbones import PatchWordsEncoder
 from geofm.models.patch_words import PatchWords, spherical_kmeans
 
 SIZE, WORDS = 4, 12

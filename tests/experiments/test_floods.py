@@ -16,7 +16,7 @@ from sklearn.metrics import jaccard_score
 
 from geofm.datamodules import LabelledArchiveDataModule
 from geofm.datasets.table import RasterTable
-from geofm.evaluation.encoders import ViTEncoder
+from geofm.evaluation.backbones import ViTEncoder
 from geofm.tasks import MaskedWords
 from tests.registry import kept_registry
 

@@ -15,8 +15,8 @@ from rasterio.warp import Resampling, reproject
 import geofm.commands.maps
 from geofm.cli import main
 from geofm.maps import map_scene, plot_products
-from geofm.maps.page import scene_layers
 from geofm.maps.scene import Scene, files_by_sensor
+from geofm.maps.view.page import scene_layers
 from geofm.sensors import SENSORS, SensorError, bands_of, load_sensors, registry
 
 from ..registry import kept_registry

@@ -9,7 +9,7 @@ import rasterio
 from rasterio.transform import Affine
 
 from geofm.cli import main
-from geofm.maps.change import map_change
+from geofm.maps.make.change import map_change
 from tests.maps.scenes import NORTH_UP, write
 
 ROWS, COLS, DIMS = 7, 11, 6
@@ -104,8 +104,8 @@ def test_change_is_a_layer_of_the_page(
     two: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Path, Path], tmp_path: Path
 ) -> None:
     pytest.importorskip('rio_tiler', reason='the page needs rio-tiler, of the extra "maps"')
-    from geofm.maps.page import find_products, product_layers
-    from geofm.maps.tiles import Scalar
+    from geofm.maps.view.page import find_products, product_layers
+    from geofm.maps.view.tiles import Scalar
 
     _, _, before, after = two
     map_change(before, after, tmp_path)

@@ -25,14 +25,14 @@ from geofm.cli import main
 from geofm.datasets.labels import open_labels
 from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend
-from geofm.maps.classify import Fitting, classify_scenes
-from geofm.maps.cross_validation import band_statistics, blocks_of, folds_of
-from geofm.maps.embedding_files import Embeddings
-from geofm.maps.embeddings import write_embeddings
-from geofm.maps.heads import Head, Method
-from geofm.maps.samples import samples_on
-from geofm.maps.windows import Floats, Strip
-from geofm.maps.writer import patch_grid, write_patches
+from geofm.maps.few_labels.classify import Fitting, classify_scenes
+from geofm.maps.few_labels.cross_validation import band_statistics, blocks_of, folds_of
+from geofm.maps.few_labels.heads import Head, Method
+from geofm.maps.few_labels.samples import samples_on
+from geofm.maps.make.embedding_files import Embeddings
+from geofm.maps.make.embeddings import write_embeddings
+from geofm.maps.make.windows import Floats, Strip
+from geofm.maps.make.writer import patch_grid, write_patches
 from geofm.sensors import DEFAULT_SENSORS, SENSORS
 from tests.maps.scenes import NORTH_UP, UTM, noise, write
 

@@ -10,9 +10,9 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from geofm.grid import Grid
-from geofm.maps.figure import north, plot_products, save_figure
-from geofm.maps.windows import Strip
-from geofm.maps.writer import Encoding, write_patches
+from geofm.maps.make.windows import Strip
+from geofm.maps.make.writer import Encoding, write_patches
+from geofm.maps.view.figure import north, plot_products, save_figure
 
 from .scenes import NORTH_UP, UTM, noise, write
 

@@ -18,7 +18,7 @@ from tests.maps.scenes import NORTH_UP, UTM, write
 pytest.importorskip('rio_tiler', reason='the page needs rio-tiler, of the extra "maps"')
 pytest.importorskip('xstatic.pkg.leaflet', reason='the page needs xstatic-leaflet, of "maps"')
 
-from geofm.maps.page import (
+from geofm.maps.view.page import (
     EmbeddingGrid,
     Layer,
     find_products,
@@ -26,8 +26,8 @@ from geofm.maps.page import (
     scene_layers,
     write_page,
 )
-from geofm.maps.page.mesh import TOLERANCE, PatchMap
-from geofm.maps.tiles import Classes, Scalar
+from geofm.maps.view.page.mesh import TOLERANCE, PatchMap
+from geofm.maps.view.tiles import Classes, Scalar
 from tests.maps.pages import (
     COLS,
     DEGREES,

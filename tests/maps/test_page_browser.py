@@ -14,8 +14,8 @@ from matplotlib import colormaps
 pytest.importorskip('rio_tiler', reason='the page needs rio-tiler, of the extra "maps"')
 pytest.importorskip('xstatic.pkg.leaflet', reason='the page needs xstatic-leaflet, of "maps"')
 
-from geofm.maps.page import EmbeddingGrid, Layer, write_page
-from geofm.maps.tiles import Scalar
+from geofm.maps.view.page import EmbeddingGrid, Layer, write_page
+from geofm.maps.view.tiles import Scalar
 from tests.maps.pages import (
     COLS,
     EMPTY,

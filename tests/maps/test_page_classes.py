@@ -18,7 +18,7 @@ pytest.importorskip('xstatic.pkg.leaflet', reason='the page needs xstatic-leafle
 
 from geofm.cli import main
 from geofm.legend import NO_CLASS, Legend
-from geofm.maps.page import EmbeddingGrid
+from geofm.maps.view.page import EmbeddingGrid
 from tests.maps.pages import COLS, EMPTY, GRIDS, ROWS, SHIFTS, Browser, Made, shown_colors
 
 everywhere = pytest.mark.parametrize('opened', GRIDS, indirect=True)

@@ -1,6 +1,6 @@
 import pytest
 
-from geofm.maps.parts import Part, own_device
+from geofm.maps.make.tables import Part, own_device
 
 
 @pytest.mark.parametrize(

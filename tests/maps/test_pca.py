@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from geofm.maps.pca import PCABasis, known_tokens
-from geofm.maps.windows import Strip
+from geofm.maps.make.pca import PCABasis, known_tokens
+from geofm.maps.make.windows import Strip
 
 Strips = Callable[[], list[Strip]]
 

@@ -17,9 +17,9 @@ from rasterio.transform import Affine
 from rasterio.warp import transform as transform_points
 
 from geofm.grid import Grid
-from geofm.maps.embeddings import EmbeddingTable, Precision, dimension_scales, write_embeddings
-from geofm.maps.places import search
-from geofm.maps.windows import Strip
+from geofm.maps.make.embeddings import EmbeddingTable, Precision, dimension_scales, write_embeddings
+from geofm.maps.make.windows import Strip
+from geofm.maps.view.places import search
 
 from .scenes import NORTH_UP, UTM
 
@@ -107,7 +107,7 @@ def test_footprints_lie_on_the_patches(tmp_path: Path, grid: Grid) -> None:
 
 def test_groups_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gpd.read_parquet(_write(tmp_path / 'a.parquet'))
-    monkeypatch.setattr('geofm.maps.embeddings._GROUP_ROWS', 30)
+    monkeypatch.setattr('geofm.maps.make.embeddings._GROUP_ROWS', 30)
     path = _write(tmp_path / 'b.parquet')
     assert pq.ParquetFile(path).num_row_groups == 3
     assert gpd.read_parquet(path).drop(columns='embedding').equals(whole.drop(columns='embedding'))
@@ -118,7 +118,7 @@ def test_groups_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_search_is_brute_force(
     tmp_path: Path, grid: Grid, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ('embeddings', 'places'):
+    for module in ('make.embeddings', 'view.places'):
         monkeypatch.setattr(f'geofm.maps.{module}.BATCH_ROWS', 25)
     result = search(_write(tmp_path / 'a.parquet', grid, precision), _lonlat(grid, 4.7, 5.2), top=7)
     vectors = _vectors()

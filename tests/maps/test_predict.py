@@ -22,9 +22,9 @@ from torchgeo.tasks import Classification, PixelwiseRegression, Regression, Sema
 from geofm.cli import main
 from geofm.evaluation.map_accuracy import assess_map
 from geofm.legend import NO_CLASS, Legend
-from geofm.maps import survey
-from geofm.maps.predict import ClassProduct, PredictOptions, Predictor, predict_scene
-from geofm.maps.windows import Axis
+from geofm.maps.make import survey
+from geofm.maps.make.predict import ClassProduct, PredictOptions, Predictor, predict_scene
+from geofm.maps.make.windows import Axis
 from geofm.models import CheckpointError
 from geofm.tasks.fine_tuned import FineTuned, load_fine_tuned
 from geofm.transforms.statistics import InputStatistics

@@ -23,8 +23,8 @@ from geofm.datasets.sample.plan import DEFAULT_ROIS
 from geofm.datasets.splitting import SplitRule
 from geofm.datasets.table import RasterTable
 from geofm.legend import NO_CLASS, Legend
-from geofm.maps.predict import PredictOptions, predict_scene
-from geofm.maps.table_scenes import TableScenes
+from geofm.maps.make.predict import PredictOptions, predict_scene
+from geofm.maps.scene import TableScenes
 from geofm.sensors import bands_of, load_sensors
 from geofm.tasks.fine_tuned import load_fine_tuned, logits, without_sensors
 from tests.maps.test_predict import save

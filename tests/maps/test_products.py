@@ -21,8 +21,8 @@ from torch.nn.functional import avg_pool2d
 
 import geofm.models  # noqa: F401  registers the models
 from geofm.maps import Options, Product, map_scene
-from geofm.maps.embeddings import EmbeddingTable
-from geofm.maps.survey import weights_sha256
+from geofm.maps.make.embeddings import EmbeddingTable
+from geofm.maps.make.survey import weights_sha256
 from geofm.models.attention import Observation
 from geofm.models.timm_vit import TimmViT
 from geofm.sensors import BANDS, SENTINEL1, SENTINEL2, band_statistics
@@ -327,8 +327,8 @@ def test_memory_does_not_grow_with_the_scene(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of what NumPy holds; experiments/benchmarks/map_memory.py measures the whole process."""
-    monkeypatch.setattr('geofm.maps.writer._STRIP_BYTES', 2**15)
-    monkeypatch.setattr('geofm.maps.embeddings._GROUP_ROWS', 256)
+    monkeypatch.setattr('geofm.maps.make.writer._STRIP_BYTES', 2**15)
+    monkeypatch.setattr('geofm.maps.make.embeddings._GROUP_ROWS', 256)
 
     def peak(height: int, product: Product) -> int:
         path = write(tmp_path / f'{height}.tif', noise('s2', height, 96).astype('uint16'))

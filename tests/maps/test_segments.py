@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from geofm.maps.segments import Segmenter, segment_colors
-from geofm.maps.windows import Strip
+from geofm.maps.make.segments import Segmenter, segment_colors
+from geofm.maps.make.windows import Strip
 
 
 def _blobs(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
@@ -45,7 +45,7 @@ def test_the_seed_decides() -> None:
 
 def test_a_large_scene_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     tokens, truth = _blobs((300, 500))
-    monkeypatch.setattr('geofm.maps.segments._SAMPLE', 100)
+    monkeypatch.setattr('geofm.maps.make.segments._SAMPLE', 100)
     segmenter = Segmenter(lambda: _strips(tokens), 2, 800)
     assert 100 <= len(segmenter._kmeans.labels_) <= 104
     labels = np.concatenate([strip.values for strip in segmenter.assign(_strips(tokens))], axis=1)

@@ -12,8 +12,8 @@ from rasterio.windows import Window
 from rasterio.windows import transform as window_transform
 
 from geofm.maps import Options, Product, map_scene
-from geofm.maps.embeddings import EmbeddingTable
-from geofm.maps.strides import Stride
+from geofm.maps.make.embeddings import EmbeddingTable
+from geofm.maps.make.strides import Stride
 from geofm.sensors import SENTINEL2, band_statistics
 
 from .scenes import GroundModel, cog_problems, noise, write

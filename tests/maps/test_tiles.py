@@ -20,7 +20,7 @@ pytest.importorskip('rio_tiler', reason='map tiles need rio-tiler, of the extra 
 
 from rio_tiler.io import Reader
 
-from geofm.maps.tiles import (
+from geofm.maps.view.tiles import (
     RGB,
     WEB_MERCATOR,
     Classes,

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geofm.maps.windows import Axis, Strip, Sums, Tile, Tiling, blend_row, regroup
+from geofm.maps.make.windows import Axis, Strip, Sums, Tile, Tiling, blend_row, regroup
 
 lengths = st.integers(1, 80)
 sizes = st.integers(1, 20)

@@ -12,8 +12,8 @@ from rasterio.enums import ColorInterp
 from rasterio.transform import Affine
 
 from geofm.grid import Grid
-from geofm.maps.windows import Strip
-from geofm.maps.writer import (
+from geofm.maps.make.windows import Strip
+from geofm.maps.make.writer import (
     Encoding,
     Upsampling,
     patch_grid,
@@ -146,7 +146,7 @@ def test_encodings(tmp_path: Path, encoding: Encoding, expected: dict[str, Any],
 
 
 def test_many_bands_are_written_in_low_strips(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr('geofm.maps.writer._STRIP_BYTES', 200_000)
+    monkeypatch.setattr('geofm.maps.make.writer._STRIP_BYTES', 200_000)
     values = np.random.default_rng(0).random((40, 100, 64), np.float32)
     path, valid = tmp_path / 'map.tif', np.ones((100, 64), bool)
     names = [str(i) for i in range(40)]

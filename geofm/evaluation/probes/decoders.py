@@ -18,10 +18,9 @@ from torch.utils.data import DataLoader
 from torchgeo.tasks import PixelwiseRegression, SemanticSegmentation
 
 from geofm.datasets.transfer import tensors_to
-from geofm.evaluation.adapter import Adapter
-from geofm.evaluation.backbones import Backbone
+from geofm.evaluation.backbones import Adapter, Backbone
 from geofm.evaluation.data import LabelledData, Split
-from geofm.evaluation.probes.prediction import Prediction
+from geofm.evaluation.metrics import Prediction
 from geofm.printing import printable
 
 #: Learning rates of AdamW, with the backbone frozen and tuned.

@@ -9,9 +9,8 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, one_hot
 
 from geofm.evaluation.data import Split, Task
 from geofm.evaluation.features import Features
-from geofm.evaluation.metrics import confusion, mean_iou, r2, regression_sums
+from geofm.evaluation.metrics import Prediction, confusion, mean_iou, r2, regression_sums
 from geofm.evaluation.probes.heads import Heads, train_heads
-from geofm.evaluation.probes.prediction import Prediction
 
 #: Learning rates that are tried.
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)

@@ -16,9 +16,9 @@ from torchmetrics.functional.classification import multilabel_average_precision
 
 from geofm.evaluation.data import Split, Task
 from geofm.evaluation.features import Features, side_by_side
+from geofm.evaluation.metrics import Prediction
 from geofm.evaluation.probes.heads import Link, train_heads
 from geofm.evaluation.probes.knn import knn_votes, whiten
-from geofm.evaluation.probes.prediction import Prediction
 
 type Classifier = LogisticRegression | OneVsRestClassifier | DummyClassifier
 

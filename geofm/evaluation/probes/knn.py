@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics.functional.classification import multilabel_average_precision
 
-from geofm.evaluation.labels import class_labels
+from geofm.evaluation.data import class_labels
 
 #: Similarities that are held at a time.
 _SIMILARITIES = 2**27

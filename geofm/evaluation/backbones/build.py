@@ -1,0 +1,390 @@
+"""Any backbone by a name: what to compute features with."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+from torchgeo.models import RCF
+
+from geofm.evaluation.backbones.adapter import Adapter, Missing, Transformed
+from geofm.evaluation.backbones.encoders import (
+    Encoder,
+    PatchWordsEncoder,
+    PooledEncoder,
+    StatisticsEncoder,
+    ViTEncoder,
+)
+from geofm.evaluation.backbones.ours import OursBuilder, is_ours
+from geofm.evaluation.backbones.torchgeo_weights import TorchGeoBuilder, is_torchgeo, load_weights
+from geofm.models import MODEL_NAMES, CheckpointError, MultiSensorViT
+from geofm.models.patch_words import PatchWords
+from geofm.models.task_checkpoints import task_backbone
+from geofm.models.weights.files import read_file
+from geofm.sensors import RGB_BANDS, BandError
+from geofm.transforms.picture import PICTURE_WHITE, Picture, Standardize
+from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
+
+#: Name of TorchGeo's random convolutional features.
+RCF_NAME = 'rcf'
+
+#: Name of bags of patch words.
+PATCH_WORDS_NAME = 'patch_words'
+
+#: Name of the row of image statistics.
+STATISTICS = 'band mean and std'
+
+
+@dataclass
+class BackboneConfig:
+    """A backbone to measure.
+
+    Attributes:
+        model: A checkpoint that `geofm fit` wrote, with this project's task or TorchGeo's
+            `Classification`, `SimCLR`, `MoCo` or `MAE`; a geofm or timm model name, TorchGeo
+            weights such as `ViTSmall16_Weights.SENTINEL2_ALL_DINO`; or a baseline, `rcf` or
+            `patch_words`.
+        name: What the table calls it.
+        weights: A file of weights for *model*, in place of those it would download.
+        pretrained: Whether a timm model gets its pretrained weights.
+        bands: Bands of the model's channels, in their order. By default a checkpoint's own,
+            those of TorchGeo's weights, red, green and blue for timm's models, and all of the data
+            for models with random weights.
+        image_size: Side in pixels to which images are resized; by default as they are, or up to the
+            next multiple of the patch.
+        missing_bands: What stands for a single band that the data lack: its mean or zero. By
+            default that is an error. A sensor that is absent as a whole needs no filling in a
+            fused model.
+        mean: Mean of bands in dB and DN that the model was trained with, where not geofm's.
+        std: Standard deviation of bands likewise.
+        model_args: Further arguments of the model.
+    """
+
+    model: str
+    name: str | None = None
+    weights: Path | None = None
+    pretrained: bool = True
+    bands: list[str] | None = None
+    image_size: int | None = None
+    missing_bands: Missing | None = None
+    mean: dict[str, float] | None = None
+    std: dict[str, float] | None = None
+    model_args: dict[str, Any] | None = None
+
+
+@dataclass
+class Backbone:
+    """A backbone with what brings the data to it.
+
+    Attributes:
+        name: What the table calls it.
+        encoder: From a prepared batch to features.
+        adapter: From a batch of the data to a prepared one.
+        architecture: Same for models that differ in their weights alone; None has no weights.
+        learned: Whether its weights were learned.
+        model: The model itself; None: it has none to tune.
+        decoder_name: Name by which TorchGeo's segmentation tasks know the architecture.
+        lines: What a reader of its figures should know.
+    """
+
+    name: str
+    encoder: Encoder
+    adapter: Adapter
+    architecture: str | None = None
+    learned: bool = False
+    model: nn.Module | None = None
+    decoder_name: str | None = None
+    lines: list[str] = field(default_factory=list)
+
+
+def statistics_backbone(
+    data_bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]
+) -> Backbone:
+    """The baseline of image statistics.
+
+    Args:
+        data_bands: Bands of the data.
+        statistics: Mean and std by band that the data ask for.
+
+    Returns:
+        The backbone.
+    """
+    adapter = Adapter(data_bands, data_bands, statistics=statistics)
+    return Backbone(STATISTICS, StatisticsEncoder(), adapter)
+
+
+def build_backbone(
+    config: BackboneConfig,
+    data_bands: Sequence[str],
+    statistics: Mapping[str, tuple[float, float]],
+    seed: int,
+    random: bool = False,
+) -> Backbone:
+    """Build a backbone.
+
+    Args:
+        config: Which one.
+        data_bands: Bands of the data.
+        statistics: Mean and std by band that the data ask for.
+        seed: Seed of random weights.
+        random: Leave the weights random: the baseline of the architecture.
+
+    Returns:
+        The backbone.
+
+    Raises:
+        BandError: If the bands of the data are not what it needs.
+        CheckpointError: If weights cannot be read or do not fit.
+        ValueError: If there is no model of that name.
+    """
+    config = _of_task(config, statistics)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if config.model == RCF_NAME:
+            return _rcf(config, data_bands, statistics, seed)
+        if config.model == PATCH_WORDS_NAME:
+            return _patch_words(config, data_bands, statistics)
+        if is_ours(config.model, config.weights):
+            return _ours(config, data_bands, statistics, seed, random)
+        if is_torchgeo(config.model):
+            return _torchgeo(config, data_bands, random)
+        return _timm(config, data_bands, statistics, random)
+
+
+def _of_task(config: BackboneConfig, of_data: Mapping[str, tuple[float, float]]) -> BackboneConfig:
+    """For the checkpoint of a TorchGeo task on a model of timm's, the model and its weights."""
+    path = Path(config.model)
+    found = task_backbone(read_file(path), path) if path.is_file() else None
+    if found is None or found.model in MODEL_NAMES:
+        return config
+    mean, std = config.mean, config.std
+    if found.statistics is not None and not mean and not std:
+        # Those that are given for the data come first, as for models of this package.
+        mean = {b: m for b, m in found.statistics.mean.items() if b not in of_data}
+        std = {b: found.statistics.std[b] for b in mean}
+    return replace(
+        config,
+        model=found.model,
+        name=config.name or path.stem,
+        weights=path,
+        pretrained=False,
+        model_args={**found.model_args, **(config.model_args or {})},
+        mean=mean,
+        std=std,
+    )
+
+
+def _statistics(
+    config: BackboneConfig,
+    of_data: Mapping[str, tuple[float, float]],
+    carried: InputStatistics | None = None,
+) -> dict[str, tuple[float, float]]:
+    """Mean and std by band: the user's for this model, then for the data, then the checkpoint's."""
+    given = {*(config.mean or {}), *(config.std or {})}
+    incomplete = given - (set(config.mean or {}) & set(config.std or {}))
+    if incomplete:
+        raise BandError(
+            f'{config.model}: mean and std need the same bands, see {sorted(incomplete)}'
+        )
+    own = {b: (config.mean[b], config.std[b]) for b in given} if config.mean and config.std else {}
+    trained = {} if carried is None else {b: (m, carried.std[b]) for b, m in carried.mean.items()}
+    return {**trained, **of_data, **own}
+
+
+def _statistics_lines(
+    title: str, statistics: Mapping[str, tuple[float, float]], carried: InputStatistics | None
+) -> list[str]:
+    """What a reader should know of the normalisation of a checkpoint's input."""
+    if carried is None:
+        return []
+    others = [b for b, m in carried.mean.items() if statistics[b] != (m, carried.std[b])]
+    if others:
+        return [
+            f'{title}: {", ".join(others)} are normalised by the statistics that were given, not '
+            'by those that its weights were trained with'
+        ]
+    if not carried.differs():
+        return []
+    return [f'{title}: normalised by the statistics that its weights were trained with']
+
+
+def _rcf(
+    config: BackboneConfig,
+    data_bands: Sequence[str],
+    statistics: Mapping[str, tuple[float, float]],
+    seed: int,
+) -> Backbone:
+    adapter = _plain_adapter(config, data_bands, statistics)
+    # Its seed 0 means no seed.
+    args = {'features': 512, **(config.model_args or {})}
+    model = RCF(len(adapter.bands), seed=seed + 1, **args)
+    return Backbone(config.name or 'RCF', PooledEncoder(model), adapter)
+
+
+def _patch_words(
+    config: BackboneConfig, data_bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]
+) -> Backbone:
+    adapter = _plain_adapter(config, data_bands, statistics)
+    words = PatchWords(len(adapter.bands), **(config.model_args or {}))
+    return Backbone(config.name or 'patch words', PatchWordsEncoder(words), adapter)
+
+
+def _plain_adapter(
+    config: BackboneConfig, data_bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]
+) -> Adapter:
+    """All bands of the data, or those asked for, normalised by band."""
+    return Adapter(
+        data_bands,
+        config.bands or list(data_bands),
+        statistics=_statistics(config, statistics),
+        missing=config.missing_bands,
+        image_size=config.image_size,
+    )
+
+
+def _ours(
+    config: BackboneConfig,
+    data_bands: Sequence[str],
+    statistics: Mapping[str, tuple[float, float]],
+    seed: int,
+    random: bool,
+) -> Backbone:
+    builder = OursBuilder(config.model, config.weights, config.bands, config.model_args or {})
+    # Reading a checkpoint draws numbers; random weights are to depend on the seed alone.
+    torch.manual_seed(seed)
+    model, lines = builder.build(data_bands, random)
+    carried = builder.statistics
+    chosen = _statistics(config, statistics, carried)
+    lines += _statistics_lines(builder.title, chosen, carried)
+    adapter = Adapter(
+        data_bands,
+        model.bands,
+        statistics=chosen,
+        clip=NO_STATISTICS.clip if carried is None else carried.clip,
+        missing=config.missing_bands,
+        image_size=config.image_size,
+        multiple=model.patch_size,
+    )
+    return Backbone(
+        config.name or builder.title,
+        ViTEncoder(model),
+        adapter,
+        builder.architecture,
+        builder.learned and not random,
+        model,
+        builder.name,
+        lines,
+    )
+
+
+def _torchgeo(config: BackboneConfig, data_bands: Sequence[str], random: bool) -> Backbone:
+    builder = TorchGeoBuilder(config.model, config.weights, config.model_args or {})
+    model, size = builder.build(random)
+    bands = config.bands or list(builder.bands)
+    adapter = Adapter(
+        data_bands,
+        bands,
+        Transformed(*builder.normalisation),
+        missing=config.missing_bands,
+        image_size=config.image_size or size,
+    )
+    lines = [f'{config.model}: the normalisation of its weights is used']
+    name = builder.timm_name if isinstance(model, timm.models.VisionTransformer) else None
+    encoder = encoder_of(model)
+    return Backbone(
+        config.name or config.model, encoder, adapter, config.model, not random, model, name, lines
+    )
+
+
+def _timm(
+    config: BackboneConfig,
+    data_bands: Sequence[str],
+    statistics: Mapping[str, tuple[float, float]],
+    random: bool,
+) -> Backbone:
+    if not timm.is_model(config.model):
+        raise ValueError(
+            f"'{config.model}' is no model: give a checkpoint that exists, a name of geofm or "
+            "timm, TorchGeo's weights such as ViTSmall16_Weights.SENTINEL2_ALL_DINO, or a "
+            f'baseline, {RCF_NAME} or {PATCH_WORDS_NAME}'
+        )
+    bands = tuple(config.bands or RGB_BANDS)
+    args = {'num_classes': 0, 'in_chans': len(bands), **(config.model_args or {})}
+    downloaded = config.pretrained and config.weights is None and not random
+    model = _create_timm(config.model, downloaded, args)
+    if config.weights is not None and not random:
+        load_weights(model, config.weights)
+    model.eval()
+    lines: list[str] = []
+    normalise: nn.Module | None = None
+    learned = (downloaded or config.weights is not None) and not random
+    if bands == RGB_BANDS and config.mean is None and config.pretrained:
+        normalise = Transformed(Picture(), _picture_statistics(model))
+        lines.append(
+            f'{config.model}: normalised as a picture with its own mean and std, white is '
+            f'reflectance {PICTURE_WHITE / 10_000}'
+        )
+    vit = hasattr(model, 'patch_embed') and hasattr(model, 'num_prefix_tokens')
+    fixed = _fixed_size(model)
+    adapter = Adapter(
+        data_bands,
+        bands,
+        normalise,
+        _statistics(config, statistics),
+        config.missing_bands,
+        config.image_size or fixed,
+        model.patch_embed.patch_size[0] if vit else 1,
+    )
+    return Backbone(
+        config.name or config.model,
+        encoder_of(model),
+        adapter,
+        f'{config.model} {bands} {config.model_args}',
+        learned,
+        model,
+        config.model if vit else None,
+        lines,
+    )
+
+
+def _create_timm(name: str, pretrained: bool, args: dict[str, Any]) -> Any:
+    """A model of timm that takes images of any size, if it can."""
+    try:
+        try:
+            return timm.create_model(name, pretrained, dynamic_img_size=True, **args)
+        except TypeError:
+            # Not a ViT, or one with positions for one size only.
+            return timm.create_model(name, pretrained, **args)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(
+            f'{name}: no pretrained weights: {error}. Give a file (weights), or pretrained: false'
+        ) from error
+
+
+def _fixed_size(model: Any) -> int | None:
+    """Side that a model of timm is bound to; None: any."""
+    if getattr(model, 'dynamic_img_size', False) or not hasattr(model, 'patch_embed'):
+        return None
+    size = getattr(model.patch_embed, 'img_size', None)
+    return None if size is None else int(size[0])
+
+
+def _picture_statistics(model: Any) -> nn.Module:
+    return Standardize(model.pretrained_cfg['mean'], model.pretrained_cfg['std'])
+
+
+def encoder_of(model: nn.Module) -> Encoder:
+    """What gives the features of a model.
+
+    Args:
+        model: A model of this project or of timm; other than a ViT, it must have no head.
+
+    Returns:
+        The encoder, around the model itself.
+    """
+    if isinstance(model, MultiSensorViT | timm.models.VisionTransformer | timm.models.Eva):
+        return ViTEncoder(model)
+    return PooledEncoder(model)

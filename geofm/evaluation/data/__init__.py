@@ -1,0 +1,29 @@
+"""Labelled data to evaluate on: splits of any data module, with bands matched by name."""
+
+from geofm.evaluation.data.labelled import (
+    IGNORE,
+    SPLITS,
+    LabelledData,
+    Split,
+    Task,
+    hash_tensors,
+    labelled_data,
+)
+from geofm.evaluation.data.labels import class_labels, class_mask, number_of_classes
+from geofm.evaluation.data.naming import innermost
+from geofm.evaluation.data.paired import PairedDataModule
+
+__all__ = (
+    'IGNORE',
+    'SPLITS',
+    'LabelledData',
+    'PairedDataModule',
+    'Split',
+    'Task',
+    'class_labels',
+    'class_mask',
+    'hash_tensors',
+    'innermost',
+    'labelled_data',
+    'number_of_classes',
+)

@@ -1,0 +1,358 @@
+"""Labelled data to measure backbones on: the splits of any data module, with named bands."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sized
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Subset, default_collate
+from torchgeo.datamodules import BaseDataModule, GeoDataModule
+from torchgeo.datasets.utils import Sample
+
+from geofm.datamodules import NamedBandsDataModule
+from geofm.datasets import pad_and_stack
+from geofm.evaluation.data.labels import class_labels, class_mask
+from geofm.evaluation.data.naming import (
+    Windows,
+    innermost,
+    named,
+    normalisation_line,
+    source_of,
+    title_of,
+)
+from geofm.evaluation.data.paired import PairedDataModule
+from geofm.sensors import band_statistics
+
+#: What is to be told of an image.
+Task = Literal['classification', 'multilabel', 'segmentation', 'regression']
+
+#: Splits of the data: to learn from, to choose by, to report on.
+Split = Literal['train', 'val', 'test']
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+#: Value of a class map that does not count, if no other is given.
+IGNORE = 255
+
+#: Samples of a split whose content goes into its fingerprint.
+_SAMPLED = 16
+
+
+@dataclass
+class LabelledData:
+    """Splits of labelled data.
+
+    Attributes:
+        name: What the data are called.
+        task: What is to be told.
+        bands: Names of the channels of 'image', S1 in dB and S2 in DN.
+        splits: Data set of each split.
+        batch_size: Samples in a batch.
+        num_workers: Processes that read.
+        collate_fn: How samples become a batch.
+        ignore_index: Value of targets that does not count.
+        says_nodata: Whether a user said which value does not count.
+        classes: Names of the classes, as far as they are known.
+        statistics: Mean and std by band that the data ask for; empty: those of the backbone.
+        notes: What a reader of the figures should know of the data.
+        map_masks: What the data module does to the masks of a batch.
+    """
+
+    name: str
+    task: Task
+    bands: tuple[str, ...]
+    splits: dict[Split, Dataset[Any]]
+    batch_size: int
+    num_workers: int = 0
+    collate_fn: Callable[[Any], Any] = default_collate
+    ignore_index: int = IGNORE
+    says_nodata: bool = False
+    classes: tuple[str, ...] = ()
+    statistics: dict[str, tuple[float, float]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    map_masks: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda batch: batch
+
+    @property
+    def dense(self) -> bool:
+        """Whether every pixel has a target."""
+        return self.task in ('segmentation', 'regression')
+
+    def size(self, split: Split) -> int:
+        """Number of samples of a split."""
+        dataset = self.splits[split]
+        assert isinstance(dataset, Sized)
+        return len(dataset)
+
+    def loader(self, split: Split) -> DataLoader[Sample]:
+        """All samples of a split, in order.
+
+        Args:
+            split: The split.
+
+        Returns:
+            The data loader; its images are raw, its bands are :attr:`bands`.
+        """
+        return DataLoader(
+            self.splits[split],
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+        )
+
+    def targets(self, batch: Mapping[str, Any]) -> Tensor:
+        """Targets of a batch.
+
+        Args:
+            batch: A batch of :meth:`loader`.
+
+        Returns:
+            Classes int64 (B,), or 0 and 1 int64 (B, classes), or maps (B, H, W): int64, with
+            :attr:`ignore_index` where nothing is known, or float32, NaN there.
+
+        Raises:
+            ValueError: If a target cannot be one.
+        """
+        key = 'mask' if self.dense else 'label'
+        target: Tensor = batch[key]
+        if self.dense:
+            # A copy: some of TorchGeo's data modules change masks in place.
+            target = self.map_masks({**batch, 'mask': target.clone()})['mask']
+            # TorchGeo gives masks with and without an axis of one channel.
+            target = target.squeeze(1) if target.ndim == 4 else target
+            if self.task == 'regression':
+                return target.float()
+            # Beyond the border of an image pad_and_stack leaves -1.
+            return class_mask(target, self.ignore_index, self.name)
+        return class_labels(target, self.name)
+
+    def fingerprint(self, split: Split) -> str:
+        """A hash of what the data of a split are: where from, how many, and a sample of them."""
+        dataset = self.splits[split]
+        size = self.size(split)
+        places = torch.linspace(0, size - 1, min(_SAMPLED, size)).long().unique().tolist()
+        parts = [_identity(dataset), split, self.task, str(size), str(self.bands)]
+        for sample in (dataset[i] for i in places):
+            tensors = {k: v for k, v in sample.items() if isinstance(v, Tensor)}
+            parts.append(hash_tensors(tensors))
+        return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+
+
+def labelled_data(
+    datamodule: BaseDataModule,
+    task: Task | None = None,
+    ignore_index: int | None = None,
+    limit: int | None = None,
+    seed: int = 0,
+) -> LabelledData:
+    """Set up the labelled data of a data module.
+
+    Args:
+        datamodule: Any data module of TorchGeo or of this project whose samples have a 'label' or
+            a 'mask'. Its channels must be known, see :mod:`geofm.evaluation.data.sources`, or named
+            by :class:`geofm.datamodules.NamedBandsDataModule`.
+        task: What is to be told; None: what the samples have, the label first.
+        ignore_index: Value of class maps that does not count; None: 255.
+        limit: At most so many samples of each split, drawn with the *seed*.
+        seed: Seed of what is drawn: windows, held-out samples, the limit.
+
+    Returns:
+        The data.
+
+    Raises:
+        BandError: If the channels are not known.
+        ValueError: If the samples have nothing that could be told.
+    """
+    datamodule.prepare_data()
+    for stage in ('fit', 'test'):
+        datamodule.setup(stage)
+    sources = _sources(datamodule)
+    title = ' and '.join(title_of(source) for source in sources)
+    notes: list[str] = []
+    raw = {split: _split(datamodule, split, seed) for split in SPLITS}
+    splits = _complete(raw, title, seed, notes)
+    for source in sources:
+        notes += _describe(source, _split(source, 'train', seed))
+    splits = {split: named(dataset, title) for split, dataset in splits.items()}
+    if limit is not None:
+        splits = {split: _limited(dataset, limit, seed) for split, dataset in splits.items()}
+    sample = splits['train'][0]
+    return LabelledData(
+        name=title.replace('DataModule', ''),
+        task=_task(sample, task, title),
+        bands=_bands_of(splits['train']),
+        splits=splits,
+        batch_size=datamodule.batch_size or 64,
+        num_workers=datamodule.num_workers,
+        collate_fn=_collate(sources[0]),
+        ignore_index=IGNORE if ignore_index is None else ignore_index,
+        says_nodata=ignore_index is not None,
+        classes=_classes_of(sources[0]),
+        statistics=_statistics(datamodule),
+        notes=notes,
+        map_masks=_mask_map(sources[0]),
+    )
+
+
+def _sources(datamodule: BaseDataModule) -> list[BaseDataModule]:
+    """Data modules that read, inside those that name and pair; the targets are the first's."""
+    if isinstance(datamodule, PairedDataModule):
+        return [*_sources(datamodule.first), *_sources(datamodule.second)]
+    if isinstance(datamodule, NamedBandsDataModule) and datamodule.source is not None:
+        return [datamodule.source]
+    return [datamodule]
+
+
+def _describe(source: BaseDataModule, dataset: Dataset[Any] | None) -> list[str]:
+    """What a reader should know of a data module of TorchGeo."""
+    if _ours(source) or dataset is None:
+        return []
+    known = source_of(dataset)
+    note = [f'{title_of(source)}: {known.note}'] if known is not None and known.note else []
+    return [normalisation_line(source, dataset), *note]
+
+
+def _collate(source: BaseDataModule) -> Callable[[Any], Any]:
+    if isinstance(source, GeoDataModule):
+        # Windows at the borders of images are smaller.
+        return pad_and_stack
+    return getattr(source, 'collate_fn', default_collate)
+
+
+def _classes_of(source: BaseDataModule) -> tuple[str, ...]:
+    return tuple(getattr(innermost(source.train_dataset), 'classes', ()))
+
+
+def _ours(datamodule: BaseDataModule) -> bool:
+    return type(datamodule).__module__.startswith('geofm.')
+
+
+def _split(datamodule: BaseDataModule, split: Split, seed: int) -> Dataset[Any] | None:
+    dataset: Dataset[Any] | None = getattr(datamodule, f'{split}_dataset')
+    (source, *_) = _sources(datamodule)
+    if dataset is None or not isinstance(source, GeoDataModule):
+        return dataset
+    names = (f'{split}_batch_sampler', f'{split}_sampler', 'batch_sampler', 'sampler')
+    return Windows(dataset, source._valid_attribute(*names), seed)
+
+
+def _complete(
+    raw: Mapping[Split, Dataset[Any] | None], title: str, seed: int, notes: list[str]
+) -> dict[Split, Dataset[Any]]:
+    """All three splits; those that are missing are taken from what is there."""
+    train, val, test = (raw[split] for split in SPLITS)
+    if train is None or (val is None and test is None):
+        raise ValueError(f'{title}: needs training data and data to test on')
+    if test is None:
+        notes.append(f'{title}: has no test split: reported is the validation split')
+        test, val = val, None
+    if val is None:
+        assert isinstance(train, Sized)
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
+        held = max(1, len(train) // 5)
+        notes.append(f'{title}: {held} of {len(train)} training samples are held out to choose by')
+        train, val = Subset(train, sorted(order[held:])), Subset(train, sorted(order[:held]))
+    assert test is not None
+    return {'train': train, 'val': val, 'test': test}
+
+
+def _limited(dataset: Dataset[Any], limit: int, seed: int) -> Dataset[Any]:
+    assert isinstance(dataset, Sized)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return Subset(dataset, sorted(order[:limit].tolist()))
+
+
+def _bands_of(dataset: Any) -> tuple[str, ...]:
+    while isinstance(dataset, Subset | Windows):
+        dataset = dataset.dataset
+    return tuple(dataset.bands)
+
+
+def _statistics(datamodule: BaseDataModule) -> dict[str, tuple[float, float]]:
+    """Mean and std by band that a user gave to the data module."""
+    if not isinstance(datamodule, NamedBandsDataModule):
+        return {}
+    mean, std = band_statistics(datamodule.bands)
+    if torch.equal(mean, datamodule.mean) and torch.equal(std, datamodule.std):
+        return {}
+    values = zip(datamodule.mean.tolist(), datamodule.std.tolist(), strict=True)
+    return dict(zip(datamodule.bands, values, strict=True))
+
+
+def _task(sample: Mapping[str, Any], asked: Task | None, title: str) -> Task:
+    """What is to be told of a sample."""
+    label, mask = sample.get('label'), sample.get('mask')
+    found: set[Task] = set()
+    if isinstance(label, Tensor) and not label.is_floating_point():
+        found.add('classification' if label.numel() == 1 else 'multilabel')
+    if isinstance(mask, Tensor):
+        found.add('regression' if mask.is_floating_point() else 'segmentation')
+    if asked is not None and asked not in found:
+        raise ValueError(f"{title}: task '{asked}' asked for, but samples allow {sorted(found)}")
+    if not found:
+        raise ValueError(
+            f'{title}: samples have {sorted(sample)}: neither a label of classes nor a mask'
+        )
+    return min(found, key=get_args(Task).index) if asked is None else asked
+
+
+def _mask_map(
+    datamodule: BaseDataModule | None,
+) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
+    """What a data module does to masks on the device, e.g. SEN12MS: to the classes of DFC2020.
+
+    Without a trainer TorchGeo's hook applies no augmentation, so that this is all it does.
+    """
+    hook = 'on_after_batch_transfer'
+    if datamodule is None or getattr(type(datamodule), hook) is getattr(BaseDataModule, hook):
+        return lambda batch: batch
+    if _ours(datamodule):
+        return lambda batch: batch
+    return lambda batch: datamodule.on_after_batch_transfer(dict(batch), 0)
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hash of the names, types, shapes and values of tensors.
+
+    Args:
+        tensors: Tensors by name, in an order that does not count.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _identity(dataset: Dataset[Any]) -> str:
+    """What a data set is: its class, the plain values among its attributes, the sets that it wraps.
+
+    Args:
+        dataset: The data set.
+
+    Returns:
+        A text that another data set is not likely to have.
+    """
+    return json.dumps(_plain(dataset), sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it; None where it says nothing of what the data are."""
+    if isinstance(value, str | int | float | bool):
+        return value
+    if isinstance(value, Path | slice):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, Dataset):
+        cls = type(value)
+        return {'': f'{cls.__module__}.{cls.__qualname__}', **_plain(vars(value))}
+    return None

@@ -1,0 +1,1 @@
+"""Maps of classes from embeddings and a few labels."""

@@ -1,0 +1,1 @@
+"""Making maps of scenes: attention, features, predictions and change."""

@@ -1,0 +1,1 @@
+"""Showing maps: figures, tiles, a page for a browser, and search for similar places."""

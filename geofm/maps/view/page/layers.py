@@ -1,0 +1,287 @@
+"""What a page shows of a scene: the scene itself, and what was computed from it."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import rasterio
+from rasterio.io import DatasetReader
+from rio_tiler import reader
+from rio_tiler.expression import parse_expression
+
+from geofm.maps.make.segments import segment_colors
+from geofm.maps.scene import SensorRaster, files_by_sensor
+from geofm.maps.view.tiles import RGB, Classes, Colour, Scalar, Style, evaluate, unsaid_nodata
+from geofm.sensors import SENSORS, Sensor
+
+#: Group of the layers that lie below all others, of which the page always shows one.
+BACKDROP = 'Scene'
+
+#: Products that a page can show, by the end of their file names.
+PRODUCTS = (
+    'attention',
+    'rollout',
+    'point',
+    'pca',
+    'foreground',
+    'segments',
+    'change',
+    'embedding',
+)
+
+# Products of attention, and the title of their groups.
+_ATTENTION = {
+    'attention': 'Attention',
+    'rollout': 'Attention rollout',
+    'point': 'Attention of a point',
+}
+
+_MOST_SIDE = 1024
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer of a page.
+
+    Attributes:
+        name: Name within its group.
+        raster: Raster that is drawn.
+        style: How it is coloured.
+        group: Heading that it stands under; those of :data:`BACKDROP` lie below the others.
+        description: A sentence on what one sees.
+    """
+
+    name: str
+    raster: Path
+    style: Style
+    group: str
+    description: str = ''
+
+
+def find_products(directory: Path, scene: str | None = None) -> dict[str, Path]:
+    """Find the products of one scene in a folder.
+
+    Args:
+        directory: Folder of ``<scene>_<product>.tif``, as :func:`geofm.maps.map_scene` writes them.
+        scene: Name of the scene. Default: that of the only one.
+
+    Returns:
+        The files by product, in the order of :data:`PRODUCTS`.
+
+    Raises:
+        ValueError: If there are none, or of more than one scene.
+    """
+    found: dict[str, dict[str, Path]] = {}
+    for product in PRODUCTS:
+        for path in sorted(directory.glob(f'*_{product}.tif')):
+            found.setdefault(path.name.removesuffix(f'_{product}.tif'), {})[product] = path
+    if scene is not None:
+        found = {stem: files for stem, files in found.items() if stem == scene}
+    if not found:
+        name = scene or '<scene>'
+        wanted = ', '.join(f'{name}_{product}.tif' for product in PRODUCTS)
+        raise ValueError(f'{directory}: none of {wanted}; make them with `geofm map`')
+    if len(found) > 1:
+        raise ValueError(f'{directory}: products of several scenes, choose one: {sorted(found)}')
+    return next(iter(found.values()))
+
+
+def scene_layers(
+    s1: Path | None = None,
+    s2: Path | None = None,
+    scene: Mapping[str, Path | None] | None = None,
+    names: Mapping[str, Sequence[str]] | None = None,
+) -> list[Layer]:
+    """Pictures of the scene itself.
+
+    Args:
+        s1: Sentinel-1 raster.
+        s2: Sentinel-2 raster.
+        scene: Rasters of any sensors by key.
+        names: Name of each band of a raster by sensor, where the file does not say.
+
+    Returns:
+        A picture of each raster, e.g. true colour of Sentinel-2 and a composite of Sentinel-1's
+        polarisations; that whose grid the maps have first.
+
+    Raises:
+        FileNotFoundError: If a file is missing.
+        ValueError: If a raster cannot be read, or lacks the bands.
+    """
+    files = files_by_sensor(s1, s2, scene)
+    layers: list[Layer] = []
+    for key in sorted(files, key=lambda key: -SENSORS[key].grid_priority):
+        layer = _scene_layer(files[key], SENSORS[key], (names or {}).get(key))
+        if layer.name in {other.name for other in layers}:
+            layer = replace(layer, name=f'{layer.name} ({key})')
+        layers.append(layer)
+    return layers
+
+
+def _scene_layer(path: Path, sensor: Sensor, names: Sequence[str] | None) -> Layer:
+    """Picture of a raster."""
+    drawing = sensor.drawing
+    wanted = _bands(path, sensor, drawing.bands, names)
+    terms = [
+        wanted[band] if minus is None else f'{wanted[band]}-{wanted[minus]}'
+        for band, minus in drawing.terms
+    ]
+    fill = 0.0 if sensor.fills_zero else None
+    if len(terms) == 1:
+        style = _stretched(path, ';'.join(terms * 3), fill)
+        low, high = style.ranges[0]
+        scalar = Scalar(
+            low,
+            high,
+            int(terms[0].removeprefix('b')),
+            drawing.cmap,
+            f'{drawing.title}, {sensor.unit}',
+        )
+        text = f'{sensor.short_title}: {drawing.title}, from its 2nd to its 98th percentile.'
+        return Layer(_layer_name(sensor), path, scalar, BACKDROP, text)
+    red, green, blue = drawing.channels
+    return Layer(
+        _layer_name(sensor),
+        path,
+        _stretched(path, ';'.join(terms), fill),
+        BACKDROP,
+        f'{sensor.short_title}: red {red}, green {green}, blue {blue}, each from its 2nd to its '
+        '98th percentile.',
+    )
+
+
+def _layer_name(sensor: Sensor) -> str:
+    if sensor.quantity == 'backscatter':
+        return 'Radar'
+    title = sensor.drawing.title
+    return f'{title[:1].upper()}{title[1:]}'
+
+
+def product_layers(products: dict[str, Path]) -> list[Layer]:
+    """Layers of what was computed from a scene.
+
+    Args:
+        products: Files as :func:`find_products` finds them. The embedding has no layer.
+
+    Returns:
+        One layer for each band of attention, and one for each of the other products.
+    """
+    layers = []
+    for product, title in _ATTENTION.items():
+        if product in products:
+            layers += _attention_layers(products[product], title)
+    if 'pca' in products:
+        text = 'First three principal components of the patch tokens as red, green and blue.'
+        layers.append(Layer('PCA', products['pca'], RGB(smooth=False), 'Features', text))
+    if 'foreground' in products:
+        with rasterio.open(products['foreground']) as src:
+            classes = Classes(_class_colors(src), {0: 'background', 1: 'foreground'})
+        text = 'Patches told apart by their first principal component.'
+        layers.append(Layer('Foreground', products['foreground'], classes, 'Features', text))
+    if 'segments' in products:
+        with rasterio.open(products['segments']) as src:
+            classes = Classes(_class_colors(src))
+        text = 'Clusters of patch tokens (k-means). Colours only tell them apart.'
+        layers.append(Layer('Segments', products['segments'], classes, 'Features', text))
+    if 'change' in products:
+        layers.append(_change_layer(products['change']))
+    return layers
+
+
+def _bands(
+    path: Path, sensor: Sensor, wanted: Sequence[str], names: Sequence[str] | None
+) -> dict[str, str]:
+    """Names of bands as rio-tiler calls them, by our names without the sensor."""
+    raster = SensorRaster.open(path, sensor, bands=names)
+    raster.src.close()
+    if missing := [name for name in wanted if sensor.channel(name) not in raster.bands]:
+        raise ValueError(f'{path}: no band {", ".join(missing)}, which its picture needs')
+    return {name: f'b{raster.bands[sensor.channel(name)] + 1}' for name in wanted}
+
+
+def _stretched(path: Path, expression: str, fill: float | None) -> RGB:
+    """Stretch each channel from its 2nd to its 98th percentile."""
+    # Products of Sentinel-1 and -2 are 0 beyond the swath, tagged or not.
+    style = RGB(expression, gamma=0.7, fill=fill)
+    with rasterio.open(path) as src:
+        image = reader.read(
+            src,
+            indexes=parse_expression(expression),
+            max_size=_MOST_SIDE,
+            nodata=unsaid_nodata(src, style),
+        )
+    values, hidden = evaluate(image, style)
+    if hidden.all():
+        raise ValueError(f'{path}: no pixel has data')
+    limits = np.percentile(values.data[:, ~hidden].astype(np.float64), (2, 98), axis=1).T
+    return replace(style, ranges=tuple((float(low), float(high)) for low, high in limits))
+
+
+def _attention_layers(path: Path, title: str) -> list[Layer]:
+    with rasterio.open(path) as src:
+        shrink = max(1, max(src.shape) / _MOST_SIDE)
+        shape = (src.count, *(max(1, round(side / shrink)) for side in src.shape))
+        values = src.read(out_shape=shape, masked=True).astype(np.float64).filled(np.nan)
+        names = [text or f'band {i}' for i, text in enumerate(src.descriptions, start=1)]
+        tags = src.tags()
+    unit = tags.get('unit', 'Attention relative to uniform attention')
+    model = f' Model: {tags["model"]}.' if 'model' in tags else ''
+    layers = []
+    bands = [_group_and_name(title, name) for name in names]
+    for i, (group, name) in enumerate(bands):
+        # Heads of one source share a scale, that they can be compared.
+        low, high = _limits(values[[k for k, band in enumerate(bands) if band[0] == group]])
+        style = Scalar(low, high, i + 1, 'cividis', 'attention / uniform')
+        layers.append(Layer(name, path, style, group, f'{unit[:1].upper()}{unit[1:]}.{model}'))
+    return layers
+
+
+def _change_layer(path: Path) -> Layer:
+    with rasterio.open(path) as src:
+        shrink = max(1, max(src.shape) / _MOST_SIDE)
+        shape = (1, *(max(1, round(side / shrink)) for side in src.shape))
+        values = src.read(out_shape=shape, masked=True).astype(np.float64).filled(np.nan)
+        tags = src.tags()
+    # From 0: a scene without change is dark all over.
+    high = max(_limits(values)[1], 1e-3)
+    before, after = (tags.get(f'{which}_date', 'unknown') for which in ('before', 'after'))
+    text = (
+        f'Before: {before}. After: {after}. Cosine distance of the embeddings: 0 where they point '
+        'the same way (no change), 1 where they have nothing in common, at most 2.'
+    )
+    return Layer('Change', path, Scalar(0, high, 1, 'inferno', 'cosine distance'), 'Features', text)
+
+
+def _group_and_name(title: str, description: str) -> tuple[str, str]:
+    """'s1 block 11 head 0' is head 0 of Sentinel-1, block 11; 's1 rollout' its rollout."""
+    key, _, rest = description.partition(' ')
+    source = SENSORS[key].short_title if key in SENSORS else key.capitalize()
+    if part := re.fullmatch(r'(.+) (mean|head \d+)', rest):
+        return f'{title}: {source}, {part[1]}', part[2].capitalize()
+    return title, source if rest == 'rollout' else f'{source} {rest}'.strip()
+
+
+def _limits(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """A scale that single extreme patches do not rule."""
+    known = values[np.isfinite(values)]
+    low, high = np.percentile(known, (1, 99)) if known.size else (0, 1)
+    return float(low), float(high)
+
+
+def _class_colors(src: DatasetReader) -> dict[int, Colour]:
+    """Colours of the classes that occur: the file's own, or a palette's in turn."""
+    values: set[int] = set()
+    for _, window in src.block_windows(1):
+        values |= {*src.read(1, window=window, masked=True).compressed().tolist()}
+    try:
+        table = src.colormap(1)
+    except ValueError:
+        return {
+            v: color
+            for v, color in segment_colors(max(values, default=0) + 1).items()
+            if v in values
+        }
+    return {v: table[v][:3] for v in sorted(values) if v in table}
