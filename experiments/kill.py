@@ -49,7 +49,7 @@ import geofm.tasks  # noqa: F401 - imported before the processes are forked
 from geofm.atomic import atomic_file
 from geofm.cli import main as geofm_main
 from geofm.datasets import write_sample_data, write_sample_scenes
-from geofm.datasets.sample.plan import DEFAULT_ROIS
+from geofm.sample import DEFAULT_ROIS
 
 RESULTS = Path(__file__).parent / 'results'
 CONFIGS = Path(__file__).parents[1] / 'configs'

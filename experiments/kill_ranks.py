@@ -34,7 +34,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from geofm.atomic import atomic_file
 from geofm.cli import main as geofm_main
 from geofm.datasets import write_sample_data
-from geofm.datasets.sample.plan import DEFAULT_ROIS
+from geofm.sample import DEFAULT_ROIS
 
 RANKS = 2
 KINDS = ('SIGTERM', 'SIGUSR1', 'SIGKILL', 'disk full')

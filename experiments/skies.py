@@ -10,10 +10,10 @@ import numpy.typing as npt
 import pandas as pd
 
 from geofm.datasets import SampleLandCover
-from geofm.datasets.regions import Roi
-from geofm.datasets.sample.landscape import draw_landscape
-from geofm.datasets.sample.plan import dates_of, patches_of, randomness
-from geofm.datasets.sample.scene import draw_region, sentinel2
+from geofm.sample.landscape import draw_landscape
+from geofm.sample.plan import dates_of, patches_of, randomness
+from geofm.sample.scene import draw_region, sentinel2
+from geofm.sen12ms import Roi
 
 #: From which share of a window on that clouds hide, and up to which.
 SKIES = {'clear': (0.0, 0.05), 'partly': (0.05, 0.6), 'overcast': (0.6, 1.01)}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from geofm.datasets.sen12mscr import PatchName
+from geofm.sen12ms import PatchName
 from tests.datasets.tree import grid_at, random_pixels, write_raster
 
 

@@ -15,7 +15,6 @@ from geofm.atomic import atomic_file
 from geofm.cli import main
 from geofm.datasets import write_sample_data
 from geofm.datasets.catalogue.catalogue import beside, update_catalogue
-from geofm.datasets.sample.plan import DEFAULT_ROIS
 from geofm.datasets.statistics import write_statistics
 from geofm.evaluation.features import FeatureCache, Features
 from geofm.grid import Grid
@@ -25,6 +24,7 @@ from geofm.maps.make.windows import Strip
 from geofm.maps.make.writer import write_patches
 from geofm.maps.view.figure import save_figure
 from geofm.models.weights.files import write_torch, write_weights
+from geofm.sample import DEFAULT_ROIS
 from tests.datasets.catalogue.test_catalogue import KEY
 from tests.datasets.tree import grid_at, write_pair
 from tests.killing import killed_before_rename, leftovers

@@ -15,10 +15,10 @@ KEYS = frozenset(sensor.name for sensor in BUILTIN)
 #: modules and the parsing of their file names, and the generated sample data.
 ALLOWED = (
     'sensors/',
-    'datasets/sen12mscr',
+    'datasets/sen12ms',
     'datamodules/sen12mscr',
-    'datasets/catalogue/scan.py',
-    'datasets/sample/',
+    'sen12ms/',
+    'sample/',
 )
 
 

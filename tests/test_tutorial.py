@@ -9,9 +9,9 @@ import pytest
 import rasterio
 import timm
 
-from geofm.datasets.sample.plan import DEFAULT_ROIS
 from geofm.legend import NO_CLASS
 from geofm.models import MultiSensorViT
+from geofm.sample import DEFAULT_ROIS
 from tests.docs_commands import ROOT, run, sections
 
 

@@ -27,8 +27,8 @@ from read_pair import write_tree
 
 from geofm.datasets import SEN12MSCRTS
 from geofm.datasets.catalogue.catalogue import beside, update_catalogue
-from geofm.datasets.catalogue.footprints import outlines
-from geofm.datasets.catalogue.scan import PairKey, SceneName
+from geofm.datasets.footprints import outlines
+from geofm.sen12ms import PairKey, SceneName
 
 ROWS = 930_000
 TIME_STEPS = 30

@@ -27,8 +27,7 @@ from torchgeo.datasets import RasterDataset
 
 from geofm.datasets import SEN12MSCRTS
 from geofm.datasets.catalogue.catalogue import update_catalogue
-from geofm.datasets.catalogue.scan import PairKey, SceneName
-from geofm.datasets.sen12mscrts import PIXEL_SIZE
+from geofm.sen12ms import PIXEL_SIZE, PairKey, SceneName
 
 SIZE = 256
 A_ROW = 20

@@ -259,7 +259,7 @@ def write_remote(table: Path, remote: Path, root: str, address: str) -> None:
     """Write a table whose files are on the server."""
     import dataclasses
 
-    from geofm.datasets.catalogue.path_list import PathList
+    from geofm.datasets.memory.path_list import PathList
     from geofm.datasets.table import RasterTable
 
     read = RasterTable.read(table)

@@ -17,15 +17,15 @@ from geofm.datasets import SEN12MSCR, SEN12MSCRTS, write_sample_data, write_samp
 from geofm.datasets.archive.statistics import table_statistics
 from geofm.datasets.catalogue.catalogue import JOBS, Catalogue, update_catalogue
 from geofm.datasets.catalogue.inspection import UNNAMED, look_at_values
-from geofm.datasets.catalogue.listing import Listing, list_scenes
-from geofm.datasets.catalogue.scan import Reason, Skipped
 from geofm.datasets.catalogue.scenes import Scenes
+from geofm.datasets.pairs.inputs import Listing, list_scenes
 from geofm.datasets.pairs.pairing import pair_scenes
+from geofm.datasets.pairs.skipped import Reason, Skipped
 from geofm.datasets.pairs.table import MIN_OVERLAP, Draft, PairTable, check_overlap
-from geofm.datasets.regions import Split
 from geofm.datasets.splitting import SplitRule, split_tree
 from geofm.datasets.statistics import dataset_statistics, write_statistics
 from geofm.printing import printable, say
+from geofm.sen12ms import Split
 from geofm.sensors import DEFAULT_SENSORS, SENSORS
 from geofm.units import warn_of_unit, wrong_unit
 

@@ -23,8 +23,8 @@ from geofm.datasets import RasterArchive
 from geofm.datasets.archive.archive_table import Archive
 from geofm.datasets.archive.mapping import open_archive
 from geofm.datasets.archive.windowing import Edge
-from geofm.datasets.catalogue.memory import give_back
 from geofm.datasets.layouts import find_layout
+from geofm.datasets.memory.release import give_back
 from geofm.datasets.pairs.dataset import OnError
 from geofm.datasets.pairs.table import MIN_OVERLAP
 from geofm.datasets.seeded import Seeded

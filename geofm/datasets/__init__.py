@@ -7,10 +7,10 @@ from geofm.datasets.landcover import SampleLandCover
 from geofm.datasets.multidate import MultiDate
 from geofm.datasets.named_bands import NamedBands
 from geofm.datasets.pairs.dataset import EmptySplitError
-from geofm.datasets.sample import LAND_COVER, write_sample_data, write_sample_scenes
 from geofm.datasets.satlas import SatlasLandCover
 from geofm.datasets.sen12mscr import SEN12MSCR
 from geofm.datasets.sen12mscrts import SEN12MSCRTS
+from geofm.sample import LAND_COVER, write_sample_data, write_sample_scenes
 
 __all__ = (
     'LAND_COVER',

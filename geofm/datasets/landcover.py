@@ -16,12 +16,11 @@ from rasterio.windows import Window
 from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Path, Sample
 
-from geofm.datasets.regions import Split
-from geofm.datasets.sample.classes import LAND_COVER
-from geofm.datasets.sample.writer import SCENES, land_cover_path
 from geofm.datasets.sen12mscrts import SEN12MSCRTS
 from geofm.grid import Grid
 from geofm.rasters import open_raster
+from geofm.sample import LAND_COVER, SCENES, land_cover_path
+from geofm.sen12ms import Split
 from geofm.sensors import BANDS
 
 #: Which time steps to use: all of them, or those that Sentinel-2 sees without clouds.

@@ -2,12 +2,24 @@
 
 from pathlib import Path
 
-from geofm.datasets.images_layout import IMAGES_LAYOUT
-from geofm.datasets.sen12mscr_layout import SEN12MSCR_LAYOUT
-from geofm.datasets.sen12mscrts_layout import SEN12MSCRTS_LAYOUT
-from geofm.datasets.table.layout import Layout, LayoutError
+from geofm.datasets.sen12ms_layouts import SEN12MSCR_LAYOUT, SEN12MSCRTS_LAYOUT
+from geofm.datasets.table.layout import Files, Layout, LayoutError
 from geofm.printing import printable
+from geofm.sensors import RGB
 from geofm.suggestions import did_you_mean
+
+#: Pictures in folders of any depth, such as those of ImageNet, ``train/n01440764/name.JPEG``. A
+#: folder ``train``, ``val`` or ``test`` at the top is the split. The folder of a picture is its
+#: label, if it has one: part of the name of the place.
+IMAGES_LAYOUT = Layout(
+    (
+        Files(
+            RGB.name,
+            r'(?P<place>(?:(?P<split>train|val|test)/)?(?:[^/]+/)*[^/]+)\.(?i:jpe?g|png|tiff?|bmp)',
+        ),
+    ),
+    source='layout images',
+)
 
 #: Built-in layouts by name.
 LAYOUTS: dict[str, Layout] = {

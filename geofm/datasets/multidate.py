@@ -11,7 +11,7 @@ from rasterio.windows import Window
 from torch.utils.data import Dataset
 from torchgeo.datasets.utils import Sample
 
-from geofm.datasets.catalogue.shared_array import SharedArray
+from geofm.datasets.memory.shared_array import SharedArray
 from geofm.datasets.pairs.dataset import MOST_SKIPPED, MatchedDataset
 from geofm.datasets.pairs.reading import BrokenFileError
 

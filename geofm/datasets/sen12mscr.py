@@ -1,130 +1,22 @@
 """SEN12MS-CR: pairs of Sentinel-1 and clear or cloudy Sentinel-2 patches, one date each."""
 
-import os
-import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import PurePath
-from typing import Literal, Self, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from torchgeo.datasets.utils import Path, Sample
 
-from geofm.datasets.catalogue.listing import Listing
-from geofm.datasets.catalogue.scan import MOST
 from geofm.datasets.catalogue.scenes import SENSOR_NUMBERS, Rows
 from geofm.datasets.pairs.dataset import OnError
+from geofm.datasets.pairs.inputs import Listing
 from geofm.datasets.pairs.pairing import AnyPairing
 from geofm.datasets.pairs.table import MIN_OVERLAP
-from geofm.datasets.regions import Roi, Split, split_of
 from geofm.datasets.sen12mscrts import SEN12MSCRTS
+from geofm.sen12ms import TIME_STEP, Roi, Split, sen12mscr_split_of
 from geofm.sensors import BANDS
 
 #: Clear or cloudy Sentinel-2, or each as a pair of its own.
 Sky = Literal['clear', 'cloudy', 'both']
-
-#: Time step that stands for each sky in the index.
-TIME_STEP = {'clear': 0, 'cloudy': 1}
-
-#: ROIs of the official val split, by season and number.
-VAL_ROIS: frozenset[Roi] = frozenset(
-    {
-        ('ROIs1158', 17),
-        ('ROIs1868', 17),
-        ('ROIs1868', 19),
-        ('ROIs1868', 80),
-        ('ROIs1868', 127),
-        ('ROIs1970', 65),
-        ('ROIs2017', 22),
-        ('ROIs2017', 84),
-        ('ROIs2017', 107),
-        ('ROIs2017', 130),
-    }
-)
-
-#: ROIs of the official test split.
-TEST_ROIS: frozenset[Roi] = frozenset(
-    {
-        ('ROIs1158', 31),
-        ('ROIs1158', 44),
-        ('ROIs1158', 106),
-        ('ROIs1158', 123),
-        ('ROIs1158', 140),
-        ('ROIs1868', 73),
-        ('ROIs1868', 119),
-        ('ROIs1970', 139),
-        ('ROIs2017', 63),
-        ('ROIs2017', 108),
-    }
-)
-
-_FILE_NAME = re.compile(
-    r'(?P<season>ROIs\d{4}_[a-z]+)_(?P<kind>s1|s2|s2_cloudy)_(?P<roi>\d+)_p(?P<patch>\d+)\.tif',
-    re.ASCII,
-)
-
-
-@dataclass(frozen=True, slots=True)
-class PatchName:
-    """What the name of a file of SEN12MS-CR says.
-
-    Attributes:
-        season: Seed and season, e.g. ``'ROIs1868_summer'``.
-        kind: ``'s1'``, ``'s2'`` or ``'s2_cloudy'``.
-        roi: Number of the ROI ("scene") within the season.
-        patch: Number of the patch in the ROI.
-    """
-
-    season: str
-    kind: str
-    roi: int
-    patch: int
-
-    @classmethod
-    def parse(cls, path: str | os.PathLike[str]) -> Self | None:
-        """Read a file's name; its folders say nothing that the name does not.
-
-        Args:
-            path: Path of the file.
-
-        Returns:
-            What the name says, or None if it is not the name of an S1 or S2 patch.
-        """
-        match = _FILE_NAME.fullmatch(PurePath(path).name)
-        if match is None:
-            return None
-        roi, patch = int(match['roi']), int(match['patch'])
-        return None if max(roi, patch) > MOST else cls(match['season'], match['kind'], roi, patch)
-
-    @property
-    def filename(self) -> str:
-        """The name itself, e.g. ``ROIs1868_summer_s1_19_p30.tif``."""
-        return f'{self.season}_{self.kind}_{self.roi}_p{self.patch}.tif'
-
-    @property
-    def folder(self) -> str:
-        """Folder of the file below the root of the tree, e.g. ``ROIs1868_summer_s1/s1_19``."""
-        return f'{self.season}_{self.kind}/{self.kind}_{self.roi}'
-
-
-def sen12mscr_split_of(season: str, roi: int) -> str:
-    """Split that a ROI of SEN12MS-CR belongs to.
-
-    SEN12MS-CR-TS shows some of the same ROIs. Those that it holds out and that are on no list of
-    SEN12MS-CR (ROIs1868/100 is one, as the authors say) are held out here too, so that a model
-    trained on one set can be tested on the other.
-
-    Args:
-        season: Seed and season, e.g. ``'ROIs1868_summer'``.
-        roi: Number of the ROI.
-
-    Returns:
-        ``'val'``, ``'test'``, or ``'train'`` for all other ROIs.
-    """
-    key = (season.split('_')[0], roi)
-    if key in VAL_ROIS:
-        return 'val'
-    return 'test' if key in TEST_ROIS else split_of(*key)
 
 
 class SEN12MSCR(SEN12MSCRTS):

@@ -9,19 +9,15 @@ import numpy as np
 from torchgeo.datasets import DatasetNotFoundError
 from torchgeo.datasets.utils import Path, Sample
 
-from geofm.datasets.catalogue.listing import Listing, list_scenes, sound
-from geofm.datasets.catalogue.memory import give_back
-from geofm.datasets.catalogue.scan import Reason
 from geofm.datasets.catalogue.scenes import Rows, Scenes
+from geofm.datasets.memory.release import give_back
 from geofm.datasets.pairs.dataset import EmptySplitError, MatchedDataset, OnError
+from geofm.datasets.pairs.inputs import Listing, list_scenes, sound
 from geofm.datasets.pairs.pairing import AnyPairing, Pairing, pair_scenes
+from geofm.datasets.pairs.skipped import Reason
 from geofm.datasets.pairs.table import MIN_OVERLAP, Draft, PairTable, Period, check_overlap
-from geofm.datasets.regions import REGIONS, Roi, Split, split_of
+from geofm.sen12ms import PIXEL_SIZE, REGIONS, Roi, Split, split_of
 from geofm.sensors import BANDS, SENSORS, BandError, check_bands, sensor_of
-
-#: Pixel size of the data set in degrees, along both axes.
-PIXEL_SIZE = 8.983152841195215e-05
-
 
 #: Bands of the other sensors.
 _NOT_OF = {
@@ -50,9 +46,10 @@ class SEN12MSCRTS(MatchedDataset):
 
     Every folder has a catalogue of its files, see :mod:`geofm.datasets.catalogue`, beside the data
     or, if these are read-only, in the user's cache. It is made when the folder is first opened, as
-    ``geofm index`` does, and files that it marks as bad are left out. Of folders of fewer than
-    :data:`geofm.datasets.catalogue.SMALL` files it is brought up to date each time; of larger ones
-    no file is opened, and a catalogue that is older than the data is used with a warning.
+    ``geofm index`` does, and files that it marks as bad are left out. The catalogue of a small
+    folder (see :data:`geofm.datasets.catalogue.catalogue.SMALL`) is updated each time the folder is
+    opened. For a larger folder no file is opened, and a catalogue that is older than the data is
+    used with a warning.
 
     Bands are known by the descriptions in the files, whatever their order. A file without
     descriptions must have all bands of its sensor, in the order of the data set. Files of Level-2A,

@@ -16,10 +16,8 @@ import numpy.typing as npt
 from rich.progress import track
 
 from geofm.atomic import atomic_folder
-from geofm.datasets.catalogue.scan import SceneName
-from geofm.datasets.catalogue.walking import folders_below
-from geofm.datasets.regions import Roi, split_of
-from geofm.datasets.sen12mscr import PatchName, sen12mscr_split_of
+from geofm.datasets.catalogue.scan import folders_below
+from geofm.sen12ms import PatchName, Roi, SceneName, sen12mscr_split_of, split_of
 
 #: Names of the splits, and of the folders of a tree.
 SPLITS = ('train', 'val', 'test')

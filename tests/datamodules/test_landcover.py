@@ -14,7 +14,7 @@ from torchgeo.tasks import BaseTask, Classification, SemanticSegmentation
 
 from geofm.datamodules.landcover import SampleLandCoverDataModule
 from geofm.datasets.landcover import SampleLandCover
-from geofm.datasets.sample import LAND_COVER, write_sample_data
+from geofm.sample import LAND_COVER, write_sample_data
 from geofm.sensors import band_statistics
 
 ROIS = (('ROIs1868', 36), ('ROIs1868', 17), ('ROIs1970', 132))

@@ -20,9 +20,9 @@ from torchgeo.datasets import SSL4EOS12, EuroSAT, SatlasPretrain
 from geofm.cli import main
 from geofm.datamodules import NamedBandsDataModule
 from geofm.datasets import SEN12MSCRTS
-from geofm.datasets.catalogue.scan import PairKey
 from geofm.grid import Grid
 from geofm.models import create_backbone
+from geofm.sen12ms import PairKey
 from geofm.sensors import BANDS, SENTINEL2, BandError, band_statistics
 from tests.datasets.tree import grid_at, write_pair, write_raster
 from tests.tasks.test_dinov2 import SMALL, small_task, small_trainer

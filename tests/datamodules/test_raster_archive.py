@@ -16,8 +16,8 @@ from geofm.cli import main
 from geofm.datamodules import RasterArchiveDataModule, raster_archive
 from geofm.datamodules.raster_archive import archive_statistics
 from geofm.datasets import RasterArchive, write_sample_scenes
-from geofm.datasets.sample.scenes import SceneFiles
 from geofm.datasets.windows import RandomWindows
+from geofm.sample.scenes import SceneFiles
 from geofm.sensors import SENSORS, registry
 from tests.datasets.table.rasters import dn, write_csv, write_raster
 

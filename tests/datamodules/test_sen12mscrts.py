@@ -20,8 +20,8 @@ from geofm.datamodules import SEN12MSCRTSDataModule
 from geofm.datamodules.resumable import StartMethod
 from geofm.datamodules.sampling import ResumableSampler
 from geofm.datasets import SEN12MSCRTS, EmptySplitError, pad_and_stack
-from geofm.datasets.catalogue.scan import PairKey
 from geofm.datasets.seeded import Seeded
+from geofm.sen12ms import PairKey
 from geofm.sensors import BANDS, BandError, band_statistics
 from tests.datasets.tree import SIZE, grid_at, write_pair
 

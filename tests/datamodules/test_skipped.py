@@ -14,7 +14,7 @@ from torch import Tensor, multiprocessing
 from geofm.datamodules import NamedBandsDataModule, SEN12MSCRTSDataModule
 from geofm.datamodules.skipped import SkippedFiles, innermost
 from geofm.datasets import SEN12MSCRTS
-from geofm.datasets.catalogue.scan import PairKey
+from geofm.sen12ms import PairKey
 from geofm.sensors import BANDS
 from tests.datasets.tree import grid_at, write_pair
 

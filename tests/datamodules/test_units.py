@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from geofm.commands.data import index, stats
 from geofm.datamodules import NamedBandsDataModule, SEN12MSCRTSDataModule
 from geofm.datasets import NamedBands
-from geofm.datasets.catalogue.scan import PairKey
+from geofm.sen12ms import PairKey
 from geofm.sensors import SENTINEL2
 from geofm.units import UnitWarning
 from tests.datasets.tree import SIZE, grid_at, random_pixels, write_pair, write_raster

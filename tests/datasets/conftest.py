@@ -3,8 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from geofm.datasets.catalogue.scan import PairKey
-from geofm.datasets.sen12mscrts import PIXEL_SIZE
+from geofm.sen12ms import PIXEL_SIZE, PairKey
 from tests.datasets.tree import SIZE, grid_at, write_pair
 
 STEP = SIZE * PIXEL_SIZE

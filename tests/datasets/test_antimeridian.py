@@ -13,7 +13,7 @@ from torchgeo.samplers import RandomPatchSampler
 
 from geofm.datasets import SEN12MSCRTS
 from geofm.datasets.catalogue.catalogue import CATALOGUE_NAME
-from geofm.datasets.catalogue.scan import PairKey
+from geofm.sen12ms import PairKey
 from tests.datasets.tree import SIZE, grid_at, write_pair
 
 #: Upper left corner of each pair: on the line, just west, just east, and on the other side.

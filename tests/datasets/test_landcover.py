@@ -19,9 +19,9 @@ from sklearn.preprocessing import StandardScaler
 from torchgeo.datasets import stack_samples
 
 from geofm.datasets.landcover import SampleLandCover, window_labels
-from geofm.datasets.regions import Split
-from geofm.datasets.sample import DEFAULT_ROIS, LAND_COVER, write_sample_data
 from geofm.datasets.sen12mscrts import SEN12MSCRTS
+from geofm.sample import DEFAULT_ROIS, LAND_COVER, write_sample_data
+from geofm.sen12ms import Split
 from geofm.sensors import BANDS
 
 WINDOW = 16

@@ -11,8 +11,8 @@ import torch
 from geofm.datamodules import MaskedArchiveDataModule
 from geofm.datasets import write_sample_scenes
 from geofm.datasets.archive.masked import MaskedArchive
-from geofm.datasets.regions import Roi
 from geofm.evaluation.data import labelled_data
+from geofm.sen12ms import Roi
 from geofm.sensors import Band, BandError, Sensor, bands_of, register_sensor
 
 from ..registry import kept_registry

@@ -6,8 +6,7 @@ import torch
 from rasterio.windows import Window
 
 from geofm.datasets import SEN12MSCRTS, MultiDate
-from geofm.datasets.catalogue.scan import PairKey
-from geofm.datasets.sen12mscrts import PIXEL_SIZE
+from geofm.sen12ms import PIXEL_SIZE, PairKey
 from tests.datasets.tree import SIZE, grid_at, write_pair
 
 

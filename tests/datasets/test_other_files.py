@@ -15,7 +15,8 @@ from rasterio.transform import Affine
 from geofm.datasets import SEN12MSCRTS, EmptySplitError
 from geofm.datasets.catalogue.catalogue import update_catalogue
 from geofm.datasets.catalogue.inspection import Problem, inspect
-from geofm.datasets.catalogue.scan import PairKey, Reason
+from geofm.datasets.pairs.skipped import Reason
+from geofm.sen12ms import PairKey
 from geofm.sensors import SENTINEL1, SENTINEL2
 from tests.datasets.tree import SIZE, grid_at, random_pixels, write_pair, write_raster
 

@@ -12,10 +12,16 @@ from rasterio.transform import Affine
 from torchgeo.datasets import DatasetNotFoundError
 
 from geofm.datasets import SEN12MSCR, EmptySplitError, MultiDate
-from geofm.datasets.regions import ROIS, split_of
-from geofm.datasets.sen12mscr import TEST_ROIS, VAL_ROIS, PatchName, sen12mscr_split_of
 from geofm.grid import Grid
 from geofm.models.dates import NO_DATE
+from geofm.sen12ms import (
+    ROIS,
+    SEN12MSCR_TEST_ROIS,
+    SEN12MSCR_VAL_ROIS,
+    PatchName,
+    sen12mscr_split_of,
+    split_of,
+)
 from tests.datasets.tree import grid_at, random_pixels, write_raster
 
 SEASONS = ('ROIs1158_spring', 'ROIs1868_summer', 'ROIs1970_fall', 'ROIs2017_winter')
@@ -155,8 +161,8 @@ def test_no_ground_of_one_split_is_in_another(tree: Path) -> None:
 
 
 def test_official_splits() -> None:
-    assert (len(VAL_ROIS), len(TEST_ROIS)) == (10, 10)
-    assert not VAL_ROIS & TEST_ROIS
+    assert (len(SEN12MSCR_VAL_ROIS), len(SEN12MSCR_TEST_ROIS)) == (10, 10)
+    assert not SEN12MSCR_VAL_ROIS & SEN12MSCR_TEST_ROIS
     assert sen12mscr_split_of('ROIs1868_summer', 19) == 'val'
     assert sen12mscr_split_of('ROIs1158_spring', 31) == 'test'
     assert sen12mscr_split_of('ROIs1868_summer', 36) == 'train'

@@ -37,10 +37,9 @@ from torchgeo.samplers import (
 )
 
 from geofm.datasets import SEN12MSCRTS, EmptySplitError
-from geofm.datasets.catalogue.scan import PairKey, Reason, SceneName
-from geofm.datasets.regions import ROIS
-from geofm.datasets.sen12mscrts import PIXEL_SIZE
+from geofm.datasets.pairs.skipped import Reason
 from geofm.grid import Grid
+from geofm.sen12ms import PIXEL_SIZE, ROIS, PairKey, SceneName
 from geofm.sensors import BANDS, BandError
 from tests.datasets.tree import (
     SIZE,

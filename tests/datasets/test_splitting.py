@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from geofm.datasets import SEN12MSCR, SEN12MSCRTS
-from geofm.datasets.regions import ROIS
-from geofm.datasets.sen12mscr import PatchName
 from geofm.datasets.splitting import random_splits, roi_of, split_tree
+from geofm.sen12ms import ROIS, PatchName
 from tests.datasets.tree import SIZE, grid_at, random_pixels, write_raster
 from tests.killing import killed_before_rename
 

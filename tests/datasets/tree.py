@@ -10,9 +10,8 @@ import rasterio
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from geofm.datasets.catalogue.scan import PairKey, SceneName
-from geofm.datasets.sen12mscrts import PIXEL_SIZE
 from geofm.grid import Grid
+from geofm.sen12ms import PIXEL_SIZE, PairKey, SceneName
 from geofm.sensors import SENSORS
 
 SIZE = 32

@@ -17,8 +17,8 @@ from torchgeo.tasks import SemanticSegmentation
 from geofm.cli import main
 from geofm.datamodules import LabelledArchiveDataModule
 from geofm.datasets import RasterArchive, write_sample_scenes
-from geofm.datasets.sample.plan import DEFAULT_ROIS
 from geofm.legend import NO_CLASS, Legend
+from geofm.sample import DEFAULT_ROIS
 from tests.test_doors import CONFIGS, reduced, write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]

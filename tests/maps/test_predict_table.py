@@ -19,12 +19,12 @@ from torchgeo.tasks import SemanticSegmentation
 
 from geofm.cli import main
 from geofm.datasets import LAND_COVER, write_sample_scenes
-from geofm.datasets.sample.plan import DEFAULT_ROIS
 from geofm.datasets.splitting import SplitRule
 from geofm.datasets.table import RasterTable
 from geofm.legend import NO_CLASS, Legend
 from geofm.maps.make.predict import PredictOptions, predict_scene
 from geofm.maps.scene import TableScenes
+from geofm.sample import DEFAULT_ROIS
 from geofm.sensors import bands_of, load_sensors
 from geofm.tasks.fine_tuned import load_fine_tuned, logits, without_sensors
 from tests.maps.test_predict import save

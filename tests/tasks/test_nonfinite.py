@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from geofm.cli import main
 from geofm.datamodules import SEN12MSCRTSDataModule
-from geofm.datasets.catalogue.scan import PairKey
+from geofm.sen12ms import PairKey
 from geofm.tasks.nonfinite import DumpError, replay
 from tests.datasets.tree import grid_at, write_pair
 from tests.pairs import RandomPairs, RandomPairsDataModule

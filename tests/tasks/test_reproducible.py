@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
 
 from geofm.datamodules import SEN12MSCRTSDataModule
-from geofm.datasets.catalogue.scan import PairKey
+from geofm.sen12ms import PairKey
 from geofm.tasks import DINOv2
 from tests.datasets.tree import grid_at, write_pair
 from tests.tasks.test_dinov2 import Record, small_task, small_trainer

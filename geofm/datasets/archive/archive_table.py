@@ -12,9 +12,9 @@ from rasterio.transform import Affine
 
 from geofm.datasets.archive.matching import DAY
 from geofm.datasets.archive.windowing import shifted
-from geofm.datasets.catalogue.footprints import corners, shapes_on_ground
 from geofm.datasets.catalogue.scenes import NO_DAY, Rows
-from geofm.datasets.catalogue.shared_array import SharedArray
+from geofm.datasets.footprints import corners, shapes_on_ground
+from geofm.datasets.memory.shared_array import SharedArray
 from geofm.datasets.pairs.matches import Extent, MatchTable, crs_of
 from geofm.datasets.pairs.table import as_dates, as_intervals, day_spans, number_grids
 from geofm.datasets.table import NO_TIME, Observations, RasterTable
@@ -180,7 +180,7 @@ class ArchiveTable(MatchTable):
             scenes: Numbers of the observations.
 
         Returns:
-            See :func:`geofm.datasets.catalogue.footprints.corners`.
+            See :func:`geofm.datasets.footprints.corners`.
         """
         table, rows = self.archive.table, self.archive.main.array[scenes]
         shape = np.stack((table.height[rows], table.width[rows]), axis=1).astype(np.int32)

@@ -15,7 +15,7 @@ from geofm.datasets.archive.left_out import LeftOut
 from geofm.datasets.archive.mapping import find_samples, open_archive
 from geofm.datasets.archive.splits import split_samples
 from geofm.datasets.archive.windowing import Edge
-from geofm.datasets.catalogue.footprints import SEARCH_CRS, extents
+from geofm.datasets.footprints import SEARCH_CRS, extents
 from geofm.datasets.pairs.dataset import EmptySplitError, MatchedDataset, OnError
 from geofm.datasets.pairs.reading import BrokenFileError, Place, Target, read_plain
 from geofm.datasets.pairs.table import MIN_OVERLAP, check_overlap

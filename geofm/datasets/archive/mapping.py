@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from geofm.datasets.archive.archive_table import Archive, ArchiveTable
 from geofm.datasets.archive.building import Selection
 from geofm.datasets.archive.left_out import LeftOut
-from geofm.datasets.catalogue.mapped import Values, mapped
-from geofm.datasets.catalogue.shared_array import SharedArray
+from geofm.datasets.memory.mapped import Values, mapped
+from geofm.datasets.memory.shared_array import SharedArray
 from geofm.datasets.table import Observations, RasterTable
 from geofm.datasets.table.fields import PARQUET
 from geofm.datasets.table.scanning import open_table

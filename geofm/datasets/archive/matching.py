@@ -8,8 +8,8 @@ import numpy.typing as npt
 import shapely
 
 from geofm.datasets.archive.windowing import Windows, shifted
-from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, shapes_on_ground
 from geofm.datasets.catalogue.scenes import Grids
+from geofm.datasets.footprints import SEARCH_CRS, corners, shapes_on_ground
 from geofm.datasets.pairs.table import overlaps
 from geofm.datasets.table.columns import NO_TIME
 

@@ -9,7 +9,7 @@ import shapely
 
 from geofm.datasets.archive.archive_table import ArchiveTable
 from geofm.datasets.archive.blocks import Blocks, margined
-from geofm.datasets.catalogue.footprints import SEARCH_CRS, extents, shapes_on_ground
+from geofm.datasets.footprints import SEARCH_CRS, extents, shapes_on_ground
 from geofm.datasets.splitting import SPLITS, SplitRule, draw_groups
 
 #: Samples that are worked on together.

@@ -1,1 +1,1 @@
-"""The files of a tree: found, read for what they show, checked, and kept in one table."""
+"""The catalogue: a table of the files below a folder, with what they show and their problems."""

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from geofm.atomic import atomic_file, temporary_file
 from geofm.datasets.catalogue.clouds import cloud_cover
-from geofm.datasets.catalogue.geoparquet import (
+from geofm.datasets.catalogue.columns import (
     NAMES,
     STORED,
     VERSION,
@@ -33,9 +33,16 @@ from geofm.datasets.catalogue.geoparquet import (
     to_arrow,
 )
 from geofm.datasets.catalogue.inspection import GAPS
-from geofm.datasets.catalogue.scanning import in_threads, renew, scan_rows
+from geofm.datasets.catalogue.scan import (
+    as_listing,
+    changed,
+    file_state,
+    in_threads,
+    renew,
+    scan_rows,
+    walk,
+)
 from geofm.datasets.catalogue.scenes import Source
-from geofm.datasets.catalogue.walking import as_listing, changed, file_state, walk
 from geofm.locking import locked_name
 from geofm.sensors import SENTINEL2
 

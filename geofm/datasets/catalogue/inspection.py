@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
-from geofm.datasets.catalogue.tiff_header import (
+from geofm.datasets.readers.tiff_header import (
     Header,
     NotPlainError,
     header_of,

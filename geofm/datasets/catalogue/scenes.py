@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geofm.datasets.catalogue.path_list import PathList
+from geofm.datasets.memory.path_list import PathList
 from geofm.sensors import DEFAULT_SENSORS
 
 #: Numbers of the sensors.

@@ -18,13 +18,13 @@ from rasterio.windows import Window
 from torchgeo.datasets import GeoDataset
 from torchgeo.datasets.utils import GeoSlice, Sample
 
-from geofm.datasets.catalogue.footprints import SEARCH_CRS
-from geofm.datasets.catalogue.scan import Skipped
+from geofm.datasets.footprints import SEARCH_CRS
 from geofm.datasets.pairs.failures import FailureLog
 from geofm.datasets.pairs.intersection import PairIntersection
 from geofm.datasets.pairs.matches import Extent, MatchTable
 from geofm.datasets.pairs.reading import BrokenFileError, Place, Target, read_file, refuse_empty
 from geofm.datasets.pairs.search import FrameSearch, TableSearch, best_pair
+from geofm.datasets.pairs.skipped import Skipped
 from geofm.datasets.plot import plot_pair
 from geofm.lonlat import CIRCLE, near
 from geofm.sensor_rasters import MOST_VALUES

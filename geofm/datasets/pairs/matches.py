@@ -119,7 +119,7 @@ class MatchTable(ABC):
             crs: CRS of the corners.
 
         Returns:
-            See :func:`geofm.datasets.catalogue.footprints.corners`.
+            See :func:`geofm.datasets.footprints.corners`.
         """
 
     @abstractmethod

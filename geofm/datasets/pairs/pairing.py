@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from geofm.datasets.catalogue.scan import Reason, Skipped
 from geofm.datasets.catalogue.scenes import SENSOR_NUMBERS, Rows, Scenes
+from geofm.datasets.pairs.skipped import Reason, Skipped
 
 #: By the time step of the data set, or each S2 with the S1 of the same patch nearest in time.
 Pairing = Literal['time_step', 'nearest']

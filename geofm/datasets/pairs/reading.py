@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.transform import Affine
 
-from geofm.datasets.catalogue.tiff_header import NotPlainError, parse_header, read_window
 from geofm.datasets.pairs.matches import Extent
+from geofm.datasets.readers.tiff_header import NotPlainError, parse_header, read_window
 from geofm.grid import Grid
 from geofm.rasters import RASTER_ERRORS, open_raster
 from geofm.sensor_rasters import SensorBands

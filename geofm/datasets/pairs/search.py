@@ -9,8 +9,8 @@ import pandas as pd
 import shapely
 from pyproj import CRS
 
-from geofm.datasets.catalogue.footprints import extents, shapes_on_ground
 from geofm.datasets.catalogue.scenes import Rows
+from geofm.datasets.footprints import extents, shapes_on_ground
 from geofm.datasets.pairs.matches import MatchTable
 from geofm.lonlat import CIRCLE, near
 

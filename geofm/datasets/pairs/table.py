@@ -13,13 +13,6 @@ import pyproj
 import shapely
 from rasterio.transform import Affine
 
-from geofm.datasets.catalogue.footprints import (
-    corners,
-    outlines,
-    shapes_on_ground,
-)
-from geofm.datasets.catalogue.path_list import PathList
-from geofm.datasets.catalogue.scan import Reason, Skipped
 from geofm.datasets.catalogue.scenes import (
     NO_DAY,
     SENSOR_NUMBERS,
@@ -28,8 +21,11 @@ from geofm.datasets.catalogue.scenes import (
     Scenes,
     read_grids,
 )
-from geofm.datasets.catalogue.shared_array import SharedArray
+from geofm.datasets.footprints import corners, outlines, shapes_on_ground
+from geofm.datasets.memory.path_list import PathList
+from geofm.datasets.memory.shared_array import SharedArray
 from geofm.datasets.pairs.matches import Extent, MatchTable, crs_of
+from geofm.datasets.pairs.skipped import Reason, Skipped
 from geofm.grid import ALIGNMENT_TOLERANCE, Grid
 from geofm.lonlat import near
 

@@ -21,8 +21,8 @@ import pyarrow.compute as pc
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, extents
-from geofm.datasets.catalogue.path_list import PathList
+from geofm.datasets.footprints import SEARCH_CRS, corners, extents
+from geofm.datasets.memory.path_list import PathList
 from geofm.datasets.table.columns import (
     Coded,
     as_text,

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from geofm.datasets.catalogue.walking import folders_below
+from geofm.datasets.catalogue.scan import folders_below
 from geofm.datasets.readers.hdf5 import dates_of, variables_of
 from geofm.datasets.readers.safe import is_product, read_product
 from geofm.datasets.table.columns import NO_TIME

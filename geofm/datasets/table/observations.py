@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from geofm.datasets.catalogue.shared_array import SharedArray
+from geofm.datasets.memory.shared_array import SharedArray
 from geofm.datasets.table.columns import NO_TIME, shorten
 from geofm.datasets.table.error import row_error
 from geofm.datasets.table.raster_table import RasterTable

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import track
 
-from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, extents
 from geofm.datasets.catalogue.inspection import Problem, inspect_bands, leads_somewhere
-from geofm.datasets.catalogue.scanning import PROGRESS_FROM, in_threads
-from geofm.datasets.catalogue.tiff_header import Header
+from geofm.datasets.catalogue.scan import PROGRESS_FROM, in_threads
+from geofm.datasets.footprints import SEARCH_CRS, corners, extents
 from geofm.datasets.readers.opening import open_source
 from geofm.datasets.readers.source import Source, as_dataset
+from geofm.datasets.readers.tiff_header import Header
 from geofm.datasets.table.address import file_of
 from geofm.datasets.table.error import row_error
 from geofm.datasets.table.raster_table import RasterTable

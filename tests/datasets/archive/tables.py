@@ -12,8 +12,8 @@ import rasterio
 from rasterio.transform import Affine
 from rasterio.warp import transform_bounds
 
-from geofm.datasets.sample.scenes import write_sample_scenes
 from geofm.datasets.table import RasterTable
+from geofm.sample.scenes import write_sample_scenes
 
 DAY0 = date(2018, 6, 1)
 

@@ -12,7 +12,7 @@ import torch
 
 from geofm.datasets import EmptySplitError, RasterArchive
 from geofm.datasets.archive import mapping
-from geofm.datasets.catalogue.shared_array import SharedArray
+from geofm.datasets.memory.shared_array import SharedArray
 from geofm.datasets.table import RasterTable, open_table
 from tests.datasets.archive.tables import sample_table
 

@@ -15,7 +15,7 @@ from geofm.datasets.archive.blocks import Blocks, margined
 from geofm.datasets.archive.building import Selection, build_samples
 from geofm.datasets.archive.left_out import LeftOut
 from geofm.datasets.archive.splits import split_samples
-from geofm.datasets.catalogue.footprints import corners
+from geofm.datasets.footprints import corners
 from geofm.datasets.splitting import SPLITS, SplitRule, draw_groups
 from tests.datasets.archive.tables import boxes_table
 

@@ -21,8 +21,9 @@ from torch.utils.data import DataLoader
 from geofm.datasets import SEN12MSCRTS, EmptySplitError, MultiDate
 from geofm.datasets.catalogue.catalogue import update_catalogue
 from geofm.datasets.catalogue.inspection import GAPS, Problem, inspect
-from geofm.datasets.catalogue.scan import PairKey, Reason
+from geofm.datasets.pairs.skipped import Reason
 from geofm.grid import Grid
+from geofm.sen12ms import PairKey
 from tests.datasets.tree import SIZE, grid_at, random_pixels, write_pair, write_raster
 
 KEY = PairKey('ROIs1868', 36, 0, 0)

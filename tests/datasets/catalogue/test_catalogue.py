@@ -19,7 +19,7 @@ import torch
 from torchgeo.datasets import DatasetNotFoundError
 
 from geofm.datasets import SEN12MSCRTS, EmptySplitError
-from geofm.datasets.catalogue import catalogue, scanning
+from geofm.datasets.catalogue import catalogue, scan
 from geofm.datasets.catalogue.catalogue import (
     CATALOGUE_NAME,
     Catalogue,
@@ -29,10 +29,10 @@ from geofm.datasets.catalogue.catalogue import (
     read_state,
     update_catalogue,
 )
-from geofm.datasets.catalogue.geoparquet import AFFINE
+from geofm.datasets.catalogue.columns import AFFINE
 from geofm.datasets.catalogue.inspection import inspect
-from geofm.datasets.catalogue.scan import PairKey, SceneName
 from geofm.models.dates import NO_DATE
+from geofm.sen12ms import PairKey, SceneName
 from geofm.sensors import SENTINEL1, SENTINEL2, BandError
 from tests.datasets.tree import grid_at, scene_path, write_pair, write_scene
 
@@ -86,7 +86,7 @@ def test_of_a_large_tree_no_file_is_opened(own_tree: Path, monkeypatch: pytest.M
     small = SEN12MSCRTS(own_tree, 'all')
     monkeypatch.setattr(catalogue, 'SMALL', 0)
     monkeypatch.setattr(rasterio, 'open', None)
-    monkeypatch.setattr(scanning, 'inspect', None)
+    monkeypatch.setattr(scan, 'inspect', None)
     large = SEN12MSCRTS(own_tree, 'all')
     assert len(large) == 11
     pd.testing.assert_frame_equal(pd.DataFrame(small.index), pd.DataFrame(large.index))
@@ -102,7 +102,7 @@ def test_only_what_is_new_or_changed_is_read(
         read.append(str(Path(path).relative_to(own_tree)))
         return really(path, sensor)
 
-    monkeypatch.setattr(scanning, 'inspect', noting)
+    monkeypatch.setattr(scan, 'inspect', noting)
     first = update_catalogue(own_tree)
     assert sorted(read) == first.table['path'].tolist()
     read.clear()

@@ -23,7 +23,7 @@ from geofm.datasets.catalogue.catalogue import (
     open_file,
     update_catalogue,
 )
-from geofm.datasets.catalogue.geoparquet import STORED
+from geofm.datasets.catalogue.columns import STORED
 from geofm.datasets.catalogue.inspection import Problem
 from geofm.locking import LockedError, locked_name
 from tests.datasets.catalogue.test_catalogue import KEY

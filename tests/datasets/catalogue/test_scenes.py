@@ -6,11 +6,11 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geofm.datasets.catalogue.geoparquet import COLUMNS, empty_table, facts_to_arrow
-from geofm.datasets.catalogue.scan import MOST
+from geofm.datasets.catalogue.columns import COLUMNS, empty_table, facts_to_arrow
 from geofm.datasets.catalogue.scenes import NO_DAY, Scenes, Source, read_grids
+from geofm.sen12ms import LARGEST_NUMBER
 
-numbers = st.integers(0, 40) | st.integers(0, MOST)
+numbers = st.integers(0, 40) | st.integers(0, LARGEST_NUMBER)
 keys = st.tuples(st.sampled_from(['ROIs2017', 'ROIs1158', 'ROIs1868']), numbers, numbers, numbers)
 
 

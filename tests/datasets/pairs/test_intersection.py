@@ -12,8 +12,8 @@ from torchgeo.datasets import IntersectionDataset, RasterDataset, stack_samples
 from torchgeo.samplers import RandomPatchSampler
 
 from geofm.datasets import SEN12MSCRTS
-from geofm.datasets.catalogue.scan import PairKey
 from geofm.grid import Grid
+from geofm.sen12ms import PairKey
 from tests.datasets.tree import SIZE, grid_at, write_raster, write_scene
 
 KEY = PairKey('ROIs1868', 36, 0, 0)

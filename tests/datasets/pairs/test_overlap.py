@@ -15,10 +15,11 @@ from rasterio.transform import Affine
 
 from geofm.cli import main
 from geofm.datasets import SEN12MSCR, SEN12MSCRTS, EmptySplitError, write_sample_data
-from geofm.datasets.catalogue.scan import PairKey, Reason
 from geofm.datasets.catalogue.scenes import Grids
+from geofm.datasets.pairs.skipped import Reason
 from geofm.datasets.pairs.table import PAIR, overlaps
 from geofm.grid import Grid
+from geofm.sen12ms import PairKey
 from tests.datasets.tree import SIZE, grid_at, write_scene
 
 KEY = PairKey('ROIs1868', 36, 0, 0)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import rasterio
 
-from geofm.datasets.sample.classes import LAND_COVER
 from geofm.grid import Grid
+from geofm.sample.classes import LAND_COVER
 
 #: Name of the file that says what the data were made with, and the size of each file.
 MANIFEST = 'sample.json'

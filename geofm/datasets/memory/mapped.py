@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from geofm.atomic import atomic_folder
-from geofm.datasets.catalogue.memory import give_back
-from geofm.datasets.catalogue.path_list import PathList
+from geofm.datasets.memory.path_list import PathList
+from geofm.datasets.memory.release import give_back
 from geofm.locking import locked_name
 
 #: Values by name: arrays, lists of paths, tuples, mappings, texts, numbers and None.

@@ -20,19 +20,19 @@ from rich.progress import track
 
 from geofm import __version__
 from geofm.atomic import atomic_folder
-from geofm.datasets.regions import Roi, region_of
-from geofm.datasets.sample.classes import LAND_COVER
-from geofm.datasets.sample.files import (
+from geofm.grid import Grid
+from geofm.sample.classes import LAND_COVER
+from geofm.sample.files import (
     date_in_2018,
     read_same_data,
     write_land_cover,
     write_manifest,
     write_raster,
 )
-from geofm.datasets.sample.landscape import draw_landscape
-from geofm.datasets.sample.plan import DEFAULT_ROIS, dates_of, patches_of, randomness
-from geofm.datasets.sample.scene import NATIVE_PIXEL_SIZES, draw_region, sentinel1, sentinel2
-from geofm.grid import Grid
+from geofm.sample.landscape import draw_landscape
+from geofm.sample.plan import DEFAULT_ROIS, dates_of, patches_of, randomness
+from geofm.sample.scene import NATIVE_PIXEL_SIZES, draw_region, sentinel1, sentinel2
+from geofm.sen12ms import Roi, region_of
 from geofm.sensors import SENSORS
 
 #: One file per scene, or one file per band at the band's own pixel size.

@@ -7,9 +7,8 @@ import numpy as np
 from rasterio.crs import CRS
 from rasterio.transform import Affine
 
-from geofm.datasets.regions import Roi, region_of
-from geofm.datasets.sen12mscrts import PIXEL_SIZE
 from geofm.grid import Grid
+from geofm.sen12ms import PIXEL_SIZE, Roi, region_of
 
 #: ROIs of the default set: eight of the official train split, three of val, three of test.
 DEFAULT_ROIS: tuple[Roi, ...] = (

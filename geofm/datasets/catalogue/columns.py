@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import shapely
 
-from geofm.datasets.catalogue.footprints import SEARCH_CRS, corners, extents, shapes_on_ground
+from geofm.datasets.footprints import SEARCH_CRS, corners, extents, shapes_on_ground
 from geofm.lonlat import bounding_box
 
 #: Affine coefficients, one column each while in memory.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geofm.datasets.catalogue.shared_array import SharedArray
+from geofm.datasets.memory.shared_array import SharedArray
 
 #: Paths that are compressed together. Neighbours have most of their text in common.
 BLOCK = 64

@@ -5,13 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from geofm.datasets.sample.surfaces import (
-    SURFACES,
-    Floats,
-    surface_classes,
-    surface_index,
-    surface_values,
-)
+from geofm.sample.surfaces import SURFACES, Floats, surface_classes, surface_index, surface_values
 
 type Ints = npt.NDArray[np.int64]
 

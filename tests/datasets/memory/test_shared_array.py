@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from geofm.datasets import SEN12MSCRTS
-from geofm.datasets.catalogue.path_list import BLOCK, PathList
-from geofm.datasets.catalogue.shared_array import SharedArray
+from geofm.datasets.memory.path_list import BLOCK, PathList
+from geofm.datasets.memory.shared_array import SharedArray
 
 
 def is_in_shared_memory(array: np.ndarray[Any, Any]) -> bool:

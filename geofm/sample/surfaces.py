@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from geofm.datasets.sample.classes import class_value
+from geofm.sample.classes import class_value
 
 type Floats = npt.NDArray[np.float32]
 

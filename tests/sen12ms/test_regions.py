@@ -1,6 +1,6 @@
 from itertools import combinations
 
-from geofm.datasets.regions import REGIONS, ROIS, TEST_ROIS, VAL_ROIS, region_of, split_of
+from geofm.sen12ms import REGIONS, ROIS, TEST_ROIS, VAL_ROIS, region_of, split_of
 
 ALL = {(season, roi) for season, rois in ROIS.items() for roi in rois}
 

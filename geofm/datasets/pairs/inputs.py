@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from geofm.datasets.catalogue.catalogue import open_catalogue, open_file, scan_files
 from geofm.datasets.catalogue.inspection import Problem
-from geofm.datasets.catalogue.scan import Reason, Skipped
 from geofm.datasets.catalogue.scenes import NO_DAY, SENSOR_NUMBERS, Rows, Scenes
+from geofm.datasets.pairs.skipped import Reason, Skipped
 
 type AnyPath = str | os.PathLike[str]
 

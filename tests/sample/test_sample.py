@@ -14,10 +14,10 @@ import pandas as pd
 import pytest
 import rasterio
 
-from geofm.datasets.regions import split_of
-from geofm.datasets.sample import DEFAULT_ROIS, LAND_COVER, files, write_sample_data, writer
-from geofm.datasets.sample.classes import class_value
-from geofm.datasets.sample.scene import LOOKS
+from geofm.sample import DEFAULT_ROIS, LAND_COVER, files, write_sample_data, writer
+from geofm.sample.classes import class_value
+from geofm.sample.scene import LOOKS
+from geofm.sen12ms import split_of
 from geofm.sensors import SENTINEL2
 
 SIZE = 64

@@ -177,3 +177,56 @@ def region_of(season: str, roi: int) -> str | None:
         A key of :data:`REGIONS`, or None for a ROI that is not on the official list.
     """
     return next((name for name, rois in REGIONS.items() if (season, roi) in rois), None)
+
+
+#: ROIs of the official val split, by season and number.
+SEN12MSCR_VAL_ROIS: frozenset[Roi] = frozenset(
+    {
+        ('ROIs1158', 17),
+        ('ROIs1868', 17),
+        ('ROIs1868', 19),
+        ('ROIs1868', 80),
+        ('ROIs1868', 127),
+        ('ROIs1970', 65),
+        ('ROIs2017', 22),
+        ('ROIs2017', 84),
+        ('ROIs2017', 107),
+        ('ROIs2017', 130),
+    }
+)
+
+#: ROIs of the official test split.
+SEN12MSCR_TEST_ROIS: frozenset[Roi] = frozenset(
+    {
+        ('ROIs1158', 31),
+        ('ROIs1158', 44),
+        ('ROIs1158', 106),
+        ('ROIs1158', 123),
+        ('ROIs1158', 140),
+        ('ROIs1868', 73),
+        ('ROIs1868', 119),
+        ('ROIs1970', 139),
+        ('ROIs2017', 63),
+        ('ROIs2017', 108),
+    }
+)
+
+
+def sen12mscr_split_of(season: str, roi: int) -> str:
+    """Split that a ROI of SEN12MS-CR belongs to.
+
+    SEN12MS-CR-TS shows some of the same ROIs. Those that it holds out and that are on no list of
+    SEN12MS-CR (ROIs1868/100 is one, as the authors say) are held out here too, so that a model
+    trained on one set can be tested on the other.
+
+    Args:
+        season: Seed and season, e.g. ``'ROIs1868_summer'``.
+        roi: Number of the ROI.
+
+    Returns:
+        ``'val'``, ``'test'``, or ``'train'`` for all other ROIs.
+    """
+    key = (season.split('_')[0], roi)
+    if key in SEN12MSCR_VAL_ROIS:
+        return 'val'
+    return 'test' if key in SEN12MSCR_TEST_ROIS else split_of(*key)

@@ -12,25 +12,18 @@ from rich.progress import track
 
 from geofm import __version__
 from geofm.atomic import atomic_folder
-from geofm.datasets.catalogue.scan import PairKey, SceneName
-from geofm.datasets.regions import Roi, region_of
-from geofm.datasets.sample.classes import LAND_COVER
-from geofm.datasets.sample.files import (
+from geofm.sample.classes import LAND_COVER
+from geofm.sample.files import (
     date_in_2018,
     read_same_data,
     write_land_cover,
     write_manifest,
     write_raster,
 )
-from geofm.datasets.sample.landscape import draw_landscape
-from geofm.datasets.sample.plan import (
-    DEFAULT_ROIS,
-    PATCHES_PER_ROW,
-    dates_of,
-    patches_of,
-    randomness,
-)
-from geofm.datasets.sample.scene import draw_region, sentinel1, sentinel2
+from geofm.sample.landscape import draw_landscape
+from geofm.sample.plan import DEFAULT_ROIS, PATCHES_PER_ROW, dates_of, patches_of, randomness
+from geofm.sample.scene import draw_region, sentinel1, sentinel2
+from geofm.sen12ms import PairKey, Roi, SceneName, region_of
 
 SCENES = 'scenes.csv'
 SCENE_COLUMNS = ('season', 'roi', 'patch', 'time_step', 's1_date', 's2_date', 'cloud_cover')

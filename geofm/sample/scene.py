@@ -5,14 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from geofm.datasets.sample.landscape import Landscape, smooth_noise
-from geofm.datasets.sample.surfaces import (
-    Floats,
-    green_fraction,
-    spectra,
-    surface_index,
-    surface_values,
-)
+from geofm.sample.landscape import Landscape, smooth_noise
+from geofm.sample.surfaces import Floats, green_fraction, spectra, surface_index, surface_values
 from geofm.sensors import SENTINEL2
 
 #: Equivalent number of looks of a Sentinel-1 IW GRD product in high resolution.

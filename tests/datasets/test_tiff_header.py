@@ -13,7 +13,7 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from geofm.datasets.catalogue.tiff_header import (
+from geofm.datasets.readers.tiff_header import (
     NotPlainError,
     parse_header,
     read_header,

@@ -1,0 +1,1 @@
+"""Arrays and lists of paths that the processes of a machine share."""

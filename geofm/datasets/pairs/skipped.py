@@ -1,0 +1,68 @@
+"""Files that are left out of a data set, and why."""
+
+import warnings
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why files are left out of the pairs."""
+
+    NAME = 'not named like a scene of SEN12MS-CR-TS'
+    ONLY_S1 = 'S1 without S2'
+    ONLY_S2 = 'S2 without S1'
+    AMBIGUOUS = 'another file has the same sensor, ROI, patch and time step'
+    UNREADABLE = 'not readable as a raster'
+    BAND_COUNT = 'wrong number of bands'
+    NO_EPSG = 'no CRS with an EPSG code'
+    DTYPE = 'wrong type of pixels'
+    APART = 'S1 and S2 overlap too little on the ground'
+    BAD = 'marked as bad in the catalogue'
+    BANDS = 'without some of the bands that are asked for'
+
+
+@dataclass
+class Skipped:
+    """Files that were left out, by reason.
+
+    Attributes:
+        files: Paths for each reason that occurred. One file stands for a pair that is left out
+            because of that file.
+    """
+
+    files: dict[Reason, list[str]] = field(default_factory=dict)
+
+    def add(self, reason: Reason, *paths: str) -> None:
+        """Note files that are left out.
+
+        Args:
+            reason: Why.
+            *paths: The files.
+        """
+        self.files.setdefault(reason, []).extend(paths)
+
+    def __len__(self) -> int:
+        """Number of files noted."""
+        return sum(len(paths) for paths in self.files.values())
+
+    def count(self, *reasons: Reason) -> int:
+        """Number of files left out for any of the reasons.
+
+        Args:
+            *reasons: The reasons.
+
+        Returns:
+            The number of files.
+        """
+        return sum(len(self.files.get(reason, ())) for reason in reasons)
+
+    def __str__(self) -> str:
+        """Counts and the first example of each reason."""
+        return '; '.join(
+            f'{len(paths)} {reason} (first: {paths[0]})' for reason, paths in self.files.items()
+        )
+
+    def warn(self) -> None:
+        """Report what was left out in one warning, if anything was."""
+        if self.files:
+            warnings.warn(f'files left out: {self}', UserWarning, stacklevel=4)
