@@ -72,7 +72,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links to tables of results, which are files on GitHub, to the page of results.
+    """Point links to files outside of docs to the pages that are generated from them.
 
     Args:
         markdown: Text of a page.
@@ -88,6 +88,8 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         exists = (ROOT / 'experiments' / 'results' / f'{match[1]}.md').exists()
         return f'](results.md#{match[1]})' if exists else '](results.md)'
 
+    for name, source in ROOT_PAGES.items():
+        markdown = markdown.replace(f'](../{source}', f']({name}')
     return re.sub(r'\]\(\.\./experiments/results/(\w+)\.md\)', link, markdown)
 
 
@@ -100,9 +102,9 @@ def _of_root(name: str) -> str:
 
 
 def _quick_start() -> str:
-    """What README says between its introduction and the layout of the repository."""
+    """The sections of README from the quick start up to the list of pages."""
     text = _of_root('README.md')
-    return '# Quick start\n\n' + text[text.index('## Two commands') : text.index('## Where things')]
+    return text[text.index('## Quick start') + 1 : text.index('## Documentation')]
 
 
 def _results() -> str:

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import tables
 import torch
-from benchmarks.rounds import RESULTS, write_results
+from benchmarks.rounds import RESULTS, write_results, write_text
 from matplotlib.figure import Figure
 from rich.progress import track
 from runs import (
@@ -70,6 +70,13 @@ MEASURES = ('CLS, 5-NN', 'patches, 5-NN', 'logistic regression')
 type Scores = dict[str, dict[str, float]]
 #: Scores by kind of row and row, one of each seed.
 type Table = dict[str, dict[str, list[Scores]]]
+
+#: Text below the table of the documentation.
+BRIEF_CAPTION = (
+    'Accuracy of land cover in %. Clear: clouds hide less than 5 % of the window; partly: 5 to '
+    '60 %; overcast: 60 % or more. Models with a withheld sensor, the CLS token and standard '
+    'errors are in [experiments/results/fusion.md](../experiments/results/fusion.md).'
+)
 
 PRETRAINED, WITHOUT = 'pretrained', 'pretrained, one sensor withheld'
 RANDOM, WORDS, STATISTICS = 'random weights', 'patch words', 'band mean and std'
@@ -195,9 +202,9 @@ def cell(values: Sequence[float]) -> str:
     return f'{100 * mean(values):.1f} ({each})' if len(values) > 1 else each
 
 
-def markdown(found: Table) -> str:
-    """Markdown table: a row a backbone, a column a measure and sky."""
-    columns = [(measure, sky) for measure in MEASURES for sky in SKIES]
+def markdown(found: Table, measures: Sequence[str] = MEASURES) -> str:
+    """Return a Markdown table with one row per backbone and one column per measure and sky."""
+    columns = [(measure, sky) for measure in measures for sky in SKIES]
     lines = [
         '| backbone | ' + ' | '.join(f'{measure}: {sky}' for measure, sky in columns) + ' |',
         '|---|' + '---:|' * len(columns),
@@ -210,6 +217,16 @@ def markdown(found: Table) -> str:
             ]
             lines.append(f'| {kind}: {name} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
+
+
+def brief(found: Table) -> str:
+    """Return the table of the documentation: fused and single sensors beside two baselines."""
+    rows = {
+        PRETRAINED: found[PRETRAINED],
+        RANDOM: {'S1 + S2, linear': found[RANDOM]['S1 + S2, linear']},
+        STATISTICS: {'S1 + S2': found[STATISTICS]['S1 + S2']},
+    }
+    return markdown(rows, MEASURES[1:])
 
 
 def two_errors(share: float, count: int) -> float:
@@ -232,8 +249,8 @@ def caption(about: Mapping[str, Mapping[str, int]], seeds: Sequence[int], precis
     return (
         f'Accuracy of land cover in %, made by `python experiments/fusion.py`; {len(seeds)} '
         f'seed(s) of {EPOCHS} epochs, precision {precision}. {counts}. Windows of a place are '
-        'not independent, so that the true errors are larger. Of patch words and band statistics, '
-        'which are one vector, 5-NN stands under patches. The data are generated.'
+        'not independent, so the true errors are larger. Patch words and band statistics are a '
+        'single vector, whose 5-NN accuracy is given under patches. The data are generated.'
     )
 
 
@@ -326,6 +343,7 @@ def main() -> None:
     draw(found, about).savefig(beside, dpi=150)
     beside.replace(FIGURE)
     write_results(RESULTS, 'fusion', content, text)
+    write_text(RESULTS / 'fusion_brief.md', f'{brief(found)}\n\n{BRIEF_CAPTION}')
     tables.main()
 
 
