@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from geofm.atomic import atomic_file, part_of, remove_leftovers
-from geofm.models.weights.files import is_sharded
+from geofm.models.checkpoints.sharded import is_sharded, read_sharded
 
 # A checkpoint that is being written, or a folder that is being replaced, see geofm.atomic.
 _PARTIAL = re.compile(r'\.(?P<name>.+\.ckpt)\.[^.]*\.\d+\.part\.ckpt(\.before)?')
@@ -80,8 +80,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         try:
             if (local := local_path(path)) is not None and is_sharded(local):
-                from geofm.models.weights.sharded import read_sharded
-
                 return read_sharded(local, optimizers=True)
             plain = weights_only is not False
             return super().load_checkpoint(path, map_location, weights_only=plain)

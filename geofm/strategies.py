@@ -20,9 +20,8 @@ from torch.optim import Optimizer
 
 from geofm.atomic import atomic_folder
 from geofm.losses.ranks import gathered
+from geofm.models.checkpoints.sharded import is_sharded, load_shards, read_rest
 from geofm.models.tokens import SensorTokens
-from geofm.models.weights.files import is_sharded
-from geofm.models.weights.sharded import load_shards, read_rest
 
 
 class FullyShardedStrategy(ModelParallelStrategy):

@@ -14,7 +14,7 @@ import torch
 
 from geofm.atomic import atomic_file, atomic_folder, part_of, remove_leftovers
 from geofm.locking import LockedError, locked_folder, locked_name
-from geofm.models.weights.files import write_weights
+from geofm.models.checkpoints.files import write_weights
 from tests.killing import killed_before_rename, leftovers
 
 

@@ -25,8 +25,8 @@ from geofm.models import (
     load_backbone_weights,
     register_encoder,
 )
+from geofm.models.checkpoints.model_file import read_model
 from geofm.models.timm_vit import load_model
-from geofm.models.weights.carried import read_input_statistics
 from geofm.sensors import SENSORS, band_statistics
 from geofm.tasks import DINOv2
 from geofm.transforms import Normalize
@@ -111,7 +111,7 @@ def test_damaged_entries_are_refused(entry: Any, message: str, tmp_path: Path) -
     path = tmp_path / 'a.ckpt'
     torch.save({'geofm': {'input': entry}}, path)
     with pytest.raises(CheckpointError, match=r'a\.ckpt: the statistics of its input'):
-        read_input_statistics(path)
+        read_model(path).statistics
 
 
 @pytest.mark.parametrize('to', ['geofm', 'torchgeo', 'timm', 'dinov2'])
@@ -123,7 +123,7 @@ def test_exports_carry_them(to: Any, suffix: str, checkpoint: Path, tmp_path: Pa
     if to in ('timm', 'dinov2') and suffix == '.ckpt':
         assert any('statistics' in part for part in exported.left_out)
         return
-    as_trained(read_input_statistics(exported.path))
+    as_trained(read_model(exported.path).statistics)
     if to in ('geofm', 'torchgeo'):
         as_trained(load_backbone(exported.path).statistics)
         return
@@ -199,7 +199,7 @@ def test_fine_tuning_normalises_as_in_training(checkpoint: Path, tmp_path: Path)
     assert data.mean.tolist() == pytest.approx(list(MEAN.values()))
     # And so on to what was fine-tuned.
     trainer.save_checkpoint(tmp_path / 'tuned.ckpt')
-    as_trained(read_input_statistics(tmp_path / 'tuned.ckpt'))
+    as_trained(read_model(tmp_path / 'tuned.ckpt').statistics)
 
     # Tested by its checkpoint alone, it sees the same images again.
     again = dark(val_dataset=Dark())
@@ -220,7 +220,7 @@ def test_statistics_that_are_given_come_first_and_are_said(
         trainer.fit(task, datamodule=data)
     assert data.mean.tolist() == pytest.approx([400.5, 700.0, 601.1])
     trainer.save_checkpoint(tmp_path / 'next.ckpt')
-    found = read_input_statistics(tmp_path / 'next.ckpt')
+    found = read_model(tmp_path / 'next.ckpt').statistics
     assert found is not None
     assert found.mean['B03'] == 700.0
 

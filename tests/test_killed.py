@@ -23,7 +23,7 @@ from geofm.maps.make.pca import PCABasis
 from geofm.maps.make.windows import Strip
 from geofm.maps.make.writer import write_patches
 from geofm.maps.view.figure import save_figure
-from geofm.models.weights.files import write_torch, write_weights
+from geofm.models.checkpoints.files import write_torch, write_weights
 from geofm.sample import DEFAULT_ROIS
 from tests.datasets.catalogue.test_catalogue import KEY
 from tests.datasets.tree import grid_at, write_pair

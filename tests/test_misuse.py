@@ -30,7 +30,7 @@ from geofm.maps.few_labels.samples import samples_on
 from geofm.maps.make.class_products import draw_classes
 from geofm.maps.make.predict import PredictOptions, predict_scene
 from geofm.models import CheckpointError
-from geofm.models.weights.files import read_file
+from geofm.models.checkpoints.files import read_file
 from tests.maps.scenes import write
 from tests.maps.test_classify import embedding, points, tokens
 from tests.maps.test_predict import BANDS, NAMES, per_pixel

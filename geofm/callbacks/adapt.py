@@ -12,13 +12,13 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from geofm.models import MultiSensorViT
+from geofm.models.checkpoints.files import CheckpointError
 from geofm.models.weights.adapters import (
     adapted_layers,
     adapter_state,
     add_adapters,
     load_adapter_state,
 )
-from geofm.models.weights.files import CheckpointError
 from geofm.tasks.parameters import layer_scale, scale_learning_rates
 
 #: Where a checkpoint holds the adapters.

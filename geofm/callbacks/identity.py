@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from geofm.atomic import atomic_file
 from geofm.checkpoint_io import AtomicCheckpointIO, local_path
-from geofm.models.weights.files import SHARDS_REST, is_sharded
+from geofm.models.checkpoints.sharded import SHARDS_REST, is_sharded
 
 #: Entry of a checkpoint, and of the file in the folder of a run.
 KEY = 'run'

@@ -8,9 +8,8 @@ import timm
 from lightning.fabric.utilities import rank_zero_info
 
 from geofm.models import MODEL_NAMES, CheckpointError
-from geofm.models.checkpoints import as_checkpoint
-from geofm.models.task_checkpoints import task_backbone
-from geofm.models.weights.files import is_sharded, read_file
+from geofm.models.checkpoints.model_file import ModelFile, read_model
+from geofm.models.checkpoints.sharded import is_sharded
 from geofm.models.weights.torchgeo import is_for_dpt
 from geofm.tasks.pretraining import PretrainingTask
 
@@ -45,9 +44,10 @@ def adopt_model(model: Any) -> None:
             f"{weights}: a sharded checkpoint, which TorchGeo does not load: 'geofm export "
             f"{weights} FILE --to torchgeo' writes what it loads"
         )
-    if (name := _model_of(Path(weights))) is None:
+    file = read_model(weights)
+    if (name := _model_of(file)) is None:
         return
-    if args.get('model') == 'dpt' and not _is_for_dpt(Path(weights)):
+    if args.get('model') == 'dpt' and not _is_for_dpt(file):
         raise CheckpointError(
             f"{weights}: TorchGeo's DPT does not load it as it is: 'geofm export {weights} FILE "
             "--to torchgeo' writes what it loads; or take segformer, upernet or unet"
@@ -75,18 +75,16 @@ def _pretrains(model: Any) -> bool:
     return isinstance(found, type) and issubclass(found, PretrainingTask)
 
 
-def _is_for_dpt(path: Path) -> bool:
+def _is_for_dpt(file: ModelFile) -> bool:
     """Whether a file has the weights under the names that DPT's encoder has for them."""
-    content = read_file(path)
+    content = file.content
     state = content.get('state_dict') if isinstance(content, dict) else None
     return isinstance(state, dict) and any(is_for_dpt(name) for name in state)
 
 
-def _model_of(path: Path) -> str | None:
+def _model_of(file: ModelFile) -> str | None:
     """Name of the model of a checkpoint of geofm, or of a task on one of its models."""
-    content = read_file(path)
-    own = as_checkpoint(content, path)
-    if own is not None:
-        return str(own.hparams['model'])
-    found = task_backbone(content, path)
+    if file.pretrained is not None:
+        return str(file.pretrained.hparams['model'])
+    found = file.task
     return found.model if found is not None and found.model in MODEL_NAMES else None

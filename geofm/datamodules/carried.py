@@ -9,7 +9,8 @@ from typing import Any
 from torchgeo.datamodules import BaseDataModule
 
 from geofm.models import MultiSensorViT
-from geofm.models.weights.carried import INPUT, carry_statistics, read_input_statistics
+from geofm.models.checkpoints.model_file import read_model
+from geofm.models.checkpoints.statistics import INPUT, carry_statistics
 from geofm.transforms import Normalize
 from geofm.transforms.statistics import InputStatistics, statistics_of
 
@@ -110,5 +111,5 @@ def weights_statistics(task: Any) -> tuple[InputStatistics | None, str]:
             return module.statistics, 'the backbone'
     weights = getattr(task, 'weights', None)
     if isinstance(weights, str | os.PathLike) and Path(weights).is_file():
-        return read_input_statistics(weights), str(weights)
+        return read_model(weights).statistics, str(weights)
     return None, ''

@@ -23,7 +23,7 @@ from geofm.datamodules.stalled import Watched, WatchedLoader, ignore_sigusr1
 from geofm.datamodules.transfer import PlacesStay
 from geofm.datamodules.units import WatchedUnits
 from geofm.datasets.files import files_of
-from geofm.models.weights.carried import INPUT
+from geofm.models.checkpoints.statistics import INPUT
 from geofm.transforms import Normalize
 
 #: How worker processes are started.

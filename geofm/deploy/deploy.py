@@ -9,8 +9,8 @@ import torch
 
 from geofm.deploy.network import BackboneNetwork, Network, TaskNetwork
 from geofm.deploy.program import trace
-from geofm.models.checkpoints import as_checkpoint, build_backbone
-from geofm.models.weights.files import read_file
+from geofm.models.checkpoints.backbones import build_backbone
+from geofm.models.checkpoints.model_file import read_model
 from geofm.tasks.fine_tuned import load_fine_tuned
 
 #: Formats, and suffixes of their files.
@@ -89,7 +89,7 @@ def load_network(checkpoint: Path) -> Network:
     Raises:
         CheckpointError: If the checkpoint cannot be read or is of another kind.
     """
-    own = as_checkpoint(read_file(checkpoint), checkpoint)
-    if own is not None:
-        return BackboneNetwork(build_backbone(own, checkpoint)).eval()
-    return TaskNetwork(load_fine_tuned(checkpoint)).eval()
+    file = read_model(checkpoint)
+    if file.pretrained is not None:
+        return BackboneNetwork(build_backbone(file.pretrained)).eval()
+    return TaskNetwork(load_fine_tuned(file)).eval()

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from geofm.models import MultiSensorViT
-from geofm.models.weights.carried import carry_statistics
-from geofm.models.weights.definitions import carry_sensors
+from geofm.models.checkpoints.definitions import carry_sensors
+from geofm.models.checkpoints.statistics import carry_statistics
 from geofm.sensors import band_indices, canonical_bands, sensor_channels
 from geofm.tasks.fine_tuned import FineTuned, logits
 from geofm.transforms.statistics import NO_STATISTICS, InputStatistics

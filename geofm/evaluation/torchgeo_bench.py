@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torchgeo.datasets import DependencyNotFoundError
 
 from geofm.models import MultiSensorViT, create_backbone
-from geofm.models.checkpoints import build_backbone, read_checkpoint
+from geofm.models.checkpoints.backbones import build_backbone
+from geofm.models.checkpoints.model_file import read_model
 from geofm.sensors import (
     SENSORS,
     SENTINEL1,
@@ -267,13 +268,13 @@ def _dn_factor(named: Mapping[str, BandSpec]) -> float:
 def _backbone_for(bands: tuple[str, ...], checkpoint: str, random_weights: bool) -> MultiSensorViT:
     """The backbone of a checkpoint, for the bands at hand."""
     path = Path(checkpoint)
-    content = read_checkpoint(path)
+    content = read_model(path).require_pretrained()
     hparams = {**content.hparams, 'in_channels': len(bands), 'bands': bands}
     if random_weights:
         backbone = create_backbone(hparams)
         backbone.statistics = content.statistics
         return backbone
-    pretrained = build_backbone(content, path)
+    pretrained = build_backbone(content)
     if unknown := [band for band in bands if band not in pretrained.bands]:
         raise BandError(
             f'{checkpoint} knows no bands {unknown}, but {list(pretrained.bands)}. Leave them out '

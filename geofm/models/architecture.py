@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geofm.models.weights.definitions import (
+from geofm.models.checkpoints.definitions import (
     ARCHITECTURE,
     DEFINITIONS,
     carry_sensors,
     take_up_sensors,
 )
-from geofm.models.weights.files import CheckpointError
-from geofm.models.weights.trust import check_model_args
+from geofm.models.checkpoints.files import CheckpointError
+from geofm.models.checkpoints.trust import check_model_args
 from geofm.sensors import SENSORS, BandError, check_bands, sensor_channels
 
 #: Name of the entry among the weights of a backbone, a string of JSON as bytes.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from geofm.models.architecture import KEY, Architecture, Request, is_marker, misfits, unwrap
-from geofm.models.weights.files import CheckpointError
+from geofm.models.checkpoints.files import CheckpointError
 from geofm.sensors import BandError, sensor_channels
 
 #: What a model keeps of itself when it is built anew.

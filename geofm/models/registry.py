@@ -10,11 +10,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from geofm.models.architecture import TIMM_ARGS, Request
+from geofm.models.checkpoints.hub_args import DEFINED, STATISTICS, check_hub_args, take_hub_args
+from geofm.models.checkpoints.trust import refuse_nonfinite
 from geofm.models.fusion import FUSIONS
 from geofm.models.multisensor import MultiSensorViT, UnnamedBandsError
-from geofm.models.weights.hub_args import DEFINED, STATISTICS, check_hub_args, take_hub_args
 from geofm.models.weights.torchgeo import accept_both_names
-from geofm.models.weights.trust import refuse_nonfinite
 from geofm.sensors import DEFAULT_SENSORS, SENSORS
 from geofm.transforms.statistics import InputStatistics
 

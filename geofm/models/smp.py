@@ -9,10 +9,10 @@ import torch
 from segmentation_models_pytorch.encoders import encoders
 from torch import Tensor, nn
 
+from geofm.models.checkpoints.files import CheckpointError
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.pyramid import SimpleFeaturePyramid
 from geofm.models.registry import MODEL_NAMES
-from geofm.models.weights.files import CheckpointError
 from geofm.sensors import BandError
 
 #: Strides of an encoder of depth 5, after the image itself.

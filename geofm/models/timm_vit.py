@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from geofm.models.architecture import KEY, Architecture
 from geofm.models.attention import Observation, block_index, observe_blocks
-from geofm.models.checkpoints import as_checkpoint, build_backbone, check_fit, checkpoint_in
+from geofm.models.checkpoints.backbones import build_backbone, check_fit
+from geofm.models.checkpoints.files import CheckpointError
+from geofm.models.checkpoints.model_file import ModelFile, read_model
+from geofm.models.checkpoints.trust import one_line
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.registry import MODEL_NAMES
-from geofm.models.task_checkpoints import read_weights, task_backbone
-from geofm.models.weights.carried import read_input_statistics
-from geofm.models.weights.files import CheckpointError, read_file
-from geofm.models.weights.trust import one_line
 from geofm.sensors import BandError, check_bands, check_channels, sensor_channels
 from geofm.transforms.statistics import InputStatistics
 
@@ -168,7 +167,7 @@ def has_cls_token(model: nn.Module) -> bool:
 
 
 def load_model(
-    checkpoint: Path,
+    checkpoint: Path | ModelFile,
     model: str | None = None,
     bands: Sequence[str] | None = None,
     model_args: Mapping[str, Any] | None = None,
@@ -191,18 +190,13 @@ def load_model(
         CheckpointError: If the file cannot be read, is of another kind, or does not fit.
         BandError: If a band is unknown, or bands are needed and not given.
     """
+    file = read_model(checkpoint)
     if model is not None:
-        weights = read_weights(checkpoint)
-        statistics = read_input_statistics(checkpoint)
-        return _create(model, weights, checkpoint, bands, model_args, statistics)
-    content = read_file(checkpoint)
-    own = as_checkpoint(content, checkpoint)
-    found = task_backbone(content, checkpoint) if own is None else None
-    if found is None:
-        return build_backbone(own or checkpoint_in(content, checkpoint), checkpoint)
-    return _create(
-        found.model, found.weights, checkpoint, bands, found.model_args, found.statistics
-    )
+        return _create(model, file.weights, file.path, bands, model_args, file.statistics)
+    if file.pretrained is not None or file.task is None:
+        return build_backbone(file.require_pretrained())
+    found = file.task
+    return _create(found.model, found.weights, file.path, bands, found.model_args, found.statistics)
 
 
 def _create(

@@ -14,11 +14,9 @@ from torchgeo.tasks import Classification, PixelwiseRegression, SemanticSegmenta
 
 from geofm.legend import LEGEND_TAG, Legend, LegendError, MapClass, palette_color
 from geofm.models import CheckpointError, MultiSensorViT
-from geofm.models.task_checkpoints import LOCAL_DIR
-from geofm.models.weights.carried import find_statistics
-from geofm.models.weights.definitions import take_up_sensors_of
-from geofm.models.weights.files import read_file
-from geofm.models.weights.trust import check_model_name, check_weights, one_line
+from geofm.models.checkpoints.definitions import take_up_sensors_of
+from geofm.models.checkpoints.model_file import LOCAL_DIR, ModelFile, read_model
+from geofm.models.checkpoints.trust import check_model_name, check_weights, one_line
 from geofm.sensors import check_bands
 from geofm.tasks.mask2former import Mask2Former
 from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
@@ -66,7 +64,7 @@ class FineTuned:
         return self.legend.size
 
 
-def load_fine_tuned(path: Path, bands: Sequence[str] | None = None) -> FineTuned:
+def load_fine_tuned(path: Path | ModelFile, bands: Sequence[str] | None = None) -> FineTuned:
     """Load a fine-tuned task.
 
     Tasks are TorchGeo's Classification, SemanticSegmentation and PixelwiseRegression, and
@@ -85,7 +83,8 @@ def load_fine_tuned(path: Path, bands: Sequence[str] | None = None) -> FineTuned
         CheckpointError: If the file is no checkpoint of such a task, or is damaged.
         BandError: If a band is unknown.
     """
-    content = read_file(path)
+    file = read_model(path)
+    content, path = file.content, file.path
     if not isinstance(content, Mapping):
         raise CheckpointError(f'{path}: not a checkpoint of Lightning')
     hparams, state = content.get('hyper_parameters'), content.get('state_dict')
@@ -101,7 +100,7 @@ def load_fine_tuned(path: Path, bands: Sequence[str] | None = None) -> FineTuned
         # Whatever the parts of a model raise about arguments and weights that do not fit.
         raise CheckpointError(f'{path}: {one_line(error)}') from error
     backbone = _backbone(task)
-    statistics = find_statistics(content, path)
+    statistics = file.statistics
     channels = int(hparams['in_channels'])
     return FineTuned(
         kind,

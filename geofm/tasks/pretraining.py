@@ -30,9 +30,10 @@ from geofm.models import (
     load_backbone_weights,
     read_task_weights,
 )
+from geofm.models.checkpoints.files import METADATA
+from geofm.models.checkpoints.model_file import read_model
+from geofm.models.checkpoints.statistics import carry_statistics
 from geofm.models.packed_attention import choose_attention
-from geofm.models.weights.carried import carry_statistics, read_input_statistics
-from geofm.models.weights.files import METADATA
 from geofm.sensors import BandError, band_indices, bands_of, sensor_channels
 from geofm.tasks.dumps import Step, write_dump
 from geofm.tasks.finite import FiniteGuard, SeenBatch
@@ -240,9 +241,9 @@ class PretrainingTask(BaseTask):
             if 'model.' in key and not key.startswith('model.'):
                 raise ValueError(f"{key}: TorchGeo takes keys with 'model.' for the backbone's")
         if continue_from is not None and not self._empty:
-            found = read_task_weights(continue_from, state, self.optional_weights)
-            self.load_state_dict(found)
-            self.model.statistics = read_input_statistics(continue_from)
+            file = read_model(continue_from)
+            self.load_state_dict(read_task_weights(file, state, self.optional_weights))
+            self.model.statistics = file.statistics
 
     # -- what a method supplies -----------------------------------------------------------------
 

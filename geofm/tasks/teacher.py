@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from geofm.losses import FeatureLoss, resize_tokens
 from geofm.models import MODEL_NAMES, MultiSensorViT
+from geofm.models.checkpoints.files import HUB_WEIGHTS, CheckpointError
 from geofm.models.dates import NO_DATE
 from geofm.models.timm_vit import TimmViT, has_cls_token, load_model
-from geofm.models.weights.files import HUB_WEIGHTS, CheckpointError
 from geofm.sensors import RGB_BANDS, BandError, band_indices, band_statistics, sensor_of
 from geofm.transforms import Crops, Normalize
 from geofm.transforms.picture import PICTURE_WHITE, Picture, Standardize

@@ -12,10 +12,10 @@ from torchgeo.tasks import Classification, PixelwiseRegression, SemanticSegmenta
 
 from geofm.callbacks.adapt import Adapt, find_backbone
 from geofm.models import MultiSensorViT
+from geofm.models.checkpoints.files import CheckpointError
 from geofm.models.inputs import View
 from geofm.models.timm_vit import load_model
 from geofm.models.weights.adapters import adapted_layers, adapter_state, load_adapter_state
-from geofm.models.weights.files import CheckpointError
 from geofm.tasks import DINOv2, Mask2Former
 
 MODEL = 'geofm_vit_nano_patch16_linear'

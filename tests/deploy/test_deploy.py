@@ -26,8 +26,8 @@ from geofm.deploy.onnx_file import write_onnx
 from geofm.deploy.program import trace
 from geofm.deploy.pt2_file import EXTRA, write_pt2
 from geofm.models import CheckpointError, MultiSensorViT, export_backbone, load_backbone
+from geofm.models.checkpoints.files import METADATA
 from geofm.models.dates import NO_DATE
-from geofm.models.weights.files import METADATA
 from geofm.sensors import Band, Sensor, band_statistics, bands_of, register_sensor
 from geofm.transforms.statistics import InputStatistics
 from tests.docs_commands import ROOT, run, sections

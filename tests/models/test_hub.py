@@ -10,12 +10,12 @@ import torch
 
 from geofm.commands.export import export
 from geofm.models import create_backbone, load_backbone
+from geofm.models.checkpoints import files
+from geofm.models.checkpoints.files import METADATA, CheckpointError
+from geofm.models.checkpoints.model_file import ModelFile
 from geofm.models.dates import NO_DATE
 from geofm.models.multisensor import MultiSensorViT
-from geofm.models.task_checkpoints import task_backbone
-from geofm.models.weights import files
 from geofm.models.weights.card import escape
-from geofm.models.weights.files import METADATA, CheckpointError
 from geofm.sensors import SENSORS
 from geofm.transforms.statistics import InputStatistics
 from tests.models.weights.vits import SMALL, randomise
@@ -125,7 +125,7 @@ def test_arguments_out_of_the_folder_are_checked(
     content = torch.load(path, weights_only=True)
     content['hyper_parameters'] = {'model': f'local-dir:{tmp_path / "hub"}'}
     with pytest.raises(ValueError, match=message):
-        task_backbone(content, path)
+        _ = ModelFile(path, content).task
 
 
 def test_what_is_asked_for_wrongly_is_said(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from geofm.callbacks.identity import remove_requeues, run_of
 from geofm.checkpoint_io import AtomicCheckpointIO
 from geofm.commands.adoption import adopt_model
-from geofm.models.weights.files import CheckpointError, read_file
+from geofm.models.checkpoints.files import CheckpointError, read_file
 
 WEIGHTS = {'model.weight': torch.arange(12.0).view(3, 4), 'model.bias': torch.ones(0)}
 RUN = 'a' * 12

@@ -23,8 +23,8 @@ from torchgeo.tasks.utils import extract_backbone
 from geofm.cli import main
 from geofm.datasets.eurosat_rgb import DN_PER_LEVEL
 from geofm.models import CheckpointError, load_backbone
-from geofm.models.weights.carried import carry_statistics
-from geofm.models.weights.files import METADATA
+from geofm.models.checkpoints.files import METADATA
+from geofm.models.checkpoints.statistics import carry_statistics
 from geofm.sensors import RGB_BANDS, SENTINEL2, BandError, band_statistics
 from geofm.tasks import Distillation, MaskedWords, Teacher
 from geofm.tasks.nonfinite import DumpError, replay

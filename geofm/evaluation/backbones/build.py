@@ -21,9 +21,8 @@ from geofm.evaluation.backbones.encoders import (
 from geofm.evaluation.backbones.ours import OursBuilder, is_ours
 from geofm.evaluation.backbones.torchgeo_weights import TorchGeoBuilder, is_torchgeo, load_weights
 from geofm.models import MODEL_NAMES, CheckpointError, MultiSensorViT
+from geofm.models.checkpoints.model_file import read_model
 from geofm.models.patch_words import PatchWords
-from geofm.models.task_checkpoints import task_backbone
-from geofm.models.weights.files import read_file
 from geofm.sensors import RGB_BANDS, BandError
 from geofm.transforms.picture import PICTURE_WHITE, Picture, Standardize
 from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
@@ -157,7 +156,7 @@ def build_backbone(
 def _of_task(config: BackboneConfig, of_data: Mapping[str, tuple[float, float]]) -> BackboneConfig:
     """For the checkpoint of a TorchGeo task on a model of timm's, the model and its weights."""
     path = Path(config.model)
-    found = task_backbone(read_file(path), path) if path.is_file() else None
+    found = read_model(path).task if path.is_file() else None
     if found is None or found.model in MODEL_NAMES:
         return config
     mean, std = config.mean, config.std

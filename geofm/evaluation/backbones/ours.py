@@ -13,11 +13,9 @@ from geofm.models import (
     MultiSensorViT,
     create_backbone,
 )
-from geofm.models.checkpoints import as_checkpoint
+from geofm.models.checkpoints.model_file import read_model
 from geofm.models.registry import VARIANTS
-from geofm.models.task_checkpoints import task_backbone
 from geofm.models.timm_vit import load_model
-from geofm.models.weights.files import read_file
 from geofm.sensors import SENSORS, BandError, sensor_of
 from geofm.transforms.statistics import InputStatistics
 
@@ -133,13 +131,12 @@ class OursBuilder:
 
     def _load(self, path: Path, name: str | None) -> None:
         """Read a checkpoint: of this project's task, of TorchGeo's, or a file of weights."""
-        loaded: Any = load_model(path, name, self._bands, self._args if name else None)
+        file = read_model(path)
+        loaded: Any = load_model(file, name, self._bands, self._args if name else None)
         if name is None:
-            content = read_file(path)
-            own = as_checkpoint(content, path)
-            if own is not None:
+            if (own := file.pretrained) is not None:
                 self._hparams, self.name = own.hparams, own.hparams['model']
-            elif (found := task_backbone(content, path)) is not None:
+            elif (found := file.task) is not None:
                 self.name, self._args = found.model, {**found.model_args, **self._args}
         if not isinstance(loaded, MultiSensorViT):
             raise CheckpointError(

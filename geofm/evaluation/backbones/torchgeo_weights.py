@@ -8,7 +8,7 @@ from torch import nn
 from torchgeo.models import get_model, get_model_weights, get_weight, list_models
 
 from geofm.models import CheckpointError
-from geofm.models.task_checkpoints import read_weights
+from geofm.models.checkpoints.model_file import read_model
 from geofm.sensors import BANDS, SENTINEL1, BandError, check_bands
 
 #: Geometry in the transforms of weights; the size is set elsewhere.
@@ -153,7 +153,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
         CheckpointError: If it cannot be read or does not fit.
     """
     heads = ('head.', 'fc.', 'classifier.')
-    weights = {k: v for k, v in read_weights(path).items() if not k.startswith(heads)}
+    weights = {k: v for k, v in read_model(path).weights.items() if not k.startswith(heads)}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

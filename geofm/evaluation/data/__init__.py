@@ -6,7 +6,6 @@ from geofm.evaluation.data.labelled import (
     LabelledData,
     Split,
     Task,
-    hash_tensors,
     labelled_data,
 )
 from geofm.evaluation.data.labels import class_labels, class_mask, number_of_classes
@@ -22,7 +21,6 @@ __all__ = (
     'Task',
     'class_labels',
     'class_mask',
-    'hash_tensors',
     'innermost',
     'labelled_data',
     'number_of_classes',

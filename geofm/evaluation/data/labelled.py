@@ -25,6 +25,7 @@ from geofm.evaluation.data.naming import (
     title_of,
 )
 from geofm.evaluation.data.paired import PairedDataModule
+from geofm.models.checkpoints.hashing import hash_tensors
 from geofm.sensors import band_statistics
 
 #: What is to be told of an image.
@@ -311,23 +312,6 @@ def _mask_map(
     if _ours(datamodule):
         return lambda batch: batch
     return lambda batch: datamodule.on_after_batch_transfer(dict(batch), 0)
-
-
-def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """Hash of the names, types, shapes and values of tensors.
-
-    Args:
-        tensors: Tensors by name, in an order that does not count.
-
-    Returns:
-        SHA-256 in hexadecimal.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _identity(dataset: Dataset[Any]) -> str:

@@ -6,7 +6,6 @@ was.
 """
 
 import ctypes
-import hashlib
 import json
 import shutil
 import sys
@@ -27,6 +26,7 @@ from geofm.atomic import atomic_file
 from geofm.maps.make.windows import Floats, Mask, Position, Strip, Sums, Tile, Tiling, blend_row
 from geofm.maps.scene import Imagery
 from geofm.models.attention import Observation
+from geofm.models.checkpoints.hashing import hash_tensors
 from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
 _MANIFEST = 'manifest.json'
@@ -384,12 +384,7 @@ def weights_sha256(model: nn.Module) -> str:
     Returns:
         SHA-256 over the names and values of its parameters and buffers.
     """
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        array = value.detach().cpu().contiguous()
-        digest.update(f'{name} {array.dtype} {tuple(array.shape)}'.encode())
-        digest.update(array.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return hash_tensors(model.state_dict())
 
 
 def architecture(model: nn.Module) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from geofm.models.weights.files import CheckpointError
+from geofm.models.checkpoints.files import CheckpointError
 
 #: What peft calls an adapter that is given no name.
 _NAME = 'default'

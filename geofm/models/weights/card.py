@@ -50,7 +50,7 @@ def describe_training(content: Any, hparams: Mapping[str, Any]) -> Training:
     """Find what a checkpoint says of the training.
 
     Args:
-        content: What :func:`~geofm.models.weights.files.read_file` gave.
+        content: What :func:`~geofm.models.checkpoints.files.read_file` gave.
         hparams: Hyperparameters of the task.
 
     Returns:

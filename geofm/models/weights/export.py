@@ -7,11 +7,12 @@ from typing import Any, Literal, NamedTuple, get_args
 from torch import Tensor
 
 from geofm.atomic import check_not_overwritten
-from geofm.models.checkpoints import PREFIX, describe_backbone, load_backbone, read_checkpoint
+from geofm.models.checkpoints.backbones import describe_backbone, load_backbone
+from geofm.models.checkpoints.definitions import carry_sensors
+from geofm.models.checkpoints.files import METADATA, check_suffix, write_torch, write_weights
+from geofm.models.checkpoints.model_file import PREFIX, read_model
+from geofm.models.checkpoints.statistics import carry_statistics
 from geofm.models.multisensor import MultiSensorViT
-from geofm.models.weights.carried import carry_statistics
-from geofm.models.weights.definitions import carry_sensors
-from geofm.models.weights.files import METADATA, check_suffix, write_torch, write_weights
 from geofm.models.weights.hub import export_hub
 from geofm.models.weights.layouts import fold_positions, to_dinov2
 from geofm.models.weights.one_sensor import vit_weights
@@ -98,9 +99,9 @@ def export_backbone(
         raise ValueError(f"'{to}' is of the whole backbone: leave sensor out")
     if to == 'torchgeo':
         return Exported(export_torchgeo(checkpoint, output))
-    read = read_checkpoint(checkpoint)
+    read = read_model(checkpoint).require_pretrained()
     hparams, weights = read.hparams, read.weights
-    sensors = describe_backbone(read, checkpoint).sensors
+    sensors = describe_backbone(read).sensors
     carried = {**carry_statistics(read.statistics), **carry_sensors(sensors)}
     if output.suffix == '.safetensors':
         return Exported(write_weights(weights, output, {'hyper_parameters': hparams, **carried}))
@@ -129,8 +130,8 @@ def export_torchgeo(checkpoint: str | os.PathLike[str], output: str | os.PathLik
     output = Path(output)
     if output.suffix == '.safetensors':
         raise ValueError(f'{output}: TorchGeo reads PyTorch files only: name it .ckpt or .pth')
-    read = read_checkpoint(Path(checkpoint))
-    architecture = describe_backbone(read, Path(checkpoint)).architecture
+    read = read_model(checkpoint).require_pretrained()
+    architecture = describe_backbone(read).architecture
     content = torchgeo_checkpoint(read.hparams, read.weights, architecture)
     return write_torch({**content, METADATA: carry_statistics(read.statistics)}, output)
 

@@ -10,9 +10,9 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from geofm.models.weights.files import CheckpointError
+from geofm.models.checkpoints.files import CheckpointError
+from geofm.models.checkpoints.trust import one_line
 from geofm.models.weights.layouts import architecture, fold_positions
-from geofm.models.weights.trust import one_line
 from geofm.sensors import (
     DEFAULT_SENSORS,
     RGB_BANDS,

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from geofm.atomic import atomic_folder
-from geofm.models.checkpoints import build_backbone, checkpoint_in
+from geofm.models.checkpoints.backbones import build_backbone
+from geofm.models.checkpoints.definitions import carry_sensors
+from geofm.models.checkpoints.files import HUB_WEIGHTS, CheckpointError, write_weights
+from geofm.models.checkpoints.hub_args import DEFINED, STATISTICS
+from geofm.models.checkpoints.model_file import read_model
+from geofm.models.checkpoints.statistics import carry_statistics
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.card import describe_training, model_card
-from geofm.models.weights.carried import carry_statistics
-from geofm.models.weights.definitions import carry_sensors
-from geofm.models.weights.files import HUB_WEIGHTS, CheckpointError, read_file, write_weights
-from geofm.models.weights.hub_args import DEFINED, STATISTICS
 from geofm.transforms.statistics import NO_STATISTICS
 
 #: Names that Hugging Face knows licences by.
@@ -45,9 +46,9 @@ def export_hub(
     """
     if licence is not None and not _LICENSE.fullmatch(licence):
         raise ValueError(f"license: give an identifier such as 'cc-by-4.0', not {licence!r}")
-    content = read_file(checkpoint)
-    read = checkpoint_in(content, checkpoint)
-    model = build_backbone(read, checkpoint)
+    file = read_model(checkpoint)
+    read = file.require_pretrained()
+    model = build_backbone(read)
     config = hub_config(model, licence)
     described = ('model', 'in_channels', 'bands', 'model_args')
     said = {
@@ -55,7 +56,7 @@ def export_hub(
         **carry_statistics(read.statistics),
         **carry_sensors(model.sensors),
     }
-    card = model_card(model, describe_training(content, read.hparams), licence)
+    card = model_card(model, describe_training(file.content, read.hparams), licence)
     weights = {
         k: v.half() if half and v.is_floating_point() else v for k, v in read.weights.items()
     }

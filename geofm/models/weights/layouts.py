@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geofm.models.weights.files import CheckpointError
+from geofm.models.checkpoints.files import CheckpointError
 
 #: What every ViT here has, whatever stands before the name.
 _PATCH_EMBED = 'patch_embed.proj.weight'

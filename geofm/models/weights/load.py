@@ -2,13 +2,13 @@
 
 import os
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 
-from geofm.models.checkpoints import Checkpoint, as_checkpoint, check_fit, describe_backbone
+from geofm.models.checkpoints.backbones import check_fit, describe_backbone
+from geofm.models.checkpoints.files import CheckpointError
+from geofm.models.checkpoints.model_file import Checkpoint, ModelFile, read_model
 from geofm.models.multisensor import MultiSensorViT
-from geofm.models.weights.files import CheckpointError, read_file
 from geofm.models.weights.fit import load_into
 from geofm.models.weights.own import files, fit_backbone
 from geofm.models.weights.sources import Source, is_torchgeo, read_encoder
@@ -57,12 +57,11 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
     if isinstance(weights, Mapping):
         _load_by_sensor(backbone, weights)
         return
-    path = Path(weights)
-    checkpoint = None if is_torchgeo(os.fspath(weights)) else as_checkpoint(read_file(path), path)
-    if checkpoint is not None:
-        _load_whole(backbone, checkpoint, path)
+    file = None if is_torchgeo(os.fspath(weights)) else read_model(weights)
+    if file is not None and file.pretrained is not None:
+        _load_whole(backbone, file.pretrained)
     elif len(backbone.encoders) == 1:
-        _load_by_sensor(backbone, {next(iter(backbone.encoders)): os.fspath(weights)})
+        _load_by_sensor(backbone, {next(iter(backbone.encoders)): os.fspath(weights)}, file)
     else:
         raise CheckpointError(
             f'{weights}: not a checkpoint of this project, but perhaps a ViT of one sensor. '
@@ -70,8 +69,9 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
         )
 
 
-def _load_whole(backbone: MultiSensorViT, checkpoint: Checkpoint, path: Path) -> None:
-    source = describe_backbone(checkpoint, path)
+def _load_whole(backbone: MultiSensorViT, checkpoint: Checkpoint) -> None:
+    path = checkpoint.path
+    source = describe_backbone(checkpoint)
     check_fit(source.state_dict(), checkpoint.weights, path)
     try:
         notes = fit_backbone(backbone, source, checkpoint.weights)
@@ -83,7 +83,9 @@ def _load_whole(backbone: MultiSensorViT, checkpoint: Checkpoint, path: Path) ->
 
 
 def _load_by_sensor(
-    backbone: MultiSensorViT, weights: Mapping[str, str | os.PathLike[str] | Source]
+    backbone: MultiSensorViT,
+    weights: Mapping[str, str | os.PathLike[str] | Source],
+    file: ModelFile | None = None,
 ) -> None:
     known = list(dict.fromkeys([*backbone.encoders, *backbone.encoder_bands]))
     if unknown := sorted(set(weights) - set(known)):
@@ -95,7 +97,7 @@ def _load_by_sensor(
         if not {'path'} <= set(given) <= {'path', 'bands'}:
             raise ValueError(f'weights of {sensor}: {{path: FILE, bands: [...]}}, not {given}')
         try:
-            notes = _load_sensor(backbone, sensor, given)
+            notes = _load_sensor(backbone, sensor, given, file)
         except (CheckpointError, BandError) as error:
             text = str(error).removeprefix(f'{given["path"]}: ')
             raise type(error)(f'{given["path"]}: {text}') from error
@@ -108,8 +110,10 @@ def _load_by_sensor(
         _warn(f'no weights were given for {" and ".join(fresh)}: fresh values')
 
 
-def _load_sensor(backbone: MultiSensorViT, sensor: str, source: Source) -> list[str]:
-    found = read_encoder(source['path'], sensor)
+def _load_sensor(
+    backbone: MultiSensorViT, sensor: str, source: Source, file: ModelFile | None
+) -> list[str]:
+    found = read_encoder(file or source['path'], sensor)
     bands = source.get('bands', found.bands)
     key = sensor if sensor in backbone.encoders else backbone.encoder_of(sensor)
     # A joint ViT has several patch embeddings, and its own key stands for all.

@@ -7,14 +7,14 @@ from typing import Any, NamedTuple, NotRequired, TypedDict
 
 from torch import Tensor
 
-from geofm.models.checkpoints import Checkpoint, as_checkpoint, check_fit, describe_backbone
+from geofm.models.checkpoints.backbones import check_fit, describe_backbone
+from geofm.models.checkpoints.definitions import take_up_sensors_of
+from geofm.models.checkpoints.files import METADATA, CheckpointError
+from geofm.models.checkpoints.model_file import Checkpoint, ModelFile, read_model
+from geofm.models.checkpoints.trust import check_weights
 from geofm.models.fusion import SINGLE
-from geofm.models.weights.carried import find_statistics
-from geofm.models.weights.definitions import take_up_sensors_of
-from geofm.models.weights.files import METADATA, CheckpointError, read_file
 from geofm.models.weights.layouts import find_vit
 from geofm.models.weights.one_sensor import vit_weights
-from geofm.models.weights.trust import check_weights
 from geofm.transforms.statistics import InputStatistics
 
 
@@ -62,7 +62,7 @@ def is_torchgeo(path: str) -> bool:
     return bool(re.fullmatch(r'\w+_Weights\.\w+', path)) and not Path(path).exists()
 
 
-def read_encoder(path: str, sensor: str) -> EncoderWeights:
+def read_encoder(path: str | ModelFile, sensor: str) -> EncoderWeights:
     """Read the ViT of one sensor.
 
     Args:
@@ -75,21 +75,19 @@ def read_encoder(path: str, sensor: str) -> EncoderWeights:
     Raises:
         CheckpointError: If it is neither, cannot be read, or holds no ViT that is known here.
     """
-    if is_torchgeo(path):
+    if isinstance(path, str) and is_torchgeo(path):
         return _from_torchgeo(path)
-    file = Path(path)
-    content = read_file(file)
-    checkpoint = as_checkpoint(content, file)
-    if checkpoint is not None:
-        return _from_checkpoint(checkpoint, sensor, file)
-    tensors = check_weights(find_vit(content), file)
-    take_up_sensors_of(content, file)
-    metadata = content.get(METADATA)
+    file = read_model(path)
+    if file.pretrained is not None:
+        return _from_checkpoint(file.pretrained, sensor)
+    tensors = check_weights(find_vit(file.content), file.path)
+    take_up_sensors_of(file.content, file.path)
+    metadata = file.content.get(METADATA)
     bands = metadata.get('bands') if isinstance(metadata, Mapping) else None
     if not _are_names(bands):
         raise CheckpointError('its metadata do not name the bands in a list: damaged')
     found = _with_mask_token(tensors, bands)
-    return found._replace(statistics=find_statistics(content, file))
+    return found._replace(statistics=file.statistics)
 
 
 def _are_names(bands: Any) -> bool:
@@ -114,9 +112,9 @@ def _from_torchgeo(name: str) -> EncoderWeights:
     return _with_mask_token(find_vit(state), weight.meta['bands'])
 
 
-def _from_checkpoint(checkpoint: Checkpoint, sensor: str, file: Path) -> EncoderWeights:
-    model = describe_backbone(checkpoint, file)
-    check_fit(model.state_dict(), checkpoint.weights, file)
+def _from_checkpoint(checkpoint: Checkpoint, sensor: str) -> EncoderWeights:
+    model = describe_backbone(checkpoint)
+    check_fit(model.state_dict(), checkpoint.weights, checkpoint.path)
     if sensor == SINGLE and len(model.encoder_bands) == 1:
         (sensor,) = model.encoder_bands
     if sensor not in model.encoder_bands:

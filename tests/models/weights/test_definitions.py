@@ -21,8 +21,8 @@ from geofm.models import (
     load_backbone_weights,
 )
 from geofm.models.architecture import KEY
+from geofm.models.checkpoints.files import METADATA
 from geofm.models.timm_vit import load_model
-from geofm.models.weights.files import METADATA
 from geofm.sensors import SENSORS, Band, Sensor, register_sensor
 from tests.registry import kept_registry
 from tests.tasks.test_dinov2 import SMALL, small_task

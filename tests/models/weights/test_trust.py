@@ -25,8 +25,8 @@ from geofm.models import (
     read_hparams,
     read_task_weights,
 )
+from geofm.models.checkpoints.files import read_file
 from geofm.models.timm_vit import load_model
-from geofm.models.weights.files import read_file
 from geofm.sensors import BANDS
 from geofm.tasks import DINOv2
 from geofm.tasks.nonfinite import DumpError, replay

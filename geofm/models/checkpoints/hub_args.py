@@ -2,8 +2,8 @@
 
 from typing import Any
 
-from geofm.models.weights.definitions import take_up_sensors
-from geofm.models.weights.trust import check_model_args
+from geofm.models.checkpoints.definitions import take_up_sensors
+from geofm.models.checkpoints.trust import check_model_args
 from geofm.transforms.statistics import InputStatistics
 
 #: Definitions of the model's sensors, by their keys.

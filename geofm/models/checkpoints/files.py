@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from geofm.atomic import atomic_file
+from geofm.models.checkpoints.sharded import is_sharded, read_sharded
 
 #: Where safetensors' metadata hold what this project says of a file, as JSON.
 METADATA = 'geofm'
@@ -23,9 +24,6 @@ HUB_WEIGHTS = 'model.safetensors'
 
 #: Weights that come with the package: a folder in timm's hub format for each name.
 RELEASES = Path(__file__).parents[2] / 'releases'
-
-#: Files of a sharded checkpoint: its index, and what is neither weights nor state of optimizers.
-SHARDS_INDEX, SHARDS_REST = '.metadata', 'meta.pt'
 
 #: Suffixes of the files that ``torch.save`` writes.
 TORCH_SUFFIXES = ('.pth', '.pt', '.ckpt')
@@ -62,9 +60,6 @@ def read_file(path: Path) -> Any:
         raise CheckpointError(f'{path}: ' + ('is a folder' if path.is_dir() else 'no such file'))
     try:
         if path.is_dir():
-            # Takes a while to import.
-            from geofm.models.weights.sharded import read_sharded
-
             return read_sharded(path)
         if _is_safetensors(path):
             content: dict[str, Any] = {'state_dict': load_file(path)}
@@ -87,18 +82,6 @@ def released() -> list[str]:
         Names, e.g. 'eurosat-rgb-nano'.
     """
     return sorted(path.parent.name for path in RELEASES.glob(f'*/{HUB_WEIGHTS}'))
-
-
-def is_sharded(path: Path) -> bool:
-    """Whether a path is that of a sharded checkpoint, as the strategy ``fsdp2`` writes them.
-
-    Args:
-        path: A path.
-
-    Returns:
-        True if it is a folder with the files of one.
-    """
-    return all((path / name).is_file() for name in (SHARDS_INDEX, SHARDS_REST))
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

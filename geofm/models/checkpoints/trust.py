@@ -16,8 +16,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from geofm.models.checkpoints.files import CheckpointError
 from geofm.models.fusion import FUSIONS
-from geofm.models.weights.files import CheckpointError
 from geofm.sensors import SENSORS
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from geofm.models.weights.files import METADATA, CheckpointError
+from geofm.models.checkpoints.files import METADATA, CheckpointError
 from geofm.sensors import SENSORS, register_sensors
 
 #: Name of the entry among the weights of a backbone that describes it, JSON as bytes.
 ARCHITECTURE = 'architecture'
 
-#: Key of the definitions there and in a file's :data:`~geofm.models.weights.files.METADATA`.
+#: Key of the definitions there and in a file's :data:`~geofm.models.checkpoints.files.METADATA`.
 DEFINITIONS = 'sensors'
 
 #: Most sensors, and most bands of all of them, that a file may define.
@@ -67,7 +67,7 @@ def take_up_sensors_of(content: Any, path: Path) -> None:
     """Register the sensors that a checkpoint or an export defines, if it does.
 
     Args:
-        content: What :func:`~geofm.models.weights.files.read_file` gave.
+        content: What :func:`~geofm.models.checkpoints.files.read_file` gave.
         path: The file, for messages.
 
     Raises:

@@ -23,7 +23,8 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-from geofm.models.weights.files import SHARDS_INDEX, SHARDS_REST
+#: Files of a sharded checkpoint: its index; and all but the weights and the optimizers' state.
+SHARDS_INDEX, SHARDS_REST = '.metadata', 'meta.pt'
 
 #: What an index is made of, by module.
 _PARTS = {
@@ -86,6 +87,18 @@ class _Planner(DefaultLoadPlanner):
 
 class _WholePlanner(_Planner, _EmptyStateDictLoadPlanner):
     """Loads whole tensors on one process."""
+
+
+def is_sharded(path: Path) -> bool:
+    """Whether a path is a sharded checkpoint, as the strategy ``fsdp2`` writes it.
+
+    Args:
+        path: A path.
+
+    Returns:
+        True if it is a folder with the files of a sharded checkpoint.
+    """
+    return all((path / name).is_file() for name in (SHARDS_INDEX, SHARDS_REST))
 
 
 def read_rest(folder: Path) -> dict[str, Any]:

@@ -1,15 +1,14 @@
 """What a checkpoint carries of its weights beside them: the statistics of their input."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from geofm.models.weights.definitions import take_up_sensors_of
-from geofm.models.weights.files import METADATA, CheckpointError, read_file
+from geofm.models.checkpoints.definitions import take_up_sensors_of
+from geofm.models.checkpoints.files import METADATA, CheckpointError
 from geofm.transforms.statistics import InputStatistics
 
-#: Key of the statistics in a checkpoint's :data:`~geofm.models.weights.files.METADATA`, in the
+#: Key of the statistics in a checkpoint's :data:`~geofm.models.checkpoints.files.METADATA`, in the
 #: metadata of exported safetensors, and in the state of this project's data modules.
 INPUT = 'input'
 
@@ -17,12 +16,12 @@ INPUT = 'input'
 def find_statistics(content: Any, path: Path) -> InputStatistics | None:
     """Find the statistics of the input that a checkpoint's weights were trained with.
 
-    They are in the checkpoint's entry :data:`~geofm.models.weights.files.METADATA`, which
+    They are in the checkpoint's entry :data:`~geofm.models.checkpoints.files.METADATA`, which
     :class:`geofm.tasks.DINOv2` and ``geofm export`` write; or else, whatever the task, in the state
     of the data module, which Lightning keeps under the name of its class.
 
     Args:
-        content: What :func:`~geofm.models.weights.files.read_file` gave.
+        content: What :func:`~geofm.models.checkpoints.files.read_file` gave.
         path: The file, for messages.
 
     Returns:
@@ -47,23 +46,8 @@ def find_statistics(content: Any, path: Path) -> InputStatistics | None:
         ) from error
 
 
-def read_input_statistics(path: str | os.PathLike[str]) -> InputStatistics | None:
-    """Statistics of the input that the weights in a file were trained with.
-
-    Args:
-        path: A checkpoint, or what ``geofm export`` made of it.
-
-    Returns:
-        The statistics; None if the file does not say: those of :mod:`geofm.sensors`.
-
-    Raises:
-        CheckpointError: If the file cannot be read.
-    """
-    return find_statistics(read_file(Path(path)), Path(path))
-
-
 def carry_statistics(statistics: InputStatistics | None) -> dict[str, Any]:
-    """What to write into a file's :data:`~geofm.models.weights.files.METADATA`.
+    """What to write into a file's :data:`~geofm.models.checkpoints.files.METADATA`.
 
     Args:
         statistics: How the input of the weights was normalised; None: not known.
