@@ -111,7 +111,7 @@ def test_damaged_entries_are_refused(entry: Any, message: str, tmp_path: Path) -
     path = tmp_path / 'a.ckpt'
     torch.save({'geofm': {'input': entry}}, path)
     with pytest.raises(CheckpointError, match=r'a\.ckpt: the statistics of its input'):
-        read_model(path).statistics
+        _ = read_model(path).statistics
 
 
 @pytest.mark.parametrize('to', ['geofm', 'torchgeo', 'timm', 'dinov2'])
@@ -258,5 +258,5 @@ def test_data_that_say_nothing_of_their_normalisation_are_named(tmp_path: Path) 
     task = DINOv2(**{**SMALL, 'model': MODEL, 'bands': BANDS, 'in_channels': 3})
     data._name_bands = lambda bands: None  # type: ignore[method-assign]
     trainer = small_trainer(tmp_path, max_steps=1, enable_checkpointing=False)
-    with pytest.warns(UserWarning, match='how NamedBandsDataModule normalises is not known'):
+    with pytest.warns(UserWarning, match='the normalisation of NamedBandsDataModule is unknown'):
         trainer.fit(task, datamodule=data)

@@ -74,7 +74,7 @@ def test_another_experiment_in_the_same_folder_is_refused(root: Path) -> None:
     with pytest.raises(ValueError, match=r'last.ckpt is there, but no .*run.json'):
         newest_checkpoint(root, [root / 'checkpoints'], SETTINGS)
     (root / 'geofm_run.json').write_text('{"run": "../x", "settings": {}}')
-    with pytest.raises(ValueError, match=r'run.json: does not say which run'):
+    with pytest.raises(ValueError, match=r'run.json: does not identify a run'):
         newest_checkpoint(root, [root / 'checkpoints'], SETTINGS)
 
 

@@ -1,4 +1,4 @@
-"""Callbacks: diagnostics of a pretraining run, and how a fine-tuning run adapts a backbone."""
+"""Callbacks: diagnostics of pretraining, adaptation in fine-tuning, signals and run identity."""
 
 from geofm.callbacks.adapt import Adapt
 from geofm.callbacks.collapse import CollapseWatch

@@ -1,4 +1,4 @@
-"""Fine-tuning of a backbone: all of it, its adapters alone, or none of it."""
+"""How fine-tuning adapts a backbone: all weights, adapters only, or none."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,10 @@ from geofm.models.weights.adapters import (
 )
 from geofm.tasks.parameters import layer_scale, scale_learning_rates
 
-#: Where a checkpoint holds the adapters.
+#: Key of the adapters in a checkpoint.
 KEY = 'geofm_adapters'
 
-#: Linear layers of a block, by what they are called here.
+#: Patterns of the linear layers in a block, by the names that *targets* takes.
 _TARGETS = {
     'qkv': r'attn\.qkv',
     'proj': r'attn\.proj',
@@ -35,30 +35,32 @@ Target = Literal['qkv', 'proj', 'mlp']
 
 
 class Adapt(Callback):
-    """Say how a fine-tuning task adapts its backbone.
+    """Callback that sets how a fine-tuning task adapts its backbone.
 
-    For TorchGeo's ``Classification``, ``Regression``, ``SemanticSegmentation`` and
-    ``PixelwiseRegression`` and :class:`geofm.tasks.Mask2Former`, on one of our backbones or a
-    ``VisionTransformer`` of timm. Heads, decoders and pyramids are trained in any case.
+    It supports TorchGeo's ``Classification``, ``Regression``, ``SemanticSegmentation`` and
+    ``PixelwiseRegression`` and :class:`geofm.tasks.Mask2Former`, with a geofm backbone or a
+    ``VisionTransformer`` of timm. Heads, decoders and pyramids are always trained.
 
-    * 'full': all of the backbone. The learning rate falls by *layer_decay* a block from the last
-      to the first (Bao et al., 2022, https://arxiv.org/abs/2106.08254).
-    * 'frozen': nothing of the backbone, which stays in evaluation mode.
-    * 'lora': low-rank adapters (Hu et al., 2022, https://arxiv.org/abs/2106.09685) in linear
-      layers of its blocks. Checkpoints hold the merged weights, under the names that they have
-      without adapters, and beside them what resuming needs.
+    * 'full': train the whole backbone. The learning rate is multiplied by *layer_decay* per block,
+      from the last block to the first (Bao et al., 2022, https://arxiv.org/abs/2106.08254).
+    * 'frozen': train nothing in the backbone, which stays in evaluation mode.
+    * 'lora': train low-rank adapters (Hu et al., 2022, https://arxiv.org/abs/2106.09685) of linear
+      layers in the blocks. Checkpoints hold the merged weights under the names of the plain model,
+      and in addition the adapters for resuming.
 
     Args:
-        method: One of these, or None: as the task has it.
-        layer_decay: Factor a block of 'full'; 1: the same learning rate everywhere.
-        rank: Rank of adapters.
-        alpha: The output of adapters is multiplied by alpha / rank.
-        dropout: Dropout before adapters.
-        targets: Linear layers with adapters: 'qkv', 'proj', 'mlp'.
-        blocks: Blocks with adapters: 'all', numbers counted from 0, or the last k.
+        method: 'full', 'frozen' or 'lora'; None: leave the task as it is.
+        layer_decay: Factor of the learning rate per block, for 'full'. With 1, all blocks have the
+            same learning rate.
+        rank: Rank of the adapters.
+        alpha: The output of the adapters is multiplied by alpha / rank.
+        dropout: Dropout probability before the adapters.
+        targets: Linear layers with adapters: 'qkv', 'proj', 'mlp'. Default: all of them.
+        blocks: Blocks with adapters: 'all', a list of block numbers from 0, or a number k for the
+            last k blocks.
 
     Raises:
-        ValueError: If an argument cannot be what it is.
+        ValueError: If an argument is invalid.
     """
 
     def __init__(
@@ -73,17 +75,17 @@ class Adapt(Callback):
     ) -> None:
         """Initialize a new Adapt instance."""
         if method not in (None, 'full', 'frozen', 'lora'):
-            raise ValueError(f"adapt.method is 'full', 'frozen' or 'lora', not {method!r}")
+            raise ValueError(f"adapt.method must be 'full', 'frozen' or 'lora', not {method!r}")
         if not 0 < layer_decay <= 1:
-            raise ValueError(f'adapt.layer_decay is above 0 and at most 1, not {layer_decay}')
+            raise ValueError(f'adapt.layer_decay must be above 0 and at most 1, not {layer_decay}')
         if rank < 1 or alpha <= 0 or not 0 <= dropout < 1:
             raise ValueError(
-                f'adapt.rank is at least 1, alpha above 0, dropout in [0, 1), not {rank}, {alpha}, '
-                f'{dropout}'
+                'adapt.rank must be at least 1, alpha above 0 and dropout in [0, 1), '
+                f'not {rank}, {alpha} and {dropout}'
             )
         self.targets: list[str] = list(_TARGETS) if targets is None else list(targets)
         if not self.targets or not set(self.targets) <= set(_TARGETS):
-            raise ValueError(f'adapt.targets are some of {list(_TARGETS)}, not {targets}')
+            raise ValueError(f'adapt.targets must be some of {list(_TARGETS)}, not {targets}')
         self.method = method
         self.layer_decay = layer_decay
         self.rank = rank
@@ -92,15 +94,16 @@ class Adapt(Callback):
         self.blocks = blocks
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Freeze what is not to be trained, and add adapters.
+        """Freeze parameters and add adapters.
 
         Args:
             trainer: The trainer.
             pl_module: The task; changed in place.
-            stage: Nothing is changed unless it is 'fit'.
+            stage: Stage of the trainer. The task is changed in the stage 'fit' only.
 
         Raises:
-            ValueError: If the task has no ViT, or more than one, or freezes it itself.
+            ValueError: If the task has no ViT or more than one, or if its ``freeze_backbone``
+                contradicts the method.
         """
         if self.method is None or stage != 'fit':
             return
@@ -125,7 +128,7 @@ class Adapt(Callback):
         )
 
     def _layers(self, backbone: nn.Module) -> list[str]:
-        """Names of the layers to give an adapter."""
+        """Return the names of the layers that get an adapter."""
         depth = _depth(backbone)
         if self.blocks == 'all':
             chosen = set(range(depth))
@@ -136,14 +139,14 @@ class Adapt(Callback):
         if not chosen or not chosen <= set(range(depth)):
             raise ValueError(
                 f'adapt.blocks {self.blocks}: the backbone has blocks 0 to {depth - 1}; give '
-                "'all', numbers of these, or how many of the last"
+                "'all', a list of these numbers, or how many of the last blocks"
             )
         kinds = '|'.join(_TARGETS[target] for target in self.targets)
         pattern = re.compile(rf'(?:.*\.)?blocks\.(\d+)\.(?:{kinds})')
         return [
             name
             for name, module in backbone.named_modules()
-            # A sensor that is not in the input has an encoder that is frozen, and never runs.
+            # The encoder of a sensor that is not in the input is frozen and never runs.
             if isinstance(module, nn.Linear)
             and module.weight.requires_grad
             and (match := pattern.fullmatch(name))
@@ -151,7 +154,7 @@ class Adapt(Callback):
         ]
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Give each block its learning rate, before the optimiser's state is restored.
+        """Set the learning rate of each block, before the optimiser's state is restored.
 
         Args:
             trainer: The trainer.
@@ -191,7 +194,7 @@ class Adapt(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Keep what resuming needs of the adapters.
+        """Save the adapters, which resuming needs.
 
         Args:
             trainer: The trainer.
@@ -204,9 +207,9 @@ class Adapt(Callback):
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Load the adapters of the run that is resumed.
+        """Load the adapters of the resumed run.
 
-        A task that is only evaluated needs none: the checkpoint holds the merged weights.
+        A task that is only evaluated needs no adapters: the checkpoint holds the merged weights.
 
         Args:
             trainer: The trainer.
@@ -214,18 +217,16 @@ class Adapt(Callback):
             checkpoint: The checkpoint.
 
         Raises:
-            CheckpointError: If the checkpoint's run had other adapters.
+            CheckpointError: If only one of checkpoint and task has adapters, or theirs differ.
         """
         own = bool(adapted_layers(pl_module))
         if not own and trainer.state.fn is not TrainerFn.FITTING:
             return
         if own != (KEY in checkpoint):
             raise CheckpointError(
-                'the checkpoint to resume is not of a run with LoRA: resume with the method that '
-                'it was trained with, without --adapt.method lora'
+                'the checkpoint is from a run without LoRA: resume it without --adapt.method lora'
                 if own
-                else 'the checkpoint to resume is of a run with LoRA: resume with the method that '
-                'it was trained with, --adapt.method lora'
+                else 'the checkpoint is from a run with LoRA: resume it with --adapt.method lora'
             )
         if own:
             load_adapter_state(pl_module, checkpoint[KEY])
@@ -238,10 +239,10 @@ def find_backbone(task: nn.Module) -> tuple[str, nn.Module]:
         task: The task.
 
     Returns:
-        Its name in the task, and the ViT.
+        The name of the ViT in the task, and the ViT.
 
     Raises:
-        ValueError: If there is none, or more than one.
+        ValueError: If there is no ViT or more than one.
     """
     found: list[tuple[str, nn.Module]] = []
     for name, module in task.named_modules():
@@ -250,8 +251,8 @@ def find_backbone(task: nn.Module) -> tuple[str, nn.Module]:
             found.append((name, module))
     if len(found) != 1:
         raise ValueError(
-            f'adapt: {type(task).__name__} has {len(found)} vision transformers, and one is to be '
-            'adapted: leave out adapt.method, or give the task a geofm backbone or a ViT of timm'
+            f'adapt: {type(task).__name__} has {len(found)} vision transformers instead of one: '
+            'leave out adapt.method, or give the task a geofm backbone or a ViT of timm'
         )
     return found[0]
 
@@ -262,22 +263,24 @@ def _depth(backbone: nn.Module) -> int:
 
 
 def _classifier(backbone: nn.Module) -> nn.Module:
-    """The head, which a task on top of the backbone leaves empty."""
+    """Return the head, which is empty in a task that has its own head or decoder."""
     vit: Any = backbone
     head: nn.Module = vit.get_classifier()
     return head
 
 
 def _follow_groups(scheduler: Any) -> None:
-    """Tell a scheduler, made before the groups were split, of the groups that there are."""
+    """Update a scheduler that was created before the parameter groups were split."""
     for part in getattr(scheduler, '_schedulers', ()):
         _follow_groups(part)
     if not isinstance(scheduler, LRScheduler) or not hasattr(scheduler, 'base_lrs'):
-        # ReduceLROnPlateau multiplies whatever the groups have.
+        # ReduceLROnPlateau changes the current learning rates and keeps no list of groups.
         return
     groups = scheduler.optimizer.param_groups
     if isinstance(scheduler, LambdaLR):
         if len({id(rule) for rule in scheduler.lr_lambdas}) > 1:
-            raise ValueError('adapt.layer_decay: a LambdaLR with one rule a group; set it to 1')
+            raise ValueError(
+                'adapt.layer_decay does not support a LambdaLR with one rule per group; set it to 1'
+            )
         scheduler.lr_lambdas = scheduler.lr_lambdas[:1] * len(groups)
     scheduler.base_lrs = [group['initial_lr'] for group in groups]

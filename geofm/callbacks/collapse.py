@@ -14,33 +14,34 @@ from torchmetrics.utilities.distributed import gather_all_tensors
 
 from geofm.losses.ranks import reduced
 
-#: Features of several ranks that are looked at: a singular value decomposition of more is slow.
+#: Largest number of features gathered from several ranks. The singular value decomposition of more
+#: is slow.
 MAX_GATHERED = 1024
 
 
 def feature_std(features: Tensor) -> Tensor:
-    """Spread of L2-normalised features, as in SimSiam (Chen and He, 2021).
+    """Compute the spread of L2-normalised features, as in SimSiam (Chen and He, 2021).
 
     Args:
-        features: Shape (N, D).
+        features: Features of shape (N, D).
 
     Returns:
-        Mean over dimensions of the standard deviation, times sqrt(D): 0 if all features are the
-        same, near 1 if they are spread over the sphere.
+        Mean over dimensions of the standard deviation, times sqrt(D). It is 0 if all features are
+        equal, and near 1 if they are spread over the sphere.
     """
     features = normalize(features.float(), dim=1)
     return features.std(dim=0, correction=0).mean() * features.shape[1] ** 0.5
 
 
 def effective_rank(features: Tensor) -> Tensor:
-    """Effective rank of features about their mean (Roy and Vetterli, 2007).
+    """Compute the effective rank of centred features (Roy and Vetterli, 2007).
 
     Args:
-        features: Shape (N, D).
+        features: Features of shape (N, D).
 
     Returns:
-        Exponential of the entropy of the normalised singular values: from 1, all on a line, to
-        min(N, D), spread evenly; 0 if all features are the same.
+        Exponential of the entropy of the normalised singular values. It is 0 if all features are
+        equal, 1 if they lie on a line, and up to min(N, D) if they are spread evenly.
     """
     features = features.float()
     singular = torch.linalg.svdvals(features - features.mean(dim=0))
@@ -51,14 +52,19 @@ def effective_rank(features: Tensor) -> Tensor:
 
 
 class CollapseWatch(Callback):
-    """Log what tells a collapse, and warn while there is time to stop.
+    """Callback that logs signs of representation collapse and warns of them.
 
-    Logged as ``collapse/...``: the spread and the effective rank of the CLS features of the
-    backbone that one keeps, the entropy of the teacher's targets (``target_entropy``, which nears
-    log K when they say nothing), and the entropy of their mean (``mean_target_entropy``, which
-    nears 0 when all images get the same target). Both entropies are divided by log K. A method
-    without such targets has the spread and the rank alone. Under several ranks, all are those of
-    the whole batch, the spread and the rank of at most 1024 of its features.
+    It logs, with the prefix ``collapse/``:
+
+    * ``feature_std`` and ``effective_rank``: spread and effective rank of the CLS features of the
+      backbone that is kept after training (with an EMA teacher: the teacher's).
+    * ``target_entropy``: entropy of the teacher's targets, divided by log K for K prototypes. It is
+      near 1 if the targets are uniform and so carry no information.
+    * ``mean_target_entropy``: entropy of the mean target, divided by log K. It is near 0 if all
+      images have the same target.
+
+    Methods without such targets log the first two only. With several ranks, all values are of the
+    whole batch; spread and rank use at most 1024 features.
     """
 
     def __init__(
@@ -74,15 +80,14 @@ class CollapseWatch(Callback):
         """Initialize a new CollapseWatch instance.
 
         Args:
-            min_std: Spread of features below which they count as collapsed.
-            min_rank: Effective rank below which features count as collapsed.
-            max_entropy: Entropy of a target, as a fraction of log K, above which it says nothing.
-            min_mean_entropy: Entropy of the mean target, as a fraction of log K, below which all
-                images get the same.
-            patience: Measurements in a row with the same sign before it warns.
-            after_step: First step that counts: with DINOv2's small layer scales, the features of
-                new weights are all alike.
-            every_n_steps: Optimiser steps from one measurement to the next.
+            min_std: Lower limit of ``feature_std``.
+            min_rank: Lower limit of ``effective_rank``.
+            max_entropy: Upper limit of ``target_entropy``.
+            min_mean_entropy: Lower limit of ``mean_target_entropy``.
+            patience: Number of consecutive measurements beyond a limit before a warning.
+            after_step: First step at which the limits apply. With DINOv2's small layer scales, the
+                features of new weights are nearly equal.
+            every_n_steps: Number of optimiser steps between measurements.
         """
         self.limits = {
             'feature_std': (min_std, math.inf),
@@ -93,7 +98,7 @@ class CollapseWatch(Callback):
         self.patience = patience
         self.after_step = after_step
         self.every_n_steps = every_n_steps
-        #: Measurements in a row that each sign has been on.
+        #: Number of consecutive measurements beyond each limit.
         self.streaks = dict.fromkeys(self.limits, 0)
 
     def on_train_batch_end(
@@ -118,11 +123,15 @@ class CollapseWatch(Callback):
 
 
 def _of_all_ranks(watched: Mapping[str, Tensor]) -> dict[str, float]:
-    """What is measured, of the batch of all ranks.
+    """Compute the measures from the batch of all ranks.
 
     Args:
-        watched: Of this rank: ``features`` and, of methods that have them, ``target_entropy`` and
-            ``mean_target``, see :meth:`geofm.tasks.PretrainingTask.compute_losses`.
+        watched: Tensors of this rank: ``features`` and, for methods with targets,
+            ``target_entropy`` and ``mean_target``, see
+            :meth:`geofm.tasks.PretrainingTask.compute_losses`.
+
+    Returns:
+        The measures by name.
     """
     ranks = world_size()
     features = watched['features']
@@ -135,7 +144,7 @@ def _of_all_ranks(watched: Mapping[str, Tensor]) -> dict[str, float]:
     if 'mean_target' not in watched:
         return measured
     targets = torch.cat([watched['target_entropy'][None], watched['mean_target']])
-    # All ranks have as many images.
+    # All ranks have the same number of images.
     entropy, mean_target = (reduced(targets) / ranks).split([1, len(targets) - 1])
     log_prototypes = math.log(len(mean_target))
     return measured | {

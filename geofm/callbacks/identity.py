@@ -1,4 +1,4 @@
-"""Which run a folder and a checkpoint are of."""
+"""Identity of a run, stored in its folder and in its checkpoints."""
 
 import json
 import re
@@ -14,20 +14,20 @@ from geofm.atomic import atomic_file
 from geofm.checkpoint_io import AtomicCheckpointIO, local_path
 from geofm.models.checkpoints.sharded import SHARDS_REST, is_sharded
 
-#: Entry of a checkpoint, and of the file in the folder of a run.
+#: Key of the run's id in a checkpoint and in :data:`RUN_FILE`.
 KEY = 'run'
 
-#: File in the folder of a run, which is ``default_root_dir``.
+#: Name of the file in ``default_root_dir`` that identifies the run.
 RUN_FILE = 'geofm_run.json'
 
 _ID = re.compile(r'[0-9a-f]{12}')
 
 
 class RunIdentity(Callback):
-    """Writes which run it is to ``geofm_run.json`` in ``default_root_dir`` and to each checkpoint.
+    """Callback that stores the id of the run in ``geofm_run.json`` and in each checkpoint.
 
-    A run that is resumed from a checkpoint stays the same run. Of the checkpoints that SLURM's
-    requeues leave in that folder, the newest of this run is kept.
+    The file is in ``default_root_dir``. A resumed run keeps the id of its checkpoint. Of the
+    checkpoints that SLURM requeues leave in that folder, only this run's newest is kept.
 
     Attributes:
         run: Id of the run, 12 hexadecimal digits.
@@ -37,13 +37,13 @@ class RunIdentity(Callback):
         """Initialize a new RunIdentity instance.
 
         Args:
-            settings: What tells an experiment from another, as JSON can hold it.
+            settings: Settings that distinguish this experiment from others, as JSON values.
         """
         self.run = uuid.uuid4().hex[:12]
         self.settings = dict(settings or {})
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file, once it is known whether the run is resumed."""
+        """Write the file. At this point the id of a resumed run has been loaded."""
         folder = local_path(trainer.default_root_dir)
         if folder is None or not trainer.is_global_zero:
             return
@@ -54,24 +54,24 @@ class RunIdentity(Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Say which run the checkpoint is of."""
+        """Store the id in the checkpoint."""
         checkpoint[KEY] = self.run
 
     def on_load_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Go on as the run that wrote the checkpoint."""
+        """Take the id of the run that wrote the checkpoint."""
         self.run = _id(checkpoint.get(KEY)) or self.run
 
 
 def read_run_file(folder: Path) -> tuple[str, dict[str, Any]] | None:
-    """Run of a folder.
+    """Read the id and the settings of the run in a folder.
 
     Args:
         folder: Folder of a run.
 
     Returns:
-        Its id and settings; None if there is no file.
+        Id and settings; None if there is no file.
 
     Raises:
         ValueError: If the file is not one of :class:`RunIdentity`.
@@ -86,38 +86,37 @@ def read_run_file(folder: Path) -> tuple[str, dict[str, Any]] | None:
         return None
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(
-            f'{path}: does not say which run the folder is of. Remove it, and resume with '
-            '--ckpt_path'
+            f'{path}: does not identify a run. Remove the file and resume with --ckpt_path'
         ) from error
     return run, settings
 
 
 def run_of(checkpoint: Path) -> str | None:
-    """Run that wrote a checkpoint. Its tensors are not read.
+    """Read the id of the run that wrote a checkpoint, without reading its tensors.
 
     Args:
-        checkpoint: The file, or the folder of a sharded one.
+        checkpoint: File, or folder of a sharded checkpoint.
 
     Returns:
-        The id; None if it does not say, or cannot be read.
+        The id; None if the checkpoint has none or cannot be read.
     """
     path = checkpoint / SHARDS_REST if is_sharded(checkpoint) else checkpoint
     try:
         content = torch.load(path, map_location='cpu', weights_only=True, mmap=True)
         return _id(content[KEY])
     except Exception:
-        # Whatever is wrong with it: it cannot be resumed from.
+        # A checkpoint that cannot be read cannot be resumed, whatever the reason.
         return None
 
 
 def requeue_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that Lightning writes when SLURM asks a job to make way.
+    """List the checkpoints that were saved when SLURM requeued a job.
 
     Args:
         folder: Folder of a run.
 
     Returns:
-        The files, the newest first.
+        The files, newest first.
     """
     numbers = {
         path: int(match[1])
@@ -128,11 +127,11 @@ def requeue_checkpoints(folder: Path) -> list[Path]:
 
 
 def remove_requeues(folder: Path, run: str) -> None:
-    """Remove a run's checkpoints of requeues but the newest.
+    """Remove all requeue checkpoints of a run except the newest.
 
     Args:
         folder: Folder of the run.
-        run: Its id.
+        run: Id of the run.
     """
     for path in [path for path in requeue_checkpoints(folder) if run_of(path) == run][1:]:
         AtomicCheckpointIO().remove_checkpoint(path)

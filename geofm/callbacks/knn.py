@@ -1,4 +1,4 @@
-"""k-NN accuracy of a backbone while it is being pretrained."""
+"""k-NN accuracy of a backbone during pretraining."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -28,25 +28,26 @@ from geofm.sensors import BandError
 
 
 class OnlineKNN(Callback):
-    """Measure the features by k-NN on labelled data after every few epochs.
+    """Callback that classifies labelled data by k-NN on the backbone's features.
 
-    Features of the training split are the bank, those of the validation split are labelled by
-    their neighbours. Accuracies are logged as ``knn/top1_k{k}``, of the CLS token or the pooled
-    features. Of a ViT there are also those of the mean and of the standard deviation of its
-    patches, and of CLS and mean side by side: ``knn_mean_of_patches/top1_k{k}``,
-    ``knn_std_of_patches/top1_k{k}``, ``knn_cls_and_mean_of_patches/top1_k{k}``.
+    Images of the validation split are labelled by their nearest neighbours in the training split.
+    The accuracy with the CLS token, or with pooled features if there is none, is logged as
+    ``knn/top1_k{k}``. For a ViT, further accuracies are logged for the mean of its patches
+    (``knn_mean_of_patches/top1_k{k}``), their standard deviation
+    (``knn_std_of_patches/top1_k{k}``), and the concatenation of CLS and mean
+    (``knn_cls_and_mean_of_patches/top1_k{k}``).
 
-    Where an image has several labels there is no accuracy: logged is the average precision of the
-    votes, ``knn/map_k{k}`` and so on, see :func:`geofm.evaluation.knn_average_precision`.
+    For multi-label data, the average precision of the votes is logged instead, as
+    ``knn/map_k{k}``, see :func:`geofm.evaluation.knn_average_precision`.
 
-    The bands of the labelled data are those of the backbone, matched by name if the data come from
-    a :class:`geofm.datamodules.NamedBandsDataModule`.
+    The labelled data must have the bands of the backbone. Data of a
+    :class:`geofm.datamodules.NamedBandsDataModule` are matched by band name.
 
-    Of :class:`geofm.tasks.DINOv2` that is the teacher's backbone. TorchGeo's ``SimCLR``, ``MoCo``
-    and ``MAE`` can be watched too, and ``Classification`` of a ViT.
+    With :class:`geofm.tasks.DINOv2` the backbone is the teacher's. TorchGeo's ``SimCLR``, ``MoCo``,
+    ``MAE``, and ``Classification`` with a ViT are supported too.
 
-    Several ranks share out the batches among them. The features of all are then compared on each
-    rank, which keeps the ranks in step.
+    With several ranks, each rank computes the features of a part of the batches. All ranks then
+    compare the gathered features.
     """
 
     def __init__(
@@ -56,15 +57,16 @@ class OnlineKNN(Callback):
 
         Args:
             datamodule: Labelled data, e.g. any classification data module of TorchGeo.
-            every_n_epochs: Epochs from one measurement to the next; the last epoch has one.
-            k: Numbers of neighbours.
+            every_n_epochs: Number of epochs between measurements. The last epoch is always
+                measured.
+            k: Numbers of neighbours; each gives a value.
         """
         self.datamodule = datamodule
         self.every_n_epochs = every_n_epochs
         self.k = tuple(k)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Set the labelled data up once, before training.
+        """Set up the labelled data before training.
 
         Raises:
             BandError: If the labelled data do not have the bands of the backbone.
@@ -86,16 +88,16 @@ class OnlineKNN(Callback):
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at one batch of each split, so that data that do not fit are told at once.
+        """Check one batch of each split, so that unsuitable data raise an error early.
 
         Raises:
-            BandError: If the images have other channels than the backbone.
-            ValueError: If they have no labels, or labels that cannot be ones.
+            BandError: If the images and the backbone have different channels.
+            ValueError: If the images have no labels or invalid labels.
         """
         self._features(pl_module, batches=1)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Measure, if it is time."""
+        """Measure if the epoch is due."""
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs and epoch != trainer.max_epochs:
             return
@@ -106,8 +108,8 @@ class OnlineKNN(Callback):
         several = bank.labels.ndim == 2
         if not several and len(bank.labels.unique()) < 2:
             raise ValueError(
-                f'OnlineKNN: all labels are {bank.labels[0].item()}: with one class there is '
-                'nothing to tell apart'
+                f'OnlineKNN: all labels are {bank.labels[0].item()}: give labelled data with at '
+                'least two classes'
             )
         measure, metric = (knn_average_precision, 'map') if several else (knn_accuracy, 'top1')
         for name, vectors in encoder.features.items():
@@ -127,13 +129,13 @@ class OnlineKNN(Callback):
     def _features(
         self, pl_module: LightningModule, batches: int | None = None
     ) -> tuple[Encoder, LabelledFeatures, LabelledFeatures]:
-        """Features of the first batches, or all, of the training and of the validation split."""
+        """Compute features of the training and validation split, of *batches* batches or all."""
         backbone = backbone_of(pl_module)
         encoder = encoder_of(backbone)
         training = {module: module.training for module in backbone.modules()}
         backbone.eval()
         try:
-            # Loaders draw a seed each, which training must not notice.
+            # Each loader draws a seed; fork, so that the random numbers of training stay the same.
             with torch.random.fork_rng(devices=[]):
                 bank, queries = (
                     _shared_features(loader, encoder, self.datamodule.aug, pl_module, batches)
@@ -155,11 +157,11 @@ def _shared_features(
     task: LightningModule,
     batches: int | None,
 ) -> LabelledFeatures:
-    """Features of the first batches of a loader, or all, which the ranks share out among them."""
+    """Compute features of the first batches of a loader, or of all, divided among the ranks."""
     ranks = world_size()
     share, surplus = loader, 0
-    # A few batches are looked at on every rank, so that each refuses data that do not fit. A stream
-    # cannot be shared out.
+    # A few batches are computed on every rank, so that each raises an error for unsuitable data. A
+    # stream cannot be divided among ranks.
     stream = isinstance(loader.dataset, IterableDataset) or loader.batch_sampler is None
     if ranks > 1 and batches is None and not stream:
         share, surplus = batches_of_rank(loader, task.global_rank, ranks)
@@ -171,18 +173,19 @@ def _shared_features(
 
 
 def batches_of_rank(loader: DataLoader[Any], rank: int, ranks: int) -> tuple[DataLoader[Any], int]:
-    """A loader of every n-th batch of another.
+    """Create a loader with every *ranks*-th batch of another loader.
 
-    Every rank gets as many batches, since a sharded backbone only runs on all ranks together.
+    Every rank gets the same number of batches, because a sharded backbone must run on all ranks
+    together. A rank with too few batches repeats the first batch of *loader*. A loader that
+    shuffles does so by the run's seed, in the same order on all ranks.
 
     Args:
         loader: Loader of a map-style data set, in batches.
-        rank: Number of the first batch.
-        ranks: From one batch to the next.
+        rank: Index of this rank, which is the index of its first batch.
+        ranks: Number of ranks.
 
     Returns:
-        The loader, and the number of its last samples that are those of the first batch again, to
-        be left out. Where *loader* shuffles, it is by the run's seed, alike on all ranks.
+        The loader, and the number of samples at its end that are repeated and must be dropped.
     """
     torch.manual_seed(run_seed())
     assert loader.batch_sampler is not None
@@ -204,24 +207,24 @@ def batches_of_rank(loader: DataLoader[Any], rank: int, ranks: int) -> tuple[Dat
 
 
 def backbone_of(task: LightningModule) -> nn.Module:
-    """The backbone that a task pretrains.
+    """Return the backbone of a task.
 
     Args:
         task: :class:`geofm.tasks.DINOv2`, or a task of TorchGeo.
 
     Returns:
-        The model, without its head if it is not a ViT.
+        The backbone.
 
     Raises:
-        TypeError: If the task has no backbone that is known here.
+        TypeError: If the task has no supported backbone.
     """
     for name in ('model', 'backbone'):
         found = getattr(task, name, None)
-        # MAE's backbone is a wrapper around one.
+        # MAE wraps its backbone.
         found = getattr(found, 'vit', found)
         if hasattr(found, 'forward_features'):
             assert isinstance(found, nn.Module)
             return found
     raise TypeError(
-        f'{type(task).__name__} has no backbone of geofm or timm under model or backbone'
+        f"{type(task).__name__} has no backbone of geofm or timm as 'model' or 'backbone'"
     )

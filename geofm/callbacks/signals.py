@@ -1,4 +1,4 @@
-"""Ending a run together when any of its ranks is asked to."""
+"""Stop all ranks of a run together when one of them gets a signal."""
 
 import signal
 import threading
@@ -22,7 +22,7 @@ _SIGNALS = ('SIGTERM', 'SIGUSR1')
 
 
 class StoppedBySignal(SIGTERMException):
-    """A run has ended because a rank got a signal; its exit code is 128 + the signal's number."""
+    """Raised when a signal has ended a run. The exit code is 128 plus the signal's number."""
 
     def __init__(self, signum: int) -> None:
         """Initialize a new StoppedBySignal instance.
@@ -35,14 +35,14 @@ class StoppedBySignal(SIGTERMException):
 
 
 class StopOnSignal(Callback):
-    """After SIGTERM or SIGUSR1 to any rank, all save a checkpoint together and end.
+    """Callback that saves a checkpoint and ends the run after SIGTERM or SIGUSR1 to any rank.
 
-    A signal only sets a flag. At the end of the optimiser step the ranks agree on it; with a
-    :class:`geofm.tasks.PretrainingTask` that takes no collective of its own. The checkpoint is
-    Lightning's ``hpc_ckpt_<n>.ckpt`` in ``default_root_dir``. Queueing the job again is up to its
-    script, as that of ``geofm submit`` does: Lightning's ``auto_requeue`` is turned off.
+    A signal only sets a flag. The ranks exchange the flag at the end of the optimiser step. A
+    :class:`geofm.tasks.PretrainingTask` needs no extra collective for this. The checkpoint is
+    Lightning's ``hpc_ckpt_<n>.ckpt`` in ``default_root_dir``. Lightning's ``auto_requeue`` is
+    turned off: the job script must requeue the job, as the script of ``geofm submit`` does.
 
-    Lightning's own handlers wait for the other ranks wherever they are, and so can wait forever
+    Lightning's own handlers synchronise the ranks wherever each of them is, and can wait forever
     (`Lightning #20806 <https://github.com/Lightning-AI/pytorch-lightning/issues/20806>`_).
     """
 
@@ -52,24 +52,24 @@ class StopOnSignal(Callback):
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep Lightning from queueing a SLURM job again: it is about to set its handlers."""
+        """Turn off Lightning's requeueing before it sets its signal handlers."""
         self.received = 0
         environment = trainer._accelerator_connector.cluster_environment
         if isinstance(environment, SLURMEnvironment):
             environment.auto_requeue = False
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the place of Lightning's handlers before loaders start their workers.
+        """Replace Lightning's handlers before loaders start their workers.
 
         SLURM signals every process of a job, and workers inherit the handlers.
         """
         self._listen()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the place of Lightning's handlers, which it restores in the end."""
+        """Replace Lightning's handlers again. Lightning restores the original ones at the end."""
         self._listen()
         self._step = trainer.global_step
-        # Each step, Lightning broadcasts whether rank 0 got SIGTERM, and waits for the answer.
+        # In each step, Lightning broadcasts whether rank 0 got SIGTERM, and waits for the result.
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
 
     def _listen(self) -> None:
@@ -84,7 +84,7 @@ class StopOnSignal(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int
     ) -> None:
-        """Hand the flag to the task, which reduces its own with it."""
+        """Give the flag to the task, which reduces it over the ranks with its own values."""
         if isinstance(pl_module, PretrainingTask):
             pl_module.stop_signal = self.received
 
@@ -96,10 +96,10 @@ class StopOnSignal(Callback):
         batch: object,
         batch_idx: int,
     ) -> None:
-        """End the run if any rank got a signal, once an optimiser step is done.
+        """End the run after an optimiser step if any rank got a signal.
 
         Raises:
-            StoppedBySignal: If so, on all ranks.
+            StoppedBySignal: On all ranks, if any rank got a signal.
         """
         if isinstance(pl_module, PretrainingTask):
             agreed = pl_module.agreed_signal
@@ -112,15 +112,15 @@ class StopOnSignal(Callback):
         raise StoppedBySignal(agreed)
 
     def _agree(self, device: torch.device) -> int:
-        """The signal of any rank."""
+        """Return the largest signal number that a rank got, 0 if none."""
         if world_size() == 1:
             return self.received
         return int(reduced(torch.tensor(self.received, device=device), dist.ReduceOp.MAX))
 
     def _save(self, trainer: Trainer) -> None:
-        """Save a checkpoint, and remove those of earlier requeues of this run."""
+        """Save a checkpoint, and remove earlier requeue checkpoints of this run."""
         root = trainer.default_root_dir
-        # Other ranks might see the file of rank 0 already.
+        # The name counts the existing files, so only rank 0 may choose it.
         path = trainer.strategy.broadcast(trainer._checkpoint_connector.hpc_save_path(root))
         trainer.save_checkpoint(path)
         rank_zero_info(f'stopped by a signal at step {trainer.global_step}: saved {path}')
@@ -131,4 +131,4 @@ class StopOnSignal(Callback):
 
 
 def _nothing() -> None:
-    """In place of a broadcast."""
+    """Replacement of a broadcast that is not needed."""

@@ -1,4 +1,4 @@
-"""How long a run has trained, whatever else it did."""
+"""Training time of a run without validation and other overhead."""
 
 import time
 from typing import Any
@@ -7,11 +7,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 
 class TrainingTime(Callback):
-    """Log the minutes of training since the start, as ``time/training_minutes`` of each epoch.
+    """Callback that logs the minutes of training so far as ``time/training_minutes``.
 
-    The time of validation does not count, nor that of what other callbacks do after an epoch, if
-    they come later in the list: so that runs can be compared that are watched differently.
-    A run that is resumed counts on.
+    It is logged after each epoch. Validation does not count, nor does the work of later callbacks
+    in the list at the end of an epoch, so that runs with different diagnostics can be compared. A
+    resumed run continues from the stored time.
     """
 
     def __init__(self) -> None:
@@ -24,23 +24,23 @@ class TrainingTime(Callback):
         self._since = time.monotonic()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it."""
+        """Stop the clock."""
         if not trainer.sanity_checking:
             self.seconds += time.monotonic() - self._since
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start it again."""
+        """Restart the clock."""
         self._since = time.monotonic()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Stop it, and log."""
+        """Stop the clock and log the time."""
         self.seconds += time.monotonic() - self._since
         pl_module.log('time/training_minutes', self.seconds / 60)
 
     def state_dict(self) -> dict[str, Any]:
-        """Seconds so far."""
+        """Return the seconds of training so far."""
         return {'seconds': self.seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Count on from there."""
+        """Continue from the stored time."""
         self.seconds = state_dict['seconds']

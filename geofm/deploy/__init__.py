@@ -1,4 +1,4 @@
-"""Networks as files that run without geofm: ONNX, and programs of ``torch.export``."""
+"""Export networks to files that run without geofm: ONNX, and ``torch.export`` programs."""
 
 from geofm.deploy.deploy import Deployed, deploy
 

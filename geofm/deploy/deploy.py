@@ -1,4 +1,4 @@
-"""A checkpoint as one file that runs without geofm."""
+"""Write a checkpoint's network to a file that runs without geofm."""
 
 import os
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from geofm.models.checkpoints.backbones import build_backbone
 from geofm.models.checkpoints.model_file import read_model
 from geofm.tasks.fine_tuned import load_fine_tuned
 
-#: Formats, and suffixes of their files.
+#: Formats, which are also the suffixes of their files.
 Format = Literal['onnx', 'pt2']
 
 
 @dataclass(frozen=True)
 class Deployed:
-    """What was written.
+    """Result of :func:`deploy`.
 
     Attributes:
         path: The file.
-        network: The network in it.
-        difference: Largest difference between it and PyTorch, see
+        network: The network in the file.
+        difference: Largest difference between the outputs of the file and of PyTorch, see
             :func:`geofm.deploy.program.compare`.
     """
 
@@ -36,14 +36,14 @@ class Deployed:
 def deploy(
     checkpoint: str | os.PathLike[str], output: str | os.PathLike[str], to: Format
 ) -> Deployed:
-    """Write a backbone, or a fine-tuned task, as a program from raw values to its output.
+    """Write a backbone or a fine-tuned task as a program that takes raw values.
 
-    * ``onnx``: for ONNX Runtime and others. Weights above 2 GB go to a second file beside, as ONNX
-      demands.
+    * ``onnx``: for ONNX Runtime and others. Weights above 2 GB go to a second file next to it, as
+      ONNX requires.
     * ``pt2``: for ``torch.export.load``.
 
-    Both take any batch size, height and width, hold the normalisation, and say in their metadata
-    what their inputs are. The file gets its name only if it computes what PyTorch does.
+    Both accept any batch size, height and width, include the normalisation, and describe their
+    inputs in their metadata. The file is only kept if its outputs agree with those of PyTorch.
 
     Args:
         checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, an export of it, or a
@@ -52,12 +52,12 @@ def deploy(
         to: The format.
 
     Returns:
-        The file and what is in it.
+        The file, its network, and its difference from PyTorch.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read, is of another kind or cannot be traced.
-        ModuleNotFoundError: If a library that writes ONNX is missing.
-        ValueError: If the suffix is another one, or the file differs from PyTorch.
+        ModuleNotFoundError: If a library for writing ONNX is missing.
+        ValueError: If the suffix is not that of the format, or the outputs differ from PyTorch.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if to not in get_args(Format):
@@ -69,7 +69,7 @@ def deploy(
     else:
         from geofm.deploy.pt2_file import write_pt2 as write
     network = load_network(checkpoint)
-    # The caller's random numbers stay what they would be.
+    # Leave the caller's random state unchanged.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         program = trace(network, checkpoint)
@@ -78,10 +78,10 @@ def deploy(
 
 
 def load_network(checkpoint: Path) -> Network:
-    """Load a backbone or a fine-tuned task for raw values.
+    """Load a backbone or a fine-tuned task as a network that takes raw values.
 
     Args:
-        checkpoint: As :func:`deploy`.
+        checkpoint: As for :func:`deploy`.
 
     Returns:
         The network, in evaluation mode.

@@ -1,4 +1,4 @@
-"""Networks on raw values by sensor: what a deployed file computes, and what its inputs are."""
+"""Networks that take raw values per sensor, as deployed files compute them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,16 +13,16 @@ from geofm.sensors import band_indices, canonical_bands, sensor_channels
 from geofm.tasks.fine_tuned import FineTuned, logits
 from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
-#: Inputs beside the sensors.
+#: Names of the inputs in addition to the sensors.
 PRESENT, DATES = 'present', 'dates'
 
 
 class RawImage(nn.Module):
-    """The normalised image that a model expects, of raw values by sensor.
+    """Module that turns raw values per sensor into the normalised image of a model.
 
     Args:
-        bands: Names of the channels that the model expects, in its order.
-        statistics: How they are normalised; None: by the built-in statistics.
+        bands: Names of the model's channels, in its order.
+        statistics: Statistics for the normalisation. None: the built-in statistics.
 
     Attributes:
         bands: Names of the channels of each sensor, in canonical order.
@@ -39,24 +39,24 @@ class RawImage(nn.Module):
             for key, channels in sensor_channels(ordered).items()
         }
         if taken := {PRESENT, DATES} & self.bands.keys():
-            raise ValueError(f'a sensor called {min(taken)!r}: that is the name of another input')
+            raise ValueError(f'rename the sensor {min(taken)!r}: another input has that name')
         self.normalize = (statistics or NO_STATISTICS).normalize(ordered)
         self.order = band_indices(bands, ordered)
 
     def forward(self, images: Mapping[str, Tensor], present: Tensor | None = None) -> Tensor:
-        """Normalise images and stack them.
+        """Normalise and stack the images of all sensors.
 
         Args:
-            images: Raw values of each sensor, (B, C, H, W). A pixel that is NaN in any band of any
-                sensor present holds no data.
+            images: Raw values of each sensor, (B, C, H, W). A pixel with NaN in any band of any
+                present sensor is nodata.
             present: Whether each sensor is present, bool of shape (B, S). None: all are.
 
         Returns:
-            Normalised image of shape (B, C, H, W), 0 where there are no data.
+            Normalised image of shape (B, C, H, W), 0 where there is no data.
         """
         parts = [images[key] for key in self.bands]
         if present is not None:
-            # Whatever stands for a missing sensor, NaN too, says nothing of the others' pixels.
+            # The values of a missing sensor, e.g. NaN, must not affect the other sensors.
             parts = [
                 torch.where(present[:, i, None, None, None], part, 0)
                 for i, part in enumerate(parts)
@@ -66,17 +66,17 @@ class RawImage(nn.Module):
 
 
 class Network(nn.Module):
-    """A network on raw values by sensor.
+    """Network that takes raw values per sensor.
 
     Args:
-        bands: Names of the channels that the model expects, in its order.
-        statistics: How they are normalised; None: by the built-in statistics.
+        bands: Names of the model's channels, in its order.
+        statistics: Statistics for the normalisation. None: the built-in statistics.
 
     Attributes:
-        image: What makes the image of the model.
-        inputs: What each input holds: the bands of a sensor, the sensors of 'present' and 'dates'.
+        image: Module that builds the normalised image.
+        inputs: Columns of each input: bands of each sensor, and sensors of 'present' and 'dates'.
         outputs: Names of the outputs.
-        multiple: Height and width must be a multiple of this, in pixels.
+        multiple: Height and width must be multiples of this, in pixels.
         smallest: Smallest height and width, in pixels.
     """
 
@@ -91,10 +91,10 @@ class Network(nn.Module):
         self.inputs = dict(self.image.bands)
 
     def metadata(self) -> dict[str, Any]:
-        """What a file has to say of the network.
+        """Return the description of the network for a file's metadata.
 
         Returns:
-            Values of JSON: the inputs and outputs, the definitions of the sensors, and mean,
+            JSON values: the inputs and outputs, the definitions of the sensors, and mean,
             standard deviation and unit of each band.
         """
         return {
@@ -108,9 +108,9 @@ class Network(nn.Module):
 
 
 class BackboneNetwork(Network):
-    """A backbone on raw values.
+    """Backbone that takes raw values.
 
-    Its outputs are 'features' (B, D), what ``model(x)`` gives, and 'patches' (B, D, H/p, W/p).
+    Its outputs are 'features' (B, D), the result of ``model(x)``, and 'patches' (B, D, H/p, W/p).
 
     Args:
         model: The backbone, in evaluation mode.
@@ -122,14 +122,14 @@ class BackboneNetwork(Network):
         super().__init__(model.bands, model.statistics)
         self.model = model
         self.multiple = model.patch_size
-        # Sizes of 1 are special to torch.export.
+        # torch.export treats sizes of 1 specially.
         self.smallest = 2 * model.patch_size
         if len(self.image.bands) > 1:
             self.inputs[PRESENT] = tuple(self.image.bands)
         self.inputs[DATES] = model.date_sensors
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Features of raw values.
+        """Compute features of raw values.
 
         Args:
             inputs: Raw values (B, C, H, W) by sensor; 'present' bool (B, S) and 'dates' int64
@@ -147,16 +147,16 @@ class BackboneNetwork(Network):
         return {'features': model.forward_head(tokens), 'patches': patches}
 
     def metadata(self) -> dict[str, Any]:
-        """What a file has to say of the network, the architecture too."""
+        """Return the description of the network, including its architecture."""
         architecture = self.model.architecture
         said = {} if architecture is None else {'model': architecture.model}
         return {**said, **super().metadata()}
 
 
 class TaskNetwork(Network):
-    """A fine-tuned task on raw values.
+    """Fine-tuned task that takes raw values.
 
-    Its output is 'logits', or of a regression 'values'.
+    Its output is 'logits', or 'values' for a regression.
 
     Args:
         task: The task.
@@ -172,13 +172,13 @@ class TaskNetwork(Network):
         self.smallest = 4 * task.multiple
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the task says of raw values.
+        """Compute the output of the task for raw values.
 
         Args:
             inputs: Raw values (B, C, H, W) by sensor.
 
         Returns:
-            The output by its name: (B, K, H, W), or (B, K) of a classification.
+            The output by name: of shape (B, K, H, W), or (B, K) for a classification.
         """
         output = logits(self.fine_tuned, self.image(inputs))
         if self.fine_tuned.kind == 'classification':
@@ -186,7 +186,7 @@ class TaskNetwork(Network):
         return {self.outputs[0]: output}
 
     def metadata(self) -> dict[str, Any]:
-        """What a file has to say of the network, its classes too."""
+        """Return the description of the network, including its classes."""
         task = self.fine_tuned
         said = {'model': task.name, 'kind': task.kind, 'several': task.several}
         return {**said, 'classes': task.legend.entry(), **super().metadata()}

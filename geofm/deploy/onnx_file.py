@@ -1,4 +1,4 @@
-"""Programs in ONNX files."""
+"""Write programs to ONNX files."""
 
 import json
 import logging
@@ -19,32 +19,32 @@ from geofm.models.checkpoints.files import METADATA
 try:
     import onnx
     import onnxruntime
-    import onnxscript  # noqa: F401 - what PyTorch's exporter needs
+    import onnxscript  # noqa: F401 - needed by PyTorch's exporter
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         f"ONNX files need the library {missing.name}: pip install 'geofm[onnx]'"
     ) from missing
 
-#: Most bytes of weights in one file: protobuf, which ONNX files are, ends at 2 GiB.
+#: Largest size of weights in one file, in bytes. ONNX uses protobuf, which is limited to 2 GiB.
 LARGEST = 2**31 - 2**26
 
 
 def write_onnx(network: Network, program: ExportedProgram, path: Path) -> float:
-    """Write a program, and compare what was written with PyTorch.
+    """Write a program, and compare its outputs with PyTorch.
 
     Weights above :data:`LARGEST` go to a second file, ``NAME.onnx.data``.
 
     Args:
         network: The network.
-        program: What :func:`~geofm.deploy.program.trace` made of it.
+        program: The network, traced by :func:`~geofm.deploy.program.trace`.
         path: The file.
 
     Returns:
         The largest difference.
 
     Raises:
-        ValueError: If it is too large, or the program does not run at another size. Nothing is
-            written then.
+        ValueError: If the difference is too large, or the program does not run at another size. No
+            file is written then.
     """
     with _quiet():
         made = torch.onnx.export(
@@ -61,7 +61,7 @@ def write_onnx(network: Network, program: ExportedProgram, path: Path) -> float:
         made.save(part, external_data=size > LARGEST)
         difference = _compared(network, part, path)
         if size > LARGEST:
-            # The weights get their name first, so that the name of the file never lacks them.
+            # Rename the weights first, so that the final file never exists without its weights.
             path.unlink(missing_ok=True)
             data = path.with_name(f'{path.name}.data')
             part.with_name(f'{part.name}.data').replace(data)
@@ -70,9 +70,9 @@ def write_onnx(network: Network, program: ExportedProgram, path: Path) -> float:
 
 
 def _compared(network: Network, part: Path, path: Path) -> float:
-    """Difference of what ONNX Runtime computes, which is not too large."""
+    """Return the difference between ONNX Runtime and PyTorch, if it is small enough."""
     options = onnxruntime.SessionOptions()
-    # What fails is raised too.
+    # Log nothing: failures are raised as well.
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(part, options, providers=['CPUExecutionProvider'])
 
@@ -86,7 +86,7 @@ def _compared(network: Network, part: Path, path: Path) -> float:
 
 
 def _move_weights(path: Path, name: str) -> None:
-    """Say under which name the weights of a file lie."""
+    """Set the name of the file with a model's weights."""
     model = onnx.load(path, load_external_data=False)
     for tensor in model.graph.initializer:
         for entry in tensor.external_data:
@@ -97,7 +97,7 @@ def _move_weights(path: Path, name: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the optimiser from saying which nodes it leaves as they are."""
+    """Silence messages about nodes that the ONNX optimiser skips."""
     logger = logging.getLogger('onnxscript')
     level = logger.level
     logger.setLevel(logging.ERROR)

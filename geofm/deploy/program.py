@@ -1,4 +1,4 @@
-"""Tracing a network, and comparing what was written with it."""
+"""Trace a network, and compare a written program with it."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,11 +15,11 @@ from geofm.models.dates import NO_DATE
 #: Largest difference between a written file and PyTorch, see :func:`compare`.
 TOLERANCE = 1e-4
 
-#: Days since 1970-01-01 between which dates are drawn: 1960 to 2030.
+#: Range of random dates in days since 1970-01-01: 1960 to 2030.
 _DAYS = (-3652, 21915)
 
-#: Batch size, and height and width in multiples of the smallest, of what is compared: none is what
-#: was traced.
+#: Batch size, and height and width in multiples of the smallest size, of the compared inputs. They
+#: differ from the traced input.
 _COMPARED = ((1, 1, 1), (3, 3, 2))
 
 
@@ -28,10 +28,10 @@ def trace(network: Network, checkpoint: Path) -> ExportedProgram:
 
     Args:
         network: The network, in evaluation mode.
-        checkpoint: The file that it is from, for messages.
+        checkpoint: The file of the network, for messages.
 
     Returns:
-        The program. It names no path of the machine.
+        The program. It contains no paths of this machine.
 
     Raises:
         CheckpointError: If the network cannot be traced.
@@ -45,28 +45,28 @@ def trace(network: Network, checkpoint: Path) -> ExportedProgram:
         with torch.no_grad():
             program = torch.export.export(network, (inputs,), dynamic_shapes=(shapes,))
     except Exception as error:
-        # Whatever a model's parts raise, and what the tracer says of them.
+        # Models and the tracer may raise anything.
         raise CheckpointError(
             f'{checkpoint}: the network cannot be traced for images of any size: {one_line(error)}'
         ) from error
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, 'graph', None), 'nodes', ()):
-            # Lines of files of this machine.
+            # Stack traces contain paths of this machine.
             node.meta.pop('stack_trace', None)
     return program
 
 
 def random_inputs(network: Network, batch: int, rows: int, columns: int) -> dict[str, Tensor]:
-    """Inputs in the range of real ones.
+    """Generate random inputs in the range of real ones.
 
-    In the first sample the first sensor is missing, if there are several, and a date is unknown; in
-    the last sample a pixel holds no data.
+    In the first sample, the first of several sensors is missing and a date is unknown. In the last
+    sample, a pixel is nodata.
 
     Args:
         network: The network.
         batch: Batch size.
-        rows: Height in multiples of the smallest.
-        columns: Width in multiples of the smallest.
+        rows: Height in multiples of the smallest size.
+        columns: Width in multiples of the smallest size.
 
     Returns:
         The inputs by name.
@@ -90,11 +90,11 @@ def random_inputs(network: Network, batch: int, rows: int, columns: int) -> dict
 def compare(
     network: Network, run: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], path: Path
 ) -> float:
-    """Compare what was written with the network, on random inputs of two sizes.
+    """Compare a written program with the network, on random inputs of two sizes.
 
     Args:
         network: The network.
-        run: What was written: inputs by name to outputs by name.
+        run: Function that runs the program: inputs by name to outputs by name.
         path: The file, for messages.
 
     Returns:
@@ -102,7 +102,7 @@ def compare(
         that is above 1.
 
     Raises:
-        ValueError: If it does not run, or the difference is above :data:`TOLERANCE`.
+        ValueError: If the program does not run, or the difference is above :data:`TOLERANCE`.
     """
     largest = 0.0
     for batch, rows, columns in _COMPARED:
@@ -112,23 +112,23 @@ def compare(
         try:
             found = run(inputs)
         except Exception as error:
-            # Whatever a runtime raises of operations that hold for the traced size only.
+            # Runtimes may raise anything for operations that only work at the traced size.
             height, width = rows * network.smallest, columns * network.smallest
             raise ValueError(
-                f'{path}: not written, as the traced network does not run on {batch} images of '
-                f'{height} x {width} px: {one_line(error)}'
+                f'{path}: not written, because the traced network does not run on {batch} images '
+                f'of {height} x {width} px: {one_line(error)}'
             ) from error
         largest = max(largest, *(_difference(wanted[name], found[name]) for name in wanted))
     if largest > TOLERANCE:
         raise ValueError(
-            f'{path}: not written, as its outputs differ from those of PyTorch by {largest:.1e}, '
-            f'more than {TOLERANCE:g}'
+            f'{path}: not written, because its outputs differ from those of PyTorch by '
+            f'{largest:.1e}, more than {TOLERANCE:g}'
         )
     return largest
 
 
 def _difference(wanted: Tensor, found: Tensor) -> float:
-    """Difference of an output; infinite if a value is not finite or the shape another one."""
+    """Return the difference of an output; infinity for non-finite values or another shape."""
     if found.shape != wanted.shape or not found.isfinite().all():
         return float('inf')
     return float((found.detach() - wanted).abs().max() / wanted.abs().max().clamp_min(1))

@@ -1,4 +1,4 @@
-"""Programs of ``torch.export`` in files."""
+"""Write ``torch.export`` programs to files."""
 
 import json
 from pathlib import Path
@@ -16,19 +16,19 @@ EXTRA = f'{METADATA}.json'
 
 
 def write_pt2(network: Network, program: ExportedProgram, path: Path) -> float:
-    """Write a program, and compare what was written with PyTorch.
+    """Write a program, and compare its outputs with PyTorch.
 
     Args:
         network: The network.
-        program: What :func:`~geofm.deploy.program.trace` made of it.
+        program: The network, traced by :func:`~geofm.deploy.program.trace`.
         path: The file.
 
     Returns:
         The largest difference.
 
     Raises:
-        ValueError: If it is too large, or the program does not run at another size. Nothing is
-            written then.
+        ValueError: If the difference is too large, or the program does not run at another size. No
+            file is written then.
     """
     with atomic_file(path) as part:
         torch.export.save(program, part, extra_files={EXTRA: json.dumps(network.metadata())})

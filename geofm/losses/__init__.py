@@ -1,4 +1,4 @@
-"""Losses that lightly and TorchGeo lack."""
+"""Losses that lightly and TorchGeo do not provide."""
 
 from geofm.losses.centering import EMACentering, SinkhornKnopp
 from geofm.losses.distillation import DINOLoss, IBOTLoss

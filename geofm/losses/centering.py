@@ -1,4 +1,4 @@
-"""From teacher logits to targets: centering, or Sinkhorn-Knopp, against collapse."""
+"""Turn teacher logits into targets without collapse: centering, or Sinkhorn-Knopp."""
 
 import torch
 import torch.distributed as dist
@@ -10,10 +10,10 @@ from geofm.losses.ranks import reduced
 
 
 class EMACentering(nn.Module):
-    """Softmax of the teacher's logits, from which a moving average is taken off.
+    """Softmax of the teacher's logits after subtracting a moving average, the centre.
 
-    Caron et al., 2021, *Emerging Properties in Self-Supervised Vision Transformers*. The centre
-    of a step is that of the steps before it.
+    Caron et al., 2021, *Emerging Properties in Self-Supervised Vision Transformers*. Each step uses
+    the centre as it was before that step.
 
     Args:
         prototypes: Number K of prototypes.
@@ -26,7 +26,7 @@ class EMACentering(nn.Module):
         self.center = Center(size=(1, prototypes), momentum=momentum)
 
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Targets for the student.
+        """Compute targets for the student.
 
         Args:
             logits: Teacher logits of shape (M, K).
@@ -39,19 +39,19 @@ class EMACentering(nn.Module):
 
     @torch.no_grad()
     def update(self, logits: Tensor) -> None:
-        """Move the centre towards the mean of a batch, over the tokens of all ranks.
+        """Move the centre towards the mean over the tokens of all ranks.
 
-        Each token counts alike, so that the centre is that of one rank with the whole batch.
-        DINOv2's code takes the mean of the ranks' means, in which a masked patch counts more on a
-        rank that has few of them.
+        Every token has the same weight, so the centre equals that of a single rank with the whole
+        batch. DINOv2's code averages the means of the ranks, where a masked patch weighs more on a
+        rank with few of them.
 
         Args:
-            logits: Teacher logits of shape (M, K); M may differ between ranks. If no rank has any,
-                the centre stays.
+            logits: Teacher logits of shape (M, K); M may differ between ranks. If M is 0 on all
+                ranks, the centre does not change.
         """
         logits = at_least_float32(logits)
         count = logits.new_full((1,), float(len(logits)))
-        # One collective for both.
+        # Reduce sums and count in one collective.
         sums, count = reduced(torch.cat([logits.sum(dim=0), count])).split([self.prototypes, 1])
         center = self.center.value
         moved = center_momentum(center, sums / count.clamp_min(1), self.center.momentum)
@@ -59,13 +59,13 @@ class EMACentering(nn.Module):
 
 
 class SinkhornKnopp(nn.Module):
-    """Assignment of the batch to prototypes that uses every prototype equally.
+    """Assignment of a batch to prototypes that uses every prototype equally often.
 
     Caron et al., 2020, *Unsupervised Learning of Visual Features by Contrasting Cluster
-    Assignments*; in DINOv2 for both heads, over the tokens of all ranks.
+    Assignments*. DINOv2 uses it for both heads, over the tokens of all ranks.
 
     Args:
-        prototypes: Accepted for the same interface as :class:`EMACentering`.
+        prototypes: Number K of prototypes.
         iterations: Number of row and column normalisations.
     """
 
@@ -76,18 +76,18 @@ class SinkhornKnopp(nn.Module):
 
     @torch.no_grad()
     def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Targets for the student.
+        """Compute targets for the student.
 
         Args:
             logits: Teacher logits of shape (M, K); M may differ between ranks.
             temperature: Teacher temperature.
 
         Returns:
-            Probabilities in float32 or float64, of shape (M, K): each row sums to 1, and the sum
-            over the rows of all ranks is nearly the same for each prototype.
+            Probabilities in float32 or float64, of shape (M, K). Each row sums to 1, and the sum
+            over the rows of all ranks is nearly equal for all prototypes.
         """
         scaled = at_least_float32(logits) / temperature
-        # One constant for all entries cancels in the first normalisation, and keeps exp finite.
+        # A constant offset cancels in the first normalisation; this one keeps exp finite.
         largest = scaled.max() if scaled.numel() else scaled.new_full((), -torch.inf)
         weights = torch.exp(scaled - reduced(largest, dist.ReduceOp.MAX))
         rows = reduced(scaled.new_full((), float(len(logits))))
@@ -100,5 +100,5 @@ class SinkhornKnopp(nn.Module):
         """Do nothing: there is no state.
 
         Args:
-            logits: Accepted for the same interface as :class:`EMACentering`.
+            logits: Not used; accepted for the interface of :class:`EMACentering`.
         """

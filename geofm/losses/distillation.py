@@ -1,4 +1,4 @@
-"""DINO and iBOT: cross-entropy of the student's predictions against the teacher's targets."""
+"""DINO and iBOT losses: cross-entropy between the teacher's targets and the student."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,10 @@ from geofm.losses.precision import at_least_float32
 class DINOLoss(nn.Module):
     """Cross-entropy between views of an image, on the CLS token.
 
-    Caron et al., 2021, and Oquab et al., 2023 (DINOv2): the mean over all pairs of a teacher's
-    global crop and another crop of the student. Unlike lightly's loss of that name it takes
-    targets, not teacher logits, so that centering and Sinkhorn-Knopp share it.
+    Caron et al., 2021, and Oquab et al., 2023 (DINOv2): the mean over all pairs of a global crop
+    seen by the teacher and a different crop seen by the student. Unlike lightly's loss of the same
+    name it takes targets instead of teacher logits, so that it works with centering and with
+    Sinkhorn-Knopp.
 
     Args:
         temperature: Student temperature.
@@ -22,11 +23,11 @@ class DINOLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            logits: Student logits of shape (V, B, K); the first T views are the teacher's
-                global crops, in the same order.
+            logits: Student logits of shape (V, B, K). The first T views are the teacher's global
+                crops, in the same order.
             targets: Teacher probabilities of shape (T, B, K).
 
         Returns:
@@ -40,11 +41,12 @@ class DINOLoss(nn.Module):
 
 
 class IBOTLoss(nn.Module):
-    """Cross-entropy between student and teacher on the patches hidden from the student.
+    """Cross-entropy between student and teacher on the student's masked patches.
 
-    Zhou et al., 2022 (iBOT), as in DINOv2: each image's masked patches weigh 1 in sum, and the
-    sum is divided by the number of all global crops, masked or not. Unlike lightly's
-    ``IBOTPatchLoss`` it takes targets, so that centering and Sinkhorn-Knopp share it.
+    Zhou et al., 2022 (iBOT), as in DINOv2: the loss is averaged over the masked patches of each
+    global crop, and the sum of these is divided by the number of all global crops, masked or not.
+    Unlike lightly's ``IBOTPatchLoss`` it takes targets instead of teacher logits, so that it works
+    with centering and with Sinkhorn-Knopp.
 
     Args:
         temperature: Student temperature.
@@ -55,16 +57,16 @@ class IBOTLoss(nn.Module):
         self.temperature = temperature
 
     def forward(self, logits: Tensor, targets: Tensor, masks: Tensor, masked: Tensor) -> Tensor:
-        """Loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             logits: Student logits of the M masked patches, of shape (M, K).
             targets: Teacher probabilities of the same patches, of shape (M, K).
             masks: True where a patch is masked, bool of shape (2B, N) with M True.
-            masked: Where these are in the flattened masks, int64 of shape (M,).
+            masked: Indices of the masked patches in the flattened masks, int64 of shape (M,).
 
         Returns:
-            Scalar; 0 if nothing is masked.
+            Scalar loss; 0 if nothing is masked.
         """
         log_probabilities = torch.log_softmax(at_least_float32(logits) / self.temperature, dim=-1)
         losses = -(targets * log_probabilities).sum(dim=-1)

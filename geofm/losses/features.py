@@ -1,4 +1,4 @@
-"""Regression of a teacher's features, for distillation."""
+"""Loss between predicted and actual features of a teacher, for distillation."""
 
 import torch
 from torch import Tensor, nn
@@ -7,20 +7,22 @@ from torch.nn.functional import cosine_similarity, smooth_l1_loss
 from geofm.losses.precision import at_least_float32
 from geofm.losses.ranks import reduced
 
-#: Smallest standard deviation of a channel, relative to that of all: a constant one stays so.
+#: Lower bound of a channel's standard deviation, relative to the mean over channels. It keeps
+#: constant channels constant.
 _SMALLEST = 0.01
 
 
 class FeatureLoss(nn.Module):
-    """Cosine distance and smooth L1 to standardised features.
+    """Cosine distance plus smooth L1 distance to standardised features.
 
-    Sariyildiz et al., 2024, `UNIC <https://arxiv.org/abs/2408.05088>`_. Mean and standard deviation
-    of each channel of the teacher are moving averages, over the features of all ranks: without
-    them, a few large channels are all that is learned.
+    Sariyildiz et al., 2024, `UNIC <https://arxiv.org/abs/2408.05088>`_. Each channel of the teacher
+    is standardised with moving averages of its mean and standard deviation over all ranks. Without
+    this, a few channels of large magnitude dominate the loss.
 
     Args:
-        dim: Channels D of the teacher's features.
-        momentum: Fraction of the averages that a batch replaces, once there are many.
+        dim: Number D of channels of the teacher's features.
+        momentum: Weight of a new batch in the moving averages. The first batches have a larger
+            weight, so that the averages start as plain means.
     """
 
     mean: Tensor
@@ -36,16 +38,16 @@ class FeatureLoss(nn.Module):
 
     @torch.no_grad()
     def update(self, features: Tensor, counted: Tensor | None = None) -> None:
-        """Move the averages towards those of a batch; the first batches count alike.
+        """Update the moving averages with a batch.
 
         Args:
-            features: The teacher's, of shape (N, D).
-            counted: Which of them count, bool of shape (N,). Default: all.
+            features: Features of the teacher, of shape (N, D).
+            counted: Which rows to use, bool of shape (N,). Default: all.
         """
         features = at_least_float32(features)
         weights = torch.ones_like(features[:, 0]) if counted is None else counted.to(features)
         sums = torch.stack([weights @ features, weights @ features.square()])
-        # One collective for all.
+        # Reduce everything in one collective.
         total = reduced(torch.cat([sums.flatten(), weights.sum()[None]]))
         mean, square = (total[:-1] / total[-1].clamp_min(1)).chunk(2)
         share = torch.clamp_min(1 / (self.batches + 1), self.momentum) * (total[-1] > 0)
@@ -57,10 +59,10 @@ class FeatureLoss(nn.Module):
         """Standardise a teacher's features.
 
         Args:
-            features: Of shape (..., D).
+            features: Features of shape (..., D).
 
         Returns:
-            The same shape, each channel with mean 0 and standard deviation 1 on average.
+            Features of the same shape; each channel has mean 0 and standard deviation 1 on average.
         """
         std = (self.square - self.mean.square()).clamp_min(0).sqrt()
         return (at_least_float32(features) - self.mean) / std.clamp_min(_SMALLEST * std.mean())
@@ -68,15 +70,15 @@ class FeatureLoss(nn.Module):
     def forward(
         self, predictions: Tensor, features: Tensor, counted: Tensor | None = None
     ) -> Tensor:
-        """Loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            predictions: What the student predicts of standardised features, of shape (N, D).
-            features: The teacher's, as they are, of shape (N, D).
-            counted: Which of them count, bool of shape (N,). Default: all.
+            predictions: The student's predictions of the standardised features, of shape (N, D).
+            features: Features of the teacher, not standardised, of shape (N, D).
+            counted: Which rows to use, bool of shape (N,). Default: all.
 
         Returns:
-            Mean over those that count; 0 if none do.
+            Mean loss over the rows used; 0 if there are none.
         """
         targets = self.standardized(features)
         predictions = at_least_float32(predictions)

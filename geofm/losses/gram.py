@@ -1,4 +1,4 @@
-"""Gram anchoring: keep how alike the patches of an image are to one another."""
+"""Gram anchoring: preserve the similarities between the patches of an image."""
 
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, mse_loss, normalize
@@ -7,19 +7,19 @@ from geofm.losses.precision import at_least_float32
 
 
 class GramLoss(nn.Module):
-    """Difference between the student's and an anchor's similarities of patches.
+    """Difference between the patch similarities of a student and an anchor.
 
     Simeoni et al., 2025, `DINOv3 <https://arxiv.org/abs/2508.10104>`_: long training makes patch
-    features less local. The matrix of cosine similarities between all patches of an image, the
-    Gram matrix, is held to that of an earlier teacher; the features themselves are free to move.
+    features less local. The loss keeps the Gram matrix, the cosine similarities between all patches
+    of an image, close to that of an earlier teacher. The features themselves may change.
     """
 
     def forward(self, student: Tensor, anchor: Tensor) -> Tensor:
-        """Loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
-            student: Patch tokens of shape (B, N, D).
-            anchor: Patch tokens of the same patches, of shape (B, N, D').
+            student: Patch tokens of the student, of shape (B, N, D).
+            anchor: Tokens of the same patches from the anchor, of shape (B, N, D').
 
         Returns:
             Mean squared difference of the similarities, over images and pairs of patches.
@@ -33,15 +33,17 @@ def _gram(tokens: Tensor) -> Tensor:
 
 
 def resize_tokens(tokens: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Resize patch tokens to another grid, as DINOv3 does with those of larger crops.
+    """Resize patch tokens to another grid, as DINOv3 does with tokens of larger crops.
+
+    The interpolation is bicubic and antialiased.
 
     Args:
         tokens: Patch tokens of shape (B, h x w, D).
-        grid: Their grid (h, w).
-        size: Grid (H, W) that is wanted.
+        grid: Current grid (h, w).
+        size: New grid (H, W).
 
     Returns:
-        Tokens of shape (B, H x W, D), bicubic and antialiased.
+        Tokens of shape (B, H x W, D).
     """
     if grid == size:
         return tokens

@@ -1,11 +1,11 @@
-"""Precision of what is too fine for half precision."""
+"""Precision of losses, which need more than half precision."""
 
 import torch
 from torch import Tensor
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Convert a tensor of half precision to float32; others keep their precision.
+    """Convert half precision to float32; keep float32 and float64.
 
     Args:
         x: Floating-point tensor of any shape.

@@ -1,4 +1,4 @@
-"""Values over the ranks of a run, so that a loss is that of the whole batch."""
+"""Collectives over ranks, so that losses are computed from the whole batch."""
 
 import torch.distributed as dist
 from lightly.utils.dist import world_size
@@ -10,10 +10,10 @@ def reduced(value: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> T
 
     Args:
         value: Tensor of the same shape on each rank.
-        op: How to reduce.
+        op: Reduction operation.
 
     Returns:
-        The same tensor on each rank; *value* itself on a single one.
+        The reduced tensor, equal on all ranks; *value* itself if there is one rank.
     """
     if world_size() == 1:
         return value

@@ -1,4 +1,4 @@
-"""Targets that need no teacher: patch words of the ground, by patch and of a whole image."""
+"""Targets without a teacher: patch words of each patch and of a whole image."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
 from geofm.models.patch_words import PatchWords
 
-#: Least variance of a direction that is whitened, as a fraction of the largest.
+#: Regularisation of the whitening: variance added to each direction, relative to the largest.
 _LEAST_VARIANCE = 1e-4
 
 
@@ -17,9 +17,9 @@ class Targets(NamedTuple):
     """Targets of B images of one sensor.
 
     Attributes:
-        patches: Of each patch of the grid, and of the 3 x 3 patches around it, (B, N, 2, D).
-        image: Of the whole image, (B, D).
-        known: Whether at least half of a patch has data, bool (B, N).
+        patches: Targets of each patch, and of the 3 x 3 patches around it, shape (B, N, 2, D).
+        image: Targets of the whole images, shape (B, D).
+        known: Whether at least half of each patch has data, bool, shape (B, N).
     """
 
     patches: Tensor
@@ -28,16 +28,16 @@ class Targets(NamedTuple):
 
 
 class WordTargets(nn.Module):
-    """Patch words of one sensor's bands, whitened, as targets of patches and of images.
+    """Whitened patch words of one sensor, as targets of patches and images.
 
-    The words are those of :class:`geofm.models.patch_words.PatchWords`, after Coates and Ng. There
-    are targets for each patch of the model, for the 3 x 3 patches around it, and for the image:
-    mean codes, projected to their leading principal components and whitened, so that frequent words
-    do not outweigh the others.
+    The words are those of :class:`geofm.models.patch_words.PatchWords`, after Coates and Ng. A
+    target is the mean code over an area, projected to the leading principal components and
+    whitened, so that frequent words do not dominate. The areas are each patch of the model, the 3 x
+    3 patches around it, and the whole image.
 
     Attributes:
         words: The words.
-        fitted: Whether :meth:`fit` has been run, or its result loaded.
+        fitted: Whether :meth:`fit` has run or its result has been loaded.
     """
 
     fitted: Tensor
@@ -47,7 +47,7 @@ class WordTargets(nn.Module):
 
         Args:
             channels: Number of bands.
-            size: Side of the patches that are words, in pixels, even.
+            size: Side of a word in pixels, an even number.
             words: Number of words K.
             dim: Length D of a target.
 
@@ -71,7 +71,7 @@ class WordTargets(nn.Module):
             batches: Batches with ``image`` (B, C, H, W), normalised, of this sensor's bands, and
                 where known ``valid`` bool (B, H, W).
             patch_size: Side of a patch of the model in pixels.
-            seed: Seed of what is drawn.
+            seed: Seed of the random numbers.
 
         Raises:
             ValueError: If the images are too few or too small for the words.
@@ -90,12 +90,12 @@ class WordTargets(nn.Module):
 
     @torch.no_grad()
     def forward(self, image: Tensor, valid: Tensor | None, patch_size: int) -> Targets:
-        """Targets of images.
+        """Compute the targets of images.
 
         Args:
-            image: Normalised, of this sensor's bands, (B, C, H, W).
-            valid: Where there are data, bool (B, H, W). None: everywhere.
-            patch_size: Side of a patch of the model in pixels, which divides H and W.
+            image: Normalised images with this sensor's bands, shape (B, C, H, W).
+            valid: Where there are data, bool, shape (B, H, W). None: everywhere.
+            patch_size: Side of a patch of the model in pixels. Must divide H and W.
 
         Returns:
             The targets, in float32.
@@ -107,14 +107,14 @@ class WordTargets(nn.Module):
             return Targets(torch.stack(scales, dim=2), whole, codes.known)
 
     def _codes(self, image: Tensor, valid: Tensor | None, patch_size: int) -> '_Codes':
-        """What the words give of images, before whitening."""
+        """Square roots of mean codes, before whitening."""
         cells = (image.shape[-2] // patch_size, image.shape[-1] // patch_size)
         grid, whole = self.words.on_grid(image, cells, valid)
         if valid is None:
             known = torch.ones(len(image), *cells, dtype=torch.bool, device=image.device)
         else:
             known = adaptive_avg_pool2d(valid[:, None].float(), cells)[:, 0] >= 0.5
-        # Words of missing ground are not those of its surroundings.
+        # Patches without data do not contribute to the targets of their neighbours.
         weight = known[:, None].to(grid.dtype)
         sums = avg_pool2d(grid.square() * weight, 3, stride=1, padding=1)
         around = (sums / avg_pool2d(weight, 3, stride=1, padding=1).clamp_min(1 / 9)).sqrt()
@@ -127,7 +127,7 @@ class WordTargets(nn.Module):
 
 
 class _Codes(NamedTuple):
-    """Square roots of mean codes: of patches and of 3 x 3 of them (B, N, K), of images (B, K)."""
+    """Square roots of mean codes of patches and 3 x 3 patches, (B, N, K), and images, (B, K)."""
 
     patches: Tensor
     around: Tensor
@@ -136,7 +136,7 @@ class _Codes(NamedTuple):
 
 
 class _Moments:
-    """Number, sum and products of rows that come in parts."""
+    """Running count, sum and products of rows."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -151,7 +151,7 @@ class _Moments:
 
 
 class _Whitening(nn.Module):
-    """Projection to the leading principal components, each of unit variance."""
+    """Projection to the leading principal components, each scaled to unit variance."""
 
     mean: Tensor
     projection: Tensor

@@ -1,4 +1,4 @@
-"""What all methods of self-supervised pretraining share: a method is one task file on top of it."""
+"""Base of all self-supervised pretraining tasks. A method adds one module on top of it."""
 
 import math
 import warnings
@@ -47,7 +47,7 @@ from geofm.transforms import Crops, MultiCrop, Normalize
 from geofm.transforms.photometry import PhotometryArgs
 from geofm.transforms.statistics import statistics_of
 
-#: Error of a run without a single step.
+#: Error message of a run without any step.
 NO_STEPS = (
     'no step to train: the training data have fewer samples than a batch (lower batch_size), or '
     'max_epochs, max_steps or limit_train_batches is 0'
@@ -58,9 +58,10 @@ _ON_META = ContextVar('on_meta', default=False)
 
 @contextmanager
 def networks_on_meta() -> Iterator[None]:
-    """Build the networks of tasks without memory, for the strategy ``fsdp2`` to fill their shards.
+    """Context in which tasks build their networks on the meta device, without memory.
 
-    As ``trainer.init_module(empty_init=True)`` of Lightning, but for tasks alone.
+    The strategy ``fsdp2`` later fills the shards with weights. Unlike Lightning's
+    ``trainer.init_module(empty_init=True)`` it affects pretraining tasks only.
 
     Yields:
         Nothing.
@@ -73,40 +74,42 @@ def networks_on_meta() -> Iterator[None]:
 
 
 class PretrainingTask(BaseTask):
-    """Base of the methods that pretrain a backbone on multi-crops.
+    """Base class of tasks that pretrain a backbone on multi-crops.
 
-    It builds the backbone and the crops from hyperparameters, and does all of a run but the losses:
-    schedules by samples seen, AdamW with layer-wise learning rates, clipping, resuming, stopping,
-    checkpoints, logs and predictions. ``geofm export``, ``geofm replay``, the maps, ``OnlineKNN``
-    and ``CollapseWatch`` work with every subclass.
+    It builds the backbone and the crops from hyperparameters and implements everything except the
+    losses: schedules by the number of samples, AdamW with layer-wise learning rates, clipping,
+    resuming, stopping, checkpoints, logs and predictions. ``geofm export``, ``geofm replay``, the
+    map commands, ``OnlineKNN`` and ``CollapseWatch`` work with every subclass.
 
-    A method is a subclass with
+    A method is a subclass that defines
 
-    * ``__init__`` (if it has hyperparameters of its own), which passes the others on:
+    * ``__init__``, if it has hyperparameters of its own, passing the others on:
       ``def __init__(self, sharpness: float = 1.0, **kwargs: Any): super().__init__(**kwargs)``.
-      Read them from ``self.hparams``, where Lightning collects those of all classes. Under
-      ``geofm fit`` these are the arguments that can be set: for another default, name the argument
-      in the signature; a value that is only passed on does not get there;
-    * :meth:`build_heads`: what is trained beside the backbone;
+      Read hyperparameters from ``self.hparams``, where Lightning collects those of all classes.
+      ``geofm fit`` can set the arguments of all signatures. To change a default, repeat the
+      argument in the signature; a value passed on by ``super().__init__`` has no effect there;
+    * :meth:`build_heads`: the modules that are trained with the backbone;
     * :meth:`configure_losses`: sets :attr:`loss_weights`, the factor of each loss by name;
-    * :meth:`compute_losses`: the losses of a batch. It makes crops with ``self.multi_crop(batch)``,
-      and features of them with ``self.trained['backbone'].forward_views(self.views(crops))``.
+    * :meth:`compute_losses`: the losses of a batch. It makes crops with ``self.multi_crop(batch)``
+      and computes their features with
+      ``self.trained['backbone'].forward_views(self.views(crops))``.
 
     A method that adds :meth:`distill` to its losses and sets :attr:`distills` can also learn from a
     frozen ``teacher``.
 
-    Here :attr:`model` is trained itself. With an EMA teacher, subclass
+    This class trains :attr:`model` itself. For methods with an EMA teacher, subclass
     :class:`geofm.tasks.student_teacher.StudentTeacher`.
 
     Attributes:
-        model: The backbone that one keeps.
-        heads: What is trained beside it.
-        distillation: A frozen teacher and what predicts its features; None without one.
-        multi_crop: What makes crops of a batch.
+        model: The backbone to keep after training.
+        heads: Modules that are trained with the backbone.
+        distillation: The frozen teacher and the heads that predict its features; None without a
+            teacher.
+        multi_crop: Transform that makes the crops of a batch.
         loss_weights: Factor of each loss by name.
     """
 
-    #: Arguments that are not kept in checkpoints: they name files.
+    #: Arguments that are not stored in checkpoints, because they name files.
     ignore: Sequence[str] = ('weights', 'continue_from', 'teacher')
 
     #: Prefixes of weights that a checkpoint to continue from may lack.
@@ -115,7 +118,7 @@ class PretrainingTask(BaseTask):
     #: Whether the losses include those of a frozen teacher.
     distills = False
 
-    #: Signal that this rank got, and the one that all ranks agreed to have got: 0 if none.
+    #: Signal that this rank received, and the largest one over all ranks; 0 for none.
     stop_signal = 0
     agreed_signal = 0
 
@@ -167,61 +170,63 @@ class PretrainingTask(BaseTask):
 
         Args:
             model: Name of a geofm model, for ``timm.create_model``.
-            weights: What to start from: a checkpoint of this project; or a ViT of another's, for a
-                model with one sensor, or by the key of the sensor, see
+            weights: Weights to start from: a checkpoint of geofm, or pretrained weights of another
+                ViT, for a model with one sensor or by sensor key; see
                 :func:`geofm.models.load_backbone_weights`.
             continue_from: Checkpoint of this task whose backbone and heads to continue with, on a
                 new schedule: for a phase at a higher resolution.
-            teacher: A frozen, pretrained model whose features are learned beside what the method
-                itself has for losses.
+            teacher: Frozen, pretrained model whose features are learned in addition to the losses
+                of the method.
             in_channels: Number of input channels.
             bands: Names of the input channels. Default: see
                 :class:`geofm.models.MultiSensorViT`.
             model_args: Further arguments of the model.
-            drop_path_rate: Stochastic depth of the trained backbone, the same in all blocks.
-            grad_checkpointing: Whether to save memory and compute the blocks twice; 'attention' or
-                'matmul': all of them but attention, or but attention and linear layers.
+            drop_path_rate: Rate of stochastic depth in the trained backbone, equal for all blocks.
+            grad_checkpointing: Whether to recompute the blocks in the backward pass to save memory.
+                'attention' keeps the results of attention, 'matmul' those of attention and linear
+                layers.
             compile_blocks: Whether to compile blocks and heads with ``torch.compile``.
-            check_every_n_batches: Batches from one look at whether losses and gradients are finite,
-                and whether a signal came, to the next. A GPU idles while the host looks.
-                Between two looks, steps that are not finite, and all that follow, change nothing;
-                the batches since the last look stay on the device.
-            sensor_dropout: Probability that sensors are missing in a crop that the trained backbone
-                sees, so that it learns to do without them. Which ones is drawn at random from
-                all subsets but none and all; of two sensors, it is one.
-            one_sensor_masks: Fraction of the masked patches that are masked in one sensor only,
-                drawn at random, to be predicted from the others.
+            check_every_n_batches: Number of batches between checks for losses and gradients that
+                are not finite, and for signals. A GPU idles during a check. Between checks, a step
+                that is not finite and all steps after it change nothing, and the batches since the
+                last check are kept on the device.
+            sensor_dropout: Probability that sensors are dropped from a crop of the trained
+                backbone, which so learns to work without them. The dropped sensors are a random
+                subset, neither empty nor all; of two sensors, one is dropped.
+            one_sensor_masks: Fraction of the masked patches that are masked in one random sensor
+                only, so that they are predicted from the others.
             global_size: Side of the two global crops in pixels.
             local_size: Side of the local crops in pixels.
             n_local: Number of local crops.
-            global_scale: Fraction of the image's area that a global crop covers.
-            local_scale: Fraction of the image's area that a local crop covers.
-            min_valid: Fraction of a crop that must be valid ground.
-            photometry: Whether to change the crops' values, each sensor in its own way; or how
-                much those of Sentinel-2: ``gain``, ``band_gain``, ``haze`` and ``probability``
-                of :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of
+            global_scale: Range of the area of a global crop, as a fraction of the image.
+            local_scale: Range of the area of a local crop, as a fraction of the image.
+            min_valid: Fraction of a crop that must have valid data.
+            photometry: Whether to augment the values of the crops, with own rules per sensor; or
+                the strengths for sensors that measure reflectance: ``gain``, ``band_gain``,
+                ``haze`` and ``probability`` of
+                :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of
                 the blur's standard deviation in pixels of a crop.
             mask_probability: Fraction of the global crops in which patches are masked.
-            mask_ratio: Least and largest fraction of masked patches in such a crop.
-            lr: Peak learning rate, of a batch of 1024 if it is scaled.
-            scale_lr: Whether to multiply *lr* by sqrt(batch / 1024), over all ranks.
+            mask_ratio: Lowest and highest fraction of masked patches in such a crop.
+            lr: Peak learning rate; for a batch of 1024 if *scale_lr* is set.
+            scale_lr: Whether to multiply *lr* by sqrt(batch / 1024), with the batch over all ranks.
             min_lr: Final learning rate.
-            samples_per_epoch: Samples, over all ranks, that count as an epoch in what follows. By
-                default one pass over the data. Streams of data, whose length is not known, need it;
-                so may runs of few passes over much data.
-            warmup_epochs: Warm-up of the learning rate.
-            weight_decay: First and final weight decay.
-            layer_decay: Factor of the learning rate from a block to the one below.
-            patch_embed_lr_mult: Factor of the patch embedding's learning rate.
-            betas: AdamW's coefficients.
-            clip_grad: Largest gradient norm of each sub-network (backbone, heads); the Trainer's
-                ``gradient_clip_val``, where given, takes its place.
+            samples_per_epoch: Number of samples over all ranks that count as an epoch in the
+                arguments below. Default: the length of the data. Required for streams of unknown
+                length; useful for runs with few passes over many data.
+            warmup_epochs: Epochs of linear warm-up of the learning rate.
+            weight_decay: Initial and final weight decay.
+            layer_decay: Factor of the learning rate per block, from the last to the first.
+            patch_embed_lr_mult: Factor of the learning rate of patch embeddings.
+            betas: Coefficients of AdamW.
+            clip_grad: Largest gradient norm of each sub-network (backbone, heads). The Trainer's
+                ``gradient_clip_val`` overrides it.
 
         Raises:
             TypeError: If *model* is not a geofm model.
-            ValueError: If what needs several sensors is asked of a model with one.
+            ValueError: If an argument needs several sensors and the model has one.
             CheckpointError: If a checkpoint or the teacher cannot be read or does not fit.
-            BandError: If the bands are not known, or not those that the teacher needs.
+            BandError: If bands are unknown or lack those of the teacher.
         """
         self.weights, self.continue_from, self.teacher = weights, continue_from, teacher
         self._empty = _ON_META.get() or torch.get_default_device().type == 'meta'
@@ -239,43 +244,44 @@ class PretrainingTask(BaseTask):
         self._shown_loss: float | None = None
         for key in (state := self.state_dict()):
             if 'model.' in key and not key.startswith('model.'):
-                raise ValueError(f"{key}: TorchGeo takes keys with 'model.' for the backbone's")
+                raise ValueError(f"{key}: TorchGeo takes any key with 'model.' for the backbone's")
         if continue_from is not None and not self._empty:
             file = read_model(continue_from)
             self.load_state_dict(read_task_weights(file, state, self.optional_weights))
             self.model.statistics = file.statistics
 
-    # -- what a method supplies -----------------------------------------------------------------
+    # -- methods to implement -------------------------------------------------------------------
 
     @abstractmethod
     def compute_losses(
         self, batch: Sample, values: Mapping[str, float] | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of a batch.
+        """Compute the losses of a batch.
 
         Args:
-            batch: Normalised ``image`` of shape (B, C, H, W), or (B, k, C, H, W) with k dates of
-                each, and where known ``valid``, ``dates`` and ``present``.
+            batch: Normalised ``image`` of shape (B, C, H, W), or (B, k, C, H, W) with k dates, and
+                optionally ``valid``, ``dates`` and ``present``.
             values: Values of the schedules at this training step, by name; None outside of
                 training.
 
         Returns:
-            The losses by name, scalars that are all in :attr:`loss_weights`; and for those who
-            watch, of this rank, without gradients: ``features``, CLS features of shape (N, D) of
-            the backbone that one keeps, and of a method with soft targets over K prototypes
-            ``target_entropy``, their mean entropy in nats, and ``mean_target`` of shape (K,).
+            A pair of dictionaries. First, the losses: scalars under the names in
+            :attr:`loss_weights`. Second, diagnostics of this rank, without gradients: ``features``,
+            CLS features of shape (N, D) of :attr:`model`, and for methods with soft targets over K
+            prototypes ``target_entropy``, their mean entropy in nats, and ``mean_target`` of shape
+            (K,).
         """
 
     def build_heads(self) -> dict[str, nn.Module]:
-        """What is trained beside the backbone.
+        """Build the modules that are trained with the backbone.
 
         Returns:
-            New modules by name. No name of a module within may be ``model``.
+            New modules by name. None of their submodules may be named ``model``.
         """
         return {}
 
     def schedule_settings(self) -> dict[str, Any]:
-        """What is scheduled, beside what depends on the length of the run.
+        """Return the settings of the schedules, except those given by the length of the run.
 
         Returns:
             Arguments of :func:`geofm.tasks.schedules.dinov2_schedules`.
@@ -284,10 +290,11 @@ class PretrainingTask(BaseTask):
         return {name: self.hparams[name] for name in names}
 
     def changing_state(self) -> dict[str, Tensor]:
-        """State that :meth:`compute_losses` changes in training, e.g. centres.
+        """Return the state that :meth:`compute_losses` changes in training, e.g. centres.
 
         Returns:
-            Copies, by their names in a checkpoint: here, of the averages of a frozen teacher.
+            Copies of the buffers by their names in a checkpoint. Here these are the averages of a
+            frozen teacher's features.
         """
         if self.distillation is None:
             return {}
@@ -296,13 +303,13 @@ class PretrainingTask(BaseTask):
 
     @property
     def trained(self) -> nn.ModuleDict:
-        """What is optimised: ``backbone`` and heads, each clipped by a norm of its own."""
+        """Modules to optimise: ``backbone`` and heads. Gradients are clipped for each of them."""
         return self.with_distillation({'backbone': self.model, **self.heads})
 
-    # -- networks and their input ---------------------------------------------------------------
+    # -- networks and crops ---------------------------------------------------------------------
 
     def configure_models(self) -> None:
-        """Initialize the networks and the cropping of their input."""
+        """Initialize the networks and the multi-crop transform."""
         with self.device_of_networks():
             self.model = self.build_backbone(drop_path_rate=self.hparams['drop_path_rate'])
             self.heads = nn.ModuleDict(self.build_heads())
@@ -312,39 +319,39 @@ class PretrainingTask(BaseTask):
         self.multi_crop = self.build_multi_crop()
 
     def device_of_networks(self) -> AbstractContextManager[Any]:
-        """Where to build networks.
+        """Return the context in which networks are built.
 
         Returns:
-            The meta device, without memory, if the task is built on it; elsewhere the default.
+            The meta device if the task is built on it; otherwise the default device.
         """
         return torch.device('meta') if self._empty else nullcontext()
 
     def configure_model(self) -> None:
         """Shard backbones and heads over the ranks, if the strategy is ``fsdp2``.
 
-        Those of a task that was built on the meta device are built on the CPU of rank 0, which
-        hands out the shards: no other rank ever holds all of a network.
+        The networks of a task on the meta device are built on the CPU of rank 0, which distributes
+        the shards. No other rank ever holds a whole network.
 
         Raises:
-            TypeError: If the strategy is another one of Lightning's that shard.
-            ValueError: If the task was built on the meta device and is not to be sharded, or has a
-                frozen teacher.
+            TypeError: If the strategy is another sharding strategy of Lightning.
+            ValueError: If the task was built on the meta device and the strategy does not shard, or
+                if it shards and the task has a frozen teacher.
         """
         ranks = self.device_mesh
         if ranks is None:
             if self._empty:
-                raise ValueError('built on the meta device, which takes --trainer.strategy fsdp2')
+                raise ValueError('a task on the meta device needs --trainer.strategy fsdp2')
             return
-        # Takes a while to import.
+        # Imported here because it is slow.
         from geofm.strategies import FullyShardedStrategy, hand_out, shard_networks
 
         if not isinstance(self.trainer.strategy, FullyShardedStrategy):
             raise TypeError(
                 f'{type(self.trainer.strategy).__name__} cannot save the checkpoints of '
-                f'{type(self).__name__}: take --trainer.strategy fsdp2'
+                f'{type(self).__name__}: use --trainer.strategy fsdp2'
             )
         if self.distillation is not None:
-            raise ValueError('fsdp2 does not shard a frozen teacher: take --trainer.strategy ddp')
+            raise ValueError('fsdp2 does not shard a frozen teacher: use --trainer.strategy ddp')
         shard_networks(self, ranks['data_parallel'])
         if self._empty:
             built = self._build() if self.trainer.is_global_zero else None
@@ -354,14 +361,14 @@ class PretrainingTask(BaseTask):
             self._empty = False
 
     def _build(self) -> Self:
-        """The same task, with the weights that it would have had if not built on meta."""
+        """Build the same task with the weights that it would have without the meta device."""
         arguments = {k: v for k, v in self.hparams.items() if not k.startswith('_')}
         with torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._rng_state)
             return type(self)(**arguments, **{name: getattr(self, name) for name in self.ignore})
 
     def build_backbone(self, **kwargs: Any) -> MultiSensorViT:
-        """Build the backbone that the hyperparameters describe, and load what it starts from.
+        """Build the backbone that the hyperparameters describe, and load its initial weights.
 
         Args:
             kwargs: Further arguments of the model.
@@ -370,16 +377,16 @@ class PretrainingTask(BaseTask):
             The backbone.
 
         Raises:
-            BandError: If it is not known which bands the channels are.
+            BandError: If the bands of the channels are unknown.
         """
         hparams = self.hparams
         backbone = create_backbone(hparams, **kwargs)
         if not backbone.bands:
             sensors = (hparams['model_args'] or {}).get('sensors', backbone.sensors)
             raise BandError(
-                f'in_channels={hparams["in_channels"]} does not tell which bands the channels are: '
-                f'the sensors {list(sensors)} have {len(bands_of(sensors))}. Set in_channels to '
-                'that, or name the channels with bands'
+                f'the bands of the {hparams["in_channels"]} channels are unknown: the sensors '
+                f'{list(sensors)} have {len(bands_of(sensors))} bands. Set in_channels to that '
+                'number, or name the channels with bands'
             )
         if self.weights and not self._empty:
             load_backbone_weights(backbone, self.weights)
@@ -390,10 +397,10 @@ class PretrainingTask(BaseTask):
 
         Args:
             backbone: The backbone; changed in place.
-            hides_sensors: Whether the method hides sensors in other ways than sensor dropout.
+            hides_sensors: Whether the method drops sensors in other ways than *sensor_dropout*.
 
         Raises:
-            ValueError: If what needs several sensors is asked of a model with one.
+            ValueError: If a setting needs several sensors and the model has one.
         """
         hparams = self.hparams
         if hparams['compile_blocks']:
@@ -401,23 +408,23 @@ class PretrainingTask(BaseTask):
         backbone.set_grad_checkpointing(hparams['grad_checkpointing'])
         for name in ('sensor_dropout', 'one_sensor_masks'):
             if hparams[name] and len(backbone.sensors) < 2:
-                raise ValueError(f'{name} needs a model with two sensors or more')
+                raise ValueError(f'{name} needs a model with at least two sensors')
         if hparams['one_sensor_masks'] and len(backbone.encoder_bands) < 2:
             raise ValueError(
-                'one_sensor_masks needs a ViT for each sensor, or joint fusion: early fusion masks '
+                'one_sensor_masks needs one ViT per sensor, or joint fusion: early fusion masks '
                 'a patch in all sensors'
             )
         absent = len(sensor_channels(backbone.bands)) < len(backbone.sensors)
         hides = hparams['sensor_dropout'] or hides_sensors or absent
         if backbone.fusion is not None and not hides:
-            # Never used: it must not decay.
+            # The missing-sensor tokens are never used, and weight decay must not change them.
             backbone.stand_in.requires_grad_(False)
 
     def build_distillation(self, image_size: int | None = None) -> FeatureDistillation | None:
         """Load the frozen teacher, if there is one.
 
         Args:
-            image_size: Side in pixels of ``Crops.anchors``, where other losses set it.
+            image_size: Side of ``Crops.anchors`` in pixels, if other losses determine it.
 
         Returns:
             The module; None without a teacher.
@@ -425,18 +432,18 @@ class PretrainingTask(BaseTask):
         if self.teacher is None:
             return None
         if not self.distills:
-            raise ValueError(f'{type(self).__name__} does not learn from a teacher: leave it out')
+            raise ValueError(f'{type(self).__name__} does not support a teacher: leave it out')
         side = self.hparams['global_size'] // self.model.patch_size
         return FeatureDistillation(self.teacher, self.model, (side, side), image_size)
 
     def with_distillation(self, networks: Mapping[str, nn.Module]) -> nn.ModuleDict:
-        """Sub-networks that are trained, with what predicts a frozen teacher's features.
+        """Add the distillation from a frozen teacher, if any, to trained networks.
 
         Args:
-            networks: The other ones by name.
+            networks: The other networks by name.
 
         Returns:
-            All of them by name.
+            All networks by name.
         """
         if self.distillation is None:
             return nn.ModuleDict(networks)
@@ -445,13 +452,13 @@ class PretrainingTask(BaseTask):
     def distill(
         self, crops: Crops, cls: Tensor, patches: Tensor | None, learn: bool
     ) -> dict[str, Tensor]:
-        """Losses to the features of the frozen teacher, if there is one.
+        """Compute the losses against the features of the frozen teacher, if there is one.
 
         Args:
             crops: Crops of a batch of B images.
-            cls: CLS features of the trained backbone on the global crops, of shape (2B, D).
-            patches: All of its patch features there, of shape (2B, N, D).
-            learn: Whether this is training.
+            cls: CLS features of the trained backbone for the global crops, of shape (2B, D).
+            patches: All patch features for the global crops, of shape (2B, N, D).
+            learn: Whether to update the averages of the teacher's features, as in training.
 
         Returns:
             ``teacher_cls`` and ``teacher_patch``; nothing without a teacher.
@@ -464,11 +471,11 @@ class PretrainingTask(BaseTask):
         return losses
 
     def compile_heads(self, heads: nn.ModuleDict) -> None:
-        """Compile heads if the hyperparameters say so.
+        """Compile the heads if *compile_blocks* is set.
 
         Args:
-            heads: The heads, perhaps beside the ``backbone``; changed in place, but for their
-                state.
+            heads: The heads; a ``backbone`` among them is left as it is. Changed in place; their
+                state dicts do not change.
         """
         if self.hparams['compile_blocks']:
             for name, head in heads.items():
@@ -477,14 +484,14 @@ class PretrainingTask(BaseTask):
                     head.compile(dynamic=True)
 
     def build_multi_crop(self, anchor_size: int | None = None) -> MultiCrop:
-        """Build what makes crops, from the hyperparameters.
+        """Build the multi-crop transform from the hyperparameters.
 
         Args:
-            anchor_size: Side in pixels at which the global crops are also wanted without
-                photometry, as ``Crops.anchors``. Default: as the frozen teacher wants them.
+            anchor_size: Side in pixels of ``Crops.anchors``, the global crops without photometry.
+                Default: none, or the size that a frozen teacher needs.
 
         Returns:
-            The module.
+            The transform.
         """
         hparams = self.hparams
         if self.distillation is not None:
@@ -505,16 +512,16 @@ class PretrainingTask(BaseTask):
         )
 
     def views(self, crops: Crops, patches: Tensor | None = None) -> list[View]:
-        """What the trained backbone sees: crops with patches masked and sensors missing.
+        """Make the views of the trained backbone: crops with masked patches and dropped sensors.
 
         Args:
-            crops: Crops of a batch of B images, n of them local.
-            patches: Patches of the global crops whose tokens are wanted beside CLS, see
-                :class:`geofm.models.View`. Default: the masked ones.
+            crops: Crops of a batch of B images, with n local crops per image.
+            patches: Patches of the global crops whose tokens to return in addition to CLS, see
+                :class:`geofm.models.View`. Default: the masked patches.
 
         Returns:
-            The 2B global crops and, if there are any, the nB local ones, for ``forward_views`` of
-            the backbone.
+            The 2B global crops and, if any, the nB local crops, for ``forward_views`` of the
+            backbone.
         """
         wanted = crops.masked if patches is None else patches
         present = self._seen(self._shown(len(crops.globals)), crops.global_present)
@@ -525,33 +532,36 @@ class PretrainingTask(BaseTask):
         return views
 
     def _shown(self, crops: int) -> Tensor | None:
-        """Which sensors the trained backbone is to see of the global crops; None: all."""
+        """Choose the sensors that the trained backbone sees in each global crop; None: all."""
         return self._drop_sensors(crops)
 
     def _drop_sensors(self, crops: int) -> Tensor | None:
-        """Which sensors the trained backbone sees in each crop: all, or at random some of them.
+        """Choose the sensors that the trained backbone sees in each crop; None: all.
 
-        All subsets that leave out some sensor, but not every one, are equally likely.
+        The dropped sensors are any non-empty proper subset, with equal probability.
         """
         rate = self.hparams['sensor_dropout']
         if not rate:
             return None
         count = len(self.model.sensors)
         hidden, which = torch.rand(crops) < rate, torch.rand(crops)
-        # The bits of 1 to 2^S - 2 are these subsets. Rounding must not reach 2^S - 1.
+        # The bits of the numbers 1 to 2^S - 2 are these subsets. Rounding must not give 2^S - 1.
         subset = 1 + (which * (2**count - 2)).long().clamp_max(2**count - 3)
         left_out = (subset[:, None] >> torch.arange(count)) & 1
         seen = ~(hidden[:, None] & left_out.bool())
         return to_device(seen, self.device)
 
     def _seen(self, chosen: Tensor | None, present: Tensor | None) -> Tensor | None:
-        """Sensors that a network sees: of those chosen the ones that the data have.
+        """Combine the chosen sensors with those present in the data.
 
-        Where the data have none of those chosen, the network sees all that they have.
+        A crop without any of its chosen sensors keeps all sensors that are present.
 
         Args:
-            chosen: Which sensors are to be seen in each crop, bool of shape (N, S). None: all.
-            present: Which sensors of the input the data have, bool of shape (N, S'). None: all.
+            chosen: Chosen sensors of each crop, bool of shape (N, S). None: all.
+            present: Sensors of the input that are present, bool of shape (N, S'). None: all.
+
+        Returns:
+            Sensors that a network sees, bool of shape (N, S). None: all.
         """
         if present is None:
             return chosen
@@ -562,7 +572,7 @@ class PretrainingTask(BaseTask):
         return torch.where(seen.any(dim=1, keepdim=True), seen, present)
 
     def _hidden(self, crops: Crops) -> Tensor:
-        """Patches that are masked, in all sensors, or some in one sensor only."""
+        """Return the masks of the patches, per sensor if *one_sensor_masks* is set."""
         rate = self.hparams['one_sensor_masks']
         if not rate:
             return crops.masks
@@ -576,7 +586,7 @@ class PretrainingTask(BaseTask):
     # -- steps ----------------------------------------------------------------------------------
 
     def total(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """Weighted sum of the losses.
+        """Compute the weighted sum of the losses.
 
         Args:
             losses: Losses by name, from :meth:`compute_losses`.
@@ -600,7 +610,7 @@ class PretrainingTask(BaseTask):
             dataloader_idx: Index of the current dataloader.
 
         Returns:
-            ``loss``, and what :meth:`compute_losses` gives for those who watch.
+            ``loss``, and the diagnostics of :meth:`compute_losses`.
 
         Raises:
             FloatingPointError: If the loss of an earlier batch is not finite.
@@ -609,7 +619,7 @@ class PretrainingTask(BaseTask):
         number = self.trainer.fit_loop.epoch_loop.total_batch_idx
         seed = batch_seed(self.seed, 'train', number, self.global_rank)
         if self._guard.is_due:
-            # Several batches make an optimiser step.
+            # With gradient accumulation, a check may be due between two optimiser steps.
             self._guard.agree(self.stop_signal)
             self._look_and_forget()
         step = Step(self.global_step, batch, seed, values, self.changing_state())
@@ -621,7 +631,7 @@ class PretrainingTask(BaseTask):
         size = len(batch['image'])
         self.log('train_loss', loss, batch_size=size)
         self.log_dict({f'train_{k}': v for k, v in losses.items()}, batch_size=size)
-        # On the CPU: Lightning would copy each to the device, and a bar would wait for its number.
+        # On the CPU: Lightning would copy numbers to the device, and the progress bar wait for it.
         schedule = {f'schedule/{k}': torch.tensor(float(v)) for k, v in values.items()}
         self.log_dict(schedule, batch_size=size)
         if self._shown_loss is not None:
@@ -634,7 +644,7 @@ class PretrainingTask(BaseTask):
         self._guard.forget()
 
     def _look(self) -> None:
-        """Learn what the ranks last agreed on: all stop together, or would wait for each other.
+        """Read what the ranks last exchanged. All ranks stop together; none waits for another.
 
         Raises:
             FloatingPointError: If a loss or a gradient is not finite.
@@ -647,7 +657,7 @@ class PretrainingTask(BaseTask):
             self._stop(finding.what, finding.failed)
 
     def _stop(self, what: str, failed: SeenBatch) -> None:
-        """Stop a run whose numbers are not finite, keeping what it takes to see why.
+        """Stop a run with a loss or gradient that is not finite, and write its step to a file.
 
         Raises:
             FloatingPointError: Always.
@@ -656,13 +666,13 @@ class PretrainingTask(BaseTask):
         terms = {name: value.item() for name, value in values.items()}
         folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
         path = write_dump(self, self.multi_crop.photometry, step, terms, folder)
-        # The first rank to fail has the others ended.
+        # The first rank that raises ends the others, so wait until all have written their files.
         self.trainer.strategy.barrier()
         files = getattr(getattr(self.trainer, 'datamodule', None), 'files', None)
         of = f' Files of the batch: {files(step.batch)}.' if files is not None else ''
         raise FloatingPointError(
-            f'{what} is not finite at step {step.number}: {terms}. The step is kept in '
-            f'{path} (`geofm replay` does it again).{of} Look at these data, lower the learning '
+            f'{what} is not finite at step {step.number}: {terms}. The step is saved in '
+            f'{path} (`geofm replay` repeats it).{of} Check these data, lower the learning '
             'rate or clip_grad, or resume from an earlier checkpoint'
         )
 
@@ -687,7 +697,7 @@ class PretrainingTask(BaseTask):
         self._log_losses('test', batch, batch_idx)
 
     def _log_losses(self, split: str, batch: Sample, batch_idx: int) -> None:
-        # The same crops in every epoch, so that losses can be compared.
+        # Use the same crops in every epoch, so that losses are comparable.
         with seeded(batch_seed(self.seed, split, batch_idx, self.global_rank), self.device):
             losses, _ = self.compute_losses(batch, None)
         size = len(batch['image'])
@@ -697,7 +707,7 @@ class PretrainingTask(BaseTask):
         )
 
     def predict_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Embed images with the backbone that one keeps.
+        """Embed images with :attr:`model`.
 
         Args:
             batch: The output of your DataLoader.
@@ -711,10 +721,10 @@ class PretrainingTask(BaseTask):
         present = None if present is None else self.model.of_all_sensors(present)
         return self.model(batch['image'], batch.get('dates'), present)
 
-    # -- a run ----------------------------------------------------------------------------------
+    # -- start, end and checkpoints of a run ----------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Take up the statistics that the data module normalises with, for the photometry.
+        """Set the statistics of photometry and teacher to those of the data module.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
@@ -726,16 +736,18 @@ class PretrainingTask(BaseTask):
         datamodule = getattr(self.trainer, 'datamodule', None)
         if datamodule is not None and statistics_of(getattr(datamodule, 'aug', None)) is None:
             rank_zero_warn(
-                f'how {type(datamodule).__name__} normalises is not known, so checkpoints cannot '
-                'carry the statistics of the input, and maps will use the built-in ones: wrap it '
-                'in geofm.datamodules.NamedBandsDataModule',
+                f'the normalisation of {type(datamodule).__name__} is unknown, so checkpoints '
+                'cannot store the statistics of the input, and maps will use the built-in ones: '
+                'wrap the data module in geofm.datamodules.NamedBandsDataModule',
                 category=UserWarning,
             )
         if stage == 'fit':
             self.schedules = self._resumed = None
 
     def take_up_statistics(self) -> None:
-        """Have photometry and frozen teacher undo the normalisation of the data module in use.
+        """Tell photometry and frozen teacher how the data module normalises.
+
+        Both convert images back to raw values.
 
         Raises:
             BandError: If the data module lacks a band of the model.
@@ -750,17 +762,17 @@ class PretrainingTask(BaseTask):
                 part.set_statistics(mean, std)
 
     def on_fit_start(self) -> None:
-        """Check the precision, take up the input's statistics, and say which attention runs.
+        """Check the precision, set the input's statistics, and report which attention is used.
 
         Raises:
             ValueError: If weights are in half precision.
         """
         check_precision(self)
         self.agreed_signal = 0
-        # A gradient scaler waits in each step in any case, and leaves steps out itself.
+        # A gradient scaler synchronises in each step anyway, and skips steps itself.
         scaled = self.trainer.precision == '16-mixed'
         self._guard = FiniteGuard(1 if scaled else self.hparams['check_every_n_batches'])
-        # Lightning warns of modules in evaluation mode: here, those of a teacher.
+        # Lightning warns of modules in evaluation mode, which teachers are on purpose.
         warnings.filterwarnings('ignore', r'Found \d+ module\(s\) in eval mode')
         self.take_up_statistics()
         dtype = AUTOCAST.get(str(self.trainer.precision), torch.float32)
@@ -768,7 +780,7 @@ class PretrainingTask(BaseTask):
         rank_zero_info(f'Attention of packed crops: {method} ({reason})')
 
     def on_train_epoch_end(self) -> None:
-        """Look at the last batches.
+        """Check the last batches of the epoch.
 
         Raises:
             FloatingPointError: If a loss or a gradient is not finite.
@@ -776,12 +788,12 @@ class PretrainingTask(BaseTask):
         self._look()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep seed and progress of the run, the input's statistics, and what the teacher is.
+        """Store seed, progress, statistics of the input, and the teacher's description.
 
         Raises:
             FloatingPointError: If a loss or a gradient is not finite.
         """
-        # No checkpoint counts steps that were left out.
+        # A checkpoint must not count skipped steps.
         self._look()
         checkpoint['seed'] = self.seed
         datamodule = getattr(self._trainer, 'datamodule', None)
@@ -799,7 +811,7 @@ class PretrainingTask(BaseTask):
             }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the seed and the schedules of the run that is resumed."""
+        """Restore the seed and the schedules of the resumed run."""
         self.seed = checkpoint.get('seed', self.seed)
         if self._trainer is not None:
             keys = ('loops', 'global_step', PROGRESS)
@@ -809,7 +821,7 @@ class PretrainingTask(BaseTask):
     # -- optimisation ---------------------------------------------------------------------------
 
     def _schedules(self) -> Schedules:
-        """The table of this run, made when first asked for: it needs the data's length."""
+        """Return the schedules of this run, made on first use, when the data's length is known."""
         if self.schedules is None:
             settings = self.schedule_settings()
             # Lightning builds the loaders later; their length and batch size are needed now.
@@ -828,14 +840,14 @@ class PretrainingTask(BaseTask):
                 course.steps,
                 course.steps_per_epoch,
                 **{**settings, 'lr': settings['lr'] * self._lr_scale()},
-                # Rounding must not move a value from its step.
+                # Rounding errors must not shift a value to another step.
                 places=places.round(6),
                 first=step,
             )
         return self.schedules
 
     def _steps_per_epoch(self, plan: Plan, settings: Mapping[str, Any]) -> float:
-        """Optimiser steps of what counts as an epoch in warm-ups."""
+        """Return the number of optimiser steps that count as an epoch in warm-ups."""
         given = self.hparams['samples_per_epoch']
         if given is not None:
             self._batch_size('samples_per_epoch')
@@ -845,8 +857,8 @@ class PretrainingTask(BaseTask):
         counted = [f'{k}={v:g}' for k, v in settings.items() if k.endswith('_epochs') and v]
         if counted:
             raise ValueError(
-                f'the data have no length, so that {", ".join(counted)} cannot be counted: set '
-                'samples_per_epoch to the number of samples that count as an epoch, or these to 0'
+                f'the data have no length, so {", ".join(counted)} cannot be converted to steps: '
+                'set samples_per_epoch to the number of samples per epoch, or set these to 0'
             )
         return 0.0
 
@@ -870,19 +882,19 @@ class PretrainingTask(BaseTask):
         """Initialize AdamW with DINOv2's parameter groups.
 
         Returns:
-            The optimizer; learning rate and weight decay are set step by step.
+            The optimizer. Learning rate and weight decay are set in each step.
         """
         hparams = self.hparams
         groups = parameter_groups(
             self.trained, self.model.depth, hparams['layer_decay'], hparams['patch_embed_lr_mult']
         )
-        # The fused kernel unscales gradients itself, and clipping must come after that.
+        # The fused kernel unscales gradients itself, but clipping needs unscaled gradients.
         fused = self.trainer.precision != '16-mixed'
         lr = float(self._schedules().lr.max())
         return AdamW(groups, lr=lr, betas=hparams['betas'], fused=fused)
 
     def on_train_batch_start(self, batch: Sample, batch_idx: int) -> None:
-        """Set learning rates and weight decay of this step."""
+        """Set the learning rates and the weight decay of this step."""
         values = self._schedules().at(self.global_step)
         optimizer = self.optimizers()
         assert isinstance(optimizer, LightningOptimizer)
@@ -897,21 +909,20 @@ class PretrainingTask(BaseTask):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradient norm of each sub-network on its own.
+        """Clip the gradient norm of each sub-network separately.
 
         Args:
             optimizer: The optimizer.
-            gradient_clip_val: Largest norm; that of the task if None.
-            gradient_clip_algorithm: Accepted for Lightning: DINOv2 clips by norm.
+            gradient_clip_val: Largest norm. None: *clip_grad* of the task.
+            gradient_clip_algorithm: Not used; gradients are clipped by norm.
 
         Raises:
-            FloatingPointError: If a loss is not finite, or a gradient unless a scaler is there for
-                that.
+            FloatingPointError: If a loss is not finite, or a gradient without a gradient scaler.
         """
         largest = gradient_clip_val or self.hparams['clip_grad']
         trained = self.trained
         norms = gradient_norms(trained)
-        # In half precision, the gradient scaler leaves such a step out and scales down.
+        # In half precision, the gradient scaler skips such a step and lowers its scale.
         if self.trainer.precision != '16-mixed':
             self._guard.see_gradient(norms)
         self._guard.agree(self.stop_signal)
@@ -926,9 +937,9 @@ class PretrainingTask(BaseTask):
 
     @torch.no_grad()
     def _skip_on_device(self, optimizer: Optimizer) -> None:
-        """Have nothing change in this step if its numbers, or those before, are not finite."""
+        """Skip this step on the device if it, or an earlier one, is not finite."""
         skip = self._guard.skip()
-        # What PyTorch's gradient scaler tells a fused optimiser.
+        # The attribute through which PyTorch's gradient scaler makes a fused optimiser skip.
         optimizer.found_inf = skip  # type: ignore[attr-defined]
         for name, before in self._state_before.items():
             now = self.get_buffer(name)

@@ -200,7 +200,7 @@ def test_backbone_of_one_sensor_with_weights_beside(
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.add_(0.1)
-    with pytest.raises(ValueError, match=r'b\.pt2: not written, as its outputs differ'):
+    with pytest.raises(ValueError, match=r'b\.pt2: not written, because its outputs differ'):
         write_pt2(other, program, tmp_path / 'b.pt2')
     assert not list(tmp_path.glob('*.pt2'))
 
@@ -264,7 +264,7 @@ def test_what_cannot_be_deployed_is_one_line(
         export(path, tmp_path / 'a.onnx', 'onnx', license='mit')
     with kept_registry():
         register_sensor(replace(SLOPE, name='dates'))
-        with pytest.raises(ValueError, match="a sensor called 'dates'"):
+        with pytest.raises(ValueError, match="rename the sensor 'dates'"):
             RawImage(['dates.slope'], None)
     with monkeypatch.context() as patch:
         patch.delitem(sys.modules, 'geofm.deploy.onnx_file')

@@ -268,7 +268,7 @@ def test_a_teacher_that_cannot_teach_is_refused(
         unknown,
         **radar,
     )
-    with pytest.raises(ValueError, match='MaskedWords does not learn from a teacher'):
+    with pytest.raises(ValueError, match='MaskedWords does not support a teacher'):
         MaskedWords(teacher=dinov3, **STUDENT)
     with pytest.raises(ValueError, match='image_size is 64, but gram_size 32'):
         small_task(teacher=replace(dinov3, image_size=64), gram_weight=1.0)
