@@ -1,14 +1,14 @@
-"""Ablation of what came after DINOv2, on the generated sample data.
+"""Ablation of the optional extensions of DINOv2, on the generated sample data.
 
-Each row is the quickstart with one switch, pretrained from the same seed and for as many steps, and
-measured by 5-NN of land cover on ROIs never seen: with both sensors, and with either one alone, in
-place of which the model puts its stand-in.
+Each row is the quickstart with one option, pretrained from the same seed for the same number of
+steps, and evaluated by 5-NN of land cover on ROIs that were not used for training: with both
+sensors, and with either one alone, where missing-sensor tokens replace the other.
 
     geofm sample-data data/sample
     python experiments/ablation.py [--seeds 0 1]
 
-writes `experiments/results/ablation.json` and `ablation.md`, and fills the tables of docs. A run
-that is there is not run again.
+writes `experiments/results/ablation.json` and `ablation.md`, and fills the tables of docs. Finished
+runs are not repeated.
 """
 
 import argparse
@@ -48,11 +48,11 @@ ROWS: dict[str, list[list[str]]] = {
 
 
 def run_row(phases: list[list[str]], seed: int, output: Path) -> Path:
-    """Run all phases of a row, which together take as many epochs for each."""
+    """Run all phases of a row; all rows have the same total number of epochs."""
     if len(phases) == 1:
         return pretrain(phases[0], sum(PHASES), seed, output / 'phase_1')
     first = pretrain(phases[0], PHASES[0], seed, output / 'phase_1')
-    # Short, and from a teacher that has learnt already.
+    # A short phase from a trained teacher.
     later = [f'{TASK}continue_from={first}', f'{TASK}warmup_epochs=1', f'{TASK}momentum=[0.99,1]']
     return pretrain([*phases[1], *later], PHASES[1], seed, output / 'phase_2')
 
@@ -60,7 +60,7 @@ def run_row(phases: list[list[str]], seed: int, output: Path) -> Path:
 def measure(
     checkpoint: Path, train: SampleLandCover, test: SampleLandCover
 ) -> dict[str, dict[str, float]]:
-    """5-NN accuracy by what the model is given, and by which feature."""
+    """Return the 5-NN accuracy by the sensors given to the model and by feature."""
     backbone = load_backbone(checkpoint)
     scores: dict[str, dict[str, float]] = {}
     for name, given in GIVEN.items():
@@ -74,7 +74,7 @@ def measure(
 
 
 def table(scores: dict[str, list[dict[str, dict[str, float]]]]) -> str:
-    """Markdown table: mean over the seeds, and each one."""
+    """Return a Markdown table with the mean over the seeds and each seed."""
     columns = [(given, feature) for feature in ('CLS', 'patches') for given in GIVEN]
     lines = [
         '| switch | ' + ' | '.join(f'{given}, {feature}' for given, feature in columns) + ' |',
@@ -91,7 +91,7 @@ def table(scores: dict[str, list[dict[str, dict[str, float]]]]) -> str:
 
 
 def main() -> None:
-    """Run, measure, and write."""
+    """Run and evaluate all rows, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--rows', nargs='+', choices=ROWS, default=list(ROWS))
@@ -111,12 +111,12 @@ def main() -> None:
     text = (
         f'{table(scores)}\n\n5-NN accuracy in %, made by `python experiments/ablation.py`; '
         f'{len(options.seeds)} seed(s) of {sum(PHASES)} epochs, {len(test)} test windows: two '
-        f'standard errors of a figure are about {off:.0f} points, so that smaller differences say '
-        'nothing.'
+        f'standard errors of a score are about {off:.0f} points; smaller differences are not '
+        'significant.'
     )
     print(text)
     if options.rows != list(ROWS):
-        return  # Part of a table is not for the docs.
+        return  # Incomplete tables do not go into the docs.
     about = {'seeds': options.seeds, 'neighbours': NEIGHBOURS, 'accuracy': scores}
     write_results(RESULTS, 'ablation', about, text)
     tables.main()

@@ -29,7 +29,7 @@ _S2L2A = ['B01', 'B02', 'B03', 'B04', 'B05', 'B06', 'B07', 'B08', 'B8A', 'B09', 
 
 @dataclass(frozen=True)
 class Archive:
-    """One of the archives.
+    """An archive.
 
     Attributes:
         folder: Name of its folder.
@@ -130,7 +130,7 @@ optical:
 
 
 def configuration(archive: Archive, table: Path, output: Path) -> dict[str, object]:
-    """Configuration of a pretraining run of two epochs."""
+    """Return the configuration of a pretraining run of two epochs."""
     model = {
         'model': f'geofm_vit_nano_patch16_{archive.fusion}',
         'in_channels': len(archive.bands),
@@ -170,7 +170,7 @@ def configuration(archive: Archive, table: Path, output: Path) -> dict[str, obje
 
 
 def run(archive: Archive, root: Path, output: Path) -> dict[str, object]:
-    """Index, pretrain and map an archive; what came of it."""
+    """Index, pretrain on and map an archive; return the row of the table."""
     start = time.monotonic()
     output.mkdir(parents=True)
     options = []
@@ -210,7 +210,7 @@ def run(archive: Archive, root: Path, output: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Run all archives, and write a table."""
+    """Run all archives and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('data', type=Path)
     parser.add_argument('--output', type=Path, default=Path('output/archives'))
@@ -230,7 +230,10 @@ def main() -> None:
         '|---|---:|---:|---:|---:|---:|',
         *('| ' + ' | '.join(str(row.get(name, 'no CRS')) for name in names) + ' |' for row in rows),
     ]
-    text = 'Index, 2 epochs of a nano model and attention maps, on a CPU, from YAML alone.\n\n'
+    text = (
+        'Indexing, 2 epochs of a nano model and attention maps on a CPU, configured with YAML '
+        'only.\n\n'
+    )
     for name, content in (
         ('archives.md', text + '\n'.join(lines) + '\n'),
         ('archives.json', json.dumps(rows, indent=1) + '\n'),

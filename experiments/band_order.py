@@ -1,4 +1,4 @@
-"""What the order of bands, and a missing one, change on real 13-band EuroSAT patches.
+"""Test whether the order of bands, or a missing band, changes results on EuroSAT patches.
 
     python experiments/band_order.py --data EuroSAT_MS --checkpoint last.ckpt
 
@@ -32,7 +32,7 @@ SPLITS = 5
 
 
 class Rearranged(Dataset[Any]):
-    """A data set whose channels come in another order, or not all of them."""
+    """Data set whose channels are reordered or reduced."""
 
     def __init__(self, dataset: Any, channels: list[int]) -> None:
         self.dataset, self.channels = dataset, channels
@@ -46,14 +46,14 @@ class Rearranged(Dataset[Any]):
 
 
 class RearrangedModule(LabelledFolderDataModule):
-    """The folder, as if its files had other bands."""
+    """Data module of the folder with other bands than those of its files."""
 
     def __init__(self, root: Path, bands: list[str], seed: int) -> None:
         super().__init__(root, val_fraction=0.2, test_fraction=0.2, seed=seed)
         self.channels = [FILES.index(band) for band in bands]
 
     def setup(self, stage: str) -> None:
-        """Make the data sets."""
+        """Create the data sets."""
         super().setup(stage)
         for split in ('train', 'val', 'test'):
             dataset = getattr(self, f'{split}_dataset')
@@ -61,7 +61,7 @@ class RearrangedModule(LabelledFolderDataModule):
 
 
 def predict(config: BackboneConfig, root: Path, bands: list[str]) -> tuple[Tensor, Tensor]:
-    """5-NN predictions and labels of the test images of all splits."""
+    """Return 5-NN predictions and labels of the test images of all splits."""
     found, labels = [], []
     for seed in range(SPLITS):
         module: BaseDataModule = NamedBandsDataModule(bands, RearrangedModule(root, bands, seed))
@@ -78,7 +78,7 @@ def predict(config: BackboneConfig, root: Path, bands: list[str]) -> tuple[Tenso
 
 
 def main() -> None:
-    """Compare, and write."""
+    """Compare the band orders and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', type=Path, required=True)
     parser.add_argument('--checkpoint', type=Path, required=True)

@@ -1,4 +1,4 @@
-"""Count what a step of DINOv2 costs: FLOPs, memory of states, communication, and what must be read.
+"""Count the cost of a step of DINOv2: FLOPs, memory of states, communication, and data read.
 
     python experiments/costs.py --output experiments/results/costs.md
 
@@ -40,24 +40,24 @@ class Recipe:
 
 
 def backbone_weights(width: int, depth: int, mlp: float) -> float:
-    """Weights of the blocks."""
+    """Return the number of weights of the blocks."""
     return depth * (4 + mlp) * width**2
 
 
 def head_weights(width: int) -> float:
-    """Weights of a projection head."""
+    """Return the number of weights of a projection head."""
     return width * HIDDEN + HIDDEN**2 + HIDDEN * BOTTLENECK + BOTTLENECK * PROTOTYPES
 
 
 def forward_flops(width: int, depth: int, mlp: float, crops: int, tokens: int) -> float:
-    """FLOPs of a forward pass of the blocks over crops."""
+    """Return the FLOPs of a forward pass of the blocks over crops."""
     products = 2 * backbone_weights(width, depth, mlp) * tokens
     attention = depth * 4 * tokens**2 * width
     return crops * (products + attention)
 
 
 def step_flops(width: int, depth: int, mlp: float, recipe: Recipe) -> float:
-    """FLOPs of a step per image: student forward and backward, teacher forward, heads."""
+    """Return the FLOPs of a step per image: student, teacher and heads."""
     large = forward_flops(width, depth, mlp, recipe.globals_, recipe.global_tokens)
     small = forward_flops(width, depth, mlp, recipe.locals_, recipe.local_tokens)
     crops = recipe.globals_ + recipe.locals_
@@ -67,7 +67,7 @@ def step_flops(width: int, depth: int, mlp: float, recipe: Recipe) -> float:
 
 
 def table(utilisation: float, sample_mb: float, per_core: float) -> str:
-    """The table of all models."""
+    """Return the table of all models."""
     lines = [
         '| one sensor | GFLOP per image (counted) | weights, gradients, AdamW, teacher (counted) '
         '| gradients sent per GPU and step, DDP (counted) | images/s per GPU (estimated) '

@@ -1,4 +1,4 @@
-"""The learning proof: pretraining from scratch on real patches, measured on cells never seen.
+"""Pretrain from scratch on real patches and evaluate on cells that were not used for training.
 
 DINOv2, alone or after MAE, beside MAE, SimCLR and supervised training of TorchGeo, all on the same
 backbone, data and threads. The patches are split by whole cells of one degree; pretraining sees the
@@ -7,9 +7,9 @@ training cells.
     python experiments/eurosat_rgb.py [--data data/eurosat_rgb] [--seeds 0 1 2]
 
 writes `experiments/results/eurosat_rgb.json` and `eurosat_rgb.md`, draws
-`docs/images/eurosat_rgb.png`, and fills the tables of docs. A run that is there is not run again.
-With --only-done nothing is trained: runs that are not there are taken from the results file, if
-they had the settings of today.
+`docs/images/eurosat_rgb.png`, and fills the tables of docs. Finished runs are not repeated.
+With --only-done nothing is trained: missing runs are taken from the results file if
+their settings are the current ones.
 """
 
 import argparse
@@ -47,13 +47,13 @@ MORE_WORDS = {
     'model_args': {'words': 1600},
 }
 
-#: Where a configuration says where the data lie.
+#: Where a configuration names the folder of the data.
 ROOT = '--data.init_args.datamodule.dict_kwargs.root'
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A way to train the backbone.
+    """Method that trains the backbone.
 
     Attributes:
         configs: Its configuration, and what is laid over it.
@@ -96,7 +96,7 @@ METHODS = {
 
 
 def check_architectures() -> None:
-    """See that all methods train the same backbone, but for MAE's want of registers.
+    """Check that all methods train the same backbone, except that MAE has no registers.
 
     Raises:
         ValueError: If they do not.
@@ -120,13 +120,13 @@ def check_architectures() -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A configuration."""
+    """Read a configuration."""
     content: dict[str, Any] = yaml.safe_load(path.read_text())
     return content
 
 
 def watching(data: Path, every_n_epochs: int) -> list[str]:
-    """Callbacks: the time of training, then k-NN on the validation cells, which it leaves out."""
+    """Return callbacks: training time (without k-NN), and k-NN on the validation cells."""
     datamodule = read_yaml(BENCHMARK)['data']
     datamodule['init_args']['datamodule']['dict_kwargs']['root'] = str(data)
     knn = {
@@ -138,10 +138,10 @@ def watching(data: Path, every_n_epochs: int) -> list[str]:
 
 
 def stages(method: Method, options: argparse.Namespace) -> list[dict[str, Any]]:
-    """What a method is run with: of what trains the weights that it starts from, then its own."""
+    """Return the arguments of a method, preceded by those of the method it starts from."""
     config = [read_yaml(path) for path in method.configs]
     for part in config:
-        # Given apart, whatever the configuration says.
+        # The precision is an argument of its own and overrides the configuration.
         part.get('trainer', {}).pop('precision', None)
     own = {
         'config': config[0] if len(config) == 1 else config,
@@ -152,7 +152,7 @@ def stages(method: Method, options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def this_device() -> str:
-    """The card, or the processor."""
+    """Return the name of the GPU or of the processor."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name()
     info = Path('/proc/cpuinfo')
@@ -166,7 +166,7 @@ def this_device() -> str:
 
 
 def train(method: Method, seed: int, output: Path, options: argparse.Namespace) -> list[Path]:
-    """Run a method, unless it has been run.
+    """Run a method unless it has been run before.
 
     Returns:
         Its last checkpoint, after those of what it started from.
@@ -207,13 +207,13 @@ def train(method: Method, seed: int, output: Path, options: argparse.Namespace) 
 
 
 def read_scores(path: Path) -> list[Score]:
-    """Accuracies that a benchmark wrote."""
+    """Return the accuracies that a benchmark wrote."""
     scores = [Score(**score) for score in json.loads(path.read_text())['scores']]
     return [score for score in scores if score.metric == 'overall accuracy']
 
 
 def read_curve(checkpoints: list[Path]) -> list[dict[str, float]]:
-    """Epochs, minutes of training, and accuracies on the validation cells, of stage after stage."""
+    """Return epochs, minutes and accuracies on the validation cells of all stages in order."""
     points: list[dict[str, float]] = []
     epochs, minutes = 0, 0.0
     for checkpoint in checkpoints:
@@ -255,7 +255,7 @@ def measure(
 
 
 def validation_floors(checkpoint: Path, seed: int, options: argparse.Namespace) -> Accuracies:
-    """5-NN on the validation cells, for the curve: of random weights, and of image statistics."""
+    """Return 5-NN accuracies of random weights and image statistics on the validation cells."""
     arguments = read_yaml(BENCHMARK)['data']['init_args']
     source = EuroSATRGBDataModule(root=options.data, **arguments.pop('datamodule')['init_args'])
     labelled = labelled_data(NamedBandsDataModule(datamodule=source, **arguments))
@@ -284,7 +284,7 @@ def validation_floors(checkpoint: Path, seed: int, options: argparse.Namespace) 
 
 
 def renamed(found: Accuracies, method: str, with_floors: bool) -> Accuracies:
-    """Rows of one benchmark as the table calls them."""
+    """Return the rows of a benchmark under the names of the table."""
     rows = {}
     for row, scores in found.items():
         if row.startswith('pretrained'):
@@ -295,7 +295,7 @@ def renamed(found: Accuracies, method: str, with_floors: bool) -> Accuracies:
 
 
 def run_of(name: str, seed: int, options: argparse.Namespace) -> Run:
-    """Train a method, unless it has been trained, and measure it.
+    """Train a method unless it has been trained, and evaluate it.
 
     Raises:
         FileNotFoundError: If it has not been run, and only what has been is asked for.
@@ -315,7 +315,7 @@ def run_of(name: str, seed: int, options: argparse.Namespace) -> Run:
 
 
 def recorded_runs(options: argparse.Namespace) -> dict[str, dict[int, Run]]:
-    """Runs of the results file, by method and seed, that had the settings of today."""
+    """Return the runs of the results file that have the current settings, by method and seed."""
     path = options.results / 'eurosat_rgb.json'
     about = json.loads(path.read_text()) if path.exists() else {'runs': {}, 'settings': {}}
     found = {
@@ -338,12 +338,12 @@ def recorded_runs(options: argparse.Namespace) -> dict[str, dict[int, Run]]:
 
 
 def _of_method(run: Run, name: str) -> Accuracies:
-    """Rows of a method, without those of the baselines that were measured beside it."""
+    """Return the rows of a method without those of the baselines measured beside it."""
     return {k: v for k, v in run.accuracy.items() if k == name or k.startswith(f'{name}, ')}
 
 
 def main() -> None:
-    """Train, measure, and write."""
+    """Train and evaluate all methods, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument('--data', type=Path, default=Path('data/eurosat_rgb'))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0, 1, 2])
@@ -380,7 +380,7 @@ def main() -> None:
     text = report(runs, options.precision)
     print(text)
     if options.methods != list(METHODS):
-        return  # Part of a table is not for the docs.
+        return  # Incomplete tables do not go into the docs.
     about = {
         'settings': {name: stages(METHODS[name], options) for name in runs},
         'runs': {name: [asdict(run) for run in seeds] for name, seeds in runs.items()},

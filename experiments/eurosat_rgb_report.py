@@ -1,4 +1,4 @@
-"""What the learning proof says: its table, and its picture."""
+"""Tables and figure of `experiments/eurosat_rgb.py`."""
 
 from dataclasses import dataclass, field
 from itertools import chain
@@ -27,7 +27,7 @@ Accuracies = dict[str, dict[str, float]]
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A method with a seed, as the results file has it.
+    """Run of a method with one seed, as in the results file.
 
     Attributes:
         seed: Its seed.
@@ -45,7 +45,7 @@ class Run:
 
 
 def cell(values: list[float], digits: int = 1) -> str:
-    """Mean, standard deviation, and each."""
+    """Return the mean, the standard deviation and each value."""
     if len(values) == 1:
         return f'{values[0]:.{digits}f}'
     each = ', '.join(f'{value:.{digits}f}' for value in values)
@@ -53,7 +53,7 @@ def cell(values: list[float], digits: int = 1) -> str:
 
 
 def table(minutes: dict[str, list[float]], accuracy: dict[str, dict[str, list[float]]]) -> str:
-    """Markdown table: a row for each method and kind of features, and for each baseline."""
+    """Return a Markdown table with one row per method and feature, and per baseline."""
     lines = [
         '| features | minutes | ' + ' | '.join(f'{probe}, %' for probe in PROBES) + ' |',
         '|---|---:|' + '---:|' * len(PROBES),
@@ -66,7 +66,7 @@ def table(minutes: dict[str, list[float]], accuracy: dict[str, dict[str, list[fl
 
 
 def draw(runs: dict[str, list[Run]], path: Path) -> None:
-    """Accuracy on the validation cells against epochs and minutes, beside its baselines."""
+    """Draw the accuracy on the validation cells over epochs and minutes, beside the baselines."""
     figure = Figure(figsize=(10, 12), layout='constrained')
     axes = figure.subplots(len(CURVES), 2, sharey='row', sharex='col')
     floors = [run.validation_floors for run in chain(*runs.values()) if run.validation_floors]
@@ -97,7 +97,7 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
 
 
 def report(runs: dict[str, list[Run]], precision: str) -> str:
-    """The table, and what it says."""
+    """Return the table and its caption."""
     accuracy: dict[str, dict[str, list[float]]] = {}
     devices: dict[str, list[str]] = {}
     for name, seeds in runs.items():
@@ -123,7 +123,7 @@ def report(runs: dict[str, list[Run]], precision: str) -> str:
 
 
 def brief(runs: dict[str, list[Run]]) -> str:
-    """A row for each method and baseline: 5-NN of CLS and mean of patches, and the linear probe."""
+    """Return one row per method and baseline: 5-NN of CLS and mean of patches, and linear probe."""
     of_pooled: dict[str, list[float]] = {}
     of_linear: dict[str, list[float]] = {}
     for seeds in runs.values():
@@ -141,15 +141,15 @@ def brief(runs: dict[str, list[Run]]) -> str:
         cells += [short(values[name]) for values in (of_pooled, of_linear)]
         lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
     caption = (
-        'Accuracy on the test cells, mean ± standard deviation over the seeds. 5-NN is of the '
-        f'{FEATURE} for networks, without whitening. All probes, and what took the time, are in '
+        'Accuracy on the test cells, mean ± standard deviation over the seeds. For networks, 5-NN '
+        f'uses the {FEATURE}, without whitening. All probes and the processors are in '
         '[experiments/results/eurosat_rgb.md](../experiments/results/eurosat_rgb.md).'
     )
     return '\n'.join(lines) + f'\n\n{caption}'
 
 
 def short(values: list[float], digits: int = 1) -> str:
-    """Mean and standard deviation."""
+    """Return the mean and the standard deviation."""
     spread = f' ± {stdev(values):.{digits}f}' if len(values) > 1 else ''
     return f'{mean(values):.{digits}f}{spread}'
 

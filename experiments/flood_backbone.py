@@ -24,7 +24,7 @@ BATCH = 16
 
 
 def pretrain(floods: Floods, output: Path, seed: int) -> Path:
-    """Run `geofm fit`, unless it has been run with this configuration.
+    """Run `geofm fit` unless it has been run with this configuration.
 
     Args:
         floods: The places.
@@ -47,7 +47,7 @@ def pretrain(floods: Floods, output: Path, seed: int) -> Path:
 
 
 def configuration(floods: Floods, output: Path, seed: int) -> dict[str, Any]:
-    """Configuration of the run."""
+    """Return the configuration of the run."""
     bands = [band for of_sensor in BANDS.values() for band in of_sensor]
     checkpoints = {'save_last': True, 'save_on_train_epoch_end': True}
     return {

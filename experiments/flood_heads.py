@@ -1,4 +1,4 @@
-"""What `experiments/floods.py` does with a backbone: linear probe and `geofm fit`."""
+"""Linear probe and fine-tuning for `experiments/floods.py`."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,17 +28,17 @@ from geofm.evaluation.probes.dense import dense_probe
 
 
 class BlocksEncoder(ViTEncoder):
-    """A ViT whose features on the ground are the patches of its last four blocks, side by side."""
+    """Encoder with the patch tokens of the last four blocks of a ViT, side by side."""
 
     def patches(self, batch: Mapping[str, Any]) -> Tensor:
-        """Patch tokens, (B, 4 D, h, w)."""
+        """Return patch tokens of shape (B, 4 D, h, w)."""
         return torch.cat(
             [patches for patches, _ in self._tokens(batch, self.blocks, 'NCHW')], dim=1
         )
 
 
 class LinearOnTokens(nn.Module):
-    """A linear layer on the patch tokens of a backbone, interpolated to the pixels."""
+    """Linear layer on the patch tokens of a backbone, interpolated to the pixels."""
 
     def __init__(self, backbone: nn.Module, classes: int) -> None:
         """Initialize a new LinearOnTokens instance.
@@ -52,7 +52,7 @@ class LinearOnTokens(nn.Module):
         self.head = nn.Conv2d(backbone.embed_dim, classes, kernel_size=1)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (B, K, H, W) of normalised images (B, C, H, W)."""
+        """Return logits (B, K, H, W) of normalised images (B, C, H, W)."""
         (tokens,) = self.backbone.forward_intermediates(  # type: ignore[operator]
             x, indices=1, norm=True, intermediates_only=True
         )
@@ -60,10 +60,10 @@ class LinearOnTokens(nn.Module):
 
 
 class LinearSegmentation(SemanticSegmentation):
-    """TorchGeo's task with the head of `geofm benchmark`'s linear probe in place of a decoder."""
+    """TorchGeo's task with the linear probe of `geofm benchmark` as its decoder."""
 
     def configure_models(self) -> None:
-        """Build the backbone by its name, and load the weights."""
+        """Build the backbone by name and load its weights."""
         backbone = timm.create_model(
             self.hparams['backbone'], in_chans=self.hparams['in_channels'], num_classes=0
         )
@@ -72,7 +72,7 @@ class LinearSegmentation(SemanticSegmentation):
         self.model = LinearOnTokens(backbone, self.hparams['num_classes'])
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """AdamW, its learning rate falling by a cosine."""
+        """Return AdamW with a cosine learning rate schedule."""
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams['lr'], weight_decay=0.05)
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -83,7 +83,7 @@ class LinearSegmentation(SemanticSegmentation):
 
 
 def data_arguments(floods: Floods, sensors: Sequence[str], batch_size: int = 16) -> dict[str, Any]:
-    """Arguments of the data module of the labelled places."""
+    """Return the arguments of the data module of the labelled places."""
     return {
         'table': str(floods.table),
         'sensors': list(sensors),
@@ -105,7 +105,7 @@ def linear_probe(
     features: Literal['pretrained', 'random', 'patch words'],
     steps: int,
 ) -> dict[Split, Pixels]:
-    """The linear probe of `geofm benchmark` on frozen patch tokens, or on a baseline's features.
+    """Train the linear probe of `geofm benchmark` on frozen patch tokens or baseline features.
 
     Of a network these are the tokens of its last four blocks, side by side. It encodes each sensor
     by itself, as if the other were missing, and a head of both sees the tokens of both.
@@ -153,7 +153,7 @@ def _features(
     seed: int,
     features: Literal['pretrained', 'random', 'patch words'],
 ) -> tuple[LabelledData, dict[Split, Features]]:
-    """Features of all splits from some sensors, see :func:`linear_probe`."""
+    """Return the features of all splits; see :func:`linear_probe`."""
     data = labelled_data(LabelledArchiveDataModule(**data_arguments(floods, sensors)))
     words = features == 'patch words'
     backbone = build_backbone(
@@ -248,7 +248,7 @@ def fine_tune(
 def _predict(
     checkpoint: Path, backbone: Path, arguments: dict[str, Any], splits: Sequence[Split]
 ) -> dict[Split, Pixels]:
-    """Maps of a fine-tuned task; the checkpoint of its backbone says how wide its tokens are."""
+    """Map with a fine-tuned task; the checkpoint of the backbone defines the token width."""
     task = LinearSegmentation.load_from_checkpoint(
         checkpoint, weights=str(backbone), weights_only=True
     ).eval()
@@ -269,7 +269,7 @@ def _predict(
 
 
 def assemble(dataset: Any, windows: Any) -> Pixels:
-    """Maps of whole places from those of their windows.
+    """Assemble the maps of places from those of their windows.
 
     Args:
         dataset: The data set of the windows, in their order.

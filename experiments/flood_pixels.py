@@ -1,4 +1,4 @@
-"""The pixel baseline of `experiments/floods.py`: boosted trees on local means."""
+"""Pixel baseline of `experiments/floods.py`: boosted trees on local means."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ PIXELS = 1000
 
 
 def pixel_features(image: Pixels) -> npt.NDArray[np.float32]:
-    """Means of each band over windows around each pixel.
+    """Return the mean of each band over windows around each pixel.
 
     Args:
         image: Of shape (C, H, W).
@@ -33,7 +33,7 @@ def pixel_features(image: Pixels) -> npt.NDArray[np.float32]:
 def pixel_baseline(
     floods: Floods, sensors: Sequence[str], seed: int, splits: Sequence[Split]
 ) -> dict[Split, Pixels]:
-    """Train on pixels of the training places, and map others.
+    """Train on pixels of the training places and map other places.
 
     Args:
         floods: The places.

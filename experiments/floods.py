@@ -1,13 +1,14 @@
-"""Flood maps of events never seen, from S1, S2 and both: backbones beside a pixel baseline.
+"""Flood maps of unseen events from S1, S2 and both: backbones beside a pixel baseline.
 
 OMBRIA's places are split by events. For each seed a small backbone is pretrained on the training
-events without labels (`flood_backbone.py`), and adapted to flood masks by several methods. What is
-chosen, such as the learning rate of a linear head, is chosen on the validation events.
+events without labels (`flood_backbone.py`), and adapted to flood masks by several methods. Settings
+such as the learning rate of a linear head are chosen on the validation events.
 
     python experiments/floods.py --data ombria.zip [--seeds 0 1 2] [--work output/floods]
 
 writes `experiments/results/floods.json`, `floods.md`, `floods_brief.md` and
-`docs/images/floods.png`, and fills the tables of docs. What is in the work folder is not run again.
+`docs/images/floods.png`, and fills the tables of docs. Results in the work folder are not computed
+again.
 """
 
 import argparse
@@ -37,7 +38,7 @@ SPLITS: tuple[Split, ...] = ('val', 'test')
 
 @dataclass(frozen=True)
 class Task:
-    """What a method is asked for.
+    """Input of a method.
 
     Attributes:
         floods: The places.
@@ -102,7 +103,7 @@ METHODS = {
 
 @dataclass(frozen=True)
 class Result:
-    """What a method gave.
+    """Output of a method.
 
     Attributes:
         maps: Its maps.
@@ -114,7 +115,7 @@ class Result:
 
 
 def result_of(name: str, task: Task, only_done: bool = False) -> Result | None:
-    """Run a method, unless its result is in the work folder.
+    """Run a method unless its result is in the work folder.
 
     Args:
         name: Name of the method.
@@ -150,14 +151,14 @@ def result_of(name: str, task: Task, only_done: bool = False) -> Result | None:
 
 
 def _identity(checkpoint: Path) -> str:
-    """What tells a checkpoint from another of the same path."""
+    """Return what identifies the content of a checkpoint file."""
     return f'{checkpoint.stat().st_mtime_ns} {checkpoint.stat().st_size}'
 
 
 def results(
     floods: Floods, checkpoints: Mapping[int, Path], options: argparse.Namespace
 ) -> dict[tuple[str, str], list[Result]]:
-    """Results by method and set of sensors, one of each seed; those that are not there left out."""
+    """Return the available results by method and set of sensors, one per seed."""
     found: dict[tuple[str, str], list[Result]] = {}
     for name in options.methods:
         for title, sensors in SENSOR_SETS.items():
@@ -179,7 +180,7 @@ def results(
 
 
 def main() -> None:
-    """Run what has not been run, and write the table."""
+    """Run the missing methods and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument('--data', type=Path, required=True, help='ombria.zip')
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
@@ -202,7 +203,7 @@ def main() -> None:
     text = report(cells, floods)
     print(text)
     if options.methods != list(METHODS):
-        return  # Part of a table is not for the docs.
+        return  # Incomplete tables do not go into the docs.
     both = {name: each[0].maps['test'] for (name, title), each in found.items() if title == BOTH}
     draw(floods, both, options.picture)
     about = {

@@ -1,4 +1,4 @@
-"""What the flood maps say: the table, and the picture."""
+"""Tables and figure of `experiments/floods.py`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ type Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Cell:
-    """A method on a set of sensors.
+    """Scores of a method with a set of sensors.
 
     Attributes:
         method: Name of the method.
@@ -51,7 +51,7 @@ class Cell:
     seeds: list[dict[str, float]]
 
     def entry(self) -> dict[str, Any]:
-        """Plain data for JSON."""
+        """Return plain data for JSON."""
         return {
             'method': self.method,
             'sensors': self.sensors,
@@ -68,7 +68,7 @@ class Cell:
 
 @cache
 def skies_of(floods: Floods, split: Split) -> dict[str, Mask]:
-    """Which places of a split lie under which sky, by the brightness of their optical image."""
+    """Classify the sky over places as clear or cloudy by the brightness of their optical images."""
     bright = np.array(
         [
             (floods.image(split, place, ['optical']).min(axis=0) > BRIGHT).mean()
@@ -80,7 +80,7 @@ def skies_of(floods: Floods, split: Split) -> dict[str, Mask]:
 
 
 def confusions_of(maps: Sequence[Pixels], truth: Pixels) -> Tensor:
-    """Pixels of each place by class and predicted class, over the seeds.
+    """Return the confusion matrix of each place, summed over the seeds.
 
     Args:
         maps: Classes (N, H, W), of each seed.
@@ -97,7 +97,7 @@ def confusions_of(maps: Sequence[Pixels], truth: Pixels) -> Tensor:
 
 
 def scores(confusions: Tensor) -> dict[str, Estimate]:
-    """Scores over the pixels of all places, with intervals from drawing places.
+    """Return scores over the pixels of all places, with intervals from a bootstrap over places.
 
     Args:
         confusions: Of each place, as of :func:`confusions_of`.
@@ -114,13 +114,13 @@ def scores(confusions: Tensor) -> dict[str, Estimate]:
 
 
 def _flood_iou(confusions: Tensor) -> Tensor:
-    """IoU of class 1 of confusion matrices (..., 2, 2)."""
+    """Return the IoU of class 1 for confusion matrices (..., 2, 2)."""
     right, union = confusions[..., 1, 1], confusions.sum(dim=(-2, -1)) - confusions[..., 0, 0]
     return right / union
 
 
 def ceiling(truth: Pixels, patch: int) -> float:
-    """Mean IoU of masks that are known patch by patch alone, interpolated to the pixels.
+    """Return the mean IoU of masks that are averaged over patches and interpolated to the pixels.
 
     Args:
         truth: Classes (N, H, W).
@@ -169,7 +169,7 @@ def cell(
 
 
 def report(cells: Sequence[Cell], floods: Floods) -> str:
-    """All tables, and what their figures are of."""
+    """Return all tables and their caption."""
     names = {'mean_iou': 'mIoU', 'flood_iou': 'flood IoU'}
     parts = [
         _table(cells, name if sky == 'all' else f'{name}, {sky}', 'test', sky, score)
@@ -178,12 +178,12 @@ def report(cells: Sequence[Cell], floods: Floods) -> str:
         if chosen.any()
     ]
     parts.append(_table(cells, 'mIoU, validation', 'val', 'all', 'mean_iou'))
-    intervals = f'Brackets: 95 % intervals from drawing places ({ROUNDS:,} draws).'
+    intervals = f'Brackets: 95 % intervals from a bootstrap over places ({ROUNDS:,} draws).'
     return '\n\n'.join([*parts, f'{_caption(cells, floods)} {intervals}'])
 
 
 def brief(cells: Sequence[Cell], floods: Floods) -> str:
-    """Two tables without intervals, and what their figures are of."""
+    """Return two tables without intervals, and their caption."""
 
     def of_skies(cell: Cell, score: str) -> str:
         return ' / '.join(f'{skies[score].value:.3f}' for skies in cell.scores['test'].values())
@@ -206,12 +206,12 @@ def _caption(cells: Sequence[Cell], floods: Floods) -> str:
     runs = ', '.join(f'{first}-{last}' for first, last in RUNS['test'])
     return (
         f'Mean of the IoU of flood and no flood (mIoU) and IoU of flood over the pixels of '
-        f'{counts["all"]} places of {len(RUNS["test"])} runs of places never trained on ({runs}), '
+        f'{counts["all"]} test places in {len(RUNS["test"])} runs ({runs}), '
         f'made by `python experiments/floods.py`; {seeds} seed{"s" * (seeds > 1)}'
         f'{", pooled" * (seeds > 1)}. Cloudy: {counts["cloudy"]} places where all three bands of '
         f'the optical image exceed {BRIGHT} of 255 in more than {CLOUDY:.0%} of the pixels; clear: '
-        f'the other {counts["clear"]}. Masks that are known by their share in each patch alone, '
-        f'interpolated as a linear head is, have a mIoU of '
+        f'the other {counts["clear"]}. Masks averaged over each patch and '
+        f'interpolated like a linear head have a mIoU of '
         f'{ceiling(floods.masks("test"), PATCH):.3f}.'
     )
 
@@ -221,7 +221,7 @@ def _table(cells: Sequence[Cell], title: str, split: Split, sky: str, score: str
 
 
 def _markdown(title: str, cells: Sequence[Cell], text: Callable[[Cell], str]) -> str:
-    """A row a set of sensors, a column a method."""
+    """Return a table with one row per set of sensors and one column per method."""
     by_name = {(cell.sensors, cell.method): cell for cell in cells}
     methods = list(dict.fromkeys(cell.method for cell in cells))
     lines = [f'| {title} | ' + ' | '.join(methods) + ' |', '|---|' + '---:|' * len(methods)]
@@ -233,7 +233,7 @@ def _markdown(title: str, cells: Sequence[Cell], text: Callable[[Cell], str]) ->
 
 
 def draw(floods: Floods, maps: Mapping[str, Pixels], path: Path) -> None:
-    """Draw a place of each run of the test split: the one whose flooded share is the median.
+    """Draw, for each run of the test split, the place with the median flooded fraction.
 
     Args:
         floods: The places.
@@ -264,6 +264,6 @@ def draw(floods: Floods, maps: Mapping[str, Pixels], path: Path) -> None:
 
 
 def _median_place(places: Sequence[str], truth: Pixels, run: tuple[int, int]) -> int:
-    """Number of the place of a run with the median share of flooded pixels."""
+    """Return the number of the place of a run with the median fraction of flooded pixels."""
     here = [i for i, place in enumerate(places) if run_of(int(place)) == ('test', run)]
     return sorted(here, key=lambda i: float(truth[i].mean()))[len(here) // 2]

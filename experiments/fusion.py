@@ -1,14 +1,15 @@
-"""Which sensor helps when: fused backbones and those of one sensor, under clear and cloudy skies.
+"""Compare fused backbones with those of one sensor, under clear and cloudy skies.
 
-Each row is the quickstart with another model, pretrained from the same seed on the same pairs and
-for as many steps, and measured by land cover of windows of ROIs never seen, by how much of a window
-clouds hide from Sentinel-2. Each place is seen under several skies.
+Each row is the quickstart with another model, pretrained from the same seed on the same pairs for
+the same number of steps, and evaluated by land cover of windows of ROIs that were not used for
+training, grouped by the fraction that clouds hide from Sentinel-2. Each place is seen under several
+skies.
 
     geofm sample-data data/sample
     python experiments/fusion.py [--seeds 0 1] [--precision bf16-mixed]
 
 writes `experiments/results/fusion.json` and `fusion.md` and `docs/images/fusion.png`, and fills the
-tables of docs. A run that is there is not run again.
+tables of docs. Finished runs are not repeated.
 """
 
 import argparse
@@ -83,7 +84,7 @@ RANDOM, WORDS, STATISTICS = 'random weights', 'patch words', 'band mean and std'
 
 
 def arguments(variant: str, data: Path, precision: str) -> list[str]:
-    """What makes a row of the quickstart."""
+    """Return the arguments that turn the quickstart into a row of the table."""
     found = [f'{TASK}model=geofm_vit_tiny_patch16_{variant}', f'{DATA}paths={data}']
     found.append(f'--trainer.precision={precision}')
     if variant in SENSORS:
@@ -96,7 +97,7 @@ def arguments(variant: str, data: Path, precision: str) -> list[str]:
 def predictions(
     bank: Mapping[str, Tensor], labels: Tensor, queries: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Predicted class of each query, by measure."""
+    """Return the predicted class of each query, by measure."""
     found = {
         f'{feature}, {NEIGHBOURS}-NN': knn_predict(vectors, labels, queries[feature], NEIGHBOURS)
         for feature, vectors in bank.items()
@@ -108,7 +109,7 @@ def predictions(
 
 
 def by_sky(found: Mapping[str, Tensor], truth: Tensor, shares: npt.NDArray[np.float64]) -> Scores:
-    """Accuracy of the windows under each sky."""
+    """Return the accuracy of the windows under each sky."""
     scores: Scores = {}
     for sky, chosen in skies(shares).items():
         here = torch.from_numpy(chosen)
@@ -120,7 +121,7 @@ def by_sky(found: Mapping[str, Tensor], truth: Tensor, shares: npt.NDArray[np.fl
 
 
 class Bench:
-    """Windows to learn from, windows to tell, and the sky over these."""
+    """Training windows, test windows, and the sky over the test windows."""
 
     def __init__(self, data: Path) -> None:
         self.bank = SampleLandCover(data, 'train')
@@ -128,7 +129,7 @@ class Bench:
         self.shares = np.concatenate([hidden_shares(data, part) for part in self.queries])
 
     def measure(self, features: Any, *args: Any) -> Scores:
-        """Scores of what ``features(dataset)`` gives: vectors by name, and labels."""
+        """Return scores of ``features(dataset)``, which returns vectors by name, and labels."""
         bank, labels = features(self.bank)
         parts = [features(part) for part in self.queries]
         queries = {name: torch.cat([vectors[name] for vectors, _ in parts]) for name in bank}
@@ -136,15 +137,15 @@ class Bench:
         return by_sky(found, torch.cat([truth for _, truth in parts]), self.shares)
 
     def tokens(self, backbone: MultiSensorViT, given: tuple[bool, ...] | None = None) -> Scores:
-        """Scores of a backbone's tokens."""
+        """Return the scores of the tokens of a backbone."""
         return self.measure(lambda dataset: token_features(backbone.eval(), dataset, given))
 
     def baseline(self, encoder: Encoder, bands: Sequence[str]) -> Scores:
-        """Scores of a baseline's one vector."""
+        """Return the scores of a baseline with a single vector."""
         return self.measure(lambda dataset: pooled_features(encoder, dataset, bands))
 
     def about(self) -> dict[str, dict[str, int]]:
-        """Number of windows under each sky, and of the places that they are of."""
+        """Return the number of windows and of their places under each sky."""
         places = [
             (*pair[:3], row, col)
             for part in self.queries
@@ -162,7 +163,7 @@ class Bench:
 
 
 def random_backbone(checkpoint: Path, seed: int) -> MultiSensorViT:
-    """The architecture of a checkpoint with random weights."""
+    """Return the architecture of a checkpoint with random weights."""
     torch.manual_seed(seed)
     return create_backbone(read_hparams(checkpoint))
 
@@ -170,7 +171,7 @@ def random_backbone(checkpoint: Path, seed: int) -> MultiSensorViT:
 def measure_all(
     checkpoints: Mapping[str, Sequence[Path]], seeds: Sequence[int], bench: Bench
 ) -> Table:
-    """All rows of the table.
+    """Compute all rows of the table.
 
     Args:
         checkpoints: Of each backbone, one a seed.
@@ -197,7 +198,7 @@ def measure_all(
 
 
 def cell(values: Sequence[float]) -> str:
-    """Mean over the seeds, and each one."""
+    """Return the mean over the seeds and each seed."""
     each = ', '.join(f'{100 * value:.1f}' for value in values)
     return f'{100 * mean(values):.1f} ({each})' if len(values) > 1 else each
 
@@ -230,12 +231,12 @@ def brief(found: Table) -> str:
 
 
 def two_errors(share: float, count: int) -> float:
-    """Two standard errors of a share of *count* windows that are independent."""
+    """Return two standard errors of a fraction of *count* independent windows."""
     return float(2 * (share * (1 - share) / count) ** 0.5)
 
 
 def caption(about: Mapping[str, Mapping[str, int]], seeds: Sequence[int], precision: str) -> str:
-    """What the figures are of, and how far off they may be."""
+    """Return the caption: what the scores are and how uncertain they are."""
     names = {
         'clear': 'clear (clouds hide less than 5 % of the window)',
         'partly': 'partly (5 to 60 %)',
@@ -255,7 +256,7 @@ def caption(about: Mapping[str, Mapping[str, int]], seeds: Sequence[int], precis
 
 
 def draw(found: Table, about: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Bars of each backbone under each sky; dashed its random weights, dotted the baselines."""
+    """Draw bars for each backbone and sky; dashed: random weights, dotted: baselines."""
     figure = Figure(figsize=(11, 3.9), layout='constrained')
     axes = figure.subplots(1, len(MEASURES), sharey=True)
     names = list(found[PRETRAINED])
@@ -308,7 +309,7 @@ def draw(found: Table, about: Mapping[str, Mapping[str, int]]) -> Figure:
 
 
 def main() -> None:
-    """Run, measure, and write."""
+    """Run and evaluate all rows, and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--data', type=Path, default=Path('data/sample'))
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])

@@ -1,11 +1,11 @@
-"""Feed mutated GeoTIFFs to all that reads them: the scan, the data set of pairs, and maps.
+"""Feed mutated GeoTIFFs to all readers: the scan, the data set of pairs, and maps.
 
 Good files of many kinds (plain, tiled and compressed, with masks, names, scales, nodata values) are
-cut, spliced and changed byte by byte and tag by tag, from a seed. For each of them it is checked
-that nothing but a clear error is raised, that nothing takes longer than a limit, and that no pixel
-counts as valid whose values its sensor cannot have measured. Files are read in processes of their
-own, so a crash is found and counted, and the memory that reading takes beyond that of the imports
-is measured.
+truncated, spliced and changed byte by byte and tag by tag, from a seed. The script checks
+that only clear errors are raised, that reading stays below a time limit, and that no pixel
+counts as valid if its sensor cannot have measured its values. Files are read in separate
+processes, so that crashes are counted and the memory of reading is measured without that of the
+imports.
 
     python experiments/fuzz_rasters.py
 """
@@ -45,7 +45,7 @@ NAMES = {
 
 type Generator = np.random.Generator
 
-#: What a file may be like, by GDAL's options.
+#: Kinds of files, as GDAL creation options.
 PROFILES: tuple[dict[str, Any], ...] = (
     {'interleave': 'pixel'},
     {'interleave': 'pixel', 'ENDIANNESS': 'BIG'},
@@ -102,7 +102,7 @@ def flip(content: bytearray, rng: Generator) -> bytearray:
 
 
 def tag(content: bytearray, rng: Generator) -> bytearray:
-    """Change a whole field of an entry of the directory: its tag, type, number or value."""
+    """Change a field of a directory entry: its tag, type, count or value."""
     order = 'little' if content[:1] == b'I' else 'big'
     start = int.from_bytes(content[4:8], order)  # type: ignore[arg-type]
     for _ in range(int(rng.integers(1, 3))):
@@ -128,12 +128,12 @@ def tag(content: bytearray, rng: Generator) -> bytearray:
 
 
 def cut(content: bytearray, rng: Generator) -> bytearray:
-    """Leave off the end."""
+    """Truncate the file."""
     return content[: int(rng.integers(len(content)))]
 
 
 def splice(content: bytearray, rng: Generator) -> bytearray:
-    """Put random bytes in the place of others."""
+    """Replace bytes by random ones."""
     start = int(rng.integers(len(content)))
     length = int(rng.integers(1, len(content)))
     junk = rng.bytes(min(length, len(content) - start))
@@ -142,19 +142,19 @@ def splice(content: bytearray, rng: Generator) -> bytearray:
 
 
 def insert(content: bytearray, rng: Generator) -> bytearray:
-    """Put random bytes between others."""
+    """Insert random bytes."""
     at = int(rng.integers(len(content)))
     return content[:at] + rng.bytes(int(rng.integers(1, 4000))) + content[at:]
 
 
 def remove(content: bytearray, rng: Generator) -> bytearray:
-    """Leave out bytes in the middle."""
+    """Remove bytes from the middle."""
     at = int(rng.integers(len(content)))
     return content[:at] + content[at + int(rng.integers(1, 4000)) :]
 
 
 def fill(content: bytearray, rng: Generator) -> bytearray:
-    """Put a float that no sensor measures in some places."""
+    """Write floats that no sensor can measure at some places."""
     value = np.array([rng.choice([3e38, -9999, np.nan, np.inf, 1e10, -200])], '<f4').tobytes()
     for _ in range(int(rng.integers(1, 200))):
         at = int(rng.integers(max(1, len(content) - 4)))
@@ -188,7 +188,7 @@ def good_pair(folder: Path) -> SEN12MSCRTS:
 def check(
     indexed: SEN12MSCRTS, folder: Path, number: int, seed: int, limit: float
 ) -> tuple[str, str, list[str]]:
-    """Make a file and read it by all ways.
+    """Create a file and read it in all ways.
 
     Args:
         indexed: Data set of the pair that lay in the folder first.
@@ -231,7 +231,7 @@ def check(
                 try:
                     faults += [f'{name}: {fault}' for fault in way()]
                 except (ValueError, RasterioError):
-                    # What is told of a bad file.
+                    # Messages about a bad file.
                     pass
                 except Exception as error:
                     faults.append(f'{name}: {type(error).__name__}: {error}')
@@ -254,7 +254,7 @@ def _read(data: SEN12MSCRTS) -> list[str]:
 
 
 def _read_scene(folder: Path, sensor: str) -> list[str]:
-    """Read the file as a scene of a map, and with the other sensor's."""
+    """Read the file as a scene of a map, alone and with the other sensor."""
     faults = []
     for sensors in (('s1', 's2'), (sensor,)):
         paths = {key: folder / NAMES[key] for key in sensors}
@@ -268,7 +268,7 @@ def _read_scene(folder: Path, sensor: str) -> list[str]:
 def _beyond(
     image: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], bands: tuple[str, ...]
 ) -> list[str]:
-    """Bands with valid values that their sensor cannot have measured."""
+    """Return the bands with valid values that their sensor cannot have measured."""
     faults = []
     for sensor in SENSORS.values():
         low, high = sensor.limits
@@ -279,7 +279,7 @@ def _beyond(
 
 
 def _work(numbers: list[int], seed: int, limit: float, results: Any) -> None:
-    """Read files one after the other, and tell of each."""
+    """Read files one after the other and report each."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with tempfile.TemporaryDirectory() as folder:
         indexed = good_pair(Path(folder))
@@ -331,7 +331,7 @@ def run(
 
 
 def main() -> None:
-    """Read files, print and write a table."""
+    """Read files, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--files', type=int, default=500, help='files of each seed')
     parser.add_argument('--seeds', type=int, nargs='+', default=list(range(10)))
@@ -362,7 +362,7 @@ def main() -> None:
 
 
 def table(content: dict[str, Any]) -> str:
-    """Table of what was found.
+    """Return the table of results.
 
     Args:
         content: What the JSON file holds.
@@ -375,14 +375,13 @@ def table(content: dict[str, Any]) -> str:
         f'# {content["files"] * len(seeds):,} mutated GeoTIFFs',
         '',
         f'Seeds {", ".join(map(str, seeds))}, {content["files"]} files each, '
-        f'{content["seconds"] / 60:.0f} minutes. Each file is scanned; read by `SEN12MSCRTS` as if '
-        f'it had changed since the scan, and anew if the scan says it is sound; and read as a '
+        f'{content["seconds"] / 60:.0f} minutes. Each file is scanned, read by `SEN12MSCRTS` as if '
+        f'it had changed since the scan, read again if the scan finds no problem, and read as a '
         f'scene of a map.',
         '',
         f'- {len(content["faults"])} files with a crash, a hang (over {content["limit_s"]:g} s), '
-        f'an error that is not one of a file, or values beyond the range of their sensor counted '
-        f'as valid',
-        f'- Most memory beyond that of the imports: {content["most_bytes"] / 2**20:.0f} MiB',
+        f'an unexpected error, or values outside of the range of their sensor counted as valid',
+        f'- Peak memory in addition to imports: {content["most_bytes"] / 2**20:.0f} MiB',
         '',
         '| Change | Files | Refused by the scan |',
         '|---|---:|---:|',

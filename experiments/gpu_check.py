@@ -1,7 +1,7 @@
 """Check and time pretraining on a GPU: one command, one JSON file, under 8 minutes.
 
-Each section is run whatever becomes of the others: what fails is noted with its error. Images are
-generated. ``--tiny`` runs every section on any machine at sizes that say nothing about speed.
+Each section runs independently of the others; failures are recorded with their errors. Images are
+generated. ``--tiny`` runs every section on any machine, at sizes that say nothing about speed.
 
     python experiments/gpu_check.py                   # on a GPU: ViT-B/16, both sensors, batch 64
     python experiments/gpu_check.py --tiny            # anywhere
@@ -65,7 +65,7 @@ TINY: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured, and where.
+    """Sizes and device of a check.
 
     Attributes:
         task: Arguments of the task.
@@ -86,7 +86,7 @@ class Setting:
     workers: int = 12
 
     def autocast(self, dtype: torch.dtype | None = torch.bfloat16) -> AbstractContextManager[Any]:
-        """Half precision, on a GPU.
+        """Return an autocast context for the GPU.
 
         Args:
             dtype: Which; None: full precision.
@@ -95,13 +95,13 @@ class Setting:
         return torch.autocast(self.device.type, dtype, enabled=on)
 
     def small(self) -> 'Setting':
-        """The same with a small model and few images, for comparisons of numbers."""
+        """Return the same setting with a small model and few images, for numerical comparisons."""
         task = {**self.task, 'model': 'geofm_vit_tiny_patch16_linear'}
         return self if self.steps < 100 else replace(self, task=task, batch_size=8)
 
 
 def wait(device: torch.device) -> None:
-    """Wait until a device has done its work.
+    """Wait until a device has finished its work.
 
     Args:
         device: The device.
@@ -111,7 +111,7 @@ def wait(device: torch.device) -> None:
 
 
 def seconds(function: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Median time of a function, after two runs that do not count.
+    """Return the median time of a function after two warm-up runs.
 
     Args:
         function: What to time.
@@ -132,7 +132,7 @@ def seconds(function: Callable[[], object], device: torch.device, repeats: int) 
 
 
 def images_of(setting: Setting) -> dict[str, Tensor]:
-    """A normalised batch on the device.
+    """Return a normalised batch on the device.
 
     Args:
         setting: Its size.
@@ -152,7 +152,7 @@ def images_of(setting: Setting) -> dict[str, Tensor]:
 
 
 def about_device(setting: Setting) -> dict[str, Any]:
-    """Name, memory and software of the device."""
+    """Return name, memory and software of the device."""
     about: dict[str, Any] = {'torch': torch.__version__, 'python': platform.python_version()}
     if setting.device.type == 'cuda':
         properties = torch.cuda.get_device_properties(setting.device)
@@ -164,7 +164,7 @@ def about_device(setting: Setting) -> dict[str, Any]:
 
 
 def gemm_rate(setting: Setting) -> float:
-    """Rate of a large matrix product in the precision of the run, in FLOP/s."""
+    """Return the rate of a large matrix product in the precision of the run, in FLOP/s."""
     on_gpu = setting.device.type == 'cuda'
     side, dtype = (8192, torch.bfloat16) if on_gpu else (512, torch.float32)
     a, b = (torch.randn(side, side, device=setting.device, dtype=dtype) for _ in range(2))
@@ -172,7 +172,7 @@ def gemm_rate(setting: Setting) -> float:
 
 
 def attention_parity(setting: Setting) -> dict[str, Any]:
-    """Largest difference of each kernel, and its gradient, from attention in float32."""
+    """Return the largest difference of each kernel and its gradient from attention in float32."""
     groups = ((4, 147), (16, 41), (1, 3))
     rows = sum(count * length for count, length in groups)
     qkv = torch.randn(rows, 3, 12, 64, device=setting.device)
@@ -200,7 +200,7 @@ def attention_parity(setting: Setting) -> dict[str, Any]:
 
 
 def losses_on_cpu_and_device(setting: Setting) -> dict[str, Any]:
-    """Losses of the same batch and draws on the CPU and on the device, in full precision."""
+    """Compare losses of the same batch and draws on the CPU and on the device, in float32."""
     setting = replace(setting.small(), batch_size=4)
     seed_everything(0, verbose=False)
     task = DINOv2(**setting.task, drop_path_rate=0.2).train()
@@ -221,14 +221,14 @@ def losses_on_cpu_and_device(setting: Setting) -> dict[str, Any]:
 
 
 def precisions(setting: Setting) -> dict[str, Any]:
-    """Losses of some steps of Lightning's Trainer in each precision."""
+    """Return losses of some steps of Lightning's Trainer in each precision."""
     setting = setting.small()
     kinds = ['32-true', 'bf16-mixed', *(['16-mixed'] if setting.device.type == 'cuda' else [])]
     return {kind: train(replace(setting, steps=6, workers=0), kind)['losses'] for kind in kinds}
 
 
 def transfer(setting: Setting) -> dict[str, Any]:
-    """Whether images that travel as integers arrive as they are, and how fast they are copied."""
+    """Check that images sent as integers arrive unchanged, and time the copies."""
     pairs = GeneratedPairs(setting.batch_size, setting.image_size)
     batches = []
     for as_integers in (False, True):
@@ -248,7 +248,7 @@ def transfer(setting: Setting) -> dict[str, Any]:
 
 @dataclass
 class Step:
-    """A task with an optimiser, and its step cut into phases."""
+    """Task with an optimiser, whose step is split into phases."""
 
     setting: Setting
     options: dict[str, Any]
@@ -262,7 +262,7 @@ class Step:
         self.crops: Crops = self.task.multi_crop(self.batch)
 
     def crop(self) -> None:
-        """Make crops."""
+        """Create crops."""
         self.crops = self.task.multi_crop(self.batch)
 
     def teacher(self) -> None:
@@ -276,7 +276,7 @@ class Step:
             self.task.student_forward(self.crops)
 
     def forward(self) -> Tensor:
-        """Compute the loss of crops that are there."""
+        """Compute the loss of existing crops."""
         crops = mock.patch.object(self.task.multi_crop, 'forward', return_value=self.crops)
         with crops, self.setting.autocast():
             losses, _ = self.task.losses(self.batch, TEMPERATURE, update_centers=True)
@@ -296,14 +296,14 @@ class Step:
         self.task.move_teacher(MOMENTUM)
 
     def whole(self) -> None:
-        """A whole step."""
+        """Run a whole step."""
         self.crop()
         self.forward_backward()
         self.update()
 
 
 def flops(step: Step, run: Callable[[], object], passes: dict[str, float]) -> float:
-    """Arithmetic of a phase: what PyTorch's counter sees, and attention, where it sees none.
+    """Count the FLOPs of a phase, including attention that PyTorch's counter does not see.
 
     Args:
         step: The step.
@@ -328,7 +328,7 @@ def flops(step: Step, run: Callable[[], object], passes: dict[str, float]) -> fl
 
 
 def phases(setting: Setting) -> dict[str, Any]:
-    """Time, arithmetic and utilisation of each phase, at the task's stochastic depth."""
+    """Measure time, FLOPs and utilisation of each phase, with the stochastic depth of the task."""
     step = Step(setting, {})
     kept = 1 - step.task.hparams['drop_path_rate']
     both = {'globals': kept, 'locals': kept}
@@ -365,7 +365,7 @@ def phases(setting: Setting) -> dict[str, Any]:
 
 @contextmanager
 def counting_saved(step: Step) -> Iterator[list[int]]:
-    """Count bytes that autograd keeps for the backward pass, each memory once.
+    """Count the bytes that autograd keeps for the backward pass, each storage once.
 
     Args:
         step: The step, whose parameters do not count.
@@ -388,7 +388,7 @@ def counting_saved(step: Step) -> Iterator[list[int]]:
 
 
 def memory(setting: Setting) -> dict[str, Any]:
-    """Peak memory beside an estimate, for each way of activation checkpointing.
+    """Measure peak memory beside an estimate, for each kind of activation checkpointing.
 
     The estimate: weights and averages, gradients, moments, images, crops, and what autograd keeps.
     """
@@ -418,7 +418,7 @@ def memory(setting: Setting) -> dict[str, Any]:
 
 
 def compiled(setting: Setting) -> dict[str, Any]:
-    """Step time with compiled blocks and heads, what was compiled, and the loss beside eager's."""
+    """Measure step time and loss with compiled blocks and heads, beside eager mode."""
     found: dict[str, Any] = {}
     for on in (False, True):
         torch._dynamo.reset()
@@ -441,7 +441,7 @@ def compiled(setting: Setting) -> dict[str, Any]:
 
 
 class GeneratedPairs(Dataset[dict[str, Tensor]]):
-    """Images of some random textures in raw units, shifted from sample to sample.
+    """Data set of random textures in raw units, shifted from sample to sample.
 
     Args:
         length: Number of samples.
@@ -457,11 +457,11 @@ class GeneratedPairs(Dataset[dict[str, Tensor]]):
         self.images[:, 2:] = self.images[:, 2:].clamp(1, 65_535).round()
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """A sample.
+        """Return a sample.
 
         Args:
             index: Its number.
@@ -475,7 +475,7 @@ class GeneratedPairs(Dataset[dict[str, Tensor]]):
 
 
 class Losses(Callback):
-    """Keeps losses on the device, and the times of the steps."""
+    """Callback that keeps losses on the device, and the times of the steps."""
 
     def __init__(self) -> None:
         self.losses: list[Tensor] = []
@@ -490,14 +490,14 @@ class Losses(Callback):
 
 
 class KeepBatch(Callback):
-    """Keeps the images of the first batch."""
+    """Callback that keeps the images of the first batch."""
 
     image: Tensor | None = None
 
     def on_train_batch_start(
         self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep them."""
+        """Keep the images."""
         self.image = batch['image'].clone() if self.image is None else self.image
 
 
@@ -519,7 +519,7 @@ def _trainer(setting: Setting, precision: Any, steps: int, callbacks: list[Callb
 
 
 def train(setting: Setting, precision: str = 'bf16-mixed') -> dict[str, Any]:
-    """A run of the command line's kind: Trainer, data module, workers, checks every 4 batches."""
+    """Train like the command line does: Trainer, data module, workers, checks every 4 batches."""
     seed_everything(0, verbose=False)
     pairs = GeneratedPairs(setting.steps * setting.batch_size, setting.image_size)
     data = NamedBandsDataModule(
@@ -554,7 +554,7 @@ def train(setting: Setting, precision: str = 'bf16-mixed') -> dict[str, Any]:
 
 @contextmanager
 def _sync_debug(mode: str | None) -> Iterator[None]:
-    """Have PyTorch warn of operators that wait for the GPU."""
+    """Make PyTorch warn about operators that synchronise with the GPU."""
     if mode is None:
         yield
         return
@@ -579,13 +579,13 @@ SECTIONS: dict[str, Callable[[Setting], dict[str, Any]]] = {
 
 
 def _in_short(error: Exception) -> dict[str, Any]:
-    """An error as JSON holds it."""
+    """Return the short form of an error for JSON."""
     place = traceback.format_exception(error)[-4:]
     return {'error': f'{type(error).__name__}: {error}'[:500], 'at': ''.join(place)[-1500:]}
 
 
 def device_name(device: torch.device) -> str:
-    """Name of a device.
+    """Return the name of a device.
 
     Args:
         device: The device.
@@ -594,7 +594,7 @@ def device_name(device: torch.device) -> str:
 
 
 def check(setting: Setting, output: Path, limit: float, only: Sequence[str]) -> dict[str, Any]:
-    """Run the sections, and write what is known after each.
+    """Run the sections, and write the results after each.
 
     Args:
         setting: What to measure, and where.
@@ -634,10 +634,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: Those of the command line by default.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument('--tiny', action='store_true', help='any machine, sizes without meaning')
+    parser.add_argument('--tiny', action='store_true', help='run on any machine with tiny sizes')
     parser.add_argument('--batch-size', type=int, default=64)
     parser.add_argument('--workers', type=int, default=12)
-    parser.add_argument('--limit', type=float, default=400, help='seconds to begin sections in')
+    parser.add_argument('--limit', type=float, default=400, help='start no section after (s)')
     parser.add_argument('--sections', nargs='*', choices=SECTIONS, default=list(SECTIONS))
     parser.add_argument('--output', type=Path, default=Path('gpu_check.json'))
     options = parser.parse_args(arguments)

@@ -1,12 +1,12 @@
-"""Kill every command at random moments, and look at what is there and at what the next run makes.
+"""Kill every command at random moments, and check the files it leaves and the next run.
 
     python experiments/kill.py --kills 100 --work output/kill --temporary /dev/shm
 
-Each time a command is killed (SIGKILL), every file under a final name must be whole; when it is
-run again, the files must be those of a run that nobody disturbed, no more and no fewer. Half of
-the runs have their temporary folder on the file system of the output, and half below
-``--temporary``, which should be on another. Half are killed at a random moment, and half soon after
-a file begins to be written. Writes a table to ``experiments/results``.
+After a command is killed (SIGKILL), every file under its final name must be complete. When the
+command is run again, the files must equal those of an undisturbed run, without extra or missing
+files. Half of the runs have their temporary folder on the file system of the output, and half below
+``--temporary``, which should be on another file system. Half are killed at a random moment, and
+half soon after they start to write a file. Writes a table to ``experiments/results``.
 
 All commands are forked from one process that has imported the libraries, without ``exec``: starting
 Python 200 times would take most of the time.
@@ -57,7 +57,7 @@ CONFIGS = Path(__file__).parents[1] / 'configs'
 #: Training, validation and test ROIs of the sample data.
 _ROIS = (DEFAULT_ROIS[0], DEFAULT_ROIS[8], DEFAULT_ROIS[11])
 
-#: What a command writes into, below the folder of a run.
+#: Output folder of a command, below the folder of a run.
 _OUT = 'out'
 
 _SIZE, _WINDOW = 128, 64
@@ -65,13 +65,13 @@ _SIZE, _WINDOW = 128, 64
 
 @dataclass
 class Case:
-    """A command, and what was found.
+    """Command and the results of its kills.
 
     Attributes:
         name: Name in the table.
         arguments: What to give to geofm; ``OUT`` is the folder to write into.
         in_place: Whether the command also writes into a copy of the data, ``DATA``.
-        resumes: Checkpoint to go on from when it is run again, if it is there.
+        resumes: Checkpoint to resume when it is run again, if it exists.
         seconds: Time that an undisturbed run takes.
         kills: Number of kills.
         writing: Of these, while something was being written.
@@ -96,7 +96,7 @@ class Case:
 
 
 def fork(function: Callable[[], object], temporary: Path) -> int:
-    """Call a function in another process, whose output is dropped; its id."""
+    """Call a function in another process without output; return its process id."""
     process = os.fork()
     if process:
         return process
@@ -121,7 +121,7 @@ def fork(function: Callable[[], object], temporary: Path) -> int:
 
 
 def ask(function: Callable[[], Any], temporary: Path) -> Any:
-    """Result of a function in another process, so that this one starts no threads."""
+    """Return the result of a function from another process, so that this one starts no threads."""
     answer = temporary / 'kill-answer.pkl'
 
     def call() -> None:
@@ -134,7 +134,7 @@ def ask(function: Callable[[], Any], temporary: Path) -> Any:
 
 
 def perform(arguments: list[str]) -> None:
-    """Run a command in this process; sample data are smaller than those of the command."""
+    """Run a command in this process, with smaller sample data than the command writes."""
     if arguments[0] == 'sample-data':
         write_sample_data(arguments[1], _ROIS, 1, 1, _WINDOW)
     else:
@@ -151,7 +151,7 @@ def run(arguments: list[str], temporary: Path) -> None:
 def kill_amid(
     arguments: list[str], folder: Path, after: float, writing: bool, temporary: Path
 ) -> bool:
-    """Run a command and kill it; whether it had not ended before."""
+    """Run a command and kill it; return whether it was still running."""
     process = fork(lambda: perform(arguments), temporary)
     time.sleep(after)
     while writing and not is_writing(folder):
@@ -163,7 +163,7 @@ def kill_amid(
 
 
 def is_writing(folder: Path) -> bool:
-    """Whether there is a temporary file or folder."""
+    """Return whether there is a temporary file or folder."""
     for _, folders, names in os.walk(folder):
         if any('.part' in name for name in (*folders, *names)):
             return True
@@ -174,12 +174,12 @@ def is_writing(folder: Path) -> bool:
 
 
 def listing(folder: Path) -> set[str]:
-    """All files below a folder, hidden ones too."""
+    """Return all files below a folder, including hidden ones."""
     return {str(p.relative_to(folder)) for p in folder.rglob('*') if not p.is_dir()}
 
 
 def content(path: Path) -> Any:
-    """What is in a file, without what differs from run to run; reading it shows that it is whole.
+    """Read a file and return its content, without parts that differ between runs.
 
     Raises:
         Exception: If it is not.
@@ -192,14 +192,14 @@ def content(path: Path) -> Any:
             table = pq.read_table(path)
             return table.to_pandas(), table.schema.metadata
         case '.ckpt' | '.pth':
-            # Lightning's own states hold times.
+            # Lightning's own states contain times.
             return torch.load(path, weights_only=True)['state_dict']
         case '.safetensors':
             return load_file(path)
         case '.json':
             return json.loads(path.read_text())
         case '.yaml':
-            # A run that goes on says where it goes on from.
+            # A resumed run states where it resumed.
             return {**yaml.safe_load(path.read_text()), 'ckpt_path': None}
         case '.png':
             return matplotlib.image.imread(path)
@@ -213,7 +213,7 @@ def content(path: Path) -> Any:
 
 
 def is_same(a: Any, b: Any) -> bool:
-    """Whether two contents are the same."""
+    """Return whether two contents are equal."""
     if isinstance(a, torch.Tensor):
         return torch.equal(a, b)
     if isinstance(a, np.ndarray):
@@ -232,7 +232,7 @@ def is_same(a: Any, b: Any) -> bool:
 
 
 def broken(folder: Path, names: set[str]) -> list[str]:
-    """Files under a final name that are not whole: temporary and work files have other names."""
+    """Return incomplete files under final names; temporary and work files have other names."""
     found = []
     for name in sorted(listing(folder)):
         hidden = any(part.startswith('.') for part in Path(name).parts)
@@ -246,13 +246,13 @@ def broken(folder: Path, names: set[str]) -> list[str]:
 
 
 def partly_there(folder: Path, reference: Path, whole: tuple[str, ...]) -> list[str]:
-    """Folders that appear at once, and of which some files are missing."""
+    """Return folders that must appear at once, but lack some files."""
     there = (name for name in whole if (folder / name).exists())
     return [name for name in there if listing(folder / name) != listing(reference / name)]
 
 
 def differing(folder: Path, reference: Path) -> list[str]:
-    """Files whose content is not that of the reference's."""
+    """Return the files whose content differs from the reference."""
     names = sorted(listing(folder) & listing(reference))
     return [n for n in names if not is_same(content(folder / n), content(reference / n))]
 
@@ -261,7 +261,7 @@ def differing(folder: Path, reference: Path) -> list[str]:
 
 
 def cases(data: Path, checkpoint: Path, maps: Path, task: Path, table: Path) -> list[Case]:
-    """The commands."""
+    """Return the commands."""
     s1, s2 = (
         str(next((data / 'ROIs1868' / '36').rglob(f'{s}_*_ImgNo_0_*_patch_0.tif')))
         for s in ('s1', 's2')
@@ -304,7 +304,7 @@ def cases(data: Path, checkpoint: Path, maps: Path, task: Path, table: Path) -> 
 
 
 def fit_arguments(data: Path, output: str) -> list[str]:
-    """A pretraining run of seconds."""
+    """Return the arguments of a pretraining run that takes seconds."""
     model, loader = '--model.init_args.', '--data.init_args.'
     config = CONFIGS / 'pretrain' / 'quickstart.yaml'
     checkpoints = {
@@ -339,7 +339,7 @@ def fit_arguments(data: Path, output: str) -> list[str]:
 
 
 def write_task(path: Path) -> None:
-    """A segmentation of random weights, as a Lightning Trainer writes it."""
+    """Write a segmentation task with random weights, as a Lightning Trainer writes it."""
     torch.manual_seed(0)
     task = SemanticSegmentation(
         'segformer', 'geofm_vit_nano_patch16_linear', in_channels=15, num_classes=4
@@ -352,7 +352,7 @@ _AT_ONCE = ('split', 'sample', 'page')
 
 
 class Trial:
-    """Runs the cases."""
+    """Runs of all cases."""
 
     def __init__(self, work: Path, temporary: Path, seed: int) -> None:
         self.work, self.temporary = work, temporary
@@ -378,14 +378,14 @@ class Trial:
         return found
 
     def fresh(self) -> tuple[Path, Path]:
-        """An empty folder to run in, and a copy of the data in it if it is needed."""
+        """Return an empty folder to run in, with a copy of the data if needed."""
         folder = self.work / 'run'
         shutil.rmtree(folder, ignore_errors=True)
         (folder / _OUT).mkdir(parents=True)
         return folder, folder / 'data'
 
     def arguments(self, case: Case, folder: Path) -> list[str]:
-        """Arguments of a case in a folder; the second time it goes on if it can."""
+        """Return the arguments of a case in a folder; the second run resumes if it can."""
         out, data = str(folder / _OUT), str(folder / 'data')
         arguments = [a.replace('OUT', out).replace('DATA', data) for a in case.arguments]
         if case.resumes is not None and (folder / _OUT / case.resumes).exists():
@@ -393,14 +393,14 @@ class Trial:
         return arguments
 
     def start(self, case: Case) -> Path:
-        """A folder in which nothing has run."""
+        """Return a folder in which nothing has run."""
         folder, data = self.fresh()
         if case.in_place:
             shutil.copytree(self.work.parent / 'data', data)
         return folder
 
     def reference(self, case: Case) -> Path:
-        """Run a case undisturbed, and keep what it makes."""
+        """Run a case undisturbed and keep its output."""
         folder = self.start(case)
         start = time.monotonic()
         run(self.arguments(case, folder), self.temporary)
@@ -411,7 +411,7 @@ class Trial:
         return reference
 
     def kill_all(self, todo: list[tuple[Case, int]]) -> None:
-        """Kill each case so many times, in turns, and write down what was found."""
+        """Kill each case the given number of times, in turns, and record the results."""
         references = {case.name: self.reference(case) for case, _ in todo}
         for number in range(max(share for _, share in todo)):
             for case, share in todo:
@@ -424,7 +424,7 @@ class Trial:
                 part.write_bytes(pickle.dumps([case for case, _ in todo]))
 
     def kill(self, case: Case, reference: Path) -> None:
-        """Kill a case once, look at what is there, run it again, and compare."""
+        """Kill a case once, check its files, run it again and compare."""
         self.tried += 1
         temporary = self.temporary if self.tried % 2 else self.work / 'temporary'
         temporary.mkdir(exist_ok=True)
@@ -446,7 +446,7 @@ class Trial:
 
 
 def table(found: list[Case], settings: str) -> str:
-    """What was found, as Markdown."""
+    """Return the results as Markdown."""
     lines = [
         '# Commands that are killed',
         '',

@@ -2,11 +2,10 @@
 
     python experiments/kill_ranks.py --kills 20
 
-A run of two ranks on gloo is disturbed: SIGTERM, SIGUSR1 or SIGKILL to a random rank, or a full
-disk, each at a random moment. It must end by itself within 60 s, with an exit code other than 0,
-and leave only whole checkpoints. The same command is then run again, with ``--resume auto``. A run
-that comes to its end must have the weights of one that nobody disturbed. Writes
-``experiments/results``.
+A run of two ranks with gloo is disturbed: SIGTERM, SIGUSR1 or SIGKILL to a random rank, or a full
+disk, each at a random moment. It must end by itself within 60 s, with a nonzero exit code,
+and leave only complete checkpoints. The same command is then run again, with ``--resume auto``. A
+finished run must have the weights of an undisturbed run. Writes ``experiments/results``.
 
 The launcher is torchrun's. Its processes are forked from one that has imported the libraries.
 The run's folder is a small file system in memory, so that it can be full: mounting it takes root.
@@ -48,7 +47,7 @@ _DISK = 256
 
 @dataclass
 class Kill:
-    """A run that was disturbed.
+    """A disturbed run.
 
     Attributes:
         kind: How.
@@ -70,7 +69,7 @@ class Kill:
 
 
 def arguments(data: Path, folder: Path, epochs: int) -> list[str]:
-    """A run of some seconds, with a checkpoint every third step."""
+    """Return the arguments of a run that takes seconds, with a checkpoint every third step."""
     model, loader = '--model.init_args.', '--data.init_args.'
     checkpoints = {
         'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint',
@@ -104,7 +103,7 @@ def arguments(data: Path, folder: Path, epochs: int) -> list[str]:
 
 
 def rank(command: list[str], pids: Path) -> None:
-    """What each rank runs."""
+    """Run one rank."""
     (pids / os.environ['RANK']).write_text(str(os.getpid()))
     geofm_main(command)
 
@@ -124,7 +123,7 @@ def launch(command: list[str], pids: Path) -> None:
 
 @contextmanager
 def disk(folder: Path) -> Iterator[Path]:
-    """A file system of its own."""
+    """Mount a separate file system."""
     folder.mkdir(parents=True)
     size = f'size={_DISK}m'
     subprocess.run(['mount', '-t', 'tmpfs', '-o', size, 'tmpfs', folder], check=True)
@@ -135,7 +134,7 @@ def disk(folder: Path) -> Iterator[Path]:
 
 
 class Trial:
-    """One run after the other, disturbed until there were enough kills."""
+    """Runs that are disturbed one after the other until there are enough kills."""
 
     def __init__(self, work: Path, epochs: int, seed: int) -> None:
         self.work, self.epochs, self.random = work, epochs, random.Random(seed)
@@ -144,7 +143,7 @@ class Trial:
         ask(lambda: write_sample_data(self.data, rois, 4, 4, 128), work)
 
     def start(self, folder: Path) -> int:
-        """Start a run and wait until all its ranks have started; process of the launcher."""
+        """Start a run and wait until all its ranks have started; return the launcher process."""
         shutil.rmtree(self.pids, ignore_errors=True)
         self.pids.mkdir()
         command = arguments(self.data, folder, self.epochs)
@@ -156,7 +155,7 @@ class Trial:
         return launcher
 
     def undisturbed(self, folder: Path) -> float:
-        """Run to the end; seconds that it took from the start of the ranks."""
+        """Run to the end; return the seconds since the start of the ranks."""
         launcher = self.start(folder)
         begun = time.monotonic()
         if os.waitpid(launcher, 0)[1]:
@@ -164,7 +163,7 @@ class Trial:
         return time.monotonic() - begun
 
     def disturb(self, kind: str, folder: Path, most: float) -> Kill | None:
-        """Start or resume a run and disturb it; None if it had come to its end before."""
+        """Start or resume a run and disturb it; return None if it had finished before."""
         number, after = self.random.randrange(RANKS), self.random.uniform(0, most)
         launcher = self.start(folder)
         pids = [int((self.pids / str(i)).read_text()) for i in range(RANKS)]
@@ -195,7 +194,7 @@ def fill(path: Path) -> None:
 
 
 def wait(process: int) -> tuple[int, float]:
-    """Wait for a process to end; its exit code and how long it took."""
+    """Wait for a process to end; return its exit code and the seconds it took."""
     begun = time.monotonic()
     while True:
         done, status = os.waitpid(process, os.WNOHANG)
@@ -208,19 +207,19 @@ def wait(process: int) -> tuple[int, float]:
 
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
-    """Weights of the last checkpoint."""
+    """Return the weights of the last checkpoint."""
     return torch.load(folder / 'checkpoints' / 'last.ckpt', weights_only=True)['state_dict']
 
 
 def newest(folder: Path) -> int:
-    """Step of the newest checkpoint of a run; 0 if there is none."""
+    """Return the step of the newest checkpoint of a run, or 0."""
     paths = [p for p in folder.rglob('*.ckpt') if not p.name.startswith('.')]
     newest = max(paths, key=lambda path: path.stat().st_mtime_ns, default=None)
     return 0 if newest is None else int(torch.load(newest, weights_only=True)['global_step'])
 
 
 def table(kills: list[Kill], runs: int, differ: int, settings: str) -> str:
-    """What was found, as Markdown."""
+    """Return the results as Markdown."""
     lines = [
         '# A run of two ranks that is killed',
         '',
@@ -237,7 +236,7 @@ def table(kills: list[Kill], runs: int, differ: int, settings: str) -> str:
         half = sum(len(k.broken) for k in of)
         times = f'{median(seconds):.1f} | {max(seconds):.1f}'
         lines.append(f'| {kind} | {len(of)} | {ended} | {times} | {half} |')
-    lines += ['', f'Runs that came to their end: {runs}, with other weights: {differ}.']
+    lines += ['', f'Finished runs: {runs}, with different weights: {differ}.']
     return '\n'.join(lines) + '\n'
 
 
@@ -273,7 +272,7 @@ def main() -> None:
             print(f'run {runs} is at its end: the same weights: {same}', flush=True)
     settings = (
         f'{len(kills)} kills at random moments (seed {args.seed}) of runs of {RANKS} ranks. '
-        f'A run that nobody disturbs takes {most:.0f} s. Measured by '
+        f'An undisturbed run takes {most:.0f} s. Measured by '
         '`python experiments/kill_ranks.py`.'
     )
     text = table(kills, runs, differ, settings)

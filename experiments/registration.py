@@ -1,8 +1,8 @@
-"""Measure how far Sentinel-1 and Sentinel-2 lie apart in real pairs, by phase correlation.
+"""Measure the offset between Sentinel-1 and Sentinel-2 in real pairs by phase correlation.
 
-VV and VH in dB are compared with the bands of Sentinel-2 by the phase of their gradients (two
-sensors agree on where edges are, not on what is bright). The peak of the correlation gives
-the offset in pixels; if it does not stand out, the pair cannot tell, as under clouds.
+VV and VH in dB are compared with the bands of Sentinel-2 by the phase of their gradients, because
+two sensors agree on the location of edges but not on brightness. The peak of the correlation is
+the offset in pixels. If it does not stand out, as under clouds, the pair is inconclusive.
 
     python experiments/registration.py ../shared/data/real/crts_layout
 """
@@ -25,7 +25,7 @@ Array = npt.NDArray[np.float64]
 #: Bands of 10 m and short-wave infrared, in which edges of fields and water are sharp.
 S2_BANDS = ('B02', 'B03', 'B04', 'B08', 'B11', 'B12')
 SIGMA = 1.5
-#: Offsets beyond this, in pixels, are not looked for.
+#: Largest offset that is searched, in pixels.
 REACH = 20
 #: Height of a peak that tells, in standard deviations of the correlation: those of overcast images
 #: (s2cloudless: 0.97 and 1.00) reach 6 to 8 at random places. Set after a look at these same pairs:
@@ -34,7 +34,7 @@ CLEAR = 10.0
 
 
 def edges(band: Array) -> Array:
-    """Strength of edges, evened out and tapered to nothing at the border."""
+    """Return the strength of edges, equalised and tapered to zero at the border."""
     strength = gaussian_gradient_magnitude(band, SIGMA)
     strength = np.log1p(strength / np.median(strength))
     strength -= gaussian_filter(strength, 12)
@@ -43,15 +43,15 @@ def edges(band: Array) -> Array:
 
 
 def cross_power(a: Array, b: Array) -> npt.NDArray[np.complex128]:
-    """Normalised cross-power spectrum."""
+    """Return the normalised cross-power spectrum."""
     spectrum = np.fft.fft2(b) * np.conj(np.fft.fft2(a))
     return spectrum / np.maximum(np.abs(spectrum), 1e-12)
 
 
 def offset(spectrum: npt.NDArray[np.complex128]) -> tuple[float, float, float]:
-    """Rows and columns that *b* lies below and right of *a*, and height of the peak."""
+    """Return the offset of *b* from *a* in rows and columns, and the height of the peak."""
     rows, cols = spectrum.shape
-    # Noise lies in the high frequencies.
+    # The high frequencies contain noise.
     weight = np.exp(
         -((np.fft.fftfreq(rows)[:, None] ** 2 + np.fft.fftfreq(cols) ** 2) / (2 * 0.15**2))
     )
@@ -73,7 +73,7 @@ def offset(spectrum: npt.NDArray[np.complex128]) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    """Measure all pairs, print and write a table."""
+    """Measure all pairs, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('root', type=Path, nargs='?', default=Path('../shared/data/real'))
     parser.add_argument('--output', type=Path, default=Path('experiments/results/registration.md'))
@@ -87,9 +87,9 @@ def main() -> None:
         '# Offset of Sentinel-2 against Sentinel-1 in real pairs',
         '',
         'By phase correlation of the strength of edges, averaged over VV, VH and '
-        f'{", ".join(S2_BANDS)}. Pixels of 10 m; a peak below {CLEAR:g} standard deviations does '
-        'not tell (clouds, or ground without edges). That limit was raised from 6, at which all '
-        'pairs tell, after a look at these same pairs; the medians below are with it and without.',
+        f'{", ".join(S2_BANDS)}. Pixels of 10 m; a peak below {CLEAR:g} standard deviations is '
+        'inconclusive (clouds, or ground without edges). This limit was raised from 6, where all '
+        'pairs are conclusive, after inspecting these pairs; medians are given for both.',
         '',
         '| Pair | Days | Rows down | Columns right | Peak | |',
         '|---|---:|---:|---:|---:|---|',
@@ -109,9 +109,9 @@ def main() -> None:
         name = f'{row.season} {row.roi}, time step {row.time_step}, patch {row.patch}'
         lines.append(
             f'| {name} | {days} | {down:+.2f} | {right:+.2f} | {peak:.1f} '
-            f'| {"" if peak >= CLEAR else "does not tell"} |'
+            f'| {"" if peak >= CLEAR else "inconclusive"} |'
         )
-    for offsets, which in ((told, 'that tell'), (found, 'in all')):
+    for offsets, which in ((told, 'conclusive pairs'), (found, 'pairs')):
         if offsets:
             middle = np.median(np.array(offsets), axis=0)
             lines += [

@@ -1,4 +1,4 @@
-"""What experiments share: pretraining runs and features of labelled windows."""
+"""Pretraining runs and features of labelled windows, shared by the experiments."""
 
 import shlex
 import subprocess
@@ -21,25 +21,25 @@ from geofm.transforms import Normalize
 CONFIG = 'configs/pretrain/quickstart.yaml'
 NEIGHBOURS = 5
 
-#: Where a config's arguments are.
+#: Prefixes of the arguments of task and data module.
 TASK, DATA = '--model.init_args.', '--data.init_args.'
 
 
 def geofm(*args: str | Path) -> None:
-    """Run a command of geofm in a process of its own, and show it."""
+    """Print a geofm command and run it in a separate process."""
     words = [str(arg) for arg in args]
     print(f'\n$ geofm {shlex.join(words)}', flush=True)
     subprocess.run([sys.executable, '-m', 'geofm', *words], check=True)
 
 
 def latest_checkpoint(root: Path) -> Path:
-    """Checkpoint of the newest run under a folder."""
+    """Return the checkpoint of the newest run below a folder."""
     runs = sorted(root.glob('lightning_logs/version_*'), key=lambda run: int(run.name[8:]))
     return runs[-1] / 'checkpoints' / 'last.ckpt'
 
 
 def pretrain(arguments: list[str], epochs: int, seed: int, output: Path) -> Path:
-    """Run the quickstart with other arguments, unless it has been run."""
+    """Run the quickstart with other arguments unless it has been run."""
     if not (output / 'done').exists():
         command = ['fit', f'--config={CONFIG}', f'--seed_everything={seed}']
         command += [f'--trainer.default_root_dir={output}', f'--trainer.max_epochs={epochs}']
@@ -50,7 +50,7 @@ def pretrain(arguments: list[str], epochs: int, seed: int, output: Path) -> Path
 
 @cache
 def windows(dataset: SampleLandCover) -> list[dict[str, Tensor]]:
-    """Normalised batches of a data set's windows, in its order; read once, and held."""
+    """Return normalised batches of the windows of a data set in order; cached."""
     normalise = Normalize(dataset.bands)
     loader: DataLoader[Any] = DataLoader(dataset, batch_size=64)
     return [
@@ -62,23 +62,23 @@ def windows(dataset: SampleLandCover) -> list[dict[str, Tensor]]:
 def pooled_features(
     encoder: Encoder, dataset: SampleLandCover, bands: Sequence[str]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """The one vector that a baseline gives of each window, and labels."""
+    """Return the single feature vector of each window from a baseline, and labels."""
     found, labels = [], []
     for batch in of_bands(dataset, bands):
         found.append(encoder.pooled(batch)[:, 0])
         labels.append(batch['label'])
-    # They have no CLS token: their one vector stands where the mean of the patches does.
+    # Baselines have no CLS token: their vector takes the place of the mean of the patches.
     return {'patches': torch.cat(found)}, torch.cat(labels)
 
 
 def of_bands(dataset: SampleLandCover, bands: Sequence[str]) -> list[dict[str, Tensor]]:
-    """Batches of :func:`windows` with some of their bands."""
+    """Return the batches of :func:`windows` with a subset of their bands."""
     channels = band_indices(bands, dataset.bands)
     return [{**batch, 'image': batch['image'][:, channels]} for batch in windows(dataset)]
 
 
 def patch_words(dataset: SampleLandCover, bands: Sequence[str], seed: int) -> Encoder:
-    """Bags of patch words as `geofm benchmark` has them, with words from a data set."""
+    """Return the patch words encoder of `geofm benchmark`, fitted to a data set."""
     encoder = build_backbone(BackboneConfig(PATCH_WORDS_NAME), bands, {}, seed).encoder
     encoder.learn(of_bands(dataset, bands), len(dataset), seed)
     return encoder
@@ -88,7 +88,10 @@ def patch_words(dataset: SampleLandCover, bands: Sequence[str], seed: int) -> En
 def token_features(
     backbone: MultiSensorViT, dataset: SampleLandCover, given: tuple[bool, ...] | None = None
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """CLS token and mean of patches, L2-normalised, and labels; *given*: sensors that it sees."""
+    """Return the L2-normalised CLS token and mean of patches, and labels.
+
+    *given* says which sensors the backbone sees.
+    """
     found: dict[str, list[Tensor]] = {'CLS': [], 'patches': []}
     labels = []
     for batch in of_bands(dataset, backbone.bands):

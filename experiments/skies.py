@@ -1,4 +1,4 @@
-"""The sky over windows of the sample data: what of each clouds hide from Sentinel-2."""
+"""Cloud cover of windows of the sample data: the fraction that clouds hide from Sentinel-2."""
 
 import json
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from geofm.sample.plan import dates_of, patches_of, randomness
 from geofm.sample.scene import draw_region, sentinel2
 from geofm.sen12ms import Roi
 
-#: From which share of a window on that clouds hide, and up to which.
+#: Range of the fraction of a window that clouds hide.
 SKIES = {'clear': (0.0, 0.05), 'partly': (0.05, 0.6), 'overcast': (0.6, 1.01)}
 
 
 def pairs_of(dataset: SampleLandCover) -> list[tuple[Any, ...]]:
-    """Season, ROI, patch and time step of each window."""
+    """Return season, ROI, patch and time step of each window."""
     index = dataset.pairs.index[['season', 'roi', 'patch', 'time_step']]
     rows = list(index.itertuples(index=False, name=None))
     return [rows[pair] for pair in dataset.index['pair']]
 
 
 def cloud_masks(made: Mapping[str, Any], roi: Roi) -> dict[tuple[int, int], npt.NDArray[np.bool_]]:
-    """Where clouds hide the ground of a ROI, (H, W), by patch and time step: drawn once more."""
+    """Return cloud masks (H, W) of a ROI by patch and time step, drawn again."""
     patches = patches_of(roi, made['patches_per_roi'], made['size'])
     shape = max(p.rows.stop for p in patches), max(p.cols.stop for p in patches)
     landscape = draw_landscape(randomness(made['seed'], roi, 0), shape)
@@ -41,12 +41,12 @@ def cloud_masks(made: Mapping[str, Any], roi: Roi) -> dict[tuple[int, int], npt.
 
 
 def hidden_shares(data: Path, dataset: SampleLandCover) -> npt.NDArray[np.float64]:
-    """Share of each window that clouds hide from Sentinel-2.
+    """Return the fraction of each window that clouds hide from Sentinel-2.
 
-    The data tell the share of whole patches only, so the clouds are drawn again.
+    The data only state the fraction of whole patches, so the clouds are drawn again.
 
     Raises:
-        ValueError: If these are not the clouds that the data were written with.
+        ValueError: If the clouds differ from those in the data.
     """
     made = json.loads((data / 'sample.json').read_text())
     scenes = pd.read_csv(data / 'scenes.csv').set_index(['season', 'roi', 'patch', 'time_step'])
@@ -69,5 +69,5 @@ def hidden_shares(data: Path, dataset: SampleLandCover) -> npt.NDArray[np.float6
 
 
 def skies(shares: npt.NDArray[np.float64]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Which windows are under each sky."""
+    """Return a mask of the windows under each sky."""
     return {sky: (low <= shares) & (shares < high) for sky, (low, high) in SKIES.items()}

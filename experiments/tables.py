@@ -1,9 +1,9 @@
-"""Put the tables of `experiments/results/` where README and docs show them.
+"""Insert the tables of `experiments/results/` into README and docs.
 
     python experiments/tables.py
 
-A page marks a place with `<!-- results: NAME -->` and `<!-- /results -->`; between them stands the
-content of `experiments/results/NAME.md`.
+The content of `experiments/results/NAME.md` is inserted between the markers
+`<!-- results: NAME -->` and `<!-- /results -->` of a page.
 """
 
 import re
@@ -14,12 +14,12 @@ _MARKED = re.compile(r'(<!-- results: ([\w-]+) -->\n).*?(<!-- /results -->)', re
 
 
 def pages() -> list[Path]:
-    """README and docs."""
+    """Return the pages with tables: README and docs."""
     return [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 
 
 def filled(page: str) -> str:
-    """A page with its tables as they are in the results; a place without results stays empty."""
+    """Return a page with the tables of the results inserted; missing tables stay empty."""
 
     def table(match: re.Match[str]) -> str:
         path = ROOT / 'experiments' / 'results' / f'{match[2]}.md'

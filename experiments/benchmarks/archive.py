@@ -1,4 +1,4 @@
-"""Open a table of many rasters as a data set, and read random windows from it.
+"""Open a table of many rasters as a data set and read random windows from it.
 
 The table has two sensors and ten dates of each place. All rows of a sensor name one of a few real
 files, so that reading costs the same whatever the number of rows; the page cache is warm. Each
@@ -29,14 +29,14 @@ SIZE = 256
 DATES = 10
 FILES = 50
 SENSORS = {'s1': (2, 'float32'), 's2': (13, 'uint16')}
-#: Where all tiles lie, in degrees.
+#: Location of all tiles, in degrees.
 BOUNDS = {'west': 3.0, 'south': 45.13, 'east': 3.033, 'north': 45.154}
-#: Rows that are written together.
+#: Rows per write.
 PART = 1_000_000
 
 
 def write_files(root: Path) -> None:
-    """Uncompressed tiles of both sensors, all on one ground."""
+    """Write uncompressed tiles of both sensors, all at the same place."""
     rng = np.random.default_rng(0)
     for sensor, (bands, dtype) in SENSORS.items():
         for i in range(FILES):
@@ -58,7 +58,7 @@ def write_files(root: Path) -> None:
 
 
 def write_table(file: Path, rows: int) -> None:
-    """A scanned table of so many rows."""
+    """Write a scanned table with the given number of rows."""
     day = np.datetime64('2018-01-01', 'us')
     grid = pa.array([[10.0, 0.0, 500_000.0, 0.0, -10.0, 5_000_000.0]], pa.list_(pa.float64()))
     writer = None
@@ -89,7 +89,7 @@ def write_table(file: Path, rows: int) -> None:
 
 
 def measure(file: Path, reads: int) -> dict[str, float]:
-    """Open a table and read; seconds, milliseconds and MiB."""
+    """Open a table and read; return seconds, milliseconds and MiB."""
     from geofm.datasets import RasterArchive
 
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -115,7 +115,7 @@ def measure(file: Path, reads: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measure, print and write a table."""
+    """Measure, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--rows', type=int, nargs='+', default=[10_000, 10_000_000])
     parser.add_argument('--reads', type=int, default=400)

@@ -35,12 +35,12 @@ TIME_STEPS = 30
 REAL = 500
 
 
-#: Pairs that are read in a round.
+#: Pairs read per round.
 SAMPLES = 150
 
 
 def scan(root: Path) -> dict[str, float]:
-    """Files a second of a scan, and of one that finds nothing changed."""
+    """Return files per second of a scan, and of a scan that finds no changes."""
     beside(root).unlink(missing_ok=True)
     seconds = []
     for _ in range(2):
@@ -56,7 +56,7 @@ def scan(root: Path) -> dict[str, float]:
 
 
 def enlarge(root: Path, rows: int, jitter: float = 0.0) -> None:
-    """Give the catalogue rows for files that do not exist, in the likeness of those that do.
+    """Add rows for files that do not exist to the catalogue, similar to those that do.
 
     Args:
         root: Folder with a catalogue.
@@ -89,7 +89,7 @@ def enlarge(root: Path, rows: int, jitter: float = 0.0) -> None:
 
 
 def open_once(root: Path) -> dict[str, float]:
-    """Cost of opening, with all imports, in this process."""
+    """Return the cost of opening, including imports, in this process."""
     imports = peak()
     start = time.perf_counter()
     pairs = SEN12MSCRTS(root, 'all')
@@ -98,7 +98,7 @@ def open_once(root: Path) -> dict[str, float]:
 
 
 def peak() -> float:
-    """Most memory that this process has ever had in MiB."""
+    """Return the peak memory of this process in MiB."""
     for line in Path('/proc/self/status').read_text().splitlines():
         if line.startswith('VmHWM:'):
             return int(line.split()[1]) / 1024
@@ -106,7 +106,7 @@ def peak() -> float:
 
 
 def sample(small: Path, large: Path, rounds: int) -> dict[str, float]:
-    """Cost of a sample by number and by place and time, of both trees in turns."""
+    """Return the cost of a sample by number and by place and time, for both trees in turns."""
     trees = {name: SEN12MSCRTS(root, 'all') for name, root in (('small', small), ('large', large))}
     times: dict[str, list[float]] = {}
     for _ in range(rounds):
@@ -138,7 +138,7 @@ def sample(small: Path, large: Path, rounds: int) -> dict[str, float]:
 
 
 def apart(*command: str | Path) -> dict[str, float]:
-    """What a script in a process of its own found."""
+    """Return the output of a script run in a separate process."""
     here = Path(__file__).parent
     line = [sys.executable, '-W', 'ignore', here / command[0], *command[1:]]
     result = subprocess.run(list(map(str, line)), check=True, stdout=subprocess.PIPE)
@@ -146,12 +146,12 @@ def apart(*command: str | Path) -> dict[str, float]:
 
 
 def medians(rounds: list[dict[str, float]]) -> dict[str, float]:
-    """Median of each figure over rounds."""
+    """Return the median of each value over rounds."""
     return {key: statistics.median(found[key] for found in rounds) for key in rounds[0]}
 
 
 def report(found: dict[str, float], rounds: int, files: int) -> list[str]:
-    """A table of what is asked for and what was found."""
+    """Return a table of goals and measurements."""
     rows = [
         ('files scanned a second, 2 cores, warm', '>= 2,000', found['scan_files_per_s'], 0),
         ('a re-run with nothing changed, times faster', '>= 10', found['rescan_ratio'], 1),
@@ -180,7 +180,7 @@ def report(found: dict[str, float], rounds: int, files: int) -> list[str]:
 
 
 def main() -> None:
-    """Measure, print and write a table."""
+    """Measure, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--rounds', type=int, default=5)
     parser.add_argument('--scan-pairs', type=int, default=1500)

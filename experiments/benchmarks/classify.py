@@ -1,4 +1,4 @@
-"""Time of `geofm classify` for 100,000 patches and 200 labels, beside its memory.
+"""Measure time and memory of `geofm classify` for 100,000 patches and 200 labels.
 
     python experiments/benchmarks/classify.py --output experiments/results/classify.md
 

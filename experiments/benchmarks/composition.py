@@ -1,9 +1,9 @@
-"""DINOv2 composed of timm and lightly: the references for the speed of a training step.
+"""DINOv2 composed of timm and lightly: references for the speed of a training step.
 
-:class:`Composition` is what a good engineer writes with them today: global and local crops take one
-forward pass each, all tokens go through all of every block, stochastic depth zeroes samples.
-:class:`PackedComposition` adds the two ideas of DINOv2's method that save time, written plainly:
-all crops run as one packed sequence, and stochastic depth skips the samples that it drops.
+:class:`Composition` is a typical implementation: one forward pass for global and one for local
+crops, all tokens go through every block, and stochastic depth multiplies dropped samples by zero.
+:class:`PackedComposition` adds the two ideas of DINOv2's method that save time:
+all crops run as one packed sequence, and stochastic depth skips dropped samples.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ from geofm.transforms import Crops
 
 
 class Encoders(nn.Module):
-    """One masked ViT per sensor, their tokens fused as this package's linear fusion does.
+    """One masked ViT per sensor, fused like geofm's linear fusion.
 
     Args:
         vit: Arguments of ``timm.create_model``.
@@ -52,7 +52,7 @@ class Encoders(nn.Module):
         self.fusion = LinearFusion(self.width) if len(channels) > 1 else None
 
     def forward(self, crops: Tensor, masks: Tensor | None = None) -> Tensor:
-        """All tokens of crops (B, C, H, W), patches masked where masks (B, N) are True."""
+        """Return all tokens of crops (B, C, H, W), masked where masks (B, N) are True."""
         masks = self._with_prefix(masks)
         images = crops.split(self.channels, dim=1)
         tokens = [
@@ -61,7 +61,7 @@ class Encoders(nn.Module):
         return tokens[0] if self.fusion is None else self.fusion(tokens)
 
     def forward_packed(self, crops: Sequence[tuple[Tensor, Tensor | None]]) -> list[Tensor]:
-        """All tokens of several sizes of crops with their masks, run as one packed sequence."""
+        """Return all tokens of masked crops of several sizes, run as one packed sequence."""
         sizes = [
             (images.split(self.channels, dim=1), self._with_prefix(masks))
             for images, masks in crops
@@ -77,12 +77,12 @@ class Encoders(nn.Module):
         return [self.fusion(list(tokens)) for tokens in zip(*by_sensor, strict=True)]
 
     def _with_prefix(self, masks: Tensor | None) -> Tensor | None:
-        """Masks for all tokens: CLS and registers are never masked."""
+        """Extend masks to all tokens: CLS and registers are never masked."""
         return None if masks is None else nn.functional.pad(masks, (self.prefix, 0))
 
 
 def _run_packed(block: nn.Module, groups: list[Tensor], drop_path: float) -> list[Tensor]:
-    """One block on groups of sequences (B, L, D) of different lengths.
+    """Run one block on groups of sequences (B, L, D) of different lengths.
 
     Each residual branch runs on a random subset of the sequences only, scaled so that its
     expectation is that of all of them.
@@ -128,7 +128,7 @@ def _mlp(block: nn.Module, groups: Sequence[Tensor]) -> list[Tensor]:
 
 
 class Composition(nn.Module):
-    """A training step of DINOv2.
+    """Training step of DINOv2.
 
     Args:
         vit: Arguments of ``timm.create_model``.
@@ -155,11 +155,11 @@ class Composition(nn.Module):
         self.koleo_loss = KoLeoLoss()
 
     def student_tokens(self, crops: Crops) -> tuple[Tensor, Tensor]:
-        """Student's tokens of the global and of the local crops."""
+        """Return the tokens of the student for the global and local crops."""
         return self.student(crops.globals, crops.masks), self.student(crops.locals)
 
     def losses(self, crops: Crops, temperature: float) -> dict[str, Tensor]:
-        """Losses of a batch of B images.
+        """Return the losses of a batch of B images.
 
         Args:
             crops: Its crops.
@@ -192,7 +192,7 @@ class Composition(nn.Module):
         """Move the teacher towards the student.
 
         Args:
-            momentum: Share of the teacher that stays.
+            momentum: Fraction of the teacher that is kept.
         """
         update_momentum(self.student, self.teacher, momentum)
         update_momentum(self.head, self.teacher_head, momentum)
@@ -202,6 +202,6 @@ class PackedComposition(Composition):
     """The same step with packed crops, and with dropped samples skipped."""
 
     def student_tokens(self, crops: Crops) -> tuple[Tensor, Tensor]:
-        """Student's tokens of the global and of the local crops."""
+        """Return the tokens of the student for the global and local crops."""
         groups = self.student.forward_packed([(crops.globals, crops.masks), (crops.locals, None)])
         return groups[0], groups[1]

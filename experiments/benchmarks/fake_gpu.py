@@ -1,7 +1,7 @@
-"""A GPU that is not there: what a step copies to it, and where the host waits for it.
+"""Simulated GPU that counts what a step copies to it and where the host waits for it.
 
-Tensors on ``cuda`` are PyTorch's fake tensors: they have a shape and a device and no values, so
-that a step of any size runs anywhere. Tensors on the CPU stay real. Operators that mix devices fail
+Tensors on ``cuda`` are PyTorch's fake tensors, which have a shape and a device but no values, so
+that a step of any size runs anywhere. Tensors on the CPU are real. Operators that mix devices fail
 as they would on a GPU.
 """
 
@@ -18,7 +18,7 @@ from unittest import mock
 
 import torch
 
-# Before torch.Tensor is patched, of which it checks the signatures.
+# Imported before torch.Tensor is patched, because it checks the signatures.
 import torch._dynamo.config
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
@@ -28,7 +28,7 @@ from geofm.device import to_device
 
 aten = torch.ops.aten
 
-#: Operators whose result has a size or a value that the host waits for.
+#: Operators with a result whose size or value the host waits for.
 WAITING = {
     aten._local_scalar_dense.default,
     aten.nonzero.default,
@@ -52,7 +52,7 @@ _PACKAGES = ('geofm', 'lightning', 'torchgeo', 'lightly', 'torchmetrics', 'timm'
 
 @dataclass
 class Traffic:
-    """What was counted.
+    """Counts of copies and waits.
 
     Attributes:
         waits: How often the host waited for the device, by place in the code.
@@ -79,7 +79,7 @@ class FakeGPU(FakeTensorMode):
         self._pinned: dict[int, Tensor] = {}
 
     def pin(self, tensor: Tensor) -> Tensor:
-        """Pin a tensor, which here only marks its memory.
+        """Pin a tensor; here this only marks its memory.
 
         Args:
             tensor: A tensor on the CPU.
@@ -94,7 +94,7 @@ class FakeGPU(FakeTensorMode):
         return tensor
 
     def is_pinned(self, tensor: Tensor) -> bool:
-        """Whether a tensor lies in memory that was pinned.
+        """Return whether a tensor is in pinned memory.
 
         Args:
             tensor: A tensor on the CPU.
@@ -105,7 +105,7 @@ class FakeGPU(FakeTensorMode):
         return tensor.untyped_storage().data_ptr() in self._pinned
 
     def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operator: on the CPU as it is, on the device faked and counted.
+        """Run an operator: unchanged on the CPU, faked and counted on the device.
 
         Args:
             func: The operator.
@@ -147,7 +147,7 @@ class FakeGPU(FakeTensorMode):
         return super().dispatch(func, types, args, kwargs)
 
     def _on_device(self, value: Any) -> Any:
-        """State of the random numbers, which the kernel takes on either device."""
+        """Return the state of the random numbers, which the kernel accepts on either device."""
         if not isinstance(value, Tensor) or value.device.type == 'cuda' or value.numel() > 1:
             return value
         with self:
@@ -176,7 +176,7 @@ def _values_like(source: FakeTensor, dtype: torch.dtype | None) -> Tensor:
 
 
 def _place() -> str:
-    """Module and function of the innermost caller that is no part of PyTorch."""
+    """Return module and function of the innermost caller outside of PyTorch."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         name = str(frame.f_globals.get('__name__', ''))
@@ -188,7 +188,7 @@ def _place() -> str:
 
 @contextmanager
 def fake_gpu(attention: str = 'varlen') -> Iterator[FakeGPU]:
-    """Have ``cuda`` be a fake device.
+    """Make ``cuda`` a fake device.
 
     Autocast does not know fake tensors of this kind: everything is in float32.
 

@@ -1,8 +1,8 @@
 """Count what a training step copies to a GPU, and where the host waits for it. Needs no GPU.
 
-Lightning's Trainer runs some steps of DINOv2 on a device whose tensors have shapes but no values,
-see ``fake_gpu.py``. Everything that a step does is counted: the data module, the task, the
-optimiser, logs and the progress bar. Pinning, which needs a GPU, is counted as asked for.
+Lightning's Trainer runs some steps of DINOv2 on a device whose tensors have shapes but no values
+(see ``fake_gpu.py``). The count covers everything that a step does: data module, task,
+optimiser, logs and progress bar. Pinning, which needs a GPU, is only recorded.
 
     python experiments/benchmarks/gpu_step.py            # ViT-B/16, both sensors, batch 64
     python experiments/benchmarks/gpu_step.py --label before   # in a checkout of an older commit
@@ -39,12 +39,12 @@ FLAGSHIP: dict[str, Any] = {
     'mask_ratio': (0.1, 0.3),
     'check_every_n_batches': 4,
 }
-#: Part of the code that copies images and their dates.
+#: Code that copies images and their dates.
 BATCH = 'batch_to'
 
 
 class NoDriver(CPUAccelerator):
-    """Lightning's accelerator of a device that is not there."""
+    """Lightning accelerator for the simulated device."""
 
     def setup_device(self, device: torch.device) -> None:
         """Accept any device.
@@ -55,7 +55,7 @@ class NoDriver(CPUAccelerator):
 
 
 class FakeStrategy(SingleDeviceStrategy):
-    """One device that is not there."""
+    """Lightning strategy for one simulated device."""
 
     def __init__(self) -> None:
         """Initialize a new FakeStrategy instance."""
@@ -74,11 +74,11 @@ class FakeStrategy(SingleDeviceStrategy):
         self.lightning_module._device = GPU
 
     def teardown(self) -> None:
-        """Leave the model, which has no values to bring back."""
+        """Leave the model as it is, because it has no values to copy back."""
 
 
 class GeneratedPairs(Dataset[dict[str, Tensor]]):
-    """Backscatter in dB and reflectances in DN, the same in each sample.
+    """Data set of backscatter in dB and reflectances in DN, identical for all samples.
 
     Args:
         length: Number of samples.
@@ -92,11 +92,11 @@ class GeneratedPairs(Dataset[dict[str, Tensor]]):
         self.image = torch.cat([backscatter, reflectance])
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """A sample.
+        """Return a sample.
 
         Args:
             index: Its number.
@@ -109,7 +109,7 @@ class GeneratedPairs(Dataset[dict[str, Tensor]]):
 
 
 class Count(Callback):
-    """Keeps what each step counted.
+    """Callback that keeps the counts of each step.
 
     Args:
         gpu: The device that counts.
@@ -120,7 +120,7 @@ class Count(Callback):
         self.steps: list[Traffic] = []
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """Begin to count the next step.
+        """Start counting the next step.
 
         Args:
             *args: Accepted for Lightning.
@@ -137,7 +137,7 @@ def count_steps(
     folder: Path,
     attention: str = 'varlen',
 ) -> list[Traffic]:
-    """Count what training steps do.
+    """Count copies and waits of training steps.
 
     Args:
         task: Arguments of the task.
@@ -170,7 +170,7 @@ def count_steps(
 
 
 def of_batch(copied: dict[str, int]) -> int:
-    """Bytes of images and what comes with them.
+    """Return the bytes of images and their dates and masks.
 
     Args:
         copied: Bytes by place in the code.
@@ -182,7 +182,7 @@ def of_batch(copied: dict[str, int]) -> int:
 
 
 def table(results: dict[str, list[dict[str, Any]]]) -> str:
-    """Markdown table of what was counted.
+    """Return a Markdown table of the counts.
 
     Args:
         results: Steps by label.

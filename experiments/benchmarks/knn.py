@@ -1,8 +1,8 @@
 """Compare the speed of exact k-nearest-neighbour search: 10,000 queries in 50,000 x 768.
 
-Faiss's `IndexFlatIP`, scikit-learn's brute force and this package take turns, so that whatever else
-the machine does falls on all of them; compare the ratios of one run, not the figures of two. Each
-is given unit vectors as float32 and finds the same neighbours, which is checked.
+Faiss's `IndexFlatIP`, scikit-learn's brute force and geofm take turns, so that other load on the
+machine affects all of them equally. Compare ratios within a run rather than times of different
+runs. All searches get float32 unit vectors and must find the same neighbours.
 
     pip install faiss-cpu
     python experiments/benchmarks/knn.py
@@ -32,7 +32,7 @@ Search = Callable[[Array, Array], npt.NDArray[np.int64]]
 
 
 def geofm(k: int) -> Search:
-    """This package: a matrix product and topk, a chunk of queries at a time."""
+    """Search with geofm: a matrix product and topk per chunk of queries."""
 
     def search(bank: Array, queries: Array) -> npt.NDArray[np.int64]:
         return nearest(torch.from_numpy(bank), torch.from_numpy(queries), k)[1].numpy()
@@ -41,7 +41,7 @@ def geofm(k: int) -> Search:
 
 
 def scikit_learn(k: int) -> Search:
-    """Brute force; the euclidean distance of unit vectors, its fast path, ranks as the cosine."""
+    """Search by brute force; Euclidean distances of unit vectors rank like cosine similarities."""
 
     def search(bank: Array, queries: Array) -> npt.NDArray[np.int64]:
         index = NearestNeighbors(n_neighbors=k, algorithm='brute').fit(bank)
@@ -52,7 +52,7 @@ def scikit_learn(k: int) -> Search:
 
 
 def faiss_flat(k: int, threads: int) -> Search | None:
-    """Faiss's exact inner product; None where faiss is not installed."""
+    """Search with faiss's exact inner product; None if faiss is not installed."""
     try:
         import faiss  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError:
@@ -72,7 +72,7 @@ def faiss_flat(k: int, threads: int) -> Search | None:
 def measure(
     searches: dict[str, Search], bank: Array, queries: Array, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each search in each round, after one run of each that checks its neighbours."""
+    """Return the seconds of each search per round, after one run that checks its neighbours."""
     seconds: dict[str, list[float]] = {name: [] for name in searches}
     few = queries[:200]
     exact = (few.astype(np.float64) @ bank.astype(np.float64).T).argsort(axis=1)[:, ::-1]
@@ -95,7 +95,7 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the comparison, print the table and write it with the figures of each round."""
+    """Run the comparison, print the table and write it with the values of each round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument('--bank', type=int, default=50_000)
     parser.add_argument('--queries', type=int, default=10_000)

@@ -1,8 +1,8 @@
 """Compare the speed of many linear heads: trained in a loop, and side by side in one product.
 
-Heads of DINOv2's sweep (13 learning rates) on features of 50,000 images. The loop is what one
-writes first: a `torch.nn.Linear` and an SGD for each head, all fed each batch. They take turns, so
-that whatever else the machine does falls on all of them; compare the ratios of one run.
+Heads of DINOv2's sweep (13 learning rates) on features of 50,000 images. The loop is the obvious
+implementation: a `torch.nn.Linear` and an SGD per head, each fed with every batch. Both take turns,
+so that other load on the machine affects them equally. Compare ratios within a run.
 
     python experiments/benchmarks/linear_probe.py
 """
@@ -35,7 +35,7 @@ def _rate(learning_rate: float) -> float:
 
 
 def loop(classes: int) -> Training:
-    """A layer and an optimiser for each head."""
+    """Train with one layer and one optimiser per head."""
 
     def train(features: Tensor, labels: Tensor, steps: int) -> Tensor:
         heads = [nn.Linear(features.shape[1], classes) for _ in LEARNING_RATES]
@@ -64,7 +64,7 @@ def loop(classes: int) -> Training:
 
 
 def stacked(classes: int) -> Training:
-    """This package: one matrix product for all heads, forwards and backwards."""
+    """Train with geofm: one matrix product for all heads, forward and backward."""
 
     def train(features: Tensor, labels: Tensor, steps: int) -> Tensor:
         heads = train_heads(
@@ -84,7 +84,7 @@ def stacked(classes: int) -> Training:
 
 
 def _rows(count: int, steps: int) -> list[Tensor]:
-    """The batches that :func:`train_heads` draws, in an epoch or less."""
+    """Return the batches that :func:`train_heads` draws in an epoch or less."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     return list(order[: steps * BATCH_SIZE].split(BATCH_SIZE))
 
@@ -92,7 +92,7 @@ def _rows(count: int, steps: int) -> list[Tensor]:
 def measure(
     trainings: dict[str, Training], features: Tensor, labels: Tensor, steps: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of each way in each round, after a run of each that checks that they agree."""
+    """Return the seconds of each method per round, after one run that checks that they agree."""
     seconds: dict[str, list[float]] = {name: [] for name in trainings}
     outputs = [train(features[:2000], labels[:2000], 8) for train in trainings.values()]
     torch.testing.assert_close(outputs[0], outputs[1], atol=1e-3, rtol=1e-3)
@@ -105,7 +105,7 @@ def measure(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the comparison, print the table and write it with the figures of each round."""
+    """Run the comparison, print the table and write it with the values of each round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument('--images', type=int, default=50_000)
     parser.add_argument('--width', type=int, default=768)

@@ -1,4 +1,4 @@
-"""Measure the memory that mapping a scene takes, as the scene grows.
+"""Measure the memory of mapping scenes of different sizes.
 
 A scene of the size of a Sentinel-2 tile is generated on disk, and `geofm map` makes all products of
 it with a tiny model, in a process of its own. The peak is the largest sum of resident memory of
@@ -72,7 +72,7 @@ def write_scene(path: Path, key: str, side: int) -> None:
 
 
 def map_all(s1: Path, s2: Path, output: Path, threads: int) -> None:
-    """Make all products: what the measured process does."""
+    """Write all products, in the measured process."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     model = timm.create_model(MODEL, in_chans=15, depth=LAYERS)
@@ -80,7 +80,7 @@ def map_all(s1: Path, s2: Path, output: Path, threads: int) -> None:
 
 
 def resident_bytes(pid: int) -> int:
-    """Resident memory of a process and its children, as Linux counts it."""
+    """Return the resident memory of a process and its children, as Linux counts it."""
     total = 0
     for directory in Path('/proc').glob('[0-9]*'):
         try:
@@ -94,7 +94,7 @@ def resident_bytes(pid: int) -> int:
 
 
 def measure(side: int, threads: int) -> dict[str, float]:
-    """Peak memory and time of mapping a scene of this side."""
+    """Return peak memory and time of mapping a scene with the given side."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name)
         scenes = {key: folder / f'{key}_2018-02-24.tif' for key in SENSORS}

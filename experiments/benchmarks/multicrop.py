@@ -2,8 +2,8 @@
 
 Each turns a batch of Sentinel-2 images in DN (13 bands, 256 px) into 2 global crops of 192 px and 8
 local ones of 96 px: random box, antialiased bicubic resizing, flips, DINOv2's asymmetric blur and
-normalisation. Pipelines take turns, so that whatever else the machine does falls on all of them;
-compare the ratios of one run, not the figures of two.
+normalisation. Pipelines take turns, so that other load on the machine affects all of them equally.
+Compare ratios within a run rather than times of different runs.
 
     python experiments/benchmarks/multicrop.py
 """
@@ -41,7 +41,7 @@ Pipeline = Callable[[Tensor], object]
 
 
 def torchvision_per_sample() -> Pipeline:
-    """Torchvision's transforms, an image at a time, as a data set would call them."""
+    """Apply Torchvision's transforms image by image, as a data set would."""
     mean, std = band_statistics(BANDS)
     transforms = [
         v2.Compose(
@@ -63,7 +63,7 @@ def torchvision_per_sample() -> Pipeline:
 
 
 def kornia_batched() -> Pipeline:
-    """Kornia's augmentations, a batch at a time; its resizing is not antialiased."""
+    """Apply Kornia's augmentations batch by batch; its resizing is not antialiased."""
     mean, std = band_statistics(BANDS)
     pipelines = [
         nn.Sequential(
@@ -81,7 +81,7 @@ def kornia_batched() -> Pipeline:
 
 
 def geofm(photometry: bool) -> Pipeline:
-    """This package, with all of its photometry and iBOT's masks, or with boxes and flips alone."""
+    """Apply geofm's multi-crop, with photometry and iBOT's masks or with boxes and flips only."""
     normalize = Normalize(BANDS)
     crop = MultiCrop(
         BANDS,
@@ -118,7 +118,7 @@ def measure(pipelines: dict[str, Pipeline], images: Tensor, rounds: int) -> dict
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the comparison, print the table and write it with the figures of each round."""
+    """Run the comparison, print the table and write it with the values of each round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument('--batch-size', type=int, default=16)
     parser.add_argument('--rounds', type=int, default=9)

@@ -1,11 +1,11 @@
 """Measure how soon the map page shows the classes of a scene after a click.
 
 A page of 100,000 patches is opened from disk in headless Chromium, and real mouse clicks give
-examples of three classes. The time runs from the click event to the canvases painted, and to the
-first task after the frame that shows them; frames come every 16.7 ms. Beside other work on the
-machine, both grow; the CPU time of the page's main thread does not. All clicks count from the
-first one after which there are two classes, those before the compiler has warmed up included. The
-last classification is checked against NumPy's of the same vectors.
+examples of three classes. The time is measured from the click event to the painted canvases, and to
+the first task after the frame that shows them; frames come every 16.7 ms. Other work on the
+machine increases both times, but not the CPU time of the main thread of the page. All clicks count
+from the first one with two classes, including those before the compiler has warmed up. The last
+classification is compared with NumPy's result for the same vectors.
 
     python experiments/benchmarks/page_click.py --output experiments/results/page_click.md
 """
@@ -84,7 +84,7 @@ def start_browser(profile: Path) -> webdriver.Chrome:
 
 
 def cpu_time(driver: webdriver.Chrome) -> float:
-    """Milliseconds of CPU time that the page's main thread has used."""
+    """Return the CPU time of the main thread of the page in milliseconds."""
     metrics = driver.execute_cdp_cmd('Performance.getMetrics', {})['metrics']
     return 1000 * float(next(m['value'] for m in metrics if m['name'] == 'TaskDuration'))
 
@@ -179,7 +179,7 @@ def check(driver: webdriver.Chrome, embedding: EmbeddingGrid) -> None:
 
 
 def processor() -> str:
-    """Name of the processor."""
+    """Return the name of the processor."""
     path = Path('/proc/cpuinfo')
     lines = path.read_text().splitlines() if path.exists() else []
     names = [line.partition(':')[2].strip() for line in lines if line.startswith('model name')]
@@ -190,7 +190,7 @@ def main() -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--output', type=Path, default=None)
-    parser.add_argument('--note', default='', help='what else to say of the machine')
+    parser.add_argument('--note', default='', help='further information about the machine')
     args = parser.parse_args()
     rows: list[str] = []
     with tempfile.TemporaryDirectory() as temporary:

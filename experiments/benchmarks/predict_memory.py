@@ -1,4 +1,4 @@
-"""Measure the memory that predicting a scene takes, while it is killed once and resumed.
+"""Measure the memory of predicting a scene that is killed once and resumed.
 
 A Sentinel-2 scene is generated on disk, block by block, tiled and compressed. ``geofm predict``
 segments it in a process of its own, with a small model of random weights, since only memory and
@@ -45,7 +45,7 @@ _SCENE = 's2_2018-02-24'
 
 
 def write_checkpoint(path: Path) -> None:
-    """Write a task of random weights as a Lightning Trainer does."""
+    """Write a task with random weights as a Lightning Trainer does."""
     torch.manual_seed(0)
     task = SemanticSegmentation(DECODER, BACKBONE, in_channels=BANDS, num_classes=CLASSES)
     content = {'hyper_parameters': dict(task.hparams), 'state_dict': task.state_dict()}
@@ -53,13 +53,13 @@ def write_checkpoint(path: Path) -> None:
 
 
 def rows_of_windows(side: int) -> int:
-    """Rows of windows of a scene, by the rule that docs/predict.md gives."""
+    """Return the number of rows of windows of a scene."""
     step = int(WINDOW * (1 - OVERLAP))
     return -(-(side - WINDOW) // step) + 1
 
 
 def peak_bytes(pid: int) -> int:
-    """Most resident memory that a process has had, as Linux notes it.
+    """Return the peak resident memory of a process, as Linux records it.
 
     Not what the kernel notes of a child that has ended (ru_maxrss): that begins with the memory of
     the process which started it, and this one has written a scene.
@@ -99,7 +99,7 @@ class Run:
         return self.output / f'{_SCENE}_classes.tif'
 
     def run(self, kill_at: int | None = None) -> None:
-        """Run the command, to its end or until so many rows of windows are finished.
+        """Run the command to its end, or until the given number of rows of windows is finished.
 
         Args:
             kill_at: Number of rows after which it is killed.
@@ -122,7 +122,7 @@ class Run:
 
 
 def measure(side: int, threads: int, compare: bool) -> dict[str, Any]:
-    """Peak memory and time of a scene of this side, killed once and resumed.
+    """Return peak memory and time for a scene with the given side, killed once and resumed.
 
     Args:
         side: Height and width in pixels.
@@ -148,10 +148,10 @@ def measure(side: int, threads: int, compare: bool) -> dict[str, Any]:
             whole = Run(folder, folder / 'whole', threads)
             whole.run()
             if _pixels(whole.map) != _pixels(killed.map):
-                raise SystemExit('the map of the run that was killed is another one')
+                raise SystemExit('the maps of the killed and the undisturbed run differ')
         with rasterio.open(scene) as src, rasterio.open(killed.map) as dst:
             if (src.crs, src.transform, src.shape) != (dst.crs, dst.transform, dst.shape):
-                raise SystemExit('the map does not lie on the scene')
+                raise SystemExit('the map is not on the grid of the scene')
         return {
             'side': side,
             'scene_mib': scene.stat().st_size / 2**20,
@@ -163,7 +163,7 @@ def measure(side: int, threads: int, compare: bool) -> dict[str, Any]:
 
 
 def _pixels(path: Path) -> bytes:
-    """Values of a map. Its tags hold the command, in which the output folder differs."""
+    """Return the pixels of a map; its tags differ by the output folder in the command."""
     with rasterio.open(path) as src:
         return bytes(src.read().tobytes())
 

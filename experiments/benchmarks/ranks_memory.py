@@ -1,9 +1,10 @@
-"""Measure the memory that ranks of one machine need for a large table, and how an epoch starts.
+"""Measure memory and epoch start of the ranks of one machine with a large table.
 
-Processes that stand for ranks set up `RasterArchiveDataModule` over one generated table of
-`table.py`, start an epoch, and look up the files and grids of random samples, all at once. Their
-memory is the proportional set size (PSS) of `/proc/PID/smaps_rollup`: a page that eight processes
-map counts an eighth for each. It is read while all are alive, after the imports and in the end.
+Processes that represent ranks set up `RasterArchiveDataModule` with one generated table of
+`table.py`, start an epoch, and look up the files and grids of random samples, all at the same time.
+Their memory is the proportional set size (PSS) of `/proc/PID/smaps_rollup`: a page that eight
+processes map counts as an eighth for each. It is read after the imports and at the end, while all
+processes are alive.
 
     python experiments/benchmarks/ranks_memory.py --rows 10000000 --ranks 8
 
@@ -29,14 +30,14 @@ LOOK_UPS = 20_000
 
 
 def pss_mib() -> dict[str, int]:
-    """Proportional set size of this process in MiB: all of it, and that of its own memory."""
+    """Return the proportional set size of this process in MiB: total and private."""
     text = Path('/proc/self/smaps_rollup').read_text()
     found = dict(re.findall(r'^(Pss(?:_Anon)?):\s+(\d+) kB', text, re.MULTILINE))
     return {name.lower(): int(size) // 1024 for name, size in found.items()}
 
 
 def rank(table: Path, number: int, ranks: int, together: Barrier, results: Any) -> None:
-    """Do what a rank does before and at the start of an epoch."""
+    """Set up a rank and start an epoch."""
     os.environ['LOCAL_RANK'] = str(number)
     from geofm.datamodules import RasterArchiveDataModule
     from geofm.datamodules.sampling import ResumableSampler
@@ -81,7 +82,7 @@ def rank(table: Path, number: int, ranks: int, together: Barrier, results: Any) 
 
 
 def measure(table: Path, ranks: int) -> list[dict[str, Any]]:
-    """Start the ranks; what each of them measured."""
+    """Start the ranks; return the measurements of each."""
     context = multiprocessing.get_context('spawn')
     together, results = context.Barrier(ranks), context.Queue()
     processes = [
@@ -97,7 +98,7 @@ def measure(table: Path, ranks: int) -> list[dict[str, Any]]:
 
 
 def markdown(rows: int, rounds: list[list[dict[str, Any]]]) -> str:
-    """The table of the results."""
+    """Return the table of the results."""
     lines = [
         f'| {rows:,} rows, {len(rounds[0])} ranks | table made or mapped | set-up | epoch start '
         '| PSS of the imports | PSS beyond them | of it not shared |',

@@ -1,8 +1,8 @@
 """Compare the speed at which a pair of Sentinel-1 and Sentinel-2 patches is read.
 
 Files are as in SEN12MS-CR-TS: 256 px, uncompressed, interleaved by pixel, and in the page cache.
-Readers take turns, so that whatever else the machine does falls on all of them; compare the ratios
-of one run, not the figures of two.
+Readers take turns, so that other load on the machine affects all of them equally. Compare ratios
+within a run rather than times of different runs.
 
     python experiments/benchmarks/read_pair.py
 """
@@ -36,7 +36,7 @@ Reader = Callable[[int], object]
 
 
 def write_tree(root: Path, pairs: int) -> None:
-    """Patches side by side in one ROI."""
+    """Write patches side by side in one ROI."""
     rng = np.random.default_rng(0)
     pixels = {
         's1': rng.uniform(-25, 0, (2, SIZE, SIZE)).astype('float32'),
@@ -76,7 +76,7 @@ class _S2(_S1):
 
 
 def readers(root: Path) -> dict[str, Reader]:
-    """The readers, by name."""
+    """Return the readers by name."""
     pairs = SEN12MSCRTS(root)
     both = _S1(root) & _S2(root)
     index = pairs.index
@@ -102,7 +102,7 @@ def readers(root: Path) -> dict[str, Reader]:
 
 
 def main() -> None:
-    """Measure, print and write a table."""
+    """Measure, and print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--pairs', type=int, default=500)
     parser.add_argument('--rounds', type=int, default=7)

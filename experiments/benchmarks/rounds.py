@@ -1,24 +1,24 @@
-"""What benchmarks of several rounds share: the table of their ratios, and writing the results."""
+"""Table of ratios and output files for benchmarks with several rounds."""
 
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-#: Where results go.
+#: Folder of the results.
 RESULTS = Path(__file__).parents[1] / 'results'
 
 
 def ratio_table(
     what: str, unit: str, figures: dict[str, list[float]], baseline: str, digits: int = 2
 ) -> str:
-    """Markdown table of medians, and of the medians of the ratios within a round.
+    """Return a Markdown table of medians and of median ratios within a round.
 
     Args:
         what: Title of the first column.
         unit: Title of the figures' column.
-        figures: A figure for each round, by what was measured.
-        baseline: What the others are divided by.
+        figures: One value per round, by row.
+        baseline: Row that the others are divided by.
         digits: Decimals of the medians.
 
     Returns:
@@ -35,12 +35,12 @@ def ratio_table(
 
 
 def write_results(folder: Path, name: str, about: dict[str, Any], text: str) -> None:
-    """Write ``<name>.json`` and ``<name>.md``, beside and renamed into place.
+    """Write ``<name>.json`` and ``<name>.md`` atomically.
 
     Args:
-        folder: Where to.
+        folder: Output folder.
         name: Name without suffix.
-        about: What was measured, on what.
+        about: Content of the JSON file.
         text: The table.
     """
     write_text(folder / f'{name}.json', json.dumps(about, indent=2))
@@ -48,11 +48,11 @@ def write_results(folder: Path, name: str, about: dict[str, Any], text: str) -> 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file beside and rename it into place.
+    """Write a text file atomically.
 
     Args:
         path: The file.
-        text: Its content without the last line's end.
+        text: Its content without the final newline.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f'.{path.name}.part')

@@ -1,13 +1,12 @@
-"""Measure how fast samples are read from shards, beside the plain files that they were made of.
+"""Measure how fast samples are read from shards, beside the files they were made from.
 
 Generated scenes of Sentinel-1 (float32) and Sentinel-2 (13 bands, uint16), 512 x 512 pixels, as
 cloud-optimised GeoTIFFs with blocks of 256 x 256 pixels and deflate. A sample is a window of 256 x
 256 pixels of both sensors: exactly one block of each file, which is the best case for files. Each
-scene is read once, in random order, by one process: nothing that was read for one sample serves
-another one.
+scene is read once, in random order, by one process, so that no data are reused between samples.
 
 * disk: from a local disk, with the files in the page cache;
-* http: from a server on 127.0.0.1 that serves ranges and waits for --latency_ms before it answers
+* http: from a server on 127.0.0.1 that serves byte ranges and waits --latency_ms before it answers
   each request; files through GDAL's /vsicurl/, shards through litdata's client for S3, pointed at
   the same server. Each measurement is a process of its own with empty caches.
 
@@ -66,7 +65,7 @@ def write_scenes(root: Path, count: int) -> None:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Serves the ranges of files below a folder, each request after a wait."""
+    """Request handler that serves byte ranges of files, each request after a delay."""
 
     protocol_version = 'HTTP/1.1'
     # Headers and body are two writes, between which Nagle's algorithm would wait.
@@ -83,7 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(body=False)
 
     def do_GET(self) -> None:
-        """Answer with a file or a range of it; or with what was asked for so far."""
+        """Answer with a file or a range of it, or with the statistics so far."""
         if self.path == '/statistics':
             text = json.dumps({'requests': Handler.requests, 'bytes': Handler.sent}).encode()
             Handler.requests = Handler.sent = 0
@@ -126,7 +125,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def open_dataset(kind: str, root: str) -> Any:
-    """The plain files or the shards."""
+    """Open the plain files or the shards."""
     from geofm.datasets import RasterArchive
     from geofm.datasets.shards import Shards
 
@@ -136,7 +135,7 @@ def open_dataset(kind: str, root: str) -> Any:
 
 
 def measure(kind: str, root: str, scenes: int) -> dict[str, float]:
-    """Read one random window of each scene, in random order, in this process."""
+    """Read one random window per scene, in random order, in this process."""
     dataset = open_dataset(kind, root)
     rng = np.random.default_rng(1)
     per_scene = len(dataset) // scenes
@@ -154,7 +153,7 @@ def measure(kind: str, root: str, scenes: int) -> dict[str, float]:
 
 
 def statistics(address: str) -> dict[str, float]:
-    """What the server was asked for since the last time."""
+    """Return the requests to the server since the last call."""
     from urllib.request import urlopen
 
     with urlopen(f'{address}/statistics') as answer:
@@ -163,7 +162,7 @@ def statistics(address: str) -> dict[str, float]:
 
 
 def run(kind: str, root: str, scenes: int, address: str | None = None) -> dict[str, float]:
-    """Measure in a process of its own."""
+    """Measure in a separate process."""
     environment = {**os.environ, 'GDAL_DISABLE_READDIR_ON_OPEN': 'EMPTY_DIR'}
     if address is not None:
         environment['GEOFM_BENCHMARK_SERVER'] = address
@@ -186,7 +185,7 @@ def check_same(files: Any, shards: Any) -> None:
 
 
 def markdown(rows: dict[str, dict[str, float]], latency: float, scenes: int) -> str:
-    """The table of the results."""
+    """Return the table of the results."""
     lines = [
         '| | samples/s | opens or requests per sample | opens or requests/s | MB/s | ratio |',
         '|---|---:|---:|---:|---:|---:|',

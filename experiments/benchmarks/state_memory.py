@@ -1,4 +1,4 @@
-"""Memory of weights, gradients and optimizer state on each rank, under DDP and FSDP2: counted.
+"""Count memory of weights, gradients and optimizer state per rank with DDP and FSDP2.
 
     python experiments/benchmarks/state_memory.py configs/pretrain/vitl14.yaml \
         configs/pretrain/vitg14.yaml
@@ -25,22 +25,22 @@ TRAINED = 16
 TEACHER = 4
 #: Bytes of a trained parameter that is gathered: weight and gradient.
 GATHERED = 8
-#: Blocks that are gathered at a time: the one that runs and the next one.
+#: Blocks that are gathered at a time: the current one and the next one.
 BLOCKS = 2
 
 
 def size(module: nn.Module) -> int:
-    """Number of parameters."""
+    """Return the number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def normalised(module: nn.Module) -> int:
-    """Number of weights that weight normalisation computes in each step, on every rank."""
+    """Return the number of weights that weight normalisation computes per step and rank."""
     return sum(p.numel() for name, p in module.named_parameters() if name.endswith('weight_v'))
 
 
 def count(task: DINOv2, ranks: int) -> tuple[float, float]:
-    """Bytes on each rank, under DDP and under FSDP2.
+    """Return the bytes per rank with DDP and with FSDP2.
 
     Args:
         task: The task.
@@ -59,7 +59,7 @@ def count(task: DINOv2, ranks: int) -> tuple[float, float]:
 
 
 def rows(configs: list[Path], ranks: list[int]) -> list[str]:
-    """Lines of a table in Markdown."""
+    """Return the lines of a Markdown table."""
     columns = ['config', 'trained', 'DDP', *(f'FSDP2, {n} ranks' for n in ranks)]
     lines = [' | '.join(columns), ' | '.join(['---', *['---:'] * (len(columns) - 1)])]
     for config in configs:

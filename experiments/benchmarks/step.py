@@ -1,11 +1,11 @@
 """Compare the speed of a DINOv2 training step with compositions of timm and lightly.
 
-All rows take the same crops, masks, initial weights, stochastic depth and fused AdamW. Their losses
-are checked to be equal without stochastic depth, and to stay together over the timed steps with
-it. Steps take turns, so that whatever else the machine does falls on all of them; compare the
-ratios of one run, not the figures of two. The fraction of the machine's peak counts the arithmetic
-that the step needs (forward, and twice that backward) against the fastest matrix product
-measured beside it.
+All rows use the same crops, masks, initial weights, stochastic depth and fused AdamW. Their losses
+must be equal without stochastic depth, and stay close over the timed steps with it. Steps take
+turns, so that other load on the machine affects all rows equally. Compare ratios within a run
+rather than times of different runs. The fraction of the machine's peak is the rate of the FLOPs
+that the step needs (forward, and twice that backward) divided by that of the fastest matrix
+product measured beside it.
 
     python experiments/benchmarks/step.py                    # ViT-S/16 on the CPU
     python experiments/benchmarks/step.py --preset gpu       # ViT-B/16, both sensors, bf16
@@ -68,7 +68,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class _TheseCrops(nn.Module):
-    """In place of the task's multi-crop: crops that are there already."""
+    """Replacement of the multi-crop that returns existing crops."""
 
     def __init__(self, crops: Crops) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ class _TheseCrops(nn.Module):
 
 
 def make_crops(preset: dict[str, Any]) -> Crops:
-    """2 x 192 and 8 x 96 px of noise, masks as DINOv2 draws them."""
+    """Return 2 crops of 192 px and 8 of 96 px of noise, with masks as DINOv2 draws them."""
     bands = [band for key in preset['sensors'] for band in SENSORS[key].band_names]
     multi_crop = MultiCrop(bands, global_size=192, local_size=96, n_local=8)
     images = torch.randn(preset['batch_size'], len(bands), 256, 256, device=preset['device'])
@@ -88,7 +88,7 @@ def make_crops(preset: dict[str, Any]) -> Crops:
 
 
 def step_of_ours(crops: Crops, preset: dict[str, Any], drop_path: float) -> tuple[DINOv2, Any]:
-    """This package's step, as the Trainer would take it."""
+    """Return geofm's step, as the Trainer would run it."""
     fused = len(preset['sensors']) == 2
     task = DINOv2(
         model=f'geofm_vit_{preset["size"]}_patch16_{"linear" if fused else preset["sensors"][0]}',
@@ -124,7 +124,7 @@ def step_of_composition(
     drop_path: float,
     kind: type[Composition] = Composition,
 ) -> tuple[Composition, Any]:
-    """A reference's step."""
+    """Return the step of a reference."""
     vit = {
         'model_name': 'vit_base_patch16_224',
         'img_size': 224,
@@ -161,7 +161,7 @@ def _autocast(preset: dict[str, Any]) -> torch.autocast:
 
 
 def copy_weights(composition: Composition, task: DINOv2, sensors: Sequence[str]) -> None:
-    """Give a task the weights of a composition."""
+    """Copy the weights of a composition to a task."""
     backbones = task.student['backbone'], task.model
     for ours, theirs in zip(backbones, (composition.student, composition.teacher), strict=True):
         assert isinstance(ours, MultiSensorViT)
@@ -176,7 +176,7 @@ def copy_weights(composition: Composition, task: DINOv2, sensors: Sequence[str])
 
 
 def make_steps(crops: Crops, preset: dict[str, Any], drop_path: float) -> dict[str, Any]:
-    """Model and step of each row, all from the same weights."""
+    """Return the model and step of each row, all with the same weights."""
     reference = step_of_composition(crops, preset, drop_path)
     packed = step_of_composition(crops, preset, drop_path, PackedComposition)
     packed[0].load_state_dict(reference[0].state_dict())
@@ -186,7 +186,7 @@ def make_steps(crops: Crops, preset: dict[str, Any], drop_path: float) -> dict[s
 
 
 def check_same_losses(crops: Crops, preset: dict[str, Any]) -> None:
-    """All rows must compute the same method: equal losses from equal weights."""
+    """Check that all rows compute equal losses from equal weights."""
     rows = make_steps(crops, preset, 0.0)
     task = rows.pop(OURS)[0]
     with torch.no_grad():
@@ -217,7 +217,7 @@ def needed_flops(crops: Crops, preset: dict[str, Any], drop_path: float) -> floa
 
 
 def gemm_peak(preset: dict[str, Any]) -> float:
-    """Largest rate of a matrix product, in FLOP/s, in the precision of the run."""
+    """Return the highest rate of a matrix product in the precision of the run, in FLOP/s."""
     dtype = getattr(torch, preset['autocast']) if preset['autocast'] else torch.float32
     on_gpu = preset['device'] == 'cuda'
     # A GPU is waited for after many products, of which one alone would be too short to time.
@@ -245,7 +245,7 @@ def _timed(step: Callable[[], object], device: str) -> float:
 
 
 def _peak_memory(which: str, preset: dict[str, Any], drop_path: float, threads: int) -> float:
-    """Peak memory of three steps in this process, in MiB."""
+    """Return the peak memory of three steps in this process, in MiB."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     crops = make_crops(preset)
@@ -265,7 +265,7 @@ def _peak_memory(which: str, preset: dict[str, Any], drop_path: float, threads: 
 
 
 def measure(preset: dict[str, Any], drop_path: float, threads: int) -> dict[str, Any]:
-    """Time both in turn at one drop path rate, and measure memory in a process each."""
+    """Time the rows in turns at one drop path rate, and measure the memory of each in a process."""
     torch.manual_seed(0)
     crops = make_crops(preset)
     flops = needed_flops(crops, preset, drop_path)
@@ -284,7 +284,7 @@ def measure(preset: dict[str, Any], drop_path: float, threads: int) -> dict[str,
     del steps
     means = {name: statistics.fmean(values) for name, values in losses.items()}
     if max(means.values()) > (1 + SAME_LOSS) * min(means.values()):
-        raise RuntimeError(f'the rows do not train alike: mean losses {means}')
+        raise RuntimeError(f'the rows do not train equally: mean losses {means}')
     context = multiprocessing.get_context('spawn')
     memory = {}
     for name in seconds:
@@ -301,7 +301,7 @@ def measure(preset: dict[str, Any], drop_path: float, threads: int) -> dict[str,
 
 
 def table(results: Sequence[dict[str, Any]], batch_size: int) -> str:
-    """Markdown table of medians, and of the medians of the ratios within a round."""
+    """Return a Markdown table of medians and of median ratios within a round."""
     lines = [
         '| drop path | step | s | images/s | ratio | range of ratio | of GEMM peak | peak memory '
         '| mean loss |',
@@ -327,7 +327,7 @@ def table(results: Sequence[dict[str, Any]], batch_size: int) -> str:
 
 
 def multicrop_share(preset: dict[str, Any], step_seconds: float) -> float:
-    """Time of the multi-crop as a share of a step."""
+    """Return the time of the multi-crop as a fraction of a step."""
     for _ in range(3):
         make_crops(preset)
     seconds = [_timed(lambda: make_crops(preset), preset['device']) for _ in range(9)]
@@ -335,7 +335,7 @@ def multicrop_share(preset: dict[str, Any], step_seconds: float) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the comparison, print the table and write it with the figures of each round."""
+    """Run the comparison, print the table and write it with the values of each round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument('--preset', choices=PRESETS, default='cpu')
     parser.add_argument('--rounds', type=int)

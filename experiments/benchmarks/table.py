@@ -1,4 +1,4 @@
-"""Measure what opening a large table of rasters takes in time and memory, and what a look-up costs.
+"""Measure time and memory of opening a large table of rasters, and the cost of a look-up.
 
 The tables are generated: two sensors, 20 dates of each place, one file each. What is measured, each
 in a process of its own:
@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-#: Dates of each place, and rows that are generated at a time.
+#: Dates per place, and rows that are generated at a time.
 DATES, AT_ONCE = 20, 1_000_000
 
 #: Observations that are looked up.
@@ -32,7 +32,7 @@ LOOK_UPS = 20_000
 
 
 def write_table(path: Path, rows: int) -> None:
-    """Generate a table, sorted by place, sensor and date; or in random order of places."""
+    """Generate a table sorted by place, sensor and date, or with places in random order."""
     writer = None
     for start in range(0, rows, AT_ONCE):
         number = np.arange(start, min(start + AT_ONCE, rows))
@@ -81,7 +81,7 @@ def write_table(path: Path, rows: int) -> None:
 
 
 def measure_table(path: Path) -> dict[str, Any]:
-    """Open a table and look observations up, in this process."""
+    """Open a table and look up observations in this process."""
     from geofm.datasets.table import Observations, RasterTable
 
     before = _peak()
@@ -109,7 +109,7 @@ def measure_table(path: Path) -> dict[str, Any]:
 
 
 def measure_dataset(path: Path) -> dict[str, Any]:
-    """Open the data set of a table and find the files of samples, in this process."""
+    """Open the data set of a table and look up the files of samples in this process."""
     from geofm.datasets import RasterArchive
 
     start, cpu = time.perf_counter(), time.process_time()
@@ -125,12 +125,12 @@ def measure_dataset(path: Path) -> dict[str, Any]:
 
 
 def _peak() -> float:
-    """Most memory of this process so far, in GiB."""
+    """Return the peak memory of this process so far, in GiB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2)
 
 
 def _time(function: Any, numbers: list[int]) -> float:
-    """Median of five runs of the mean time of a call, in microseconds."""
+    """Return the mean time of a call, median of five runs, in microseconds."""
     runs = []
     for _ in range(5):
         start = time.perf_counter()

@@ -1,11 +1,11 @@
-"""Measure what four worker processes add to the memory, started by fork and by spawn.
+"""Measure the additional memory of four worker processes started by fork and by spawn.
 
     python experiments/benchmarks/workers.py ROOT
 
-The proportional set size (PSS) counts what processes share in parts, so that the sum over all of
-them is what they take together. Spawned workers import all anew; what PyTorch's import alone takes,
-and what that of the datasets takes, stand beside. Imports stay within functions here: spawned
-workers import this file too.
+The proportional set size (PSS) divides shared memory between the processes, so that its sum is the
+memory that they take together. Spawned workers import everything again; the memory of importing
+PyTorch alone and of importing the datasets is measured too. Imports in this file are inside
+functions, because spawned workers import it too.
 """
 
 import argparse
@@ -23,7 +23,7 @@ ITEMS = 400
 
 
 def memory(entry: str = 'Pss', process: int | str = 'self') -> float:
-    """An entry of the memory of a process in MiB."""
+    """Return an entry of the memory statistics of a process in MiB."""
     for line in Path(f'/proc/{process}/smaps_rollup').read_text().splitlines():
         if line.startswith(f'{entry}:'):
             return int(line.split()[1]) / 1024
@@ -31,41 +31,41 @@ def memory(entry: str = 'Pss', process: int | str = 'self') -> float:
 
 
 class Idle(Dataset[int]):
-    """Says which process was asked, and does nothing."""
+    """Data set that returns the process id and does nothing else."""
 
     def __len__(self) -> int:
         return ITEMS
 
     def __getitem__(self, index: int) -> int:
-        """Number of the process."""
+        """Return the process id."""
         time.sleep(0.005)
         return os.getpid()
 
 
 class Importing(Idle):
-    """Imports what reading pairs needs."""
+    """Data set that imports what reading pairs needs."""
 
     def __getitem__(self, index: int) -> int:
-        """Number of the process."""
+        """Return the process id."""
         import geofm.datasets  # noqa: F401
 
         return super().__getitem__(index)
 
 
 class Reading(Idle):
-    """Reads pairs whose files exist."""
+    """Data set that reads pairs whose files exist."""
 
     def __init__(self, pairs: Any, real: list[int]) -> None:
         self.pairs, self.real = pairs, real
 
     def __getitem__(self, index: int) -> int:
-        """Number of the process."""
+        """Return the process id."""
         self.pairs[self.real[index % len(self.real)]]
         return os.getpid()
 
 
 def added(dataset: Dataset[int], method: str) -> float:
-    """MiB that each worker adds to the memory of all processes."""
+    """Return the MiB that each worker adds to the memory of all processes."""
     before = memory()
     loader = DataLoader(
         dataset,
@@ -76,7 +76,7 @@ def added(dataset: Dataset[int], method: str) -> float:
     )
     processes = set(loader)
     assert len(processes) == WORKERS
-    # All of them live on: what they added is what all weigh now, less what one did before.
+    # All workers stay alive: they added the memory of all processes now, minus that before.
     return (memory() + sum(memory(process=p) for p in processes) - before) / WORKERS
 
 
