@@ -203,7 +203,7 @@ def run(archive: Archive, root: Path, output: Path) -> dict[str, object]:
             if path.stem in archive.sensors
         ]
         maps = ['--output', str(output / 'maps'), '--window', '64']
-        geofm(['attention', '--checkpoint', str(checkpoint), *files, *maps])
+        geofm(['attention', str(checkpoint), *files, *maps])
         found['maps'] = len(list((output / 'maps').glob('*.tif')))
     found['seconds'] = round(time.monotonic() - start)
     return found

@@ -267,7 +267,7 @@ def cases(data: Path, checkpoint: Path, maps: Path, task: Path, table: Path) -> 
         for s in ('s1', 's2')
     )
     scene = ['--s1', s1, '--s2', s2, '--window', str(_WINDOW), '--output', 'OUT/maps']
-    model = ['--checkpoint', str(checkpoint)]
+    model = [str(checkpoint)]
     fit = fit_arguments(data, 'OUT/run')
     window = ['--window', str(_WINDOW), '--output', 'OUT/maps']
     return [

@@ -1,4 +1,4 @@
-"""Command-line interface: ``geofm fit --config ...`` and the commands around it."""
+"""Command-line interface: Lightning's commands, such as ``geofm fit``, and our own."""
 
 import importlib
 import inspect
@@ -14,21 +14,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import geofm
-from geofm.commands.configs import find_config, find_configs
+from geofm.commands.configs import check_configs, find_config, find_configs
 from geofm.printing import format_warning
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command beside LightningCLI's.
+    """A command that is not one of LightningCLI's.
 
     Attributes:
-        function: Where the function is that it runs, as ``module:name``: imported only when the
-            command is given, for PyTorch takes its seconds. Its signature is the usage.
+        function: The function to run, as ``module:name`` in :mod:`geofm.commands`. It is imported
+            only when the command is given, since importing PyTorch takes seconds. The command line
+            is generated from its signature.
         summary: One line of help.
         positional: Whether required arguments are given by position.
-        many: Whether the first of them takes several files.
-        passes_on: Whether options of ``geofm fit`` may be given too, for its parameter *fit*.
+        many: Whether the first argument takes several files.
+        passes_on: Whether the command also takes options of ``geofm fit``, which are passed to its
+            parameter *fit*.
     """
 
     function: str
@@ -38,7 +40,7 @@ class Command:
     passes_on: bool = False
 
     def load(self) -> Any:
-        """The function."""
+        """Import and return the function."""
         module, name = self.function.split(':')
         return getattr(importlib.import_module(f'geofm.commands.{module}'), name)
 
@@ -46,14 +48,14 @@ class Command:
 COMMANDS: dict[str, Command] = {
     'sample-data': Command('data:sample_data', 'write a small generated data set', positional=True),
     'index': Command('data:index', 'catalogue a data set and find bad files', positional=True),
-    'scene': Command('tables:scene', 'write the rasters of one place of a table', positional=True),
+    'scene': Command('scene:scene', 'write the rasters of one place of a table', positional=True),
     'shard': Command('shards:shard', 'write samples as shards for fast reading', positional=True),
     'split': Command('data:split', 'split a data set by region of interest', positional=True),
-    'stats': Command('data:stats', 'compute the statistics of each band', positional=True),
+    'stats': Command('stats:stats', 'compute the statistics of each band', positional=True),
     'map': Command('maps:map_', 'map the features of a scene', positional=True),
-    'attention': Command('maps:attention', 'map and draw attention'),
-    'pca': Command('maps:pca', 'map principal components of patch tokens'),
-    'embed': Command('maps:embed', 'write the embedding of every patch'),
+    'attention': Command('maps:attention', 'map and draw attention', positional=True),
+    'pca': Command('maps:pca', 'map principal components of patch tokens', positional=True),
+    'embed': Command('maps:embed', 'write the embedding of every patch', positional=True),
     'predict': Command(
         'predict:predict', 'map classes with a fine-tuned checkpoint', positional=True
     ),
@@ -78,18 +80,18 @@ COMMANDS: dict[str, Command] = {
     'doctor': Command('doctor:doctor', 'check the installation and the hardware'),
 }
 
-#: Values that a switch may be given, and how its type is written.
+#: Values of a boolean option, and spellings of its type.
 _SWITCHED = (['true'], ['false'])
 _SWITCH = (str(bool), 'bool')
 
-#: Options of ``geofm fit`` beside those whose names have a dot.
+#: Options of ``geofm fit`` without a dot in their name.
 _FIT_OPTIONS = ('-c', '--config', '--sensors', '--seed_everything')
 
-#: A key and a value, as of ``--scene dem=FILE``.
+#: A key and a value, e.g. of ``--scene dem=FILE``.
 _ENTRY = re.compile(r'([a-z][a-z0-9_]*)=(.*)', re.DOTALL)
 
 LIGHTNING_COMMANDS: dict[str, str] = {
-    'fit': 'pretrain or fine-tune, from a YAML file',
+    'fit': 'pretrain or fine-tune a model from a YAML file',
     'validate': 'evaluate on the validation split',
     'test': 'evaluate on the test split',
     'predict': 'predict on the prediction split (with --config)',
@@ -108,19 +110,20 @@ def _help() -> str:
         '  geofm sample-data data/sample',
         '  geofm fit --config configs/pretrain/quickstart.yaml',
         '',
-        '`geofm configs` lists the configurations that --config takes by name.',
-        'Any command takes --sensors FILE, a YAML file that defines further sensors.',
-        'Errors take a few lines; --debug, with any command, prints the traceback.',
+        '`geofm configs` lists the shipped configurations; --config takes their names.',
+        'All commands take --sensors FILE, a YAML file that defines further sensors.',
+        '--debug, with any command, prints the traceback of an error.',
+        'Exit codes: 0 success, 1 error while running, 2 wrong usage.',
     ]
     return '\n'.join(lines)
 
 
 def _spell_out(args: list[str], function: Any) -> list[str]:
-    """Options as jsonargparse knows them.
+    """Convert options to the form that jsonargparse expects.
 
-    ``--pairs-json FILE`` becomes ``--pairs_json FILE``, a switch without a value gets one, and
-    ``--scene dem=FILE`` becomes ``--scene.dem=FILE``. ``--KEY_bands``, an earlier name, becomes
-    ``--scene_bands.KEY``. ``--seeds 0 1`` becomes ``--seeds=[0, 1]``.
+    ``--pairs-json FILE`` becomes ``--pairs_json FILE``, a boolean option without a value gets the
+    value ``true``, ``--scene dem=FILE`` becomes ``--scene.dem=FILE``, ``--seeds 0 1`` becomes
+    ``--seeds=[0, 1]``, and the deprecated ``--KEY_bands`` becomes ``--scene_bands.KEY``.
     """
     kinds = {name: str(kind) for name, kind in inspect.get_annotations(function).items()}
     spelt: list[str] = []
@@ -152,18 +155,18 @@ def _spell_out(args: list[str], function: Any) -> list[str]:
 
 
 def _is_value(arg: str) -> bool:
-    """Whether an argument is not an option; a negative number is none."""
+    """Return whether an argument is a value, such as a negative number, and not an option."""
     return re.match(r'-[^\d.]', arg) is None
 
 
 def _listed(values: list[str], kind: str) -> str:
-    """Values of a list as one argument."""
+    """Join the values of a list in one argument."""
     numbers = kind.startswith(('list[int', 'list[float'))
     return f'[{", ".join(values)}]' if numbers else json.dumps(values)
 
 
 def _take_fit_options(args: list[str]) -> tuple[list[str], list[str]]:
-    """Take options of ``geofm fit``, with their values, out of the arguments of a command."""
+    """Split arguments into those of the command and options, with values, of ``geofm fit``."""
     left: list[str] = []
     fit: list[str] = []
     current = left
@@ -176,35 +179,53 @@ def _take_fit_options(args: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _sensor_of_bands(name: str, kinds: dict[str, str]) -> str | None:
-    """Sensor whose bands an option ``--KEY_bands`` names, if it is one."""
+    """Return the sensor of an option ``--KEY_bands``; None for any other option."""
+    key = name.removesuffix('_bands')
+    if key == name or name in kinds or 'scene_bands' not in kinds:
+        return None
+    # Imports PyTorch.
     from geofm.sensors import SENSORS
 
-    key = name.removesuffix('_bands')
-    known = key != name and name not in kinds and 'scene_bands' in kinds and key in SENSORS
-    return key if known else None
+    return key if key in SENSORS else None
 
 
 def _mapping_for(name: str, kinds: dict[str, str]) -> str | None:
-    """Parameter that takes ``--name key=value``, if one does."""
-    # A page has a name of its scene, beside the files.
+    """Return the parameter that takes ``--name key=value``; None if there is none."""
+    # In `geofm page`, 'scene' is a name and 'scene_files' are the files.
     for candidate in (name, f'{name}_files'):
         if 'dict[' in kinds.get(candidate, ''):
             return candidate
     return None
 
 
-def _take_sensors(args: list[str]) -> tuple[list[str], list[str]]:
-    """Take the files of ``--sensors FILE`` out of the arguments of a command."""
+def _take_option(args: list[str], name: str) -> tuple[list[str], list[str]]:
+    """Split arguments into those that do not belong to an option, and the values of the option."""
     left: list[str] = []
-    files: list[str] = []
+    values: list[str] = []
     arguments = iter(args)
     for arg in arguments:
         option, equals, value = arg.partition('=')
-        if option != '--sensors':
+        if option != name:
             left.append(arg)
         else:
-            files.append(value if equals else next(arguments, ''))
-    return left, files
+            values.append(value if equals else next(arguments, ''))
+    return left, values
+
+
+def _place_first(args: list[str], function: Any) -> list[str]:
+    """Move the first argument, such as a checkpoint, to where the parser expects it.
+
+    It may be given by position or as an option in all commands. The parser takes a required
+    parameter by position only, and an optional one as an option only.
+    """
+    first = next(iter(inspect.signature(function).parameters.values()))
+    option = f'--{first.name}'
+    if first.default is first.empty:
+        left, values = _take_option(args, option)
+        return [*values, *left]
+    if args and not args[0].startswith('-'):
+        return [f'{option}={args[0]}', *args[1:]]
+    return args
 
 
 def _run(name: str, args: list[str]) -> None:
@@ -213,28 +234,31 @@ def _run(name: str, args: list[str]) -> None:
 
     from geofm.messages import Parser
 
+    check_configs(args)
     command = COMMANDS[name]
     fit: list[str] = []
     if command.passes_on:
         args, fit = _take_fit_options(args)
-    args, files = _take_sensors(args)
+    args, files = _take_option(args, '--sensors')
     if files:
         from geofm.sensors import load_sensors
 
         for file in files:
             load_sensors(file)
     if command.many:
-        # A list is one argument to jsonargparse.
+        # jsonargparse takes a list as one argument.
         count = next((i for i, arg in enumerate(args) if arg.startswith('-')), len(args))
         values = [find_config(arg) if command.passes_on else arg for arg in args[:count]]
         args = [*([json.dumps(values)] if count else []), *args[count:]]
-    # argparse takes '-0.78,38.1', a longitude and latitude, for an option.
+    # argparse would read '-0.78,38.1', a longitude and latitude, as an option.
     for i in range(len(args) - 1, 0, -1):
         if re.match(r'-\d.*,', args[i]) and args[i - 1].startswith('--'):
             args[i - 1 : i + 1] = [f'{args[i - 1]}={args[i]}']
     if fit:
         args.append(f'--fit={json.dumps(fit)}')
     function = command.load()
+    if not command.many:
+        args = _place_first(args, function)
     auto_cli(
         function,
         args=_spell_out(args, function),
@@ -245,7 +269,7 @@ def _run(name: str, args: list[str]) -> None:
 
 
 def _guard(command: str, run: Callable[[], None], args: Sequence[str], debug: bool) -> None:
-    """Run a command; what is wrong takes some lines to say, and a traceback only if asked for."""
+    """Run a command, and print errors in a few lines, with a traceback only if *debug* is set."""
     try:
         run()
     except Exception as error:
@@ -255,7 +279,7 @@ def _guard(command: str, run: Callable[[], None], args: Sequence[str], debug: bo
     except (KeyboardInterrupt, SystemExit) as error:
         from geofm.messages import stop
 
-        # By name: importing Lightning takes seconds. Its exit code would be 0.
+        # Compared by name, since importing Lightning takes seconds. It would exit with code 0.
         if type(error).__name__ in ('SIGTERMException', 'StoppedBySignal'):
             number = signal.Signals(getattr(error, 'signum', signal.SIGTERM))
             stop(f'{command}: stopped by {number.name}', 128 + number, error)
@@ -265,12 +289,13 @@ def _guard(command: str, run: Callable[[], None], args: Sequence[str], debug: bo
 
 
 def _gives_config(args: Sequence[str]) -> bool:
-    """Whether arguments name a configuration, as Lightning's commands need one."""
+    """Return whether arguments include a configuration, as required by Lightning's commands."""
     return any(arg.partition('=')[0] in ('-c', '--config') for arg in args)
 
 
 def _train(args: list[str]) -> None:
     """Run one of Lightning's commands."""
+    check_configs(args)
     from geofm.commands.fit import train
 
     train(args)
@@ -280,12 +305,12 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run a command.
 
     Args:
-        args: Arguments; those of the process by default.
+        args: Arguments; by default those of the process.
 
     Raises:
-        CommandError: If the command fails: with exit code 2 for wrong usage, otherwise 1. What is
-            wrong is printed in one to five lines; ``--debug`` prints the traceback too. After
-            SIGTERM, SIGUSR1 and SIGINT the exit code is 143, 138 and 130, as a shell says it.
+        CommandError: If the command fails: with exit code 2 for wrong usage, otherwise 1. The
+            error is printed in one to five lines; ``--debug`` also prints the traceback. After
+            SIGTERM, SIGUSR1 and SIGINT the exit code is 143, 138 and 130, as is usual in a shell.
     """
     args = list(sys.argv[1:] if args is None else args)
     debug = '--debug' in args
@@ -293,7 +318,7 @@ def main(args: Sequence[str] | None = None) -> None:
     # A folder of SEN12MS-CR-TS holds 15,000 files: GDAL must not list it for each one it opens.
     # Not 'EMPTY_DIR', with which GDAL would not see the .msk file beside a raster.
     os.environ.setdefault('GDAL_DISABLE_READDIR_ON_OPEN', 'TRUE')
-    # Warnings name files, whose names may hold anything.
+    # Warnings contain file names, which may contain escape sequences.
     warnings.formatwarning = format_warning
     if not args or args[0] in ('-h', '--help'):
         print(_help())

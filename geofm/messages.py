@@ -1,4 +1,4 @@
-"""Errors of the command line in a few lines: what is wrong, where, and what was probably meant."""
+"""Error messages of the command line: a few lines that say what is wrong, and where."""
 
 import inspect
 import re
@@ -15,26 +15,26 @@ from jsonargparse import ArgumentParser
 from geofm.printing import printable
 from geofm.suggestions import did_you_mean
 
-#: Most lines that an error takes.
+#: Maximum number of lines of a message.
 LINES = 5
 
-#: Most characters of a line of a message: jsonargparse and PyTorch may print whole configurations.
+#: Maximum number of characters per line: jsonargparse and PyTorch may print whole configurations.
 _WIDTH = 600
 
 _DEBUG = 'run again with --debug for the traceback'
 
-# Errors that say what is wrong with the input; all others may be faults of the program.
+# Errors whose message says what is wrong with the input; others may be bugs.
 _EXPLAINED = (ValueError, OSError, ImportError, FloatingPointError)
 
-# The same of other libraries, by name: importing these takes seconds.
+# The same for errors of other libraries, by name, since importing these takes seconds.
 _EXPLAINED_NAMES = ('MisconfigurationException', 'OutOfMemoryError')
 
 
 class CommandError(SystemExit):
-    """A command failed, and what is wrong has been printed.
+    """A command has failed, and its error message has been printed.
 
     Args:
-        message: What was printed.
+        message: The message.
         code: Exit code: 1 for an error while running, 2 for wrong usage.
     """
 
@@ -44,10 +44,14 @@ class CommandError(SystemExit):
 
 
 class UsageError(ValueError):
+    """The arguments of a command are wrong or do not go together."""
+
+
+class ParserError(UsageError):
     """The arguments or the configuration of a command cannot be parsed.
 
     Args:
-        message: What jsonargparse says.
+        message: The message of jsonargparse.
         parser: The parser that failed.
     """
 
@@ -57,7 +61,7 @@ class UsageError(ValueError):
 
 
 class ShortErrors:
-    """Mixed into a parser: errors without the usage of all options, which may be 100 lines."""
+    """Mixin for a parser that omits the usage, which may be 100 lines, from error messages."""
 
     exit_on_error: bool
 
@@ -65,20 +69,20 @@ class ShortErrors:
         """Raise an error.
 
         Args:
-            message: What is wrong.
-            ex: What was raised.
+            message: The error message.
+            ex: The exception that caused it.
 
         Raises:
-            UsageError: Unless this parses a nested value, whose errors jsonargparse gathers.
+            ParserError: Unless a nested value is being parsed: jsonargparse collects its errors.
         """
         if not self.exit_on_error:
             super().error(message, ex)  # type: ignore[misc]
         parser: Any = getattr(ex, 'subcommand_parser', None) or self
-        raise UsageError(message, parser) from ex
+        raise ParserError(message, parser) from ex
 
 
 class Parser(ShortErrors, ArgumentParser):
-    """jsonargparse's parser with short errors."""
+    """jsonargparse's parser with short error messages."""
 
 
 def fail(
@@ -88,7 +92,7 @@ def fail(
 
     Args:
         command: The command, e.g. 'geofm fit'.
-        error: What was raised.
+        error: The exception.
         args: Arguments of the command.
         debug: Whether to print the traceback first.
 
@@ -97,10 +101,11 @@ def fail(
     """
     if debug:
         traceback.print_exception(error)
-    if isinstance(error, UsageError):
-        code, text = 2, _shorten(usage_message(error, args))
+    code = 2 if isinstance(error, UsageError) else 1
+    if isinstance(error, ParserError):
+        text = _shorten(usage_message(error, args))
     else:
-        code, text = 1, describe(error)
+        text = describe(error)
     stop(f'{command}: {text}', code, error)
 
 
@@ -108,9 +113,9 @@ def stop(message: str, code: int, cause: BaseException | None = None) -> NoRetur
     """Print a message to stderr and end the command.
 
     Args:
-        message: What to say.
+        message: The message.
         code: Exit code.
-        cause: What was raised.
+        cause: The exception that caused the failure.
 
     Raises:
         CommandError: Always.
@@ -120,15 +125,15 @@ def stop(message: str, code: int, cause: BaseException | None = None) -> NoRetur
 
 
 def describe(error: BaseException) -> str:
-    """Say in at most :data:`LINES` lines what is wrong.
+    """Describe an error in at most :data:`LINES` lines.
 
     Args:
-        error: What was raised.
+        error: The exception.
 
     Returns:
-        The text, without control characters.
+        The message, without control characters.
     """
-    # jsonargparse wraps what a constructor raises in the alternatives of its type.
+    # jsonargparse replaces the error of a constructor by one that lists the types of the argument.
     while error.__cause__ is not None and str(error).startswith('Does not validate against any'):
         error = error.__cause__
     text = _without_traceback(str(error))
@@ -149,16 +154,16 @@ def describe(error: BaseException) -> str:
 
 
 def _passed_through(error: BaseException, folder: str) -> bool:
-    """Whether an error comes from below a folder of a library."""
+    """Return whether a file below a folder is in the traceback of an error."""
     frames = traceback.extract_tb(error.__traceback__)
     return any(folder in Path(frame.filename).as_posix() for frame in frames)
 
 
 def _without_traceback(text: str) -> str:
-    """The message of an error that a worker process passed on, without its traceback."""
+    """Remove the traceback from the message of an error in a worker process."""
     if 'Traceback (most recent call last):' not in text:
         return text
-    # The last line that is not indented begins the error itself: 'ValueError: the message'.
+    # The error itself starts at the last line of the form 'ValueError: the message'.
     lines = text.rstrip().splitlines()
     starts = [i for i, line in enumerate(lines) if re.match(r'[A-Za-z_][\w.]*(:|$)', line)]
     last = '\n'.join(lines[starts[-1] :]) if starts else lines[-1]
@@ -173,7 +178,7 @@ def _shorten(text: str, most: int = LINES) -> str:
     return '\n'.join(t if len(t) <= _WIDTH else f'{t[:_WIDTH]} ...' for t in texts)
 
 
-# -- what other libraries say ------------------------------------------------------------------
+# -- messages of other libraries ---------------------------------------------------------------
 
 
 def _unknown_model(match: re.Match[str]) -> str:
@@ -200,8 +205,8 @@ def _silent_rank(match: re.Match[str]) -> str:
     within = f' within {int(milliseconds) / 1000:g} s' if milliseconds else ''
     within = f' within {match[2]} s' if match[2] else within
     return (
-        f'another rank did not answer{within}: its node is lost or it hangs. Start the run again '
-        'with --resume auto; the `timeout` of the strategy sets the time'
+        f'another rank did not respond{within}: it hangs, or its node is down. Restart the run '
+        'with --resume auto; the `timeout` of the strategy sets this time limit'
     )
 
 
@@ -215,7 +220,7 @@ _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
         # torchmetrics' confusion matrix of labels beyond the number of classes.
         r"|shape '\[(\d+), \2\]' is invalid for input of size",
         lambda match: (
-            'the data have labels that are not classes of the model'
+            'the data contain labels that are not classes of the model'
             + (f', e.g. {match[1]}' if match[1] else '')
             + (f', which has num_classes={match[2]}' if match[2] else '')
             + ": set the model's num_classes to one more than the largest label, and ignore_index "
@@ -241,8 +246,8 @@ _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (
         r'Weights only load failed',
         lambda match: (
-            'a file of weights cannot be read: it is damaged, of another format, or holds Python '
-            'objects beside tensors, which are not loaded from files'
+            'a file of weights cannot be read: it is damaged, has another format, or contains '
+            'Python objects other than tensors, which are not loaded from files'
         ),
     ),
     (r'(Wrong input shape .*)', lambda match: match[1]),
@@ -256,8 +261,8 @@ _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
     (
         r'gloo/transport|NCCL (?:error|communicator was aborted)|ncclRemoteError',
         lambda match: (
-            'another rank has ended. Its own message says why, unless it was killed. Start the run '
-            'again with --resume auto'
+            'another rank has ended: see its own error message, unless it was killed. Restart the '
+            'run with --resume auto'
         ),
     ),
     (
@@ -275,7 +280,7 @@ _EXPLANATIONS: tuple[tuple[str, Callable[[re.Match[str]], str]], ...] = (
 )
 
 
-# -- what jsonargparse says --------------------------------------------------------------------
+# -- messages of jsonargparse ------------------------------------------------------------------
 
 _KEY = re.compile(r'Parser key "(?P<key>[^"]*)"(?P<place>[^:]*):?\s*(?P<rest>.*)', re.DOTALL)
 _CLASS = re.compile(r"Problem with given class_path '(?P<key>.*)':\s*(?P<rest>.*)")
@@ -300,15 +305,15 @@ _NO_PATH = re.compile(r'Expected a dot import path string: (?P<name>.*)')
 _NO_CLASS = re.compile(r'Not a valid subclass of|Expected an instantiatable class')
 
 
-def usage_message(error: UsageError, args: Sequence[str]) -> str:
-    """Shorten a message of jsonargparse.
+def usage_message(error: ParserError, args: Sequence[str]) -> str:
+    """Shorten an error message of jsonargparse.
 
     Args:
-        error: What was raised.
+        error: The error.
         args: Arguments of the command.
 
     Returns:
-        One line if possible: the file and line, the key, what is wrong, and a similar name.
+        Usually one line: file and line number, the key, the error, and a similar name.
     """
     parser, message, configs = error.parser, str(error), _configs(args)
     if not message.startswith(('Parser key', 'Subcommand', 'Group', 'Option', 'No action')):
@@ -332,9 +337,9 @@ def usage_message(error: UsageError, args: Sequence[str]) -> str:
 
 
 def _leaves(message: str) -> Iterator[tuple[tuple[tuple[str, str], ...], str]]:
-    """What is wrong, each with the keys and classes that lead there."""
+    """Yield each error of a nested message, with the keys and classes that lead to it."""
     path: list[tuple[str, str]] = []
-    # Number of names before the alternatives of each indentation.
+    # Length of the path before the alternatives at each indentation.
     depths: dict[int, int] = {}
     in_value = False
     for line in message.splitlines():
@@ -347,7 +352,7 @@ def _leaves(message: str) -> Iterator[tuple[tuple[tuple[str, str], ...], str]]:
             in_value = False
         while text and not in_value:
             if text.startswith('Given value:'):
-                # It may have several lines.
+                # The value may span several lines.
                 in_value = True
             elif text.startswith(_NOISE):
                 break
@@ -367,7 +372,7 @@ def _leaves(message: str) -> Iterator[tuple[tuple[tuple[str, str], ...], str]]:
 def _explain(
     parser: ArgumentParser, texts: Sequence[str], class_path: str | None, given: str
 ) -> tuple[str, str | None]:
-    """What is wrong in other words, and the name to look for in the configuration."""
+    """Return a readable message, and the name to look for in the configuration."""
     for text in texts:
         for pattern in _OPTION:
             if match := pattern.search(text):
@@ -378,7 +383,7 @@ def _explain(
         if match := _NO_PATH.search(text):
             return f"no class '{match['name']}'{_similar_class(match['name'])}", match['name']
         if _NO_CLASS.search(text):
-            return 'expected class_path and init_args, and no other keys beside them', None
+            return 'expected the keys class_path and init_args, and no others', None
     if class_path is None:
         return _expected(texts, given), None
     if any(_MISSING_CLASS.search(text) for text in texts):
@@ -387,7 +392,7 @@ def _explain(
 
 
 def _expected(texts: Sequence[str], given: str) -> str:
-    """Several 'Expected a <class 'int'>. Got value: x' as one sentence."""
+    """Combine several messages 'Expected a <class 'int'>. Got value: x' in one sentence."""
     kinds = []
     for text in texts:
         match = re.fullmatch(r'Expected an? (.*?)(?:\. Got value: (.*))?', text)
@@ -398,7 +403,7 @@ def _expected(texts: Sequence[str], given: str) -> str:
         given = match[2] or given
     wanted = ' or '.join(dict.fromkeys(kinds))
     choices = [name for kind in kinds for name in re.findall(r"'([^']*)'", kind)]
-    # Whole configurations are no help.
+    # Do not repeat whole configurations.
     got = f', not {given!r}' if 0 < len(given) <= 80 else ''
     return f'expected {wanted}{got}{did_you_mean(given, choices)}'
 
@@ -410,7 +415,7 @@ def _plain(text: str) -> str:
 
 
 def _other_message(parser: ArgumentParser, message: str, configs: Sequence[Path]) -> str:
-    """Messages that are not about one key."""
+    """Shorten messages that are not about a single key."""
     if match := re.match(r'unrecognized arguments: *(\S[^\s=]*)', message):
         name = match[1]
         bare = name.lstrip('-')
@@ -429,7 +434,7 @@ def _other_message(parser: ArgumentParser, message: str, configs: Sequence[Path]
 
 
 def _similar_key(name: str, known: Sequence[str], prefix: str = '') -> str:
-    """Suggest a key; of a nested one that is wrong at its beginning, the beginning."""
+    """Suggest a similar key, or a similar first part of a nested key."""
     found = did_you_mean(name, [key for key in known if key.count('.') == name.count('.')])
     if not found and '.' in name:
         head = name.partition('.')[0]
@@ -440,7 +445,7 @@ def _similar_key(name: str, known: Sequence[str], prefix: str = '') -> str:
 
 
 def _similar_class(class_path: str) -> str:
-    """Suggest a class for a path or short name that names none."""
+    """Suggest a class for a class path or short name that does not exist."""
     module, _, name = class_path.rpartition('.')
     paths = [f'{module}.{n}' for n in _public_names(module)] if module else []
     classes = {cls.__name__: cls for cls in _classes()}
@@ -461,7 +466,7 @@ def _public_names(module: str) -> list[str]:
 
 
 def _classes() -> Iterator[type]:
-    """Classes that a configuration may name."""
+    """Yield the callbacks, data modules and tasks that a configuration may name."""
     from lightning.pytorch import Callback
     from torchgeo.datamodules import BaseDataModule
     from torchgeo.tasks import BaseTask
@@ -474,7 +479,7 @@ def _classes() -> Iterator[type]:
 
 
 def _shortest_path(cls: type) -> str:
-    """Import path of a class, of the outermost package that exports it."""
+    """Return the import path of a class from the outermost package that exports it."""
     parts = cls.__module__.split('.')
     for end in range(1, len(parts) + 1):
         module = sys.modules.get('.'.join(parts[:end]))
@@ -484,7 +489,7 @@ def _shortest_path(cls: type) -> str:
 
 
 def _parameters(class_path: str) -> list[str]:
-    """Parameters of a class, those of its bases included, to which it may pass others on."""
+    """Return the parameters of a class and its bases, to which it may pass further arguments."""
     module, _, name = class_path.rpartition('.')
     try:
         cls: Any = getattr(import_module(module), name) if module else None
@@ -497,7 +502,7 @@ def _parameters(class_path: str) -> list[str]:
 def _parameters_of(cls: type) -> list[str]:
     names: list[str] = []
     for base in cls.__mro__:
-        # Classes of C may have no signature.
+        # Classes implemented in C may have no signature.
         with suppress(TypeError, ValueError):
             if base is not object and '__init__' in vars(base):
                 names += inspect.signature(base).parameters
@@ -505,7 +510,7 @@ def _parameters_of(cls: type) -> list[str]:
 
 
 def _keys(parser: ArgumentParser) -> list[str]:
-    """Keys of a parser and of its subcommands."""
+    """Return the keys of a parser and its subcommands."""
     keys = [action.dest for action in parser._actions]
     for action in parser._actions:
         for name, sub in (getattr(action, '_name_parser_map', None) or {}).items():
@@ -515,14 +520,25 @@ def _keys(parser: ArgumentParser) -> list[str]:
 
 
 def _configs(args: Sequence[str]) -> list[Path]:
-    """Configuration files among the arguments."""
-    found = []
+    """Return the configuration files among the arguments."""
+    paths = [Path(value) for _, value in option_values(args, ('-c', '--config'))]
+    return [path for path in paths if path.is_file()]
+
+
+def option_values(args: Sequence[str], options: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Find the values of options in arguments.
+
+    Args:
+        args: The arguments: ``--option value`` or ``--option=value``.
+        options: The options to look for.
+
+    Yields:
+        Each option found and its value.
+    """
     for i, arg in enumerate(args):
-        option, _, value = arg.partition('=')
-        if option in ('--config', '-c'):
-            value = value or (args[i + 1] if i + 1 < len(args) else '')
-            found.append(Path(value))
-    return [path for path in found if path.is_file()]
+        option, equals, value = arg.partition('=')
+        if option in options:
+            yield option, value if equals else ''.join(args[i + 1 : i + 2])
 
 
 def _load(file: Path) -> Any:
@@ -544,13 +560,13 @@ def _is_mapping(file: Path) -> bool:
 
 
 def _is_option(args: Sequence[str], token: str) -> bool:
-    """Whether a key or class was given as an argument, not in a file."""
+    """Return whether a key or class was given as an argument, and not in a file."""
     options = [arg.partition('=') for arg in args]
     return any((o.startswith('--') and o.endswith(token)) or v == token for o, _, v in options)
 
 
 def _place(configs: Sequence[Path], token: str, known: Sequence[str]) -> str:
-    """File and line of the configuration that has a key or class, if only one line has it."""
+    """Return the file and line that contain a key or class; empty unless it is only one line."""
     names = [token]
     if '/' not in token:
         parts = {part for key in known for part in key.split('.')}

@@ -1,3 +1,4 @@
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ import rasterio
 import torch
 import yaml
 
-from geofm.cli import COMMANDS, LIGHTNING_COMMANDS, _spell_out, main
+from geofm.cli import COMMANDS, LIGHTNING_COMMANDS, _place_first, _spell_out, main
 from geofm.datasets import write_sample_data
 from geofm.models import load_backbone
 from tests.models.weights.vits import timm_vit
@@ -69,10 +70,55 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
-def test_help_comes_at_once() -> None:
-    code = "import sys; from geofm.cli import main; main(['--help']); print('torch' in sys.modules)"
-    output = subprocess.check_output([sys.executable, '-c', code], text=True)
-    assert output.endswith('False\n')
+#: Run all of the arguments, and exit with 1 if PyTorch was imported, which takes seconds.
+WITHOUT_TORCH = """
+import sys
+from contextlib import suppress
+from geofm.cli import main
+for args in sys.argv[1:]:
+    with suppress(SystemExit):
+        main(args.split())
+sys.exit('torch' in sys.modules)
+"""
+
+
+def test_light_commands_do_not_import_torch() -> None:
+    light = ['sample-data', 'index', 'split', 'scene', 'change', 'page', 'export', 'replay']
+    light += ['configs', 'doctor']
+    args = ['--help', '--version', 'configs', *(f'{name} --help' for name in light)]
+    subprocess.run([sys.executable, '-c', WITHOUT_TORCH, *args], check=True, capture_output=True)
+
+
+def test_light_commands_have_the_defaults_of_the_library() -> None:
+    from geofm.datasets.catalogue.catalogue import JOBS
+    from geofm.datasets.pairs.table import MIN_OVERLAP
+    from geofm.datasets.table.scanning import JOBS as TABLE_JOBS
+
+    defaults = {
+        name: parameter.default
+        for name, parameter in inspect.signature(COMMANDS['index'].load()).parameters.items()
+    }
+    assert defaults['jobs'] == JOBS == TABLE_JOBS
+    assert defaults['min_overlap'] == MIN_OVERLAP
+
+
+def test_map_commands_share_their_options() -> None:
+    shared = {'checkpoint', 's1', 's2', 'scene', 'scene_bands', 'reference_sensor', 'output'}
+    shared |= {'missing_bands', 'device', 'window', 'overlap', 'batch_size'}
+    for name in ('map', 'attention', 'pca', 'embed', 'predict'):
+        parameters = inspect.signature(COMMANDS[name].load()).parameters
+        assert shared <= parameters.keys(), name
+        assert next(iter(parameters)) == 'checkpoint'
+
+
+def test_a_checkpoint_is_given_by_position_or_as_an_option() -> None:
+    for name in ('map', 'attention', 'pca', 'embed', 'predict', 'export'):
+        function = COMMANDS[name].load()
+        for given in (['--checkpoint', 'a.ckpt'], ['--checkpoint=a.ckpt'], ['a.ckpt']):
+            assert _place_first([*given, '--s2', 'b.tif'], function) == ['a.ckpt', '--s2', 'b.tif']
+    benchmark = COMMANDS['benchmark'].load()
+    assert _place_first(['a.ckpt', '--k=1'], benchmark) == ['--checkpoint=a.ckpt', '--k=1']
+    assert _place_first(['--checkpoint', 'a'], benchmark) == ['--checkpoint', 'a']
 
 
 @pytest.mark.parametrize('command', COMMANDS)
@@ -144,8 +190,8 @@ def test_each_sensor_starts_from_weights_named_in_yaml(sample: Path, tmp_path: P
 def test_attention_lies_on_the_scene(checkpoint: Path, sample: Path, tmp_path: Path) -> None:
     s1 = next(sample.rglob('s1_*.tif'))
     s2 = next(s1.parents[2].joinpath('S2', s1.parent.name).glob('s2_*.tif'))
-    files = [f'--checkpoint={checkpoint}', f'--s1={s1}', f'--s2={s2}', f'--output={tmp_path}']
-    main(['attention', *files, '--window=32'])
+    files = [f'--s1={s1}', f'--s2={s2}', f'--output={tmp_path}']
+    main(['attention', str(checkpoint), *files, '--window=32'])
     (raster,) = tmp_path.glob('*_attention.tif')
     (figure,) = tmp_path.glob('*.png')
     assert figure.stat().st_size > 10_000
@@ -155,13 +201,13 @@ def test_attention_lies_on_the_scene(checkpoint: Path, sample: Path, tmp_path: P
         assert result.count == 2 * (1 + 3)
 
 
-def test_benchmark_prints_the_floors(
+def test_benchmark_prints_the_baselines(
     checkpoint: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = ['--data=SampleLandCoverDataModule', f'--data.paths={sample}', '--data.window=16']
     data += ['--k=[1,3]', '--steps=10', f'--cache={tmp_path / "features"}']
     output = tmp_path / 'benchmark'
-    main(['benchmark', f'--checkpoint={checkpoint}', *data, f'--output={output}'])
+    main(['benchmark', str(checkpoint), *data, f'--output={output}'])
     text = capsys.readouterr().out
     for row in ('pretrained', 'random weights', 'band mean'):
         assert row in text

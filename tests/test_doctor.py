@@ -133,7 +133,9 @@ def test_gpus(
         patch.setattr(torch, 'ones', no_driver)
         broken = by_name(examine())['GPU 0']
     assert broken.status == 'broken'
-    assert broken.advice == ('it cannot compute: RuntimeError: CUDA driver version is insufficient')
+    assert broken.advice == (
+        'a test computation failed: RuntimeError: CUDA driver version is insufficient'
+    )
     attention.clear()
     zeros = torch.zeros
     monkeypatch.setattr(torch, 'ones', lambda *size, device: zeros(*size))
@@ -186,7 +188,7 @@ def test_the_remedy_for_xformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'new'))
-    assert module._cache() == Finding('system', 'cache', f'{tmp_path}/new/geofm can be written')
+    assert module._cache() == Finding('system', 'cache', f'{tmp_path}/new/geofm is writable')
     assert not (tmp_path / 'new').exists()
     (tmp_path / 'file').touch()
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'file'))

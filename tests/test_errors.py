@@ -77,7 +77,7 @@ def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
         (
             'init_args:\n    model',
             'init_arg:\n    model',
-            'model: expected class_path and init_args',
+            'model: expected the keys class_path and init_args',
         ),
     ],
 )
@@ -105,7 +105,8 @@ def test_a_file_that_is_no_configuration(
 @pytest.mark.parametrize(
     ('args', 'message'),
     [
-        (['fit', '--config', 'absent.yaml'], r'absent\.yaml'),
+        (['fit', '--config', 'absent.yaml'], r'--config absent\.yaml: neither a file nor'),
+        (['fit', '--config=pretrain/quikstart'], "did you mean 'pretrain/quickstart'"),
         (['fit'], 'required: fit.data, fit.model'),
         (['fit', f'--config={PRETRAIN}', '--trainer.max_epochs=x'], "fit: .*epochs: .*not 'x'"),
         (['fit', f'--config={PRETRAIN}', '--trainr.max_epochs=1'], "mean '--trainer.max_epochs'"),
@@ -114,6 +115,14 @@ def test_a_file_that_is_no_configuration(
         (['export', 'a', 'b', '--sensr=s1'], "no option '--sensr'; did you mean '--sensor'"),
         (['export', 'a', 'b', '--to=tim'], "expected one of 'geofm', .*did you mean 'timm'"),
         (['index'], 'required: root'),
+        (['index', 'a', '--stac', '--layout=bands'], 'give --stac or --layout'),
+        (['index', 'a.csv', '--layout=bands', '--clouds'], '--clouds and --pairs-json'),
+        (['export', 'a', 'b', '--to=onnx', '--half'], '--to onnx takes neither'),
+        (['classify', 'a.parquet'], 'give either --labels FILE'),
+        (['search', 'a.parquet'], 'give the place'),
+        (['search', 'a.parquet', '--at', '500,0'], 'not on Earth'),
+        (['predict', 'a.ckpt', '--split', 'test'], 'give --table'),
+        (['configs', 'pretrain/quikstart'], "did you mean 'pretrain/quickstart'"),
     ],
 )
 def test_wrong_arguments(args: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,6 +182,17 @@ def test_the_last_checkpoint_of_another_run_is_named(
     assert f'the newest of another run is {other}' in said
 
 
+@pytest.mark.parametrize('options', [[], ['--layout=sen12mscrts'], ['--stac']])
+def test_index_without_a_usable_file_fails(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data' / 'notes.txt').write_text('no raster')
+    code, said = error_of(capsys, 'index', str(tmp_path / 'data'), *options)
+    assert code == 1
+    assert 'data' in said
+
+
 def test_debug_prints_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(CommandError):
         main(['export', 'absent.ckpt', 'out.ckpt', '--debug'])
@@ -185,7 +205,7 @@ def test_an_unexpected_error_takes_two_lines(monkeypatch: pytest.MonkeyPatch) ->
     def fails(*args: Any, **kwargs: Any) -> None:
         raise KeyError('weights')
 
-    monkeypatch.setattr('geofm.commands.export.export_backbone', fails)
+    monkeypatch.setattr('geofm.models.export_backbone', fails)
     with pytest.raises(CommandError, match=r"KeyError: 'weights'\n\(run again with --debug"):
         main(['export', 'a.ckpt', 'b.ckpt'])
 

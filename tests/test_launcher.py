@@ -86,9 +86,12 @@ def train(number: int, rank: int, path: Path, port: int, ready: Barrier) -> None
 @pytest.mark.parametrize(
     ('number', 'message'),
     [
-        (signal.SIGKILL, 'another rank has ended. Its own message says why, unless it was killed.'),
+        (
+            signal.SIGKILL,
+            'another rank has ended: see its own error message, unless it was killed.',
+        ),
         # As of a node that is lost: nothing comes from it.
-        (signal.SIGSTOP, 'another rank did not answer within 4 s: its node is lost or it hangs.'),
+        (signal.SIGSTOP, 'another rank did not respond within 4 s: it hangs, or its node is down.'),
     ],
 )
 def test_a_lost_rank_ends_the_other(tmp_path: Path, number: int, message: str) -> None:
@@ -110,11 +113,11 @@ def test_a_lost_rank_ends_the_other(tmp_path: Path, number: int, message: str) -
     [
         (
             'Timed out after 5 seconds waiting for clients. 1/2 clients joined.',
-            'another rank did not answer within 5 s',
+            'another rank did not respond within 5 s',
         ),
         (
             '[Rank 0] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=3',
-            'another rank did not answer: its node',
+            'another rank did not respond: it hangs',
         ),
     ],
 )

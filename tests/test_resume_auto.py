@@ -71,7 +71,7 @@ def test_another_experiment_in_the_same_folder_is_refused(root: Path) -> None:
     with pytest.raises(ValueError, match=message):
         newest_checkpoint(root, [root / 'checkpoints'], changed)
     (root / 'geofm_run.json').unlink()
-    with pytest.raises(ValueError, match=r'last.ckpt is there, but no .*run.json'):
+    with pytest.raises(ValueError, match=r'last.ckpt exists, but .*run.json'):
         newest_checkpoint(root, [root / 'checkpoints'], SETTINGS)
     (root / 'geofm_run.json').write_text('{"run": "../x", "settings": {}}')
     with pytest.raises(ValueError, match=r'run.json: does not identify a run'):

@@ -144,16 +144,16 @@ def test_what_cannot_be_submitted_is_refused_at_once(
     root = f'--trainer.default_root_dir={tmp_path}'
     for options, message in {
         ('--trainer.devices=2',): 'give --gpus or --tasks-per-node instead',
-        ('--gpus=2', '--tasks-per-node=3'): 'one rank for each GPU',
+        ('--gpus=2', '--tasks-per-node=3'): 'one rank per GPU',
         ('--nodes=0',): '--nodes must be 1 or more',
-        ('--trainer.default_root_dir=null',): 'the job needs a folder',
+        ('--trainer.default_root_dir=null',): 'the job needs a local folder',
         ('--model.init_args.typo=3',): "no option 'typo'",
         ('--sweep', 'model.init_args.lr'): 'give KEY=VALUE,VALUE',
         ('--sweep', 'model.init_args.lr=0.1,x'): 'model.init_args.lr',
-        ('--sweep', 'model.init_args.lr=0.1,0.1'): 'in one folder, lr=0.1',
+        ('--sweep', 'model.init_args.lr=0.1,0.1'): 'share the folder lr=0.1',
         (f'{root}/run',): f'is the folder of run {"a" * 12}',
         (f'{root}/array', '--sweep', 'model.init_args.lr=0.1'): 'is the folder of run',
-        (f'{root}/new',): 'squeue is not there: submit on a machine of the cluster',
+        (f'{root}/new',): 'squeue is not installed: submit from a machine of the cluster',
     }.items():
         with pytest.raises(CommandError):
             main(['submit', f'{ROOT}/configs/pretrain/quickstart.yaml', *options])
@@ -182,7 +182,7 @@ def test_a_killed_rank_ends_the_job_which_is_queued_again_so_many_times(submit: 
     said = wait_for(job, 'FAILED')
     assert restarts(said) == 1
     assert 'ExitCode=137:0' in said
-    assert f'exit code 137: job {job} is queued again (1 of 1)' in submit.log(job)
+    assert f'exit code 137: job {job} is requeued (1 of 1)' in submit.log(job)
     assert f'exit code 137: job {job} has failed 2 times and ends' in submit.log(job)
 
 
@@ -263,8 +263,8 @@ def test_training_resumes_after_a_rank_was_killed_and_stops_for_slurm(
     ask('scancel', '--batch', '--signal=USR1', job)
     wait_for(job, 'PENDING Reason=BeginTime')
     ask('scancel', job)
-    assert 'is queued again (1 of 1)\n' in log()
-    assert f'the time is up: job {job} is queued again' in log()
+    assert 'is requeued (1 of 1)\n' in log()
+    assert f'time limit: job {job} is requeued' in log()
     assert f'resumes from {root}/checkpoints/' in log()
     (requeue,) = root.glob('hpc_ckpt_*.ckpt')
     assert step(requeue) > later
@@ -280,5 +280,5 @@ def test_at_the_time_limit_the_ranks_are_told_to_end_and_the_job_is_queued_again
     assert restarts(wait_for(job, 'COMPLETED')) == 1
     log = submit.log(job)
     assert log.count('saved\n') == 2
-    assert f'the time is up: job {job} is queued again' in log
+    assert f'time limit: job {job} is requeued' in log
     assert 'start 1 rank 0 of 2' in log

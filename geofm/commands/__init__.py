@@ -1,1 +1,1 @@
-"""Commands of ``geofm`` beside those of Lightning: functions whose signature is their usage."""
+"""Commands of ``geofm``. Their command lines are generated from the signatures of functions."""

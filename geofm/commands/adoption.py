@@ -1,4 +1,4 @@
-"""Fine-tuning starts from the checkpoint's model, whatever size a configuration names."""
+"""Taking the model of a task from the checkpoint that it starts from."""
 
 from pathlib import Path
 from pkgutil import resolve_name
@@ -13,44 +13,45 @@ from geofm.models.checkpoints.sharded import is_sharded
 from geofm.models.weights.torchgeo import is_for_dpt
 from geofm.tasks.pretraining import PretrainingTask
 
-#: Models of TorchGeo's that are built around a backbone.
+#: Models of TorchGeo's segmentation tasks that are built around a backbone.
 _DECODERS = ('unet', 'deeplabv3+', 'upernet', 'segformer', 'dpt')
 
-#: How segmentation-models-pytorch is told of a model of timm.
+#: Prefix of timm models in segmentation-models-pytorch.
 _TIMM = 'tu-'
 
 
 def adopt_model(model: Any) -> None:
-    """Name the model of a checkpoint in the configuration of a task that starts from it.
+    """Set the model in the configuration of a task to that of the checkpoint it starts from.
 
-    A task of TorchGeo builds a model by its name and then loads ``weights``. Where both are of
-    geofm, the checkpoint says which model it is.
+    TorchGeo's tasks build a model by name and then load ``weights``. If both the model and the
+    weights are geofm's, the name is taken from the checkpoint.
 
     Args:
         model: Configuration of the task, with ``class_path`` and ``init_args``; changed in place.
 
     Raises:
-        CheckpointError: If the weights are a checkpoint of geofm, and the model is none.
+        CheckpointError: If the weights are a checkpoint of geofm, but the model is not geofm's, or
+            if TorchGeo cannot load the checkpoint.
     """
     args = model.get('init_args') or {}
     weights = args.get('weights')
     if not isinstance(weights, str) or not (Path(weights).is_file() or is_sharded(Path(weights))):
         return
-    # Pretraining builds the model that its configuration names, whatever it starts from.
+    # Pretraining builds the model of its configuration, whatever weights it starts from.
     if _pretrains(model):
         return
     if is_sharded(Path(weights)):
         raise CheckpointError(
-            f"{weights}: a sharded checkpoint, which TorchGeo does not load: 'geofm export "
-            f"{weights} FILE --to torchgeo' writes what it loads"
+            f'{weights}: TorchGeo does not load sharded checkpoints: convert it with '
+            f"'geofm export {weights} FILE --to torchgeo'"
         )
     file = read_model(weights)
     if (name := _model_of(file)) is None:
         return
     if args.get('model') == 'dpt' and not _is_for_dpt(file):
         raise CheckpointError(
-            f"{weights}: TorchGeo's DPT does not load it as it is: 'geofm export {weights} FILE "
-            "--to torchgeo' writes what it loads; or take segformer, upernet or unet"
+            f"{weights}: TorchGeo's DPT does not load this checkpoint: convert it with 'geofm "
+            f"export {weights} FILE --to torchgeo', or use segformer, upernet or unet"
         )
     for key in ('model', 'backbone'):
         given = args.get(key)
@@ -60,30 +61,30 @@ def adopt_model(model: Any) -> None:
         wanted = given.removesuffix(plain) + name
         if plain in MODEL_NAMES and plain != name:
             args[key] = wanted
-            rank_zero_info(f'{key}: {wanted}, as in {weights}, in place of {given}')
+            rank_zero_info(f'{key}: {wanted} from {weights}, in place of {given}')
             continue
         used = key == 'model' or args.get('model') in _DECODERS
         if used and plain not in MODEL_NAMES and timm.is_model(plain):
             raise CheckpointError(
-                f"{weights}: weights of '{name}', and {key} is '{given}': name that model"
+                f"{weights}: weights of '{name}', but {key} is '{given}': set {key} to '{name}'"
             )
 
 
 def _pretrains(model: Any) -> bool:
-    """Whether a configuration is that of a task of self-supervised pretraining."""
+    """Return whether a configuration is that of a pretraining task."""
     found = resolve_name(str(model.get('class_path')))
     return isinstance(found, type) and issubclass(found, PretrainingTask)
 
 
 def _is_for_dpt(file: ModelFile) -> bool:
-    """Whether a file has the weights under the names that DPT's encoder has for them."""
+    """Return whether a file has weights with the parameter names of DPT's encoder."""
     content = file.content
     state = content.get('state_dict') if isinstance(content, dict) else None
     return isinstance(state, dict) and any(is_for_dpt(name) for name in state)
 
 
 def _model_of(file: ModelFile) -> str | None:
-    """Name of the model of a checkpoint of geofm, or of a task on one of its models."""
+    """Return the model name in a checkpoint of geofm, or of a task with a model of geofm."""
     if file.pretrained is not None:
         return str(file.pretrained.hparams['model'])
     found = file.task

@@ -1,4 +1,4 @@
-"""The command that measures backbones on labelled data."""
+"""The command that compares backbones with baselines on labelled data."""
 
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.text import Text
 from torchgeo.datamodules import BaseDataModule
 
-# Imported so that data modules can be named without their module; TorchGeo's already are.
+# Imported so that data modules can be given without their import path, as TorchGeo's can.
 import geofm.datamodules  # noqa: F401
 from geofm.evaluation import (
     BackboneConfig,
@@ -28,9 +28,10 @@ from geofm.printing import printable, say
 
 
 def benchmark(
+    checkpoint: Path | None = None,
+    *,
     data: BaseDataModule,
     backbones: list[str | BackboneConfig] | None = None,
-    checkpoint: Path | None = None,
     output: Path | None = None,
     task: Task | None = None,
     probes: list[Probe] | None = None,
@@ -44,31 +45,33 @@ def benchmark(
     seed: int = 0,
     device: str = 'cpu',
 ) -> None:
-    """Measure backbones on labelled data, beside baselines.
+    """Compare backbones with baselines on labelled data.
 
     The baselines are the same architectures with random weights, and the mean and standard
-    deviation of every band. Bands are matched by name; features are computed once and kept.
+    deviation of every band. Bands are matched by name. Features are computed once and cached.
 
     Args:
-        data: Labelled data: any data module for classes, several labels, maps of classes or maps of
-            values.
-        backbones: What to measure: checkpoints, names of geofm or timm, TorchGeo's weights, `rcf`.
-            An entry may also say more than a name, see `geofm.evaluation.BackboneConfig`.
-        checkpoint: One checkpoint that `geofm fit` wrote, called 'pretrained' in the table.
+        checkpoint: Checkpoint written by `geofm fit`, named 'pretrained' in the table. May be given
+            by position.
+        data: Labelled data: any data module with classes, multiple labels, class maps or maps of
+            continuous values.
+        backbones: Backbones to measure: checkpoints, model names of geofm or timm, weights of
+            TorchGeo, `rcf`. An entry may be a mapping with further options, see
+            `geofm.evaluation.BackboneConfig`.
         output: Folder for scores.json, .csv, .md and .png, and maps.png.
-        task: What is to be told, if samples have both a label and a mask.
-        probes: How to measure: `knn`, `knn_whitened`, `linear`, `logistic`; for maps `linear`,
-            `dpt`, `dpt_tuned`, `upernet`, `upernet_tuned`.
+        task: Task to evaluate, if samples have both a label and a mask.
+        probes: Probes: `knn`, `knn_whitened`, `linear`, `logistic`; for maps `linear`, `dpt`,
+            `dpt_tuned`, `upernet`, `upernet_tuned`.
         k: Numbers of neighbours.
-        steps: Steps of the linear probe.
-        epochs: Epochs of DPT and UPerNet.
-        missing_bands: What stands for a single band of a backbone that the data lack: its `mean` or
-            `zero`. By default that is an error.
-        limit: At most so many samples of each split, drawn with the seed.
-        ignore_index: Class of maps that does not count.
-        cache: Folder of features; null keeps none.
-        seed: Seed of all that is drawn.
-        device: Where to compute, e.g. cuda.
+        steps: Training steps of the linear probe.
+        epochs: Training epochs of DPT and UPerNet.
+        missing_bands: Value of a band that the backbone needs and the data lack: its `mean` or
+            `zero`. By default a missing band is an error.
+        limit: Maximum number of samples of each split, drawn with the seed.
+        ignore_index: Class of maps that is ignored.
+        cache: Folder of cached features; null disables the cache.
+        seed: Random seed.
+        device: Device to compute on, e.g. cuda.
     """
     console = Console()
     configs = [b if isinstance(b, BackboneConfig) else BackboneConfig(b) for b in backbones or []]

@@ -1,4 +1,4 @@
-"""The command that makes a map of classes from embeddings and a few labels."""
+"""The command that maps classes from embeddings and a few labels."""
 
 import shlex
 import sys
@@ -15,6 +15,7 @@ from geofm.evaluation.accuracy import Accuracy
 from geofm.maps.few_labels.classify import Classified, Fitting, classify_scenes
 from geofm.maps.few_labels.heads import Head
 from geofm.maps.scene import files_by_sensor
+from geofm.messages import UsageError
 from geofm.printing import say
 
 
@@ -36,29 +37,30 @@ def classify(
     """Map classes from embeddings and a few labels, without training a network.
 
     Args:
-        embeddings: Files that `geofm embed` wrote, *_embedding.parquet or .tif, one a scene.
-        labels: Points, polygons or a raster with a class. Patches that hold a point, or whose
-            centre lies in a polygon, are the samples.
+        embeddings: Files written by `geofm embed`, *_embedding.parquet or .tif, one per scene.
+        labels: Points, polygons or a raster with a class. Samples are the patches that contain a
+            point, or whose centre lies in a polygon.
         output: Folder to write to.
-        method: Logistic regression or ridge regression on standardised embeddings, or the votes of
-            the nearest by cosine.
-        column: Column of the labels that holds the class; `class` or the only one if not given.
-        block: Side in km of the blocks of ground that the cross-validation leaves out as a whole.
-        head: head.safetensors of an earlier run, instead of labels.
+        method: Logistic regression or ridge regression on standardised embeddings, or k nearest
+            neighbours by cosine similarity.
+        column: Column of the labels that contains the class; by default `class` or the only one.
+        block: Side of the spatial blocks of the cross-validation, in km.
+        head: head.safetensors of an earlier run, in place of labels.
         s1: Sentinel-1 scene, for the baseline.
         s2: Sentinel-2 scene, for the baseline.
-        scene: Rasters of the scene of any sensors, as --scene s2=FILE: the baseline of band
-            statistics is reported too.
-        scene_bands: Names of the bands of these files, if they do not say.
+        scene: Rasters of any sensors by key, e.g. --scene s2=FILE, for the baseline of band
+            statistics.
+        scene_bands: Band names of files that do not name their bands, e.g.
+            --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the embeddings are on, as given to `geofm embed`.
-        seed: Seed of the intervals.
+        seed: Seed of the bootstrap intervals.
     """
     if (labels is None) == (head is None):
-        raise ValueError('give --labels FILE to learn from, or --head FILE of an earlier run')
+        raise UsageError('give either --labels FILE to train a head, or --head FILE')
     rasters = files_by_sensor(s1, s2, scene)
     if head is not None:
         if rasters:
-            raise ValueError('--scene is for the baseline, which needs --labels')
+            raise UsageError('--scene is only used for the baseline, which needs --labels')
         fitting: Fitting | Head = Head.load(head)
     else:
         assert labels is not None
@@ -84,7 +86,7 @@ def _print(made: Classified, method: str) -> None:
 
 
 def _summary(accuracy: Mapping[str, Accuracy], method: str) -> Table:
-    """Embeddings beside their baseline."""
+    """Return a table with the accuracy of embeddings and baseline."""
     table = Table(title=f'Spatially blocked cross-validation, {method}', box=box.SIMPLE_HEAD)
     for name in ('features', 'overall accuracy', 'mean F1', 'mean IoU'):
         table.add_column(name, no_wrap=name != 'features')

@@ -17,23 +17,27 @@ OPTIONS = ('-c', '--config', '--layout', '--sensors')
 def configs(name: str | None = None, copy: Path | None = None) -> None:
     """List or copy the configurations that are shipped with geofm.
 
-    The options ``--config``, ``--layout`` and ``--sensors`` of all commands take the name of a
-    shipped file too, for example ``--config pretrain/quickstart``. Files that exist come first.
+    The options ``--config``, ``--layout`` and ``--sensors`` of all commands also take the name of
+    a shipped file, for example ``--config pretrain/quickstart``. If a file of that name exists, it
+    is used.
 
     Args:
-        name: Only this configuration, for example ``pretrain/quickstart``.
-        copy: Folder to copy to, below which each file keeps its name. Nothing is overwritten.
-            Without it, the names are listed, each with its description.
+        name: List or copy only this configuration, for example ``pretrain/quickstart``. May be
+            given by position.
+        copy: Folder to copy to. Each file keeps its relative path. Nothing is overwritten. Without
+            it, names and descriptions are listed.
 
     Raises:
-        ValueError: If no configuration has this name.
+        UsageError: If no configuration has this name.
         FileExistsError: If a file to be written exists.
     """
     names = shipped_names()
     if name is not None:
         key = _plain(name)
         if key not in names:
-            raise ValueError(
+            from geofm.messages import UsageError
+
+            raise UsageError(
                 f"no shipped configuration '{name}'{did_you_mean(key, names)}; "
                 '`geofm configs` lists them'
             )
@@ -64,14 +68,14 @@ def shipped_names() -> dict[str, Path]:
 
 
 def find_config(value: str) -> str:
-    """Find the shipped configuration that is meant by the value of an option.
+    """Find the shipped configuration that the value of an option names.
 
     Args:
-        value: A path, or the name of a shipped configuration: ``pretrain/quickstart``, or as in a
-            clone of the repository ``configs/pretrain/quickstart.yaml``.
+        value: A path, or the name of a shipped configuration: ``pretrain/quickstart``, or
+            ``configs/pretrain/quickstart.yaml`` as in a clone of the repository.
 
     Returns:
-        The path of the shipped file, if *value* does not exist itself and names one; otherwise
+        The path of the shipped file if *value* names one and does not exist as a path; otherwise
         *value*.
     """
     if not value or Path(value).exists():
@@ -86,7 +90,7 @@ def find_configs(args: list[str]) -> list[str]:
         args: The arguments.
 
     Returns:
-        The arguments, with paths in place of names after :data:`OPTIONS`.
+        The arguments, with paths in place of the names after :data:`OPTIONS`.
     """
     found: list[str] = []
     for arg in args:
@@ -99,12 +103,32 @@ def find_configs(args: list[str]) -> list[str]:
     return found
 
 
+def check_configs(args: list[str]) -> None:
+    """Check that the values of ``--config`` are files.
+
+    Args:
+        args: Arguments of a command, as :func:`find_configs` returns them.
+
+    Raises:
+        UsageError: If a value is neither a file nor the name of a shipped configuration.
+    """
+    from geofm.messages import UsageError, option_values
+
+    for option, value in option_values(args, ('-c', '--config')):
+        if not Path(value).is_file():
+            guess = did_you_mean(_plain(value), shipped_names())
+            raise UsageError(
+                f'{option} {value}: neither a file nor a shipped configuration{guess}; '
+                '`geofm configs` lists them'
+            )
+
+
 def _plain(name: str) -> str:
     return name.removeprefix('configs/').removesuffix('.yaml')
 
 
 def description(path: Path) -> str:
-    """Read what a configuration is for.
+    """Read the description of a configuration.
 
     Args:
         path: The file.

@@ -1,4 +1,4 @@
-"""The command that looks at the machine: versions, devices, and what to mend."""
+"""The command that checks the installation and the hardware."""
 
 import importlib
 import importlib.metadata
@@ -20,30 +20,30 @@ import geofm
 
 Status = Literal['ok', 'warning', 'broken']
 
-#: Packages that nothing runs without, and one that only CUDA wants.
+#: Required packages, and one that is only used with CUDA.
 NEEDED = ('torch', 'torchvision', 'torchgeo', 'lightning', 'kornia', 'timm', 'lightly', 'rasterio')
 OPTIONAL = ('xformers',)
 
-#: Shared memory that a few workers with batches of large crops can fill, in GiB.
+#: Shared memory that a few workers may need for batches of large crops, in GiB.
 _ENOUGH_SHARED_MEMORY = 1.0
 
-#: Open files that a catalogue's threads and a run's workers can need.
+#: Number of open files that the threads of `geofm index` and the workers of a run may need.
 _ENOUGH_FILES = 1024
 
-#: Where the CUDA 12 runtime lies that xformers is built for, once its package is installed.
+#: Package, folder and file of the CUDA 12 runtime that xformers is built for.
 _CUDART = ('nvidia-cuda-runtime-cu12', 'nvidia/cuda_runtime/lib', 'libcudart.so.12')
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something that was looked at.
+    """The result of a check.
 
     Attributes:
         topic: 'version', 'device', 'attention' or 'system'.
-        name: What it is.
-        value: How it is.
-        status: Whether that is well; what is 'broken' is needed.
-        advice: What to do about it.
+        name: What was checked.
+        value: The value found.
+        status: 'ok', 'warning', or 'broken' if something required does not work.
+        advice: How to fix a problem.
     """
 
     topic: str
@@ -54,12 +54,12 @@ class Finding:
 
 
 def doctor(json: bool = False) -> None:
-    """Print versions and devices, which attention runs and why, and what to mend.
+    """Print versions, devices, attention implementations, and how to fix problems.
 
-    The exit code is 1 if something needed is broken.
+    The exit code is 1 if something required is broken.
 
     Args:
-        json: Print for machines: a list of what was looked at.
+        json: Print the results as JSON.
     """
     with _quiet():
         findings = examine()
@@ -69,10 +69,10 @@ def doctor(json: bool = False) -> None:
 
 
 def examine() -> list[Finding]:
-    """Look at the machine.
+    """Check the installation and the hardware.
 
     Returns:
-        What was found.
+        The results.
     """
     looks: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
         ('version', _versions),
@@ -86,7 +86,7 @@ def examine() -> list[Finding]:
         try:
             findings += look()
         except Exception as error:
-            # Whatever a broken installation raises, the rest is to be seen all the same.
+            # A broken installation may raise anything. Report it and go on.
             findings.append(Finding(topic, topic, _line(error), 'broken'))
     return findings
 
@@ -114,18 +114,18 @@ def _versions() -> list[Finding]:
 
 
 def _geography() -> list[Finding]:
-    """GDAL and PROJ, which break where two installations of them meet."""
+    """Check GDAL and PROJ, which break if two installations are mixed."""
     import rasterio
     from rasterio.crs import CRS
 
     findings = [Finding('version', 'GDAL', rasterio.__gdal_version__)]
     proj = rasterio.__proj_version__
     try:
-        # Within it, GDAL's errors are logged and not printed.
+        # In this context, errors of GDAL are logged and not printed.
         with rasterio.Env():
             CRS.from_epsg(32632)
     except Exception as error:
-        advice = f'unset PROJ_LIB, PROJ_DATA and GDAL_DATA, or mend them ({_line(error)})'
+        advice = f'unset PROJ_LIB, PROJ_DATA and GDAL_DATA, or fix them ({_line(error)})'
         return [*findings, Finding('version', 'PROJ', f'{proj}, no EPSG', 'broken', advice)]
     return [*findings, Finding('version', 'PROJ', proj)]
 
@@ -157,13 +157,13 @@ def _gpu(index: int) -> Finding:
         torch.ones(2, 2, device=f'cuda:{index}').matmul(torch.ones(2, 2, device=f'cuda:{index}'))
         torch.cuda.synchronize(index)
     except RuntimeError as error:
-        advice = f'it cannot compute: {_line(error)}'
+        advice = f'a test computation failed: {_line(error)}'
         return Finding('device', name, text, 'broken', advice)
     return Finding('device', name, text)
 
 
 def _attention() -> list[Finding]:
-    """Which packed attention runs on each device, and whether xformers could."""
+    """Find the attention implementation of each device, and check xformers."""
     import torch
 
     from geofm.models.packed_attention import choose_attention
@@ -184,7 +184,7 @@ def _attention() -> list[Finding]:
 
 
 def _xformers(cuda: bool) -> list[Finding]:
-    """Whether its extension loads; on a machine without CUDA nobody would use it."""
+    """Check that the extension of xformers loads. It is only used with CUDA."""
     import torch
 
     spec = importlib.util.find_spec('xformers')
@@ -206,7 +206,7 @@ def _if(cuda: bool) -> Status:
 
 
 def _cudart_advice(reason: str) -> str:
-    """What makes the extension find the runtime of the CUDA that it was built for."""
+    """Say how the extension finds the CUDA runtime that it was built for."""
     package, folder, library = _CUDART
     if library not in reason:
         return ''
@@ -221,19 +221,19 @@ def _system() -> list[Finding]:
 
 
 def _cache() -> Finding:
-    """Where catalogues of read-only data are kept."""
+    """Check the folder for catalogues of read-only data."""
     from geofm.datasets.catalogue.catalogue import in_cache
 
     folder = in_cache(Path.cwd()).parent
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-        return Finding('system', 'cache', f'{folder} can be written')
-    advice = 'set XDG_CACHE_HOME to a folder that can: catalogues of read-only data go there'
-    return Finding('system', 'cache', f'{folder} cannot be written', 'warning', advice)
+        return Finding('system', 'cache', f'{folder} is writable')
+    advice = 'set XDG_CACHE_HOME to a writable folder, for catalogues of read-only data'
+    return Finding('system', 'cache', f'{folder} is not writable', 'warning', advice)
 
 
 def _shared_memory(folder: Path = Path('/dev/shm')) -> list[Finding]:
-    """Room for the batches that workers hand over."""
+    """Check the shared memory, through which workers pass batches."""
     if not folder.is_dir():
         return []
     usage = shutil.disk_usage(folder)
@@ -241,7 +241,7 @@ def _shared_memory(folder: Path = Path('/dev/shm')) -> list[Finding]:
     text = f'{free:.1f} of {total:.1f} GiB free'
     if free >= _ENOUGH_SHARED_MEMORY:
         return [Finding('system', 'shared memory', text)]
-    advice = 'workers may die with a bus error: num_workers 0, or docker run --shm-size=8g'
+    advice = 'workers may crash with a bus error: set num_workers=0, or docker run --shm-size=8g'
     return [Finding('system', 'shared memory', text, 'warning', advice)]
 
 
@@ -249,7 +249,7 @@ def _open_files() -> list[Finding]:
     try:
         import resource
     except ModuleNotFoundError:
-        # Windows has no such limit.
+        # Windows has no limit.
         return []
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     unlimited = soft == resource.RLIM_INFINITY
@@ -267,14 +267,14 @@ def _memory() -> float | None:
 
 
 def _line(error: BaseException) -> str:
-    """An error in one line."""
+    """Describe an error in one line."""
     text = str(error).strip().splitlines()
     return f'{type(error).__name__}: {text[0]}' if text else type(error).__name__
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Nothing that a library says of itself while it is looked at."""
+    """Silence the logs and warnings of libraries."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -305,7 +305,7 @@ def _print_table(findings: list[Finding]) -> None:
         table.add_row(status, finding.topic, finding.name, escape(finding.value))
     console = Console()
     console.print(table)
-    # Below it and not wrapped: they are there to be copied.
+    # Below the table and not wrapped, so that commands can be copied.
     for finding in findings:
         if finding.advice:
             console.print(escape(f'{finding.name}: {finding.advice}'), soft_wrap=True)

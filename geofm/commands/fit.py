@@ -1,4 +1,4 @@
-"""Training, evaluation and prediction, with Lightning's command line."""
+"""Training, evaluation and prediction with Lightning's command line."""
 
 import json
 import os
@@ -9,7 +9,8 @@ from typing import Any, Literal, override
 
 import torch
 
-# Importing these lets a YAML name their classes without the module, and registers our models.
+# Imported so that a configuration can give classes without their import path, and to register our
+# models.
 import torchgeo.datamodules
 import torchgeo.tasks
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -28,32 +29,32 @@ from geofm.checkpoint_io import AtomicCheckpointIO, local_path, remove_partial_c
 from geofm.commands.adoption import adopt_model
 from geofm.commands.launcher import end_with_launcher
 from geofm.commands.resume import is_requeued, newest_checkpoint, refuse_requeue_of_another_run
-from geofm.messages import ShortErrors
+from geofm.messages import ShortErrors, UsageError
 from geofm.printing import say
 from geofm.sensors import load_sensors
 from geofm.tasks.pretraining import NO_STEPS, networks_on_meta
 
-#: The strategy that shards, as a configuration names it.
+#: Names of the strategy that shards the model, in configurations.
 _SHARDING = ('fsdp2', 'geofm.strategies.FullyShardedStrategy')
 
 
 class TrainingParser(ShortErrors, LightningArgumentParser):
-    """Lightning's parser with short errors."""
+    """Lightning's parser with short error messages."""
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the configuration beside the checkpoints; never half of it."""
+    """Callback that writes the configuration to the log folder atomically."""
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Write the file once.
+        """Write the file on rank 0, once.
 
         Args:
             trainer: The trainer.
             pl_module: The task.
             stage: Either 'fit', 'validate', 'test' or 'predict'.
         """
-        # All processes ask for the folder, since rank 0 broadcasts it.
+        # On all ranks, since rank 0 broadcasts the folder.
         folder = trainer.log_dir
         local = None if folder is None else local_path(folder)
         if local is None:
@@ -68,13 +69,13 @@ class SaveConfig(SaveConfigCallback):
 
 
 class GeofmCLI(LightningCLI):
-    """Lightning's command line, with checkpoints that are whole or not there."""
+    """Lightning's command line with atomic checkpoints, ``--resume`` and ``--sensors``."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        """Run a sub-command.
+        """Initialize a new GeofmCLI instance, and run a subcommand.
 
         Args:
-            args: The sub-command and its arguments.
+            args: The subcommand and its arguments.
         """
         super().__init__(
             model_class=torchgeo.tasks.BaseTask,
@@ -91,7 +92,7 @@ class GeofmCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add what is beside trainer, model and data.
+        """Add the arguments of geofm to those of trainer, model and data.
 
         Args:
             parser: The parser.
@@ -100,7 +101,7 @@ class GeofmCLI(LightningCLI):
             '--sensors',
             type=str | list[str] | None,
             default=None,
-            help='YAML file, or files, that define further sensors',
+            help='YAML file or files that define further sensors',
         )
         parser.add_lightning_class_args(Adapt, 'adapt')
 
@@ -114,8 +115,8 @@ class GeofmCLI(LightningCLI):
                 '--resume',
                 type=Literal['auto'] | None,
                 default=None,
-                help='auto: resume from the newest checkpoint of the run of default_root_dir, or '
-                'start it if there is none',
+                help='auto: resume from the newest checkpoint of the run in default_root_dir, or '
+                'start a new run if there is none',
             )
         return parser
 
@@ -125,13 +126,13 @@ class GeofmCLI(LightningCLI):
 
         Args:
             parser: The parser.
-            args: The arguments, which need not be those of the process.
+            args: The arguments.
         """
         self.config = parser.parse_args(args)
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Register the user's sensors, and take the model of the checkpoint to start from."""
+        """Register the user's sensors, and set the model to that of the initial checkpoint."""
         files = self._get(self.config, 'sensors') or []
         for file in [files] if isinstance(files, str) else files:
             load_sensors(file)
@@ -139,11 +140,11 @@ class GeofmCLI(LightningCLI):
 
     @override
     def instantiate_classes(self) -> None:
-        """Make task, data and trainer; networks that will be sharded take no memory yet."""
+        """Make task, data and trainer. Networks to be sharded are built on the meta device."""
         strategy = self.config[self.subcommand].trainer.strategy
         shards = getattr(strategy, 'class_path', strategy) in _SHARDING
         if shards:
-            # Registers the name; takes a while to import.
+            # Registers the strategy; slow to import.
             import geofm.strategies  # noqa: F401
         with networks_on_meta() if shards else nullcontext():
             super().instantiate_classes()
@@ -153,12 +154,12 @@ class GeofmCLI(LightningCLI):
         """Make the trainer.
 
         Args:
-            **kwargs: Further arguments of it.
+            **kwargs: Further arguments of the trainer.
 
         Returns:
             The trainer. Checkpoints are written by :class:`AtomicCheckpointIO` unless the
-            configuration has a plugin of its own. Under DDP, gradients are views of the buckets
-            that are reduced, which saves their memory once, unless it says otherwise.
+            configuration has a checkpoint plugin. With DDP, *gradient_as_bucket_view* defaults to
+            True, which saves memory.
         """
         trainer = super().instantiate_trainer(**kwargs)
         if self.subcommand == 'fit':
@@ -171,7 +172,11 @@ class GeofmCLI(LightningCLI):
         return trainer
 
     def before_fit(self) -> None:
-        """Look at the checkpoints that are there."""
+        """Choose the checkpoint to resume from, and remove partial checkpoints.
+
+        Raises:
+            ValueError: If there is no step to train, or ``--ckpt_path last`` has no checkpoint.
+        """
         self._require_last()
         trainer = self.trainer
         if 0 in (trainer.max_epochs, trainer.max_steps, trainer.limit_train_batches):
@@ -182,21 +187,21 @@ class GeofmCLI(LightningCLI):
                 remove_partial_checkpoints(folder)
 
     def settings(self) -> dict[str, Any]:
-        """What tells an experiment from another.
+        """Return the settings that identify an experiment.
 
         Returns:
-            Its model, as JSON holds it.
+            The configuration of the model, as plain JSON data.
         """
         model = self.config[self.subcommand].model.as_dict()
         settings: dict[str, Any] = json.loads(json.dumps(model, default=str))
         return settings
 
     def _choose_checkpoint(self) -> None:
-        """Resume from a checkpoint of this run, and of no other."""
+        """Choose the newest checkpoint of this run with ``--resume auto`` or after a requeue."""
         given, auto = self._get(self.config, 'ckpt_path'), self._get(self.config, 'resume')
         root = local_path(self.trainer.default_root_dir)
         if given is not None and auto:
-            raise ValueError('--resume auto chooses a checkpoint: leave out --ckpt_path')
+            raise UsageError('--resume auto chooses the checkpoint: leave out --ckpt_path')
         if given is not None or root is None:
             return
         chosen = None
@@ -208,7 +213,11 @@ class GeofmCLI(LightningCLI):
             self.config_init[self.subcommand]['ckpt_path'] = str(chosen)
 
     def after_fit(self) -> None:
-        """Name the last checkpoint; fail if nothing was trained, of which Lightning only warns."""
+        """Print the last checkpoint.
+
+        Raises:
+            ValueError: If there were no training batches, where Lightning only warns.
+        """
         if self.trainer.num_training_batches == 0:
             raise ValueError(NO_STEPS)
         if self.trainer.is_global_zero:
@@ -217,19 +226,19 @@ class GeofmCLI(LightningCLI):
                     say(f'last checkpoint: {path}')
 
     def before_validate(self) -> None:
-        """Look at the checkpoints that are there."""
+        """Check ``--ckpt_path last``."""
         self._require_last()
 
     def before_test(self) -> None:
-        """Look at the checkpoints that are there."""
+        """Check ``--ckpt_path last``."""
         self._require_last()
 
     def before_predict(self) -> None:
-        """Look at the checkpoints that are there."""
+        """Check ``--ckpt_path last``."""
         self._require_last()
 
     def _require_last(self) -> None:
-        """Refuse ``--ckpt_path last`` if there is none, where Lightning would do without."""
+        """Raise an error if ``--ckpt_path last`` has no checkpoint, where Lightning only warns."""
         if self._get(self.config, 'ckpt_path') != 'last':
             return
         trainer = self.trainer
@@ -245,12 +254,12 @@ class GeofmCLI(LightningCLI):
         advice = '' if newest is None else f'; the newest of another run is {newest}'
         raise ValueError(
             f'--ckpt_path last: no last checkpoint in {", ".join(map(str, folders))}{advice}. Give '
-            'the path of a checkpoint, or leave out --ckpt_path to start anew'
+            'the path of a checkpoint, or leave out --ckpt_path to start a new run'
         )
 
 
 class FitSettings(GeofmCLI):
-    """A command line that is read and checked, and not run."""
+    """Command line that is parsed and checked, but not run."""
 
     @override
     def _set_seed(self) -> None:
@@ -258,11 +267,11 @@ class FitSettings(GeofmCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        """Leave sensors and checkpoints to the run."""
+        """Do nothing: the run registers sensors and reads checkpoints."""
 
     @override
     def instantiate_classes(self) -> None:
-        """Make nothing."""
+        """Do nothing."""
 
     @override
     def _run_subcommand(self, subcommand: str) -> None:
@@ -270,7 +279,7 @@ class FitSettings(GeofmCLI):
 
 
 def _default_folder(trainer: Trainer) -> str:
-    """Folder of the checkpoints of callbacks that name none."""
+    """Return the folder of checkpoints for callbacks without *dirpath*, as Lightning does."""
     root = trainer.default_root_dir
     if trainer.loggers:
         logger = trainer.loggers[0]
@@ -281,7 +290,7 @@ def _default_folder(trainer: Trainer) -> str:
 
 
 def _checkpoint_folders(trainer: Trainer) -> list[Path]:
-    """Folders that this run writes checkpoints to."""
+    """Return the folders that this run writes checkpoints to."""
     default = _default_folder(trainer)
     given = [
         callback.dirpath or default
@@ -293,10 +302,10 @@ def _checkpoint_folders(trainer: Trainer) -> list[Path]:
 
 
 def _run_folders(trainer: Trainer) -> list[Path]:
-    """Folders of checkpoints of this run, and of other versions of its logs."""
+    """Return the checkpoint folders of this run and of other versions of its log folder."""
     folders = _checkpoint_folders(trainer)
     default = local_path(_default_folder(trainer))
-    # Without a logger, the folders beside it are those of other runs.
+    # Without a logger, neighbouring folders belong to other runs.
     if trainer.loggers and default is not None:
         folders += default.parent.parent.glob('*/checkpoints')
     return list(dict.fromkeys(folders))
@@ -307,10 +316,10 @@ def _last_checkpoints(folder: Path) -> list[Path]:
 
 
 def train(args: Sequence[str]) -> None:
-    """Run one of LightningCLI's sub-commands.
+    """Run one of LightningCLI's subcommands.
 
     Args:
-        args: The sub-command and its arguments.
+        args: The subcommand and its arguments.
     """
     end_with_launcher()
     torch.set_float32_matmul_precision('high')

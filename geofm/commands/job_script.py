@@ -8,11 +8,11 @@ from pathlib import Path
 
 from geofm.printing import printable
 
-#: Seconds before the time limit by which a job must have asked to be queued again, if it has them.
+#: Seconds before the time limit by which a job must have requeued itself, if there is time.
 _RESERVE = 30
 
 _BEFORE = """\
-# Before the time is up, all ranks save a checkpoint together and end.
+# Before the time limit, all ranks save a checkpoint together and end.
 stop=
 trap 'stop=1; kill -USR1 "$ranks"' USR1
 """
@@ -29,17 +29,17 @@ if [[ $stop ]]; then
     kill -0 "$ranks" 2> /dev/null || { wait "$ranks"; code=$?; }
 fi
 
-# The job queues itself again unless the run is finished: at the time limit always, after a failure
-# so many times. If a failure cannot be counted, as on a full disk, the job ends.
+# Unless the run has finished, the job requeues itself: always at the time limit, and a limited
+# number of times after failures. If a failure cannot be counted, as on a full disk, the job ends.
 if ((code == 0)); then
     exit 0
 elif [[ $stop ]]; then
-    echo "geofm: the time is up: job $SLURM_JOB_ID is queued again"
+    echo "geofm: time limit: job $SLURM_JOB_ID is requeued"
     scontrol requeue "$SLURM_JOB_ID"
 elif echo "$(date) exit code $code" >> "$failures"; then
     count=$(wc -l < "$failures")
     if ((count <= requeues)); then
-        echo "geofm: exit code $code: job $SLURM_JOB_ID is queued again ($count of $requeues)"
+        echo "geofm: exit code $code: job $SLURM_JOB_ID is requeued ($count of $requeues)"
         scontrol requeue "$SLURM_JOB_ID"
     else
         echo "geofm: exit code $code: job $SLURM_JOB_ID has failed $count times and ends"
@@ -51,14 +51,14 @@ exit "$code"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One run, or an array of them, as a SLURM job.
+    """SLURM job of a run, or job array of several runs.
 
     Attributes:
         arguments: Arguments of ``geofm fit``.
-        runs: For an array of jobs, further arguments of each.
-        options: Options of ``sbatch`` by name; None for those without a value.
-        folder: Folder of the logs, absolute.
-        requeues: How often a job that fails is queued again.
+        runs: For a job array, further arguments of each run.
+        options: Options of ``sbatch`` by name; None for options without a value.
+        folder: Folder of the logs, an absolute path.
+        requeues: Number of times that a failed job is requeued.
         grace: Seconds before the time limit at which the ranks are told to end.
     """
 
@@ -73,10 +73,10 @@ class Job:
         """Write the script.
 
         Args:
-            command: The command that it is the script of, for a comment.
+            command: The command that made the script, for a comment.
 
         Returns:
-            The script, for ``sbatch``.
+            The script for ``sbatch``.
         """
         name = '%A_%a' if self.runs else '%j'
         defaults = {
@@ -106,15 +106,15 @@ class Job:
         return '\n'.join(lines) + '\n' + _AFTER
 
     def _choice(self) -> list[str]:
-        """Lines that choose the run of this job of the array."""
+        """Return the lines that select the run of this job in the array."""
         if not self.runs:
             return []
         cases = [f'    {i}) run=({shlex.join(run)}) ;;' for i, run in enumerate(self.runs)]
         return ['case $SLURM_ARRAY_TASK_ID in', *cases, 'esac', '']
 
     def _srun(self) -> str:
-        """The command that starts the ranks, an option and its values on a line."""
-        # Since SLURM 22.05, srun does not take it over from sbatch.
+        """Return the command that starts the ranks, with one option per line."""
+        # Since SLURM 22.05, srun does not inherit this option from sbatch.
         cpus = self.options.get('cpus-per-task')
         srun = ['srun', '--kill-on-bad-exit=1', *([f'--cpus-per-task={cpus}'] if cpus else [])]
         lines = [srun, [sys.executable, '-m', 'geofm', 'fit']]

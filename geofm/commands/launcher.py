@@ -1,22 +1,22 @@
-"""Ranks that end with the process that launched them."""
+"""Ending ranks when the process that launched them ends."""
 
 import os
 import sys
 import threading
 import time
 
-#: Seconds that a rank may go on, as at the end of a run.
+#: Seconds that a rank may continue without its launcher, as at the end of a run.
 _GRACE = 30.0
 
 
 def end_with_launcher(grace: float = _GRACE) -> None:
-    """End this process some time after its launcher: Lightning's first rank, or torchrun.
+    """End this process some time after its launcher, which is rank 0 of Lightning or torchrun.
 
-    If the launcher is killed, a rank that waits for another one on a GPU would wait until the
-    timeout of the process group.
+    Otherwise, if the launcher is killed, a rank that waits for another rank on a GPU would wait
+    until the timeout of the process group.
 
     Args:
-        grace: Seconds that it may run without its launcher.
+        grace: Seconds that this process may run without its launcher.
     """
     if 'LOCAL_RANK' not in os.environ:
         return

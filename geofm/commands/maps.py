@@ -1,4 +1,4 @@
-"""Commands that show what a backbone sees."""
+"""Commands that map and draw the features of a backbone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +13,7 @@ from geofm.maps.make.tables import Part, own_device
 from geofm.maps.scene import Missing, TableScenes, files_by_sensor
 from geofm.maps.view.figure import DRAWN
 from geofm.maps.view.places import SearchResult
+from geofm.messages import UsageError
 from geofm.models.timm_vit import load_model
 from geofm.printing import say
 from geofm.rasters import Address
@@ -49,56 +50,56 @@ def map_(
     table: Path | None = None,
     part: str | None = None,
 ) -> None:
-    """Map what a backbone sees of a scene of any size, as rasters that lie on it.
+    """Map the features of a scene of any size as georeferenced rasters.
 
-    With --table, every scene of a table is mapped.
-
-    Give the same command again to resume a run that was stopped.
+    With --table, every scene of a table is mapped. To resume a run that was stopped, give the same
+    command again.
 
     Args:
-        checkpoint: Checkpoint that `geofm fit` wrote; with --model, a file of that model's weights.
+        checkpoint: Checkpoint written by `geofm fit`; with --model, the weights of that model.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene: bands as DN. Its grid is that of the products.
-        item: STAC item with local assets of the model's sensors, instead of rasters.
+        s2: Sentinel-2 scene in DN. The products are on its grid.
+        item: STAC item with local assets of the model's sensors, in place of rasters.
         output: Folder to write to.
-        products: Some of [attention, rollout, point, pca, segments, embedding]; all if not given.
-        block: Block whose attention to show; negative counts from the last.
+        products: Any of [attention, rollout, point, pca, segments, embedding]; all by default.
+        block: Index of the transformer block whose attention to show; negative indices count from
+            the end.
         point: LON,LAT of the place whose attention the product 'point' shows.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Least fraction of a window that the next one covers too, in [0, 1).
-        batch_size: Windows a forward pass.
-        stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
-            (patch size / stride)^2 times as long.
-        pixels: Write products on the pixels of the scene, and how; one pixel a patch, or a stride,
-            if not given.
+        overlap: Smallest fraction of a window that overlaps with the next window, in [0, 1).
+        batch_size: Number of windows per forward pass.
+        stride: Distance between values in pixels of the scene, smaller than the patch size, e.g. 4.
+            Takes (patch size / stride)^2 times as long.
+        pixels: Interpolation of the products to the pixels of the scene. By default they have one
+            pixel per patch, or per stride.
         components: Number of principal components.
-        basis: PCA basis of another scene (*_pca.safetensors), for the same colours.
+        basis: PCA basis of another scene (*_pca.safetensors), to get the same colours.
         segments: Number of segments.
-        precision: How embeddings are stored.
-        dates: Days of acquisition, as --dates s1=YYYY-MM-DD --dates s2=YYYY-MM-DD; from file names
-            or metadata if not given.
-        missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
-            an error if not given.
-        model: Name of a timm model whose weights the checkpoint holds.
-        bands: Names of the model's channels, e.g. [B04,B03,B02].
-        figure: File to draw the scene and its products to, side by side, as PNG and as PDF; {scene}
-            in its name stands for the name of the scene.
-        device: Where to compute, e.g. cuda; on the CPU if not given.
-        scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
-        scene_bands: Names of the bands of files of any sensors, if they do not say, as
+        precision: Data type of the embeddings.
+        dates: Acquisition dates, e.g. --dates s1=YYYY-MM-DD --dates s2=YYYY-MM-DD; by default from
+            file names or metadata.
+        missing_bands: Value of a band that the model needs and a file lacks: its `mean` or `zero`.
+            By default a missing band is an error.
+        model: Name of the timm model that the weights in the checkpoint belong to.
+        bands: Band names of the model's input channels, e.g. [B04,B03,B02].
+        figure: File of a figure with the scene and its products side by side, written as PNG and
+            PDF. {scene} in its name is replaced by the name of the scene.
+        device: Device to compute on, e.g. cuda; the CPU by default.
+        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of files that do not name their bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
-        reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
-            the first that does not stay the same over time.
-        table: Table of rasters, as `geofm index` writes it: every place and date is a scene, whose
-            products are in a folder of --output.
-        part: With --table, the scenes of this process as I/N, part I of N from 0; as torchrun, srun
-            or an array of SLURM says if not given.
+        reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
+            given, else the first sensor whose images change over time.
+        table: Table of rasters written by `geofm index`. Every place and date is a scene; its
+            products are written to a folder of its own in --output.
+        part: With --table: I/N to map only part I of N, counted from 0. By default from the
+            environment of torchrun, srun or a SLURM job array.
     """
     found = {} if dates is None else dict(dates)
     if item is not None and (s1 is not None or s2 is not None or scene):
-        raise ValueError('give --item, or --s1 and --s2 (or --scene), not both')
+        raise UsageError('give --item, or --s1 and --s2 (or --scene), not both')
     backbone = load_model(checkpoint, model, bands)
-    # A checkpoint brings the definitions of its sensors along.
+    # After the model: a checkpoint contains the definitions of its sensors.
     rasters = files_by_sensor(s1, s2, scene)
     if item is not None:
         from_item = read_item(item, output, backbone.bands)
@@ -120,7 +121,7 @@ def map_(
     device = own_device(device)
     if table is not None:
         if rasters or scene_bands or found or figure is not None:
-            raise ValueError('give --table or the files, dates and figure of one scene, not both')
+            raise UsageError('give --table, or the files, dates and figure of a scene, not both')
         scenes = TableScenes(
             table, backbone.bands, reference=reference_sensor, missing_bands=missing_bands
         )
@@ -168,30 +169,31 @@ def attention(
     scene_bands: dict[str, list[str]] | None = None,
     reference_sensor: str | None = None,
 ) -> None:
-    """Map where a backbone looks, and draw it; `geofm map` has more choices.
+    """Map the attention of a backbone, and draw it. `geofm map` has more options.
 
     Args:
-        checkpoint: Checkpoint that `geofm fit` wrote.
+        checkpoint: Checkpoint written by `geofm fit`.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene: bands as DN. Its grid is that of the products.
+        s2: Sentinel-2 scene in DN. The products are on its grid.
         output: Folder to write to.
-        block: Block whose attention to show; negative counts from the last.
-        point: LON,LAT of a place; its attention is mapped too.
+        block: Index of the transformer block whose attention to show; negative indices count from
+            the end.
+        point: LON,LAT of a place whose attention is mapped, too.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Least fraction of a window that the next one covers too, in [0, 1).
-        batch_size: Windows a forward pass.
-        stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
-            (patch size / stride)^2 times as long.
-        pixels: How a pixel of the scene gets the value of its patch; null: one pixel a patch, or a
-            stride, as always with --stride.
-        missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
-            an error if not given.
-        device: Where to compute, e.g. cuda; on the CPU if not given.
-        scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
-        scene_bands: Names of the bands of files of any sensors, if they do not say, as
+        overlap: Smallest fraction of a window that overlaps with the next window, in [0, 1).
+        batch_size: Number of windows per forward pass.
+        stride: Distance between values in pixels of the scene, smaller than the patch size, e.g. 4.
+            Takes (patch size / stride)^2 times as long.
+        pixels: Interpolation of the products to the pixels of the scene. With null or --stride,
+            they have one pixel per patch or per stride.
+        missing_bands: Value of a band that the model needs and a file lacks: its `mean` or `zero`.
+            By default a missing band is an error.
+        device: Device to compute on, e.g. cuda; the CPU by default.
+        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of files that do not name their bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
-        reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
-            the first that does not stay the same over time.
+        reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
+            given, else the first sensor whose images change over time.
     """
     products: list[Product] = ['attention']
     map_(
@@ -236,30 +238,30 @@ def pca(
 ) -> None:
     """Map the principal components of patch tokens as colours, and draw them.
 
-    `geofm map` has more choices.
+    `geofm map` has more options.
 
     Args:
-        checkpoint: Checkpoint that `geofm fit` wrote.
+        checkpoint: Checkpoint written by `geofm fit`.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene: bands as DN. Its grid is that of the products.
+        s2: Sentinel-2 scene in DN. The products are on its grid.
         output: Folder to write to.
         components: Number of principal components.
-        basis: PCA basis of another scene (*_pca.safetensors), for the same colours.
+        basis: PCA basis of another scene (*_pca.safetensors), to get the same colours.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Least fraction of a window that the next one covers too, in [0, 1).
-        batch_size: Windows a forward pass.
-        stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
-            (patch size / stride)^2 times as long.
-        pixels: Write products on the pixels of the scene, and how; one pixel a patch, or a stride,
-            if not given.
-        missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
-            an error if not given.
-        device: Where to compute, e.g. cuda; on the CPU if not given.
-        scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
-        scene_bands: Names of the bands of files of any sensors, if they do not say, as
+        overlap: Smallest fraction of a window that overlaps with the next window, in [0, 1).
+        batch_size: Number of windows per forward pass.
+        stride: Distance between values in pixels of the scene, smaller than the patch size, e.g. 4.
+            Takes (patch size / stride)^2 times as long.
+        pixels: Interpolation of the products to the pixels of the scene. By default they have one
+            pixel per patch, or per stride.
+        missing_bands: Value of a band that the model needs and a file lacks: its `mean` or `zero`.
+            By default a missing band is an error.
+        device: Device to compute on, e.g. cuda; the CPU by default.
+        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of files that do not name their bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
-        reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
-            the first that does not stay the same over time.
+        reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
+            given, else the first sensor whose images change over time.
     """
     map_(
         checkpoint,
@@ -301,29 +303,31 @@ def embed(
     table: Path | None = None,
     part: str | None = None,
 ) -> None:
-    """Write the embedding of every patch, as GeoTIFF and GeoParquet; `geofm map` has more choices.
+    """Write the embedding of every patch as GeoTIFF and GeoParquet.
+
+    `geofm map` has more options.
 
     Args:
-        checkpoint: Checkpoint that `geofm fit` wrote.
+        checkpoint: Checkpoint written by `geofm fit`.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene: bands as DN. Its grid is that of the products.
+        s2: Sentinel-2 scene in DN. The products are on its grid.
         output: Folder to write to.
-        precision: How numbers are stored; int8 with a scale for each dimension.
+        precision: Data type of the embeddings. int8 has a scale per dimension.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Least fraction of a window that the next one covers too, in [0, 1).
-        batch_size: Windows a forward pass.
-        stride: Pixels of the scene from one value to the next, below the patch size, e.g. 4; takes
-            (patch size / stride)^2 times as long.
-        missing_bands: What stands for a band of the model that a file lacks: its `mean` or `zero`;
-            an error if not given.
-        device: Where to compute, e.g. cuda; on the CPU if not given.
-        scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
-        scene_bands: Names of the bands of files of any sensors, if they do not say, as
+        overlap: Smallest fraction of a window that overlaps with the next window, in [0, 1).
+        batch_size: Number of windows per forward pass.
+        stride: Distance between values in pixels of the scene, smaller than the patch size, e.g. 4.
+            Takes (patch size / stride)^2 times as long.
+        missing_bands: Value of a band that the model needs and a file lacks: its `mean` or `zero`.
+            By default a missing band is an error.
+        device: Device to compute on, e.g. cuda; the CPU by default.
+        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of files that do not name their bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
-        reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
-            the first that does not stay the same over time.
-        table: Table of rasters: every place and date is a scene.
-        part: With --table, the scenes of this process, see `geofm map`.
+        reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
+            given, else the first sensor whose images change over time.
+        table: Table of rasters. Every place and date is a scene.
+        part: With --table: I/N to map only part I of N, see `geofm map`.
     """
     map_(
         checkpoint,
@@ -355,13 +359,13 @@ def search(
     """List the places whose embeddings are most similar to that of a place.
 
     Args:
-        embeddings: Table of embeddings (*_embedding.parquet) that `geofm map` wrote.
-        at: LON,LAT of the place, in degrees. Needed.
-        top: Number of similar places.
+        embeddings: Table of embeddings (*_embedding.parquet) written by `geofm map`.
+        at: LON,LAT of the place, in degrees. Required.
+        top: Number of places to list.
         output: Files to write: the places as .geojson or .gpkg, a map of them as .png or .pdf.
     """
     if at is None:
-        raise ValueError('similar to which place? Give --at LON,LAT')
+        raise UsageError('give the place to compare with as --at LON,LAT')
     result = search_embeddings(embeddings, _lonlat(at), top)
     _print_places(result)
     for path in output or ():
@@ -379,30 +383,32 @@ def figure(
     scene_bands: dict[str, list[str]] | None = None,
     reference_sensor: str | None = None,
 ) -> None:
-    """Draw a scene and its products side by side, with scale bar and north arrow: PNG and PDF.
+    """Draw a scene and its products side by side, with scale bar and north arrow.
 
     Args:
-        directory: Folder of the products that `geofm map` wrote.
+        directory: Folder with products written by `geofm map`.
         s1: Sentinel-1 scene.
         s2: Sentinel-2 scene.
-        output: File to write, with or without .png or .pdf: both are written. In the folder of the
-            products if not given.
-        title: Title; the scene's name if not given.
-        scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
-        scene_bands: Names of the bands of files of any sensors, if they do not say, as
+        output: File to write. Both a .png and a .pdf are written, whatever the suffix. By default
+            in the folder of the products.
+        title: Title; by default the name of the scene.
+        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of files that do not name their bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
-        reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
-            the first that does not stay the same over time.
+        reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
+            given, else the first sensor whose images change over time.
     """
     rasters = files_by_sensor(s1, s2, scene)
-    # The raster that gives the grid gives the name; a model of one sensor may have had any.
+    # Products are named after the raster of the reference sensor; a model of one sensor may have
+    # used any of the rasters.
     stems = [_stem(path) for path in _by_grid(rasters, reference_sensor)]
     for stem in stems:
         paths = {product: directory / f'{stem}_{product}.tif' for product in DRAWN}
         if files := {product: path for product, path in paths.items() if path.exists()}:
             break
     else:
-        raise ValueError(f'{directory}: no products of {stems or "a scene"}; run `geofm map`')
+        names = ' or '.join(stems) or 'a scene'
+        raise ValueError(f'{directory}: no products of {names}; run `geofm map` first')
     target = output or directory / f'{stem}_figure'
     _draw(files, rasters, target, scene_bands, title, reference_sensor)
 
@@ -423,7 +429,7 @@ def _draw(
 
 
 def _by_grid(rasters: Mapping[str, Path], reference: str | None) -> list[Path]:
-    """Rasters of a scene, that whose grid the products are on first."""
+    """Return the rasters of a scene, starting with that of the reference sensor."""
     left, ordered = dict(rasters), []
     if reference in left:
         ordered.append(left.pop(reference))
@@ -433,7 +439,7 @@ def _by_grid(rasters: Mapping[str, Path], reference: str | None) -> list[Path]:
 
 
 def _stem(path: Path) -> str:
-    """Name that products of a raster begin with; that of a missing file is found later."""
+    """Return the name that products of a raster begin with, whether or not the file exists."""
     try:
         return Address.parse(path).stem
     except (FileNotFoundError, ValueError):
@@ -444,9 +450,9 @@ def _lonlat(text: str) -> tuple[float, float]:
     try:
         lon, lat = (float(part) for part in text.split(','))
     except ValueError as error:
-        raise ValueError(f"'{text}' is no place: give LON,LAT in degrees") from error
+        raise UsageError(f"'{text}' is not a place: give LON,LAT in degrees") from error
     if not (-180 <= lon <= 180 and -90 <= lat <= 90):
-        raise ValueError(f"'{text}' is not on Earth: give LON,LAT in degrees")
+        raise UsageError(f"'{text}' is not on Earth: give LON,LAT in degrees")
     return lon, lat
 
 

@@ -16,21 +16,21 @@ def page(
     scene_files: dict[str, Path] | None = None,
     scene_bands: dict[str, list[str]] | None = None,
 ) -> None:
-    """Make a web page of a scene's products: map layers, and similarity at a click.
+    """Make a web page of a scene's products, with map layers and similarity search by click.
 
-    Give --scene KEY=FILE, for each sensor, to show pictures of the scene below the maps.
+    Give --scene KEY=FILE for each sensor to show pictures of the scene below the maps.
 
     Args:
-        directory: Folder of the products that `geofm map` wrote.
+        directory: Folder with products written by `geofm map`.
         s1: Sentinel-1 scene, for a picture below the maps.
         s2: Sentinel-2 scene, for a picture below the maps.
-        scene: Scene to show, if the folder holds products of several.
-        output: Folder of the page; in the folder of the products if not given.
-        title: Title of the page; the scene's name if not given.
-        basemap: Address of map tiles on the Internet, with {z}, {x} and {y}; the page offers it,
-            and leaves it off at first.
-        scene_files: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
-        scene_bands: Names of the bands of files, if they do not say, as
+        scene: Name of the scene to show, if the folder has products of several scenes.
+        output: Folder of the page; by default in the folder of the products.
+        title: Title of the page; by default the name of the scene.
+        basemap: URL of map tiles on the Internet, with {z}, {x} and {y}. The page offers this
+            layer, switched off at first.
+        scene_files: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of files that do not name their bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
     """
     try:

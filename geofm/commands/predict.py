@@ -19,6 +19,7 @@ from geofm.maps.make.predict import (
 )
 from geofm.maps.make.tables import Part, own_device
 from geofm.maps.scene import Missing, TableScenes, files_by_sensor
+from geofm.messages import UsageError
 from geofm.printing import say
 from geofm.sensors import BandError, check_bands
 from geofm.tasks.fine_tuned import load_fine_tuned
@@ -51,64 +52,64 @@ def predict(
     block: int = 64,
     part: str | None = None,
 ) -> None:
-    """Map what a fine-tuned checkpoint says of a scene: classes, or numbers of a regression.
+    """Map the classes, or the values of a regression, that a fine-tuned checkpoint predicts.
 
-    With --table, every scene of a table is mapped. With --config this is Lightning's predict. A run
-    that was stopped resumes when it is given again.
+    With --table, every scene of a table is mapped. To resume a run that was stopped, give the same
+    command again. With --config, this is Lightning's predict.
 
     Args:
         checkpoint: Checkpoint of TorchGeo's Classification, SemanticSegmentation or
             PixelwiseRegression, or of geofm's Mask2Former.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene: bands as DN. Its grid is that of the products.
-        output: Folder to write to; with --table, to a folder in it for each scene.
-        products: Any of classes, probabilities, entropy, polygons and picture; classes and picture
-            if not given.
-        window: Side of a window in pixels; best the size that the task was trained with. Of a
-            Classification it is the area that gets one class.
-        overlap: Least fraction of a window that the next one covers too, in [0, 1).
-        batch_size: Windows per forward pass.
-        simplify: Tolerance by which polygons are simplified, in units of the scene's CRS.
-        bands: Names of the input channels, if the checkpoint does not say.
-        missing_bands: What stands for a band that a file lacks: its `mean` or `zero`; an error if
-            not given.
-        missing_sensors: Predict scenes that lack sensors which the task was fine-tuned with, as far
-            as the backbone can do without.
-        device: Where to compute, e.g. cuda; on the CPU if not given.
-        scene: Scenes of any sensors by key, as --scene s1=FILE --scene dem=FILE.
-        scene_bands: Names of the bands of files of any sensors, if they do not say, as
+        s2: Sentinel-2 scene in DN. The products are on its grid.
+        output: Folder to write to; with --table, one folder per scene is made in it.
+        products: Any of classes, probabilities, entropy, polygons and picture; by default classes
+            and picture.
+        window: Side of a window in pixels, ideally the size that the task was trained with. A
+            Classification predicts one class per window.
+        overlap: Smallest fraction of a window that overlaps with the next window, in [0, 1).
+        batch_size: Number of windows per forward pass.
+        simplify: Tolerance for the simplification of polygons, in units of the scene's CRS.
+        bands: Band names of the input channels, if the checkpoint does not contain them.
+        missing_bands: Value of a band that the model needs and a file lacks: its `mean` or `zero`.
+            By default a missing band is an error.
+        missing_sensors: Also predict scenes that lack sensors which the task was fine-tuned with,
+            if the backbone supports missing sensors.
+        device: Device to compute on, e.g. cuda; the CPU by default.
+        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of files that do not name their bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
-        table: Table of rasters, as `geofm index` writes it: every place and date is a scene.
+        table: Table of rasters written by `geofm index`. Every place and date is a scene.
         split: Split of the table whose scenes to map.
-        split_by: How the scenes of the table are split, as --split_by.by place; by its column
-            `split` if not given.
+        split_by: How the scenes of the table are split, e.g. --split_by.by place; by default by its
+            column `split`.
         split_window: `window_size` of the data module that the task was trained with, since a split
             by place depends on the number of windows.
-        place: Place of the table whose scenes to map, or several as [a,b]; all if not given.
-        reference_sensor: Sensor whose grid the products are on; Sentinel-2 where it is given, else
-            the first that does not stay the same over time.
-        reference: Raster or features with the true classes, or a band of the table, such as
-            landcover.class; the accuracy is printed and written.
-        reference_column: Column of the features that holds the class.
-        block: Side of the spatial blocks that the intervals of the accuracy are drawn from, in
-            pixels of the map.
-        part: With --table, the scenes of this process as I/N, part I of N from 0; as torchrun, srun
-            or an array of SLURM says if not given.
+        place: Place of the table whose scenes to map, or several as [a,b]; all by default.
+        reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
+            given, else the first sensor whose images change over time.
+        reference: Raster or vector file with the true classes, or a band of the table, such as
+            landcover.class. The accuracy is printed and written.
+        reference_column: Column of the vector file that contains the class.
+        block: Side of the spatial blocks for the bootstrap intervals of the accuracy, in pixels of
+            the map.
+        part: With --table: I/N to map only part I of N, counted from 0. By default from the
+            environment of torchrun, srun or a SLURM job array.
     """
     rasters = files_by_sensor(s1, s2, scene)
     if table is not None and (rasters or scene_bands):
-        raise ValueError('give --table or the files of one scene, not both')
+        raise UsageError('give --table or the files of one scene, not both')
     if table is None and (split != 'all' or split_by or split_window or place or part):
-        raise ValueError('--split, --place and --part choose scenes of a table: give --table')
+        raise UsageError('--split, --place and --part select scenes of a table: give --table')
     task = load_fine_tuned(checkpoint, bands)
     options = PredictOptions(window, overlap, batch_size, missing_bands, simplify, missing_sensors)
     chosen: list[ClassProduct] = products or (
         ['probabilities'] if task.several else ['classes', 'picture']
     )
     if reference is not None and (task.kind == 'regression' or 'classes' not in chosen):
-        raise ValueError('--reference compares classes: add classes to --products')
+        raise UsageError('--reference compares classes: add classes to --products')
     if block < 1:
-        raise ValueError(f'block {block}: a block has at least one pixel')
+        raise ValueError(f'--block {block}: a block must have at least one pixel')
     command = command_line()
     prediction = Prediction.prepare(task, chosen, options, own_device(device), command)
     if table is not None:
@@ -129,7 +130,7 @@ def predict(
         return
     labels = None
     if reference is not None:
-        # What is wrong with the reference is found out before the scene is mapped.
+        # Before the scene is mapped, so that errors in the reference show at once.
         labels = open_labels(reference, column=reference_column, legend=task.legend)
         prediction = replace(prediction, keep=labels.files)
     files = predict_files(prediction, rasters, output, reference_sensor, scene_bands)
@@ -149,15 +150,15 @@ def _predict_table(
     block: int,
     part: Part,
 ) -> None:
-    """Map the scenes of a table, say what became of them, and compare them with a reference."""
+    """Map the scenes of a table, print a summary, and compare the maps with a reference."""
     if scenes.left_out:
         say(f'left out: {scenes.left_out}')
     if reference is not None and not part.is_all:
-        raise ValueError(
-            '--reference compares all scenes, and this process maps a part of them: give it to a '
-            'last run of one process, which finds them mapped'
+        raise UsageError(
+            '--reference compares all scenes, but this process maps only a part of them: run the '
+            'command once more with --reference and without --part when all parts are mapped'
         )
-    # What is wrong with the reference is found out before the scenes are mapped.
+    # Before the scenes are mapped, so that errors in the reference show at once.
     labels = None if reference is None else _labels(scenes, reference, column, prediction)
     if labels is not None:
         kept = dict.fromkeys(path for source in labels if source for path in source.files)
@@ -177,14 +178,14 @@ def _predict_table(
 def _labels(
     scenes: TableScenes, reference: Path, column: str | None, prediction: Prediction
 ) -> Sequence[LabelSource | None]:
-    """The reference of each scene: a band of the table, or files for all of them."""
+    """Return the reference of each scene: a band of the table, or the same file for all scenes."""
     legend = prediction.task.legend
     name = str(reference)
     if not reference.exists():
         try:
             check_bands([name])
         except BandError:
-            # A pattern; or what is opened next says what is wrong.
+            # Not a band: a pattern of files, or a wrong name, which is reported below.
             pass
         else:
             return scenes.labels(name, legend)

@@ -1,4 +1,4 @@
-"""Which checkpoint a run resumes from: its own newest."""
+"""Choosing the checkpoint that a run resumes from: its own newest one."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ _ADVICE = 'give another --trainer.default_root_dir, or the checkpoint to resume 
 
 
 def is_requeued() -> bool:
-    """Whether SLURM has started this job before.
+    """Return whether SLURM has started this job before.
 
     Returns:
         True from the second start on.
@@ -25,29 +25,30 @@ def is_requeued() -> bool:
 def newest_checkpoint(
     root: Path, folders: Sequence[Path], settings: Mapping[str, Any]
 ) -> Path | None:
-    """Find the newest checkpoint of the run of a folder.
+    """Find the newest checkpoint of the run in a folder.
 
     Args:
-        root: Folder of the run, which ``geofm_run.json`` is in, and SLURM's ``hpc_ckpt_*.ckpt``.
-        folders: Folders of its other checkpoints.
-        settings: What tells an experiment from another, as JSON would hold it.
+        root: Folder of the run, with ``geofm_run.json`` and the ``hpc_ckpt_*.ckpt`` that Lightning
+            writes under SLURM.
+        folders: Folders of other checkpoints of the run.
+        settings: Settings that identify the experiment, as plain JSON data.
 
     Returns:
-        The checkpoint; None if the run is yet to start, or has none yet.
+        The checkpoint; None if there is no run or no checkpoint yet.
 
     Raises:
-        ValueError: If the folder is that of a run of other settings, or its checkpoints are of a
-            run that is not known.
+        ValueError: If the run in the folder has other settings, or there are checkpoints of an
+            unknown run.
     """
     found = [path for folder in folders for path in folder.glob('*.ckpt')]
-    # Hidden files are being written.
+    # Hidden files are still being written.
     found = [path for path in found if not path.name.startswith('.')] + requeue_checkpoints(root)
     run = require_same_settings(root, settings)
     if run is None:
         if found:
             raise ValueError(
-                f'--resume auto: {found[0]} is there, but no {root / RUN_FILE}, which says whose '
-                f'it is: {_ADVICE}'
+                f'--resume auto: {found[0]} exists, but {root / RUN_FILE}, which identifies its '
+                f'run, does not: {_ADVICE}'
             )
         return None
     others = []
@@ -66,17 +67,17 @@ def newest_checkpoint(
 
 
 def require_same_settings(root: Path, settings: Mapping[str, Any]) -> str | None:
-    """Refuse to resume a run with other settings.
+    """Check that the run in a folder has the given settings.
 
     Args:
         root: Folder of the run.
-        settings: What tells an experiment from another, as JSON would hold it.
+        settings: Settings that identify the experiment, as plain JSON data.
 
     Returns:
-        Id of the run of the folder; None if there is none yet.
+        ID of the run in the folder; None if there is none yet.
 
     Raises:
-        ValueError: If the folder is that of a run of other settings.
+        ValueError: If the run in the folder has other settings.
     """
     known = read_run_file(root)
     if known is None:
@@ -92,27 +93,28 @@ def require_same_settings(root: Path, settings: Mapping[str, Any]) -> str | None
 
 
 def refuse_requeue_of_another_run(root: Path) -> None:
-    """Keep Lightning from resuming a run that was not asked for.
+    """Keep Lightning from resuming another run under SLURM.
 
-    Under SLURM, Lightning resumes from any ``hpc_ckpt_*.ckpt`` in its root, whatever wrote it.
+    Under SLURM, Lightning resumes from any ``hpc_ckpt_*.ckpt`` in its root folder, whichever run
+    wrote it.
 
     Args:
         root: Folder of the run.
 
     Raises:
-        ValueError: If there is such a file, and SLURM.
+        ValueError: If there is such a file, and the process runs under SLURM.
     """
     paths = requeue_checkpoints(root)
     if paths and SLURMEnvironment.detect():
         raise ValueError(
             f'{paths[0]} is of {"run " + of if (of := run_of(paths[0])) else "an unknown run"}, '
-            'and this is a new one. Move it away, resume that run with --resume auto, '
+            'but this is a new run. Move the file away, resume that run with --resume auto, '
             f'or {_ADVICE}'
         )
 
 
 def _differences(before: Any, now: Any, name: str = 'model') -> Iterator[tuple[str, Any, Any]]:
-    """Settings that are not the same, by name."""
+    """Yield the settings that differ: their name, and both values."""
     if isinstance(before, dict) and isinstance(now, dict):
         for key in sorted(before.keys() | now.keys()):
             yield from _differences(before.get(key), now.get(key), f'{name}.{key}')

@@ -1,4 +1,4 @@
-"""Writing the samples of a table as shards."""
+"""The command that writes the samples of a table as shards."""
 
 import tempfile
 from collections.abc import Sequence
@@ -31,21 +31,23 @@ def shard(
 ) -> None:
     """Write the samples of a table as shards, one folder per split.
 
-    A split that is there already is kept, so that a run that was stopped can be repeated.
+    Splits that exist already are kept, so that a command that was stopped can be repeated.
 
     Args:
-        table: Table of rasters, as `geofm index` writes it.
-        destination: Folder to write, or an address such as s3://bucket/folder.
-        window_size: Height and width in pixels of a regular grid of windows; each is a sample.
+        table: Table of rasters written by `geofm index`.
+        destination: Folder to write to, or a URL such as s3://bucket/folder.
+        window_size: Height and width in pixels of the windows that each scene is divided into; each
+            window is a sample. By default whole scenes are samples.
         of: Keys of the sensors; by default all sensors of the table.
         bands: Names of the bands; by default all bands of the sensors.
-        split_by: How samples are split, as --split_by.by place; by the column 'split' if not given.
-        reference: The sensor that gives the grid.
-        edge: What becomes of the rest at the edge of a scene: 'shift' the last window, or 'drop'.
-        max_day_gap: Most days between an observation and that of the reference sensor.
-        min_overlap: Least fraction, 0 to 1, of a sample's ground that each sensor must cover.
-        allow_missing: Sensors that a sample may lack.
-        num_workers: Number of processes that read.
+        split_by: How samples are split, e.g. --split_by.by place; by default by the column 'split'.
+        reference: Sensor whose grid the samples are on.
+        edge: How to treat the remainder at the edge of a scene: 'shift' the last window inwards, or
+            'drop' the remainder.
+        max_day_gap: Maximum number of days between an observation and that of the reference sensor.
+        min_overlap: Smallest fraction, 0 to 1, of a sample's area that each sensor must cover.
+        allow_missing: Sensors that may be missing in a sample.
+        num_workers: Number of processes that read files.
         shard_mib: Size of a shard in MiB.
 
     Raises:
@@ -87,7 +89,7 @@ def _write(samples: RasterArchive, destination: str, num_workers: int, shard_byt
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / samples.split if is_remote else Path(target)
         if (folder / INDEX).exists():
-            say(f'{target}: there already, kept')
+            say(f'{target}: exists already, kept')
             return
         errors = write_shards(samples, folder, num_workers, shard_bytes)
         if is_remote:

@@ -13,12 +13,13 @@ from geofm.checkpoint_io import local_path
 from geofm.commands.fit import FitSettings
 from geofm.commands.job_script import Job
 from geofm.commands.resume import require_same_settings
+from geofm.messages import UsageError
 from geofm.printing import say
 
-#: Folder of a job's script and logs, in that of the run.
+#: Folder of the job script and logs, inside the folder of the run.
 _FOLDER = 'slurm'
 
-#: Options of ``geofm fit`` that are for the job to set.
+#: Options of ``geofm fit`` that the job sets, and the options of ``geofm submit`` to use instead.
 _OURS = {
     '--trainer.accelerator': '--gpus',
     '--trainer.num_nodes': '--nodes',
@@ -45,33 +46,33 @@ def submit(
     dry_run: bool = False,
     fit: list[str] | None = None,
 ) -> None:
-    """Train under SLURM: write a job script into the folder of the run, and submit it.
+    """Train under SLURM: write a job script to the folder of the run, and submit it.
 
-    Options of `geofm fit`, such as --trainer.max_epochs 5, are passed on to it.
+    Options of `geofm fit`, such as --trainer.max_epochs 5, are passed on.
 
     Args:
-        configs: Files of configuration, as of `geofm fit --config`.
+        configs: Configuration files, as for `geofm fit --config`.
         nodes: Number of nodes.
-        gpus: GPUs of each node, one a rank; 0 trains on CPUs.
-        tasks_per_node: Ranks on each node without GPUs; 1 by default.
-        cpus_per_task: CPUs of each rank: its own one, and those of the workers that read.
-        time: Time limit, as `sbatch` takes it, e.g. 24:00:00; by default that of the partition.
-        mem: Memory of each node, e.g. 64G.
+        gpus: Number of GPUs per node, with one rank per GPU; 0 trains on CPUs.
+        tasks_per_node: Number of ranks per node without GPUs; 1 by default.
+        cpus_per_task: Number of CPUs per rank, including its data loader workers.
+        time: Time limit in the format of `sbatch`, e.g. 24:00:00; by default that of the partition.
+        mem: Memory per node, e.g. 64G.
         partition: Partition to run in.
         account: Account to charge.
         qos: Quality of service.
-        sbatch: Further options of `sbatch`, as KEY=VALUE, or KEY if there is no value.
-        seeds: Seeds of an array of runs, each in a folder of its own.
-        sweep: Values of options of `geofm fit`, as KEY=VALUE,VALUE: a run for each combination.
-        requeues: How often a job that fails is queued again.
+        sbatch: Further options of `sbatch`, as KEY=VALUE, or KEY for options without a value.
+        seeds: Seeds of an array of runs. Each run has its own folder.
+        sweep: Values of options of `geofm fit`, as KEY=VALUE,VALUE: one run per combination.
+        requeues: Number of times that a failed job is requeued.
         grace: Seconds before the time limit at which the ranks are told to save and end.
-        dry_run: Whether to print the script and submit nothing.
-        fit: Options of `geofm fit`; they may stand among the others.
+        dry_run: Print the script and do not submit it.
+        fit: Options of `geofm fit`. They may also be given directly.
     """
     if min(nodes - 1, gpus, requeues, grace) < 0:
-        raise ValueError('--nodes must be 1 or more, and --gpus, --requeues and --grace 0 or more')
+        raise UsageError('--nodes must be 1 or more, and --gpus, --requeues and --grace 0 or more')
     if gpus and tasks_per_node not in (None, gpus):
-        raise ValueError(f'--tasks-per-node {tasks_per_node}: there is one rank for each GPU')
+        raise UsageError(f'--tasks-per-node {tasks_per_node}: there is one rank per GPU')
     ranks = gpus or tasks_per_node or 1
     arguments = _arguments(configs, fit or [], ['gpu' if gpus else 'cpu', str(nodes), str(ranks)])
     root, runs = _check(arguments, _combinations(seeds or [], sweep or []))
@@ -107,16 +108,16 @@ def submit(
 
 
 def _arguments(configs: Iterable[Path], fit: Sequence[str], devices: Iterable[str]) -> list[str]:
-    """Arguments of ``geofm fit``, on an accelerator, a number of nodes, and devices of each."""
+    """Return the arguments of ``geofm fit`` with accelerator, number of nodes and of devices."""
     for option in (argument.partition('=')[0] for argument in fit):
         if option in _OURS:
-            raise ValueError(f'{option}: give {_OURS[option]} instead')
+            raise UsageError(f'{option}: give {_OURS[option]} instead')
     parts = [('--config', str(config)) for config in configs]
     return [*itertools.chain(*parts, fit, ('--resume', 'auto'), *zip(_OURS, devices, strict=True))]
 
 
 def _options(resources: Mapping[str, object], sbatch: Iterable[str]) -> dict[str, str | None]:
-    """Options of ``sbatch``: those of the command, and over them those given as KEY=VALUE."""
+    """Return the options of ``sbatch``. Entries KEY=VALUE override those of the command."""
     options: dict[str, str | None] = {k: str(v) for k, v in resources.items() if v is not None}
     for entry in sbatch:
         key, equals, value = entry.removeprefix('--').partition('=')
@@ -125,13 +126,13 @@ def _options(resources: Mapping[str, object], sbatch: Iterable[str]) -> dict[str
 
 
 def _combinations(seeds: Sequence[int], sweep: Iterable[str]) -> dict[str, list[str]]:
-    """Arguments of each run of an array, by the name of its folder."""
+    """Return the arguments of each run of an array, by the name of its folder."""
     axes: list[list[tuple[str, str]]] = []
     for entry in sweep:
         key, equals, values = entry.removeprefix('--').partition('=')
         if not equals:
-            raise ValueError(f'--sweep {entry}: give KEY=VALUE,VALUE')
-        # Commas within brackets are those of a list.
+            raise UsageError(f'--sweep {entry}: give KEY=VALUE,VALUE')
+        # Do not split at commas in brackets.
         axes.append([(key, value) for value in re.split(r',(?![^\[{]*[\]}])', values)])
     if seeds:
         axes.append([('seed_everything', str(seed)) for seed in seeds])
@@ -142,7 +143,7 @@ def _combinations(seeds: Sequence[int], sweep: Iterable[str]) -> dict[str, list[
         parts = [f'{key.rpartition(".")[2]}={value}' for key, value in chosen]
         name = re.sub(r'[^\w.,=+-]+', '_', ','.join(parts)).replace('seed_everything', 'seed')
         if name in runs:
-            raise ValueError(f'two runs of the array would be in one folder, {name}')
+            raise UsageError(f'two runs of the array would share the folder {name}')
         runs[name] = [part for key, value in chosen for part in (f'--{key}', value)]
     return runs
 
@@ -150,17 +151,17 @@ def _combinations(seeds: Sequence[int], sweep: Iterable[str]) -> dict[str, list[
 def _check(
     arguments: Sequence[str], runs: dict[str, list[str]]
 ) -> tuple[Path, dict[str, list[str]]]:
-    """Read the configuration of each run, as its job will.
+    """Check the configuration of each run, as its job will read it.
 
     Returns:
-        Folder of the run or array, and the arguments of each run of the array, by its folder.
+        Folder of the run or array, and the arguments of each run of the array by its folder.
     """
     given = FitSettings(['fit', *arguments])
     folder = given.config.fit.trainer.default_root_dir
     root = local_path(folder or '.')
     if not folder or root is None:
         raise ValueError(
-            f'the job needs a folder for the run and its logs, not {folder}: give '
+            f'the job needs a local folder for the run and its logs, not {folder}: give '
             '--trainer.default_root_dir FOLDER'
         )
     if not runs:
@@ -174,9 +175,9 @@ def _check(
 
 
 def _submit(path: Path, script: str) -> str:
-    """Write the script and submit it; the number of the job."""
+    """Write and submit the script, and return the job ID."""
     try:
-        # Two jobs must not write into one folder.
+        # Two jobs must not write to the same folder.
         for line in _slurm('squeue', '--me', '--noheader', '--format=%i %o').splitlines():
             number, _, command = line.partition(' ')
             if command.strip() == str(path):
@@ -186,17 +187,17 @@ def _submit(path: Path, script: str) -> str:
                 )
         with atomic_file(path) as part:
             part.write_text(script)
-        # Behind the number, the name of the cluster if there are several.
+        # The job ID may be followed by the name of the cluster.
         return _slurm('sbatch', '--parsable', str(path)).strip().partition(';')[0]
     except FileNotFoundError as error:
         raise ValueError(
-            f'{error.filename} is not there: submit on a machine of the cluster. --dry-run prints '
-            'the job script'
+            f'{error.filename} is not installed: submit from a machine of the cluster, or print '
+            'the job script with --dry-run'
         ) from error
 
 
 def _slurm(*command: str) -> str:
-    """Output of one of SLURM's commands."""
+    """Run a command of SLURM and return its output."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise ValueError(f'{command[0]}: {done.stderr.strip()}')

@@ -1,54 +1,39 @@
-"""Tables of rasters: making them, and taking scenes out of them."""
+"""Indexing an archive in a table of rasters."""
 
-import re
 from pathlib import Path
 
 import numpy as np
 
-from geofm.datasets.archive.scene_files import write_scene
 from geofm.datasets.layouts import find_layout
 from geofm.datasets.table.columns import NO_TIME
 from geofm.datasets.table.indexing import Indexed, index_folder
 from geofm.datasets.table.observations import Observations
 from geofm.datasets.table.raster_table import RasterTable
 from geofm.datasets.table.scanning import (
-    JOBS,
     check_places,
     count_problems,
-    open_table,
     scan_table,
 )
 from geofm.datasets.table.stac import index_stac
 from geofm.printing import say
 from geofm.sensors import SENSORS
 
-#: Endings of files that are tables themselves.
-TABLES = ('.csv', '.parquet', '.geoparquet')
 
-
-def index_table(
-    root: Path,
-    output: Path | None = None,
-    layout: str | None = None,
-    stac: bool = False,
-    jobs: int = JOBS,
-) -> None:
-    """Make the table of an archive, scan its files, and print what is in it.
+def index_table(root: Path, output: Path | None, layout: str | None, stac: bool, jobs: int) -> None:
+    """Make the table of an archive, scan its files, and print a summary.
 
     Args:
         root: Folder of the archive; with *stac* a STAC item, collection, item collection or
-            stac-geoparquet file; else a table that is to be scanned.
-        output: The table to write; by default beside *root*, with the ending ``.parquet``.
-        layout: File of a layout, or name of one that is built in. None: *root* is a table.
-        stac: Whether *root* is of STAC.
-        jobs: Number of threads that read.
+            stac-geoparquet file; without *stac* and *layout* a table to scan.
+        output: The table to write; by default beside *root*, with the suffix ``.parquet``.
+        layout: File of a layout, or name of a built-in layout.
+        stac: Whether *root* is STAC metadata.
+        jobs: Number of threads that read files.
 
     Raises:
         ValueError: If there is nothing to index, no file can be used, or rows contradict each
             other.
     """
-    if stac and layout is not None:
-        raise ValueError('give --stac or --layout, not both')
     if stac:
         table = _report(index_stac(root))
     elif layout is not None:
@@ -64,11 +49,11 @@ def index_table(
     for key, (files, example) in scan.unnamed.items():
         order = ' '.join(SENSORS[key].band_names)
         say(
-            f'{key}: {files} files do not name their bands and are taken to have {order}, in this '
-            f'order, e.g. {example}'
+            f'{key}: {files} files do not name their bands and are assumed to have {order}, in '
+            f'this order, e.g. {example}'
         )
     if not (scan.table.problem < 0).any():
-        raise ValueError(f'{root}: no file of it can be used')
+        raise ValueError(f'{root}: no usable file')
     check_places(scan.table)
     _summarise(scan.table, Observations.of(scan.table))
     file = output or root.with_suffix('.parquet')
@@ -77,7 +62,7 @@ def index_table(
 
 
 def _report(indexed: Indexed) -> RasterTable:
-    """Say what was left out for its name."""
+    """Print the files that were left out because of their names."""
     if indexed.unmatched:
         say(
             f'left out: {indexed.unmatched} files match no regex of the layout, '
@@ -89,7 +74,7 @@ def _report(indexed: Indexed) -> RasterTable:
 
 
 def _summarise(table: RasterTable, observations: Observations) -> None:
-    """Say what each sensor has."""
+    """Print the observations, places and dates of each sensor."""
     for number, key in enumerate(table.sensors):
         own = observations.sensor == number
         if not own.any():
@@ -104,26 +89,5 @@ def _summarise(table: RasterTable, observations: Observations) -> None:
 
 
 def _day(time: int) -> str:
-    """Day of a time."""
+    """Return the date of a time."""
     return str(np.datetime64(time, 'us').astype('datetime64[D]'))
-
-
-def scene(table: Path, place: str, output: Path | None = None, date: str | None = None) -> None:
-    """Write the observations of a place as one GeoTIFF per sensor, for the map commands.
-
-    Bands from separate files, netCDF files or product folders become one raster per sensor, all on
-    the grid of the reference sensor.
-
-    Args:
-        table: Table of rasters, as `geofm index` writes it.
-        place: Name of the place, from the column 'place' of the table.
-        output: Folder to write; by default named like the place.
-        date: Day as YYYY-MM-DD: the observation nearest to it is taken; the first by default.
-    """
-    # Names of places are not trusted as paths.
-    folder = output or Path(re.sub(r'[^\w-]', '_', place))
-    found = write_scene(open_table(table), place, folder, date)
-    for key, file in found.files.items():
-        say(f'{file}: {SENSORS[key].title}{f", {found.dates[key]}" if key in found.dates else ""}')
-    options = ' '.join(f'--scene {key}={file}' for key, file in found.files.items())
-    say(f'Map it: geofm map CHECKPOINT {options}')

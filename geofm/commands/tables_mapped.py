@@ -1,4 +1,4 @@
-"""What the commands that map every scene of a table have in common."""
+"""Functions shared by the commands that map every scene of a table."""
 
 import shlex
 import sys
@@ -9,7 +9,7 @@ from geofm.printing import say
 
 
 def command_line() -> str:
-    """The command that runs, to note in files; without the part, which does not change these."""
+    """Return the command line to record in files, without ``--part``, which is irrelevant."""
     words: list[str] = []
     for word in sys.argv[1:]:
         if words[-1:] == ['--part']:
@@ -20,15 +20,15 @@ def command_line() -> str:
 
 
 def say_scenes(found: TableRun, output: Path, count: int) -> None:
-    """Say how many scenes are mapped.
+    """Print how many scenes have been mapped.
 
     Args:
-        found: What became of them.
+        found: Result of the run.
         output: Folder of the maps.
-        count: Number of scenes that were to be mapped.
+        count: Number of scenes of the run.
     """
     said = f'{output}: {len(found.files)} of {count} scenes are mapped'
-    say(said + (f', {found.skipped} of them before' if found.skipped else ''))
+    say(said + (f', {found.skipped} of them earlier' if found.skipped else ''))
     if found.catalogue is not None:
         say(found.catalogue)
 
@@ -37,10 +37,10 @@ def raise_failed(found: TableRun) -> None:
     """Raise an error if scenes failed.
 
     Args:
-        found: What became of the scenes.
+        found: Result of the run.
 
     Raises:
-        ValueError: If any failed; it names the first.
+        ValueError: If any scene failed, with the error of the first.
     """
     if found.failed:
         name, message = next(iter(found.failed.items()))

@@ -11,7 +11,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from geofm.commands.data import index, stats
+from geofm.commands.data import index
+from geofm.commands.stats import stats
 from geofm.datamodules import NamedBandsDataModule, SEN12MSCRTSDataModule
 from geofm.datasets import NamedBands
 from geofm.sen12ms import PairKey
@@ -96,7 +97,7 @@ def test_index_and_stats(shifted: Path, tmp_path: Path, capsys: pytest.CaptureFi
     with pytest.warns(UnitWarning, match=r'4 of 4 files.*baseline 04\.00'):
         index(shifted)
     printed = capsys.readouterr().out
-    assert 'without names of bands are taken to have B01 B02 B03' in printed
+    assert 'that do not name their bands are assumed to have B01 B02 B03' in printed
     assert 'taken to have VV VH, in this order' in printed
     with pytest.warns(UnitWarning, match=r'tree: values of Sentinel-2.*baseline 04\.00'):
         stats(shifted, tmp_path / 'stats.yaml')

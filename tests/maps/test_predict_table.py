@@ -122,7 +122,7 @@ def test_every_scene_once_whatever_fails(folder: Path, capsys: pytest.CaptureFix
     # The file is mended: its scene alone is done.
     victim.write_bytes(content)
     predict(folder, '--reference', 'landcover.class', '--block', '48')
-    assert '6 of 6 scenes are mapped, 5 of them before' in capsys.readouterr().out
+    assert '6 of 6 scenes are mapped, 5 of them earlier' in capsys.readouterr().out
     after = states(folder)
     assert before.items() <= after.items()
     assert set(after) == set(scenes.names)

@@ -182,7 +182,7 @@ def test_index_says_which_order_of_bands_is_assumed(
     )
     main(['index', str(tmp_path / 'data'), '--layout', str(tmp_path / 'layout.yaml')])
     said = capsys.readouterr().out
-    assert f's2: 1 files do not name their bands and are taken to have {" ".join(names)}' in said
+    assert f's2: 1 files do not name their bands and are assumed to have {" ".join(names)}' in said
     assert 'a_20180103.tif' in said
 
 
