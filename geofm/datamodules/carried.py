@@ -8,6 +8,7 @@ from typing import Any
 
 from torchgeo.datamodules import BaseDataModule
 
+from geofm.datasets.statistics import read_statistics
 from geofm.models import MultiSensorViT
 from geofm.models.checkpoints.model_file import read_model
 from geofm.models.checkpoints.statistics import INPUT, carry_statistics
@@ -52,6 +53,23 @@ class NormalizingDataModule(BaseDataModule):
         self.aug: Any = InputStatistics(means, stds, known.clip).normalize(bands)
         # TorchGeo's tasks bring images back to raw units with these before they draw them.
         self.mean, self.std = self.aug.mean.flatten(), self.aug.std.flatten()
+
+    def normalize_by_file(self, bands: Sequence[str], file: str | None) -> None:
+        """Set the normalisation to the statistics of a file.
+
+        Args:
+            bands: Names of the channels, in their order.
+            file: YAML file with mean and standard deviation of each band, as written by
+                ``geofm stats``; None for the defaults.
+
+        Raises:
+            ValueError: If the file cannot be read.
+        """
+        given: list[dict[str, float]] = []
+        if file is not None:
+            values = read_statistics(file, bands)
+            given = [dict(zip(bands, value.tolist(), strict=True)) for value in values]
+        self.normalize_by(tuple(bands), *given)
 
     def take_up_statistics(self) -> None:
         """Take up the statistics that the weights of the task were trained with, if any."""

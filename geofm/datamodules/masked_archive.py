@@ -12,7 +12,6 @@ from geofm.datamodules.transfer import PlacesStay
 from geofm.datamodules.units import WatchedUnits
 from geofm.datasets.archive.masked import MaskedArchive, TargetArchive
 from geofm.datasets.splitting import SplitRule
-from geofm.datasets.statistics import read_statistics
 from geofm.sensors import bands_of, check_bands
 
 
@@ -73,11 +72,7 @@ class TargetArchiveDataModule(
             window_size=window_size,
             **kwargs,
         )
-        given: tuple[dict[str, float], ...] = ()
-        if statistics is not None:
-            values = (value.tolist() for value in read_statistics(statistics, self.bands))
-            given = tuple(dict(zip(self.bands, v, strict=True)) for v in values)
-        self.normalize_by(self.bands, *given)
+        self.normalize_by_file(self.bands, statistics)
 
     def setup(self, stage: str) -> None:
         """Make the data sets of a stage, and normalise as the weights in use were trained.

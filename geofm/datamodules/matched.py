@@ -13,7 +13,6 @@ from geofm.datamodules.resumable import ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
 from geofm.datasets import EmptySplitError, MultiDate, pad_and_stack
 from geofm.datasets.pairs.dataset import MatchedDataset
-from geofm.datasets.statistics import read_statistics
 from geofm.datasets.windows import RandomWindows
 
 #: A split, or all samples.
@@ -80,15 +79,7 @@ class MatchedDataModule(ResumableDataModule):
         self.seed = run_seed(seed)
         self.start_method = start_method
         self.timeout = timeout
-        self._normalize_as(bands, statistics)
-
-    def _normalize_as(self, bands: Sequence[str], statistics: str | None) -> None:
-        """Normalise by the statistics of a file, or without one by others."""
-        given: tuple[dict[str, float], ...] = ()
-        if statistics is not None:
-            values = (v.tolist() for v in read_statistics(statistics, bands))
-            given = tuple(dict(zip(bands, v, strict=True)) for v in values)
-        self.normalize_by(tuple(bands), *given)
+        self.normalize_by_file(bands, statistics)
 
     def setup(self, stage: str) -> None:
         """Find the samples of the splits that a stage needs.
@@ -101,7 +92,7 @@ class MatchedDataModule(ResumableDataModule):
             EmptySplitError: If a split has no sample. Only fitting does without a validation
                 split, with a warning.
         """
-        self.take_up_statistics()
+        super().setup(stage)
         if stage == 'fit':
             self.train_dataset = self._training_samples()
             try:

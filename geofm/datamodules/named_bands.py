@@ -126,7 +126,7 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
             BandError: If the model has bands that the data lack, or not those asked for.
         """
         self._name_bands(self._match())
-        self.take_up_statistics()
+        super().setup(stage)
         if self.source is not None:
             self.source.setup(stage)
         for split in SPLITS:

@@ -187,7 +187,7 @@ class RasterArchiveDataModule(MatchedDataModule):
             self.bands = self._samples('all').bands
             self.kwargs['bands'] = self.bands
             file = None if self.statistics == 'compute' else self.statistics
-            self._normalize_as(self.bands, file)
+            self.normalize_by_file(self.bands, file)
         if self.statistics == 'compute':
             known = self._computed_statistics(self._samples('train'))
             names = ('mean', 'std')

@@ -53,8 +53,24 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
     start_method: StartMethod | None = None
     timeout: float = TIMEOUT
     collate_fn: Any = staticmethod(stack_samples)
-    _train_loader: ResumableLoader | None = None
+    train_loader: ResumableLoader | None = None
     _state: dict[str, Any] | None = None
+
+    def setup(self, stage: str) -> None:
+        """Normalise as the weights in use were trained, and add callbacks to the trainer.
+
+        Lightning calls the hooks of data modules neither at the end of an epoch nor before a batch.
+
+        Args:
+            stage: Either 'fit', 'validate', 'test' or 'predict'.
+        """
+        self.take_up_statistics()
+        if self.trainer is None:
+            return
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]
+        for kind in (SkippedFiles, RecountBatches):
+            if not any(isinstance(callback, kind) for callback in callbacks):
+                callbacks.append(kind())
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands and how images are normalised, for a checkpoint.
@@ -62,7 +78,7 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         Returns:
             The state of the training loader and the statistics in use.
         """
-        loader = {} if self._train_loader is None else self._train_loader.state_dict()
+        loader = {} if self.train_loader is None else self.train_loader.state_dict()
         return {**loader, **super().state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
@@ -76,8 +92,8 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         if not state_dict:
             return
         # The loader is there already if the strategy restores late; most often it is to come.
-        if self._train_loader is not None:
-            self._train_loader.load_state_dict(state_dict)
+        if self.train_loader is not None:
+            self.train_loader.load_state_dict(state_dict)
         else:
             self._state = state_dict
 
@@ -109,23 +125,12 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
             return self.test_dataset
         return self.predict_dataset if trainer and trainer.predicting else self.train_dataset
 
-    def _watch_skipped(self, dataset: Dataset[Any]) -> None:
-        """Have the trainer report files that are skipped."""
-        trainer, pairs = self.trainer, innermost(dataset)
-        if trainer is None or getattr(pairs, 'on_error', None) != 'skip':
-            return
-        # Lightning has no hooks of epochs for data modules.
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if not any(isinstance(callback, SkippedFiles) for callback in callbacks):
-            callbacks.append(SkippedFiles(lambda split: getattr(self, f'{split}_dataset')))
-
     def _training_loader(self, dataset: Dataset[Sample], batch_size: int) -> DataLoader[Sample]:
         """A loader that shuffles, deals out samples to the processes, and can be resumed.
 
         The last batch is left off if it is not full, unless it is the only one.
         """
         trainer = self.trainer
-        self._watch_skipped(dataset)
         samples = Watched(dataset, self.num_workers)
         sampler = ResumableSampler(
             samples,
@@ -142,13 +147,10 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         )
         if trainer:
             loader.position = lambda: trainer_position(trainer)
-            callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-            if not any(isinstance(callback, RecountBatches) for callback in callbacks):
-                callbacks.append(RecountBatches(lambda: self._train_loader))
         if self._state is not None:
             loader.load_state_dict(self._state)
             self._state = None
-        self._train_loader = loader
+        self.train_loader = loader
         return loader
 
     def _training_collate(self) -> Any:
@@ -176,7 +178,6 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
 
     def _ordered_loader(self, dataset: Dataset[Sample], batch_size: int) -> DataLoader[Sample]:
         """A loader of samples in order, to which Lightning can add a distributed sampler."""
-        self._watch_skipped(dataset)
         samples = Watched(dataset, self.num_workers)
         return WatchedLoader(samples, batch_size=batch_size, **self._loading())
 
@@ -202,4 +203,4 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
             stage: Either 'fit', 'validate', 'test' or 'predict'.
         """
         if stage == 'fit':
-            self._train_loader = None
+            self.train_loader = None

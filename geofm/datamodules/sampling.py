@@ -189,28 +189,21 @@ class ResumableLoader(WatchedLoader):
 
 
 class RecountBatches(Callback):
-    """Recounts the batches of an epoch that is resumed with another batch size.
+    """Callback that corrects the batch count of an epoch resumed with another batch size.
 
-    Lightning counts on from those that the checkpoint had, and would end the epoch too early or too
-    late. The data module brings this callback itself.
+    Lightning continues with the batch count of the checkpoint, and would end the epoch too early or
+    too late. :class:`~geofm.datamodules.resumable.ResumableDataModule` adds this callback.
     """
 
-    def __init__(self, loader: Callable[[], ResumableLoader | None]) -> None:
-        """Initialize a new RecountBatches instance.
-
-        Args:
-            loader: Gives the training loader.
-        """
-        self._loader = loader
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Count anew.
+        """Set the number of batches that are done.
 
         Args:
             trainer: The trainer.
             pl_module: The module.
         """
-        loop, loader = trainer.fit_loop, self._loader()
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        loop, loader = trainer.fit_loop, getattr(datamodule, 'train_loader', None)
         epoch: Any = loop.epoch_progress.current
         batches: Any = loop.epoch_loop.batch_progress.current
         if loader is None or not batches.processed or math.isinf(loop.max_batches):
@@ -223,10 +216,10 @@ class RecountBatches(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        """Count an epoch as started that Lightning does not.
+        """Mark an epoch as started where Lightning does not.
 
-        After a checkpoint of the last batch of an epoch, Lightning takes the next one for the one
-        that is resumed. A checkpoint of it would be taken for one of its start.
+        If a run resumes from a checkpoint of the last batch of an epoch, Lightning does not count
+        the next epoch as started. A checkpoint in that epoch would resume at its start.
 
         Args:
             trainer: The trainer.

@@ -10,7 +10,6 @@ from geofm.datamodules.resumable import TIMEOUT, ResumableDataModule, StartMetho
 from geofm.datamodules.sampling import run_seed
 from geofm.datasets.collate import pad_and_stack
 from geofm.datasets.shards import ShardError, Shards, is_remote
-from geofm.datasets.statistics import read_statistics
 from geofm.sensors import bands_of, canonical_order
 
 
@@ -79,7 +78,7 @@ class ShardsDataModule(ResumableDataModule):
             ShardError: If there are no shards of the split, or they have other sensors. Only
                 fitting does without a validation split.
         """
-        self.take_up_statistics()
+        super().setup(stage)
         if stage == 'fit':
             self.train_dataset = self._open('train')
         if stage in ('fit', 'validate'):
@@ -99,11 +98,7 @@ class ShardsDataModule(ResumableDataModule):
                 f'{shards.root}: shards of {list(shards.contents.sensors)}, not of '
                 f'{list(self.sensors)}: set sensors'
             )
-        given: list[dict[str, float]] = []
-        if self.statistics is not None:
-            values = read_statistics(self.statistics, shards.bands)
-            given = [dict(zip(shards.bands, v.tolist(), strict=True)) for v in values]
-        self.normalize_by(shards.bands, *given)
+        self.normalize_by_file(shards.bands, self.statistics)
         return shards
 
     def train_dataloader(self) -> DataLoader[Sample]:

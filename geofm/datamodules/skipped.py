@@ -1,33 +1,27 @@
-"""What could not be read, told once an epoch."""
+"""Reporting the files that could not be read, once per epoch."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
-from torch.utils.data import Dataset
 
 
 class SkippedFiles(Callback):
-    """Reports, at the end of each epoch, the files that could not be read.
+    """Callback that reports the files that could not be read, at the end of each epoch.
 
-    With ``on_error='skip'`` others were read in their place. The report counts what the workers of
-    all processes skipped since the last one, and names the first file. The data module
-    brings this callback itself.
+    With ``on_error='skip'``, other files are read in their place. The report counts the files that
+    the workers of all ranks have skipped since the last report, and names the first one.
+    :class:`~geofm.datamodules.resumable.ResumableDataModule` adds this callback.
     """
 
-    def __init__(self, dataset_of: Callable[[str], Dataset[Any] | None]) -> None:
-        """Initialize a new SkippedFiles instance.
-
-        Args:
-            dataset_of: Gives the data set of 'train', 'val', 'test' or 'predict'.
-        """
-        self._dataset_of = dataset_of
+    def __init__(self) -> None:
+        """Initialize a new SkippedFiles instance."""
+        # Number of failures reported so far, by data set.
         self._seen: dict[int, int] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report what training skipped.
+        """Report files that were skipped in training.
 
         Args:
             trainer: The trainer.
@@ -36,7 +30,7 @@ class SkippedFiles(Callback):
         self._report(trainer, 'train')
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report what validation skipped.
+        """Report files that were skipped in validation.
 
         Args:
             trainer: The trainer.
@@ -45,7 +39,7 @@ class SkippedFiles(Callback):
         self._report(trainer, 'val')
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report what testing skipped.
+        """Report files that were skipped in testing.
 
         Args:
             trainer: The trainer.
@@ -54,7 +48,7 @@ class SkippedFiles(Callback):
         self._report(trainer, 'test')
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Report what prediction skipped.
+        """Report files that were skipped in prediction.
 
         Args:
             trainer: The trainer.
@@ -63,9 +57,10 @@ class SkippedFiles(Callback):
         self._report(trainer, 'predict')
 
     def _report(self, trainer: Trainer, split: str) -> None:
-        """Warn of files, if any process has skipped some."""
-        pairs: Any = innermost(self._dataset_of(split))
-        if not hasattr(pairs, 'failed'):
+        """Warn if any rank has skipped files."""
+        datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
+        pairs: Any = innermost(getattr(datamodule, f'{split}_dataset', None))
+        if getattr(pairs, 'on_error', None) != 'skip':
             return
         new = pairs.failed(self._seen.get(id(pairs), 0))
         self._seen[id(pairs)] = self._seen.get(id(pairs), 0) + len(new)
@@ -80,13 +75,13 @@ class SkippedFiles(Callback):
 
 
 def innermost(dataset: Any) -> Any:
-    """Find what is read in the end.
+    """Unwrap a data set.
 
     Args:
-        dataset: A data set, or windows, dates or a subset of one.
+        dataset: A data set, or a wrapper of one with the attribute ``dataset``.
 
     Returns:
-        The data set.
+        The data set inside all wrappers.
     """
     while hasattr(dataset, 'dataset'):
         dataset = dataset.dataset
@@ -94,7 +89,7 @@ def innermost(dataset: Any) -> Any:
 
 
 def _gathered(count: int, first: str | None) -> list[tuple[int, str | None]]:
-    """What each process has to say, for all of them."""
+    """Return the count and the first file of each rank."""
     mine = (count, first)
     if not (dist.is_available() and dist.is_initialized()):
         return [mine]

@@ -54,6 +54,7 @@ class NumbersDataModule(ResumableDataModule):
         self.aug = lambda batch: batch
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         self.train_dataset = Numbers(self.length)
         self.val_dataset = Numbers(4)
 

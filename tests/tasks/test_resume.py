@@ -35,6 +35,7 @@ class ResumablePairs(ResumableDataModule):
         self.aug = lambda batch: batch
 
     def setup(self, stage: str) -> None:
+        super().setup(stage)
         self.train_dataset = Numbered(self.length)
 
     def train_dataloader(self) -> DataLoader[Any]:
