@@ -1,8 +1,8 @@
-"""Writing files and folders so that a final name never holds something half-written.
+"""Atomic writing: a file or folder appears under its final name only when it is complete.
 
-Everything is written beside its final name and renamed when it is whole, in the same folder, since
-a rename is only atomic within one file system. The temporary name tells who is writing, so that
-a later run can remove what a killed one left behind.
+It is written under a temporary name and then renamed. The temporary name is in the same folder,
+since renaming is only atomic within a file system. It contains the host and process ID, so that a
+later run can remove the leftovers of a killed one.
 """
 
 import errno
@@ -16,49 +16,51 @@ from pathlib import Path
 
 from geofm.locking import locked_name
 
-#: ``.{final name}.{host}.{process}.part{suffix of the final name}``, and what libraries append to
-#: it for files of their own, such as GDAL's ``.ovr.tmp``.
+#: ``.{final name}.{host}.{process ID}.part{suffix of the final name}``, followed by whatever
+#: libraries append for their own temporary files, such as GDAL's ``.ovr.tmp``.
 _PART = re.compile(r'\.(?P<name>.+)\.(?P<host>[^.]*)\.(?P<pid>\d+)\.part(?:\..*)?', re.DOTALL)
 
-#: End of the temporary name of a folder that is being replaced.
+#: Suffix of the temporary name of a folder that is being replaced.
 _BEFORE = '.before'
 
-#: What a system says of a file that cannot grow.
+#: Error numbers for a file that cannot grow.
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-#: A disk with less space than this, in bytes, is full: more than a library writes in one piece.
+#: Free space below which a disk is considered full, in bytes. Larger than what libraries write in
+#: one piece.
 _SPARE = 2**20
 
 
 def _host() -> str:
-    """Name of this machine, without dots."""
+    """Return the name of this machine, without dots."""
     return re.sub(r'[^A-Za-z0-9-]', '-', socket.gethostname())
 
 
 def part_of(path: Path) -> Path:
-    """Temporary name for a file or folder that this process is about to write.
+    """Return the temporary name of a file or folder that this process writes.
 
     Args:
         path: Final name.
 
     Returns:
         A hidden name in the same folder, with the same suffix, since GDAL, NumPy and others choose
-        a format by it.
+        the format by the suffix.
     """
     return path.with_name(f'.{path.name}.{_host()}.{os.getpid()}.part{path.suffix}')
 
 
 @contextmanager
 def temporary_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Name a file that is only needed for a while.
+    """Context manager for a temporary file.
 
-    Missing parent folders are made. Leftovers of killed runs for the same name are removed.
+    Missing parent folders are created. Leftovers of killed runs for the same name are removed.
 
     Args:
-        path: Name that the temporary name is made of, see :func:`part_of`.
+        path: Name that the temporary name is derived from, see :func:`part_of`.
 
     Yields:
-        Name to write to. In the end the file is removed, and others whose names start with it.
+        Temporary name to write to. On exit, the file and all files whose names start with this name
+        are removed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,20 +75,20 @@ def temporary_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Write a file beside its final name and rename it when it is whole.
+    """Write a file under a temporary name and rename it when it is complete.
 
-    Missing parent folders are made. Leftovers of killed runs for the same name are removed. The
-    file gets the permissions that the umask gives, whatever the writer chose.
+    Missing parent folders are created. Leftovers of killed runs for the same name are removed. The
+    permissions of the file follow the umask, whatever the writer sets.
 
     Args:
         path: Final name.
 
     Yields:
-        Name to write to. After an exception it is removed, and a file that already had the final
-        name stays as it was.
+        Temporary name to write to. After an exception it is removed, and an existing file with the
+        final name is left unchanged.
 
     Raises:
-        OSError: If the disk is full, even if the writer did not notice or raised another error.
+        OSError: If the disk is full, even if the writer ignores that or raises another error.
     """
     path = Path(path)
     if path.is_dir():
@@ -103,22 +105,22 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
-    """Write a folder beside its final name and rename it when it is whole.
+    """Write a folder under a temporary name and rename it when it is complete.
 
-    Meanwhile the name is locked, see :func:`geofm.locking.locked_name`.
+    Meanwhile the final name is locked, see :func:`geofm.locking.locked_name`.
 
     Args:
-        path: Final name; it must not exist, or be an empty folder.
-        replace: Whether a folder of that name is replaced instead, once the new one is whole.
+        path: Final name. It must not exist, or must be an empty folder, unless *replace* is set.
+        replace: Whether to replace an existing folder once the new one is complete.
 
     Yields:
-        An empty folder to write to. After an exception it is removed, and a folder that already had
-        the final name stays as it was.
+        An empty folder to write to. After an exception it is removed, and an existing folder with
+        the final name is left unchanged.
 
     Raises:
-        FileExistsError: If something has the final name that is not to be replaced.
+        FileExistsError: If the final name exists and must not be replaced.
         LockedError: If another process is writing the same folder.
-        OSError: If the disk is full, even if the writer did not notice or raised another error.
+        OSError: If the disk is full, even if the writer ignores that or raises another error.
     """
     path = Path(path).resolve()
     with locked_name(path):
@@ -133,7 +135,7 @@ def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterat
                 part.mkdir()
                 yield part
                 _check_space(part)
-            # A folder that is not empty cannot be replaced in one step.
+            # A non-empty folder cannot be replaced in a single step.
             if path.exists():
                 path.rename(before)
             part.rename(path)
@@ -143,28 +145,28 @@ def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterat
 
 
 def check_not_overwritten(inputs: Iterable[Path], outputs: Iterable[Path]) -> None:
-    """Refuse to write over a file that is read.
+    """Check that no input file would be overwritten.
 
     Args:
-        inputs: Files that are read.
+        inputs: Files to read.
         outputs: Files to write.
 
     Raises:
-        FileExistsError: If one is both, under whatever name.
+        FileExistsError: If a file is both an input and an output, also through a link.
     """
     read = {path.resolve() for path in inputs}
     for path in outputs:
         if path.resolve() in read:
             raise FileExistsError(
-                f'{path}: an input that would be overwritten; name another output, or move the file'
+                f'{path}: this input would be overwritten; choose another output, or move the file'
             )
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove what killed runs left while they wrote a file or folder.
+    """Remove temporary files that killed runs left while they were writing a file or folder.
 
-    Leftovers of other machines and of processes that still run are kept. A folder that was about to
-    be replaced gets its name back.
+    Those of other machines and of running processes are kept. A folder that was about to be
+    replaced is renamed back.
 
     Args:
         path: Final name of the file or folder.
@@ -182,7 +184,7 @@ def remove_leftovers(path: Path) -> None:
 
 
 def _starting_with(path: Path) -> list[Path]:
-    """Files and folders whose names start with a name."""
+    """Return the files and folders whose names start with the name of *path*."""
     try:
         with os.scandir(path.parent) as entries:
             return [path.with_name(e.name) for e in entries if e.name.startswith(path.name)]
@@ -191,7 +193,7 @@ def _starting_with(path: Path) -> list[Path]:
 
 
 def _restore(before: Path, path: Path) -> None:
-    """Give a folder its name back, or remove it if another one took its place."""
+    """Rename a folder back, or remove it if its name has been taken."""
     if before.exists() and not path.exists():
         before.rename(path)
     _remove(before)
@@ -205,19 +207,19 @@ def _remove(entry: Path) -> None:
 
 
 def _default_mode(part: Path) -> int:
-    """Permissions of a new file, by the umask or the folder's access control list."""
+    """Return the permissions of a new file, given by the umask or access control list."""
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         return os.fstat(descriptor).st_mode & 0o777
     finally:
         os.close(descriptor)
-        # Some writers refuse a file that exists.
+        # Some writers refuse to write to an existing file.
         part.unlink()
 
 
 @contextmanager
 def _naming(path: Path, part: Path) -> Iterator[None]:
-    """Say that the disk is full where it is, and say the final name rather than the temporary."""
+    """Report a full disk if it is the cause of an error, and the final name of the file."""
     try:
         yield
     except Exception as error:
@@ -231,10 +233,10 @@ def _naming(path: Path, part: Path) -> Iterator[None]:
 
 
 def _check_space(part: Path) -> None:
-    """Raise an error if a file, or one in a folder, cannot grow: GDAL and others may not say so.
+    """Check that a file, or a new file in a folder, can grow, since GDAL and others may not do so.
 
     Raises:
-        OSError: If the disk or the user's share of it is full, or the file as large as can be.
+        OSError: If the disk is full, or the disk quota or the maximum file size is reached.
     """
     if not hasattr(os, 'posix_fallocate'):
         return
@@ -257,7 +259,7 @@ def _check_space(part: Path) -> None:
 
 
 def _runs(pid: int) -> bool:
-    """Whether a process of this machine still runs."""
+    """Return whether a process of this machine is running."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -265,6 +267,6 @@ def _runs(pid: int) -> bool:
     except PermissionError:
         return True
     with suppress(OSError):
-        # A process that has ended stays listed until its parent has asked how.
+        # A process that has ended is a zombie until its parent has read its exit code.
         return Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()[0] != 'Z'
     return True

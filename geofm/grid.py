@@ -1,4 +1,4 @@
-"""A pixel grid on the ground as one value, and reading rasters on it."""
+"""Georeferenced pixel grids, and reading rasters on a grid."""
 
 import math
 from collections.abc import Sequence
@@ -18,19 +18,19 @@ from rasterio.vrt import WarpedVRT
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
-#: Grids whose pixels lie closer than this, in pixels, are the same grid. Real files differ by
-#: 1e-10 from rounding; a hundredth of a pixel is below what any resampling could resolve.
+#: Maximum offset, in pixels, of grids that are considered aligned. Rounding in real files is about
+#: 1e-10; a hundredth of a pixel is below what resampling can resolve.
 ALIGNMENT_TOLERANCE = 1e-2
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Where the pixels of an image lie: CRS, transform and shape.
+    """Georeferenced grid of the pixels of an image: CRS, transform and shape.
 
     Attributes:
         crs: Coordinate reference system.
-        transform: Affine map from (column, row) to (x, y) of the CRS; (0, 0) is the outer corner
-            of the first pixel.
+        transform: Affine transform from (column, row) to (x, y) in the CRS; (0, 0) is the outer
+            corner of the first pixel.
         height: Number of rows.
         width: Number of columns.
     """
@@ -42,7 +42,7 @@ class Grid:
 
     @classmethod
     def of(cls, src: DatasetReader) -> Self:
-        """Grid of an open raster.
+        """Return the grid of an open raster.
 
         Args:
             src: The raster.
@@ -57,8 +57,8 @@ class Grid:
             raise ValueError(f'{src.name}: no CRS; assign one, e.g. with `rio edit-info --crs`')
         if not np.isfinite(src.transform[:6]).all() or src.transform.determinant == 0:
             raise ValueError(
-                f'{src.name}: its transform {tuple(src.transform[:6])} places all pixels on a line '
-                'or nowhere; assign another one, e.g. with `rio edit-info --transform`'
+                f'{src.name}: the transform {tuple(src.transform[:6])} is not finite or not '
+                'invertible; assign another one, e.g. with `rio edit-info --transform`'
             )
         return cls(src.crs, src.transform, src.height, src.width)
 
@@ -69,8 +69,8 @@ class Grid:
 
     @property
     def bounds(self) -> BoundingBox:
-        """Left, bottom, right and top in units of the CRS, of a grid of any orientation."""
-        # Not rasterio's array_bounds, which gives bottom > top for grids whose rows run north.
+        """Left, bottom, right and top in units of the CRS, for any orientation of the grid."""
+        # Not rasterio's array_bounds, which returns bottom > top for south-up grids.
         corners = [(0, 0), (self.width, 0), (0, self.height), (self.width, self.height)]
         xs, ys = zip(*(self.transform @ corner for corner in corners), strict=True)
         return BoundingBox(min(xs), min(ys), max(xs), max(ys))
@@ -82,7 +82,7 @@ class Grid:
         return math.hypot(t.a, t.d), math.hypot(t.b, t.e)
 
     def crop(self, row: int, col: int, height: int, width: int) -> Self:
-        """Part of the grid.
+        """Return the grid of a window.
 
         Args:
             row: First row.
@@ -91,19 +91,19 @@ class Grid:
             width: Number of columns.
 
         Returns:
-            The grid of that window; it may reach beyond this one.
+            The grid of the window, which may extend beyond this grid.
         """
         transform = self.transform @ Affine.translation(col, row)
         return replace(self, transform=transform, height=height, width=width)
 
     def coarsen(self, factor: int) -> Self:
-        """Grid of blocks of pixels, e.g. of a ViT's patches.
+        """Return the grid of square blocks of pixels, e.g. of the patches of a ViT.
 
         Args:
-            factor: Pixels a block, along rows and along columns.
+            factor: Side of a block in pixels.
 
         Returns:
-            A grid with the same outer corner; blocks that are not full are left off.
+            A grid with the same outer corner, without incomplete blocks.
         """
         return replace(
             self,
@@ -113,13 +113,13 @@ class Grid:
         )
 
     def footprint(self, crs: CRS | None = None) -> shapely.Polygon:
-        """Outline of the grid.
+        """Return the outline of the grid.
 
         Args:
-            crs: CRS of the outline; that of the grid by default.
+            crs: CRS of the outline; by default that of the grid.
 
         Returns:
-            The polygon through the four corners. Edges are not densified: over the few
+            The polygon through the four corners. Edges are not densified, since over the few
             kilometres of a patch their curvature is below a pixel.
 
         Raises:
@@ -133,12 +133,12 @@ class Grid:
             try:
                 xs, ys = transform_points(self.crs, crs, xs, ys)
             except CPLE_BaseError as error:
-                # Such as an engineering CRS, which lies nowhere on the Earth.
-                raise ValueError(f'no way from {self.crs} to {crs}: {error}') from error
+                # E.g. an engineering CRS, which is not related to the Earth.
+                raise ValueError(f'cannot transform {self.crs} to {crs}: {error}') from error
         return shapely.Polygon(zip(xs, ys, strict=True))
 
     def pixel_of(self, x: npt.ArrayLike, y: npt.ArrayLike) -> tuple[npt.NDArray[np.float64], ...]:
-        """Pixel coordinates of points given in the CRS of the grid.
+        """Return the pixel coordinates of points in the CRS of the grid.
 
         Args:
             x: Eastings or longitudes.
@@ -151,14 +151,14 @@ class Grid:
         return rows, cols
 
     def window_in(self, other: Self) -> Window | None:
-        """Where this grid lies in another one, if both share their pixels.
+        """Return the window of another grid that has the pixels of this grid.
 
         Args:
-            other: Grid to look into.
+            other: The other grid.
 
         Returns:
-            The window of *other* whose pixels are those of this grid, or None if the CRS,
-            pixel size, orientation or alignment differ, or if it reaches beyond *other*.
+            The window of *other*; None if the CRS, pixel size, orientation or alignment differ, or
+            if this grid extends beyond *other*.
         """
         offset = self.offset_in(other)
         if offset is None:
@@ -168,14 +168,14 @@ class Grid:
         return Window(col, row, self.width, self.height) if inside else None
 
     def offset_in(self, other: Self) -> tuple[int, int] | None:
-        """Where this grid starts in another one, if both have the same pixels where they overlap.
+        """Return the offset of this grid in another, aligned grid.
 
         Args:
-            other: Grid to look into.
+            other: The other grid.
 
         Returns:
-            Row and column of *other*, which may lie outside it, of the first pixel of this grid;
-            None if the CRS, pixel size, orientation or alignment differ.
+            Row and column in *other* of the first pixel of this grid, which may lie outside of
+            *other*; None if the CRS, pixel size, orientation or alignment differ.
         """
         if self.crs != other.crs:
             return None
@@ -197,22 +197,21 @@ def read_on_grid(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Read all bands of a raster on a grid.
 
-    Where the raster has the pixels of the grid, this is a plain window read and bit-exact.
-    Only where CRS, origin or pixel size differ is the raster warped, once. Pixels without data do
-    not bleed into their neighbours.
+    If the raster contains the pixels of the grid, they are read without resampling, bit for bit.
+    Otherwise the raster is warped once, and pixels without data do not affect their neighbours.
 
     Args:
         src: Open raster.
         grid: Grid to read on.
-        resampling: How to warp, if it must be warped.
-        fill: Number that marks a pixel as empty where all bands have it, in a raster without a
-            nodata value. Only warping needs to know; a plain window read leaves it as it is.
+        resampling: Resampling method for warping.
+        fill: Value of pixels without data, in all bands, of a raster without a nodata value. It is
+            only used for warping.
 
     Returns:
-        Pixels, float32 of shape (C, H, W), and where they are valid, bool of shape (H, W): inside
-        the raster, finite, not its nodata value, and not masked by the file itself (an internal
-        mask, a .msk file or an alpha band). Pixels that the raster does not cover are NaN, as are
-        those without data if it was warped.
+        Pixels, float32, shape (C, H, W), and which of them are valid, bool, shape (H, W). A pixel
+        is valid if it is inside the raster, finite, not nodata, and not masked by an internal mask,
+        a .msk file or an alpha band. Pixels outside the raster are NaN. After warping, so are
+        pixels without data.
     """
     window = grid.window_in(Grid.of(src))
     if window is None:
@@ -229,16 +228,16 @@ def read_on_grid(
 def own_mask(
     src: DatasetReader, indices: Sequence[int], window: Window | None = None
 ) -> npt.NDArray[np.bool_] | None:
-    """Where a file's own mask says that there are data; a nodata value is none.
+    """Read the mask of a file, without regard to nodata values.
 
     Args:
         src: Open raster.
         indices: Indices of the bands, from 0.
-        window: Window in whole pixels; all of it by default.
+        window: Window in whole pixels; the whole raster by default.
 
     Returns:
-        Where the internal mask, the ``.msk`` file and the alpha band that the file has are not 0,
-        for all bands, (H, W); None if it has none of them.
+        Which pixels are not 0 in the internal mask, the ``.msk`` file and the alpha band, for all
+        bands, (H, W); None if the file has none of them.
     """
     masks = []
     if (alpha := alpha_band(src)) is not None:
@@ -261,7 +260,7 @@ def alpha_band(src: DatasetReader) -> int | None:
         src: Open raster.
 
     Returns:
-        Its index, from 0; None if there is none.
+        Index of the band, from 0; None if there is none.
     """
     return next((i for i, kind in enumerate(src.colorinterp) if kind is ColorInterp.alpha), None)
 
@@ -269,9 +268,9 @@ def alpha_band(src: DatasetReader) -> int | None:
 def _warp(
     src: DatasetReader, grid: Grid, resampling: Resampling, fill: float | None
 ) -> npt.NDArray[np.float32]:
-    """Warp a raster onto a grid, NaN where there is no data."""
-    # Nodata is a matter of each band: else GDAL blends the nodata value of one band if another has
-    # data. Fill is a matter of all bands: 0 in one of them may be a measurement.
+    """Warp a raster onto a grid, with NaN for pixels without data."""
+    # Nodata values apply to each band; otherwise GDAL interpolates the nodata value of a band if
+    # another band has data. Fill applies to all bands together: 0 in one band may be a measurement.
     nodata, unified = (fill, 'YES') if src.nodata is None else (src.nodata, 'NO')
     options = {
         'crs': grid.crs,
@@ -279,12 +278,12 @@ def _warp(
         'height': grid.height,
         'width': grid.width,
         'resampling': resampling,
-        # An integer raster could not say NaN where it has no data.
+        # Integers have no NaN.
         'dtype': 'float32',
     }
     if own_mask(src, range(src.count), Window(0, 0, 1, 1)) is not None:
         alpha = alpha_band(src)
-        # GDAL heeds the mask only where no nodata value is given.
+        # GDAL only uses the mask if there is no nodata value.
         options |= {'src_nodata': None, 'nodata': None, 'add_alpha': alpha is None}
         with WarpedVRT(src, **options) as vrt:
             pixels = vrt.read(out_dtype='float32')

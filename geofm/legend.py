@@ -1,4 +1,4 @@
-"""Classes of a map: their values, names and colours."""
+"""Legends: values, names and colours of the classes of a map."""
 
 import colorsys
 import json
@@ -7,22 +7,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-#: Value of pixels without a class, in masks and in maps of classes.
+#: Value of pixels without a class, in masks and class maps.
 NO_CLASS = 255
 
-#: Tag of a raster that holds a legend as JSON, and key of a legend in a data module's state.
+#: Raster tag with a legend as JSON, and key of a legend in the state of a data module.
 LEGEND_TAG = 'geofm_legend'
 
 _HEX = re.compile(r'#([0-9a-fA-F]{6})')
 
-#: Successive hues this far apart never come close to one another (golden ratio).
+#: Step between successive hues. With the golden ratio, hues are never close to one another.
 _HUE_STEP = 0.61803398875
 
 type RGB = tuple[int, int, int]
 
 
 class LegendError(ValueError):
-    """Classes that cannot be used."""
+    """A legend or class is invalid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class MapClass:
 
     Attributes:
         value: Value in masks and maps, 0 to 254.
-        name: Name for people.
+        name: Name to display.
         color: Red, green and blue, 0 to 255.
     """
 
@@ -55,10 +55,10 @@ class MapClass:
 
 @dataclass(frozen=True)
 class Legend:
-    """The classes of a map, by increasing value.
+    """Legend of a class map.
 
     Attributes:
-        classes: The classes.
+        classes: The classes in ascending order of their values.
     """
 
     classes: tuple[MapClass, ...]
@@ -67,7 +67,7 @@ class Legend:
         """Sort and check the classes.
 
         Raises:
-            LegendError: If there is none, or a value or a name occurs twice.
+            LegendError: If there are no classes, or a value or name occurs twice.
         """
         if not self.classes:
             raise LegendError('a legend needs at least one class')
@@ -79,18 +79,19 @@ class Legend:
 
     @classmethod
     def of(cls, classes: int | Sequence[str] | Mapping[Any, Any] | Iterable[Any]) -> Self:
-        """Make a legend of what a configuration or a file says.
+        """Make a legend from a configuration or file.
 
         Args:
-            classes: A number of classes; names, whose values count from 0; or a mapping from name
-                to value, or to ``{'value': 3, 'color': '#3a70b8'}`` (or ``[58, 112, 184]``), either
-                of which may be left out. Classes without a colour get one from a palette.
+            classes: Number of classes; names of classes with values from 0; or a mapping from name
+                to value or to ``{'value': 3, 'color': '#3a70b8'}``, where the colour may also be a
+                list ``[58, 112, 184]``, and both entries are optional. Classes without a colour get
+                one from a palette.
 
         Returns:
             The legend.
 
         Raises:
-            LegendError: If a class cannot be used.
+            LegendError: If a class is invalid.
         """
         if isinstance(classes, int):
             classes = [f'class {value}' for value in range(classes)]
@@ -111,16 +112,16 @@ class Legend:
 
     @property
     def colors(self) -> dict[int, RGB]:
-        """Colour of each value, as :class:`geofm.maps.make.writer.Encoding` takes it."""
+        """Colour of each value, for :class:`geofm.maps.make.writer.Encoding`."""
         return {c.value: c.color for c in self.classes}
 
     @property
     def size(self) -> int:
-        """Number of outputs of a network whose output i is the class of value i."""
+        """Number of outputs of a network whose output i is the class with value i."""
         return self.values[-1] + 1
 
     def value(self, name: str) -> int:
-        """Value of a class.
+        """Return the value of a class.
 
         Args:
             name: Name of the class.
@@ -137,18 +138,18 @@ class Legend:
         raise LegendError(f"no class '{name}': there are {', '.join(self.names)}")
 
     def name(self, value: int) -> str:
-        """Name of a value; ``'class 7'`` for a value without a class."""
+        """Return the name of the class with a value, or e.g. ``'class 7'`` if there is none."""
         return next((c.name for c in self.classes if c.value == value), f'class {value}')
 
     # -- in files -------------------------------------------------------------------------------
 
     def entry(self) -> list[dict[str, Any]]:
-        """Plain data, for JSON, YAML and checkpoints."""
+        """Convert the legend to plain data, for JSON, YAML and checkpoints."""
         return [{'value': c.value, 'name': c.name, 'color': list(c.color)} for c in self.classes]
 
     @classmethod
     def from_entry(cls, entry: Any) -> Self:
-        """Read what :meth:`entry` gave.
+        """Make a legend from the result of :meth:`entry`.
 
         Args:
             entry: Plain data; not trusted.
@@ -157,7 +158,7 @@ class Legend:
             The legend.
 
         Raises:
-            LegendError: If it is damaged.
+            LegendError: If the data are invalid.
         """
         if not isinstance(entry, list) or not all(isinstance(item, dict) for item in entry):
             raise LegendError('not a list of classes')
@@ -172,7 +173,7 @@ class Legend:
             raise LegendError(f'a class without value, name or color: {error}') from error
 
     def tags(self) -> dict[str, str]:
-        """Tags of a raster, by which :meth:`from_tags` finds the legend again."""
+        """Return raster tags with the legend, to be read by :meth:`from_tags`."""
         return {LEGEND_TAG: json.dumps(self.entry())}
 
     @classmethod
@@ -186,7 +187,7 @@ class Legend:
             The legend; None if the raster has none.
 
         Raises:
-            LegendError: If it is damaged.
+            LegendError: If the tag is invalid.
         """
         if LEGEND_TAG not in tags:
             return None
@@ -198,10 +199,10 @@ class Legend:
 
 
 def palette_color(index: int) -> RGB:
-    """A colour of an endless palette whose neighbours differ in hue and lightness.
+    """Return a colour of an endless palette. Successive colours differ in hue and lightness.
 
     Args:
-        index: Number of the colour, from 0.
+        index: Index of the colour, from 0.
 
     Returns:
         Red, green and blue, 0 to 255.

@@ -1,4 +1,4 @@
-"""Locks that keep two processes from writing to the same place."""
+"""Locks that keep processes from writing to the same file or folder at the same time."""
 
 import os
 import socket
@@ -8,37 +8,37 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-#: Lock of a folder that is written into.
+#: Name of the lock file in a locked folder.
 _IN_FOLDER = '.geofm.lock'
 
 
 class LockedError(OSError):
-    """Another process writes to the same place."""
+    """Another process is writing to the same file or folder."""
 
 
 @contextmanager
 def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
     """Keep other processes from writing into a folder.
 
-    The lock is reentrant: a process that holds it may ask for it again. It ends with the process,
-    however that ends.
+    The lock is reentrant: a process that holds it can acquire it again. It is released when the
+    process ends, even if it is killed.
 
     Args:
-        folder: The folder; made if it does not exist.
+        folder: The folder; created if it does not exist.
 
     Yields:
         Nothing.
 
     Raises:
         LockedError: If another process holds the lock.
-        NotADirectoryError: If there is a file of that name, or of one of its parents.
+        NotADirectoryError: If the folder or one of its parents is a file.
     """
     folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise NotADirectoryError(
-            f'{folder}: a file is in the place of this folder; name another output'
+            f'{folder}: not a folder but a file; choose another output'
         ) from error
     with _locked(folder / _IN_FOLDER, folder):
         yield
@@ -46,11 +46,11 @@ def locked_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextmanager
 def locked_name(path: str | os.PathLike[str], wait: bool = False) -> Iterator[None]:
-    """Keep other processes from writing a file or folder that is renamed into place.
+    """Keep other processes from writing a file or folder of this name.
 
     Args:
-        path: Final name. Missing parent folders are made.
-        wait: Whether to wait for another process that holds the lock.
+        path: Final name. Missing parent folders are created.
+        wait: Whether to wait while another process holds the lock.
 
     Yields:
         Nothing.
@@ -71,7 +71,7 @@ def _locked(file: Path, target: Path, wait: bool = False) -> Iterator[None]:
         lock.acquire(blocking=wait)
     except Timeout:
         raise LockedError(
-            f'{target}: {_holder(file)} is writing there; wait until it has finished, or name '
+            f'{target}: {_holder(file)} is writing there; wait until it has finished, or choose '
             'another output'
         ) from None
     try:
@@ -80,7 +80,7 @@ def _locked(file: Path, target: Path, wait: bool = False) -> Iterator[None]:
         yield
     finally:
         if lock.lock_counter == 1:
-            # While it is held: filelock notices when the file it has locked was unlinked.
+            # Before the release: filelock detects that a locked file has been removed.
             file.unlink(missing_ok=True)
         lock.release()
 

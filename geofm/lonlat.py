@@ -1,9 +1,9 @@
-"""Longitudes on a globe: outlines across 180 degrees and over a pole, extents, distances to wrap.
+"""Outlines and extents in longitude and latitude, across the antimeridian and over the poles.
 
-Longitude is an angle. An outline across the antimeridian whose corners are taken for points of a
-plane goes the other way around the globe. Here outlines are kept *unrolled*: each corner within
-180 degrees of the one before, the westernmost in [-180, 180), so that longitudes may run on beyond
-180. In files they are cut at 180 degrees, as RFC 7946 has it.
+If the corners of an outline across the antimeridian are treated as points in a plane, it goes the
+other way around the globe. Therefore outlines are *unrolled*: each corner is within 180 degrees of
+the previous one, and the westernmost is in [-180, 180), so that longitudes may exceed 180. In
+files, outlines are cut at 180 degrees, as RFC 7946 requires.
 """
 
 import math
@@ -26,20 +26,21 @@ LONLAT = CRS.from_epsg(4326)
 #: Degrees around the globe.
 CIRCLE = 360.0
 
-#: Corners nearer to a pole than this, in degrees, lie on it; they have no longitude.
+#: Maximum distance from a pole, in degrees, of corners that are considered to be on the pole. Their
+#: longitude is undefined.
 _AT_POLE = 1e-9
 
 
 def near(value: npt.ArrayLike, reference: npt.ArrayLike, period: float = CIRCLE) -> Doubles:
-    """Bring angles to within half a turn of others.
+    """Shift angles by whole turns to within half a turn of others.
 
     Args:
-        value: Longitudes, or x in a projection that goes around the globe.
-        reference: Longitudes that they should be near to.
-        period: A whole turn, in the unit of the values.
+        value: Longitudes, or x coordinates of a projection that covers the globe.
+        reference: Longitudes to be close to.
+        period: A whole turn in the unit of the values.
 
     Returns:
-        The values plus or minus whole turns; unchanged where they are near already.
+        The shifted values; unchanged if they are within half a turn already.
     """
     value, reference = np.asarray(value, float), np.asarray(reference, float)
     with np.errstate(invalid='ignore'):
@@ -47,7 +48,7 @@ def near(value: npt.ArrayLike, reference: npt.ArrayLike, period: float = CIRCLE)
 
 
 def wrap(longitude: npt.ArrayLike) -> Doubles:
-    """Bring longitudes to [-180, 180]; those that are there do not change.
+    """Shift longitudes by whole turns to [-180, 180]. Those in this range do not change.
 
     Args:
         longitude: Longitudes in degrees.
@@ -61,29 +62,30 @@ def wrap(longitude: npt.ArrayLike) -> Doubles:
 
 
 def turns(west: float, east: float) -> tuple[int, ...]:
-    """Whole turns that bring longitudes of [-180, 180] into a range.
+    """Return the numbers of whole turns that shift longitudes of [-180, 180] into a range.
 
     Args:
-        west: Least longitude of the range in degrees.
-        east: Greatest longitude.
+        west: Smallest longitude of the range in degrees.
+        east: Largest longitude of the range in degrees.
 
     Returns:
-        Their numbers, ascending: ``(0,)`` for a range in [-180, 180], ``(0, 1)`` for one across 180
-        degrees.
+        Numbers in ascending order: ``(0,)`` for a range in [-180, 180], ``(0, 1)`` for a range
+        across 180 degrees.
     """
     first = math.floor(west / CIRCLE + 0.5)
     return tuple(range(first, max(first, math.ceil(east / CIRCLE - 0.5)) + 1))
 
 
 def unroll(points: Doubles) -> Doubles:
-    """Make the corners of outlines follow each other the short way around the globe.
+    """Unroll outlines, so that their edges go the short way around the globe.
 
     Args:
         points: Longitude and latitude of the corners of outlines, shape (..., K, 2).
 
     Returns:
-        The same corners, each within 180 degrees of the one before, the westernmost in [-180, 180).
-        Those of an outline that lies in [-180, 180] and does not cross are unchanged. NaN stays.
+        The same corners, each within 180 degrees of the previous one, the westernmost in
+        [-180, 180). Outlines in [-180, 180] that do not cross the antimeridian are unchanged, as is
+        NaN.
     """
     lon = points[..., 0]
     with np.errstate(invalid='ignore'):
@@ -98,13 +100,13 @@ def unroll(points: Doubles) -> Doubles:
 
 
 def encircles_pole(points: Doubles) -> npt.NDArray[np.bool_]:
-    """Whether outlines go around a pole, or touch it.
+    """Return whether outlines go around a pole, or touch it.
 
     Args:
         points: Longitude and latitude of the corners of outlines, shape (..., K, 2).
 
     Returns:
-        Shape (...).
+        Booleans of shape (...).
     """
     lon, lat = points[..., 0], points[..., 1]
     with np.errstate(invalid='ignore'):
@@ -114,14 +116,15 @@ def encircles_pole(points: Doubles) -> npt.NDArray[np.bool_]:
 
 
 def extents(points: Doubles) -> Doubles:
-    """West, south, east and north of outlines.
+    """Return the west, south, east and north limits of outlines.
 
     Args:
         points: Longitude and latitude of the corners of outlines, shape (N, K, 2).
 
     Returns:
-        Shape (N, 4): west in [-180, 180), east at least west and beyond 180 for an outline across
-        it. All longitudes, up to the pole, for one that goes around a pole.
+        Limits, shape (N, 4). West is in [-180, 180), and east is not less than west; it exceeds 180
+        for an outline across the antimeridian. An outline around a pole extends over all
+        longitudes, up to the pole.
     """
     turned = unroll(points)
     boxes = np.concatenate([turned.min(axis=-2), turned.max(axis=-2)], axis=-1)
@@ -131,15 +134,16 @@ def extents(points: Doubles) -> Doubles:
 
 
 def outlines(points: Doubles, cut: bool = True) -> npt.NDArray[np.object_]:
-    """Polygons through corners.
+    """Make polygons of outlines.
 
     Args:
         points: Longitude and latitude of the corners of outlines, shape (N, K, 2).
-        cut: Whether to cut polygons at 180 degrees, as files have them. Otherwise their longitudes
-            run on beyond it.
+        cut: Whether to cut polygons at 180 degrees, as required in files. Otherwise longitudes may
+            exceed 180.
 
     Returns:
-        Polygons, and MultiPolygons where one is cut, shape (N,); None where a corner is not finite.
+        Polygons, and MultiPolygons for those that are cut, shape (N,); None if a corner is not
+        finite.
     """
     shapes = np.full(len(points), None, dtype=object)
     known = np.isfinite(points).all(axis=(1, 2))
@@ -155,13 +159,13 @@ def outlines(points: Doubles, cut: bool = True) -> npt.NDArray[np.object_]:
 
 
 def cut_at_antimeridian(shape: Any) -> Any:
-    """Cut a shape whose longitudes run on beyond 180 degrees.
+    """Cut a polygon at the antimeridian.
 
     Args:
-        shape: A polygon; its longitudes may be any.
+        shape: A polygon with any longitudes.
 
     Returns:
-        The same ground with longitudes in [-180, 180].
+        The same area with longitudes in [-180, 180].
     """
     west, south, east, north = shape.bounds
     parts = []
@@ -175,7 +179,7 @@ def cut_at_antimeridian(shape: Any) -> Any:
 
 
 def _polar(points: Doubles) -> Any:
-    """Polygon around a pole, or with a corner on it, in longitude and latitude."""
+    """Return the polygon in longitude and latitude of an outline around or through a pole."""
     pole = 90.0 if points[:, 1].mean() > 0 else -90.0
     if (points[0] == points[-1]).all():
         points = points[:-1]
@@ -184,7 +188,7 @@ def _polar(points: Doubles) -> Any:
     if around:
         ring = np.concatenate([points, points[:1]])
     else:
-        # From the corner after the pole to that before it; the pole is an edge between them.
+        # From the corner after the pole to the corner before it. The pole is the edge between them.
         first = int(np.flatnonzero(on_pole)[-1]) + 1
         ring = np.roll(points, -first, axis=0)[: len(points) - on_pole.sum()]
     ring[:, 0] = np.unwrap(ring[:, 0], period=CIRCLE)
@@ -194,23 +198,24 @@ def _polar(points: Doubles) -> Any:
 
 
 def bounding_box(boxes: Doubles) -> tuple[float, float, float, float]:
-    """West, south, east and north of many outlines, as GeoJSON and GeoParquet give them.
+    """Return the bounding box of outlines, as in GeoJSON and GeoParquet.
 
     Args:
-        boxes: Of :func:`extents`, shape (N, 4), N at least 1.
+        boxes: Limits from :func:`extents`, shape (N, 4), N > 0.
 
     Returns:
-        The box; if it crosses the antimeridian, west is greater than east (RFC 7946, 5.2).
+        West, south, east and north. If the box crosses the antimeridian, west is greater than east
+        (RFC 7946, 5.2).
     """
     south, north = float(boxes[:, 1].min()), float(boxes[:, 3].max())
     west, east = float(boxes[:, 0].min()), float(boxes[:, 2].max())
     if east - west <= CIRCLE / 2 and east <= CIRCLE / 2:
         return west, south, east, north
-    # What is left out is the widest gap between them.
+    # The box leaves out the widest gap between the outlines.
     order = np.argsort(boxes[:, 0], kind='stable')
     starts, ends = boxes[order, 0], np.maximum.accumulate(boxes[order, 2])
     gaps = np.append(starts[1:], starts[0] + CIRCLE) - ends
-    # Of what lies beyond 180 degrees, before the westernmost.
+    # Outlines beyond 180 degrees may cover gaps in the west.
     gaps = np.minimum(gaps, np.append(starts[1:] - (ends[-1] - CIRCLE), gaps[-1]))
     widest = len(gaps) - 1 if gaps[-1] >= gaps.max() else int(gaps.argmax())
     if gaps[widest] <= 0:
@@ -222,15 +227,16 @@ def bounding_box(boxes: Doubles) -> tuple[float, float, float, float]:
 
 
 def transform_to_lonlat(grid: Grid, xs: npt.ArrayLike, ys: npt.ArrayLike) -> Doubles:
-    """Longitude and latitude of points of a grid's CRS.
+    """Transform points from the CRS of a grid to longitude and latitude.
 
     Args:
         grid: The grid.
-        xs: x of the points, of any shape.
-        ys: y of the points.
+        xs: x coordinates, of any shape.
+        ys: y coordinates, of the same shape.
 
     Returns:
-        Shape (..., 2); longitudes of a grid in longitude and latitude as they are.
+        Longitude and latitude in degrees, shape (..., 2). If the CRS is longitude and latitude, the
+        coordinates are unchanged.
     """
     xs, ys = np.asarray(xs, float), np.asarray(ys, float)
     if grid.crs == LONLAT:
@@ -240,15 +246,15 @@ def transform_to_lonlat(grid: Grid, xs: npt.ArrayLike, ys: npt.ArrayLike) -> Dou
 
 
 def boundary(grid: Grid, steps: int = 16) -> Doubles:
-    """Longitude and latitude along the edges of a grid.
+    """Return the longitude and latitude of points on the edges of a grid.
 
     Args:
         grid: The grid.
-        steps: Pieces into which each edge is cut: an edge that is straight on the grid is not in
-            degrees.
+        steps: Number of segments per edge, since straight edges of the grid are curved in longitude
+            and latitude.
 
     Returns:
-        Corners of its outline, shape (4 steps, 2).
+        Points of the outline, shape (4 * steps, 2).
     """
     way = np.arange(steps) / steps
     zero, one = np.zeros(steps), np.ones(steps)
@@ -259,23 +265,24 @@ def boundary(grid: Grid, steps: int = 16) -> Doubles:
 
 
 def bounds(grid: Grid) -> tuple[float, float, float, float]:
-    """West, south, east and north of a grid.
+    """Return the bounding box of a grid in longitude and latitude.
 
     Args:
         grid: The grid.
 
     Returns:
-        The box in degrees; west is greater than east if it crosses the antimeridian.
+        West, south, east and north in degrees. West is greater than east if the box crosses the
+        antimeridian.
     """
     return bounding_box(extents(boundary(grid)[None]))
 
 
 def pixel_at(grid: Grid, longitude: float, latitude: float) -> tuple[float, float]:
-    """Pixel coordinates of a place.
+    """Return the pixel coordinates of a place.
 
     Args:
         grid: The grid.
-        longitude: Longitude in degrees, by any number of turns.
+        longitude: Longitude in degrees, in any range.
         latitude: Latitude in degrees.
 
     Returns:
@@ -290,13 +297,13 @@ def pixel_at(grid: Grid, longitude: float, latitude: float) -> tuple[float, floa
 
 
 def describe(box: tuple[float, float, float, float]) -> str:
-    """A box in words, for messages.
+    """Describe a bounding box, for messages.
 
     Args:
-        box: West, south, east and north.
+        box: West, south, east and north in degrees.
 
     Returns:
-        One phrase.
+        The description.
     """
     west, south, east, north = box
     return f'longitudes {west:.4f} to {east:.4f} and latitudes {south:.4f} to {north:.4f}'

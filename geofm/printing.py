@@ -1,14 +1,14 @@
-"""Printing names that come from outside: of files, bands and models.
+"""Printing names from untrusted sources, such as names of files, bands and models.
 
-A file name may hold escape sequences that steer a terminal, line breaks that fake a message, or
-rich's markup.
+A file name may contain escape sequences that control the terminal, line breaks that fake a message,
+or rich's markup.
 """
 
 import unicodedata
 import warnings
 
-#: Kinds of characters that have no glyph: controls, format controls such as those of direction,
-#: halves of surrogate pairs, and separators of lines and paragraphs.
+#: Unicode categories of characters without a glyph: control and format characters, surrogates, and
+#: line and paragraph separators.
 _HIDDEN = ('Cc', 'Cf', 'Cs', 'Zl', 'Zp')
 
 
@@ -16,11 +16,11 @@ def printable(text: object, keep: str = '') -> str:
     r"""Escape the characters of a text that have no glyph.
 
     Args:
-        text: The text, or an object with one.
-        keep: Characters to leave, e.g. line breaks of a message.
+        text: The text, or an object to convert to text.
+        keep: Characters not to escape, e.g. line breaks.
 
     Returns:
-        The text with such characters as in a Python string, e.g. ``\x1b``.
+        The text, with these characters escaped as in a Python string, e.g. ``\x1b``.
     """
     return ''.join(
         c if c in keep or unicodedata.category(c) not in _HIDDEN else ascii(c)[1:-1]
@@ -29,10 +29,10 @@ def printable(text: object, keep: str = '') -> str:
 
 
 def say(text: object) -> None:
-    """Print a line.
+    """Print a line, escaped by :func:`printable`.
 
     Args:
-        text: The line, escaped by :func:`printable`.
+        text: The line.
     """
     print(printable(text))
 
@@ -47,16 +47,16 @@ def format_warning(
     lineno: int,
     line: str | None = None,
 ) -> str:
-    """Format a warning as Python does, escaped by :func:`printable`.
+    """Format a warning as Python does, with its message escaped by :func:`printable`.
 
     Args:
         message: The warning.
-        category: Its class.
-        filename: Where it was raised.
-        lineno: The line there.
-        line: Text of that line.
+        category: Class of the warning.
+        filename: File that raised the warning.
+        lineno: Line number in the file.
+        line: Text of the line.
 
     Returns:
-        What to print.
+        The text to print.
     """
     return _plain_format(printable(message, keep='\n'), category, filename, lineno, line)

@@ -1,9 +1,9 @@
-"""Opening raster files that may come from anywhere: the one way, for data sets and for maps.
+"""Opening raster files from untrusted sources, for data sets and maps.
 
-GDAL chooses a format by what is in a file, whatever its name. A ``.tif`` may thus be a virtual
-raster, which reads other files and addresses, and a file of a kilobyte may ask for gigabytes of
-memory. :func:`open_raster` allows for formats that hold their own pixels, on this machine only, and
-for blocks that fit the file.
+GDAL detects the format of a file from its content, whatever its name. A ``.tif`` may therefore be a
+virtual raster, which reads other files and URLs, and a file of a kilobyte may take gigabytes of
+memory. :func:`open_raster` only opens formats that contain their own pixels, local files unless
+told otherwise, and files whose blocks are not too large for the size of the file.
 """
 
 import math
@@ -20,7 +20,7 @@ from rasterio.env import ensure_env
 from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
 
-#: Formats that hold their own pixels, by the names of GDAL's drivers.
+#: GDAL drivers of formats that contain their own pixels.
 DRIVERS = (
     'GTiff',
     'SNAP_TIFF',
@@ -37,15 +37,15 @@ DRIVERS = (
     'JPEG',
 )
 
-#: What opening and reading a damaged file may raise. GDAL's own errors come through where rasterio
-#: asks for details of a file, and have no public name.
+#: Exceptions that opening and reading a damaged file may raise. rasterio passes on some errors of
+#: GDAL, whose class is not public.
 RASTER_ERRORS = (RasterioError, CPLE_BaseError, OSError, ValueError)
 
-#: Largest block (tile or strip, with all bands that are stored in it) of a small file, in bytes.
-#: GDAL reads whole blocks, so a block must fit into memory even for a single pixel.
+#: Maximum size of a block (tile or strip, with all bands stored in it) of a small file, in bytes.
+#: GDAL reads whole blocks, so that a block must fit into memory even for a single pixel.
 MAX_BLOCK_BYTES = 128 * 2**20
 
-#: Largest block as a multiple of the file's size: beyond it, compression cannot explain the block.
+#: Maximum size of a block as a multiple of the file size, to allow for compression.
 MAX_EXPANSION = 8
 
 _ARCHIVE = re.compile(r'(zip|tar|gzip):/{1,2}(.+?)!/*(.+)', re.IGNORECASE)
@@ -57,7 +57,7 @@ _REMOTE = re.compile(
 )
 
 
-#: GDAL's prefixes of addresses of servers.
+#: GDAL's prefixes for URL schemes.
 _SERVERS = {
     'https://': '/vsicurl/',
     'http://': '/vsicurl/',
@@ -66,7 +66,7 @@ _SERVERS = {
     'az://': '/vsiaz/',
 }
 
-#: Options of GDAL for servers: seconds, and numbers of tries.
+#: Options of GDAL for reading from servers: times in seconds, and number of retries.
 _NETWORK = {
     'GDAL_HTTP_MAX_RETRY': '4',
     'GDAL_HTTP_RETRY_DELAY': '0.5',
@@ -78,13 +78,13 @@ _NETWORK = {
 
 @dataclass(frozen=True)
 class Address:
-    """Where a raster is: a file, or a part of one.
+    """Location of a raster: a file, or a part of a file.
 
     Attributes:
-        name: What GDAL opens.
-        file: The file on disk that holds it.
-        stem: Short name of the raster, without suffix, e.g. for names of files made from it.
-        is_virtual: Whether the user names a GDAL virtual raster.
+        name: Name that GDAL opens.
+        file: The file on disk that contains the raster.
+        stem: Short name of the raster without suffix, used for the names of derived files.
+        is_virtual: Whether the name is that of a GDAL virtual raster.
     """
 
     name: str
@@ -94,24 +94,24 @@ class Address:
 
     @classmethod
     def parse(cls, path: str | os.PathLike[str], remote: bool = False) -> Self:
-        """Understand a path or an address as GDAL and rasterio write it.
+        """Parse a path or URL in the syntax of GDAL and rasterio.
 
         Args:
             path: Path of a file; a file in an archive, ``zip://archive.zip!scene.tif`` or
-                ``/vsizip/archive.zip/scene.tif`` (tar and gzip likewise); or a part of a container,
+                ``/vsizip/archive.zip/scene.tif`` (also tar and gzip); or a part of a container,
                 ``NETCDF:"file.nc":B02``.
-            remote: Whether it may be on a server, ``https://...`` or ``s3://...``.
+            remote: Whether URLs such as ``https://...`` and ``s3://...`` are allowed.
 
         Returns:
             The address.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is not on this machine.
+            ValueError: If it is a URL, and *remote* is not set.
         """
         text = re.sub(r'^file:/+', '/', os.fspath(path))
         if match := _ARCHIVE.fullmatch(text):
-            # pathlib makes one slash of two.
+            # Not pathlib, which merges double slashes.
             text = f'/vsi{match[1].lower()}/{match[2]}/{match[3]}'
         if match := _VSI_ARCHIVE.fullmatch(text):
             file, inner = _split_archive(match[2].replace('{', '').replace('}', ''))
@@ -125,7 +125,7 @@ class Address:
             last = Path(text.partition('?')[0])
             return cls(name_there, last, last.stem, False)
         elif _REMOTE.match(text):
-            raise ValueError(f'{text}: not a file of this machine; download it first')
+            raise ValueError(f'{text}: not a local file; download it first')
         else:
             file = name = Path(text)
         if not file.exists():
@@ -134,8 +134,8 @@ class Address:
 
 
 def _split_archive(text: str) -> tuple[Path, str]:
-    """Archive and path inside it."""
-    # Of the two slashes before an absolute path, pathlib keeps one.
+    """Split a path into the archive and the path inside it."""
+    # An absolute path may have lost one of its slashes.
     for path in (Path(text), Path('/', text)):
         for archive in (path, *path.parents):
             if archive.is_file():
@@ -144,7 +144,7 @@ def _split_archive(text: str) -> tuple[Path, str]:
 
 
 def _on_server(address: str) -> str | None:
-    """GDAL's name of a file on a server; None if it is not on one of a known kind."""
+    """Return GDAL's name of a file on a server; None if the URL scheme is not supported."""
     if re.match(r'/vsi(curl|s3|gs|az)/', address):
         return address
     for scheme, prefix in _SERVERS.items():
@@ -154,7 +154,7 @@ def _on_server(address: str) -> str | None:
 
 
 def _prepare_network() -> None:
-    """Let GDAL try again where a server does not answer; what the user has set stays."""
+    """Make GDAL retry failed requests. Variables set by the user are kept."""
     for name, value in _NETWORK.items():
         os.environ.setdefault(name, value)
 
@@ -162,22 +162,22 @@ def _prepare_network() -> None:
 def open_raster(
     path: str | os.PathLike[str], overview_level: int | None = None, remote: bool = False
 ) -> DatasetReader:
-    """Open a raster file of a format that holds its own pixels, with bounded memory.
+    """Open a raster file, restricted to safe formats and bounded memory.
 
     Args:
-        path: What :meth:`Address.parse` understands. A GDAL virtual raster is opened only if its
-            name ends in ``.vrt``: it may read any file or address that it names.
+        path: Path or URL, see :meth:`Address.parse`. A GDAL virtual raster, which may read any file
+            or URL, is only opened if its name ends in ``.vrt``.
         overview_level: Overview to open in place of the raster, from 0 (the finest).
-        remote: Whether it may be on a server (``https://``, ``s3://``, ``gs://``, ``az://``), of
-            which only the parts are fetched that are read. Failed requests are tried again.
+        remote: Whether URLs (``https://``, ``s3://``, ``gs://``, ``az://``) are allowed. Only the
+            requested parts of a file are fetched. Failed requests are retried.
 
     Returns:
-        The open raster; close it, or use it as a context manager.
+        The open raster. Close it, or use it as a context manager.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is not on this machine, of no format that is read, a container of several
-            rasters, or has blocks that do not fit the file.
+        ValueError: If it is a URL and *remote* is not set, has an unsupported format, is a
+            container of several rasters, or has blocks that are too large for the size of the file.
     """
     address = Address.parse(path, remote)
     is_remote = remote and _on_server(address.name) is not None
@@ -200,7 +200,7 @@ def open_raster(
             raise ValueError(f'{address.name}: {_choose_from(src.subdatasets)}')
         if 'OVERVIEW_FILE' in src.tags(ns='OVERVIEWS'):
             raise ValueError(
-                f'{address.name}: its metadata name another file as its overviews; remove the '
+                f'{address.name}: its metadata refer to another file for overviews; remove the '
                 'entry OVERVIEW_FILE'
             )
         _check_blocks(src, address)
@@ -213,12 +213,12 @@ def open_raster(
 @ensure_env  # type: ignore[untyped-decorator]
 def _open(name: str, drivers: list[str], overview_level: int | None) -> DatasetReader:
     options = {} if overview_level is None else {'OVERVIEW_LEVEL': overview_level}
-    # Unlike rasterio.open, this takes several drivers.
+    # Unlike rasterio.open, this accepts several drivers.
     return DatasetReader(name, driver=drivers, **options)
 
 
 def _check_sidecars(address: Address) -> None:
-    """Check files beside a raster that GDAL opens on its own, by whatever driver fits."""
+    """Check the files beside a raster that GDAL opens by itself, with any driver."""
     if str(address.file) != address.name:
         return
     for suffix in ('.msk', '.ovr'):
@@ -228,7 +228,7 @@ def _check_sidecars(address: Address) -> None:
 
 
 def _check_blocks(src: DatasetReader, address: Address) -> None:
-    """Refuse blocks that would take more memory than the file can explain."""
+    """Raise an error if a block takes too much memory for the size of the file."""
     if address.is_virtual:
         return
     size = address.file.stat().st_size if address.file.is_file() else 0
@@ -239,18 +239,18 @@ def _check_blocks(src: DatasetReader, address: Address) -> None:
         if bytes_ > allowed:
             raise ValueError(
                 f'{address.name}: {size:,} bytes, but its blocks of {width} x {height} px take '
-                f'{bytes_:,} bytes of memory; damaged, or write it anew in tiles, e.g. with '
+                f'{bytes_:,} bytes of memory; unless it is damaged, convert it to tiles, e.g. with '
                 '`rio convert --co TILED=YES`'
             )
 
 
 def _dtype(name: str) -> str:
-    """NumPy's name of a pixel type."""
+    """Return NumPy's name of a pixel type."""
     return {'complex_int16': 'complex64'}.get(name, name)
 
 
 def _why_not(address: Address, error: Exception) -> str:
-    """Why a file cannot be opened, and what to do."""
+    """Explain why a file cannot be opened."""
     file = address.file
     if file.is_dir():
         return 'a folder, not a raster; give a file in it'
@@ -258,19 +258,19 @@ def _why_not(address: Address, error: Exception) -> str:
         start = stream.read(4096)
     if b'<VRTDataset' in start:
         return (
-            'a GDAL virtual raster (VRT), which may read other files and addresses; if you trust '
-            'it, give it a name that ends in .vrt'
+            'a GDAL virtual raster (VRT), which may read other files and URLs; if you trust it, '
+            'rename it so that its name ends in .vrt'
         )
     if zipfile.is_zipfile(file) and str(file) == address.name:
-        return f'an archive; give a raster in it, as /vsizip/{file}/NAME.tif'
+        return f'an archive; give a raster in it, e.g. /vsizip/{file}/NAME.tif'
     return f'cannot be read as a raster ({", ".join(DRIVERS[:3])}, ...): {error}'
 
 
 def _choose_from(parts: list[Any]) -> str:
-    """What to do about a container of several rasters."""
+    """Return the error message for a container with no raster or several rasters."""
     if not parts:
-        return 'holds no raster'
+        return 'contains no raster'
     return (
-        f'holds several rasters; give one of them: {", ".join(map(str, parts[:20]))}. To use '
-        'several as bands, make one file of them, e.g. with `rio stack ... -o stacked.tif`'
+        f'contains several rasters; give one of them: {", ".join(map(str, parts[:20]))}. To use '
+        'several as bands, combine them in one file, e.g. with `rio stack ... -o stacked.tif`'
     )

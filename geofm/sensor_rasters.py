@@ -1,6 +1,6 @@
-"""Rasters of one sensor: which band is which, values in the sensor's unit, which pixels hold data.
+"""Reading rasters of a sensor: band names, values in the sensor's unit, valid pixels.
 
-The one way from the numbers of a file to values, for data sets, the catalogue and maps.
+Used by data sets, the catalogue and maps.
 """
 
 import re
@@ -19,38 +19,38 @@ from geofm.grid import Grid, alpha_band, own_mask
 from geofm.sensors import BandError, Sensor, band_indices, check_bands
 from geofm.validity import Bools, mark_beyond_limits, mark_nodata
 
-#: Largest scale that a file may state for reflectance from 0 to 1, stored as integers.
+#: Maximum scale that a file may state for reflectance from 0 to 1 stored as integers.
 _REFLECTANCE_SCALE = 0.01
 
-#: Values that are read at once, 1 GiB as float32.
+#: Maximum number of values read at once: 1 GiB as float32.
 MOST_VALUES = 1 << 28
 
-#: Pixels that a method of resampling looks at on each side; 2 where it is not here.
+#: Reach of resampling kernels on each side, in pixels; 2 for other methods.
 REACH = {'lanczos': 4, 'cubic': 3, 'cubic_spline': 3}
 
-#: Units that a file may state for backscatter, and the factor of their logarithm that gives dB.
+#: Units that a file may state for backscatter, and the factor f of dB = f * log10(value).
 _TO_DB = {'linear': 10.0, 'power': 10.0, 'linear power': 10.0, 'amplitude': 20.0}
 
 
 class UnitError(ValueError):
-    """A file states a scale that leads to no unit of its sensor."""
+    """The scale of a file does not match the unit of its sensor."""
 
 
 @dataclass(frozen=True)
 class SensorBands:
-    """How to read the bands of a sensor from a raster.
+    """Reader of the bands of a sensor in a raster.
 
     Attributes:
         sensor: The sensor.
-        indices: Name of each band that is known, and its index in the file, from 0.
+        indices: Index in the file, from 0, of each known band by name.
         named: Whether the file names its bands. Otherwise the order of the sensor is assumed.
-        scale: Factor for the numbers of each band, float64 (C, 1, 1), with :attr:`offset` to the
-            unit of the sensor; None if the numbers are in that unit.
-        offset: What is added to them, float64 (C, 1, 1).
-        logarithm: Factor of the logarithm to base 10 that gives dB, where the file states that its
-            values are linear power or amplitude; else None.
-        others: Indices of further bands of the sensor that are not read, but tell a measurement of
-            0 from fill.
+        scale: Factor per band to convert raw numbers to the unit of the sensor, float64 (C, 1, 1);
+            None if they are in that unit.
+        offset: Offset per band, added after multiplication by :attr:`scale`, float64 (C, 1, 1).
+        logarithm: Factor f of dB = f * log10(value) if the file states that its values are linear
+            power or amplitude, else None.
+        others: Indices of further bands of the sensor that are only used to distinguish a
+            measurement of 0 from fill.
     """
 
     sensor: Sensor
@@ -63,19 +63,19 @@ class SensorBands:
 
     @classmethod
     def of(cls, src: DatasetReader, sensor: Sensor, bands: Sequence[str] | None = None) -> Self:
-        """Find out how to read a raster.
+        """Make the reader of a raster.
 
         Args:
             src: Open raster.
             sensor: Sensor of the raster.
-            bands: Name of each band of the file, as of :func:`name_bands`.
+            bands: Name of each band of the file, see :func:`name_bands`.
 
         Returns:
-            How to read its bands.
+            The reader.
 
         Raises:
-            BandError: If it cannot be told which band is which.
-            UnitError: If the scale that the file states leads to no unit of the sensor.
+            BandError: If the bands cannot be identified.
+            UnitError: If the scale of the file does not match the unit of the sensor.
         """
         indices = name_bands(src, sensor, bands)
         named = bands is not None or any(
@@ -91,30 +91,30 @@ class SensorBands:
         if sensor.unit == 'DN' and not is_reflectance and (scale != 1).any():
             if not ((scale > 0) & (scale <= _REFLECTANCE_SCALE)).all():
                 raise UnitError(
-                    f'{src.name}: states the scale {scale.max():g}, which makes neither DN nor '
-                    f'reflectance from 0 to 1 of its values: store DN (reflectance '
-                    f'{_dn_of_reflectance(sensor)}), without a scale'
+                    f'{src.name}: its scale {scale.max():g} converts its values neither to DN nor '
+                    f'to reflectance from 0 to 1: store DN (reflectance '
+                    f'{_dn_of_reflectance(sensor)}) without a scale'
                 )
             is_reflectance = True
         if sensor.unit == 'DN' and is_reflectance:
             scale, offset = _to_dn(scale, offset, sensor)
         if not (np.isfinite(scale).all() and np.isfinite(offset).all() and scale.all()):
-            raise UnitError(f'{src.name}: states a scale or an offset that is no number')
+            raise UnitError(f'{src.name}: its scale or offset is not a valid number')
         if (scale == 1).all() and not offset.any():
             return cls(sensor, indices, named, logarithm=logarithm)
         return cls(sensor, indices, named, scale, offset, logarithm)
 
     def choose(self, bands: Sequence[str]) -> Self:
-        """Read some of the bands only, and judge by these alone which pixels hold data.
+        """Select bands to read. Only these determine which pixels are valid.
 
         Args:
-            bands: Names of the bands, in the order to read them in.
+            bands: Names of the bands, in the order in which to read them.
 
         Returns:
-            How to read these.
+            The reader of these bands.
 
         Raises:
-            BandError: If a band is not there.
+            BandError: If a band is missing.
         """
         order = band_indices(bands, list(self.indices))
         every = list(self.indices.values())
@@ -129,16 +129,16 @@ class SensorBands:
     def read(
         self, src: DatasetReader, window: Window | None = None
     ) -> tuple[npt.NDArray[np.float32], Bools]:
-        """Read all bands that are known.
+        """Read all known bands.
 
         Args:
             src: The raster.
-            window: Window in whole pixels, inside the raster; all of it by default.
+            window: Window in whole pixels inside the raster; the whole raster by default.
 
         Returns:
             Values in the unit of the sensor, float32 (C, H, W), in the order of :attr:`indices`,
-            and where they are valid, bool (H, W), by the rule of :mod:`geofm.validity` and the
-            mask of the file. Values that are not valid mean nothing.
+            and which pixels are valid, bool (H, W), according to :mod:`geofm.validity` and the mask
+            of the file. The values of other pixels are meaningless.
         """
         _, values, valid = self.numbers_and_values(src, window)
         return values, valid
@@ -146,14 +146,14 @@ class SensorBands:
     def numbers_and_values(
         self, src: DatasetReader, window: Window | None = None
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32], Bools]:
-        """Read all bands that are known, as the file has them and in the unit of the sensor.
+        """Read all known bands, as raw numbers and in the unit of the sensor.
 
         Args:
             src: The raster.
-            window: Window in whole pixels, inside the raster; all of it by default.
+            window: Window in whole pixels inside the raster; the whole raster by default.
 
         Returns:
-            Numbers of the file (C, H, W), and values and valid pixels as of :meth:`read`.
+            Raw numbers (C, H, W), and values and valid pixels as returned by :meth:`read`.
         """
         bands = list(self.indices.values())
         numbers = src.read([i + 1 for i in bands], window=window)
@@ -171,20 +171,19 @@ class SensorBands:
         return numbers, values, valid
 
     def read_on(self, src: DatasetReader, grid: Grid) -> tuple[npt.NDArray[np.float32], Bools]:
-        """Read all bands that are known on a grid, warped if it must be.
+        """Read all known bands on a grid, and warp the raster if necessary.
 
         Args:
             src: The raster.
             grid: The grid.
 
         Returns:
-            As of :meth:`read`: pixel by pixel where the raster has the pixels of the grid;
-            otherwise warped by the sensor's method, without what is not valid, and NaN where there
-            are no data.
+            Values and valid pixels as returned by :meth:`read`. If the raster contains the pixels
+            of the grid, they are not resampled. Otherwise the valid pixels are warped with the
+            resampling method of the sensor, and pixels without data are NaN.
 
         Raises:
-            ValueError: If the raster has so many pixels on the ground of the grid that they would
-                take gigabytes.
+            ValueError: If the raster has too many pixels in the area of the grid.
         """
         own = Grid.of(src)
         window = grid.window_in(own)
@@ -195,11 +194,11 @@ class SensorBands:
         if window is not None:
             if window.width * window.height * src.count > MOST_VALUES:
                 raise ValueError(
-                    f'{src.name}: {window.width} x {window.height} pixels of it lie on a grid of '
-                    f'{grid.width} x {grid.height}: bring it to a coarser resolution'
+                    f'{src.name}: {window.width} x {window.height} pixels for a grid of '
+                    f'{grid.width} x {grid.height}: resample it to a coarser resolution'
                 )
             values, valid = self.read(src, window)
-            # Before warping, or it would bleed into the pixels beside it.
+            # Before warping, since it would affect neighbouring pixels.
             values[:, ~valid] = np.nan
             part = own.crop(window.row_off, window.col_off, window.height, window.width)
             reproject(
@@ -216,16 +215,15 @@ class SensorBands:
         return warped, np.isfinite(warped).all(axis=0)
 
     def measured(self, src: DatasetReader, window: Window) -> npt.NDArray[np.float32]:
-        """Values of a window by which the unit can be told.
+        """Read the values of a window, to detect their unit.
 
         Args:
             src: The raster.
-            window: Window in whole pixels, inside the raster.
+            window: Window in whole pixels inside the raster.
 
         Returns:
-            Values of all bands where there are data, in the unit of the sensor if the file is,
-            one dimension. Those above the limits of the sensor are among them, since they may be in
-            another unit.
+            Values of pixels with data in all bands, one-dimensional. Values above the limits of the
+            sensor are included, since they may be in another unit.
         """
         bands = list(self.indices.values())
         numbers = src.read([i + 1 for i in bands], window=window)
@@ -243,11 +241,11 @@ class SensorBands:
         valid: Bools,
         nodata: Sequence[float | None] | float | None,
     ) -> npt.NDArray[np.float32]:
-        """Bring the numbers of a file to the unit of the sensor.
+        """Convert raw numbers to the unit of the sensor, and mark pixels that are not valid.
 
         Args:
-            numbers: Numbers of the file (C, H, W), in the order of :attr:`indices`.
-            valid: Where they are valid so far, (H, W); changed in place.
+            numbers: Raw numbers (C, H, W), in the order of :attr:`indices`.
+            valid: Which pixels are valid so far, (H, W); changed in place.
             nodata: Nodata value of the file.
 
         Returns:
@@ -259,16 +257,16 @@ class SensorBands:
         return values
 
     def scaled(self, numbers: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
-        """Bring the numbers of a file to the unit of the sensor, whether they are valid or not.
+        """Convert raw numbers to the unit of the sensor, whether they are valid or not.
 
         Args:
-            numbers: Numbers of the file (C, H, W), in the order of :attr:`indices`.
+            numbers: Raw numbers (C, H, W), in the order of :attr:`indices`.
 
         Returns:
             Values in the unit of the sensor, float32 (C, H, W).
         """
-        # What float32 cannot hold, and the logarithm of what is not positive, is not finite, and
-        # so beyond the limits of the sensor.
+        # Overflow and logarithms of non-positive numbers are not finite, and therefore outside the
+        # limits of the sensor.
         with np.errstate(over='ignore', invalid='ignore', divide='ignore'):
             values: npt.NDArray[Any] = numbers
             if self.scale is not None and self.offset is not None:
@@ -279,7 +277,7 @@ class SensorBands:
 
 
 def _dn_of_reflectance(sensor: Sensor) -> str:
-    """How DN come of reflectance, for a message."""
+    """Describe the conversion from reflectance to DN, for a message."""
     plus = f' + {-sensor.offset / sensor.scale:,.0f}' if sensor.offset else ''
     return f'x {1 / sensor.scale:,.0f}{plus}'
 
@@ -287,25 +285,25 @@ def _dn_of_reflectance(sensor: Sensor) -> str:
 def _to_dn(
     scale: npt.NDArray[np.float64], offset: npt.NDArray[np.float64], sensor: Sensor
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Scale and offset that lead to DN, from those that lead to reflectance."""
+    """Convert a scale and offset for reflectance to those for DN."""
     per_reflectance = 1 / sensor.scale
     scale, offset = scale * per_reflectance, (offset - sensor.offset) * per_reflectance
-    # Rounding must not turn the sensor's own scale into another one.
+    # The scale of the sensor itself must become exactly 1 and 0, despite rounding.
     if np.allclose(scale, 1, rtol=1e-9, atol=0) and np.allclose(offset, 0, rtol=0, atol=1e-6):
         return np.ones_like(scale), np.zeros_like(offset)
     return scale, offset
 
 
 def covering_window(own: Grid, grid: Grid, reach: int = 2) -> Window | None:
-    """Find the pixels of a grid that are needed to warp it onto another one.
+    """Find the window of a raster that is needed to warp it onto a grid.
 
     Args:
-        own: Grid of a raster.
-        grid: Grid that it is warped onto.
-        reach: Pixels of the coarser grid, on each side, that the resampling looks at.
+        own: Grid of the raster.
+        grid: Grid to warp onto.
+        reach: Reach of the resampling kernel on each side, in pixels of the coarser grid.
 
     Returns:
-        Window of all pixels on, and close to, *grid*; None if there are none.
+        Window of all pixels in and next to *grid*; None if there are none.
     """
     steps = np.linspace(0, 1, 22)
     edges = [(steps, 0 * steps), (steps, 1 + 0 * steps), (0 * steps, steps), (1 + 0 * steps, steps)]
@@ -327,21 +325,21 @@ def covering_window(own: Grid, grid: Grid, reach: int = 2) -> Window | None:
 def name_bands(
     src: DatasetReader, sensor: Sensor, bands: Sequence[str] | None = None
 ) -> dict[str, int]:
-    """Find out which band of a raster is which.
+    """Identify the bands of a raster.
 
     Args:
         src: Open raster.
         sensor: Sensor of the raster.
-        bands: Name of each band of the file but its alpha band, if known. Default: as the file
-            describes them.
+        bands: Names of all bands of the file except its alpha band. By default, bands are
+            identified by their descriptions in the file, or else by the order of the sensor.
 
     Returns:
-        For each band that was found, its name and its index in the file, from 0.
+        Index in the file, from 0, of each identified band by name.
 
     Raises:
-        BandError: If two bands have the same name; or if none has a name, and their number is not
-            that of the sensor's bands; or if *bands* are not those of the sensor, or not as many as
-            the file has.
+        BandError: If two bands have the same name; if no band is described, and the number of bands
+            is not that of the sensor; or if *bands* are not of the sensor, or their number is not
+            that of the file.
     """
     alpha = alpha_band(src)
     data = [i for i in range(src.count) if i != alpha]
@@ -349,7 +347,7 @@ def name_bands(
         given = check_bands([sensor.find_band(band) or band for band in bands])
         if len(given) != len(data) or not set(given) <= set(sensor.band_names):
             raise BandError(
-                f'{src.name}: {len(data)} bands, but named {list(given)}: give one name of '
+                f'{src.name}: {len(data)} bands, but the names {list(given)}: give one of '
                 f'{", ".join(sensor.band_names)} for each, in the order of the file'
             )
         return dict(zip(given, data, strict=True))
@@ -365,14 +363,14 @@ def name_bands(
     if len(data) != len(sensor.bands):
         raise BandError(
             f'{src.name}: {len(data)} bands without names, but {sensor.title} has '
-            f'{len(sensor.bands)}: {", ".join(sensor.band_names)}. Give a file with these, in this '
+            f'{len(sensor.bands)}: {", ".join(sensor.band_names)}. Give a file with these in this '
             f'order, or set the band descriptions, or name the bands'
         )
     return dict(zip(sensor.band_names, data, strict=True))
 
 
 def _description(src: DatasetReader, index: int) -> str:
-    """What a file says of a band; a netCDF variable is described by its name."""
+    """Return the description of a band; for netCDF the name of the variable."""
     text = src.descriptions[index] or ''
     return src.tags(index + 1).get('NETCDF_VARNAME', '') if src.driver == 'netCDF' else text
 
@@ -385,16 +383,16 @@ def band_name(text: str, sensor: Sensor) -> str | None:
         sensor: The sensor.
 
     Returns:
-        Name of the band's channel, None if it is none of the sensor's.
+        Name of the channel; None if the description matches no band of the sensor.
     """
     exact = sensor.find_band(text)
     if exact is not None or not text:
         return exact
     match = re.match(r'B0*(\d{1,2})(A?)(?![0-9A-Z])', text.upper())
     if match is not None:
-        # 'B8A', but 'B08'.
+        # 'B08', but 'B8A'.
         return sensor.find_band(f'B{match[1]}A' if match[2] else f'B{int(match[1]):02d}')
-    # A name within a description, if there is only one.
+    # A band name within the description, if there is only one.
     found = {
         sensor.channel(band.name)
         for band in sensor.bands
@@ -405,6 +403,6 @@ def band_name(text: str, sensor: Sensor) -> str | None:
 
 
 def _as_word(name: str) -> str:
-    """Pattern of a name that is no part of a longer one; digits may follow 'VV' but not 'B1'."""
+    """Return a pattern for a name as a word of its own. 'VV' may be followed by digits."""
     after = '0-9A-Z' if name[-1].isdigit() else 'A-Z'
     return rf'(?<![A-Z]){re.escape(name.upper())}(?![{after}])'

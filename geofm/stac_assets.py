@@ -1,4 +1,4 @@
-"""What a STAC item says of its assets: which bands they hold, and what their numbers mean."""
+"""Bands, scales and sensors from the metadata of STAC items and assets."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 from geofm.sensors import SENSORS, Sensor
 from geofm.units import baseline_of
 
-#: Roles of a picture for people or a description; such assets have no bands.
+#: Roles of assets without data: pictures for display and metadata.
 NO_DATA_ROLES = frozenset({'overview', 'thumbnail', 'visual', 'metadata'})
 
-#: Names of assets that are pictures for people.
+#: Names of assets that are pictures for display.
 PICTURES = frozenset({'visual', 'preview', 'thumbnail', 'rendered_preview'})
 
-#: Properties and other texts that tell the sensor of an item.
+#: Properties from which the sensor of an item is identified.
 _TELLING = (
     *('constellation', 'platform', 'instruments', 'title', 'processing:level', 'product:type'),
     *('s2:product_type', 'sar:product_type', 'gee:type'),
@@ -21,13 +21,13 @@ _TELLING = (
 
 
 class Scaling(NamedTuple):
-    """How the numbers of a band lead to its values: value = number x scale + offset.
+    """Conversion from raw numbers to values of a band: value = number * scale + offset.
 
     Attributes:
-        scale: Factor; None: as the file says.
-        offset: What is added; None: as the file says.
+        scale: Factor; None to use that of the file.
+        offset: Offset; None to use that of the file.
         unit: Unit of the values.
-        nodata: Number that means "no data".
+        nodata: Nodata value.
     """
 
     scale: float | None = None
@@ -37,29 +37,29 @@ class Scaling(NamedTuple):
 
 
 def holds_data(name: str, asset: Mapping[str, Any]) -> bool:
-    """Whether an asset may hold bands.
+    """Return whether an asset may have bands.
 
     Args:
-        name: Its key in the item.
+        name: Key of the asset in the item.
         asset: The asset.
 
     Returns:
-        False for pictures for people and for descriptions.
+        False for pictures for display and for metadata.
     """
     return not NO_DATA_ROLES & set(asset.get('roles') or ()) and name.lower() not in PICTURES
 
 
 def bands_in(name: str, asset: Mapping[str, Any], sensor: Sensor) -> list[str | None]:
-    """Bands of a sensor that an asset describes.
+    """Find the bands of a sensor in an asset.
 
     Args:
-        name: Its key in the item.
+        name: Key of the asset in the item.
         asset: The asset.
         sensor: The sensor.
 
     Returns:
-        Name of each band in the order of the file, None for one that is not of the sensor; empty
-        if none is.
+        Name of each band in the order of the file, None for bands that are not of the sensor; an
+        empty list if none is.
     """
     described: Sequence[Any] = asset.get('eo:bands') or asset.get('bands') or []
     names = [_band(entry, sensor) for entry in described]
@@ -69,7 +69,7 @@ def bands_in(name: str, asset: Mapping[str, Any], sensor: Sensor) -> list[str | 
 
 
 def _band(entry: Mapping[str, Any], sensor: Sensor) -> str | None:
-    """Name of a band in an entry of ``eo:bands`` or ``bands``."""
+    """Return the name of the band in an entry of ``eo:bands`` or ``bands``."""
     for key in ('name', 'common_name', 'eo:common_name'):
         # Earth Search calls the JPEG 2000 twin of 'red' 'red-jp2'.
         band = sensor.find_band(str(entry.get(key) or '').lower().removesuffix('-jp2'))
@@ -79,17 +79,17 @@ def _band(entry: Mapping[str, Any], sensor: Sensor) -> str | None:
 
 
 def scaling_of(asset: Mapping[str, Any], number: int) -> Scaling:
-    """What an asset says of the numbers of a band.
+    """Read the scaling of a band from an asset.
 
     Args:
         asset: The asset, with ``raster:bands`` or ``bands``.
         number: Number of the band, from 1.
 
     Returns:
-        Scale, offset, unit and nodata value, where it states them.
+        Scale, offset, unit and nodata value, as far as they are stated.
 
     Raises:
-        ValueError: If one is no number.
+        ValueError: If one of them is not a number.
     """
     stated: dict[str, Any] = {}
     for field in Scaling._fields:
@@ -108,7 +108,7 @@ def scaling_of(asset: Mapping[str, Any], number: int) -> Scaling:
             try:
                 stated[field] = float(stated[field])
             except (TypeError, ValueError) as error:
-                raise ValueError(f'{field} {stated[field]!r} is no number') from error
+                raise ValueError(f'{field} {stated[field]!r} is not a number') from error
     unit = stated.pop('unit', None)
     return Scaling(**stated, unit=None if unit is None else str(unit))
 
@@ -116,18 +116,18 @@ def scaling_of(asset: Mapping[str, Any], number: int) -> Scaling:
 def without_baseline_offset(
     scaling: Scaling, sensor: Sensor, item_id: str, properties: Mapping[str, Any]
 ) -> Scaling:
-    """Take off what newer processing baselines add to every number, if the item does not say so.
+    """Subtract the offset of newer processing baselines, if the item does not state it.
 
     Args:
-        scaling: What the item states of a band.
-        sensor: Its sensor; only some have such an offset
+        scaling: Scaling of a band as stated by the item.
+        sensor: Sensor of the band. Only some sensors have such an offset
             (:attr:`geofm.sensors.Sensor.baseline_offset`).
-        item_id: Name of the item.
+        item_id: ID of the item.
         properties: Properties of the item.
 
     Returns:
-        The scaling; with offset 0 if a property ``...:boa_offset_applied`` says that the offset has
-        been taken off.
+        The scaling, with offset 0 if a property ``...:boa_offset_applied`` states that the offset
+        has been subtracted already.
     """
     if not sensor.baseline_offset:
         return scaling
@@ -140,14 +140,14 @@ def without_baseline_offset(
 
 
 def processing_baseline(item_id: str, properties: Mapping[str, Any]) -> float | None:
-    """Processing baseline of Sentinel-2.
+    """Return the processing baseline of a Sentinel-2 item.
 
     Args:
-        item_id: Name of the item.
+        item_id: ID of the item.
         properties: Properties of the item.
 
     Returns:
-        E.g. 5.09 for '05.09'; None if neither says.
+        E.g. 5.09 for '05.09'; None if it is not stated.
     """
     for key, value in properties.items():
         if key.endswith(('processing_baseline', 'processing:version')):
@@ -165,13 +165,13 @@ def sensor_of_item(
     """Find the sensor of an item.
 
     Args:
-        item_id: Name of the item.
-        collection: Name of its collection.
-        properties: Its properties.
+        item_id: ID of the item.
+        collection: ID of its collection.
+        properties: Properties of the item.
 
     Returns:
-        The sensor whose title, such as 'Sentinel-2 Level-2A', the name of the collection, the
-        constellation and the like resemble most; None if there is none.
+        The sensor whose title, such as 'Sentinel-2 Level-2A', is most similar to the names of
+        collection, constellation and so on; None if no sensor matches.
     """
     values = [properties.get(key) for key in _TELLING]
     parts = [p for v in values for p in (v if isinstance(v, list) else [v]) if p is not None]
@@ -190,5 +190,5 @@ def sensor_of_item(
 
 
 def _squeeze(word: str) -> str:
-    """A word of a title as catalogues have it: 'Level-2A' is 'l2a'."""
+    """Convert a word of a title to the spelling of STAC catalogues, e.g. 'Level-2A' to 'l2a'."""
     return re.sub(r'[^a-z0-9]', '', re.sub(r'^level-', 'l', word.lower()))

@@ -4,19 +4,19 @@ import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-#: Characters of a name beyond which it is none, and comparing it takes long.
+#: Maximum length of a name for which suggestions are made. Longer ones take long to compare.
 _LONGEST = 200
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest the known name that is most like a name that is not known.
+    """Suggest the known name that is most similar to an unknown one.
 
     Args:
-        name: The name that was given.
-        known: Names that would have been accepted.
+        name: The unknown name.
+        known: The known names.
 
     Returns:
-        E.g. ``"; did you mean 'B8A'?"``, to append to a message; empty if no name is similar.
+        Text to append to a message, e.g. ``"; did you mean 'B8A'?"``; empty if no name is similar.
     """
     if len(name) > _LONGEST:
         return ''
@@ -26,5 +26,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def _plain(name: str) -> str:
-    """A name without what is most often mistaken: case, and leading zeros as in 'B08'."""
+    """Remove common differences between spellings: case, and leading zeros as in 'B08'."""
     return re.sub(r'(?<=[a-z])0+(?=\d)', '', name.lower())

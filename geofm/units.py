@@ -1,4 +1,4 @@
-"""Units of pixel values: telling from the values that a file is not in its sensor's unit."""
+"""Detecting values that are not in the unit of their sensor."""
 
 import re
 import warnings
@@ -11,25 +11,26 @@ import numpy.typing as npt
 
 from geofm.sensors import SENSORS, SENTINEL2, Sensor, sensor_channels
 
-#: Reflectance is rarely above this, DN rarely below.
+#: Value that reflectance rarely exceeds, and DN rarely fall below.
 _REFLECTANCE = 2.0
 
-#: What processing baseline 04.00 of Sentinel-2 adds to every DN (since January 2022).
+#: Offset that processing baseline 04.00 of Sentinel-2 adds to every DN (since January 2022).
 BASELINE_OFFSET = SENTINEL2.baseline_offset
 
 #: DN of Sentinel-2 per unit of reflectance.
 DN_PER_REFLECTANCE = 1 / SENTINEL2.scale
 
-#: Noise in dark water brings some DN a little below the offset of a processing baseline.
+#: Lowest DN as a fraction of the offset of a processing baseline, since noise in dark water brings
+#: some DN slightly below the offset.
 _DARKEST = 0.95
 
-#: Linear power is not lower, dB are.
+#: Lowest value of linear power, whose noise correction may make it slightly negative. dB are lower.
 _LEAST_POWER = -0.1
 
-#: Images from which on the darkest values tell something.
+#: Number of images from which the darkest values are meaningful.
 _FEW = 4
 
-#: Values of an image that are looked at.
+#: Maximum number of pixels of an image that are checked.
 _SOME = 20_000
 
 
@@ -37,11 +38,11 @@ _BASELINE = re.compile(r'(?<![A-Za-z0-9])N(\d{2})(\d{2})(?![A-Za-z0-9])')
 
 
 class UnitWarning(UserWarning):
-    """Values look as if they were in another unit than the sensor's."""
+    """Values seem to be in another unit than that of their sensor."""
 
 
 class WrongUnit(StrEnum):
-    """What values look like that are not in their sensor's unit, and what to do about it."""
+    """Unit that values seem to be in, and how to convert them to the unit of their sensor."""
 
     RAW = (
         'look like raw digital numbers, not dB: calibrate the product to sigma0 or gamma0 in dB '
@@ -51,19 +52,19 @@ class WrongUnit(StrEnum):
     DECIBEL = 'look like dB, not linear power: convert them with 10 ** (dB / 10)'
     REFLECTANCE = 'look like reflectance, not DN: multiply them by 10,000'
     OFFSET = (
-        'look as if the offset of processing baseline 04.00 had been added: subtract 1,000 from DN '
-        'of products since January 2022'
+        'seem to include the offset of processing baseline 04.00: subtract 1,000 from DN of '
+        'products since January 2022'
     )
     FRACTION = 'look like fractions of 1, not 8-bit brightness: multiply them by 255'
 
     def advice(self, sensor: Sensor) -> str:
-        """The same with the numbers of a sensor.
+        """Return the message, with the scale and offset of a sensor.
 
         Args:
-            sensor: The sensor whose values they should be.
+            sensor: The sensor.
 
         Returns:
-            What values look like, and what to do about it.
+            What the values look like, and how to convert them.
         """
         if self is WrongUnit.REFLECTANCE:
             plus = f' and add {-sensor.offset / sensor.scale:,.0f}' if sensor.offset else ''
@@ -72,23 +73,23 @@ class WrongUnit(StrEnum):
 
 
 def wrong_unit(values: npt.NDArray[Any], sensor: Sensor) -> WrongUnit | None:
-    """Tell from valid values whether they are in another unit than the sensor's.
+    """Detect from valid values whether they are in another unit than that of the sensor.
 
     Args:
-        values: Valid values of all bands of the sensor that are at hand, of any shape, as many as
-            possible: whether a place is all water or desert cannot be told from a few. Those above
-            :attr:`~geofm.sensors.Sensor.limits` may be among them.
+        values: Valid values of all available bands of the sensor, of any shape. The more, the
+            better, since a few may be all water or desert. Values above
+            :attr:`~geofm.sensors.Sensor.limits` may be included.
         sensor: The sensor.
 
     Returns:
-        What the values look like, or None if they look right.
+        The unit that the values seem to be in; None if they look right.
     """
     if values.size == 0:
         return None
-    # Not the extremes: a few pixels may be damaged, or be noise.
+    # Percentiles and not extremes, since a few pixels may be damaged or noisy.
     lowest, low, median, high = (float(v) for v in np.percentile(values, (1, 5, 50, 99)))
     if sensor.unit == 'dB':
-        # Power less its noise may be a little below 0.
+        # After noise correction, power may be slightly negative.
         if lowest < _LEAST_POWER or median <= 0:
             return None
         return WrongUnit.RAW if high > sensor.limits[1] else WrongUnit.POWER
@@ -106,15 +107,14 @@ def wrong_unit(values: npt.NDArray[Any], sensor: Sensor) -> WrongUnit | None:
 
 
 def some_values(image: npt.NDArray[Any], sensor: Sensor) -> npt.NDArray[np.float32]:
-    """Some values of an image that are no fill, to tell their unit by.
+    """Select a subset of the valid values of an image, to detect their unit.
 
     Args:
-        image: Values of bands of the sensor (..., C, H, W), in whatever unit.
+        image: Values of bands of the sensor (..., C, H, W), in any unit.
         sensor: The sensor.
 
     Returns:
-        Values of pixels that are finite, not fill of 0 in all bands, and not below the sensor's
-        limits.
+        Values of pixels that are finite, not fill, and not below the limits of the sensor.
     """
     values = np.moveaxis(image, -3, 0)
     pixels = values.reshape(len(values), -1)
@@ -130,15 +130,15 @@ def some_values(image: npt.NDArray[Any], sensor: Sensor) -> npt.NDArray[np.float
 
 
 def warn_of_unit(values: npt.NDArray[Any], sensor: Sensor, source: str) -> bool:
-    """Warn if values look as if they were in another unit than the sensor's.
+    """Warn if values seem to be in another unit than that of the sensor.
 
     Args:
         values: Valid values, as for :func:`wrong_unit`.
         sensor: The sensor.
-        source: File or data set that the values are from.
+        source: File or data set of the values.
 
     Returns:
-        Whether there was something to warn of.
+        Whether a warning was issued.
     """
     looks_like = wrong_unit(values, sensor)
     if looks_like is not None:
@@ -153,10 +153,10 @@ def warn_of_unit(values: npt.NDArray[Any], sensor: Sensor, source: str) -> bool:
 
 
 class UnitWatch:
-    """Looks at the first images of a data set, and warns of each sensor once if need be.
+    """Check of the units of the first images of a data set, with one warning per sensor.
 
-    The values of all images seen so far are judged together, since a single image may well be
-    all cloud or all town.
+    The values of all images seen so far are checked together, since a single image may be all
+    cloud or all city.
     """
 
     def __init__(self, bands: Sequence[str], source: str, images: int = 256) -> None:
@@ -165,7 +165,7 @@ class UnitWatch:
         Args:
             bands: Names of the channels, in the order of the images.
             source: Name of the data set, for the warning.
-            images: Number of images to look at.
+            images: Number of images to check.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -177,15 +177,15 @@ class UnitWatch:
 
     @property
     def is_done(self) -> bool:
-        """Whether further images are not looked at."""
+        """Whether no further images need to be checked."""
         return self._looked_at >= self._images or not self._seen
 
     def look(self, image: npt.NDArray[Any]) -> None:
-        """Look at an image, or a batch of them.
+        """Check an image or a batch of images.
 
         Args:
             image: Raw values, shape (..., C, H, W), channels as in *bands*. Pixels that are not
-                finite, 0 in all bands of a sensor or below its limits are left out.
+                finite, fill, or below the limits of their sensor are ignored.
         """
         if self.is_done:
             return
@@ -194,14 +194,14 @@ class UnitWatch:
             sensor = SENSORS[key]
             self._seen[key].append(some_values(image[..., self._channels[key], :, :], sensor))
             values = np.concatenate(self._seen[key])
-            # A few images may well be without anything dark.
+            # A few images may have no dark pixels.
             is_sure = wrong_unit(values, sensor) != WrongUnit.OFFSET or self._looked_at >= _FEW
             if is_sure and warn_of_unit(values, sensor, self._source):
                 del self._seen[key]
 
 
 def baseline_of(name: str) -> float | None:
-    """Processing baseline in the name of a Sentinel-2 product.
+    """Return the processing baseline in the name of a Sentinel-2 product.
 
     Args:
         name: Name, e.g. S2B_MSIL2A_20230601T100559_N0509_R022_T33UUP_20230601T132522.

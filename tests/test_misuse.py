@@ -128,7 +128,7 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / 'maps').write_text('mine')
     for folder in (tmp_path / 'maps', tmp_path / 'maps' / 'deeper'):
         with (
-            pytest.raises(NotADirectoryError, match=r'maps.*name another output'),
+            pytest.raises(NotADirectoryError, match=r'maps.*choose another output'),
             locked_folder(folder),
         ):
             pass

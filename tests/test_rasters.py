@@ -133,7 +133,7 @@ def test_rasters_in_archives_are_opened(tmp_path: Path, scene: Path, form: str) 
         assert src.count == 3
     address = Address.parse(path)
     assert (address.file, address.stem) == (archive, 'scene')
-    with pytest.raises(ValueError, match=r'archive; give a raster in it, as /vsizip/'):
+    with pytest.raises(ValueError, match=r'archive; give a raster in it, e.g. /vsizip/'):
         open_raster(archive)
 
 
@@ -154,7 +154,7 @@ def test_parts_of_containers_are_opened(tmp_path: Path, scene: Path) -> None:
     ['https://host/a.tif', 's3://bucket/a.tif', '/vsicurl/https://host/a.tif', 'WMS:https://host'],
 )
 def test_addresses_of_other_machines_are_not_opened(address: str) -> None:
-    with pytest.raises(ValueError, match='not a file of this machine; download it first'):
+    with pytest.raises(ValueError, match='not a local file; download it first'):
         open_raster(Path(address))
 
 

@@ -1,7 +1,7 @@
-"""What a sensor and a channel are: the one place that knows sensors, bands, units and statistics.
+"""Definitions of sensors: their bands, units and statistics.
 
-Everywhere else a band is known by its name. Position in a tensor is a matter of the list of names
-that travels with it.
+All other code refers to bands by name. The order of the channels of a tensor is given by a list of
+names.
 """
 
 from geofm.sensors.builtin import DEM, LANDSAT, RGB, SENTINEL1, SENTINEL2, SENTINEL2_L2A

@@ -1,11 +1,11 @@
-"""The sensors that geofm knows without any file."""
+"""Definitions of the built-in sensors."""
 
 from geofm.sensors.sensor import Band, Drawing, Histogram, Sensor, SensorPhotometry
 
 _DN_TYPES = ('uint16', 'int16', 'uint32', 'int32')
 
-# Central wavelength in µm and ground sample distance in m of Sentinel-2A, common name, aliases of
-# STAC catalogues and of torchgeo-bench.
+# Central wavelength in µm and ground sample distance in m of Sentinel-2A, common name, and aliases
+# in STAC catalogues and torchgeo-bench.
 _MSI = {
     'B01': (0.443, 60.0, 'coastal', ('coastal_aerosol',)),
     'B02': (0.493, 10.0, 'blue', ()),
@@ -24,7 +24,7 @@ _MSI = {
 
 
 def _msi(name: str, mean: float, std: float) -> Band:
-    """A band of Sentinel-2; files call B01 B1, too."""
+    """Make a band of Sentinel-2. Files may write B1 for B01."""
     wavelength, gsd, common_name, aliases = _MSI[name]
     short = (f'B{name[2:]}',) if name.startswith('B0') else ()
     return Band(name, mean, std, common_name, wavelength, gsd, (*short, *aliases))
@@ -38,8 +38,8 @@ SENTINEL1 = Sensor(
     (Band('VV', -11.4, 4.60, gsd=10.0), Band('VH', -19.2, 6.30, gsd=10.0)),
     'backscatter',
     'dB',
-    # Thermal noise lies near -30 dB and corner reflectors near 30 dB; processors clip low power to
-    # as little as 1e-10.
+    # Thermal noise is near -30 dB, and corner reflectors are near 30 dB. Processors may clip power
+    # at 1e-10.
     limits=(-100.0, 100.0),
     measures_zero=False,
     dtypes=('float32', 'float64'),
@@ -47,7 +47,7 @@ SENTINEL1 = Sensor(
         offset=(-1.5, 1.5),
         band_offset=(-0.5, 0.5),
         looks=(4.0, 32.0),
-        # A modest multilook: more would wipe out point targets and speckle alike.
+        # Equivalent to mild multilooking. More would remove point targets as well as speckle.
         blur=(0.1, 1.0),
     ),
     histogram=Histogram(-100.0, 0.01, 15_000),
@@ -75,7 +75,7 @@ SENTINEL2 = Sensor(
     'reflectance',
     'DN',
     scale=1e-4,
-    # With the offset of processing baseline 04.00 taken off, dark pixels go down to -1,000.
+    # After subtraction of the offset of processing baseline 04.00, dark pixels may be -1,000.
     limits=(-1000.0, 65535.0),
     measures_zero=True,
     dtypes=_DN_TYPES,
@@ -88,9 +88,9 @@ SENTINEL2 = Sensor(
     grid_priority=1,
 )
 
-# Means and standard deviations of TerraMesh's S2L2A, over 9 million samples of the whole Earth, as
-# TerraMind (Jakubik et al., 2025) publishes them. The patches of BigEarthNet v1 in the tests, of
-# clear European summers, have lower means (B02 411, B08 3,626) and less spread.
+# Means and standard deviations of S2L2A in TerraMesh, over 9 million samples worldwide, as
+# published with TerraMind (Jakubik et al., 2025). BigEarthNet v1, with clear images of European
+# summers, has other means (in the patches of the tests B02 411, B08 3,626) and smaller deviations.
 SENTINEL2_L2A = Sensor(
     's2l2a',
     'Sentinel-2 Level-2A',
@@ -120,7 +120,7 @@ SENTINEL2_L2A = Sensor(
 
 
 def _oli(name: str, mean: float, std: float, common_name: str, wavelength: float) -> Band:
-    """A band of Landsat from statistics of reflectance x 10,000."""
+    """Make a band of Landsat from statistics of reflectance x 10,000."""
     number = name[2:]
     scale, offset = 2.75e-5, -0.2
     return Band(
@@ -134,11 +134,11 @@ def _oli(name: str, mean: float, std: float, common_name: str, wavelength: float
     )
 
 
-# Level-2 surface reflectance of Collection 2: DN x 0.0000275 - 0.2, with 0 for fill. Means and
-# standard deviations are those of Harmonized Landsat Sentinel-2 over the contiguous United States,
-# as Prithvi-EO-1.0 (Jakubik et al., 2023) publishes them for B02 to B07, converted to this scale;
-# B01 has none there and takes those of its neighbour B02. The thermal bands B10 and B11 (surface
-# temperature, another quantity and scale) are left out: define a sensor of your own for them.
+# Level-2 surface reflectance of Collection 2: DN x 0.0000275 - 0.2, with 0 as fill value. Means and
+# standard deviations of B02 to B07 are those of Harmonized Landsat Sentinel-2 over the contiguous
+# United States, as published with Prithvi-EO-1.0 (Jakubik et al., 2023), converted to this scale.
+# B01 uses those of B02. The thermal bands B10 and B11 measure another quantity, surface
+# temperature, and are left out; they can be defined as a further sensor.
 LANDSAT = Sensor(
     'landsat',
     'Landsat 8/9 Level-2',
@@ -161,8 +161,7 @@ LANDSAT = Sensor(
     dtypes=('uint16', 'int32', 'uint32'),
 )
 
-# Mean and standard deviation of TerraMesh's Copernicus DEM, as TerraMind publishes them. The three
-# example patches of TerraMind in the tests have means of 3, 5 and 1,205 m.
+# Mean and standard deviation of the Copernicus DEM in TerraMesh, as published with TerraMind.
 DEM = Sensor(
     'dem',
     'Elevation',
@@ -173,7 +172,7 @@ DEM = Sensor(
     static=True,
 )
 
-# Mean and standard deviation of ImageNet, x 255.
+# Mean and standard deviation of ImageNet x 255.
 RGB = Sensor(
     'rgb',
     'RGB picture',

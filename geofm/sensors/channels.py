@@ -1,4 +1,4 @@
-"""Channels of a tensor by name: check, find, group by sensor."""
+"""Checking, finding and grouping the channels of a tensor by band name."""
 
 from collections.abc import Sequence
 
@@ -11,29 +11,29 @@ from geofm.sensors.sensor import Sensor
 from geofm.suggestions import did_you_mean
 
 #: Bands of Sentinel-1 and Sentinel-2 Level-1C in canonical order: VV, VH, B01 ... B08, B8A,
-#: B09 ... B12. These are the bands of SEN12MS-CR-TS, not all that are known.
+#: B09 ... B12. These are the bands of SEN12MS-CR-TS, not all registered bands.
 BANDS: tuple[str, ...] = (*SENTINEL1.band_names, *SENTINEL2.band_names)
 
-#: Bands of a true-colour picture of Sentinel-2 Level-1C.
+#: Bands of a true-colour image of Sentinel-2 Level-1C.
 RGB_BANDS: tuple[str, ...] = ('B04', 'B03', 'B02')
 
-#: Most names of a qualified sensor that a message lists.
+#: Maximum number of bands of a qualified sensor that are listed in full in a message.
 _LISTED = 4
 
 
 class BandError(ValueError):
-    """A band name is unknown, missing or given twice."""
+    """A band name is unknown, missing or duplicated."""
 
 
 def check_bands(bands: Sequence[str]) -> tuple[str, ...]:
     """Check a list of band names.
 
     Args:
-        bands: Band names, in any order: those of the channels, see
-            :attr:`~geofm.sensors.Sensor.band_names`. ``'s2.B02'`` is understood, too.
+        bands: Band names, see :attr:`~geofm.sensors.Sensor.band_names`, in any order. Names with
+            the sensor in front, such as ``'s2.B02'``, are also accepted.
 
     Returns:
-        Canonical names as a tuple, in the order given.
+        Canonical names in the given order.
 
     Raises:
         BandError: If the list is empty, or a name is unknown or given twice.
@@ -56,7 +56,7 @@ def check_bands(bands: Sequence[str]) -> tuple[str, ...]:
 
 
 def _canonical(band: object) -> str | None:
-    """Name of the channel of a band with its sensor in front, e.g. 's2.B02'."""
+    """Return the channel of a band name with the sensor in front, e.g. 's2.B02'."""
     key, dot, short = str(band).partition('.')
     if not dot or key not in SENSORS or short not in SENSORS[key].short_names:
         return None
@@ -64,7 +64,7 @@ def _canonical(band: object) -> str | None:
 
 
 def _listing() -> str:
-    """The known bands, those of sensors with many qualified ones shortened."""
+    """List the known bands. Long lists of qualified bands are shortened."""
     parts = []
     for known in SENSORS.values():
         names = list(known.band_names)
@@ -75,7 +75,7 @@ def _listing() -> str:
 
 
 def _suggestion(band: str) -> str:
-    """What to add to the message of an error about an unknown band."""
+    """Suggest similar bands, to append to a message about an unknown band."""
     qualified = [f'{key}.{band}' for key, known in SENSORS.items() if band in known.short_names]
     if qualified:
         return f'; did you mean {" or ".join(map(repr, qualified))}?'
@@ -83,7 +83,7 @@ def _suggestion(band: str) -> str:
 
 
 def bands_of(sensors: Sequence[str]) -> tuple[str, ...]:
-    """All bands of some sensors.
+    """Return all bands of the given sensors.
 
     Args:
         sensors: Keys of the sensors, in any order.
@@ -104,7 +104,8 @@ def canonical_bands(bands: Sequence[str]) -> tuple[str, ...]:
         bands: Band names, in any order.
 
     Returns:
-        Canonical names, sensor by sensor in the order of registration, and in file order.
+        Canonical names, ordered by the registration of their sensors, and by file order within a
+        sensor.
 
     Raises:
         BandError: If the list is empty, or a name is unknown or given twice.
@@ -114,7 +115,7 @@ def canonical_bands(bands: Sequence[str]) -> tuple[str, ...]:
 
 
 def sensor_of(band: str) -> Sensor:
-    """Sensor that a band belongs to.
+    """Return the sensor of a band.
 
     Args:
         band: Name of the band.
@@ -130,14 +131,13 @@ def sensor_of(band: str) -> Sensor:
 
 
 def sensor_channels(bands: Sequence[str]) -> dict[str, list[int]]:
-    """Channels of each sensor in a tensor whose channels are *bands*.
+    """Group the channels of a tensor by sensor.
 
     Args:
-        bands: Names of the channels, in the order of the tensor.
+        bands: Names of the channels of the tensor, in their order.
 
     Returns:
-        For each sensor that is present, in canonical order, the indices of its channels in the
-        order given.
+        Indices of the channels of each sensor, in the given order. Sensors are in canonical order.
 
     Raises:
         BandError: If the list is empty, or a name is unknown or given twice.
@@ -151,17 +151,17 @@ def sensor_channels(bands: Sequence[str]) -> dict[str, list[int]]:
 
 
 def band_indices(wanted: Sequence[str], available: Sequence[str]) -> list[int]:
-    """Positions of the wanted bands among those available.
+    """Return the indices of bands.
 
     Args:
-        wanted: Names of the bands to find, in the order to return.
-        available: Names of the channels at hand, in their order.
+        wanted: Names of the bands to find.
+        available: Names of the available channels, in their order.
 
     Returns:
-        One index into *available* for each wanted band.
+        Index in *available* of each band in *wanted*.
 
     Raises:
-        BandError: If a wanted band is not available.
+        BandError: If a band is not available.
     """
     available = list(available)
     missing = [band for band in wanted if band not in available]
@@ -171,14 +171,14 @@ def band_indices(wanted: Sequence[str], available: Sequence[str]) -> list[int]:
 
 
 def check_channels(image: Tensor, bands: Sequence[str]) -> None:
-    """Check that an image has one channel for each of its bands.
+    """Check that an image has one channel per band.
 
     Args:
-        image: Image or batch of images, of shape (..., C, H, W).
-        bands: Names that its channels should have.
+        image: Image or batch of images, shape (..., C, H, W).
+        bands: Names of the channels.
 
     Raises:
-        BandError: If the number of channels is not that of the bands.
+        BandError: If the number of channels is not the number of bands.
     """
     if image.ndim < 3 or image.shape[-3] != len(bands):
         channels = image.shape[-3] if image.ndim >= 3 else 'no'
@@ -189,7 +189,7 @@ def check_channels(image: Tensor, bands: Sequence[str]) -> None:
 
 
 def band_statistics(bands: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of bands as their sensors state them.
+    """Return the mean and standard deviation of bands from the definitions of their sensors.
 
     Args:
         bands: Names of the bands.

@@ -1,4 +1,4 @@
-"""Frozen dataclasses as plain data, and back with validation."""
+"""Conversion of dataclasses to plain data, and back with validation."""
 
 import dataclasses
 import types
@@ -14,13 +14,13 @@ class SensorError(ValueError):
 
 
 def to_plain(value: Any) -> Any:
-    """Turn a dataclass into plain data.
+    """Convert a dataclass to plain data.
 
     Args:
-        value: An instance of a dataclass, or a value of one of its fields.
+        value: Instance of a dataclass, or a value of one of its fields.
 
     Returns:
-        The same as dictionaries, lists, strings and numbers; fields that are None are left out.
+        Dictionaries, lists, strings and numbers. Fields that are None are left out.
     """
     if dataclasses.is_dataclass(value):
         pairs = ((f.name, getattr(value, f.name)) for f in dataclasses.fields(value))
@@ -29,20 +29,19 @@ def to_plain(value: Any) -> Any:
 
 
 def from_plain[T](cls: type[T], data: Any, where: str) -> T:
-    """Make a dataclass from plain data.
+    """Make an instance of a dataclass from plain data.
 
     Args:
         cls: The dataclass. Its fields may be strings, numbers, booleans, literals, dataclasses,
             tuples of these, and None.
         data: Fields by name; not trusted.
-        where: What a message calls the data, e.g. ``"sensor 'planet'"``.
+        where: Name of the data in messages, e.g. ``"sensor 'planet'"``.
 
     Returns:
         The instance.
 
     Raises:
-        SensorError: If a field is missing, unknown or of another type, or the dataclass refuses
-            its values.
+        SensorError: If a field is missing, unknown, invalid or of another type.
     """
     if not isinstance(data, Mapping):
         raise SensorError(f'{where}: must be a mapping of fields, not {_shown(data)}')
@@ -63,7 +62,7 @@ def from_plain[T](cls: type[T], data: Any, where: str) -> T:
     try:
         return cls(**values)
     except SensorError as error:
-        # What is part of another thing may say its own name first.
+        # The message of a nested dataclass may begin with its own name.
         text = str(error).removeprefix(f'{where.rpartition(": ")[2]}: ')
         raise SensorError(text if text.startswith(where) else f'{where}: {text}') from None
 
@@ -73,7 +72,7 @@ def _allows_none(hint: Any) -> bool:
 
 
 def _convert(value: Any, hint: Any, where: str) -> Any:
-    """A value of the type of a field."""
+    """Convert a value to the type of a field."""
     if isinstance(hint, typing.TypeAliasType):
         hint = hint.__value__
     if isinstance(hint, types.UnionType):
@@ -111,7 +110,7 @@ def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
     if kind is float and isinstance(value, int | float) and not is_flag:
         return float(value)
     if kind is float and isinstance(value, str):
-        # YAML 1.1 takes 1e-4 for a string: it wants 1.0e-4.
+        # YAML 1.1 reads 1e-4, unlike 1.0e-4, as a string.
         try:
             return float(value)
         except ValueError:
@@ -123,6 +122,6 @@ def _convert_scalar(value: Any, kind: Any, where: str) -> Any:
 
 
 def _shown(value: Any) -> str:
-    """A value as a message may show it: on one line and not too long."""
+    """Format a value for a message, on one line and shortened."""
     text = repr(value)
     return text if len(text) <= 80 else f'{text[:77]}...'

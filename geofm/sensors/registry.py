@@ -1,4 +1,4 @@
-"""The sensors that are known in this process."""
+"""Registry of the sensors known to this process."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,29 +16,29 @@ from geofm.suggestions import did_you_mean
 _sensors: dict[str, Sensor] = {}
 _channels: dict[str, tuple[Sensor, Band]] = {}
 
-#: Registered sensors by key, in canonical order: that of registration, Sentinel-1 and Sentinel-2
-#: first. The mapping is a live view.
+#: Registered sensors by key, in canonical order, which is the order of registration, with
+#: Sentinel-1 and Sentinel-2 first. The mapping is a live view.
 SENSORS: Mapping[str, Sensor] = MappingProxyType(_sensors)
 
-#: Sensor and band of each channel name, in canonical order. The mapping is a live view.
+#: Sensor and band of each channel by name, in canonical order. The mapping is a live view.
 CHANNELS: Mapping[str, tuple[Sensor, Band]] = MappingProxyType(_channels)
 
-#: Sensors of SEN12MS-CR-TS, the default of models and data sets. A tensor of dates has both columns
-#: where the sensors are among these.
+#: Sensors of SEN12MS-CR-TS, the default of models and data sets. If all sensors of a model or data
+#: set are among these, its tensors of dates have columns for both, see :func:`date_columns`.
 DEFAULT_SENSORS: tuple[str, ...] = (SENTINEL1.name, SENTINEL2.name)
 
 
 def register_sensor(sensor: Sensor) -> Sensor:
-    """Make a sensor known.
+    """Register a sensor.
 
     Args:
-        sensor: The sensor. Registering an equal one again changes nothing.
+        sensor: The sensor. Registering an equal sensor again has no effect.
 
     Returns:
         The sensor.
 
     Raises:
-        SensorError: If another sensor has the same key, or a channel of the same name.
+        SensorError: If another sensor has the same key, or a channel with the same name.
     """
     known = _sensors.get(sensor.name)
     if known == sensor:
@@ -63,18 +63,18 @@ def register_sensor(sensor: Sensor) -> Sensor:
 
 
 def _differences(one: Sensor, other: Sensor) -> list[str]:
-    """Names of the fields in which two sensors differ."""
+    """Return the names of the fields in which two sensors differ."""
     first, second = one.to_dict(), other.to_dict()
     names = dict.fromkeys([*first, *second])
     return [name for name in names if first.get(name) != second.get(name)]
 
 
 def register_sensors(definitions: Mapping[str, Mapping[str, Any]], source: str) -> tuple[str, ...]:
-    """Make sensors known from their definitions.
+    """Register sensors from their definitions.
 
     Args:
-        definitions: Definitions by key, as of :meth:`Sensor.to_dict`; not trusted.
-        source: File or checkpoint that they are from, for messages.
+        definitions: Definitions by key, see :meth:`Sensor.to_dict`; not trusted.
+        source: File or checkpoint of the definitions, for messages.
 
     Returns:
         Keys of the sensors.
@@ -138,12 +138,12 @@ def load_sensors(path: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def added_sensors() -> tuple[Sensor, ...]:
-    """Sensors that are registered beside the built-in ones, in canonical order."""
+    """Return the registered sensors that are not built-in, in canonical order."""
     return tuple(known for known in _sensors.values() if known not in BUILTIN)
 
 
 def sensor(key: str) -> Sensor:
-    """Look a sensor up.
+    """Look up a sensor.
 
     Args:
         key: Key of the sensor.
@@ -169,7 +169,7 @@ def canonical_order(keys: Sequence[str]) -> tuple[str, ...]:
         keys: Keys of sensors, in any order.
 
     Returns:
-        The keys in the order of registration, each once.
+        The unique keys in the order of registration.
 
     Raises:
         SensorError: If a sensor is unknown, or there is none.
@@ -183,14 +183,14 @@ def canonical_order(keys: Sequence[str]) -> tuple[str, ...]:
 
 
 def date_columns(sensors: Sequence[str]) -> tuple[str, ...]:
-    """Sensors of the columns of a ``dates`` tensor.
+    """Return the sensors of the columns of a ``dates`` tensor.
 
     Args:
         sensors: Keys of the sensors of a data set or model.
 
     Returns:
-        Sentinel-1 and Sentinel-2 Level-1C where the sensors are among these two; else the sensors
-        themselves in canonical order.
+        Sentinel-1 and Sentinel-2 Level-1C if all sensors are among these two; otherwise the sensors
+        in canonical order.
 
     Raises:
         SensorError: If a sensor is unknown, or there is none.
@@ -200,14 +200,14 @@ def date_columns(sensors: Sequence[str]) -> tuple[str, ...]:
 
 
 def reference_sensor(sensors: Sequence[str]) -> str:
-    """Sensor whose grid the others are warped onto, unless a user names another one.
+    """Return the sensor whose grid the others are warped onto by default.
 
     Args:
-        sensors: Keys of the sensors at hand.
+        sensors: Keys of the available sensors.
 
     Returns:
-        The one with the highest :attr:`~geofm.sensors.Sensor.grid_priority`; of several the first
-        in canonical order.
+        The sensor with the highest :attr:`~geofm.sensors.Sensor.grid_priority`; among several, the
+        first in canonical order.
 
     Raises:
         SensorError: If a sensor is unknown, or there is none.

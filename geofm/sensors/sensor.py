@@ -1,4 +1,4 @@
-"""What is known about a sensor, as plain data."""
+"""Dataclasses that define a sensor."""
 
 import math
 import re
@@ -8,30 +8,30 @@ from typing import Any, Literal, Self, get_args
 
 from geofm.sensors.plain import SensorError, from_plain, to_plain
 
-#: Lowest and highest value.
+#: Lowest and highest value of a range.
 type Range = tuple[float, float]
 
-#: What the values of a sensor measure.
+#: Quantity that a sensor measures.
 Quantity = Literal['reflectance', 'backscatter', 'elevation', 'image', 'other']
 
-#: How a sensor is warped onto another grid, by the names of :class:`rasterio.enums.Resampling`.
+#: Resampling methods for warping, by their names in :class:`rasterio.enums.Resampling`.
 RESAMPLING = ('nearest', 'bilinear', 'cubic', 'cubic_spline', 'lanczos', 'average', 'mode')
 
 _KEY = re.compile(r'[a-z][a-z0-9_]{0,31}')
 _BAND_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_-]{0,31}')
 _DIFFERENCE = re.compile(r'\s*(\S+?)\s+[-−]\s+(\S+?)\s*')
 
-#: Largest number of bins of a histogram.
+#: Maximum number of bins of a histogram.
 _MOST_BINS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """One band of a sensor.
+    """Band of a sensor.
 
     Attributes:
-        name: Name without the sensor, as in the sensor's files, e.g. ``'VV'`` or ``'B8A'``.
-        mean: Mean over a large data set, in the unit of the sensor; the default for normalisation.
+        name: Name without the sensor, as in files, e.g. ``'VV'`` or ``'B8A'``.
+        mean: Mean over a large data set, in the unit of the sensor, the default for normalisation.
         std: Standard deviation over the same data set, in the unit of the sensor.
         common_name: Common name of the STAC EO extension, e.g. ``'red'``.
         wavelength: Centre wavelength in µm.
@@ -51,11 +51,11 @@ class Band:
         """Check the values.
 
         Raises:
-            SensorError: If the name is not a plain name, or a number is not valid.
+            SensorError: If the name or a number is invalid.
         """
         if not _BAND_NAME.fullmatch(self.name):
             raise SensorError(
-                f'band name {self.name!r} must consist of letters, digits, _ and -, at most 32'
+                f'band name {self.name!r} must consist of at most 32 letters, digits, _ and -'
             )
         if not (math.isfinite(self.mean) and math.isfinite(self.std) and self.std > 0):
             raise SensorError(
@@ -72,16 +72,16 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class SensorPhotometry:
-    """Random photometric augmentation of a sensor's crops. None leaves a change out.
+    """Random photometric augmentation of the crops of a sensor. None disables a change.
 
-    A value v, in physical units (reflectance, dB, metres), becomes ``gain * v + offset``.
+    A value v in physical units (reflectance, dB, metres) becomes ``gain * v + offset``.
 
     Attributes:
-        gain: Range of the gain that all bands of a crop share.
-        band_gain: Range of a further gain of each band.
-        offset: Range of the offset that all bands of a crop share, in physical units.
-        band_offset: Range of a further offset of each band, in physical units.
-        probability: Probability of changing a crop.
+        gain: Range of a gain shared by all bands of a crop.
+        band_gain: Range of a further gain per band.
+        offset: Range of an offset shared by all bands of a crop, in physical units.
+        band_offset: Range of a further offset per band, in physical units.
+        probability: Probability of changing the gain and offset of a crop.
         looks: Range of the number of looks of additional multiplicative speckle, at least 4.
         speckle_probability: Probability of adding speckle to a crop.
         blur: Range of the standard deviation of the Gaussian blur, in pixels of a crop.
@@ -115,20 +115,20 @@ class SensorPhotometry:
 
     @property
     def is_affine(self) -> bool:
-        """Whether gains or offsets change a crop."""
+        """Whether there are gains or offsets."""
         changes = (self.gain, self.band_gain, self.offset, self.band_offset)
         return any(change is not None for change in changes)
 
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """How to make a picture of a sensor.
+    """Picture of the bands of a sensor for display.
 
     Attributes:
-        channels: Red, green and blue, or one channel for a colour map. Each is the name of a band
-            or a difference of two, ``'VV - VH'``.
-        title: What the picture shows, e.g. ``'true colour'``.
-        cmap: Colour map of Matplotlib for a single channel.
+        channels: Red, green and blue, or a single channel for a colour map. Each is a band or the
+            difference of two bands, e.g. ``'VV - VH'``.
+        title: Title of the picture, e.g. ``'true colour'``.
+        cmap: Matplotlib colour map for a single channel.
     """
 
     channels: tuple[str, ...]
@@ -139,19 +139,19 @@ class Drawing:
         """Check the number of channels.
 
         Raises:
-            SensorError: If there are neither one nor three.
+            SensorError: If the number of channels is neither one nor three.
         """
         if len(self.channels) not in (1, 3):
             raise SensorError(f'drawing: give one or three channels, not {list(self.channels)}')
 
     @property
     def terms(self) -> tuple[tuple[str, str | None], ...]:
-        """For each channel the name of its band, and of the band that is subtracted, if any."""
+        """Band of each channel, and the band to subtract, or None."""
         return tuple(_terms(channel) for channel in self.channels)
 
     @property
     def bands(self) -> tuple[str, ...]:
-        """Names of the bands that are needed, each once."""
+        """Unique names of the required bands."""
         return tuple(dict.fromkeys(b for terms in self.terms for b in terms if b is not None))
 
 
@@ -162,12 +162,12 @@ def _terms(channel: str) -> tuple[str, str | None]:
 
 @dataclass(frozen=True, slots=True)
 class Histogram:
-    """Bins of the histograms from which percentiles are read, in the unit of the sensor.
+    """Bins of histograms for computing percentiles, in the unit of the sensor.
 
     Attributes:
         first: Centre of the first bin.
-        width: Width of a bin: percentiles are as fine as that.
-        bins: Number of bins; values outside are counted in the outermost ones.
+        width: Width of a bin, which is the resolution of the percentiles.
+        bins: Number of bins. Values outside the range are counted in the first and last bin.
     """
 
     first: float
@@ -178,7 +178,8 @@ class Histogram:
         """Check the values.
 
         Raises:
-            SensorError: If the width or the number of bins is not positive, or there are too many.
+            SensorError: If the width or the number of bins is not positive, or there are too many
+                bins.
         """
         if not (math.isfinite(self.first) and self.width > 0 and 1 <= self.bins <= _MOST_BINS):
             raise SensorError(
@@ -187,43 +188,44 @@ class Histogram:
             )
 
 
-# Stands for "by the quantity" in the fields of Sensor; replaced when a Sensor is made.
+# Placeholder for defaults that depend on the quantity, replaced in Sensor.__post_init__.
 _BY_QUANTITY: Any = None
 
 
 @dataclass(frozen=True, slots=True)
 class Sensor:
-    """A sensor (or a product made from one) and its bands.
+    """A sensor, or a product derived from a sensor, with its bands.
 
     Fields from *limits* on have defaults that depend on *quantity* and *unit*.
 
     Attributes:
         name: Key of the sensor, e.g. ``'s1'``: lower-case letters, digits and underscores.
-        title: Name for people. The first word is used where space is short.
-        bands: Bands in the order in which files without band names hold them.
-        quantity: What is measured: 'reflectance', 'backscatter', 'elevation', 'image' (brightness
-            of 8 bits without calibration) or 'other'.
-        unit: Unit of the pixel values everywhere in geofm: 'DN' for reflectance as integers,
-            'dB' or 'power' for backscatter, 'm' for elevation; any text otherwise.
-        scale: Factor from a pixel value to the physical quantity, e.g. 1e-4 for DN = reflectance x
+        title: Name to display. Its first word is used as a short name.
+        bands: Bands, in the order of files that do not name their bands.
+        quantity: Measured quantity: 'reflectance', 'backscatter', 'elevation', 'image' (8-bit
+            brightness without calibration) or 'other'.
+        unit: Unit of pixel values in geofm: 'DN' for reflectance as integers, 'dB' or 'power' for
+            backscatter, 'm' for elevation, or any text.
+        scale: Factor from pixel values to the physical quantity, e.g. 1e-4 for DN = reflectance x
             10,000.
-        offset: What is added after *scale* to get the physical quantity.
-        limits: Lowest and highest value that a pixel with data can have, in the unit of the sensor.
+        offset: Offset that is added after multiplication by *scale*.
+        limits: Lowest and highest valid pixel value, in the unit of the sensor.
         measures_zero: Whether 0 in a single band is a measurement.
-        fills_zero: Whether 0 in all bands is always fill, whether a file says so or not.
-        nodata: Numbers in files that always mean "no data", beside what a file states.
-        dtypes: Pixel types that files of the sensor can have; empty: any.
-        baseline_offset: What newer processing baselines add to every DN (Sentinel-2 since 04.00:
-            1,000), and what is taken off again where a file or table states it; 0: nothing.
+        fills_zero: Whether 0 in all bands is fill, even if a file does not state a nodata value.
+        nodata: Nodata values, in addition to the nodata value that a file states.
+        dtypes: Data types that files of the sensor can have; empty for any.
+        baseline_offset: Offset that newer processing baselines add to every DN, 1,000 for
+            Sentinel-2 since 04.00. It is subtracted if a file or table states it.
         photometry: Photometric augmentation.
-        resampling: Method of warping onto another grid, one of :data:`RESAMPLING`.
+        resampling: Resampling method for warping, one of :data:`RESAMPLING`.
         histogram: Bins for percentiles.
-        drawing: How to make a picture.
-        static: Whether the sensor does not change with time, so that any date matches.
-        qualified: Whether names of channels have the sensor in front, ``'landsat.B02'``. False for
-            Sentinel-1 and Sentinel-2 Level-1C only, whose bands have the names of TorchGeo.
-        grid_priority: Which sensor's grid the others are warped onto: the one with the highest
-            number, and of several the one registered first.
+        drawing: Picture for display.
+        static: Whether the sensor does not change with time, so that all dates match.
+        qualified: Whether names of channels have the sensor in front, e.g. ``'landsat.B02'``. Only
+            False for Sentinel-1 and Sentinel-2 Level-1C, whose bands have the same names as in
+            TorchGeo.
+        grid_priority: Priority for the choice of the sensor whose grid the others are warped onto.
+            The highest number wins; among several, the sensor registered first.
     """
 
     name: str
@@ -248,7 +250,7 @@ class Sensor:
     grid_priority: int = field(default=_BY_QUANTITY)
 
     def __post_init__(self) -> None:
-        """Fill in the defaults of the quantity, and check the definition.
+        """Set the defaults of the quantity, and check the definition.
 
         Raises:
             SensorError: If the definition is invalid.
@@ -285,7 +287,7 @@ class Sensor:
                 f'sensor {self.name}: scale must be positive and offset finite, '
                 f'not {self.scale} and {self.offset}'
             )
-        # Before the defaults, which follow from the limits.
+        # Before the defaults are set, which depend on the limits.
         if self.limits is not None and not self.limits[0] < self.limits[1]:
             raise SensorError(
                 f'sensor {self.name}: limits {list(self.limits)} must be [lowest, highest]'
@@ -303,7 +305,7 @@ class Sensor:
 
     @property
     def band_names(self) -> tuple[str, ...]:
-        """Names of the channels, in file order: the bands' names everywhere in geofm."""
+        """Names of the channels in file order, as used throughout geofm."""
         return tuple(self.channel(band.name) for band in self.bands)
 
     @property
@@ -313,18 +315,18 @@ class Sensor:
 
     @property
     def picture_title(self) -> str:
-        """Short title of the sensor and what its picture shows, for a panel of a figure."""
+        """Short title of the sensor and title of its picture, for a panel of a figure."""
         if self.drawing.title.lower() == self.short_title.lower():
             return self.short_title
         return f'{self.short_title} {self.drawing.title}'
 
     @property
     def picture_bands(self) -> tuple[str, ...]:
-        """Names of the channels that :attr:`drawing` needs."""
+        """Names of the channels required for :attr:`drawing`."""
         return tuple(self.channel(band) for band in self.drawing.bands)
 
     def channel(self, band: str) -> str:
-        """Name of the channel of a band.
+        """Return the name of the channel of a band.
 
         Args:
             band: Name of the band without the sensor.
@@ -338,14 +340,14 @@ class Sensor:
         """Find a band by any of its names.
 
         Args:
-            text: Name of a band, with or without the sensor, its common name or an alias, in upper
+            text: Name of a band with or without the sensor, its common name or an alias, in upper
                 or lower case.
 
         Returns:
-            Name of its channel; None if no band of this sensor is called that.
+            Name of the channel; None if no band of this sensor has this name.
         """
         name = text.strip().lower().removeprefix(f'{self.name}.')
-        # A name comes before another band's alias.
+        # Names take precedence over aliases of other bands.
         for names_of in (lambda band: (band.name,), lambda band: band.names):
             for band in self.bands:
                 if name in (known.lower() for known in names_of(band)):
@@ -353,21 +355,21 @@ class Sensor:
         return None
 
     def to_dict(self) -> dict[str, Any]:
-        """The definition as plain data, as for YAML and checkpoints.
+        """Convert the definition to plain data, for YAML and checkpoints.
 
         Returns:
-            Fields by name: strings, numbers, lists and dictionaries only. :meth:`from_dict` makes
-            an equal sensor of them.
+            Fields by name: only strings, numbers, lists and dictionaries. :meth:`from_dict` makes
+            an equal sensor from them.
         """
         plain: dict[str, Any] = to_plain(self)
         return plain
 
     @classmethod
     def from_dict(cls, definition: Mapping[str, Any]) -> Self:
-        """Read what :meth:`to_dict` wrote, or a definition made by hand.
+        """Make a sensor from its definition.
 
         Args:
-            definition: Fields by name; its content is not trusted.
+            definition: Fields by name, see :meth:`to_dict`; not trusted.
 
         Returns:
             The sensor.
@@ -380,7 +382,7 @@ class Sensor:
 
 
 def _defaults(sensor: Sensor) -> dict[str, Any]:
-    """Values of the fields that depend on the quantity."""
+    """Return the default values of fields that depend on the quantity."""
     quantity, decibel = sensor.quantity, sensor.unit == 'dB'
     limits: Range
     photometry = SensorPhotometry()
@@ -390,8 +392,8 @@ def _defaults(sensor: Sensor) -> dict[str, Any]:
             gain=(0.8, 1.2), band_gain=(0.95, 1.05), offset=(0.0, 0.03), blur=(0.1, 2.0)
         )
     elif quantity == 'backscatter':
-        # Thermal noise lies near -30 dB and corner reflectors near 30 dB; processors clip low
-        # power to as little as 1e-10.
+        # Thermal noise is near -30 dB, and corner reflectors are near 30 dB. Processors may clip
+        # power at 1e-10.
         limits = (-100.0, 100.0) if decibel else (0.0, 1e10)
         photometry = SensorPhotometry(
             offset=(-1.5, 1.5) if decibel else None,
@@ -399,11 +401,11 @@ def _defaults(sensor: Sensor) -> dict[str, Any]:
             gain=None if decibel else (0.7, 1.4),
             band_gain=None if decibel else (0.9, 1.1),
             looks=(4.0, 32.0),
-            # A modest multilook: more would wipe out point targets and speckle alike.
+            # Equivalent to mild multilooking. More would remove point targets as well as speckle.
             blur=(0.1, 1.0),
         )
     elif quantity == 'elevation':
-        # Mariana Trench to above Mount Everest.
+        # From below the Mariana Trench to above Mount Everest.
         limits = (-11_500.0, 9_500.0)
         photometry = SensorPhotometry(offset=(-10.0, 10.0))
     elif quantity == 'image':
@@ -425,7 +427,7 @@ def _defaults(sensor: Sensor) -> dict[str, Any]:
 
 
 def _to_unit(sensor: Sensor, value: float) -> float:
-    """A physical value in the unit of the sensor."""
+    """Convert a physical value to the unit of the sensor."""
     return round((value - sensor.offset) / sensor.scale, 6)
 
 
@@ -439,7 +441,7 @@ def _histogram(sensor: Sensor, limits: Range) -> Histogram:
             return Histogram(0.0, 1.0, 256)
         case 'reflectance' if sensor.scale < 1:
             return Histogram(0.0, 1.0, 65_536)
-    # Beyond ten standard deviations percentiles are not needed finely.
+    # Beyond ten standard deviations, a coarse resolution suffices.
     low = max(limits[0], min(band.mean - 10 * band.std for band in sensor.bands))
     high = min(limits[1], max(band.mean + 10 * band.std for band in sensor.bands))
     if not low < high:
@@ -448,7 +450,7 @@ def _histogram(sensor: Sensor, limits: Range) -> Histogram:
 
 
 def _drawing(sensor: Sensor) -> Drawing:
-    """True colour where the bands have common names, else the first bands."""
+    """Return a true-colour picture if bands have common names, else one of the first bands."""
     common = {band.common_name: band.name for band in sensor.bands}
     if {'red', 'green', 'blue'} <= common.keys():
         return Drawing((common['red'], common['green'], common['blue']), 'true colour')

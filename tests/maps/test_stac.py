@@ -341,7 +341,7 @@ def test_assets_that_are_not_needed_stop_nothing(tmp_path: Path) -> None:
         ({'assets': {'red': {'href': 'red.tif', 'roles': 'data'}}}, 'roles of the asset'),
         ({'assets': {'red': {'href': 'red.tif', 'roles': [{}]}}}, 'a role of the asset'),
         ({'assets': {'red': {'href': 'red.tif', 'raster:bands': [{'scale': 'x'}]}}},
-         "scale 'x' is no number"),
+         "scale 'x' is not a number"),
         ({'properties': ['a']}, 'properties must be a JSON object'),
         ({'properties': {'datetime': 'yesterday'}}, "'yesterday' is no date"),
         ({'properties': {'datetime': 5}}, '5 is no date'),
