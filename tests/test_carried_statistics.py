@@ -216,7 +216,7 @@ def test_statistics_that_are_given_come_first_and_are_said(
     )
     data = dark(mean={'B03': 700.0})
     trainer = small_trainer(tmp_path, max_steps=1, enable_checkpointing=False)
-    with pytest.warns(UserWarning, match='normalises B03 by the statistics that it was given'):
+    with pytest.warns(UserWarning, match='normalises B03 with the given statistics'):
         trainer.fit(task, datamodule=data)
     assert data.mean.tolist() == pytest.approx([400.5, 700.0, 601.1])
     trainer.save_checkpoint(tmp_path / 'next.ckpt')

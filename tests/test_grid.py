@@ -114,5 +114,5 @@ def test_a_transform_that_cannot_be_inverted_is_refused_by_name(
     profile = {'driver': 'GTiff', 'count': 1, 'height': 4, 'width': 4, 'dtype': 'uint8'}
     with rasterio.open(path, 'w', **profile, crs='EPSG:32633', transform=transform) as dst:
         dst.write(np.ones((1, 4, 4), np.uint8))
-    with rasterio.open(path) as src, pytest.raises(ValueError, match=r'flat\.tif: its transform'):
+    with rasterio.open(path) as src, pytest.raises(ValueError, match=r'flat\.tif: the transform'):
         Grid.of(src)

@@ -1,4 +1,4 @@
-"""Data modules that normalise as the weights in use were trained."""
+"""Data modules that normalise with the statistics that the weights in use were trained with."""
 
 import os
 import warnings
@@ -17,14 +17,16 @@ from geofm.transforms.statistics import InputStatistics, statistics_of
 
 
 class NormalizingDataModule(BaseDataModule):
-    """Normalises by statistics that are given; or else as the weights in use were trained.
+    """Data module that normalises images by band name.
 
-    Statistics that the user gives come first. For bands without them come those that the weights in
-    use were trained with: of the backbone of the task, of the file that the task was given as
-    *weights*, or of the checkpoint that is resumed or tested. Without any the built-in ones of
-    :mod:`geofm.sensors` are used.
+    For each band, the statistics are the first that exist of
 
-    The statistics in use are part of the data module's state, and so of every checkpoint.
+    1. those given by the user,
+    2. those that the weights in use were trained with: of the backbone of the task, the file given
+       to the task as *weights*, or the checkpoint that is resumed or tested,
+    3. the built-in statistics of :mod:`geofm.sensors`.
+
+    The statistics in use are part of the state of the data module, and therefore of checkpoints.
     """
 
     _own_statistics: tuple[Mapping[str, float], Mapping[str, float]] = ({}, {})
@@ -40,8 +42,8 @@ class NormalizingDataModule(BaseDataModule):
 
         Args:
             bands: Names of the channels, in their order.
-            mean: Means that the user gives, by band: of some bands or all.
-            std: Standard deviations that the user gives, likewise.
+            mean: Means given by the user, by band, for any of the bands.
+            std: Standard deviations given by the user, by band, for any of the bands.
         """
         self._own_statistics = (mean or {}, std or {})
         default = Normalize(bands) if self._carried is None else self._carried.normalize(bands)
@@ -51,7 +53,7 @@ class NormalizingDataModule(BaseDataModule):
             for given, values in zip(self._own_statistics, (known.mean, known.std), strict=True)
         )
         self.aug: Any = InputStatistics(means, stds, known.clip).normalize(bands)
-        # TorchGeo's tasks bring images back to raw units with these before they draw them.
+        # TorchGeo's tasks convert images back to raw units with these before plotting.
         self.mean, self.std = self.aug.mean.flatten(), self.aug.std.flatten()
 
     def normalize_by_file(self, bands: Sequence[str], file: str | None) -> None:
@@ -72,13 +74,13 @@ class NormalizingDataModule(BaseDataModule):
         self.normalize_by(tuple(bands), *given)
 
     def take_up_statistics(self) -> None:
-        """Take up the statistics that the weights of the task were trained with, if any."""
+        """Use the statistics that the weights of the task were trained with, if known."""
         task = self.trainer.lightning_module if self.trainer and self.trainer.model else None
         if task is not None:
             self._take_up(*weights_statistics(task))
 
     def _take_up(self, statistics: InputStatistics | None, source: str) -> None:
-        """Normalise by the statistics of weights, all but what the user gave."""
+        """Normalise with the statistics of weights, except for bands given by the user."""
         if not isinstance(self.aug, Normalize):
             return
         self._carried = statistics
@@ -87,14 +89,14 @@ class NormalizingDataModule(BaseDataModule):
             return
         if others := InputStatistics.of(self.aug).differs(statistics):
             warnings.warn(
-                f'{type(self).__name__} normalises {", ".join(others)} by the statistics that it '
-                f'was given, but {source} was trained with others: leave them out to use those',
+                f'{type(self).__name__} normalises {", ".join(others)} with the given statistics, '
+                f'but {source} was trained with others: leave them out to use those',
                 UserWarning,
                 stacklevel=2,
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics in use, for a checkpoint.
+        """Return the statistics in use, for a checkpoint.
 
         Returns:
             The state.
@@ -102,27 +104,26 @@ class NormalizingDataModule(BaseDataModule):
         return carry_statistics(statistics_of(self.aug))
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the statistics of the run that wrote a checkpoint.
+        """Use the statistics of the run that wrote a checkpoint.
 
         Args:
-            state_dict: As of :meth:`state_dict`.
+            state_dict: State returned by :meth:`state_dict`.
 
         Raises:
-            ValueError: If they are damaged.
+            ValueError: If the state is invalid.
         """
         if INPUT in state_dict:
             self._take_up(InputStatistics.from_entry(state_dict[INPUT]), 'the checkpoint')
 
 
 def weights_statistics(task: Any) -> tuple[InputStatistics | None, str]:
-    """Statistics that the weights of a task were trained with.
+    """Return the statistics that the weights of a task were trained with.
 
     Args:
-        task: A Lightning module: this project's, or one of TorchGeo with the file that it was given
-            as ``weights``.
+        task: A Lightning module of geofm, or of TorchGeo with a file as ``weights``.
 
     Returns:
-        The statistics, None if they are not known; and what the weights are called.
+        The statistics, or None if they are not known, and the name of the weights for messages.
     """
     for module in task.modules():
         if isinstance(module, MultiSensorViT) and module.statistics is not None:

@@ -1,4 +1,4 @@
-"""Data module of EuroSAT's RGB images, split by place."""
+"""Data module of EuroSAT RGB, split by place."""
 
 from typing import Any
 
@@ -11,12 +11,12 @@ from geofm.datasets.eurosat_rgb import EuroSATRGB
 
 
 class EuroSATRGBDataModule(CheckedTargets, PlacesStay, NonGeoDataModule):
-    """Real patches of ten classes, as DN of B04, B03 and B02; no cell is in two splits.
+    """EuroSAT RGB: patches of ten classes, as DN of B04, B03 and B02. No cell is in two splits.
 
     .. seealso:: :class:`geofm.datasets.EuroSATRGB`
     """
 
-    #: Of B04, B03, B02 over the training cells of seed 0, in DN.
+    #: Mean and standard deviation of B04, B03, B02 over the training cells of seed 0, in DN.
     mean = torch.tensor([1001.1, 1073.2, 1128.9])
     std = torch.tensor([592.8, 398.1, 334.0])
 
@@ -25,7 +25,7 @@ class EuroSATRGBDataModule(CheckedTargets, PlacesStay, NonGeoDataModule):
 
         Args:
             batch_size: Number of patches in a batch.
-            num_workers: Number of processes that read.
+            num_workers: Number of worker processes that read samples.
             **kwargs: Further arguments of :class:`geofm.datasets.EuroSATRGB`.
         """
         super().__init__(EuroSATRGB, batch_size, num_workers, **kwargs)

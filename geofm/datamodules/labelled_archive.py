@@ -1,4 +1,4 @@
-"""Data module of a table of rasters with labels of one's own."""
+"""Data module of a table of rasters with user-defined labels."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,20 +16,18 @@ from geofm.legend import LEGEND_TAG, Legend
 
 
 class LabelledArchiveDataModule(TargetArchiveDataModule):
-    """Labels of one's own for any sensors of a table of rasters.
-
-    It feeds TorchGeo's tasks as they are:
+    """Table of rasters with user-defined labels, for TorchGeo's tasks.
 
     ============ ==========================================================================
     target       task
     ============ ==========================================================================
     segmentation SemanticSegmentation with ``num_classes`` and ``ignore_index``
-    regression   PixelwiseRegression; pixels without a label count in no loss and no metric
+    regression   PixelwiseRegression; losses and metrics ignore pixels without a label
     multilabel   Classification with ``task: multilabel``, ``loss: bce`` and ``num_labels``
     majority     Classification with ``num_classes``
     ============ ==========================================================================
 
-    The classes are part of the data module's state, and so of every checkpoint.
+    The classes are part of the state of the data module, and therefore of checkpoints.
     """
 
     def __init__(
@@ -53,42 +51,42 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
         """Initialize a new LabelledArchiveDataModule instance.
 
         Args:
-            table: Table of rasters, as ``geofm index`` writes it.
+            table: Table of rasters written by ``geofm index``.
             sensors: Keys of the sensors of the images.
-            labels: The labels: ``{path: labels.gpkg, column: class, all_touched: false}``, where
-                *path* is a file of features or pixels, several, or a pattern such as
+            labels: The labels, ``{path: labels.gpkg, column: class, all_touched: false}``, where
+                *path* is a vector or raster file, a list of files, or a pattern such as
                 ``masks/*.tif``; or a band of the table, such as ``landcover.class``.
-            classes: How many classes there are, their names, or their values by name:
-                ``{water: 1, forest: {value: 2, color: '#266334'}}``; by default those of the file.
-            target: What is to be told: 'segmentation', 'regression', 'multilabel' or 'majority'.
-            ignore_index: Value of masks of classes where there is no label.
-            class_weights: 'balanced': rare classes count as much as frequent ones in the loss of
-                the task, 'ce' or 'bce', by their frequencies in the training split.
-            min_labelled: Samples are left out of which less than this fraction is labelled.
-            bands: Names of the channels of the images; by default all of the sensors.
+            classes: Number of classes, their names, or their values by name, such as
+                ``{water: 1, forest: {value: 2, color: '#266334'}}``. By default those of the file.
+            target: Kind of target: 'segmentation', 'regression', 'multilabel' or 'majority'.
+            ignore_index: Value of pixels without a label in class masks.
+            class_weights: 'balanced' weights the classes in the loss of the task ('ce' or 'bce') by
+                their inverse frequency in the training split.
+            min_labelled: Minimum fraction of labelled pixels. Other samples are left out.
+            bands: Names of the channels of the images; by default all bands of the sensors.
             batch_size: Number of samples in a batch.
-            num_workers: Number of processes that read.
-            split: How samples are split, the fields of
-                :class:`~geofm.datasets.splitting.SplitRule`; by default by the column 'split' of
+            num_workers: Number of worker processes that read samples.
+            split: How samples are split: the fields of
+                :class:`~geofm.datasets.splitting.SplitRule`. By default by the column 'split' of
                 the table.
-            window_size: Height and width of the windows that are laid over each scene; whole
-                scenes by default.
-            statistics: YAML file with mean and standard deviation of each band, as of
-                ``geofm stats``; None for those that the weights in use were trained with, or else
+            window_size: Height and width in pixels of the windows that each scene is divided into.
+                By default whole scenes are samples.
+            statistics: YAML file with mean and standard deviation of each band, as written by
+                ``geofm stats``. By default those that the weights in use were trained with, or else
                 those of the sensors.
             **kwargs: Further arguments of
                 :class:`~geofm.datasets.archive.labelled.LabelledArchive`.
 
         Raises:
             BandError: If a band is unknown or given twice.
-            LegendError: If the classes cannot be used; a ValueError.
+            LegendError: If the classes are invalid.
             SensorError: If a sensor is unknown.
-            ValueError: If another argument cannot be used.
+            ValueError: If another argument is invalid.
         """
         if class_weights not in (None, 'balanced'):
             raise ValueError(f"class_weights must be 'balanced' or null, not {class_weights!r}")
         if class_weights is not None and target == 'regression':
-            raise ValueError('class_weights are for classes: leave them out for regression')
+            raise ValueError('class_weights do not apply to regression: leave them out')
         self._given = None if classes is None or target == 'regression' else Legend.of(classes)
         self.class_weights = class_weights
         self.ignore_index = ignore_index
@@ -113,7 +111,7 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
 
     @property
     def legend(self) -> Legend | None:
-        """The classes, as far as they are known yet; None for regression."""
+        """The classes; None for regression, or before they are known."""
         for split in ('train', 'val', 'test'):
             dataset = getattr(self, f'{split}_dataset', None)
             if isinstance(dataset, LabelledArchive):
@@ -121,18 +119,18 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
         return self._given
 
     def setup(self, stage: str) -> None:
-        """Make the data sets of a stage, and tell the task what it must know of the labels.
+        """Make the data sets of a stage, and configure the task for the labels.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
 
         Raises:
-            ValueError: If the loss of the task takes no class weights, the task is for another
-                target, or has another *ignore_index*.
+            ValueError: If the task is for another target or has another *ignore_index*, or its loss
+                does not support class weights.
         """
         super().setup(stage)
         if stage == 'fit':
-            # TorchGeo drops the last batch if it is not full: of few samples, all would be gone.
+            # TorchGeo drops the last incomplete batch, which may be the only one.
             size = self.batch_size or 1
             self.train_batch_size = min(size, len(self.train_dataset))  # type: ignore[arg-type]
             for split, dataset in (('train', self.train_dataset), ('val', self.val_dataset)):
@@ -148,25 +146,27 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             self._weigh(task, stage)
 
     def _check_task(self, task: Any) -> None:
-        """Check that a task of TorchGeo is for the target, and ignores what has no label."""
-        # It takes seconds to import, which whoever has a task has spent.
+        """Check that a task of TorchGeo is for the target, and ignores pixels without a label."""
+        # Slow to import, but a task has imported it already.
         from torchgeo.tasks import Classification, Regression, SemanticSegmentation
 
         of_pixels, name = self.target in ('segmentation', 'regression'), type(task).__name__
         others = (Classification,) if of_pixels else (SemanticSegmentation, Regression)
         if isinstance(task, others):
-            raise ValueError(f"target '{self.target}' is not for the task {name}: change either")
+            raise ValueError(
+                f"target '{self.target}' does not match the task {name}: change either"
+            )
         ignored, classes = task.hparams.get('ignore_index'), task.hparams.get('num_classes')
         if self.target != 'segmentation' or ignored == self.ignore_index or not classes:
             return
         if ignored is not None or self.ignore_index < classes:
             raise ValueError(
                 f'pixels without a label are {self.ignore_index} in the data, but the task has '
-                f'ignore_index={ignored}: give both the same ignore_index'
+                f'ignore_index={ignored}: set both to the same value'
             )
 
     def _weigh(self, task: Any, stage: str) -> None:
-        """Give the loss of a task the weights of the classes."""
+        """Set the class weights of the loss of a task."""
         criterion, multilabel = task.criterion, self.target == 'multilabel'
         kind = nn.BCEWithLogitsLoss if multilabel else nn.CrossEntropyLoss
         if not isinstance(criterion, kind):
@@ -190,15 +190,15 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             rank_zero_info(
                 'Class weights: ' + ', '.join(f'{name} {value:.3g}' for name, value in told)
             )
-        # In other stages a checkpoint brings them.
+        # In other stages they are loaded from a checkpoint.
         weights = weights.to(task.device)
         name, argument = ('pos_weight',) * 2 if multilabel else ('weight', 'class_weights')
         setattr(criterion, name, weights)
-        # So that a task can be made again of its checkpoint.
+        # So that the task can be loaded from its checkpoint.
         task.hparams[argument] = weights.cpu() if multilabel else weights.tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """The statistics in use and the classes, for a checkpoint.
+        """Return the statistics in use and the classes, for a checkpoint.
 
         Returns:
             The state.
@@ -208,13 +208,13 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
         return state if legend is None else {**state, LEGEND_TAG: legend.entry()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Take up the statistics of the run that wrote a checkpoint, and compare the classes.
+        """Use the statistics of the run that wrote a checkpoint, and compare the classes.
 
         Args:
-            state_dict: As of :meth:`state_dict`.
+            state_dict: State returned by :meth:`state_dict`.
 
         Raises:
-            ValueError: If they are damaged.
+            ValueError: If the state is invalid.
         """
         super().load_state_dict(state_dict)
         legend = self.legend
@@ -223,19 +223,19 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
         other = Legend.from_entry(state_dict[LEGEND_TAG])
         if (other.values, other.names) != (legend.values, legend.names):
             warnings.warn(
-                f'the checkpoint was trained with the classes {_told(other)}, but these data have '
-                f'{_told(legend)}: the numbers of the two do not mean the same',
+                f'the checkpoint was trained with the classes {_listed(other)}, but the data have '
+                f'{_listed(legend)}: the values have different meanings',
                 UserWarning,
                 stacklevel=2,
             )
 
 
 def count_known_only(task: Any) -> None:
-    """Leave pixels whose target is NaN out of the loss and the metrics of a task.
+    """Make the loss and the metrics of a task ignore pixels whose target is NaN.
 
     Args:
-        task: TorchGeo's PixelwiseRegression, or another with 'criterion' and 'train_metrics',
-            'val_metrics' and 'test_metrics'. Doing so twice changes nothing.
+        task: TorchGeo's PixelwiseRegression, or another task with 'criterion', 'train_metrics',
+            'val_metrics' and 'test_metrics'. Calling this twice has no further effect.
     """
     for name in ('criterion', 'train_metrics', 'val_metrics', 'test_metrics'):
         module = getattr(task, name, None)
@@ -249,5 +249,5 @@ def _known_only(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (prediction, target) if known.all() else (prediction[known], target[known])
 
 
-def _told(legend: Legend) -> str:
+def _listed(legend: Legend) -> str:
     return ', '.join(f'{c.value} {c.name}' for c in legend.classes)

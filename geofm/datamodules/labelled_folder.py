@@ -1,4 +1,4 @@
-"""Images sorted into a folder for each class, as EuroSAT and many others come."""
+"""Data module of images in one folder per class, like EuroSAT and many other data sets."""
 
 import warnings
 from typing import Any
@@ -22,7 +22,7 @@ def read_image(path: str) -> npt.NDArray[np.float32]:
     """Read all bands of an image.
 
     Args:
-        path: A file that rasterio reads.
+        path: A file in a format that rasterio reads.
 
     Returns:
         Values of shape (H, W, C).
@@ -33,14 +33,14 @@ def read_image(path: str) -> npt.NDArray[np.float32]:
     try:
         with open_raster(path) as src:
             if src.count * src.height * src.width > MOST_VALUES:
-                raise ValueError(f'{src.height} x {src.width} pixels are too many for one image')
+                raise ValueError(f'{src.height} x {src.width} pixels are too many for an image')
             return np.moveaxis(src.read().astype(np.float32), 0, -1)
     except RASTER_ERRORS as error:
         raise ValueError(f'{path}: cannot be read: {error}') from error
 
 
 class _Unnamed(nn.Module):
-    """Stands where a data module has its normalisation: there is none without names of bands."""
+    """Normalisation that raises an error, since the bands have no names."""
 
     def forward(self, batch: dict[str, Any]) -> dict[str, Any]:
         raise BandError(
@@ -50,14 +50,14 @@ class _Unnamed(nn.Module):
 
 
 class LabelledFolderDataModule(PlacesStay, NonGeoDataModule):
-    """Images of a folder that has a folder for each class, split at random within the classes.
+    """Images in one folder per class, split at random within each class.
 
-    Images that lie side by side may fall into different splits: where places are known, split by
-    place, and make a data set for each split.
+    Neighbouring images may be in different splits. If the places of the images are known, split
+    them by place instead, with one data set per split.
 
-    It reads numbers and knows no bands: to train on them, name the bands with
-    :class:`geofm.datamodules.NamedBandsDataModule`, which normalises them too. To pretrain on all
-    images, set both shares to 0.
+    The bands have no names. To train on the images, name their bands with
+    :class:`geofm.datamodules.NamedBandsDataModule`, which also normalises them. To pretrain on all
+    images, set both fractions to 0.
     """
 
     def __init__(
@@ -72,18 +72,18 @@ class LabelledFolderDataModule(PlacesStay, NonGeoDataModule):
         """Initialize a new LabelledFolderDataModule instance.
 
         Args:
-            root: The folder.
-            val_fraction: Fraction of each class to choose by; by default 0.2, and a warning tells
-                that these images are not trained on. With 0 there is no such split.
-            test_fraction: Fraction of each class to report on; likewise.
+            root: Folder with one subfolder per class.
+            val_fraction: Fraction of each class for validation. By default 0.2, with a warning that
+                these images are not used for training. With 0 there is no validation split.
+            test_fraction: Fraction of each class for testing, likewise.
             batch_size: Number of images in a batch.
-            num_workers: Number of processes that read.
+            num_workers: Number of worker processes that read samples.
             seed: Seed of the split.
 
         Raises:
-            ValueError: If the shares leave nothing to learn from.
+            ValueError: If the fractions leave no images for training.
         """
-        self._says_shares = val_fraction is not None and test_fraction is not None
+        self._fractions_given = val_fraction is not None and test_fraction is not None
         val_fraction = 0.2 if val_fraction is None else val_fraction
         test_fraction = 0.2 if test_fraction is None else test_fraction
         if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
@@ -95,11 +95,11 @@ class LabelledFolderDataModule(PlacesStay, NonGeoDataModule):
             NonGeoClassificationDataset, batch_size, num_workers, root=root, loader=read_image
         )
         self.val_fraction, self.test_fraction, self.seed = val_fraction, test_fraction, seed
-        # Not TorchGeo's default, which takes any image for a picture of 8 bits.
+        # In place of TorchGeo's default, which divides by 255.
         self.aug = _Unnamed()
 
     def setup(self, stage: str) -> None:
-        """Make the data sets; the split does not depend on the stage.
+        """Make the data sets. The split does not depend on the stage.
 
         Args:
             stage: Either 'fit', 'validate' or 'test'.
@@ -111,7 +111,7 @@ class LabelledFolderDataModule(PlacesStay, NonGeoDataModule):
             dataset: Any = self.dataset_class(**self.kwargs)
         except OSError as error:
             raise ValueError(
-                f'{self.kwargs["root"]}: needs a folder of images for each class: {error}'
+                f'{self.kwargs["root"]}: must contain a folder of images for each class: {error}'
             ) from error
         targets = torch.tensor(dataset.targets)
         generator = torch.Generator().manual_seed(self.seed)
@@ -127,16 +127,16 @@ class LabelledFolderDataModule(PlacesStay, NonGeoDataModule):
         for split, indices in parts.items():
             subset = Subset(dataset, sorted(indices)) if indices else None
             setattr(self, f'{split}_dataset', subset)
-        self._tell_held_out(len(targets), len(parts['train']))
+        self._warn_of_held_out(len(targets), len(parts['train']))
 
-    def _tell_held_out(self, every: int, trained: int) -> None:
-        """Warn once of images that nobody asked to hold out."""
-        if self._says_shares or trained == every:
+    def _warn_of_held_out(self, every: int, trained: int) -> None:
+        """Warn once of held-out images, unless the user has set the fractions."""
+        if self._fractions_given or trained == every:
             return
-        self._says_shares = True
+        self._fractions_given = True
         warnings.warn(
-            f'{self.kwargs["root"]}: {every - trained} of {every} images are held out of training '
-            f'to validate and test on: set val_fraction ({self.val_fraction:g} by default) and '
-            f'test_fraction ({self.test_fraction:g}) to say how many, or to 0 to train on all',
+            f'{self.kwargs["root"]}: {every - trained} of {every} images are held out for '
+            f'validation and testing: set val_fraction (default: {self.val_fraction:g}) and '
+            f'test_fraction (default: {self.test_fraction:g}), or set both to 0 to train on all',
             stacklevel=2,
         )

@@ -1,4 +1,4 @@
-"""Data modules of a table of rasters with a target."""
+"""Data modules of a table of rasters with targets."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,10 +18,7 @@ from geofm.sensors import bands_of, check_bands
 class TargetArchiveDataModule(
     CheckedTargets, WatchedUnits, PlacesStay, NormalizingDataModule, NonGeoDataModule
 ):
-    """Any sensors of a table of rasters with a target.
-
-    Batches are normalised on the device that they are on.
-    """
+    """Table of rasters with targets. Batches are normalised on their device."""
 
     def __init__(
         self,
@@ -40,25 +37,25 @@ class TargetArchiveDataModule(
 
         Args:
             dataset_class: Class of the data set.
-            table: Table of rasters, as ``geofm index`` writes it.
+            table: Table of rasters written by ``geofm index``.
             sensors: Keys of the sensors of the images.
-            bands: Names of the channels of the images; by default all of the sensors.
+            bands: Names of the channels of the images; by default all bands of the sensors.
             batch_size: Number of samples in a batch.
-            num_workers: Number of processes that read.
-            split: How samples are split, the fields of
-                :class:`~geofm.datasets.splitting.SplitRule`; by default by the column 'split' of
+            num_workers: Number of worker processes that read samples.
+            split: How samples are split: the fields of
+                :class:`~geofm.datasets.splitting.SplitRule`. By default by the column 'split' of
                 the table.
-            window_size: Height and width of the windows that are laid over each scene; whole
-                scenes by default.
-            statistics: YAML file with mean and standard deviation of each band, as of
-                ``geofm stats``; None for those that the weights in use were trained with, or else
+            window_size: Height and width in pixels of the windows that each scene is divided into.
+                By default whole scenes are samples.
+            statistics: YAML file with mean and standard deviation of each band, as written by
+                ``geofm stats``. By default those that the weights in use were trained with, or else
                 those of the sensors.
             **kwargs: Further arguments of *dataset_class*.
 
         Raises:
             BandError: If a band is unknown or given twice.
             SensorError: If a sensor is unknown.
-            ValueError: If *statistics* cannot be read, or *split* is no rule.
+            ValueError: If *statistics* cannot be read, or *split* is invalid.
         """
         self.bands = bands_of(sensors) if bands is None else check_bands(bands)
         super().__init__(
@@ -75,7 +72,7 @@ class TargetArchiveDataModule(
         self.normalize_by_file(self.bands, statistics)
 
     def setup(self, stage: str) -> None:
-        """Make the data sets of a stage, and normalise as the weights in use were trained.
+        """Make the data sets of a stage, and use the statistics of the weights in use.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
@@ -85,7 +82,7 @@ class TargetArchiveDataModule(
 
 
 class MaskedArchiveDataModule(TargetArchiveDataModule):
-    """Segmentation of any sensors of a table of rasters, one band of which holds the classes."""
+    """Table of rasters for segmentation, with a band of the table as the mask."""
 
     def __init__(
         self,
@@ -103,26 +100,26 @@ class MaskedArchiveDataModule(TargetArchiveDataModule):
         """Initialize a new MaskedArchiveDataModule instance.
 
         Args:
-            table: Table of rasters, as ``geofm index`` writes it.
+            table: Table of rasters written by ``geofm index``.
             sensors: Keys of the sensors of the images.
-            mask: Name of the band of classes, e.g. ``'landcover.class'``, of a sensor of the table.
-            bands: Names of the channels of the images; by default all of the sensors.
+            mask: Name of a band of the table with the classes, e.g. ``'landcover.class'``.
+            bands: Names of the channels of the images; by default all bands of the sensors.
             batch_size: Number of samples in a batch.
-            num_workers: Number of processes that read.
-            split: How samples are split, the fields of
-                :class:`~geofm.datasets.splitting.SplitRule`; by default by the column 'split' of
+            num_workers: Number of worker processes that read samples.
+            split: How samples are split: the fields of
+                :class:`~geofm.datasets.splitting.SplitRule`. By default by the column 'split' of
                 the table.
-            window_size: Height and width of the windows that are laid over each scene; whole
-                scenes by default.
-            statistics: YAML file with mean and standard deviation of each band, as of
-                ``geofm stats``; None for those that the weights in use were trained with, or else
+            window_size: Height and width in pixels of the windows that each scene is divided into.
+                By default whole scenes are samples.
+            statistics: YAML file with mean and standard deviation of each band, as written by
+                ``geofm stats``. By default those that the weights in use were trained with, or else
                 those of the sensors.
             **kwargs: Further arguments of :class:`~geofm.datasets.archive.masked.MaskedArchive`.
 
         Raises:
             BandError: If a band is unknown or given twice.
             SensorError: If a sensor is unknown.
-            ValueError: If *statistics* cannot be read, or *split* is no rule.
+            ValueError: If *statistics* cannot be read, or *split* is invalid.
         """
         super().__init__(
             MaskedArchive,

@@ -1,4 +1,4 @@
-"""Data module of matched observations: what those of pairs and of whole archives share."""
+"""Base class of data modules of matched observations: of pairs and of archives."""
 
 import warnings
 from abc import abstractmethod
@@ -20,11 +20,11 @@ AnySplit = Literal['train', 'val', 'test', 'all']
 
 
 class MatchedDataModule(ResumableDataModule):
-    """Samples of a :class:`~geofm.datasets.pairs.dataset.MatchedDataset`.
+    """Data module of a :class:`~geofm.datasets.pairs.dataset.MatchedDataset`.
 
-    Training shuffles the samples; validation and testing take those of their splits in order, and
-    prediction all of them. The samples of a batch may differ in size: smaller ones are padded, and
-    'valid' says where. Images are normalised band by band on the device.
+    Training samples are shuffled. Validation and testing use the samples of their splits in order,
+    prediction uses all samples. If the samples of a batch differ in size, smaller ones are padded,
+    and 'valid' is False in the padding. Images are normalised band by band on the device.
     """
 
     collate_fn = staticmethod(pad_and_stack)
@@ -50,16 +50,16 @@ class MatchedDataModule(ResumableDataModule):
             dataset_class: Class of the data sets.
             bands: Names of the bands, in the order of the channels.
             batch_size: Number of samples in a batch (on each device).
-            num_workers: Number of processes that read.
-            patch_size: Height and width in pixels of the window that is read at a random place
-                of each training sample; None for whole samples.
-            n_dates: Number of dates of a place that make one training sample; None for each date
-                as a sample of its own.
-            seed: Seed of the order of the training samples and of the places of their windows;
-                None for that of Lightning's ``seed_everything``.
-            start_method: How processes that read are started.
-            timeout: Seconds that workers may take for a batch before the run ends, and names the
-                files being read; 0 for no limit.
+            num_workers: Number of worker processes that read samples.
+            patch_size: Height and width in pixels of a window that is read at a random position of
+                each training sample; None for whole samples.
+            n_dates: Number of dates of a place that are combined in a training sample; None if each
+                date is a sample of its own.
+            seed: Seed of the order of training samples and the positions of their windows; None for
+                that of Lightning's ``seed_everything``.
+            start_method: Start method of worker processes.
+            timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
+                with an error that lists the files being read. 0 for no limit.
             statistics: YAML file with mean and standard deviation of each band; None for those that
                 the weights in use were trained with, or else the built-in ones.
             **kwargs: Further arguments of the data sets.
@@ -82,15 +82,15 @@ class MatchedDataModule(ResumableDataModule):
         self.normalize_by_file(bands, statistics)
 
     def setup(self, stage: str) -> None:
-        """Find the samples of the splits that a stage needs.
+        """Make the data sets of a stage.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
 
         Raises:
             DatasetNotFoundError: If there are no files.
-            EmptySplitError: If a split has no sample. Only fitting does without a validation
-                split, with a warning.
+            EmptySplitError: If a split is empty. For fitting, an empty validation split is only a
+                warning.
         """
         super().setup(stage)
         if stage == 'fit':
@@ -108,9 +108,9 @@ class MatchedDataModule(ResumableDataModule):
             self.predict_dataset = self._samples('all')
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled training samples.
+        """Make the data loader of shuffled training samples.
 
-        The last batch is left off if it is not full, unless it is the only one.
+        The last batch is dropped if it is incomplete, unless it is the only one.
 
         Returns:
             The data loader.
@@ -118,17 +118,17 @@ class MatchedDataModule(ResumableDataModule):
         return self._training_loader(self._valid_attribute('train_dataset'), self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """Validation samples in order.
+        """Make the data loader of validation samples.
 
         Returns:
-            The data loader; none while fitting without a validation split.
+            The data loader; an empty list if there is no validation split.
         """
         if self.val_dataset is None:
             return []
         return self._ordered_loader(self.val_dataset, self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Test samples in order.
+        """Make the data loader of test samples.
 
         Returns:
             The data loader.
@@ -136,7 +136,7 @@ class MatchedDataModule(ResumableDataModule):
         return self._ordered_loader(self._valid_attribute('test_dataset'), self.batch_size)
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        """All samples in order.
+        """Make the data loader of all samples.
 
         Returns:
             The data loader.
@@ -144,14 +144,14 @@ class MatchedDataModule(ResumableDataModule):
         return self._ordered_loader(self._valid_attribute('predict_dataset'), self.batch_size)
 
     def plot(self, *args: Any, **kwargs: Any) -> Figure | None:
-        """Draw a sample, see :meth:`geofm.datasets.pairs.dataset.MatchedDataset.plot`.
+        """Plot a sample, see :meth:`geofm.datasets.pairs.dataset.MatchedDataset.plot`.
 
         Args:
             *args: Arguments passed to the dataset.
             **kwargs: Keyword arguments passed to the dataset.
 
         Returns:
-            The figure, or None before :meth:`setup`.
+            The figure; None before :meth:`setup`.
         """
         for dataset in (
             self.val_dataset,
@@ -166,10 +166,10 @@ class MatchedDataModule(ResumableDataModule):
 
     @abstractmethod
     def _samples(self, split: AnySplit) -> MatchedDataset:
-        """The samples of a split."""
+        """Make the data set of a split."""
 
     def _training_samples(self) -> Dataset[Sample]:
-        """The training samples, or their windows, or several dates of these."""
+        """Make the data set of training samples, with windows and several dates if requested."""
         samples = self._samples('train')
         places = samples if self.n_dates is None else MultiDate(samples, self.n_dates)
         return places if self.patch_size is None else RandomWindows(places, self.patch_size)

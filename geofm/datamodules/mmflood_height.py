@@ -1,4 +1,4 @@
-"""Elevation of the ground from Sentinel-1: MMFlood with its elevation model as the target."""
+"""Elevation from Sentinel-1: MMFlood with its elevation model as the target."""
 
 from typing import Any
 
@@ -11,16 +11,16 @@ from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler
 
 from geofm.datamodules.transfer import PlacesStay
 
-#: Median and standard deviation of elevations in metres, as TorchGeo has them of MMFlood.
+#: Median and standard deviation of the elevation in metres, from TorchGeo's statistics of MMFlood.
 MEDIAN, STD = (float(values[2]) for values in (MMFloodDataModule.median, MMFloodDataModule.std))
 
 
 class MMFloodHeight(MMFlood):
-    """MMFlood (Montello et al., 2022), its elevation model in place of the flood mask.
+    """MMFlood (Montello et al., 2022) with its elevation model in place of the flood mask.
 
-    A sample's 'image' is Sentinel-1, linear power, VV and VH; NaN where there is none. Its 'mask'
-    is the elevation, less the median of MMFlood and divided by its standard deviation; where data
-    are missing it is the mean of the window, as TorchGeo's task cannot leave pixels out.
+    The 'image' of a sample is VV and VH of Sentinel-1 in linear power, with NaN for pixels without
+    data. The 'mask' is the elevation, standardised with the median and standard deviation of
+    MMFlood. Missing pixels have the mean of the window, since TorchGeo's task cannot ignore them.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -38,9 +38,10 @@ class MMFloodHeight(MMFlood):
             index: Window in space and time.
 
         Returns:
-            Image float32 (2, H, W) and mask float32 (H, W), and what else ``MMFlood`` yields.
+            'image' float32 (2, H, W), 'mask' float32 (H, W), and the further entries of
+            ``MMFlood``.
         """
-        # MMFlood's own fills with 0 what is missing, the elevation too.
+        # Not that of MMFlood, which fills missing pixels with 0, also in the elevation.
         sample = super(MMFlood, self).__getitem__(index)
         power, elevation = sample['image'].tensor_split([2])
         elevation = elevation[0]
@@ -51,10 +52,10 @@ class MMFloodHeight(MMFlood):
         return sample
 
     def plot(self, sample: Sample, *_: Any, **__: Any) -> Figure:
-        """Draw VV, the elevation, and where given the prediction.
+        """Plot VV, the elevation, and the prediction if there is one.
 
         Args:
-            sample: One sample, 'image' in dB.
+            sample: A sample with 'image' in dB.
 
         Returns:
             The figure.
@@ -76,9 +77,9 @@ class MMFloodHeight(MMFlood):
 
 
 class MMFloodHeightDataModule(PlacesStay, GeoDataModule):
-    """Windows of :class:`MMFloodHeight`, by the splits of MMFlood.
+    """Windows of :class:`MMFloodHeight`, with the splits of MMFlood.
 
-    Give it to :class:`geofm.datamodules.NamedBandsDataModule`, which brings Sentinel-1 to dB and
+    Wrap it in :class:`geofm.datamodules.NamedBandsDataModule`, which converts Sentinel-1 to dB and
     normalises it.
     """
 
@@ -95,8 +96,8 @@ class MMFloodHeightDataModule(PlacesStay, GeoDataModule):
         Args:
             batch_size: Number of windows in a batch.
             patch_size: Side of a window in pixels.
-            length: Number of windows in an epoch of training.
-            num_workers: Number of processes that read.
+            length: Number of windows per training epoch.
+            num_workers: Number of worker processes that read samples.
             **kwargs: Further arguments of ``MMFlood``.
         """
         super().__init__(MMFloodHeight, batch_size, patch_size, length, num_workers, **kwargs)
@@ -108,7 +109,7 @@ class MMFloodHeightDataModule(PlacesStay, GeoDataModule):
             stage: Either 'fit', 'validate' or 'test'.
 
         Raises:
-            ValueError: If no tile is large enough for a window to train on.
+            ValueError: If no tile is large enough for a training window.
         """
         size = self.patch_size
         if stage == 'fit':
@@ -118,8 +119,8 @@ class MMFloodHeightDataModule(PlacesStay, GeoDataModule):
             )
             if self.train_sampler.series.is_empty.all():
                 raise ValueError(
-                    f'no tile of {self.train_dataset.root} holds a window of {size} px at any '
-                    'angle: choose a smaller patch_size'
+                    f'no tile of {self.train_dataset.root} is large enough for a window of {size} '
+                    'px at any angle: choose a smaller patch_size'
                 )
         if stage in ('fit', 'validate'):
             self.val_dataset = MMFloodHeight(split='val', **self.kwargs)

@@ -1,4 +1,4 @@
-"""Data module for any data set of Sentinel images, its bands by name."""
+"""Data module that matches the bands of any data set by name."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,12 +20,11 @@ SPLITS = ('train', 'val', 'test', 'predict')
 
 
 class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
-    """Data of a TorchGeo data module, or of data sets, with their bands matched by name.
+    """Wrapper of a TorchGeo data module, or of data sets, that matches bands by name.
 
-    Name the channels in the order in which the data come, once. The model then gets its own
-    bands in its own order, in dB and DN, normalised as all of this project's data are. Of the data
-    module that is wrapped only the reading of samples is used: its normalisation and its
-    augmentations are not applied.
+    Name the channels of the data, in their order. The model then gets the bands that it needs, in
+    its own order, in dB and DN, and normalised by band name. Only the reading of samples is taken
+    from the wrapped data module. Its normalisation and augmentations are not applied.
 
     .. seealso:: :class:`geofm.datasets.NamedBands`
     """
@@ -34,7 +33,7 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
         self,
         source_bands: list[str] | dict[str, list[str]],
         datamodule: BaseDataModule | None = None,
-        # Not Dataset[...]: of that jsonargparse does not find the arguments.
+        # Not Dataset[...], for which jsonargparse does not find the arguments.
         train_dataset: Dataset | None = None,  # type: ignore[type-arg]
         val_dataset: Dataset | None = None,  # type: ignore[type-arg]
         bands: Sequence[str] | None = None,
@@ -52,37 +51,39 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
         """Initialize a new NamedBandsDataModule instance.
 
         Args:
-            source_bands: Names of the channels of 'image', in the order in which the data come;
-                or, for each of several images under keys of their own, its names.
-            datamodule: A TorchGeo data module; or else
-            train_dataset: A data set to train on.
-            val_dataset: A data set to validate on; none by default.
-            bands: Names of the bands to give to the model. By default those that a model of this
-                project has; for other models, all bands of the data in canonical order.
-            scale: Factor that brings values to dB or DN, for all bands or by name: 10,000 for
-                reflectances.
-            s1_unit: Whether Sentinel-1 comes in 'dB', or as linear 'power', which becomes dB.
-            n_dates: Number of dates that lie one after the other in the channels of 'image'.
-            mean: Mean of bands by name, in dB and DN; by default that which the weights in use were
-                trained with, or else that of :mod:`geofm.sensors`.
+            source_bands: Names of the channels of 'image', in their order. If samples have several
+                images, names of the channels of each image by its key.
+            datamodule: TorchGeo data module. Give either this or *train_dataset*.
+            train_dataset: Data set for training.
+            val_dataset: Data set for validation; none by default.
+            bands: Names of the bands for the model. By default those of the model if it is geofm's;
+                for other models, all bands of the data in canonical order.
+            scale: Factor that converts values to dB or DN, for all bands or by name, e.g. 10,000
+                for reflectance.
+            s1_unit: Unit of Sentinel-1 in the data: 'dB', or linear 'power', which is converted to
+                dB.
+            n_dates: Number of dates that are concatenated in the channels of 'image'.
+            mean: Mean of bands by name, in dB and DN. By default those that the weights in use were
+                trained with, or else those of :mod:`geofm.sensors`.
             std: Standard deviation of bands by name, likewise.
             batch_size: Number of samples in a batch (on each device); by default that of the data
                 module, or 64.
-            num_workers: Number of processes that read; by default that of the data module, or 0.
-            seed: Seed of what is drawn for training samples; by default that of Lightning's
-                ``seed_everything``.
-            start_method: How processes that read are started; by default as Python does.
-            timeout: Seconds that workers may take for a batch before the run ends, and names the
-                files being read; 0 for no limit.
+            num_workers: Number of worker processes that read samples; by default that of the data
+                module, or 0.
+            seed: Seed of the order of training samples and of random numbers in their reading; by
+                default that of Lightning's ``seed_everything``.
+            start_method: Start method of worker processes; by default that of Python.
+            timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
+                with an error that lists the files being read. 0 for no limit.
 
         Raises:
-            BandError: If a band is unknown or given twice, or a wanted band is missing.
+            BandError: If a band is unknown or given twice, or a requested band is missing.
             ValueError: If not exactly one of *datamodule* and *train_dataset* is given.
         """
         if (datamodule is None) == (train_dataset is None):
             raise ValueError('give either a datamodule or a train_dataset')
         if datamodule is not None and val_dataset is not None:
-            raise ValueError('the datamodule has a val_dataset of its own')
+            raise ValueError('val_dataset does not apply if a datamodule is given: leave it out')
         if datamodule is not None:
             batch_size = datamodule.batch_size if batch_size is None else batch_size
             num_workers = datamodule.num_workers if num_workers is None else num_workers
@@ -103,7 +104,7 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
         self.timeout = timeout
         names = source_bands.values() if isinstance(source_bands, Mapping) else [source_bands]
         self.available = check_bands([band for image in names for band in image])
-        self._asked = bands
+        self._requested = bands
         self._model_bands: tuple[str, ...] | None = None
         self._mean, self._std = mean or {}, std or {}
         unknown = sorted({*self._mean, *self._std} - set(self.available))
@@ -112,18 +113,19 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
         self._name_bands(bands)
 
     def prepare_data(self) -> None:
-        """Let the data module that is wrapped download its data, if it was told to."""
+        """Prepare the data of the wrapped data module."""
         if self.source is not None:
             self.source.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Make the data sets that a stage needs, and match the bands of the model.
+        """Make the data sets of a stage, and match the bands of the model.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
 
         Raises:
-            BandError: If the model has bands that the data lack, or not those asked for.
+            BandError: If a band of the model is missing in the data, or the model has other bands
+                than those requested.
         """
         self._name_bands(self._match())
         super().setup(stage)
@@ -134,19 +136,19 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
             setattr(self, f'{split}_dataset', None if dataset is None else self._named(dataset))
 
     def match_bands(self, bands: Sequence[str]) -> None:
-        """Give the bands of a model that the trainer of this data module does not know.
+        """Match the bands of a model that is not the module of the trainer.
 
         Args:
-            bands: Names of the model's bands, in its order.
+            bands: Names of the bands of the model, in its order.
 
         Raises:
-            BandError: If others were asked for, or the data lack one.
+            BandError: If other bands were requested, or one is missing in the data.
         """
         self._model_bands = tuple(bands)
         self._name_bands(self._match())
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Training samples: shuffled, or as the sampler of a GeoDataModule says.
+        """Make the data loader of training samples: shuffled, or with the GeoDataModule's sampler.
 
         Returns:
             The data loader.
@@ -157,15 +159,15 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
         return self._training_loader(dataset, self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """Validation samples in order.
+        """Make the data loader of validation samples.
 
         Returns:
-            The data loader; none while fitting on a data set alone.
+            The data loader; an empty list if there is no validation data set.
         """
         return [] if self.val_dataset is None else self._evaluation_loader('val')
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Test samples in order.
+        """Make the data loader of test samples.
 
         Returns:
             The data loader.
@@ -173,7 +175,7 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
         return self._evaluation_loader('test')
 
     def predict_dataloader(self) -> DataLoader[Sample]:
-        """Prediction samples in order.
+        """Make the data loader of prediction samples.
 
         Returns:
             The data loader.
@@ -187,13 +189,13 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
         return self._ordered_loader(dataset, self.batch_size)
 
     def _source_loader(self, split: str, dataset: Dataset[Sample]) -> DataLoader[Sample]:
-        """The loader of the data module that is wrapped, which knows its samplers, on our data."""
+        """Make the loader of the wrapped data module, with its sampler, for our data set."""
         source: Any = self.source
         name = f'{split}_dataset'
         raw = getattr(source, name)
         setattr(source, name, dataset)
         source.batch_size, source.num_workers = self.batch_size, self.num_workers
-        # Windows at the borders of images are smaller.
+        # Windows at the edges of images are smaller.
         source.collate_fn = pad_and_stack
         source.trainer = self.trainer
         try:
@@ -202,11 +204,11 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
             setattr(source, name, raw)
 
     def _source_dataset(self, split: str) -> Dataset[Any] | None:
-        """The data set of a split, as it comes."""
+        """Return the original data set of a split."""
         if self.source is None:
             return self._given.get(split)
         dataset = getattr(self.source, f'{split}_dataset')
-        # One for all splits: it has no other samples to validate on.
+        # A GeoDataModule may have a single data set, which has no separate validation samples.
         if dataset is None and split in ('train', 'predict'):
             dataset = self.source.dataset
         return dataset
@@ -215,20 +217,20 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
         return NamedBands(dataset, bands=self.bands, **self.kwargs)
 
     def _match(self) -> Sequence[str] | None:
-        """Bands of the model; without one of this project, those asked for."""
+        """Return the bands of the model, or the requested bands if it is not geofm's."""
         trainer = self.trainer
         modules = trainer.lightning_module.modules() if trainer and trainer.model else ()
         models = [module.bands for module in modules if isinstance(module, MultiSensorViT)]
         wanted = models[0] if models else self._model_bands
         if wanted is None:
-            return self._asked
-        if self._asked is not None and tuple(self._asked) != wanted:
+            return self._requested
+        if self._requested is not None and tuple(self._requested) != wanted:
             raise BandError(
-                f'bands {list(self._asked)} asked for, but the model has {list(wanted)}'
+                f'bands {list(self._requested)} requested, but the model has {list(wanted)}'
             )
         return wanted
 
     def _name_bands(self, bands: Sequence[str] | None) -> None:
-        """Set the bands to return, and what goes with them."""
+        """Set the bands to return, and their normalisation."""
         self.bands = wanted_bands(bands, self.available)
         self.normalize_by(self.bands, self._mean, self._std)

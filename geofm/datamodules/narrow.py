@@ -1,4 +1,4 @@
-"""Images that travel to the device as the integers that they were in their files."""
+"""Transfer of images to the device as integers, as they are stored in files."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,21 +11,20 @@ from torchgeo.datasets.utils import Sample
 
 from geofm.sensors import sensor_channels
 
-#: Types to try, of half the size of float32.
+#: Types to try, half the size of float32.
 _INTEGERS = (np.uint16, np.int16)
 
 
 @dataclass(frozen=True)
 class Narrowing:
-    """A collate function whose images are, sensor by sensor, integers where they hold such.
+    """Collate function that stores images as integers if this is exact.
 
-    'image' becomes a list with a tensor (B, ..., C, H, W) of each sensor: uint16 or int16 if that
-    has all of its values, so that nothing is rounded, and float32 as before otherwise. Half the
-    bytes then pass from the worker processes to the device. Once there, :func:`widen` makes one
-    float32 tensor of it.
+    'image' becomes a list with a tensor (B, ..., C, H, W) per sensor, of type uint16 or int16 if
+    that represents all values exactly, otherwise float32. This halves the amount of data to
+    transfer. On the device, :func:`widen` converts the list to a float32 tensor.
 
     Attributes:
-        collate: What makes a batch of samples.
+        collate: Collate function that makes a batch of samples.
         bands: Names of the channels.
     """
 
@@ -39,7 +38,7 @@ class Narrowing:
             samples: Samples with 'image'.
 
         Returns:
-            The batch. Images that are not float32 stay as they are.
+            The batch. Images that are not float32 are unchanged.
         """
         batch: dict[str, Any] = self.collate(samples)
         if batch['image'].dtype == torch.float32:
@@ -48,14 +47,14 @@ class Narrowing:
 
 
 def narrow(image: Tensor, bands: Sequence[str]) -> list[Tensor]:
-    """Split images by sensor, and store what are whole numbers as integers.
+    """Split images by sensor, and convert them to integers if this is exact.
 
     Args:
         image: Images, float32 (..., C, H, W), on the CPU.
         bands: Names of the channels.
 
     Returns:
-        Images of each sensor in canonical order: uint16, int16 or float32.
+        Images of each sensor in canonical order, uint16, int16 or float32.
     """
     groups = sensor_channels(bands).values()
     return [_narrowest(image[..., channels, :, :]) for channels in groups]
@@ -64,14 +63,14 @@ def narrow(image: Tensor, bands: Sequence[str]) -> list[Tensor]:
 def _narrowest(image: Tensor) -> Tensor:
     values = image.numpy()
     for kind in _INTEGERS:
-        # The first image tells most often, and then the others need not be looked at.
+        # Usually the first image decides, and the others need not be checked.
         if all(_is_exact(part, kind) for part in (values[:1], values)):
             return torch.from_numpy(values.astype(kind))
     return image
 
 
 def _is_exact(values: Any, kind: type[np.integer[Any]]) -> bool:
-    # Casting NaN, or a number out of range, gives some integer that differs from it.
+    # NaN and numbers out of range are cast to a different integer.
     with np.errstate(invalid='ignore'):
         return bool((values.astype(kind) == values).all())
 

@@ -1,27 +1,27 @@
-"""The order of an epoch, of any number of samples, without a list of them."""
+"""Shuffled order of an epoch, for any number of samples, without a list of them."""
 
 import math
 
 import numpy as np
 import numpy.typing as npt
 
-#: Data sets with more samples than this are shuffled without a list of their samples.
+#: Maximum number of samples of data sets that are shuffled with a list of samples.
 MOST_LISTED = 2**20
 
 #: Rounds of the Feistel network. Four suffice for a pseudo-random permutation (Luby and Rackoff,
-#: 1988); the rest makes up for round functions that are simple.
+#: 1988). More compensate for simple round functions.
 _ROUNDS = 8
 
 type Numbers = npt.NDArray[np.int64]
 
 
 class Shuffle:
-    """A pseudo-random permutation of 0 to n - 1 that depends on seed and epoch alone.
+    """Pseudo-random permutation of 0 to n - 1 that only depends on seed and epoch.
 
-    Up to :data:`MOST_LISTED` samples, it is NumPy's shuffle. Beyond, it is a Feistel network with
-    cycle walking (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Each entry is
-    computed on its own, so that an epoch of a billion samples needs no memory and starts at any
-    sample at once.
+    Up to :data:`MOST_LISTED` samples, it is NumPy's permutation. For more, it is a Feistel network
+    with cycle walking (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Each
+    entry is computed independently, so that an epoch of a billion samples takes no memory and can
+    start at any sample without delay.
     """
 
     def __init__(self, n: int, seed: int, epoch: int) -> None:
@@ -36,11 +36,11 @@ class Shuffle:
         rng = np.random.default_rng([seed, epoch])
         self._listed = rng.permutation(n) if n <= MOST_LISTED else None
         self._keys = rng.integers(2**64, size=_ROUNDS, dtype=np.uint64)
-        # Numbers are pairs of digits to this base: n or little more of them.
+        # Numbers are written as two digits in this base, so that base² is n or slightly more.
         self._base = np.uint64(math.isqrt(max(n - 1, 0)) + 1)
 
     def at(self, positions: Numbers) -> Numbers:
-        """Samples at positions of the epoch.
+        """Return the samples at positions of the epoch.
 
         Args:
             positions: Positions, 0 to n - 1, int64 (K,).
@@ -64,7 +64,7 @@ class Shuffle:
 
 
 def _mixed(words: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Mix the bits of words, halved so that sums do not overflow (SplitMix64's finaliser)."""
+    """Mix the bits of words with SplitMix64's finaliser, halved so that sums do not overflow."""
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return (words ^ (words >> np.uint64(31))) >> np.uint64(1)

@@ -1,4 +1,4 @@
-"""Data module of a table of rasters of any sensors."""
+"""Data module of a table of rasters."""
 
 import hashlib
 import json
@@ -36,15 +36,15 @@ from geofm.datasets.table.scanning import open_table
 from geofm.datasets.windows import RandomWindows
 from geofm.sensors import SENSORS, bands_of, canonical_order, check_bands, sensor_channels
 
-#: Samples whose files are looked at to see whether statistics that are kept still hold.
+#: Maximum number of samples whose files are checked for changes before cached statistics are used.
 _MOST_LOOKED_AT = 1000
 
-#: Windows and pixels that statistics are computed from at most.
+#: Maximum number of windows and of pixels that statistics are computed from.
 _MOST_WINDOWS, _MOST_PIXELS = 10_000, 2**30
 
 
 class RasterArchiveDataModule(MatchedDataModule):
-    """Samples of a table of rasters: any sensors, any file layout, scenes of any size.
+    """Samples of a table of rasters, with any sensors, file layout and scene size.
 
     .. seealso:: :class:`geofm.datasets.RasterArchive`
     """
@@ -76,44 +76,47 @@ class RasterArchiveDataModule(MatchedDataModule):
         """Initialize a new RasterArchiveDataModule instance.
 
         Args:
-            table: Table of rasters, as ``geofm index`` writes it. With *root* and *layout*, where
-                to write it if it does not exist.
+            table: Table of rasters written by ``geofm index``. With *root* and *layout*, it is
+                written if it does not exist.
             sensors: Keys of the sensors.
             bands: Names of the bands, in the order of the channels; by default all bands of the
-                sensors that the files of the table have.
-            root: Folder of the files, if there is no table yet: they are indexed at the start.
-            layout: YAML file that tells what the names of the files below *root* say, or the name
-                of a built-in layout, such as 'images' for pictures in folders.
-            reference: The sensor that gives the grid, see :class:`~geofm.datasets.RasterArchive`.
+                sensors that are in the files of the table.
+            root: Folder of the files, if there is no table yet. They are indexed at the start.
+            layout: YAML file that describes the names of the files below *root*, or the name of a
+                built-in layout, such as 'images' for pictures in folders.
+            reference: Sensor whose grid the samples are on, see
+                :class:`~geofm.datasets.RasterArchive`.
             split: How samples are split: ``{'by': 'column' | 'place' | 'blocks', ...}``, the fields
                 of a :class:`~geofm.datasets.splitting.SplitRule`. By default by the column 'split'
-                of the table, if it has one; otherwise all samples are for training.
-            window_size: Height and width in pixels of a regular grid of windows over each scene;
-                each is a sample. Whole scenes by default.
-            edge: What becomes of the rest at the lower and right edge of a scene: 'shift' the last
-                window inwards, or 'drop' the rest.
+                of the table if there is one; otherwise all samples are for training.
+            window_size: Height and width in pixels of the windows that each scene is divided into;
+                each window is a sample. By default whole scenes are samples.
+            edge: How to treat the remainder at the lower and right edge of a scene: 'shift' the
+                last window inwards, or 'drop' the remainder.
             patch_size: Height and width in pixels of the window that is read at a random place of
                 each training sample; whole samples by default.
-            n_dates: Number of dates k of a place that make one training sample, 'image'
-                (k, C, H, W), see :class:`~geofm.datasets.MultiDate`. By default each date is a
-                sample of its own.
-            max_day_gap: Most days between an observation and that of the reference sensor.
-            min_overlap: Least fraction, 0 to 1, of a sample's ground that each sensor must cover.
-            allow_missing: Sensors that a sample may lack.
+            n_dates: Number of dates k of a place that are combined in a training sample, with
+                'image' (k, C, H, W), see :class:`~geofm.datasets.MultiDate`. By default each date
+                is a sample of its own.
+            max_day_gap: Maximum number of days between an observation and that of the reference
+                sensor.
+            min_overlap: Minimum fraction, 0 to 1, of the area of a sample that each sensor must
+                cover.
+            allow_missing: Sensors that may be missing in a sample.
             batch_size: Number of samples in a batch (on each device).
-            num_workers: Number of processes that read.
-            seed: Seed of the order of the training samples and of the places of their windows;
-                by default that of Lightning's ``seed_everything``.
-            start_method: How processes that read are started; by default as Python does.
-            timeout: Seconds that workers may take for a batch before the run ends, and names the
-                files being read; 0 for no limit.
-            statistics: YAML file with mean and standard deviation of each band, as ``geofm stats``
-                writes it; or 'compute', to work them out from the training samples, once: they are
-                kept beside the table. Of many samples, 10,000 are drawn at random, and of large
-                ones a window; the file says so. By default those that the weights in use were
-                trained with, or else those of the sensors' definitions.
-            on_error: What to do about a sample that cannot be read: 'raise', or 'skip' it, read
-                another one and report that at the end of the epoch.
+            num_workers: Number of worker processes that read samples.
+            seed: Seed of the order of training samples and the positions of their windows. By
+                default that of Lightning's ``seed_everything``.
+            start_method: Start method of worker processes; by default that of Python.
+            timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
+                with an error that lists the files being read. 0 for no limit.
+            statistics: YAML file with mean and standard deviation of each band, as written by
+                ``geofm stats``; or 'compute', to compute them once from the training samples and
+                cache them beside the table. At most 10,000 samples are used, drawn at random, and
+                only a window of each if they are large, as stated in the file. By default those
+                that the weights in use were trained with, or else those of the sensors.
+            on_error: What to do if a sample cannot be read: 'raise' an error, or 'skip' it. Skipped
+                samples are replaced by others, and reported at the end of each epoch.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -122,9 +125,9 @@ class RasterArchiveDataModule(MatchedDataModule):
                 is out of range.
         """
         if table is None and (root is None or layout is None):
-            raise ValueError('give a table (geofm index writes it), or a root and a layout')
+            raise ValueError('give a table (written by geofm index), or a root and a layout')
         if (root is None) != (layout is None):
-            raise ValueError('root and layout go together: give both, or only a table')
+            raise ValueError('give both root and layout, or only a table')
         self.sensors = canonical_order(sensors)
         self.bands = bands_of(self.sensors) if bands is None else check_bands(bands)
         rule = None if split is None else SplitRule(**split)
@@ -158,30 +161,30 @@ class RasterArchiveDataModule(MatchedDataModule):
         self._known: dict[AnySplit, RasterArchive] = {}
 
     def prepare_data(self) -> None:
-        """Index the files and work out statistics, in one process, where they are not there yet.
+        """Index the files and compute statistics in a single process, unless this has been done.
 
-        Of a large table, this process also makes the files that the others map.
+        For a large table, this process also writes the files that all processes map to memory.
         """
         if self.table_file is not None and self._archive().folder is not None:
             self._samples('train')
         if self.statistics == 'compute':
             self._computed_statistics(self._samples('train'))
         if self._table is not None and self._table.folder is not None:
-            # So that this process keeps no more of them in memory than the others.
+            # So that this process uses no more memory than the others.
             self._table = None
             self._known.clear()
 
     def setup(self, stage: str) -> None:
-        """Find the samples of the splits that a stage needs.
+        """Make the data sets of a stage.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
 
         Raises:
-            EmptySplitError: If a split has no sample. Only fitting does without a validation
-                split, with a warning.
-            FileNotFoundError: If there is no table, and no root and layout to make it of.
-            TableError: If the table cannot be used.
+            EmptySplitError: If a split is empty. For fitting, an empty validation split is only a
+                warning.
+            FileNotFoundError: If there is no table, and no root and layout to make it.
+            TableError: If the table is invalid.
         """
         if self.kwargs['bands'] is None:
             self.bands = self._samples('all').bands
@@ -201,14 +204,14 @@ class RasterArchiveDataModule(MatchedDataModule):
 
     @rank_zero_only
     def _say_samples(self) -> None:
-        """Say how many samples there are, in one process."""
+        """Print the number of samples, on rank 0."""
         for split in ('train', 'val'):
             if (samples := self._known.get(split)) is not None:
                 places = samples.matches.count_places()
                 rank_zero_info(f'{split}: {len(samples):,} samples of {places:,} places')
 
     def _archive(self) -> Archive:
-        """The table, made of the files if there is none yet."""
+        """Open the table, or make it if it does not exist."""
         if self._table is not None:
             return self._table
         file = self.table_file
@@ -220,7 +223,7 @@ class RasterArchiveDataModule(MatchedDataModule):
         indexed = index_folder(self.root, find_layout(self.layout))
         if indexed.unmatched:
             warnings.warn(
-                f'{self.root}: {indexed.unmatched} files that {self.layout} does not name are left '
+                f'{self.root}: {indexed.unmatched} files do not match {self.layout} and are left '
                 f'out (first: {indexed.example})',
                 UserWarning,
                 stacklevel=3,
@@ -233,8 +236,8 @@ class RasterArchiveDataModule(MatchedDataModule):
         return self._table
 
     def _samples(self, split: AnySplit) -> RasterArchive:
-        """The samples of a split."""
-        # To match the observations of a large table takes its time.
+        """Make the data set of a split."""
+        # Cached, since matching the observations of a large table takes long.
         known = self._known.get(split)
         if known is None or self.kwargs['bands'] not in (None, known.bands):
             known = RasterArchive(self._archive(), split=split, **self.kwargs)
@@ -242,7 +245,7 @@ class RasterArchiveDataModule(MatchedDataModule):
         return known
 
     def _computed_statistics(self, samples: RasterArchive) -> dict[str, dict[str, Any]]:
-        """Statistics of the training samples, from a file beside the table if there is one."""
+        """Return the statistics of the training samples, cached in a file beside the table."""
         file = self._statistics_file(samples)
         if file is not None and file.exists():
             return _read(file)
@@ -255,15 +258,15 @@ class RasterArchiveDataModule(MatchedDataModule):
                 write_statistics(file, known, about)
             except OSError as error:
                 warnings.warn(
-                    f'{file}: statistics are not kept, and worked out anew each time ({error}); '
-                    'give a table in a folder that can be written to',
+                    f'{file}: statistics cannot be cached and are computed again each time '
+                    f'({error}); give a table in a writable folder',
                     UserWarning,
                     stacklevel=2,
                 )
         return known
 
     def _statistics_file(self, samples: RasterArchive) -> Path | None:
-        """Where the statistics of these samples are kept; nowhere without a table file."""
+        """Return the file for the statistics of samples; None without a table file."""
         if self.table_file is None:
             return None
         made_of = {name: str(value) for name, value in self.kwargs.items() if name != 'on_error'}
@@ -277,9 +280,10 @@ class RasterArchiveDataModule(MatchedDataModule):
 
 
 def _read_for_statistics(samples: RasterArchive) -> tuple[Dataset[Sample], Sequence[int], str]:
-    """What statistics are computed from, which of it, and how to say that.
+    """Choose the samples for statistics: all pixels, or a random window of random samples.
 
-    All pixels; or one window each, at a random place, of some samples drawn at random.
+    Returns:
+        Data set, indices to read, and a description.
     """
     count = min(len(samples), _MOST_WINDOWS)
     pixels = samples.matches.sizes(slice(None)).astype(np.int64).prod(axis=1).sum()
@@ -292,12 +296,12 @@ def _read_for_statistics(samples: RasterArchive) -> tuple[Dataset[Sample], Seque
 
 
 def _state_of_files(samples: RasterArchive) -> str:
-    """Sizes and times of the files of samples, of some of these if there are many."""
+    """Return the sizes and modification times of the files of samples, or of a subset of them."""
     chosen = np.unique(np.linspace(0, len(samples) - 1, _MOST_LOOKED_AT).astype(int)).tolist()
     found = []
     for path in dict.fromkeys(p for i in chosen for p in samples.files_of(i)):
         file = file_of(str(path))
-        # What is on a server is not asked for, what is gone is found when it is read.
+        # Files on servers are not checked. Missing files raise an error when they are read.
         if file is not None and os.path.exists(file):  # noqa: PTH110
             state = os.stat(file)  # noqa: PTH116
             found.append((state.st_size, state.st_mtime_ns))
@@ -307,10 +311,10 @@ def _state_of_files(samples: RasterArchive) -> str:
 def archive_statistics(
     samples: Iterable[Sample], bands: Sequence[str], sensors: Sequence[str]
 ) -> dict[str, dict[str, Any]]:
-    """Statistics of samples that may lack sensors.
+    """Compute the statistics of samples with missing sensors.
 
     Args:
-        samples: Samples with 'image' (C, H, W), 'valid' (H, W) and, if a sensor may be missing,
+        samples: Samples with 'image' (C, H, W), 'valid' (H, W) and, if sensors may be missing,
             'present' (S,).
         bands: Names of the channels.
         sensors: Sensors of 'present'.
@@ -331,14 +335,14 @@ def archive_statistics(
                 known[key].update(sample['image'][channels[key]], sample['valid'])
     if empty := [key for key in sensors if not known[key].pixels]:
         raise ValueError(
-            f'no training sample has a valid pixel of {", ".join(empty)}, whose statistics are to '
-            'be computed: leave it out, or match it less strictly (max_day_gap, min_overlap)'
+            f'no training sample has a valid pixel of {", ".join(empty)} for its statistics: '
+            'leave it out, or match it less strictly (max_day_gap, min_overlap)'
         )
     found = {band: values for key in sensors for band, values in known[key].result().items()}
     return {band: found[band] for band in bands}
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
-    """Mean and standard deviation of all bands of a file."""
+    """Read the statistics of all bands from a file."""
     content: dict[str, dict[str, Any]] = yaml.safe_load(file.read_text())['bands']
     return content

@@ -1,4 +1,4 @@
-"""A data module whose training can be resumed within an epoch."""
+"""Base class of data modules whose training can be resumed within an epoch."""
 
 import multiprocessing
 from collections.abc import Mapping
@@ -26,26 +26,26 @@ from geofm.datasets.files import files_of
 from geofm.models.checkpoints.statistics import INPUT
 from geofm.transforms import Normalize
 
-#: How worker processes are started.
+#: Start method of worker processes.
 StartMethod = Literal['fork', 'spawn', 'forkserver']
 
-#: Seconds that workers may take for a batch, by default.
+#: Default of the maximum time in seconds for workers to load a batch.
 TIMEOUT = 600.0
 
 
 class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
-    """Loaders whose samples depend on the seed alone.
+    """Data module with reproducible data loaders that can be resumed within an epoch.
 
-    Each process trains on samples of its own, in an order, and with random numbers in the
-    reading of a sample, that depend on the seed, the epoch and the sample, and not on the number
-    of workers. A run that is resumed from a checkpoint within an epoch continues with the
-    next batch. Validation, testing and prediction read the samples in order, with the same random
-    numbers each time.
+    The order of training samples and the random numbers in their reading depend on the seed, the
+    epoch and the sample, but not on the number of workers. Each rank trains on different samples. A
+    run that is resumed within an epoch continues with the next batch. In validation, testing and
+    prediction, samples are read in order, with the same random numbers each time.
 
     Attributes:
-        images_as_integers: Whether images of training batches travel to the device as integers
-            where they hold such, see :class:`geofm.datamodules.narrow.Narrowing`. The task gets
-            the same batches. None: if they travel at all, and so not to the CPU.
+        images_as_integers: Whether images of training batches are transferred to the device as
+            integers if this is exact, see :class:`geofm.datamodules.narrow.Narrowing`. The task
+            gets the same batches. None: unless the device is the CPU.
+        train_loader: The training data loader in use.
     """
 
     images_as_integers: bool | None = None
@@ -73,41 +73,42 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
                 callbacks.append(kind())
 
     def state_dict(self) -> dict[str, Any]:
-        """Where training stands and how images are normalised, for a checkpoint.
+        """Return the position in training and the statistics in use, for a checkpoint.
 
         Returns:
-            The state of the training loader and the statistics in use.
+            State of the training loader, and statistics.
         """
         loader = {} if self.train_loader is None else self.train_loader.state_dict()
         return {**loader, **super().state_dict()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Resume where a checkpoint was written.
+        """Resume from a checkpoint.
 
         Args:
-            state_dict: As of :meth:`state_dict`.
+            state_dict: State returned by :meth:`state_dict`.
         """
         super().load_state_dict(state_dict)
         state_dict = {key: value for key, value in state_dict.items() if key != INPUT}
         if not state_dict:
             return
-        # The loader is there already if the strategy restores late; most often it is to come.
+        # Usually the loader is made later, but some strategies load checkpoints after that.
         if self.train_loader is not None:
             self.train_loader.load_state_dict(state_dict)
         else:
             self._state = state_dict
 
     def files(self, batch: Mapping[str, Any]) -> list[str]:
-        """Files behind a batch of the loop that runs.
+        """Return the files of a batch of the running loop.
 
         Args:
-            batch: A batch of this data module's loaders, on any device.
+            batch: A batch of a loader of this data module, on any device.
 
         Returns:
-            Their paths, each once; none if the data set does not tell, or before there is one.
+            Unique paths; an empty list if the data set does not know its files, or before
+            :meth:`setup`.
         """
         dataset: Any = self._dataset_in_use()
-        # Of a place at several dates, the dates that were drawn.
+        # If samples have several dates, 'pairs' contains those that were drawn.
         key = 'pairs' if 'pairs' in batch else 'index'
         if dataset is None or key not in batch:
             return []
@@ -117,7 +118,7 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         return list(dict.fromkeys(str(path) for n in numbers for path in files_of(dataset, n)))
 
     def _dataset_in_use(self) -> Dataset[Any] | None:
-        """The data set of the loop that runs; that of training if none does."""
+        """Return the data set of the running loop; if there is none, that of training."""
         trainer = self.trainer
         if trainer and (trainer.validating or trainer.sanity_checking):
             return self.val_dataset
@@ -126,9 +127,9 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         return self.predict_dataset if trainer and trainer.predicting else self.train_dataset
 
     def _training_loader(self, dataset: Dataset[Sample], batch_size: int) -> DataLoader[Sample]:
-        """A loader that shuffles, deals out samples to the processes, and can be resumed.
+        """Make a loader that shuffles samples, distributes them to ranks, and can be resumed.
 
-        The last batch is left off if it is not full, unless it is the only one.
+        The last batch is dropped if it is incomplete, unless it is the only one.
         """
         trainer = self.trainer
         samples = Watched(dataset, self.num_workers)
@@ -154,7 +155,10 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         return loader
 
     def _training_collate(self) -> Any:
-        """What makes a training batch: with a trainer, which has it widened again on the device."""
+        """Return the collate function of training batches.
+
+        Only with a trainer are integers converted back to float32, in *on_after_batch_transfer*.
+        """
         wanted = self.images_as_integers
         if wanted is None and self.trainer is not None:
             wanted = self.trainer.strategy.root_device.type != 'cpu'
@@ -163,7 +167,7 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         return Narrowing(self.collate_fn, self.aug.bands)
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Put together images that travelled as integers, and normalise.
+        """Convert images that were transferred as integers to float32, and normalise.
 
         Args:
             batch: A batch.
@@ -177,14 +181,14 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         return super().on_after_batch_transfer(batch, dataloader_idx)
 
     def _ordered_loader(self, dataset: Dataset[Sample], batch_size: int) -> DataLoader[Sample]:
-        """A loader of samples in order, to which Lightning can add a distributed sampler."""
+        """Make a loader of samples in order, to which Lightning can add a distributed sampler."""
         samples = Watched(dataset, self.num_workers)
         return WatchedLoader(samples, batch_size=batch_size, **self._loading())
 
     def _loading(self) -> dict[str, Any]:
-        """Arguments of all loaders."""
+        """Return the arguments shared by all loaders."""
         if self.start_method == 'forkserver':
-            # Once, for all workers.
+            # So that the modules are imported once for all workers.
             multiprocessing.set_forkserver_preload(['geofm.datasets'])
         return {
             'num_workers': self.num_workers,
@@ -197,7 +201,7 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         }
 
     def teardown(self, stage: str) -> None:
-        """Forget the training loader, so that another run starts afresh.
+        """Drop the training loader, so that another run starts at the beginning.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.

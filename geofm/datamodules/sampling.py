@@ -1,4 +1,4 @@
-"""Which samples an epoch sees, in which order and on which process, from any step on."""
+"""Samplers and loaders that can be resumed at any sample of an epoch, on any number of ranks."""
 
 import math
 import os
@@ -15,20 +15,20 @@ from geofm.datamodules.order import Shuffle
 from geofm.datamodules.stalled import WatchedLoader
 from geofm.datasets.seeded import Visit
 
-#: Positions of the order that are computed at a time.
+#: Number of positions of the order that are computed at once.
 _AT_ONCE = 2**14
 
 
 class ResumableSampler(DistributedSampler[int]):
-    """Samples of one process, in an order that seed and epoch alone decide.
+    """Distributed sampler whose order only depends on the seed and the epoch.
 
-    The processes deal out one permutation of the whole data set among them, so none sees what
-    another does. If the number of samples is not a multiple of theirs, the last few of the
-    permutation are left off, others in each epoch, rather than shown twice. The order knows nothing
-    of batches or processes: an epoch can be resumed from any sample, by any number of
-    processes.
+    A permutation of the whole data set is distributed to the ranks, so that they see different
+    samples. If the number of samples is not a multiple of the number of ranks, the last samples of
+    the permutation are left out, which differ between epochs. The order does not depend on the
+    batch size or the number of ranks. Therefore an epoch can be resumed at any sample, on any
+    number of ranks.
 
-    Lightning leaves a sampler of this class in place, and tells it the epoch.
+    Lightning does not replace a sampler of this class, and sets its epoch.
     """
 
     def __init__(
@@ -45,11 +45,11 @@ class ResumableSampler(DistributedSampler[int]):
             dataset: Any map-style dataset.
             seed: Seed of the order.
             shuffle: Whether to shuffle.
-            num_replicas: Number of processes; by default that of ``torch.distributed``, or 1.
-            rank: Number of this process; by default that of ``torch.distributed``, or 0.
+            num_replicas: Number of ranks; by default that of ``torch.distributed``, or 1.
+            rank: Rank of this process; by default that of ``torch.distributed``, or 0.
 
         Raises:
-            ValueError: If there are fewer samples than processes, or *rank* is not below
+            ValueError: If there are fewer samples than ranks, or *rank* is not less than
                 *num_replicas*.
         """
         together = dist.is_available() and dist.is_initialized()
@@ -58,22 +58,22 @@ class ResumableSampler(DistributedSampler[int]):
         if rank is None:
             rank = dist.get_rank() if together else 0
         if len(dataset) < num_replicas:
-            raise ValueError(f'{len(dataset)} samples cannot be shared by {num_replicas} processes')
-        # Typed as a Dataset by PyTorch, which only takes its length.
+            raise ValueError(f'{len(dataset)} samples are too few for {num_replicas} ranks')
+        # PyTorch requires a Dataset, but only uses its length.
         any_dataset: Any = dataset
         super().__init__(any_dataset, num_replicas, rank, shuffle, seed, drop_last=True)
         self.n_samples = len(dataset)
         self.start = 0
 
     def __iter__(self) -> Iterator[int]:
-        """Go through the rest of the epoch.
+        """Iterate over the rest of the epoch.
 
         Yields:
-            Numbers of samples, each a :class:`Visit`.
+            Indices of samples, each a :class:`Visit`.
         """
         epoch, seed = self.epoch, self.seed
         order = Shuffle(self.n_samples, seed, epoch) if self.shuffle else None
-        # As many for each process, wherever it starts: they wait for each other.
+        # The same number on each rank, since ranks wait for one another.
         mine = range(self.start + self.rank, self.n_samples, self.num_replicas)[: self.left()]
         for first in range(0, len(mine), _AT_ONCE):
             part = mine[first : first + _AT_ONCE]
@@ -83,11 +83,11 @@ class ResumableSampler(DistributedSampler[int]):
             yield from (Visit(index, epoch, seed) for index in numbers.tolist())
 
     def left(self) -> int:
-        """Number of samples of the epoch that each process has still to see."""
+        """Return the number of samples left in the epoch, per rank."""
         return (self.n_samples - self.start) // self.num_replicas
 
     def set_epoch(self, epoch: int) -> None:
-        """Turn to an epoch: to its start, unless it is the one that is under way.
+        """Set the epoch, and go to its start unless it is the current epoch.
 
         Args:
             epoch: The epoch.
@@ -97,11 +97,10 @@ class ResumableSampler(DistributedSampler[int]):
         super().set_epoch(epoch)
 
     def state_dict(self) -> dict[str, int]:
-        """Where the sampler stands.
+        """Return the position of the sampler.
 
         Returns:
-            Its seed, the epoch, and the number of samples of the epoch that all processes
-            together leave out.
+            Seed, epoch, and number of samples of the epoch that are done, over all ranks.
         """
         return {'seed': self.seed, 'epoch': self.epoch, 'start': self.start}
 
@@ -109,7 +108,7 @@ class ResumableSampler(DistributedSampler[int]):
         """Resume from a saved state.
 
         Args:
-            state_dict: As of :meth:`state_dict`, of a run on any number of processes.
+            state_dict: State returned by :meth:`state_dict`, with any number of ranks.
         """
         self.seed = state_dict['seed']
         self.epoch = state_dict['epoch']
@@ -117,15 +116,15 @@ class ResumableSampler(DistributedSampler[int]):
 
 
 class ResumableLoader(WatchedLoader):
-    """A data loader whose state a checkpoint holds: it resumes with the next batch of the epoch.
+    """Data loader with a state, which resumes with the next batch of the epoch.
 
-    Its sampler must be a :class:`ResumableSampler`; with another one (Lightning's
-    ``overfit_batches`` brings its own) nothing is kept.
+    Its sampler must be a :class:`ResumableSampler`. With another sampler, such as that of
+    Lightning's ``overfit_batches``, it has no state.
 
     Attributes:
-        position: Gives the epoch and the number of its batches that are done. By default, all
-            batches handed out are. A trainer that is interrupted in the middle of a step knows
-            better: see :func:`trainer_position`.
+        position: Function that returns the epoch and the number of its batches that are done. By
+            default, all batches returned so far are considered done. A trainer may be interrupted
+            within a step, see :func:`trainer_position`.
     """
 
     position: Callable[[], tuple[int, int]] | None = None
@@ -133,15 +132,16 @@ class ResumableLoader(WatchedLoader):
 
     @property
     def _batch_samples(self) -> int:
-        """Samples in a batch, over all processes."""
+        """Number of samples in a batch, over all ranks."""
         assert isinstance(self.sampler, ResumableSampler)
         return (self.batch_size or 1) * self.sampler.num_replicas
 
     @property
     def batches_before(self) -> int:
-        """Batches of the epoch that are done on resuming, counted in the present batch size.
+        """Number of batches of the epoch that were done before resuming.
 
-        Those that are left make it as many as an epoch has.
+        It is chosen such that, with the batches that are left at the current batch size, the epoch
+        has its usual number of batches.
         """
         if not isinstance(self.sampler, ResumableSampler) or not self.sampler.start:
             return 0
@@ -149,7 +149,7 @@ class ResumableLoader(WatchedLoader):
         return len(self) - (left // size if self.drop_last else -(-left // size))
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        """Go through the rest of the epoch.
+        """Iterate over the rest of the epoch.
 
         Yields:
             Batches.
@@ -160,10 +160,10 @@ class ResumableLoader(WatchedLoader):
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """Where the loader stands, see :meth:`ResumableSampler.state_dict`.
+        """Return the position of the loader, see :meth:`ResumableSampler.state_dict`.
 
         Returns:
-            The state of the sampler after the batches that are done.
+            State of the sampler after the batches that are done.
         """
         if not isinstance(self.sampler, ResumableSampler):
             return {}
@@ -182,7 +182,7 @@ class ResumableLoader(WatchedLoader):
         """Resume from a saved state.
 
         Args:
-            state_dict: As of :meth:`state_dict`.
+            state_dict: State returned by :meth:`state_dict`.
         """
         if state_dict and isinstance(self.sampler, ResumableSampler):
             self.sampler.load_state_dict(state_dict)
@@ -225,7 +225,7 @@ class RecountBatches(Callback):
             trainer: The trainer.
             pl_module: The module.
             batch: The batch.
-            batch_idx: Its number.
+            batch_idx: Index of the batch.
         """
         progress = trainer.fit_loop.epoch_progress
         current: Any = progress.current
@@ -235,24 +235,25 @@ class RecountBatches(Callback):
 
 
 def run_seed(seed: int | None = None) -> int:
-    """Seed of what is drawn for the samples of a run, the same on all processes.
+    """Return the seed for the data of a run, the same on all ranks.
 
     Args:
-        seed: A seed.
+        seed: A seed, or None.
 
     Returns:
-        That seed, or the one given to Lightning's ``seed_everything``, or 0.
+        *seed* if it is given, else that of Lightning's ``seed_everything``, else 0.
     """
     return int(os.environ.get('PL_GLOBAL_SEED', 0)) if seed is None else seed
 
 
 def trainer_position(trainer: Trainer) -> tuple[int, int]:
-    """Where a trainer would go on, were it saved now.
+    """Return the position at which a trainer would resume if it were saved now.
 
-    In the middle of a step, as when SLURM asks a job to make way, Lightning does the step again.
+    If it is saved within a step, for example when SLURM preempts the job, Lightning repeats the
+    step.
 
     Args:
-        trainer: The trainer, fitting.
+        trainer: The trainer, while fitting.
 
     Returns:
         The epoch and the number of its batches that are done.

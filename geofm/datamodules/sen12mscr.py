@@ -13,7 +13,7 @@ from geofm.sensors import BANDS
 class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
     """Pairs of Sentinel-1 and clear or cloudy Sentinel-2 patches from SEN12MS-CR.
 
-    In all else this is :class:`SEN12MSCRTSDataModule`.
+    Otherwise it is like :class:`SEN12MSCRTSDataModule`.
 
     .. seealso:: :class:`geofm.datasets.SEN12MSCR`
     """
@@ -41,22 +41,22 @@ class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
         Args:
             paths: Folders to search for pairs.
             batch_size: Number of samples in a batch (on each device).
-            num_workers: Number of processes that read.
+            num_workers: Number of worker processes that read samples.
             bands: Names of the bands, in the order of the channels.
-            sky: Which S2 images to use: 'clear', 'cloudy' or 'both'.
-            patch_size: Height and width in pixels of the window that is read at a random place
-                of each training patch; whole patches by default.
-            n_dates: Number of pairs of a patch that make one training sample; 2 with both skies
-                shows the model one place clear and cloudy.
-            seed: Seed of the order of the training samples and of the places of their windows;
-                by default that of Lightning's ``seed_everything``.
-            start_method: How processes that read are started; by default as Python does.
-            timeout: Seconds that workers may take for a batch before the run ends, and names the
-                files being read; 0 for no limit.
-            on_error: What to do about a pair that cannot be read: 'raise', or 'skip' it, read
-                another one and report that at the end of the epoch.
-            catalogue: Catalogue of the folder *paths*, if it does not lie where it is looked for.
-            min_overlap: As of :class:`~geofm.datasets.SEN12MSCRTS`.
+            sky: Which Sentinel-2 images to use: 'clear', 'cloudy' or 'both'.
+            patch_size: Height and width in pixels of a window that is read at a random position of
+                each training patch. By default whole patches are read.
+            n_dates: Number of pairs of a patch that are combined in a training sample. With 2 and
+                both skies, the model sees each place clear and cloudy.
+            seed: Seed of the order of training samples and the positions of their windows. By
+                default that of Lightning's ``seed_everything``.
+            start_method: Start method of worker processes; by default that of Python.
+            timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
+                with an error that lists the files being read. 0 for no limit.
+            on_error: What to do if a pair cannot be read: 'raise' an error, or 'skip' it. Skipped
+                pairs are replaced by others, and reported at the end of each epoch.
+            catalogue: Catalogue of the folder *paths*, if it is not at its default location.
+            min_overlap: See :class:`~geofm.datasets.SEN12MSCRTS`.
 
         Raises:
             BandError: If a band is unknown or given twice.

@@ -12,9 +12,9 @@ from geofm.sensors import BANDS
 class SEN12MSCRTSDataModule(MatchedDataModule):
     """Pairs of Sentinel-1 and Sentinel-2 patches from SEN12MS-CR-TS.
 
-    Training shuffles the pairs; validation and testing take those of the official ROIs in
-    order, and prediction all of them. The patches of a batch may differ in size: smaller ones
-    are padded, and 'valid' says where. Images are normalised band by band on the device.
+    Training pairs are shuffled. Validation and testing use the pairs of the official ROIs in order,
+    prediction uses all pairs. If the patches of a batch differ in size, smaller ones are padded,
+    and 'valid' is False in the padding. Images are normalised band by band on the device.
 
     .. seealso:: :class:`geofm.datasets.SEN12MSCRTS`
     """
@@ -41,23 +41,23 @@ class SEN12MSCRTSDataModule(MatchedDataModule):
         Args:
             paths: Folders to search for pairs.
             batch_size: Number of pairs in a batch (on each device).
-            num_workers: Number of processes that read.
+            num_workers: Number of worker processes that read samples.
             bands: Names of the bands, in the order of the channels.
-            regions: World regions to keep, all by default.
-            patch_size: Height and width in pixels of the window that is read at a random place
-                of each training pair; whole patches by default.
-            n_dates: Number of dates k of a patch that make one training sample, 'image'
-                (k, C, H, W), see :class:`~geofm.datasets.MultiDate`. An epoch is then one pass
-                over the patches. By default, each pair is a sample of its own, as it always is in
-                validation, testing and prediction.
-            seed: Seed of the order of the training samples and of the places of their windows;
-                by default that of Lightning's ``seed_everything``.
-            start_method: How processes that read are started; by default as Python does.
-            timeout: Seconds that workers may take for a batch before the run ends, and names the
-                files being read; 0 for no limit.
-            statistics: YAML file with mean and standard deviation of each band, as ``geofm stats``
-                writes it; by default those that the weights in use were trained with, or else those
-                of SEN12MS-CR-TS.
+            regions: World regions to use; all by default.
+            patch_size: Height and width in pixels of a window that is read at a random position of
+                each training pair. By default whole patches are read.
+            n_dates: Number of dates k of a patch that are combined in a training sample, with
+                'image' (k, C, H, W), see :class:`~geofm.datasets.MultiDate`. An epoch is then a
+                pass over all patches. By default each pair is a sample of its own, as it always is
+                in validation, testing and prediction.
+            seed: Seed of the order of training samples and the positions of their windows. By
+                default that of Lightning's ``seed_everything``.
+            start_method: Start method of worker processes; by default that of Python.
+            timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
+                with an error that lists the files being read. 0 for no limit.
+            statistics: YAML file with mean and standard deviation of each band, as written by
+                ``geofm stats``. By default those that the weights in use were trained with, or else
+                those of SEN12MS-CR-TS.
             **kwargs: Further arguments of :class:`~geofm.datasets.SEN12MSCRTS`.
 
         Raises:
@@ -84,5 +84,5 @@ class SEN12MSCRTSDataModule(MatchedDataModule):
         self.kwargs['bands'] = tuple(bands)
 
     def _samples(self, split: AnySplit) -> SEN12MSCRTS:
-        """The pairs of a split."""
+        """Make the data set of a split."""
         return self.pairs_class(split=split, **self.kwargs)

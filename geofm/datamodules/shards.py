@@ -1,4 +1,4 @@
-"""Data module of samples in shards."""
+"""Data module of shards."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,10 +14,10 @@ from geofm.sensors import bands_of, canonical_order
 
 
 class ShardsDataModule(ResumableDataModule):
-    """Samples of ``geofm shard``, on disk or object storage.
+    """Samples of shards written by ``geofm shard``, on disk or object storage.
 
-    The order of an epoch is that of the archive which the shards were made of, on any number of
-    processes and workers, and training resumes in the middle of an epoch.
+    The order of training samples is the same as for the archive from which the shards were made,
+    on any number of ranks and workers. Training can be resumed within an epoch.
 
     .. seealso:: :class:`geofm.datasets.shards.Shards`
     """
@@ -39,22 +39,22 @@ class ShardsDataModule(ResumableDataModule):
         """Initialize a new ShardsDataModule instance.
 
         Args:
-            root: Folder of the splits 'train' and, if there are any, 'val' and 'test': a path, or
-                an address such as ``s3://bucket/shards``.
-            sensors: Keys of the sensors that the shards have.
+            root: Path, or URL such as ``s3://bucket/shards``, of the folder with the splits 'train'
+                and optionally 'val' and 'test'.
+            sensors: Keys of the sensors in the shards.
             batch_size: Number of samples in a batch (on each device).
-            num_workers: Number of processes that read.
+            num_workers: Number of worker processes that read samples.
             seed: Seed of the order of the training samples; by default that of Lightning's
                 ``seed_everything``.
             start_method: How worker processes are started; by default as Python does, and by
                 forkserver where *root* is a URL.
-            statistics: YAML file with mean and standard deviation of each band, as ``geofm stats``
-                writes it. By default those that the weights in use were trained with, or else those
-                of the sensors' definitions.
-            storage_options: Options of the object storage, see
+            statistics: YAML file with mean and standard deviation of each band, as written by
+                ``geofm stats``. By default those that the weights in use were trained with, or else
+                those of the sensors.
+            storage_options: Options for the object storage, see
                 :class:`~geofm.datasets.shards.Shards`.
-            timeout: Seconds that workers may take for a batch before the run ends; 0 waits for
-                ever.
+            timeout: Maximum time in seconds for workers to load a batch. After that, the run ends.
+                0 for no limit.
 
         Raises:
             SensorError: If a sensor is unknown, or none is given.
@@ -69,14 +69,14 @@ class ShardsDataModule(ResumableDataModule):
         self.normalize_by(bands_of(self.sensors))
 
     def setup(self, stage: str) -> None:
-        """Open the shards of the splits that a stage needs.
+        """Open the shards of a stage.
 
         Args:
             stage: Either 'fit', 'validate' or 'test'.
 
         Raises:
-            ShardError: If there are no shards of the split, or they have other sensors. Only
-                fitting does without a validation split.
+            ShardError: If the shards of a split are missing or have other sensors. For fitting,
+                validation shards may be missing.
         """
         super().setup(stage)
         if stage == 'fit':
@@ -91,7 +91,7 @@ class ShardsDataModule(ResumableDataModule):
             self.test_dataset = self._open('test')
 
     def _open(self, split: str) -> Shards:
-        """The shards of a split."""
+        """Open the shards of a split."""
         shards = Shards(f'{self.root.rstrip("/")}/{split}', **self.kwargs)
         if shards.contents.sensors != self.sensors:
             raise ShardError(
@@ -102,7 +102,7 @@ class ShardsDataModule(ResumableDataModule):
         return shards
 
     def train_dataloader(self) -> DataLoader[Sample]:
-        """Shuffled training samples.
+        """Make the data loader of shuffled training samples.
 
         Returns:
             The data loader.
@@ -110,16 +110,16 @@ class ShardsDataModule(ResumableDataModule):
         return self._training_loader(self._valid_attribute('train_dataset'), self.batch_size)
 
     def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """Validation samples in order.
+        """Make the data loader of validation samples.
 
         Returns:
-            The data loader; none while fitting without a validation split.
+            The data loader; an empty list if there is no validation split.
         """
         dataset: Dataset[Sample] | None = self.val_dataset
         return [] if dataset is None else self._ordered_loader(dataset, self.batch_size)
 
     def test_dataloader(self) -> DataLoader[Sample]:
-        """Test samples in order.
+        """Make the data loader of test samples.
 
         Returns:
             The data loader.

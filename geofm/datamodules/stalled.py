@@ -1,4 +1,4 @@
-"""A loader whose workers stop answering: the run ends and names what they were reading."""
+"""Data loaders that report which files were being read if workers stall."""
 
 import os
 import signal
@@ -14,12 +14,12 @@ from torchgeo.datasets.utils import Sample
 from geofm.datasets.files import files_of
 from geofm.datasets.seeded import Seeded
 
-#: Files that a message names.
+#: Maximum number of files in a message.
 _NAMED = 3
 
 
 class Watched(Seeded):
-    """Samples, and a note in shared memory of which one each worker process reads."""
+    """Data set that records in shared memory which sample each worker process is reading."""
 
     def __init__(self, dataset: Dataset[Sample], num_workers: int) -> None:
         """Initialize a new Watched instance.
@@ -29,14 +29,14 @@ class Watched(Seeded):
             num_workers: Number of worker processes.
         """
         super().__init__(dataset)
-        # Process and sample; -1: none.
+        # Process ID and index of the sample; -1 for none.
         self._reading = torch.full((num_workers, 2), -1).share_memory_()
 
     def __getitem__(self, index: SupportsIndex) -> Sample:
         """Read a sample.
 
         Args:
-            index: Its number.
+            index: Index of the sample.
 
         Returns:
             The sample.
@@ -52,14 +52,14 @@ class Watched(Seeded):
             note[1] = -1
 
     def kill_readers(self) -> list[str]:
-        """Kill the workers that are reading: a file system that hangs would keep them for ever.
+        """Kill the workers that are reading, since a stalled file system would block them forever.
 
         Returns:
-            What they read: files, or numbers of samples if the data set does not tell.
+            The files being read, or indices of samples if the data set does not know its files.
         """
         stalled = [note for note in self._reading.tolist() if note[1] >= 0]
         if threading.current_thread() is threading.main_thread():
-            # PyTorch's handler raises an error of its own when a worker ends.
+            # PyTorch's handler would raise an error when a worker ends.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for process, _ in stalled:
                 with suppress(ProcessLookupError):
@@ -72,16 +72,16 @@ class Watched(Seeded):
 
 
 class WatchedLoader(DataLoader[Sample]):
-    """A data loader whose timeout says which files its workers were reading."""
+    """Data loader that lists the files being read if it times out."""
 
     def __iter__(self) -> Iterator[Sample]:  # type: ignore[override]
-        """Go through the data set.
+        """Iterate over the data set.
 
         Yields:
             Batches.
 
         Raises:
-            TimeoutError: If the workers do not deliver a batch in time.
+            TimeoutError: If the workers do not load a batch in time.
         """
         try:
             yield from super().__iter__()
@@ -91,19 +91,19 @@ class WatchedLoader(DataLoader[Sample]):
             names = self.dataset.kill_readers()
             more = f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''
             raise TimeoutError(
-                f'no batch within {self.timeout:g} s. Being read: '
-                f'{", ".join(names[:_NAMED]) or "nothing"}{more}. Does the file system answer? '
-                "The data module's `timeout` sets the time; 0 waits for ever"
+                f'no batch within {self.timeout:g} s. Files being read: '
+                f'{", ".join(names[:_NAMED]) or "none"}{more}. Check the file system, or set a '
+                'larger `timeout` of the data module (0 for no limit)'
             ) from error
 
 
 def ignore_sigusr1(worker: int) -> None:
-    """Leave SIGUSR1, which asks a run to end, to the process that trains.
+    """Ignore SIGUSR1 in a worker process.
 
-    SLURM sends it to all processes of a job.
+    SLURM sends the signal to all processes of a job, but only the training process handles it.
 
     Args:
-        worker: Number of the worker process.
+        worker: Index of the worker process.
     """
     if hasattr(signal, 'SIGUSR1'):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)

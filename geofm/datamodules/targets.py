@@ -1,4 +1,4 @@
-"""Checking labels and masks against the task, before they come to a device."""
+"""Checking labels and masks against the task, before they are moved to the device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,23 +9,23 @@ from torch import Tensor
 
 
 class CheckedTargets(LightningDataModule):
-    """A data module that tells labels which are no class of the task.
+    """Data module that raises an error if a label is not a class of the task.
 
-    A loss would fail with a message of its own on a CPU, and stop the whole process on a GPU.
+    Otherwise, losses would fail with an unclear message on a CPU, and crash the process on a GPU.
     """
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Check the targets of a batch, while they are on the CPU.
+        """Check the targets of a batch on the CPU.
 
         Args:
             batch: A batch.
             dataloader_idx: Index of its data loader.
 
         Returns:
-            The batch; labels of shape (B, 1) for a task of several classes have become (B,).
+            The batch. For multiclass tasks, labels of shape (B, 1) are converted to (B,).
 
         Raises:
-            ValueError: If a label or a mask holds a value that is no class of the task.
+            ValueError: If a label or mask contains a value that is not a class of the task.
         """
         batch = super().on_before_batch_transfer(batch, dataloader_idx)
         module = self.trainer.lightning_module if self.trainer else None
@@ -38,22 +38,22 @@ def check_targets(batch: dict[str, Any], task: Mapping[str, Any]) -> dict[str, A
     """Check the targets of a batch against a task.
 
     Args:
-        batch: May have 'label' (B,), (B, 1) or (B, L), or 'mask' (B, H, W).
-        task: Hyperparameters of a task of TorchGeo: 'num_classes', 'num_labels', 'ignore_index'.
+        batch: Batch with 'label' (B,), (B, 1) or (B, L), or 'mask' (B, H, W), or neither.
+        task: Hyperparameters of a TorchGeo task: 'num_classes', 'num_labels', 'ignore_index'.
 
     Returns:
-        The batch; labels of shape (B, 1) for a task of several classes have become (B,).
+        The batch. For multiclass tasks, labels of shape (B, 1) are converted to (B,).
 
     Raises:
-        ValueError: If a label or a mask holds a value that is no class of the task.
+        ValueError: If a label or mask contains a value that is not a class of the task.
     """
     classes, labels = task.get('num_classes'), task.get('num_labels')
     label = batch.get('label')
     target = label if isinstance(label, Tensor) and _whole(label) else None
     if target is not None and labels and (target.ndim != 2 or target.shape[1] != labels):
         raise ValueError(
-            f'labels of shape {tuple(target.shape)}, but the task has num_labels={labels}: a 0 or '
-            '1 for each label is needed'
+            f'labels of shape {tuple(target.shape)}, but the task has num_labels={labels}: give 0 '
+            'or 1 for each label'
         )
     if target is not None and classes and not labels:
         if target.ndim == 2 and target.shape[1] == 1:
@@ -61,7 +61,7 @@ def check_targets(batch: dict[str, Any], task: Mapping[str, Any]) -> dict[str, A
             batch = {**batch, 'label': target}
         if target.ndim == 2:
             raise ValueError(
-                f'labels of shape {tuple(target.shape)}: an image has several labels. Set '
+                f'labels of shape {tuple(target.shape)}: images have several labels. Set '
                 f"task='multilabel' and num_labels={target.shape[1]}"
             )
         _check_range('labels', target, int(classes), None)
@@ -86,9 +86,9 @@ def _check_range(what: str, target: Tensor, classes: int, ignored: int | None) -
         return
     advice = f'set num_classes to {high + 1} or more' if low >= 0 else 'number classes from 0'
     if what == 'masks':
-        advice += ', or ignore_index if the value means that nothing is known there'
+        advice += ', or ignore_index if the value means that there is no label'
     raise ValueError(
-        f'{what} hold {wrong[:5].tolist()}, but the task has num_classes={classes}'
+        f'{what} contain {wrong[:5].tolist()}, but the task has num_classes={classes}'
         + ('' if ignored is None else f' and ignore_index={ignored}')
         + f': {advice}'
     )

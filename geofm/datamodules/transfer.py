@@ -1,4 +1,4 @@
-"""What a data module moves to the device."""
+"""Transfer of batches to the device."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from geofm.device import copy_beside
 
 
 class PlacesStay(LightningDataModule):
-    """A data module whose batches keep the places of their pixels on the host.
+    """Data module that keeps the float64 georeferences of batches on the host.
 
     .. seealso:: :func:`geofm.datasets.transfer.stays_on_host`
     """
@@ -18,7 +18,7 @@ class PlacesStay(LightningDataModule):
     def transfer_batch_to_device(
         self, batch: Any, device: torch.device, dataloader_idx: int
     ) -> Any:
-        """Move a batch to the device, but for float64 tensors that say where its pixels lie.
+        """Move a batch to the device, except for float64 tensors with georeferences.
 
         Args:
             batch: A batch.

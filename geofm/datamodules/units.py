@@ -1,4 +1,4 @@
-"""Checking the units of the first batches that are trained on."""
+"""Checking the units of the first training batches."""
 
 from typing import Any
 
@@ -10,15 +10,15 @@ from geofm.units import UnitWatch
 
 
 class WatchedUnits(LightningDataModule):
-    """A data module that warns, once for each sensor, of values in another unit than the sensor's.
+    """Data module that warns, once per sensor, if values are in another unit than expected.
 
-    It looks at the raw values of the first training batches, before they are normalised.
+    It checks the raw values of the first training batches, before normalisation.
     """
 
     _unit_watch: UnitWatch | None = None
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """Look at a batch, while it is on the CPU.
+        """Check a batch on the CPU.
 
         Args:
             batch: A batch.

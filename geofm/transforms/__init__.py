@@ -1,4 +1,4 @@
-"""Transforms of batched tensors, on the device the batch is on."""
+"""Transforms of batches, on the device of the batch."""
 
 from geofm.transforms.masks import block_masks
 from geofm.transforms.multicrop import Crops, MultiCrop

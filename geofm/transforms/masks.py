@@ -6,10 +6,10 @@ import torch
 from lightly.models.utils import random_block_mask_image
 from torch import Tensor
 
-#: Smallest block, in tokens, as in DINOv2.
+#: Minimum number of tokens of a block, as in DINOv2.
 SMALLEST_BLOCK = 4
 
-#: So often an image is masked again if no block found room, as happens on the smallest grids.
+#: Maximum number of attempts to mask an image if no block fits, as may happen on small grids.
 MAX_ROUNDS = 10
 
 
@@ -19,13 +19,13 @@ def block_masks(
     probability: float = 0.5,
     ratio: tuple[float, float] = (0.1, 0.5),
 ) -> Tensor:
-    """Draw DINOv2's block masks.
+    """Draw the block masks of DINOv2.
 
-    A fraction of the images is masked. The range of ratios is cut into as many equal slices as
-    images are masked, and each of these draws its own ratio in its own slice, so that every batch
-    covers the range evenly. Blocks of tokens with an aspect ratio of 0.3 to 1 / 0.3 are then masked
-    until the number is reached or ten blocks in a row find no room, as one in ten times the last
-    token does not. The masked images lie at random places in the batch.
+    A fraction of the images, at random positions in the batch, is masked. The range of ratios is
+    divided into equal intervals, one per masked image, and the ratio of each image is drawn from
+    its own interval, so that each batch covers the range evenly. Then blocks of tokens with an
+    aspect ratio of 0.3 to 1 / 0.3 are masked until the ratio is reached, or ten blocks in a row do
+    not fit. The latter leaves the last token unmasked in about a tenth of the images.
 
     From Oquab et al., `DINOv2 <https://arxiv.org/abs/2304.07193>`_, after Zhou et al.,
     `iBOT <https://arxiv.org/abs/2111.07832>`_; blocks as in Bao et al.,
@@ -33,14 +33,14 @@ def block_masks(
 
     Args:
         n_images: Number of images N.
-        grid: Number of patch tokens down and across (h, w).
-        probability: Fraction of the images to mask; rounded to whole images at random, so that it
-            holds on average.
-        ratio: Lowest and highest fraction of an image's tokens to mask.
+        grid: Height and width of the grid of patch tokens (h, w).
+        probability: Fraction of the images to mask. The number of images is rounded up or down at
+            random, so that the fraction is correct on average.
+        ratio: Lowest and highest fraction of the tokens of an image to mask.
 
     Returns:
-        True where a token is masked, bool, shape (N, h * w), on the CPU. No image has more masked
-        tokens than its ratio asks for. Reproducible through ``torch.manual_seed``.
+        Masks, True for masked tokens, bool, shape (N, h * w), on the CPU. The fraction of masked
+        tokens of an image does not exceed its ratio. Reproducible with ``torch.manual_seed``.
 
     Raises:
         ValueError: If *probability* or *ratio* is not within 0 and 1, or *ratio* is not ascending.
@@ -55,20 +55,20 @@ def block_masks(
     ratios = edges[:-1] + torch.rand(n_masked) * edges.diff()
     masks = torch.zeros(n_images, *grid, dtype=torch.bool)
     places = torch.randperm(n_images)[:n_masked]
-    # lightly draws from Python's generator; ours follows torch's, and leaves the user's alone.
+    # lightly uses Python's generator. Seed it from torch's, and restore the state of the user.
     state = random.getstate()
     random.seed(int(torch.randint(2**62, ()).item()))
     try:
-        for place, share in zip(places.tolist(), ratios.tolist(), strict=True):
-            masks[place] = _mask_image(grid, int(share * grid[0] * grid[1]))
+        for place, fraction in zip(places.tolist(), ratios.tolist(), strict=True):
+            masks[place] = _mask_image(grid, int(fraction * grid[0] * grid[1]))
     finally:
         random.setstate(state)
     return masks.flatten(1)
 
 
 def _mask_image(grid: tuple[int, int], n_tokens: int) -> Tensor:
-    """Mask blocks of one image until *n_tokens* are masked, or a block finds no room."""
-    # No block covers more than half the image; one of few tokens may be larger than these.
+    """Mask blocks of an image until *n_tokens* are masked, or no block fits."""
+    # At most half of the image, but not less than the minimum.
     largest = max(SMALLEST_BLOCK, min(n_tokens, grid[0] * grid[1] // 2))
     for _ in range(MAX_ROUNDS):
         mask = random_block_mask_image(

@@ -1,13 +1,12 @@
-"""Photometry of normalised crops, sensor by sensor, in physical units.
+"""Photometric augmentation of normalised crops, by sensor and in physical units.
 
-What is changed, and how much, is a matter of each sensor: :attr:`geofm.sensors.Sensor.photometry`.
-What suits a camera's pictures does not suit measurements. Left out of DINOv2's list on purpose:
+The kind and range of changes are defined per sensor, see :attr:`geofm.sensors.Sensor.photometry`.
+Some augmentations of DINOv2 are designed for photographs and are left out:
 
-- *solarize* inverts the bright part of a picture; nothing on the ground or in the air does that to
-  reflectance,
-- *grayscale* replaces every band by a mean of the bands; that throws away the spectrum, which is
-  what a multispectral sensor is there for, and a mean of normalised bands has no unit,
-- *hue and saturation* have no meaning for thirteen bands, still less for VV and VH.
+- *solarize* inverts bright pixels, which has no physical equivalent for reflectance,
+- *grayscale* replaces all bands by their mean, which removes the spectral information, and the mean
+  of normalised bands has no unit,
+- *hue and saturation* are undefined for thirteen bands, or for VV and VH.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,12 +28,12 @@ from geofm.sensors import (
     sensor_channels,
 )
 
-#: Affine change of each channel of each crop, x -> gain * x + offset, both of shape (N, C).
+#: Gain and offset, shape (N, C) each, of the affine change x -> gain * x + offset of each channel.
 Affine = tuple[Tensor, Tensor]
 
 
 class ReflectanceArgs(TypedDict, total=False):
-    """Photometry of sensors that measure reflectance, where it differs from the sensor's own."""
+    """Overrides of the photometry of sensors that measure reflectance."""
 
     gain: tuple[float, float]
     band_gain: tuple[float, float]
@@ -43,16 +42,16 @@ class ReflectanceArgs(TypedDict, total=False):
 
 
 class PhotometryArgs(ReflectanceArgs, total=False):
-    """The same, and the range of the blur's standard deviation, in pixels of a crop."""
+    """Overrides, including the range of the standard deviation of the blur in pixels of a crop."""
 
     blur: tuple[float, float]
 
 
 class Photometry(nn.Module):
-    """Random photometry of crops, each sensor by its own rules.
+    """Random photometric augmentation of crops, as defined for each sensor.
 
-    All random numbers but the speckle itself are drawn on the CPU, so that the host never waits
-    for an accelerator to learn which crops to change.
+    All random numbers except the speckle itself are drawn on the CPU, so that the host does not
+    have to wait for an accelerator.
     """
 
     def __init__(self, bands: Sequence[str], reflectance: ReflectanceArgs | None = None) -> None:
@@ -60,8 +59,8 @@ class Photometry(nn.Module):
 
         Args:
             bands: Names of the channels of the crops, in their order.
-            reflectance: Changes to the photometry of sensors that measure reflectance: ``gain``,
-                ``band_gain``, ``haze`` (the range of the offset) and ``probability``.
+            reflectance: Overrides for sensors that measure reflectance: ``gain``, ``band_gain``,
+                ``haze`` (the range of the offset) and ``probability``.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -79,25 +78,25 @@ class Photometry(nn.Module):
         )
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set what the crops were normalised with; at first, the statistics of the sensors.
+        """Set the statistics with which the crops were normalised. Defaults to the sensors'.
 
         Args:
-            mean: Mean of each band in raw units, shape (C,).
-            std: Standard deviation of each band in raw units, shape (C,).
+            mean: Mean of each band in the unit of its sensor, shape (C,).
+            std: Standard deviation of each band in the unit of its sensor, shape (C,).
 
         Raises:
-            BandError: If they do not hold one number per band.
+            BandError: If there is not one number per band.
         """
         for module in self.modules():
             if isinstance(module, _Physical):
                 module.set_statistics(mean, std)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of each band that the crops were normalised with."""
+        """Return the mean and standard deviation with which the crops were normalised."""
         return self.gain.mean, self.gain.std
 
     def forward(self, crops: Tensor) -> Tensor:
-        """Change crops in place.
+        """Augment crops in place.
 
         Args:
             crops: Normalised crops, shape (N, C, H, W).
@@ -109,7 +108,7 @@ class Photometry(nn.Module):
             BandError: If the crops do not have one channel per band.
         """
         check_channels(crops, self.bands)
-        # One pass over the pixels for all gains.
+        # A single pass over the pixels for the gains of all sensors.
         change = to_device(torch.stack(self.gain(len(crops))), crops.device)
         gain, offset = change[..., None, None].to(crops.dtype)
         torch.addcmul(offset, crops, gain, out=crops)
@@ -119,10 +118,10 @@ class Photometry(nn.Module):
 
 
 def _drawn(bands: Sequence[str]) -> list[str]:
-    """Sensors in the order in which their random numbers are drawn: those with gains first.
+    """Return the sensors in the order in which random numbers are drawn: those with gains first.
 
-    With bands of Sentinel-1 or Sentinel-2 alone, numbers are drawn for both all the same, so that a
-    seed draws the same changes as with the bands of both.
+    With bands of only Sentinel-1 or Sentinel-2, numbers are drawn for both, so that a seed gives
+    the same changes as with the bands of both.
     """
     present = set(sensor_channels(bands))
     if present <= set(DEFAULT_SENSORS):
@@ -132,7 +131,7 @@ def _drawn(bands: Sequence[str]) -> list[str]:
 
 
 def _changed(key: str, changes: ReflectanceArgs) -> SensorPhotometry:
-    """Photometry of a sensor with the changes of a user."""
+    """Return the photometry of a sensor with the overrides of the user."""
     sensor = SENSORS[key]
     if sensor.quantity != 'reflectance' or not changes:
         return sensor.photometry
@@ -146,7 +145,7 @@ def _changed(key: str, changes: ReflectanceArgs) -> SensorPhotometry:
 
 
 class _Physical(nn.Module):
-    """What changes normalised values by an amount in raw units.
+    """Base class for changes of normalised values by amounts in the units of the sensors.
 
     Args:
         bands: Names of the channels of the crops, in their order.
@@ -155,27 +154,28 @@ class _Physical(nn.Module):
     def __init__(self, bands: Sequence[str]) -> None:
         super().__init__()
         self.bands = check_bands(bands)
-        # No buffers: they are used where the random numbers are drawn, on the CPU.
+        # Not buffers, since they are used on the CPU, where random numbers are drawn.
         self.mean, self.std = band_statistics(self.bands)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set mean and standard deviation of each band, in raw units."""
+        """Set mean and standard deviation of each band in the units of the sensors."""
         for name, values in (('mean', mean), ('std', std)):
             if values.shape != self.mean.shape:
                 raise BandError(
                     f'{name} has shape {tuple(values.shape)}, but there are {len(self.bands)} '
-                    f'bands {list(self.bands)}: give one number a band'
+                    f'bands {list(self.bands)}: give one number per band'
                 )
         self.mean, self.std = mean.cpu(), std.cpu()
 
 
 class GainAndOffset(_Physical):
-    """Draws gains and offsets of the crops of each sensor.
+    """Random gains and offsets of the crops of each sensor.
 
-    A value v in physical units becomes ``gain * v + offset``. Both have a part that all bands of a
-    sensor share, and one of each band. Reflectance: gains are illumination, topography and
-    calibration; the offset is path radiance, as of thin haze. Backscatter in dB: offsets are gains
-    of power (incidence angle, soil moisture, calibration).
+    A value v in physical units becomes ``gain * v + offset``. Gain and offset have a part that is
+    shared by all bands of a sensor, and a part per band. For reflectance, gains model illumination,
+    topography and calibration, and the offset models path radiance, such as thin haze. For
+    backscatter in dB, offsets are gains of power, which model incidence angle, soil moisture and
+    calibration.
     """
 
     def __init__(self, bands: Sequence[str], sensors: Mapping[str, SensorPhotometry]) -> None:
@@ -199,8 +199,8 @@ class GainAndOffset(_Physical):
             n_crops: Number of crops N.
 
         Returns:
-            Gain and offset of normalised values, shape (N, C) each, on the CPU; 1 and 0 for the
-            channels of other sensors and the crops that stay as they are.
+            Gain and offset of normalised values, shape (N, C) each, on the CPU; 1 and 0 for
+            channels of other sensors and crops that are not changed.
         """
         shape = (n_crops, len(self.bands))
         gain, offset = torch.ones(shape), torch.zeros(shape)
@@ -214,7 +214,7 @@ class GainAndOffset(_Physical):
         return gain, offset
 
     def _draw(self, key: str, photometry: SensorPhotometry, shape: tuple[int, int]) -> Affine:
-        """Gains and offsets of all channels as if all were of one sensor."""
+        """Draw gains and offsets for all channels as if they all were of one sensor."""
         shared = (shape[0], 1)
         gain, offset = torch.ones(shape), torch.zeros(shape)
         if photometry.gain is not None:
@@ -232,11 +232,11 @@ class GainAndOffset(_Physical):
 
 
 class ReflectanceGain(GainAndOffset):
-    """Draws brightness, contrast and haze of the crops of sensors that measure reflectance.
+    """Random brightness, contrast and haze of the crops of sensors that measure reflectance.
 
-    Reflectance r becomes ``g_b * r + h``: g_b is a gain that all bands share (illumination,
-    topography), times a small one of each band (calibration, atmosphere); h is path radiance, as
-    of thin haze, the same in all bands.
+    Reflectance r becomes ``g_b * r + h``, where g_b is a gain shared by all bands (illumination,
+    topography) times a small gain per band (calibration, atmosphere), and h is path radiance, such
+    as thin haze, which is the same in all bands.
     """
 
     def __init__(
@@ -251,8 +251,8 @@ class ReflectanceGain(GainAndOffset):
 
         Args:
             bands: Names of the channels of the crops, in their order.
-            gain: Range of the gain that all bands of a crop share.
-            band_gain: Range of the gain of each band.
+            gain: Range of the gain shared by all bands of a crop.
+            band_gain: Range of the gain per band.
             haze: Range of the reflectance added to all bands.
             probability: Probability of changing a crop.
 
@@ -264,10 +264,10 @@ class ReflectanceGain(GainAndOffset):
 
 
 class BackscatterGain(GainAndOffset):
-    """Draws the calibration gain of the crops of sensors that measure backscatter in dB.
+    """Random gains of the crops of sensors that measure backscatter in dB.
 
-    A gain of backscattered power is an offset in dB. VV and VH share most of it (incidence angle,
-    soil moisture); each has a small one of its own, so that their ratio varies a little.
+    A gain of backscattered power is an offset in dB. Most of it is shared by VV and VH (incidence
+    angle, soil moisture). A small gain per polarisation varies their ratio.
     """
 
     def __init__(
@@ -281,8 +281,8 @@ class BackscatterGain(GainAndOffset):
 
         Args:
             bands: Names of the channels of the crops, in their order.
-            gain: Range of the gain that both polarisations share, in dB.
-            band_gain: Range of the gain of each polarisation, in dB.
+            gain: Range of the gain shared by both polarisations, in dB.
+            band_gain: Range of the gain per polarisation, in dB.
             probability: Probability of changing a crop.
 
         Raises:
@@ -293,17 +293,18 @@ class BackscatterGain(GainAndOffset):
 
 
 def _measuring(quantity: str, bands: Sequence[str]) -> list[str]:
-    """Keys of the sensors of some bands that measure a quantity."""
+    """Return the keys of the sensors of bands that measure a quantity."""
     return [key for key in sensor_channels(bands) if SENSORS[key].quantity == quantity]
 
 
 class Speckle(_Physical):
-    """Adds speckle to crops of backscatter.
+    """Random speckle in crops of backscatter.
 
-    Speckle of L looks multiplies the power of each pixel by a Gamma(L) / L variate, of mean 1 and
+    Speckle of L looks multiplies the power of each pixel by a Gamma(L) / L variate, with mean 1 and
     variance 1 / L (Goodman, JOSA 1976; Oliver and Quegan, *Understanding Synthetic Aperture Radar
-    Images*, 2004); in dB it adds 10 lg of that. A Sentinel-1 IW GRD pixel has about 4.4 looks, so
-    that 4 looks on top about double its speckle, and 32 hardly show.
+    Images*, 2004). In dB, 10 lg of the variate is added. A pixel of Sentinel-1 IW GRD has about 4.4
+    looks. Therefore additional speckle of 4 looks approximately doubles its variance, while 32
+    looks are hardly visible.
     """
 
     def __init__(
@@ -319,11 +320,11 @@ class Speckle(_Physical):
             bands: Names of the channels of the crops, in their order.
             looks: Range of the number of looks, drawn for each crop; at least 4.
             probability: Probability of changing a crop.
-            sensors: Keys of the sensors to add speckle to; all that measure backscatter by default.
+            sensors: Keys of the sensors; by default all sensors that measure backscatter.
 
         Raises:
             BandError: If a band is unknown or given twice.
-            ValueError: If *looks* starts below 4.
+            ValueError: If the number of looks may be below 4.
         """
         super().__init__(bands)
         if looks[0] < 4:
@@ -361,34 +362,34 @@ class Speckle(_Physical):
 def speckle_decibel(looks: Tensor) -> Tensor:
     """Draw speckle in dB: 10 lg of a Gamma(L) / L variate.
 
-    Drawn by the approximation of Wilson and Hilferty (PNAS 1931), that the cube root of a gamma
-    variate is normal. From 4 looks on, mean and standard deviation are right to 0.02 dB, and it is
-    several times faster than an exact draw.
+    This uses the approximation of Wilson and Hilferty (PNAS 1931) that the cube root of a gamma
+    variate is normally distributed. For 4 or more looks, mean and standard deviation are accurate
+    to 0.02 dB. It is several times faster than sampling exactly.
 
     Args:
         looks: Number of looks L of each pixel, at least 4, any shape.
 
     Returns:
-        Noise in dB, same shape, on the same device.
+        Noise in dB, same shape and device.
     """
     root = 1 - 1 / (9 * looks) + torch.randn_like(looks) / (3 * looks.sqrt())
     return 30 * root.clamp(min=1e-2).log10()
 
 
 def blur_sigma(probability: Tensor, sigma: tuple[float, float]) -> Tensor:
-    """Draw which crops to blur, and how much.
+    """Draw the strength of the blur of each crop.
 
     Args:
         probability: Probability of blurring each crop, shape (N,), on the CPU.
         sigma: Range of the standard deviation of the Gaussian, in pixels.
 
     Returns:
-        Standard deviation for each crop, shape (N,), 0 where it is not blurred.
+        Standard deviation for each crop, shape (N,); 0 for crops that are not blurred.
     """
     n_crops = len(probability)
     return torch.where(torch.rand(n_crops) < probability, _uniform((n_crops,), sigma), 0.0)
 
 
 def _uniform(shape: tuple[int, ...], limits: tuple[float, float]) -> Tensor:
-    """Uniform random numbers on the CPU."""
+    """Draw uniform random numbers on the CPU."""
     return torch.empty(shape).uniform_(*limits)

@@ -1,19 +1,19 @@
-"""Reflectance as models of pictures take it."""
+"""Conversion of reflectance to 8-bit-like brightness, for models trained on photographs."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-#: DN (reflectance x 10,000) that white of a picture of 8 bits stands for.
+#: DN (reflectance x 10,000) that is shown as white.
 PICTURE_WHITE = 3000.0
 
 
 class Picture(nn.Module):
-    """Reflectance as the picture that models of ImageNet know: 0 is black, 1 is white.
+    """Convert DN to brightness from 0 (black) to 1 (white), for models trained on ImageNet.
 
     Args:
-        white: DN (reflectance x 10,000) of white; what is brighter is white.
+        white: DN (reflectance x 10,000) of white. Higher values are clipped.
     """
 
     def __init__(self, white: float = PICTURE_WHITE) -> None:
@@ -21,16 +21,16 @@ class Picture(nn.Module):
         self.white = white
 
     def forward(self, image: Tensor) -> Tensor:
-        """From DN to 0..1."""
+        """Convert DN to brightness from 0 to 1."""
         return (image / self.white).clamp(0, 1)
 
     def extra_repr(self) -> str:
-        """Arguments to show in the printed module."""
+        """Return the arguments, for the string representation of the module."""
         return f'white={self.white}'
 
 
 class Standardize(nn.Module):
-    """Take off a mean and divide by a standard deviation, channel by channel.
+    """Subtract the mean of each channel and divide by its standard deviation.
 
     Args:
         mean: Mean of each channel.

@@ -1,16 +1,16 @@
-"""Crop, flip, blur and resize in one linear map a crop: two small matrices, one an axis."""
+"""Cropping, resizing, flipping and blurring as products with two small matrices per crop."""
 
 import torch
 from torch import Tensor
 
 from geofm.device import full_precision, to_device
 
-# Cubic convolution with Keys' a = -0.5, as PyTorch and Pillow use for antialiased resizing.
+# Cubic convolution with Keys' a = -0.5, as in antialiased resizing of PyTorch and Pillow.
 CUBIC_A = -0.5
 CUBIC_SUPPORT = 2.0
 
-#: Gaussian weights below this are left out. They change nothing that float32 resolves, and the
-#: denormal numbers among them slow a matrix product down tenfold.
+#: Gaussian weights below this are set to 0. They are below the precision of float32, and denormal
+#: numbers slow down a matrix product tenfold.
 SMALLEST_WEIGHT = 1e-6
 
 
@@ -23,24 +23,23 @@ def crop_and_resize(
     out: Tensor | None = None,
     source: Tensor | None = None,
 ) -> Tensor:
-    """Crop boxes out of images, resize them to squares, and flip and blur them.
+    """Crop boxes from images, resize them to squares, and flip and blur them.
 
-    Resizing is antialiased bicubic and looks at no pixel outside the box: for boxes of whole
+    Resizing is antialiased bicubic and does not use pixels outside the box. For boxes of whole
     pixels, the result is that of torchvision's ``resized_crop`` with ``BICUBIC`` and
-    ``antialias=True``. All of it is linear and separable, so it is done as rows @ image @ columns,
-    with flip and blur folded into the two matrices, where they cost next to nothing.
+    ``antialias=True``. All operations are linear and separable, and are computed as rows @ image @
+    columns. Flips and blur are included in the two matrices at almost no cost.
 
     Args:
-        images: Images, shape (B, C, H, W), floating point and finite (0 x NaN is NaN).
-        boxes: x0, y0, x1, y1 of each crop in pixels, with 0 <= x0 < x1 <= W, likewise for y,
-            shape (nB, 4). Crop ``k * B + b`` is cut from image b, unless *source* says otherwise.
+        images: Images, shape (B, C, H, W), floating point and finite, since 0 * NaN is NaN.
+        boxes: x0, y0, x1, y1 of each crop in pixels, with 0 <= x0 < x1 <= W and likewise for y,
+            shape (nB, 4). Crop ``k * B + b`` is from image b, unless *source* is given.
         flips: Whether to flip a crop horizontally and vertically, bool, shape (nB, 2).
         size: Side of the output S, in pixels.
-        sigma: Standard deviation of a Gaussian blur of each crop, in pixels of the output, shape
-            (nB,); 0 leaves the crop as it is. Best on the CPU, where finding the crops to blur
-            makes nobody wait. None: no blur.
-        out: Where to write the crops, shape (nB, C, S, S), e.g. some channels of a larger tensor.
-        source: Image that each crop is cut from, int64, shape (number of crops,).
+        sigma: Standard deviation of the Gaussian blur of each crop, in pixels of the output, shape
+            (nB,); 0 or None for no blur. Should be on the CPU to avoid synchronisation.
+        out: Output tensor, shape (nB, C, S, S), e.g. some channels of a larger tensor.
+        source: Index of the image of each crop, int64, shape (number of crops,).
 
     Returns:
         Crops, shape (nB, C, S, S), dtype and device of *images*.
@@ -48,7 +47,7 @@ def crop_and_resize(
     channels, height, width = images.shape[1:]
     if out is None:
         out = images.new_empty(len(boxes), channels, size, size)
-    # Half precision and TF32 are coarser than the data.
+    # The precision of float16, bfloat16 and TF32 is lower than that of the data.
     with full_precision(images.device):
         rows = resize_matrices(boxes[:, 1], boxes[:, 3], flips[:, 1], height, size)
         columns = resize_matrices(boxes[:, 0], boxes[:, 2], flips[:, 0], width, size)
@@ -59,8 +58,8 @@ def crop_and_resize(
             rows[blurred] = blur @ rows[blurred]
             columns[blurred] = blur @ columns[blurred]
         rows, columns = rows.to(images.dtype), columns.to(images.dtype)
-        # Reading the boxes costs nothing on the CPU and there halves the arithmetic; on an
-        # accelerator it would make the host wait, and many small products lose to a few big ones.
+        # On the CPU, multiplying only the boxes halves the arithmetic. On an accelerator, reading
+        # boxes would make the host wait, and few large products are faster than many small ones.
         if boxes.is_cpu:
             _apply_to_boxes(images, boxes, rows, columns, out, source)
         else:
@@ -69,28 +68,29 @@ def crop_and_resize(
 
 
 def resize_matrices(start: Tensor, stop: Tensor, flip: Tensor, length: int, size: int) -> Tensor:
-    """Matrices that resize the stretch [start, stop) of an axis to *size* pixels.
+    """Return matrices that resize the interval [start, stop) of an axis to *size* pixels.
 
     Args:
-        start: Where each stretch starts, in pixels, shape (N,).
-        stop: Where it stops, shape (N,).
-        flip: Whether to turn it round, bool, shape (N,).
-        length: Pixels along the whole axis.
-        size: Pixels along the output axis.
+        start: Start of each interval, in pixels, shape (N,).
+        stop: End of each interval, in pixels, shape (N,).
+        flip: Whether to reverse the interval, bool, shape (N,).
+        length: Number of pixels of the axis.
+        size: Number of pixels of the output axis.
 
     Returns:
-        Weights, float32, shape (N, size, length); each row sums to 1 and is 0 outside the stretch.
+        Weights, float32, shape (N, size, length). Each row sums to 1 and is 0 outside the interval.
     """
     start = start.to(torch.float32).view(-1, 1, 1)
     stop = stop.to(torch.float32).view(-1, 1, 1)
     scale = (stop - start) / size
-    # Shrinking widens the filter, so that every input pixel counts; enlarging does not narrow it.
+    # The filter is widened for downsampling, so that it covers all pixels, but not narrowed for
+    # upsampling.
     filter_scale = scale.clamp(min=1)
-    # A bound on the taps that does not depend on the boxes, so that no shape does.
+    # An upper bound that does not depend on the boxes, so that shapes are constant.
     n_taps = min(length, int(2 * CUBIC_SUPPORT * max(1.0, length / size)) + 2)
     output = torch.arange(size, device=start.device).view(1, -1, 1)
     output = torch.where(flip.view(-1, 1, 1), size - 1 - output, output)
-    # Measured from the start of the stretch, where float32 is finest.
+    # Relative to the start of the interval, for the precision of float32.
     centre = (output + 0.5) * scale
     first = (start + centre - CUBIC_SUPPORT * filter_scale).floor().clamp(0, length - n_taps)
     tap = first + torch.arange(n_taps, device=start.device)
@@ -102,18 +102,18 @@ def resize_matrices(start: Tensor, stop: Tensor, flip: Tensor, length: int, size
 
 
 def blur_matrices(sigma: Tensor, size: int) -> Tensor:
-    """Matrices that blur an axis by a Gaussian, cut off and renormalised at its ends.
+    """Return matrices that blur an axis by a Gaussian, cut off and renormalised at the ends.
 
     Args:
         sigma: Standard deviation in pixels, positive, shape (N,).
-        size: Pixels along the axis.
+        size: Number of pixels of the axis.
 
     Returns:
         Weights, shape (N, size, size); each row sums to 1.
     """
     position = torch.arange(size, device=sigma.device, dtype=sigma.dtype)
     distance = position - position.view(-1, 1)
-    # The weights depend on the distance alone: few exponentials, then a look-up.
+    # Weights only depend on the distance: compute few exponentials, and look them up.
     profile = torch.exp(-0.5 * (position / sigma.view(-1, 1)) ** 2)
     profile = torch.where(profile > SMALLEST_WEIGHT, profile, 0.0)
     weights = profile[:, distance.abs().long()]
@@ -121,7 +121,7 @@ def blur_matrices(sigma: Tensor, size: int) -> Tensor:
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel (IEEE TASSP 1981)."""
+    """Evaluate Keys' cubic convolution kernel (IEEE TASSP 1981)."""
     x = x.abs()
     near = ((CUBIC_A + 2) * x - (CUBIC_A + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x * CUBIC_A - 4 * CUBIC_A
@@ -131,7 +131,7 @@ def _cubic(x: Tensor) -> Tensor:
 def _apply_to_images(
     images: Tensor, rows: Tensor, columns: Tensor, out: Tensor, source: Tensor | None = None
 ) -> None:
-    """Rows @ image @ columns for whole images, as many crops at a time as there are images."""
+    """Compute rows @ image @ columns for whole images, with B crops at a time."""
     B, C, H, W = images.shape
     lines = images.reshape(B, C * H, W)
     for k in range(0, len(out), B):
@@ -148,7 +148,7 @@ def _apply_to_boxes(
     out: Tensor,
     source: Tensor | None = None,
 ) -> None:
-    """Rows @ box @ columns, leaving out the pixels whose weights are zero."""
+    """Compute rows @ box @ columns, without the pixels outside the boxes."""
     B, C = images.shape[:2]
     of_image = [k % B for k in range(len(boxes))] if source is None else source.tolist()
     corners = torch.cat([boxes[:, :2].floor(), boxes[:, 2:].ceil()], dim=1).long()

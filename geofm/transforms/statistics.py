@@ -1,4 +1,4 @@
-"""How the input of a model was normalised: what has to travel with its weights."""
+"""Statistics with which the input of a model was normalised, stored with its weights."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,12 +13,12 @@ from geofm.transforms.normalize import Normalize
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """Normalisation of the input that a model was trained with, by band name.
+    """Statistics with which the input of a model was normalised, by band name.
 
     Attributes:
-        mean: Mean of each band in the unit of its sensor (S1: dB, S2: DN).
+        mean: Mean of each band in the unit of its sensor.
         std: Standard deviation of each band in the unit of its sensor.
-        clip: Largest magnitude of a normalised value, in standard deviations; None: not clipped.
+        clip: Maximum magnitude of normalised values, in standard deviations; None for no limit.
     """
 
     mean: Mapping[str, float]
@@ -30,7 +30,8 @@ class InputStatistics:
 
         Raises:
             BandError: If a band is unknown, or does not have both a mean and a standard deviation.
-            ValueError: If a number is not finite, or a standard deviation or *clip* not positive.
+            ValueError: If a number is not finite, or a standard deviation or *clip* is not
+                positive.
         """
         if self.mean:
             check_bands(list(self.mean))
@@ -44,7 +45,7 @@ class InputStatistics:
 
     @classmethod
     def of(cls, normalize: Normalize) -> Self:
-        """Statistics of a normalisation.
+        """Return the statistics of a normalisation.
 
         Args:
             normalize: The normalisation.
@@ -61,17 +62,16 @@ class InputStatistics:
 
     @classmethod
     def from_entry(cls, entry: Any) -> Self:
-        """Read what :meth:`entry` wrote.
+        """Make statistics from the result of :meth:`entry`.
 
         Args:
-            entry: The entry of a file; its content is not trusted.
+            entry: Entry of a file; not trusted.
 
         Returns:
             The statistics.
 
         Raises:
-            ValueError: If the entry is not one that :meth:`entry` writes, or a band is in another
-                unit than this version's.
+            ValueError: If the entry is invalid, or a band has another unit than in this version.
         """
         if not isinstance(entry, Mapping) or not isinstance(entry.get('bands'), Mapping):
             raise ValueError("no mapping 'bands'")
@@ -83,7 +83,7 @@ class InputStatistics:
                 raise ValueError(f'{band}: mean and std must be numbers')
             if values.get('unit') != sensor_of(band).unit:
                 raise ValueError(
-                    f'{band}: trained in {values.get("unit")!r}, but this version of geofm gives '
+                    f'{band}: trained in {values.get("unit")!r}, but this version of geofm uses '
                     f'{sensor_of(band).unit!r}'
                 )
         if clip is not None and not _is_number(clip):
@@ -94,10 +94,10 @@ class InputStatistics:
         return cls(mean, std, None if clip is None else float(clip))
 
     def entry(self) -> dict[str, Any]:
-        """What to write into a file: values of JSON only.
+        """Convert the statistics to plain JSON data.
 
         Returns:
-            ``bands``, the mean, standard deviation and unit of each by its name, and ``clip``.
+            ``bands``, with mean, standard deviation and unit of each band by name, and ``clip``.
         """
         return {
             'bands': {
@@ -108,11 +108,11 @@ class InputStatistics:
         }
 
     def normalize(self, bands: Sequence[str]) -> Normalize:
-        """Normalisation of images with these statistics.
+        """Make a normalisation with these statistics.
 
         Args:
-            bands: Names of the channels, in their order. A band without an entry gets the built-in
-                statistics of :mod:`geofm.sensors`.
+            bands: Names of the channels, in their order. For bands without statistics, those of
+                :mod:`geofm.sensors` are used.
 
         Returns:
             The normalisation.
@@ -127,14 +127,14 @@ class InputStatistics:
         return Normalize(bands, mean, std, self.clip)
 
     def updated(self, other: Self | None, bands: Sequence[str]) -> Self:
-        """These statistics for some bands, other ones for the rest.
+        """Combine these statistics for some bands with others for the remaining bands.
 
         Args:
-            other: The other statistics; None: there are none.
-            bands: Bands to take from these.
+            other: The other statistics, or None.
+            bands: Bands whose statistics to take from *self*.
 
         Returns:
-            The statistics of both.
+            The combined statistics.
         """
         kept = {} if other is None else dict(other.mean), {} if other is None else dict(other.std)
         chosen = [band for band in bands if band in self.mean]
@@ -145,13 +145,13 @@ class InputStatistics:
         )
 
     def differs(self, other: Self | None = None) -> tuple[str, ...]:
-        """Bands that two normalisations treat differently.
+        """Find the bands for which two statistics differ.
 
         Args:
-            other: The other statistics; None: the built-in ones.
+            other: The other statistics; None for the built-in ones.
 
         Returns:
-            Names of the bands, of those that both know; all of them if *clip* differs.
+            Names of the bands, among those in both statistics; all of these if *clip* differs.
         """
         bands = [band for band in self.mean if other is None or band in other.mean]
         if not bands:
@@ -171,16 +171,16 @@ def _is_number(value: Any) -> bool:
 
 
 def statistics_of(normalize: Any) -> InputStatistics | None:
-    """Statistics of whatever a data module normalises with.
+    """Return the statistics of the normalisation of a data module.
 
     Args:
-        normalize: The data module's ``aug``.
+        normalize: Attribute ``aug`` of the data module.
 
     Returns:
-        The statistics; None if it is not a :class:`~geofm.transforms.Normalize`.
+        The statistics; None if *normalize* is not a :class:`~geofm.transforms.Normalize`.
     """
     return InputStatistics.of(normalize) if isinstance(normalize, Normalize) else None
 
 
-#: Of a model that does not say how its input was normalised: the built-in ones for every band.
+#: Statistics of a model without information about its normalisation: the built-in ones are used.
 NO_STATISTICS = InputStatistics({}, {})

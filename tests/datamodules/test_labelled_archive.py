@@ -317,10 +317,14 @@ def test_ignore_index_is_no_class(folder: Path) -> None:
 @pytest.mark.parametrize(
     ('task', 'kwargs', 'said'),
     [
-        (lambda: segmentation(ignore_index=255), {'ignore_index': 9}, 'give both the same'),
-        (lambda: segmentation(ignore_index=None), {'ignore_index': 9}, 'give both the same'),
-        (lambda: segmentation(ignore_index=255), {'target': 'majority'}, 'is not for the task'),
-        (lambda: Classification('resnet18', in_channels=15, num_classes=8), {}, 'is not for'),
+        (lambda: segmentation(ignore_index=255), {'ignore_index': 9}, 'set both to the same value'),
+        (
+            lambda: segmentation(ignore_index=None),
+            {'ignore_index': 9},
+            'set both to the same value',
+        ),
+        (lambda: segmentation(ignore_index=255), {'target': 'majority'}, 'does not match the task'),
+        (lambda: Classification('resnet18', in_channels=15, num_classes=8), {}, 'does not match'),
     ],
 )
 def test_a_task_for_something_else(folder: Path, task: Any, kwargs: Any, said: str) -> None:

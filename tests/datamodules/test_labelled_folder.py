@@ -47,7 +47,7 @@ def test_the_split_depends_on_the_seed_alone(folder: Path) -> None:
 
 
 def test_held_out_images_are_told_unless_one_says_how_many(folder: Path) -> None:
-    with pytest.warns(UserWarning, match=r'8 of 20 images are held out.*to 0 to train on all'):
+    with pytest.warns(UserWarning, match=r'8 of 20 images are held out.*both to 0 to train on all'):
         LabelledFolderDataModule(folder).setup('fit')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -84,7 +84,7 @@ def test_batches_are_of_all_bands(folder: Path) -> None:
 def test_what_cannot_be_used_is_refused_by_name(folder: Path) -> None:
     with pytest.raises(ValueError, match='leave no image'):
         LabelledFolderDataModule(folder, 0.5, 0.5)
-    with pytest.raises(ValueError, match='absent: needs a folder of images for each class'):
+    with pytest.raises(ValueError, match='absent: must contain a folder of images for each class'):
         LabelledFolderDataModule(folder / 'absent').setup('fit')
     for broken in (folder / 'field').iterdir():
         broken.write_bytes(b'no image')

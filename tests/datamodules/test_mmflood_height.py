@@ -76,5 +76,5 @@ def test_heights_are_drawn_in_metres(tmp_path: Path) -> None:
 
 def test_tiles_smaller_than_a_window_are_refused(tmp_path: Path) -> None:
     datamodule = MMFloodHeightDataModule(2, 256, length=4, root=write_mmflood(tmp_path))
-    with pytest.raises(ValueError, match=r'no tile of .* holds a window of 256 px'):
+    with pytest.raises(ValueError, match=r'no tile of .* is large enough for a window of 256 px'):
         datamodule.setup('fit')

@@ -141,7 +141,7 @@ def test_bands_that_the_data_lack_are_named(eurosat: str, tmp_path: Path) -> Non
         pretrain(tmp_path, datamodule)
     with pytest.raises(BandError, match=r"missing bands \['VV'\]"):
         NamedBandsDataModule(EUROSAT, source, bands=['VV', 'B04'])
-    with pytest.raises(BandError, match=r"bands \['B04'\] asked for, but the model has"):
+    with pytest.raises(BandError, match=r"bands \['B04'\] requested, but the model has"):
         pretrain(tmp_path, NamedBandsDataModule(EUROSAT, source, bands=['B04']))
     with pytest.raises(BandError, match=r"mean or std of \['VV'\]"):
         NamedBandsDataModule(EUROSAT, source, mean={'VV': 1.0})
@@ -153,7 +153,7 @@ def test_either_a_data_module_or_data_sets(eurosat: str) -> None:
     for arguments in ({}, both):
         with pytest.raises(ValueError, match='either a datamodule or a train_dataset'):
             NamedBandsDataModule(EUROSAT, **arguments)
-    with pytest.raises(ValueError, match='val_dataset of its own'):
+    with pytest.raises(ValueError, match='val_dataset does not apply'):
         NamedBandsDataModule(EUROSAT, source, val_dataset=dataset)
 
 

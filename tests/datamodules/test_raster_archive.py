@@ -172,7 +172,7 @@ def test_fitting_without_a_split(root: Path) -> None:
 def test_wrong_arguments(root: Path) -> None:
     for kwargs, said in (
         ({'table': None, 'root': None, 'layout': None}, 'give a table'),
-        ({'layout': None}, 'go together'),
+        ({'layout': None}, 'give both root and layout'),
         ({'sensors': []}, 'no sensors given'),
         ({'patch_size': 0}, 'positive number'),
         ({'split': {'by': 'date'}}, 'unknown'),

@@ -186,7 +186,7 @@ def test_a_new_epoch_starts_at_its_start() -> None:
 
 
 def test_too_few_samples_for_the_processes() -> None:
-    with pytest.raises(ValueError, match='2 samples cannot be shared by 3 processes'):
+    with pytest.raises(ValueError, match='2 samples are too few for 3 ranks'):
         ResumableSampler(Numbers(2), num_replicas=3, rank=0)
 
 

@@ -41,9 +41,9 @@ def fit(folder: Path, labels: Tensor, **kwargs: Any) -> None:
 
 
 def test_labels_that_are_no_class_of_the_task_are_named_before_a_step(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r'labels hold \[3, 5\].*set num_classes to 6 or more'):
+    with pytest.raises(ValueError, match=r'labels contain \[3, 5\].*set num_classes to 6 or more'):
         fit(tmp_path, torch.tensor([0, 3, 5, 2]))
-    with pytest.raises(ValueError, match=r'labels hold \[-1\].*number classes from 0'):
+    with pytest.raises(ValueError, match=r'labels contain \[-1\].*number classes from 0'):
         fit(tmp_path, torch.tensor([0, -1, 1, 2]))
     with pytest.raises(ValueError, match=r"task='multilabel' and num_labels=2"):
         fit(tmp_path, torch.tensor([[0, 1], [1, 1]]))
@@ -65,9 +65,9 @@ def test_masks_may_hold_classes_and_what_is_ignored() -> None:
     mask = torch.tensor([[[0, 1], [2, 255]]])
     task = {'num_classes': 3, 'num_labels': None, 'ignore_index': 255}
     assert check_targets({'mask': mask}, task)['mask'] is mask
-    with pytest.raises(ValueError, match=r'masks hold \[255\].*num_classes=3.*or ignore_index'):
+    with pytest.raises(ValueError, match=r'masks contain \[255\].*num_classes=3.*or ignore_index'):
         check_targets({'mask': mask}, {**task, 'ignore_index': None})
-    with pytest.raises(ValueError, match=r'masks hold \[2\].*ignore_index=255'):
+    with pytest.raises(ValueError, match=r'masks contain \[2\].*ignore_index=255'):
         check_targets({'mask': mask}, {**task, 'num_classes': 2})
 
 

@@ -98,7 +98,7 @@ def test_index_and_stats(shifted: Path, tmp_path: Path, capsys: pytest.CaptureFi
         index(shifted)
     printed = capsys.readouterr().out
     assert 'that do not name their bands are assumed to have B01 B02 B03' in printed
-    assert 'taken to have VV VH, in this order' in printed
+    assert 'assumed to have VV VH, in this order' in printed
     with pytest.warns(UnitWarning, match=r'tree: values of Sentinel-2.*baseline 04\.00'):
         stats(shifted, tmp_path / 'stats.yaml')
 

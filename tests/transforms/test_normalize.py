@@ -99,7 +99,7 @@ def test_statistics_are_not_saved() -> None:
 def test_bad_arguments_are_refused() -> None:
     with pytest.raises(BandError, match=r'VV.*VH'):
         Normalize(('VV', 'VH'))({'image': torch.zeros(1, 3, 4, 4)})
-    with pytest.raises(BandError, match='one number a band'):
+    with pytest.raises(BandError, match='one number per band'):
         Normalize(('VV', 'VH'), mean=[0.0])
     with pytest.raises(ValueError, match='positive'):
         Normalize(('VV', 'VH'), std=[1.0, 0.0])

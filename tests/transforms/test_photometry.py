@@ -115,7 +115,7 @@ def test_effects_are_in_raw_units_whatever_the_crops_were_normalised_with() -> N
 
 
 def test_statistics_of_another_number_of_bands() -> None:
-    with pytest.raises(BandError, match='one number a band'):
+    with pytest.raises(BandError, match='one number per band'):
         Photometry(BANDS).set_statistics(torch.zeros(3), torch.ones(3))
 
 
