@@ -4,7 +4,6 @@ import importlib
 import inspect
 import itertools
 import json
-import os
 import re
 import signal
 import sys
@@ -315,9 +314,6 @@ def main(args: Sequence[str] | None = None) -> None:
     args = list(sys.argv[1:] if args is None else args)
     debug = '--debug' in args
     args = [arg for arg in args if arg != '--debug']
-    # A folder of SEN12MS-CR-TS holds 15,000 files: GDAL must not list it for each one it opens.
-    # Not 'EMPTY_DIR', with which GDAL would not see the .msk file beside a raster.
-    os.environ.setdefault('GDAL_DISABLE_READDIR_ON_OPEN', 'TRUE')
     # Warnings contain file names, which may contain escape sequences.
     warnings.formatwarning = format_warning
     if not args or args[0] in ('-h', '--help'):

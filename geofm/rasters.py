@@ -16,9 +16,10 @@ from typing import Any, Self
 
 import numpy as np
 from rasterio._err import CPLE_BaseError
-from rasterio.env import ensure_env
+from rasterio.env import Env
 from rasterio.errors import RasterioError, RasterioIOError
 from rasterio.io import DatasetReader
+from rasterio.session import DummySession
 
 #: GDAL drivers of formats that contain their own pixels.
 DRIVERS = (
@@ -65,6 +66,9 @@ _SERVERS = {
     'gs://': '/vsigs/',
     'az://': '/vsiaz/',
 }
+
+#: Option of GDAL that keeps it from listing the folder of a file.
+_NO_LISTING = 'GDAL_DISABLE_READDIR_ON_OPEN'
 
 #: Options of GDAL for reading from servers: times in seconds, and number of retries.
 _NETWORK = {
@@ -210,11 +214,15 @@ def open_raster(
     return src
 
 
-@ensure_env  # type: ignore[untyped-decorator]
 def _open(name: str, drivers: list[str], overview_level: int | None) -> DatasetReader:
     options = {} if overview_level is None else {'OVERVIEW_LEVEL': overview_level}
-    # Unlike rasterio.open, this accepts several drivers.
-    return DatasetReader(name, driver=drivers, **options)
+    # By default, GDAL lists the folder of each file that it opens, for files beside it. In a folder
+    # of 15,000 files on a local disk, that takes 0.6 ms of 1.7 ms. With 'EMPTY_DIR', which also
+    # avoids it, GDAL would not find .msk files.
+    listing = os.environ.get(_NO_LISTING, 'TRUE')
+    with Env.from_defaults(DummySession(), **{_NO_LISTING: listing}):
+        # Unlike rasterio.open, this accepts several drivers.
+        return DatasetReader(name, driver=drivers, **options)
 
 
 def _check_sidecars(address: Address) -> None:

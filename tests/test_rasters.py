@@ -1,14 +1,16 @@
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import rasterio
 import rasterio.shutil
+from rasterio._env import get_gdal_config
+from rasterio.io import DatasetReader
 from rasterio.transform import from_origin
 
-from geofm.cli import main
 from geofm.rasters import MAX_BLOCK_BYTES, Address, open_raster
 
 
@@ -168,12 +170,18 @@ def test_what_is_no_raster_is_named(tmp_path: Path) -> None:
         open_raster(tmp_path / 'text.tif')
 
 
-def test_commands_see_the_mask_beside_a_raster(
+def test_a_mask_beside_a_raster_is_read_without_listing_the_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Commands keep GDAL from listing the folder of each file, which must not hide .msk files.
-    monkeypatch.delenv('GDAL_DISABLE_READDIR_ON_OPEN', raising=False)
-    main(['--version'])
+    option = 'GDAL_DISABLE_READDIR_ON_OPEN'
+    monkeypatch.delenv(option, raising=False)
+    options = []
+
+    def reader(*args: Any, **kwargs: Any) -> DatasetReader:
+        options.append(get_gdal_config(option))
+        return DatasetReader(*args, **kwargs)
+
+    monkeypatch.setattr('geofm.rasters.DatasetReader', reader)
     path = tmp_path / 'x.tif'
     with (
         rasterio.Env(GDAL_TIFF_INTERNAL_MASK=False),
@@ -194,3 +202,6 @@ def test_commands_see_the_mask_beside_a_raster(
     assert path.with_name('x.tif.msk').is_file()
     with open_raster(path) as src:
         assert (src.dataset_mask() > 0).sum() == 8
+    # The mask, which is checked first, and the raster.
+    assert options == [True, True]
+    assert get_gdal_config(option) is None
