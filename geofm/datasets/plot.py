@@ -13,9 +13,7 @@ from torchgeo.datasets import RGBBandsMissingError
 from torchgeo.datasets.utils import Sample
 
 from geofm.sensors import SENSORS, Sensor, sensor_channels
-
-#: Percentiles that are drawn black and white, of the valid pixels of each channel.
-STRETCH = (2.0, 98.0)
+from geofm.stretch import stretch as percentile_stretch
 
 #: Grey of pixels without data.
 NO_DATA = 0.5
@@ -33,12 +31,8 @@ def stretch(
     Returns:
         Brightness in [0, 1], shape (H, W, K).
     """
-    picture = np.full((*valid.shape, len(channels)), NO_DATA, np.float32)
-    if valid.any():
-        values = channels[:, valid].T
-        low, high = np.percentile(values, STRETCH, axis=0)
-        picture[valid] = np.clip((values - low) / np.maximum(high - low, 1e-6), 0, 1)
-    return picture
+    picture = percentile_stretch(channels, valid)
+    return np.where(valid[..., None], np.moveaxis(picture, 0, -1), np.float32(NO_DATA))
 
 
 def compose(

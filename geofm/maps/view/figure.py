@@ -23,6 +23,7 @@ from geofm.datasets.plot import compose, drawing_order
 from geofm.grid import Grid
 from geofm.maps.scene import Scene, SensorRaster, files_by_sensor
 from geofm.sensors import SENSORS
+from geofm.stretch import SCALE, stretch, value_range
 
 Array = npt.NDArray[np.float32]
 
@@ -225,11 +226,7 @@ def _stretch(pixels: Array, valid: npt.NDArray[np.bool_], cmap: str = 'gray') ->
     A gamma of 0.7 opens the shadows.
     """
     rgba = np.zeros((*valid.shape, 4), np.float32)
-    if valid.any():
-        for i, band in enumerate(pixels):
-            low, high = np.percentile(band[valid], (2, 98))
-            stretched = (band - low) / max(high - low, 1e-6)
-            rgba[..., i] = np.where(valid, stretched, 0).clip(0, 1) ** 0.7
+    rgba[..., : len(pixels)] = np.moveaxis(stretch(pixels, valid), 0, -1) ** 0.7
     if len(pixels) == 1:
         rgba[..., :3] = colormaps[cmap](rgba[..., 0])[..., :3]
     rgba[..., 3] = valid
@@ -357,9 +354,7 @@ def _drape(values: Array, image: _Image, picture: Array, grid: Grid, norm: Norma
 
 def _limits(maps: Array) -> Normalize:
     """A colour scale that single extreme patches do not rule."""
-    known = maps[np.isfinite(maps)]
-    low, high = np.percentile(known, (1, 99)) if known.size else (0, 1)
-    return Normalize(low, high)
+    return Normalize(*value_range(maps, SCALE))
 
 
 # -- how it is laid out -------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import rasterio
 from rasterio.io import DatasetReader
 from rio_tiler import reader
@@ -16,6 +15,7 @@ from geofm.maps.make.segments import segment_colors
 from geofm.maps.scene import SensorRaster, files_by_sensor
 from geofm.maps.view.tiles import RGB, Classes, Colour, Scalar, Style, evaluate, unsaid_nodata
 from geofm.sensors import SENSORS, Sensor
+from geofm.stretch import PICTURE, SCALE, value_range
 
 #: Group of the layers that lie below all others, of which the page always shows one.
 BACKDROP = 'Scene'
@@ -216,8 +216,8 @@ def _stretched(path: Path, expression: str, fill: float | None) -> RGB:
     values, hidden = evaluate(image, style)
     if hidden.all():
         raise ValueError(f'{path}: no pixel has data')
-    limits = np.percentile(values.data[:, ~hidden].astype(np.float64), (2, 98), axis=1).T
-    return replace(style, ranges=tuple((float(low), float(high)) for low, high in limits))
+    known = values.data[:, ~hidden].astype(np.float64)
+    return replace(style, ranges=tuple(value_range(channel, PICTURE) for channel in known))
 
 
 def _attention_layers(path: Path, title: str) -> list[Layer]:
@@ -233,7 +233,8 @@ def _attention_layers(path: Path, title: str) -> list[Layer]:
     bands = [_group_and_name(title, name) for name in names]
     for i, (group, name) in enumerate(bands):
         # Heads of one source share a scale, that they can be compared.
-        low, high = _limits(values[[k for k, band in enumerate(bands) if band[0] == group]])
+        same = [k for k, band in enumerate(bands) if band[0] == group]
+        low, high = value_range(values[same], SCALE)
         style = Scalar(low, high, i + 1, 'cividis', 'attention / uniform')
         layers.append(Layer(name, path, style, group, f'{unit[:1].upper()}{unit[1:]}.{model}'))
     return layers
@@ -246,7 +247,7 @@ def _change_layer(path: Path) -> Layer:
         values = src.read(out_shape=shape, masked=True).astype(np.float64).filled(np.nan)
         tags = src.tags()
     # From 0: a scene without change is dark all over.
-    high = max(_limits(values)[1], 1e-3)
+    high = max(value_range(values, SCALE)[1], 1e-3)
     before, after = (tags.get(f'{which}_date', 'unknown') for which in ('before', 'after'))
     text = (
         f'Before: {before}. After: {after}. Cosine distance of the embeddings: 0 where they point '
@@ -262,13 +263,6 @@ def _group_and_name(title: str, description: str) -> tuple[str, str]:
     if part := re.fullmatch(r'(.+) (mean|head \d+)', rest):
         return f'{title}: {source}, {part[1]}', part[2].capitalize()
     return title, source if rest == 'rollout' else f'{source} {rest}'.strip()
-
-
-def _limits(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """A scale that single extreme patches do not rule."""
-    known = values[np.isfinite(values)]
-    low, high = np.percentile(known, (1, 99)) if known.size else (0, 1)
-    return float(low), float(high)
 
 
 def _class_colors(src: DatasetReader) -> dict[int, Colour]:
