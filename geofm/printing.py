@@ -1,11 +1,13 @@
-"""Printing names from untrusted sources, such as names of files, bands and models.
+"""Printing and warnings, safe for names from untrusted sources, such as names of files and bands.
 
 A file name may contain escape sequences that control the terminal, line breaks that fake a message,
 or rich's markup.
 """
 
+import os
 import unicodedata
 import warnings
+from pathlib import Path
 
 #: Unicode categories of characters without a glyph: control and format characters, surrogates, and
 #: line and paragraph separators.
@@ -37,6 +39,9 @@ def say(text: object) -> None:
     print(printable(text))
 
 
+#: Folder of this package.
+_PACKAGE = (f'{Path(__file__).parent}{os.sep}',)
+
 _plain_format = warnings.formatwarning
 
 
@@ -60,3 +65,13 @@ def format_warning(
         The text to print.
     """
     return _plain_format(printable(message, keep='\n'), category, filename, lineno, line)
+
+
+def warn(message: str, category: type[Warning] = UserWarning) -> None:
+    """Issue a warning that refers to the caller of geofm, however deep in geofm it is issued.
+
+    Args:
+        message: The message.
+        category: Class of the warning.
+    """
+    warnings.warn(message, category, skip_file_prefixes=_PACKAGE)

@@ -100,18 +100,19 @@ def test_stats_of_sen12mscr(single: Path, root: Path, tmp_path: Path) -> None:
         main(['stats', str(root), '--output', str(tmp_path / 'both.yaml')])
 
 
+@pytest.mark.parametrize('options', [[], ['--layout=sen12mscrts'], ['--stac']])
 @pytest.mark.parametrize('name', [None, 'notes.tif', 'ROIs1868_summer_s2_36_p0.tif'])
 def test_index_fails_without_a_usable_file(
-    name: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str | None, options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / 'in'
     root.mkdir()
     if name is not None:
         (root / name).write_bytes(b'no raster')
     with pytest.raises(SystemExit) as stopped:
-        main(['index', str(root)])
+        main(['index', str(root), *options])
     assert stopped.value.code == 1
-    assert 'no usable scene' in capsys.readouterr().err
+    assert str(root) in capsys.readouterr().err
 
 
 def test_stats_of_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

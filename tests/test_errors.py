@@ -151,6 +151,8 @@ def test_wrong_arguments(args: list[str], message: str, capsys: pytest.CaptureFi
         (CLASSIFY, ['--model.init_args.weights=absent.ckpt'], 'absent.ckpt'),
         (CLASSIFY, ['--model.init_args.num_classes=1'], 'num_classes'),
         (CLASSIFY, ['--trainer.limit_train_batches=0'], 'no step to train'),
+        (CLASSIFY, ['--data.init_args.batch_size=100000'], 'fewer samples than a batch'),
+        (CLASSIFY, ['--model.init_args.num_classes=2'], 'set num_classes to '),
         (CLASSIFY, ['--ckpt_path=last'], 'no last checkpoint in .*checkpoints'),
         (CLASSIFY, ['--ckpt_path=absent.ckpt'], r'absent\.ckpt'),
     ],
@@ -180,17 +182,6 @@ def test_the_last_checkpoint_of_another_run_is_named(
     args = [f'--data.init_args.paths={sample}', f'--trainer.default_root_dir={tmp_path}/run']
     _, said = error_of(capsys, 'fit', f'--config={CLASSIFY}', *SMALL, *args, '--ckpt_path=last')
     assert f'the newest of another run is {other}' in said
-
-
-@pytest.mark.parametrize('options', [[], ['--layout=sen12mscrts'], ['--stac']])
-def test_index_without_a_usable_file_fails(
-    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data' / 'notes.txt').write_text('no raster')
-    code, said = error_of(capsys, 'index', str(tmp_path / 'data'), *options)
-    assert code == 1
-    assert 'data' in said
 
 
 def test_debug_prints_the_traceback(capsys: pytest.CaptureFixture[str]) -> None:
