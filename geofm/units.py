@@ -1,7 +1,6 @@
 """Detecting values that are not in the unit of their sensor."""
 
 import re
-import warnings
 from collections.abc import Sequence
 from enum import StrEnum
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from geofm.printing import warn
 from geofm.sensors import SENSORS, SENTINEL2, Sensor, sensor_channels
 
 #: Value that reflectance rarely exceeds, and DN rarely fall below.
@@ -143,11 +143,10 @@ def warn_of_unit(values: npt.NDArray[Any], sensor: Sensor, source: str) -> bool:
     looks_like = wrong_unit(values, sensor)
     if looks_like is not None:
         low, high = np.percentile(values, (5, 99))
-        warnings.warn(
+        warn(
             f'{source}: values of {sensor.title} (mostly {low:.4g} to {high:.4g}) '
             f'{looks_like.advice(sensor)}',
             UnitWarning,
-            stacklevel=3,
         )
     return looks_like is not None
 

@@ -1,7 +1,6 @@
 """Data modules that normalise with the statistics that the weights in use were trained with."""
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from geofm.datasets.statistics import read_statistics
 from geofm.models import MultiSensorViT
 from geofm.models.checkpoints.model_file import read_model
 from geofm.models.checkpoints.statistics import INPUT, carry_statistics
+from geofm.printing import warn
 from geofm.transforms import Normalize
 from geofm.transforms.statistics import InputStatistics, statistics_of
 
@@ -88,11 +88,9 @@ class NormalizingDataModule(BaseDataModule):
         if statistics is None:
             return
         if others := InputStatistics.of(self.aug).differs(statistics):
-            warnings.warn(
+            warn(
                 f'{type(self).__name__} normalises {", ".join(others)} with the given statistics, '
-                f'but {source} was trained with others: leave them out to use those',
-                UserWarning,
-                stacklevel=2,
+                f'but {source} was trained with others: leave them out to use those'
             )
 
     def state_dict(self) -> dict[str, Any]:

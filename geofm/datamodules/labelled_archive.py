@@ -1,6 +1,5 @@
 """Data module of a table of rasters with user-defined labels."""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from geofm.datamodules.masked_archive import TargetArchiveDataModule
 from geofm.datasets.archive.labelled import LabelledArchive, Target
 from geofm.datasets.archive.masked import IGNORE
 from geofm.legend import LEGEND_TAG, Legend
+from geofm.printing import warn
 
 
 class LabelledArchiveDataModule(TargetArchiveDataModule):
@@ -222,11 +222,9 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             return
         other = Legend.from_entry(state_dict[LEGEND_TAG])
         if (other.values, other.names) != (legend.values, legend.names):
-            warnings.warn(
+            warn(
                 f'the checkpoint was trained with the classes {_listed(other)}, but the data have '
-                f'{_listed(legend)}: the values have different meanings',
-                UserWarning,
-                stacklevel=2,
+                f'{_listed(legend)}: the values have different meanings'
             )
 
 

@@ -1,6 +1,5 @@
 """Data module of images in one folder per class, like EuroSAT and many other data sets."""
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torchgeo.datasets import NonGeoClassificationDataset
 from torchgeo.datasets.utils import Path
 
 from geofm.datamodules.transfer import PlacesStay
+from geofm.printing import warn
 from geofm.rasters import RASTER_ERRORS, open_raster
 from geofm.sensor_rasters import MOST_VALUES
 from geofm.sensors import BandError
@@ -134,9 +134,8 @@ class LabelledFolderDataModule(PlacesStay, NonGeoDataModule):
         if self._fractions_given or trained == every:
             return
         self._fractions_given = True
-        warnings.warn(
+        warn(
             f'{self.kwargs["root"]}: {every - trained} of {every} images are held out for '
             f'validation and testing: set val_fraction (default: {self.val_fraction:g}) and '
-            f'test_fraction (default: {self.test_fraction:g}), or set both to 0 to train on all',
-            stacklevel=2,
+            f'test_fraction (default: {self.test_fraction:g}), or set both to 0 to train on all'
         )

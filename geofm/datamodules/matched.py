@@ -1,6 +1,5 @@
 """Base class of data modules of matched observations: of pairs and of archives."""
 
-import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from geofm.datamodules.sampling import run_seed
 from geofm.datasets import EmptySplitError, MultiDate, pad_and_stack
 from geofm.datasets.pairs.dataset import MatchedDataset
 from geofm.datasets.windows import RandomWindows
+from geofm.printing import warn
 
 #: A split, or all samples.
 AnySplit = Literal['train', 'val', 'test', 'all']
@@ -99,7 +99,7 @@ class MatchedDataModule(ResumableDataModule):
                 self.val_dataset = self._samples('val')
             except EmptySplitError as err:
                 self.val_dataset = None
-                warnings.warn(f'fitting without validation: {err}', UserWarning, stacklevel=2)
+                warn(f'fitting without validation: {err}')
         if stage == 'validate':
             self.val_dataset = self._samples('val')
         if stage == 'test':

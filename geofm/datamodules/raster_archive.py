@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import os
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +33,7 @@ from geofm.datasets.table.address import file_of
 from geofm.datasets.table.indexing import index_folder
 from geofm.datasets.table.scanning import open_table
 from geofm.datasets.windows import RandomWindows
+from geofm.printing import warn
 from geofm.sensors import SENSORS, bands_of, canonical_order, check_bands, sensor_channels
 
 #: Maximum number of samples whose files are checked for changes before cached statistics are used.
@@ -222,11 +222,9 @@ class RasterArchiveDataModule(MatchedDataModule):
         assert self.layout is not None
         indexed = index_folder(self.root, find_layout(self.layout))
         if indexed.unmatched:
-            warnings.warn(
+            warn(
                 f'{self.root}: {indexed.unmatched} files do not match {self.layout} and are left '
-                f'out (first: {indexed.example})',
-                UserWarning,
-                stacklevel=3,
+                f'out (first: {indexed.example})'
             )
         table = open_table(indexed.table)
         self._table = Archive.of(table)
@@ -257,11 +255,9 @@ class RasterArchiveDataModule(MatchedDataModule):
                 about = {'table': str(self.table_file), 'samples': len(samples), 'read': which}
                 write_statistics(file, known, about)
             except OSError as error:
-                warnings.warn(
+                warn(
                     f'{file}: statistics cannot be cached and are computed again each time '
-                    f'({error}); give a table in a writable folder',
-                    UserWarning,
-                    stacklevel=2,
+                    f'({error}); give a table in a writable folder'
                 )
         return known
 

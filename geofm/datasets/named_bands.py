@@ -1,6 +1,5 @@
 """Any data set of images, its bands by name."""
 
-import warnings
 from collections.abc import Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
@@ -11,6 +10,7 @@ from torch.utils.data import Dataset, Subset
 from torchgeo.datasets.utils import Sample
 
 from geofm.datasets.files import files_of
+from geofm.printing import warn
 from geofm.sensors import (
     SENSORS,
     BandError,
@@ -205,11 +205,10 @@ class NamedBands(Dataset[Sample]):
         """Warn if values of a sensor in dB are not in the stated unit."""
         if self.s1_unit == 'power':
             if values.max() < 0:
-                warnings.warn(
+                warn(
                     f'{self._title}: values of {sensor.short_title} from {values.min():g} to '
                     f"{values.max():g} look like dB, not power: leave out s1_unit='power'",
                     UnitWarning,
-                    stacklevel=5,
                 )
         else:
             title = f"{self._title}, read with s1_unit='dB' ('power' converts linear power)"

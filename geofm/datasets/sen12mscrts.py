@@ -1,7 +1,6 @@
 """SEN12MS-CR-TS: pairs of Sentinel-1 and Sentinel-2 patches, each read on its own grid."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import get_args
 
@@ -16,6 +15,7 @@ from geofm.datasets.pairs.inputs import Listing, list_scenes, sound
 from geofm.datasets.pairs.pairing import AnyPairing, Pairing, pair_scenes
 from geofm.datasets.pairs.skipped import Reason
 from geofm.datasets.pairs.table import MIN_OVERLAP, Draft, PairTable, Period, check_overlap
+from geofm.printing import warn
 from geofm.sen12ms import PIXEL_SIZE, REGIONS, Roi, Split, split_of
 from geofm.sensors import BANDS, SENSORS, BandError, check_bands, sensor_of
 
@@ -196,7 +196,7 @@ class SEN12MSCRTS(MatchedDataset):
         pairs = draft.complete(self.skipped, self._period, self.min_overlap)
         self.skipped.warn()
         if said := pairs.partial_overlap():
-            warnings.warn(said, UserWarning, stacklevel=3)
+            warn(said)
         if not rois:
             raise DatasetNotFoundError(self)
         if not len(pairs):

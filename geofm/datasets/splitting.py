@@ -4,7 +4,6 @@ import math
 import os
 import re
 import shutil
-import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from rich.progress import track
 
 from geofm.atomic import atomic_folder
 from geofm.datasets.catalogue.scan import folders_below
+from geofm.printing import warn
 from geofm.sen12ms import PatchName, Roi, SceneName, sen12mscr_split_of, split_of
 
 #: Names of the splits, and of the folders of a tree.
@@ -221,10 +221,7 @@ def split_tree(
     found = {path: roi for path in _rasters(root) if (roi := roi_of(path)) is not None}
     files = {path: roi for path, roi in found.items() if os.path.isfile(path)}  # noqa: PTH113
     if odd := [path for path in found if path not in files]:
-        warnings.warn(
-            f'left out: {len(odd)} entries that are no files (broken links, pipes), e.g. {odd[0]}',
-            stacklevel=2,
-        )
+        warn(f'left out: {len(odd)} entries that are no files (broken links, pipes), e.g. {odd[0]}')
     if not files:
         raise ValueError(f'{root}: no scene of SEN12MS-CR-TS or SEN12MS-CR')
     rois = sorted(set(files.values()))

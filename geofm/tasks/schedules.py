@@ -1,11 +1,12 @@
 """DINOv2's schedules: one table from step to value."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+from geofm.printing import warn
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -124,16 +125,14 @@ def dinov2_schedules(
     def in_steps(epochs: float, name: str) -> int:
         wanted = round(epochs * steps_per_epoch)
         if wanted > steps:
-            warnings.warn(
+            warn(
                 f'{name}={epochs:g} are {wanted} steps, but the run has {steps}: cut to these. '
-                'Take fewer epochs for it, or say with samples_per_epoch how long one is',
-                stacklevel=3,
+                'Take fewer epochs for it, or say with samples_per_epoch how long one is'
             )
         elif wanted == steps > 0:
-            warnings.warn(
+            warn(
                 f'{name}={epochs:g} are {wanted} steps, which is the whole run. Take fewer epochs '
-                'for it, or say with samples_per_epoch how long one is',
-                stacklevel=3,
+                'for it, or say with samples_per_epoch how long one is'
             )
         return min(wanted, steps)
 

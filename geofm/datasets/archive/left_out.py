@@ -1,7 +1,8 @@
 """What is left out of the samples of an archive, and why."""
 
-import warnings
 from dataclasses import dataclass, field
+
+from geofm.printing import warn
 
 
 @dataclass
@@ -42,4 +43,4 @@ class LeftOut:
     def warn(self) -> None:
         """Report what is left out in one warning, if anything is."""
         if self.counts:
-            warnings.warn(f'left out: {self}', UserWarning, stacklevel=4)
+            warn(f'left out: {self}')

@@ -7,7 +7,6 @@ files takes an hour. :func:`update_catalogue` makes it, and brings it up to date
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -44,6 +43,7 @@ from geofm.datasets.catalogue.scan import (
 )
 from geofm.datasets.catalogue.scenes import Source
 from geofm.locking import locked_name
+from geofm.printing import warn
 from geofm.sensors import SENTINEL2
 
 #: Name of the catalogue beside the data.
@@ -315,7 +315,7 @@ def scan_files(paths: Sequence[str]) -> Source:
 
 def _warn(message: str) -> None:
     """Warn whoever made the dataset."""
-    warnings.warn(message, UserWarning, stacklevel=7)
+    warn(message)
 
 
 def find_catalogue(root: Path) -> Path | None:

@@ -1,7 +1,6 @@
 """Polygons, lines and points with a class or a number."""
 
 import json
-import warnings
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +19,7 @@ from geofm import lonlat
 from geofm.datasets.labels.source import LabelError, LabelSource, check_values, legend_of_values
 from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend, LegendError
+from geofm.printing import warn
 
 #: Suffixes of files of features.
 VECTOR_SUFFIXES = ('.gpkg', '.geojson', '.json', '.parquet', '.geoparquet', '.shp')
@@ -189,11 +189,10 @@ class VectorLabels(LabelSource):
         # Points that have no place in it lie far away.
         wide = lost & (shapely.get_dimensions(self.frame.geometry.to_numpy()) > 0)
         if wide.any():
-            warnings.warn(
+            warn(
                 f'{self.path}: {wide.sum()} of {len(wide)} features have no place in {grid.crs} '
                 'and are left out: check their CRS and the order of their coordinates, and cut '
-                'them to the surroundings of the scenes',
-                stacklevel=2,
+                'them to the surroundings of the scenes'
             )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from geofm.atomic import atomic_folder
 from geofm.datasets.memory.path_list import PathList
 from geofm.datasets.memory.release import give_back
 from geofm.locking import locked_name
+from geofm.printing import warn
 
 #: Values by name: arrays, lists of paths, tuples, mappings, texts, numbers and None.
 type Values = Mapping[str, Any]
@@ -69,11 +69,9 @@ def _kept(folder: Path, values: Values) -> bool:
 
 
 def _warn(folder: Path, why: object) -> None:
-    warnings.warn(
+    warn(
         f'{folder}: cannot be written, so that each process keeps a copy of its own ({why}); put '
-        'the table in a folder that can be written to',
-        UserWarning,
-        stacklevel=3,
+        'the table in a folder that can be written to'
     )
 
 

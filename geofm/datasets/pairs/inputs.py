@@ -2,7 +2,6 @@
 
 import json
 import os
-import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from geofm.datasets.catalogue.catalogue import open_catalogue, open_file, scan_f
 from geofm.datasets.catalogue.inspection import Problem
 from geofm.datasets.catalogue.scenes import NO_DAY, SENSOR_NUMBERS, Rows, Scenes
 from geofm.datasets.pairs.skipped import Reason, Skipped
+from geofm.printing import warn
 
 type AnyPath = str | os.PathLike[str]
 
@@ -97,7 +97,7 @@ def list_scenes(paths: AnyPath | Iterable[AnyPath], catalogue: AnyPath | None = 
     sources = [open_catalogue(root) for root in roots if root.is_dir()]
     files = [str(path) for path in roots if not path.is_dir()]
     for missing in (file for file in files if not os.path.lexists(file)):
-        warnings.warn(f'{missing}: no such file or folder', UserWarning, stacklevel=5)
+        warn(f'{missing}: no such file or folder')
     there = sorted({file for file in files if os.path.lexists(file)})
     return Listing(Scenes.read([*sources, scan_files(there)] if there else sources))
 

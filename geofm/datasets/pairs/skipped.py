@@ -1,8 +1,9 @@
 """Files that are left out of a data set, and why."""
 
-import warnings
 from dataclasses import dataclass, field
 from enum import StrEnum
+
+from geofm.printing import warn
 
 
 class Reason(StrEnum):
@@ -65,4 +66,4 @@ class Skipped:
     def warn(self) -> None:
         """Report what was left out in one warning, if anything was."""
         if self.files:
-            warnings.warn(f'files left out: {self}', UserWarning, stacklevel=4)
+            warn(f'files left out: {self}')

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from geofm.maps.make.tables import ALONE, CACHE_BYTES, Part, TableRun, run_table
 from geofm.maps.make.windows import Floats, Strip, Tiling
 from geofm.maps.make.writer import Encoding, patch_grid, write_patches
 from geofm.maps.scene import Imagery, Missing, Scene, TableScenes, option
+from geofm.printing import warn
 from geofm.sensors import SENSORS
 from geofm.tasks.fine_tuned import FineTuned, check_model, logits, without_sensors
 
@@ -333,10 +333,9 @@ class Prediction:
                     f'the task was fine-tuned with {title} ({option(key)}): give its raster too, '
                     'or --missing_sensors to predict without'
                 )
-            warnings.warn(
+            warn(
                 f'predicted without {title}: unless the task was fine-tuned so too, its accuracy '
-                'may be lower',
-                stacklevel=3,
+                'may be lower'
             )
 
     def _open(self, predictor: Predictor, output: Path) -> Survey:

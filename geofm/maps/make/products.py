@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,6 +43,7 @@ from geofm.maps.make.writer import (
 )
 from geofm.maps.scene import Imagery, Missing, Scene, TableScenes, files_by_sensor, option
 from geofm.models.timm_vit import has_cls_token
+from geofm.printing import warn
 from geofm.sensors import SENSORS, canonical_order
 from geofm.transforms.statistics import InputStatistics
 
@@ -305,19 +305,15 @@ def _report_sensors(scene: Scene, sensors: Sequence[str], files: Mapping[str, Pa
     for key in canonical_order([*sensors, *files]):
         title = SENSORS[key].title
         if key in sensors and key not in scene.rasters:
-            warnings.warn(
+            warn(
                 f"no {title} raster given ({option(key)}): the model's missing-sensor tokens take "
-                'its place',
-                stacklevel=3,
+                'its place'
             )
         elif key in files and key not in scene.rasters:
-            warnings.warn(f'{files[key]} is not used: the model has no {title} bands', stacklevel=3)
+            warn(f'{files[key]} is not used: the model has no {title} bands')
     if scene.filled:
         stand_in = 'their mean' if scene.missing == 'mean' else 'zeros'
-        warnings.warn(
-            f'no raster has the bands {", ".join(scene.filled)}: filled with {stand_in}',
-            stacklevel=3,
-        )
+        warn(f'no raster has the bands {", ".join(scene.filled)}: filled with {stand_in}')
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Where the pixels of a raster lie, by a transform or by ground control points, and warping."""
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -18,6 +17,7 @@ from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
 from geofm.grid import Grid
+from geofm.printing import warn
 
 # Points along each side of a window by which its place in a raster is found.
 _LATTICE = 17
@@ -64,10 +64,9 @@ class Placement:
         if len(points) < 4:
             raise ValueError(f'{src.name}: {len(points)} ground control points are too few')
         grid = _grid_of_points(src, points, crs)
-        warnings.warn(
+        warn(
             f'{src.name}: placed by its {len(points)} ground control points, on a grid in '
-            f'{grid.crs.to_string()} if no other raster gives one; terrain is not corrected for',
-            stacklevel=4,
+            f'{grid.crs.to_string()} if no other raster gives one; terrain is not corrected for'
         )
         return cls(grid, src.shape, tuple(points), crs)
 

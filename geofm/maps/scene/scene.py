@@ -1,7 +1,6 @@
 """A scene of several sensors, of any size, read window by window on one grid."""
 
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from geofm.grid import Grid
 from geofm.maps.scene.placement import Placement
+from geofm.printing import warn
 from geofm.rasters import Address, open_raster
 from geofm.sensor_rasters import SensorBands
 from geofm.sensors import (
@@ -123,10 +123,9 @@ class SensorRaster:
             src.close()
             raise
         if not reading.named and len(sensor.bands) > 1:
-            warnings.warn(
+            warn(
                 f'{path}: its bands have no names; taken to be {", ".join(reading.indices)} in '
-                f'this order. If they are not, name them with {bands_option(sensor.name)}',
-                stacklevel=3,
+                f'this order. If they are not, name them with {bands_option(sensor.name)}'
             )
         return cls(sensor, src, Address.parse(path), reading, placement, day)._without_offset()
 
@@ -146,11 +145,10 @@ class SensorRaster:
             return self
         if wrong_unit(self.sample(), self.sensor) is not WrongUnit.OFFSET:
             return self
-        warnings.warn(
+        warn(
             f'{self.src.name}: of processing baseline {baseline:.2f}, and hardly any DN is below '
             f'{added:g}: this offset is taken off. If that is wrong, state a scale of '
-            f'{self.sensor.scale:g} and an offset of 0 in the file',
-            stacklevel=4,
+            f'{self.sensor.scale:g} and an offset of 0 in the file'
         )
         shape = (len(self.bands), 1, 1)
         reading = replace(self.reading, scale=np.ones(shape), offset=np.full(shape, -added))
@@ -675,5 +673,5 @@ class Scene:
             if text is not None and not (text is WrongUnit.OFFSET and raster.states_scale):
                 advice = text.advice(raster.sensor)
                 said.append(f'{raster.src.name}: {raster.sensor.title}: {advice}')
-                warnings.warn(said[-1], UnitWarning, stacklevel=3)
+                warn(said[-1], UnitWarning)
         return said

@@ -4,7 +4,6 @@ import datetime
 import json
 import math
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from geofm.atomic import atomic_file
 from geofm.grid import ALIGNMENT_TOLERANCE, Grid, own_mask
 from geofm.maps.scene.placement import Placement
 from geofm.maps.scene.scene import SensorRaster
+from geofm.printing import warn
 from geofm.rasters import open_raster
 from geofm.sensor_rasters import band_name
 from geofm.sensors import (
@@ -157,7 +157,7 @@ def read_item(path: Path, folder: Path, bands: Sequence[str] | None = None) -> I
             f'the assets are {list(item["assets"])}'
         )
     for name, problem in problems.items():
-        warnings.warn(f'{name} is left out: {problem}', stacklevel=2)
+        warn(f'{name} is left out: {problem}')
     name = re.sub(r'[^\w.-]', '_', str(item.get('id') or path.stem))[:100]
     files = {
         key: _stack(found, folder / f'{name}_{key}.vrt') for key, found in sources.items() if found
@@ -325,9 +325,7 @@ def _choose(
         elif best.source.path != layer.source.path and math.isclose(
             layer.pixel, best.pixel, rel_tol=ALIGNMENT_TOLERANCE
         ):
-            warnings.warn(
-                f'{path}: several assets hold {band}; {best.source.path} is taken', stacklevel=3
-            )
+            warn(f'{path}: several assets hold {band}; {best.source.path} is taken')
     problems |= {band: error for band, error in failed.items() if band not in layers}
     return list(layers.values())
 

@@ -22,6 +22,7 @@ from geofm.datasets.table.scanning import open_table
 from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend
 from geofm.maps.scene.scene import Missing
+from geofm.printing import warn
 from geofm.sensors import (
     SENSORS,
     BandError,
@@ -179,7 +180,7 @@ class TableScene:
             if found is not None:
                 advice = found.advice(SENSORS[key])
                 said.append(f'{self.stem}: {SENSORS[key].title}: {advice}')
-                warnings.warn(said[-1], UnitWarning, stacklevel=3)
+                warn(said[-1], UnitWarning)
         return said
 
 
