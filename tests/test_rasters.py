@@ -203,5 +203,5 @@ def test_a_mask_beside_a_raster_is_read_without_listing_the_folder(
     with open_raster(path) as src:
         assert (src.dataset_mask() > 0).sum() == 8
     # The mask, which is checked first, and the raster.
-    assert options == [True, True]
+    assert options == ['TRUE', 'TRUE']
     assert get_gdal_config(option) is None
