@@ -37,7 +37,7 @@ install: $(STAMP)
 $(STAMP): pyproject.toml .ci/constraints.txt
 	@python="$$($(FIND_PYTHON))" && echo "using $$python" && "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint .ci/constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[bench,lora,maps,mask2former,onnx,shards]' --group dev
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[bench,lora,maps,mask2former,onnx,shards,xformers]' --group dev
 	@touch $@
 
 demo: install

@@ -22,12 +22,12 @@ from geofm.transforms.photometry import PhotometryArgs
 class DINOv2(StudentTeacher):
     """DINOv2: self-distillation of crops, masked patches and a spread of features.
 
-    A student sees all crops of an image, its global ones with patches hidden; an EMA teacher sees
-    the global crops whole. The loss is DINO on the CLS token, iBOT on the masked patches, and
-    KoLeo on the student's CLS features.
+    A student sees all crops of an image, with masked patches in the global crops. An EMA teacher
+    sees the global crops without masks. The losses are DINO on the CLS token, iBOT on the masked
+    patches, and KoLeo on the student's CLS features.
 
-    :attr:`model` is the teacher's backbone: what one keeps, and what TorchGeo's
-    ``extract_backbone`` finds in a checkpoint.
+    :attr:`model` is the teacher's backbone. It is the one to keep after training, and the one that
+    TorchGeo's ``extract_backbone`` finds in a checkpoint.
 
     If you use this code for your research, please cite the original papers:
 
@@ -105,92 +105,97 @@ class DINOv2(StudentTeacher):
 
         Args:
             model: Name of a geofm model, for ``timm.create_model``.
-            weights: What to start from: a checkpoint of this project; or a ViT of another's, for a
-                model with one sensor, or by the key of the sensor, see
+            weights: Weights to start from: a checkpoint of geofm, or pretrained weights of another
+                ViT, for a model with one sensor or by sensor key; see
                 :func:`geofm.models.load_backbone_weights`.
-            continue_from: Checkpoint of this task whose student, teacher, heads and centres to go
-                on with, on a schedule of its own: for a phase at a higher resolution.
-            teacher: A frozen, pretrained model whose features are learned beside DINOv2's losses.
+            continue_from: Checkpoint of this task whose student, teacher, heads and centres to
+                continue with, on a new schedule: for a phase at a higher resolution.
+            teacher: Frozen, pretrained model whose features are learned in addition to DINOv2's
+                losses.
             in_channels: Number of input channels.
             bands: Names of the input channels. Default: see
                 :class:`geofm.models.MultiSensorViT`.
             model_args: Further arguments of the model.
-            drop_path_rate: Stochastic depth of the student, the same in all blocks.
-            grad_checkpointing: Whether to save memory and compute the blocks twice; 'attention' or
-                'matmul': all of them but attention, or but attention and linear layers.
+            drop_path_rate: Rate of stochastic depth in the student, equal for all blocks.
+            grad_checkpointing: Whether to recompute the blocks in the backward pass to save memory.
+                'attention' keeps the results of attention, 'matmul' those of attention and linear
+                layers.
             compile_blocks: Whether to compile blocks and heads with ``torch.compile``.
-            check_every_n_batches: Batches from one look at whether losses and gradients are finite,
-                and whether a signal came, to the next. A GPU idles while the host looks.
-                Between two looks, steps that are not finite, and all that follow, change nothing;
-                the batches since the last look stay on the device.
-            sensor_dropout: Probability that sensors are missing in a crop that the student sees,
-                so that the backbone learns to do without them. Which ones is drawn at random from
-                all subsets but none and all; of two sensors, it is one.
-            one_sensor_masks: Fraction of the masked patches that are masked in one sensor only,
-                drawn at random, to be predicted from the others.
-            global_sensors: Sensors that student and teacher see of the global crops, each a key or
-                a list of keys: the features of the teacher's sensors are learned from the
-                student's. All by default.
+            check_every_n_batches: Number of batches between checks for losses and gradients that
+                are not finite, and for signals. A GPU idles during a check. Between checks, a step
+                that is not finite and all steps after it change nothing, and the batches since the
+                last check are kept on the device.
+            sensor_dropout: Probability that sensors are dropped from a crop of the student, which
+                so learns to work without them. The dropped sensors are a random subset, neither
+                empty nor all; of two sensors, one is dropped.
+            one_sensor_masks: Fraction of the masked patches that are masked in one random sensor
+                only, so that they are predicted from the others.
+            global_sensors: Sensors of the global crops that the student sees, and those that the
+                teacher sees; each a key or a list of keys. The student then predicts the features
+                of the teacher's sensors from its own. Default: all sensors for both.
             global_size: Side of the two global crops in pixels.
             local_size: Side of the local crops in pixels.
             n_local: Number of local crops.
-            global_scale: Fraction of the image's area that a global crop covers.
-            local_scale: Fraction of the image's area that a local crop covers.
-            min_valid: Fraction of a crop that must be valid ground.
-            photometry: Whether to change the crops' values, each sensor in its own way; or how
-                much those of Sentinel-2: ``gain``, ``band_gain``, ``haze`` and ``probability``
-                of :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of
+            global_scale: Range of the area of a global crop, as a fraction of the image.
+            local_scale: Range of the area of a local crop, as a fraction of the image.
+            min_valid: Fraction of a crop that must have valid data.
+            photometry: Whether to augment the values of the crops, with own rules per sensor; or
+                the strengths for sensors that measure reflectance: ``gain``, ``band_gain``,
+                ``haze`` and ``probability`` of
+                :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of
                 the blur's standard deviation in pixels of a crop.
             mask_probability: Fraction of the global crops in which patches are masked.
-            mask_ratio: Least and largest fraction of masked patches in such a crop.
+            mask_ratio: Lowest and highest fraction of masked patches in such a crop.
             prototypes: Number of prototypes of the DINO head.
             head_hidden_dim: Width of the heads' hidden layers.
             head_bottleneck_dim: Width of the heads' bottleneck.
-            separate_ibot_head: Whether iBOT has a head of its own.
-            ibot_prototypes: Number of prototypes of that head; as many as DINO's by default.
-            ibot_bottleneck_dim: Width of that head's bottleneck; as wide as DINO's by default.
-            centering: How the teacher is kept from collapse.
+            separate_ibot_head: Whether iBOT has its own head.
+            ibot_prototypes: Number of prototypes of the iBOT head. Default: *prototypes*.
+            ibot_bottleneck_dim: Width of the iBOT head's bottleneck. Default:
+                *head_bottleneck_dim*.
+            centering: How collapse is avoided: a moving average ('ema') or Sinkhorn-Knopp.
             student_temperature: Temperature of the student's softmax.
             dino_weight: Weight of the DINO loss.
             ibot_weight: Weight of the iBOT loss.
             koleo_weight: Weight of the KoLeo loss, summed over the global crops.
-            koleo_gather: Whether KoLeo looks for the nearest neighbour of a feature among the
-                crops of all ranks, so that the loss does not depend on their number. By default
-                among those of its own rank, as in DINOv2's code.
-            gram_weight: Weight of Gram anchoring, to an earlier teacher; DINOv3 takes 2.
-            gram_size: Side of the global crops that this teacher sees, in pixels, if larger;
-                DINOv3 takes twice *global_size*.
-            gram_refresh_steps: Optimiser steps after which it is replaced by the present teacher;
-                by default it stays what the run starts with.
-            lr: Peak learning rate, of a batch of 1024 if it is scaled.
-            scale_lr: Whether to multiply *lr* by sqrt(batch / 1024), over all ranks.
+            koleo_gather: Whether KoLeo searches nearest neighbours among the crops of all ranks, so
+                that the loss does not depend on the number of ranks. Default: among the crops of
+                the own rank, as in DINOv2's code.
+            gram_weight: Weight of Gram anchoring to an earlier teacher. DINOv3 uses 2.
+            gram_size: Side in pixels of the global crops of the Gram teacher. Default:
+                *global_size*. DINOv3 uses twice *global_size*.
+            gram_refresh_steps: Optimiser steps after which the present teacher replaces the Gram
+                teacher. Default: the Gram teacher never changes.
+            lr: Peak learning rate; for a batch of 1024 if *scale_lr* is set.
+            scale_lr: Whether to multiply *lr* by sqrt(batch / 1024), with the batch over all ranks.
             min_lr: Final learning rate.
-            samples_per_epoch: Samples, over all ranks, that count as an epoch in what follows. By
-                default one pass over the data. Streams of data, whose length is not known, need it;
-                so may runs of few passes over much data.
-            warmup_epochs: Warm-up of the learning rate.
-            freeze_last_layer_epochs: How long the heads' last layers stay as they are.
-            weight_decay: First and final weight decay.
-            momentum: First and final momentum of the teacher.
-            teacher_temperature: First and final temperature of the teacher.
-            warmup_teacher_temperature_epochs: How long the temperature rises.
-            layer_decay: Factor of the learning rate from a block to the one below.
-            patch_embed_lr_mult: Factor of the patch embedding's learning rate.
-            betas: AdamW's coefficients.
-            clip_grad: Largest gradient norm of each sub-network (backbone, heads); the Trainer's
-                ``gradient_clip_val``, where given, takes its place.
+            samples_per_epoch: Number of samples over all ranks that count as an epoch in the
+                arguments below. Default: the length of the data. Required for streams of unknown
+                length; useful for runs with few passes over many data.
+            warmup_epochs: Epochs of linear warm-up of the learning rate.
+            freeze_last_layer_epochs: Epochs in which the last layers of the heads are frozen.
+            weight_decay: Initial and final weight decay.
+            momentum: Initial and final momentum of the teacher.
+            teacher_temperature: Initial and final temperature of the teacher.
+            warmup_teacher_temperature_epochs: Epochs in which the temperature rises.
+            layer_decay: Factor of the learning rate per block, from the last to the first.
+            patch_embed_lr_mult: Factor of the learning rate of patch embeddings.
+            betas: Coefficients of AdamW.
+            clip_grad: Largest gradient norm of each sub-network (backbone, heads). The Trainer's
+                ``gradient_clip_val`` overrides it.
 
         Raises:
             TypeError: If *model* is not a geofm model.
-            ValueError: If what needs several sensors is asked of a model with one.
-            CheckpointError: If a checkpoint cannot be read or does not fit.
+            ValueError: If an argument needs several sensors and the model has one.
+            CheckpointError: If a checkpoint or the teacher cannot be read or does not fit.
+            BandError: If bands are unknown or lack those of the teacher.
         """
-        # The other arguments reach the base as hyperparameters: Lightning collects those of each
-        # __init__, and those of the class itself go before those of its bases.
+        # The other arguments reach the base class as hyperparameters. Lightning collects those of
+        # each __init__; the arguments of a subclass override those of its bases.
         super().__init__(weights=weights, continue_from=continue_from, teacher=teacher)
 
     def build_heads(self) -> dict[str, nn.Module]:
-        """The DINO head and, if it is apart, the iBOT head.
+        """Build the DINO head and, if *separate_ibot_head* is set, the iBOT head.
 
         Returns:
             The heads by name.
@@ -214,7 +219,7 @@ class DINOv2(StudentTeacher):
     def apply_heads(
         self, heads: nn.ModuleDict, cls: Tensor, patches: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """CLS and patch logits; one head for both runs once.
+        """Compute CLS and patch logits. A shared head runs once for both.
 
         Args:
             heads: Heads of student or teacher.
@@ -232,7 +237,9 @@ class DINOv2(StudentTeacher):
         return cls_logits, patch_logits
 
     def schedule_settings(self) -> dict[str, Any]:
-        """What is scheduled: also the last layers' learning rate and the teacher's temperature.
+        """Return the settings of the schedules.
+
+        They include the last layers' learning rate and the teacher's temperature.
 
         Returns:
             Arguments of :func:`geofm.tasks.schedules.dinov2_schedules`.
@@ -245,7 +252,7 @@ class DINOv2(StudentTeacher):
         return {**super().schedule_settings(), **{name: self.hparams[name] for name in names}}
 
     def configure_losses(self) -> None:
-        """Initialize losses, and what turns the teacher's logits into targets."""
+        """Initialize the losses and the centering of the teacher's logits."""
         hparams = self.hparams
         centering = EMACentering if hparams['centering'] == 'ema' else SinkhornKnopp
         ibot_prototypes = hparams['prototypes']
@@ -263,7 +270,7 @@ class DINOv2(StudentTeacher):
     def compute_losses(
         self, batch: Sample, values: Mapping[str, float] | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of a batch; centres learn from it in training.
+        """Compute the losses of a batch. In training this also updates the centres.
 
         Args:
             batch: See :meth:`losses`.
@@ -279,18 +286,17 @@ class DINOv2(StudentTeacher):
     def losses(
         self, batch: Sample, temperature: float, update_centers: bool = False
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of a batch.
+        """Compute the losses of a batch.
 
         Args:
-            batch: Normalised ``image`` of shape (B, C, H, W), or (B, k, C, H, W) with k dates of
-                each, and where known ``valid``, ``dates`` and ``present``.
+            batch: Normalised ``image`` of shape (B, C, H, W), or (B, k, C, H, W) with k dates, and
+                optionally ``valid``, ``dates`` and ``present``.
             temperature: Teacher temperature.
-            update_centers: Whether the centres learn from this batch.
+            update_centers: Whether to update the centres with this batch.
 
         Returns:
-            The losses by name, and for those who watch, of this rank: mean entropy of the
-            teacher's CLS targets in nats, their mean of shape (K,), and CLS features of shape
-            (2B, D).
+            The losses by name, and diagnostics of this rank: mean entropy of the teacher's CLS
+            targets in nats, the mean target of shape (K,), and CLS features of shape (2B, D).
         """
         crops: Crops = self.multi_crop(batch)
         with torch.no_grad():
@@ -298,7 +304,7 @@ class DINOv2(StudentTeacher):
         student = self.student_forward(crops)
         anchor = None if self.gram_backbone is None else self.gram_forward(crops)
 
-        # Half precision is too coarse for what follows.
+        # The losses need full precision.
         with torch.autocast(self.device.type, enabled=False):
             with torch.no_grad():
                 cls_targets = self.dino_center(teacher.cls, temperature)
@@ -325,21 +331,21 @@ class DINOv2(StudentTeacher):
         return losses, watched
 
     def _koleo(self, features: Tensor) -> Tensor:
-        """KoLeo of each global crop on its own, summed."""
+        """Compute the sum of the KoLeo losses of the two global crops."""
         views = [at_least_float32(view) for view in features.chunk(2)]
         if self.hparams['koleo_gather'] and world_size() > 1:
-            # The gradient is summed over the ranks, and DDP then takes their mean.
+            # The backward pass sums the gradient over the ranks; DDP then averages it.
             views = [torch.cat(gather(view)) for view in views]
         if len(views[0]) < 2:
-            # An image alone has no neighbour to keep away from.
+            # A single image has no neighbour.
             return at_least_float32(features.new_zeros(()))
         return torch.stack([self.koleo_loss(view) for view in views]).sum()
 
     def changing_state(self) -> dict[str, Tensor]:
-        """The centres as they are.
+        """Return the state that :meth:`compute_losses` changes: centres and a teacher's averages.
 
         Returns:
-            Copies, by their names in a checkpoint.
+            Copies by their names in a checkpoint.
         """
         return super().changing_state() | {
             f'{name}.{key}': value.clone()

@@ -1,4 +1,4 @@
-"""Distillation of a frozen model into a student of any sensors and size."""
+"""Distillation of a frozen model into a student with any sensors and size."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,13 +12,13 @@ from geofm.tasks.teacher import Teacher
 
 
 class Distillation(PretrainingTask):
-    """A student learns the CLS and patch features of a frozen, pretrained model.
+    """Task in which a student learns the CLS and patch features of a frozen, pretrained model.
 
-    The teacher sees the bands that it was trained on, such as red, green and blue; the student
-    sees these and any others, of any sensors. :attr:`model` is the student's backbone. With
-    ``sensor_dropout`` the student learns the teacher's features from each sensor alone, too.
+    The teacher sees the bands that it was trained on, such as red, green and blue. The student sees
+    these and any other bands of any sensors. :attr:`model` is the student's backbone. With
+    ``sensor_dropout`` the student also learns the teacher's features from each sensor alone.
 
-    The same losses beside those of a self-supervised method: give that one a ``teacher``.
+    To combine these losses with a self-supervised method, give that task a ``teacher`` instead.
 
     If you use this code for your research, please cite the original papers:
 
@@ -35,33 +35,32 @@ class Distillation(PretrainingTask):
 
         Args:
             teacher: The model whose features the student learns.
-            n_local: Number of local crops; 0, as only the global ones are shown to the teacher.
-            mask_probability: Fraction of the crops in which patches are masked in the student's
-                input.
+            n_local: Number of local crops. Must be 0, because the teacher sees global crops only.
+            mask_probability: Fraction of the student's crops in which patches are masked.
             kwargs: Arguments of :class:`~geofm.tasks.pretraining.PretrainingTask`.
 
         Raises:
             CheckpointError: If the teacher's file cannot be read or does not fit.
-            BandError: If the student lacks a band of the teacher, or what normalises it is not
-                known.
-            ValueError: If the teacher cannot take images of that size, or *n_local* is not 0.
+            BandError: If the student lacks a band of the teacher, or the normalisation of the
+                teacher's input is unknown.
+            ValueError: If the teacher does not support the image size, or *n_local* is not 0.
         """
         if n_local:
             raise ValueError(
-                f'n_local is {n_local}, but the teacher sees no local crops: set it to 0'
+                f'n_local is {n_local}, but the teacher sees no local crops: set n_local to 0'
             )
         super().__init__(
             teacher=teacher, n_local=n_local, mask_probability=mask_probability, **kwargs
         )
 
     def configure_losses(self) -> None:
-        """The losses are those that the teacher brings."""
+        """Set no losses: those of the teacher come from :meth:`distill`."""
         self.loss_weights = {}
 
     def compute_losses(
         self, batch: Sample, values: Mapping[str, float] | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of a batch.
+        """Compute the losses of a batch.
 
         Args:
             batch: See :meth:`PretrainingTask.compute_losses`.

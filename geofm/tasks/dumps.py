@@ -1,4 +1,4 @@
-"""What is kept of a training step whose loss or gradient is not finite."""
+"""Dumps of training steps whose loss or gradient is not finite."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,14 +16,14 @@ from geofm.transforms.photometry import Photometry
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Step:
-    """What it takes, beside the weights, to do a training step again.
+    """Everything needed to repeat a training step, except the weights.
 
     Attributes:
-        number: Optimiser steps before it.
-        batch: The batch, as the task got it.
-        seed: Seed of what was drawn for it.
+        number: Number of optimiser steps before this one.
+        batch: The batch, as the task received it.
+        seed: Seed of the step's random numbers.
         schedule: Values of the schedules at the step.
-        state: Entries of the task's state that computing the losses changes, as before the step.
+        state: State before the step, of the part of the task that computing losses changes.
     """
 
     number: int
@@ -40,16 +40,16 @@ def write_dump(
     values: Mapping[str, float],
     folder: Path,
 ) -> Path:
-    """Keep a step, so that :func:`geofm.tasks.nonfinite.replay` can do it again.
+    """Write a step to a file from which :func:`geofm.tasks.nonfinite.replay` can repeat it.
 
-    Of a task that is sharded, all ranks take part.
+    All ranks of a sharded task must call this.
 
     Args:
-        task: The task, with the weights that the step started from.
-        photometry: Its photometry.
+        task: The task, with the weights from before the step.
+        photometry: The photometry of the task.
         step: The step.
-        values: Its loss terms, or the norms of its gradient.
-        folder: Where to write ``nonfinite-step<number>-rank<rank>.pt``.
+        values: The loss terms, or the norms of the gradient.
+        folder: Folder for the file ``nonfinite-step<number>-rank<rank>.pt``.
 
     Returns:
         The file.
@@ -57,7 +57,7 @@ def write_dump(
     path = folder / f'nonfinite-step{step.number}-rank{task.global_rank}.pt'
     content = {
         'task': class_path(type(task)),
-        # What the command line notes beside the arguments is not the task's.
+        # The command line adds entries that are not arguments of the task.
         'hyper_parameters': {k: v for k, v in task.hparams.items() if not k.startswith('_')},
         'state_dict': {
             **{name: gathered(value) for name, value in task.state_dict().items()},
@@ -77,12 +77,12 @@ def write_dump(
 
 
 def class_path(cls: type) -> str:
-    """Name of a class, as a dump has it.
+    """Return the name of a class that is stored in a dump.
 
     Args:
         cls: The class.
 
     Returns:
-        Its module and name.
+        Module and qualified name.
     """
     return f'{cls.__module__}.{cls.__qualname__}'

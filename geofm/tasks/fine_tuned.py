@@ -86,7 +86,7 @@ def load_fine_tuned(path: Path | ModelFile, bands: Sequence[str] | None = None) 
     file = read_model(path)
     content, path = file.content, file.path
     if not isinstance(content, Mapping):
-        raise CheckpointError(f'{path}: not a checkpoint of Lightning')
+        raise CheckpointError(f'{path}: not a Lightning checkpoint')
     hparams, state = content.get('hyper_parameters'), content.get('state_dict')
     if not isinstance(hparams, Mapping) or not isinstance(state, Mapping):
         raise CheckpointError(f'{path}: not a checkpoint of a task; `geofm fit` writes them')
@@ -97,7 +97,7 @@ def load_fine_tuned(path: Path | ModelFile, bands: Sequence[str] | None = None) 
         kind, task = _build(hparams)
         task.load_state_dict(weights)
     except Exception as error:
-        # Whatever the parts of a model raise about arguments and weights that do not fit.
+        # Parts of the model may raise anything for invalid arguments or weights.
         raise CheckpointError(f'{path}: {one_line(error)}') from error
     backbone = _backbone(task)
     statistics = file.statistics
@@ -115,7 +115,7 @@ def load_fine_tuned(path: Path | ModelFile, bands: Sequence[str] | None = None) 
 
 
 def _build(hparams: Mapping[str, Any]) -> tuple[Kind, Any]:
-    """Kind of a task, and the task with random weights."""
+    """Build a task with random weights, and return its kind and the task."""
     channels = _whole(hparams, 'in_channels', _MOST_CHANNELS)
     common: dict[str, Any] = {'weights': None, 'in_channels': channels}
     if 'num_queries' in hparams:
@@ -136,14 +136,14 @@ def _build(hparams: Mapping[str, Any]) -> tuple[Kind, Any]:
     if 'num_outputs' in hparams:
         if not dense:
             raise CheckpointError(
-                'a regression of whole images, of which there is no map; PixelwiseRegression has'
+                'a regression of whole images cannot be mapped; train a PixelwiseRegression'
             )
         outputs = _whole(hparams, 'num_outputs', _MOST_OUTPUTS)
         return 'regression', PixelwiseRegression(num_outputs=outputs, **common)
     if hparams.get('task') not in ('binary', 'multiclass', 'multilabel'):
         raise CheckpointError(
-            'not a Classification, SemanticSegmentation, PixelwiseRegression or Mask2Former; maps '
-            'of a pretrained backbone are made by `geofm map`'
+            'not a Classification, SemanticSegmentation, PixelwiseRegression or Mask2Former; for '
+            'maps of a pretrained backbone use `geofm map`'
         )
     common['task'] = hparams['task']
     for key in ('num_classes', 'num_labels'):
@@ -163,12 +163,12 @@ def _used(hparams: Mapping[str, Any], key: str) -> bool:
 def _whole(hparams: Mapping[str, Any], key: str, most: int) -> int:
     value = hparams.get(key)
     if type(value) is not int or not 1 <= value <= most:
-        raise CheckpointError(f'its hyperparameter {key} is not a whole number of 1 to {most}')
+        raise CheckpointError(f'its hyperparameter {key} is not an integer from 1 to {most}')
     return value
 
 
 def _model(hparams: Mapping[str, Any], key: str) -> str:
-    """Name of a backbone that timm or segmentation-models-pytorch has."""
+    """Return the name of a backbone that timm or segmentation-models-pytorch provides."""
     name = hparams.get(key)
     if not isinstance(name, str):
         raise CheckpointError(f'its hyperparameter {key} is not the name of a model')
@@ -182,14 +182,14 @@ def _model(hparams: Mapping[str, Any], key: str) -> str:
 
 
 def _plain(args: Any) -> dict[str, Any]:
-    """Plain arguments of Mask2Former's configuration."""
+    """Check the arguments of Mask2Former's configuration."""
     if args is None:
         return {}
     if not isinstance(args, Mapping) or not all(
         isinstance(k, str) and re.fullmatch(r'[a-z_]{1,40}', k) and type(v) in (int, float, bool)
         for k, v in args.items()
     ):
-        raise CheckpointError('its model_args are not plain numbers by name')
+        raise CheckpointError('its model_args are not a mapping of names to numbers')
     return dict(args)
 
 
@@ -200,7 +200,7 @@ def _bands(
     statistics: InputStatistics | None,
     channels: int,
 ) -> tuple[str, ...]:
-    """Names of the input channels."""
+    """Return the names of the input channels."""
     if given is not None:
         bands = check_bands(given)
     elif backbone is not None:
@@ -209,21 +209,23 @@ def _bands(
         bands = tuple(statistics.mean)
     else:
         raise CheckpointError(
-            f'{path}: does not say which bands its {channels} channels are: name them with --bands'
+            f'{path}: the bands of its {channels} channels are unknown: name them with --bands'
         )
     if len(bands) != channels:
-        raise CheckpointError(f'{path}: takes {channels} channels, but {len(bands)} bands: {bands}')
+        raise CheckpointError(
+            f'{path}: has {channels} input channels, but {len(bands)} bands are given: {bands}'
+        )
     return bands
 
 
 def _legend(content: Mapping[Any, Any], hparams: Mapping[str, Any], path: Path) -> Legend:
-    """Classes by the number of their output."""
+    """Return the classes by index of the output."""
     outputs = hparams.get('num_classes') or hparams.get('num_labels')
     outputs = hparams.get('num_outputs', outputs) or 1
     regression = 'num_outputs' in hparams
     outputs = 2 if hparams.get('task') == 'binary' else outputs
     if outputs > 255:
-        raise CheckpointError(f'{path}: {outputs} classes; a map holds at most 255')
+        raise CheckpointError(f'{path}: has {outputs} classes, but a map can have at most 255')
     labels = hparams.get('labels')
     states = (state for state in content.values() if isinstance(state, Mapping))
     entry = next((state[LEGEND_TAG] for state in states if LEGEND_TAG in state), None)
@@ -234,7 +236,7 @@ def _legend(content: Mapping[Any, Any], hparams: Mapping[str, Any], path: Path) 
         elif isinstance(labels, list | tuple) and labels and len(labels) <= outputs:
             known = Legend.of([str(label) for label in labels])
     except LegendError as error:
-        raise CheckpointError(f'{path}: its classes are damaged: {error}') from error
+        raise CheckpointError(f'{path}: its classes are invalid: {error}') from error
     colors = {} if known is None else known.colors
     what = 'output' if regression else 'class'
     return Legend(
@@ -250,7 +252,7 @@ def _legend(content: Mapping[Any, Any], hparams: Mapping[str, Any], path: Path) 
 
 
 def _multiple(task: nn.Module, backbone: MultiSensorViT | None) -> int:
-    """What the sides of an image must be a multiple of."""
+    """Return the number of pixels of which image sides must be multiples."""
     if backbone is not None:
         return int(backbone.patch_size)
     for module in task.modules():
@@ -262,18 +264,18 @@ def _multiple(task: nn.Module, backbone: MultiSensorViT | None) -> int:
 
 
 def check_model(task: FineTuned, side: int) -> None:
-    """Check that a task takes windows of a size.
+    """Check that a task supports windows of a size.
 
     Args:
         task: The task.
         side: Side of the windows in pixels.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If the task does not support the size.
     """
     if side % task.multiple:
         raise ValueError(
-            f'windows of {side} px: the model takes multiples of {task.multiple} px, such as '
+            f'windows of {side} px: the model needs multiples of {task.multiple} px, such as '
             f'{max(1, round(side / task.multiple)) * task.multiple}'
         )
     probe = torch.zeros(1, len(task.bands), side, side, device=_device(task.task))
@@ -282,24 +284,27 @@ def check_model(task: FineTuned, side: int) -> None:
             task.task(probe)
     except (AssertionError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f'the model {task.name} does not take windows of {side} px: {one_line(error)}; try the '
-            'size that it was trained with (--window)'
+            f'the model {task.name} does not support windows of {side} px: {one_line(error)}; set '
+            '--window to the size that it was trained with'
         ) from error
 
 
 @contextmanager
 def without_sensors(task: FineTuned, absent: Collection[str]) -> Iterator[None]:
-    """Apply a task to images that lack some of its sensors, for as long as the context lasts.
+    """Context in which a task treats some of its sensors as missing.
 
-    What a missing sensor's pixels are does not matter: the backbone does about it what it did in
+    The pixels of a missing sensor have no effect. The backbone handles missing sensors as in
     pretraining, see :meth:`geofm.models.MultiSensorViT.forward_features`.
 
     Args:
         task: The task.
-        absent: Keys of these sensors; none: nothing is done.
+        absent: Keys of the missing sensors; empty: the context does nothing.
+
+    Yields:
+        Nothing.
 
     Raises:
-        ValueError: If the backbone knows of no missing sensors.
+        ValueError: If the backbone does not support missing sensors.
     """
     if not absent:
         yield
@@ -307,8 +312,8 @@ def without_sensors(task: FineTuned, absent: Collection[str]) -> Iterator[None]:
     backbone = _backbone(task.task)
     if backbone is None or not set(absent) < set(backbone.sensors):
         raise ValueError(
-            f'the model {task.name} cannot do without {", ".join(absent)}: missing sensors need a '
-            'geofm backbone of several'
+            f'the model {task.name} does not work without {", ".join(absent)}: missing sensors '
+            'need a geofm backbone with several sensors'
         )
     backbone.absent = frozenset(absent)
     try:
@@ -318,7 +323,7 @@ def without_sensors(task: FineTuned, absent: Collection[str]) -> Iterator[None]:
 
 
 def _backbone(task: nn.Module) -> MultiSensorViT | None:
-    """The geofm backbone of a task; None if it has another."""
+    """Return the geofm backbone of a task; None if it has another backbone."""
     return next((m for m in task.modules() if isinstance(m, MultiSensorViT)), None)
 
 
@@ -334,8 +339,8 @@ def logits(task: FineTuned, images: Tensor) -> Tensor:
         images: Normalised images (B, C, H, W).
 
     Returns:
-        float32 (B, K, H, W), or (B, K, 1, 1) of a classification. The two classes of a binary task
-        get 0 and its logit.
+        Logits in float32, (B, K, H, W), or (B, K, 1, 1) for a classification. A binary task has two
+        classes: the first with logit 0, the second with the logit of the task.
     """
     output: Tensor = task.task(images).float()
     if task.kind == 'classification':

@@ -1,4 +1,4 @@
-"""Whether losses and gradients are finite, found on the device and looked at every few batches."""
+"""Detect losses and gradients that are not finite, with a check on the host every few batches."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,12 +14,12 @@ from geofm.tasks.dumps import Step
 
 @dataclass(slots=True, eq=False)
 class SeenBatch:
-    """What is known of a training batch.
+    """Training batch since the last check.
 
     Attributes:
-        step: What it takes to do it again.
-        losses: Its loss terms.
-        norms: Norms of the gradient of the optimiser step that it ended; none if it ended none.
+        step: Data to repeat the step.
+        losses: Loss terms of the batch.
+        norms: Gradient norms of the optimiser step after this batch; empty if there was no step.
     """
 
     step: Step
@@ -28,13 +28,13 @@ class SeenBatch:
 
 
 class Finding(NamedTuple):
-    """What the host learns when it looks.
+    """Result of a check.
 
     Attributes:
-        failed: The first batch since it last looked that failed on any rank; None: none did.
-        what: What of it is not finite, in words.
-        signal: The largest signal of all ranks, 0 if there is none.
-        loss: Loss of the last batch, on this rank.
+        failed: First batch since the last check that failed on any rank; None: all are finite.
+        what: Description of the value that is not finite.
+        signal: Largest signal number of all ranks; 0 for none.
+        loss: Loss of the last batch on this rank.
     """
 
     failed: SeenBatch | None
@@ -44,45 +44,45 @@ class Finding(NamedTuple):
 
 
 class FiniteGuard:
-    """Keeps numbers that are not finite out of the weights, though the host looks only at times.
+    """Guard that keeps values that are not finite out of the weights, with infrequent host checks.
 
-    Flags stay on the device. Once one is set it stays set, and with :meth:`skip` the optimiser
-    leaves out that step and all that follow: when the host looks, the weights are those that the
-    first failing batch started from. The batches since it last looked are kept until then.
+    Flags are kept on the device. Once a flag is set, :meth:`skip` makes the optimiser skip that
+    step and all following ones. At the next check, the weights are therefore those from before the
+    first failing step. The batches since the last check are kept until then.
 
     Attributes:
-        every: Batches from one look to the next.
+        every: Number of batches between checks.
     """
 
     def __init__(self, every: int = 1) -> None:
         """Initialize a new FiniteGuard instance.
 
         Args:
-            every: Batches from one look to the next.
+            every: Number of batches between checks.
         """
         self.every = every
         self.forget()
 
     def forget(self) -> None:
-        """Forget the batches seen, once the host has looked."""
+        """Forget the batches since the last check."""
         self._seen: list[SeenBatch] = []
-        #: Of the first batch with a bad loss, and of that with a bad gradient: 1 / (1 + its place
-        #: in _seen), so that the first of all ranks has the largest. 0: there is none.
+        #: Flags for loss and gradient: 1 / (1 + i) where i is the index in _seen of the first batch
+        #: that failed, so that the earliest batch of all ranks has the largest value; 0 for none.
         self._first: list[Tensor] = []
         self._agreed: Tensor | None = None
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to look."""
+        """Whether a check is due."""
         return len(self._seen) >= self.every
 
     def see(self, step: Step, losses: Mapping[str, Tensor], loss: Tensor) -> None:
-        """Take note of a batch.
+        """Record a batch and its loss.
 
         Args:
-            step: What it takes to do it again.
-            losses: Its loss terms.
-            loss: Their weighted sum.
+            step: Data to repeat the step.
+            losses: Loss terms of the batch.
+            loss: Weighted sum of the terms.
         """
         self._seen.append(SeenBatch(step, {k: v.detach() for k, v in losses.items()}))
         self._loss = loss.detach()
@@ -91,10 +91,10 @@ class FiniteGuard:
         self._mark(0, self._loss)
 
     def see_gradient(self, norms: dict[str, Tensor]) -> None:
-        """Take note of the gradient of an optimiser step.
+        """Record the gradient of an optimiser step.
 
         Args:
-            norms: Its norms by sub-network.
+            norms: Gradient norms by sub-network.
         """
         self._seen[-1].norms = norms
         self._mark(1, torch.stack([*norms.values()]))
@@ -107,21 +107,21 @@ class FiniteGuard:
         """Reduce the flags over the ranks, in one collective.
 
         Args:
-            signal: Number of the signal that this rank got, 0 if none.
+            signal: Number of the signal that this rank received; 0 for none.
         """
         flags = [*self._first, self._first[0].new_full((), float(signal))]
         self._agreed = reduced(torch.stack(flags), dist.ReduceOp.MAX)
         self._first = list(self._agreed[:2].unbind())
 
     def skip(self) -> Tensor:
-        """Whether the optimiser is to leave out this step: 1 if so, else 0, as a scalar."""
+        """Return a scalar on the device: 1 if the optimiser must skip this step, otherwise 0."""
         return (torch.maximum(*self._first) > 0).to(torch.float32)
 
     def look(self) -> Finding | None:
-        """Wait for the device, and see what the ranks last agreed on.
+        """Wait for the device, and read the flags that the ranks last exchanged.
 
         Returns:
-            What is known of the batches since :meth:`forget`; None if there was no agreement.
+            The result for the batches since :meth:`forget`; None if no flags were exchanged.
         """
         if self._agreed is None:
             return None

@@ -12,7 +12,7 @@ from torchgeo.tasks.utils import extract_backbone
 
 import geofm.models  # noqa: F401  registers the encoders
 
-#: Hyperparameters of SemanticSegmentation that are the same for every Mask2Former.
+#: Hyperparameters of SemanticSegmentation with fixed values in Mask2Former.
 _SEMANTIC: dict[str, Any] = {
     'task': 'multiclass',
     'num_labels': None,
@@ -22,15 +22,15 @@ _SEMANTIC: dict[str, Any] = {
 
 
 class Mask2Former(SemanticSegmentation):
-    """Semantic segmentation with Mask2Former, of the library transformers.
+    """Task for semantic segmentation with Mask2Former of the library transformers.
 
-    Each of a set of queries gives a class and a mask; a pixel's class is that of the sum over the
-    queries of class times mask. The backbone is an encoder of segmentation-models-pytorch: one of
-    ours, with its pyramid, or another.
+    Each of a set of queries predicts class probabilities and a mask. The score of a class at a
+    pixel is the sum of class probability times mask over all queries. The backbone is an encoder of
+    segmentation-models-pytorch, e.g. a geofm model with its feature pyramid.
 
-    Training minimises Mask2Former's own loss, class and mask of queries matched to the classes at
-    hand. What :meth:`forward` gives, and thus validation, test, prediction and pictures, is that of
-    TorchGeo's ``SemanticSegmentation``; ``val_loss`` is the cross-entropy of the pixels.
+    Training minimises Mask2Former's loss, which matches queries to the classes of an image. The
+    output of :meth:`forward`, and with it validation, test, prediction and plots, has the format of
+    TorchGeo's ``SemanticSegmentation``. ``val_loss`` is the cross-entropy per pixel.
 
     Needs the extra ``geofm[mask2former]``.
 
@@ -56,27 +56,27 @@ class Mask2Former(SemanticSegmentation):
         """Initialize the Mask2Former task.
 
         Args:
-            backbone: Name of an encoder of segmentation-models-pytorch; those of
-                :data:`geofm.models.MODEL_NAMES` are among them.
-            weights: Checkpoint to take the backbone's weights from, as TorchGeo's tasks do: of
-                :class:`geofm.tasks.DINOv2`, or what ``geofm export`` made of it.
+            backbone: Name of an encoder of segmentation-models-pytorch, which include
+                :data:`geofm.models.MODEL_NAMES`.
+            weights: Checkpoint with weights of the backbone, as for TorchGeo's tasks: of
+                :class:`geofm.tasks.DINOv2`, or an export of it.
             in_channels: Number of input channels.
             num_classes: Number of classes.
             labels: Names of the classes.
-            ignore_index: Label of pixels that count for nothing in metrics and ``val_loss``. In
-                training they belong to no class, as in the original.
+            ignore_index: Label of pixels that metrics and ``val_loss`` ignore. In training they
+                belong to no class, as in the original.
             num_queries: Number of queries.
             model_args: Further arguments of transformers' ``Mask2FormerConfig``.
             lr: Learning rate.
             patience: Patience of the learning rate scheduler.
-            freeze_backbone: Whether to train the rest alone.
+            freeze_backbone: Whether to freeze the backbone.
 
         Raises:
             DependencyNotFoundError: If transformers is not installed.
             CheckpointError: If the weights do not fit.
         """
         self.weights = weights
-        # Past SemanticSegmentation's, whose arguments are those of other models.
+        # Skip SemanticSegmentation's __init__, whose arguments are for other models.
         super(SemanticSegmentation, self).__init__()
 
     def configure_models(self) -> None:
@@ -87,7 +87,7 @@ class Mask2Former(SemanticSegmentation):
             raise DependencyNotFoundError(
                 "Mask2Former needs transformers. Install it with: pip install 'geofm[mask2former]'"
             ) from error
-        # What SemanticSegmentation's metrics and steps ask for.
+        # Metrics and steps of SemanticSegmentation read these.
         self.hparams.update(_SEMANTIC)
         self.model, encoder = build_mask2former(
             self.hparams['backbone'],
@@ -109,12 +109,12 @@ class Mask2Former(SemanticSegmentation):
             x: Normalised images of shape (B, C, H, W).
 
         Returns:
-            Logarithms of the classes' probabilities, of shape (B, num_classes, H, W).
+            Log-probabilities of the classes, of shape (B, num_classes, H, W).
         """
         return _log_probabilities(self.model(x), x)
 
     def training_step(self, batch: Sample, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Loss of matched queries.
+        """Compute the loss of the matched queries.
 
         Args:
             batch: 'image' of shape (B, C, H, W) and 'mask', int64 of shape (B, H, W).
@@ -138,21 +138,21 @@ class Mask2Former(SemanticSegmentation):
         return loss
 
     def _classes(self, mask: Tensor) -> Tensor:
-        """Classes that are in a mask, in order."""
+        """Return the classes in a mask, in ascending order."""
         classes, ignored = mask.unique(), self.hparams['ignore_index']
         if ignored is not None:
             classes = classes[classes != ignored]
         wrong = classes[(classes < 0) | (classes >= self.hparams['num_classes'])]
         if len(wrong):
             raise ValueError(
-                f'labels {wrong.tolist()} in a mask: neither one of {self.hparams["num_classes"]} '
-                f'classes nor ignore_index, {ignored}'
+                f'a mask has labels {wrong.tolist()}, which are neither classes 0 to '
+                f'{self.hparams["num_classes"] - 1} nor ignore_index ({ignored})'
             )
         return classes.long()
 
 
 def _log_probabilities(output: Any, x: Tensor) -> Tensor:
-    """Semantic inference: a pixel's class is that of the sum of class times mask of the queries."""
+    """Compute log-probabilities from the sum of class probability times mask over the queries."""
     classes = output.class_queries_logits.softmax(dim=-1)[..., :-1]
     masks = output.masks_queries_logits.sigmoid()
     scores = torch.einsum('bqc,bqhw->bchw', classes, masks)

@@ -24,22 +24,21 @@ from geofm.transforms.multicrop import N_GLOBAL
 
 
 class MaskedWords(PretrainingTask):
-    """Predict which patch words lie where a crop is masked, and in the image as a whole.
+    """Task that predicts the patch words of masked patches and of whole crops.
 
     The backbone sees a fraction of the patches of each global crop, with photometry. From its
-    tokens a decoder of one block predicts the patch words of other patches and of their
-    surroundings, and a linear layer predicts from CLS those of the whole crop, all of the crop
-    without photometry. The words are
-    learned from the training images when a run starts, in seconds: there is no teacher, no queue
-    and nothing that could collapse, so that small batches will do.
+    tokens, a small decoder predicts the patch words of other patches and of their surroundings. A
+    linear layer predicts the words of the whole crop from CLS. The targets are computed from the
+    crop without photometry. The words are learned from the training images at the start of a run,
+    which takes seconds. There is no teacher, no queue and no collapse, so small batches work.
 
-    Each sensor has words of its own. With ``sensor_dropout``, the words of a missing sensor are
-    predicted from the others.
+    Each sensor has its own words. With ``sensor_dropout``, the words of a missing sensor are
+    predicted from the other sensors.
 
-    The words are those of Coates and Ng (2011); as targets of masked patches they follow HOG in
-    Wei et al., 2022, `MaskFeat <https://arxiv.org/abs/2112.09133>`_, and as targets of images
-    Gidaris et al., 2020, `BoWNet <https://arxiv.org/abs/2002.12247>`_. Most patches are not
-    seen at all, as in He et al., 2022, `MAE <https://arxiv.org/abs/2111.06377>`_.
+    The words are those of Coates and Ng (2011). As targets of masked patches they replace HOG in
+    Wei et al., 2022, `MaskFeat <https://arxiv.org/abs/2112.09133>`_; as targets of images they
+    follow Gidaris et al., 2020, `BoWNet <https://arxiv.org/abs/2002.12247>`_. The encoder skips
+    masked patches, as in He et al., 2022, `MAE <https://arxiv.org/abs/2111.06377>`_.
     """
 
     targets: nn.ModuleDict
@@ -68,26 +67,27 @@ class MaskedWords(PretrainingTask):
         """Initialize the task.
 
         Args:
-            words: Number of patch words of each sensor.
-            word_size: Side of the patches that are words, in pixels of a crop.
-            target_dim: Length of a target: principal components of the words that are kept.
-            fit_images: Number of training images that the words are learned from.
+            words: Number of patch words per sensor.
+            word_size: Side of a word in pixels of a crop.
+            target_dim: Length of a target: number of principal components of the words.
+            fit_images: Number of training images from which the words are learned.
             visible: Fraction of the patches of a global crop that the backbone sees.
-            predicted: Fraction that the decoder predicts, of the others.
+            predicted: Fraction of the patches of a global crop that the decoder predicts. They are
+                among those that the backbone does not see.
             decoder_depth: Number of blocks of the decoder.
             cls_weight: Weight of the loss of whole crops.
-            global_scale: Fraction of the image's area that a global crop covers.
-            n_local: Number of local crops, all of whose patches the backbone sees; from their CLS
-                tokens the words of the global crops are predicted.
-            lr: Peak learning rate, of a batch of 1024 if it is scaled.
-            warmup_epochs: Warm-up of the learning rate.
-            weight_decay: First and final weight decay.
-            betas: AdamW's coefficients.
-            layer_decay: Factor of the learning rate from a block to the one below.
-            patch_embed_lr_mult: Factor of the patch embedding's learning rate.
-            drop_path_rate: Stochastic depth of the backbone, the same in all blocks.
+            global_scale: Range of the area of a global crop, as a fraction of the image.
+            n_local: Number of local crops. The backbone sees all of their patches, and the words of
+                the global crops are predicted from their CLS tokens.
+            lr: Peak learning rate; for a batch of 1024 if ``scale_lr`` is set.
+            warmup_epochs: Epochs of linear warm-up of the learning rate.
+            weight_decay: Initial and final weight decay.
+            betas: Coefficients of AdamW.
+            layer_decay: Factor of the learning rate per block, from the last to the first.
+            patch_embed_lr_mult: Factor of the learning rate of patch embeddings.
+            drop_path_rate: Rate of stochastic depth in the backbone, equal for all blocks.
             **kwargs: See :class:`PretrainingTask`. ``mask_probability``, ``mask_ratio`` and
-                ``one_sensor_masks`` have no effect: *visible* says what is masked.
+                ``one_sensor_masks`` have no effect, because *visible* determines the masks.
 
         Raises:
             ValueError: If the fractions leave no patch to see or to predict.
@@ -110,10 +110,10 @@ class MaskedWords(PretrainingTask):
             **kwargs,
         )
 
-    # -- what is built --------------------------------------------------------------------------
+    # -- networks and targets -------------------------------------------------------------------
 
     def configure_models(self) -> None:
-        """Initialize the networks, the cropping, and the targets without words."""
+        """Initialize the networks, the multi-crop transform, and targets without words."""
         super().configure_models()
         hparams = self.hparams
         self.multi_crop.anchor_size = self.multi_crop.global_size
@@ -132,13 +132,19 @@ class MaskedWords(PretrainingTask):
             max(1, round(hparams['predicted'] * patches)), patches - self._visible
         )
         if self._predicted < 1:
-            raise ValueError(f'crops of {patches} patch(es) have none to predict: see global_size')
+            raise ValueError(
+                f'crops of {patches} patch(es) leave none to predict: increase global_size'
+            )
 
     def build_heads(self) -> dict[str, nn.Module]:
-        """Decoder of patches, and the layer that predicts the words of a crop from CLS."""
+        """Build the decoder of patches, and the layer that predicts the words of a crop from CLS.
+
+        Returns:
+            The heads by name.
+        """
         dim = self.model.embed_dim
         out = self.hparams['target_dim'] * len(sensor_channels(self.model.bands))
-        # Of a patch, and of the patches around it.
+        # Twice the width: for each patch, and for the patches around it.
         return {
             'decoder': MaskedDecoder(
                 dim, 2 * out, self.hparams['decoder_depth'], max(1, dim // 64)
@@ -150,10 +156,10 @@ class MaskedWords(PretrainingTask):
         """Set the weights of the losses."""
         self.loss_weights = {'patch': 1.0, 'cls': self.hparams['cls_weight']}
 
-    # -- a run ----------------------------------------------------------------------------------
+    # -- start of a run -------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Learn the words from the training images, unless they came with the weights."""
+        """Learn the words from the training images, unless they have been loaded."""
         super().on_fit_start()
         if all(bool(target.fitted) for target in self.targets.values()):
             return
@@ -165,7 +171,7 @@ class MaskedWords(PretrainingTask):
             target.cpu().fit([b for b in of_sensor if len(b['image'])], self.model.patch_size)
             target.to(self.device)
             if world_size() > 1:
-                # Each rank has other images.
+                # The images differ between ranks, so all ranks take the words of rank 0.
                 for value in target.state_dict().values():
                     torch.distributed.broadcast(value, 0)
         rank_zero_info(
@@ -174,15 +180,15 @@ class MaskedWords(PretrainingTask):
         )
 
     def _training_images(self) -> list[dict[str, Any]]:
-        """Some training images of this rank, normalised, on the CPU."""
+        """Load some training images of this rank, normalised, on the CPU."""
         trainer = self.trainer
         loader = cast(DataLoader[Sample], trainer.train_dataloader)
         count = -(-self.hparams['fit_images'] // (loader.batch_size or 1))
         batches = []
-        # Loaders draw a seed each, which training must not notice.
+        # Each loader draws a seed; fork, so that the random numbers of training stay the same.
         with torch.random.fork_rng(devices=[]):
             for batch in islice(loader, count):
-                # Runs all hooks of the transfer, those that normalise among them.
+                # This runs all hooks of the transfer, including normalisation.
                 moved = trainer.strategy.batch_to_device(batch, self.device)
                 kept = ('image', 'valid', 'present')
                 batches.append({k: v.cpu() for k, v in moved.items() if k in kept})
@@ -191,7 +197,7 @@ class MaskedWords(PretrainingTask):
     def _of_sensor(
         self, sensor: str, channels: list[int], batch: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Bands of a sensor, of those images that have it."""
+        """Select the bands of a sensor, of the images in which it is present."""
         rows: Any = slice(None)
         if 'present' in batch:
             present = self.model.of_all_sensors(batch['present'])
@@ -204,11 +210,16 @@ class MaskedWords(PretrainingTask):
     def compute_losses(
         self, batch: Sample, values: Mapping[str, float] | None
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Losses of a batch, see :meth:`PretrainingTask.compute_losses`.
+        """Compute the losses of a batch, see :meth:`PretrainingTask.compute_losses`.
+
+        Args:
+            batch: A batch of images.
+            values: Not used.
 
         Returns:
-            ``patch`` and ``cls``, each 1 minus the cosine between prediction and target, averaged
-            over patches (crops) and over the sensors that they have.
+            The losses ``patch`` and ``cls``: 1 minus the cosine similarity of prediction and
+            target, averaged over patches (crops) and their sensors; and the CLS features of the
+            global crops.
         """
         crops = self.multi_crop(batch)
         count, patches = crops.masks.shape
@@ -230,7 +241,7 @@ class MaskedWords(PretrainingTask):
     def _compare(
         self, crops: Crops, of_patches: Tensor, of_images: Tensor, wanted: Tensor
     ) -> dict[str, Tensor]:
-        """Distance of predictions from targets, of the sensors that are in the data."""
+        """Compute the losses of predictions, over the sensors that are present in the data."""
         assert crops.anchors is not None
         channels = sensor_channels(self.model.bands)
         found: dict[str, list[tuple[Tensor, Tensor]]] = {'patch': [], 'cls': []}
@@ -250,7 +261,7 @@ class MaskedWords(PretrainingTask):
             known = target.known[crop, wanted] & here[:, None]
             distance = _distance(patches, target.patches[crop, wanted]).mean(dim=-1)
             found['patch'].append((distance, known))
-            # A local crop is to tell what both global ones show.
+            # A local crop predicts the mean of both global crops.
             of_both = target.image.view(N_GLOBAL, -1, shape[1]).mean(dim=0)
             wanted_images = torch.cat([target.image, of_both.repeat(self.multi_crop.n_local, 1)])
             local = self._in_data(sensor, crops.local_present, len(crops.locals))
@@ -258,26 +269,26 @@ class MaskedWords(PretrainingTask):
         return {name: _weighted_mean(of_sensors) for name, of_sensors in found.items()}
 
     def _in_data(self, sensor: str, present: Tensor | None, crops: int) -> Tensor:
-        """Whether the data of each crop have a sensor, bool (B,)."""
+        """Return whether a sensor is present in the data of each crop, bool (B,)."""
         if present is None:
             return torch.ones(crops, dtype=torch.bool, device=self.device)
         return self.model.of_all_sensors(present)[:, self.model.sensors.index(sensor)]
 
 
 def _distance(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 minus the cosine of the last dimension."""
+    """Compute 1 minus the cosine similarity along the last dimension."""
     return 1 - cosine_similarity(at_least_float32(prediction), target, dim=-1)
 
 
 def _weighted_mean(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Mean of distances over all that count, without making the host wait."""
+    """Compute the mean of the counted distances, without synchronising with the host."""
     total = sum((distance * counts).sum() for distance, counts in parts)
     number = sum(counts.sum() for _, counts in parts)
     return torch.as_tensor(total / torch.as_tensor(number).clamp_min(1))
 
 
 def _one_date(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Images of several dates, (B, k, C, H, W), as so many images."""
+    """Flatten images with k dates, (B, k, C, H, W), into B x k images."""
     image = batch['image']
     if image.ndim == 4:
         return batch

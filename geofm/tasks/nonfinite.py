@@ -1,4 +1,4 @@
-"""Steps whose loss or gradient is not finite, done again at will."""
+"""Repeat training steps whose loss or gradient was not finite."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,41 +14,41 @@ from geofm.tasks.randomness import seeded
 
 
 class DumpError(ValueError):
-    """A file is not the dump of a step."""
+    """Raised when a file is not a dump of a training step, or cannot be replayed."""
 
 
 def replay(
     path: Path, device: torch.device | str = 'cpu', files: Mapping[str, Any] | None = None
 ) -> dict[str, float]:
-    """Do a step again whose loss or gradient was not finite.
+    """Repeat a training step whose loss or gradient was not finite.
 
     Args:
         path: File that the task wrote when it stopped.
-        device: Where to compute: on that of the run for the same rounding.
-        files: Arguments of the task that name files which the step needs, such as ``teacher``. A
-            dump itself never has a file opened.
+        device: Device to compute on. Use the device of the run for the same rounding.
+        files: Arguments of the task that name files, such as ``teacher``, if the step needs them. A
+            dump itself cannot cause files to be opened.
 
     Returns:
-        Loss terms by name, then ``gradient of <sub-network>``.
+        Loss terms by name, then gradient norms as ``gradient of <sub-network>``.
 
     Raises:
-        DumpError: If the file is no such dump, or of a task whose class is not imported.
+        DumpError: If the file is not a dump, or the class of its task is not imported.
     """
     try:
         dump = torch.load(path, map_location=device, weights_only=True)
         name, hparams, state = dump['task'], dump['hyper_parameters'], dump['state_dict']
         statistics = dump['statistics']
-        # No dump has a module imported: that would run it.
+        # Nothing is imported for a dump, because that would run code.
         cls = {class_path(known): known for known in _subclasses(PretrainingTask)}.get(name)
         if cls is None:
-            raise DumpError(f'of a task {name}, which is not imported: import it, then call replay')
-        # No dump names other files, which would be opened or downloaded.
+            raise DumpError(f'its task {name} is not imported: import it before calling replay')
+        # A dump must not name files, which would be opened or downloaded.
         task = cls(**{k: v for k, v in hparams.items() if k not in cls.ignore}, **(files or {}))
     except FileNotFoundError:
         raise
     except Exception as error:
-        # A dozen kinds of error, by the kind of file that it is not.
-        raise DumpError(f'{path}: not the dump of a step: {one_line(error)}') from error
+        # Unsuitable files may raise many kinds of errors.
+        raise DumpError(f'{path}: not a dump of a training step: {one_line(error)}') from error
     if dump['precision'] == '64-true':
         task.double()
     try:

@@ -1,4 +1,4 @@
-"""DINOv2's parameter groups, their gradients, and the precision that parameters need."""
+"""DINOv2's parameter groups, gradient norms per sub-network, and the precision of weights."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from geofm.losses.ranks import gathered
 
-#: Precisions of Lightning under which a step runs, and what autocast then takes.
+#: Data type of autocast for each mixed precision of Lightning.
 AUTOCAST = {'bf16-mixed': torch.bfloat16, '16-mixed': torch.float16}
 
 _BLOCK = re.compile(r'\bblocks\.(\d+)\.')
@@ -22,23 +22,23 @@ _STEM = re.compile(
 def parameter_groups(
     student: nn.Module, depth: int, layer_decay: float = 0.9, patch_embed_lr_mult: float = 0.2
 ) -> list[dict[str, Any]]:
-    """Group parameters by how their learning rate and weight decay are scaled.
+    """Group parameters by the factors of their learning rate and weight decay.
 
-    As in DINOv2: the learning rate falls by *layer_decay* a block from the last to the first, is
-    lower still in the patch embedding, and follows a schedule of its own in the heads' last
-    layers. Vectors (biases, norms, layer scales) do not decay; positions, tokens and both parts of
-    a weight-normalised layer do. Fusion and heads lie above the last block and learn at the full
+    As in DINOv2, the learning rate is multiplied by *layer_decay* per block from the last block to
+    the first, and by *patch_embed_lr_mult* in patch embeddings. The last layers of the heads have
+    their own schedule. Vectors (biases, norms, layer scales) have no weight decay; positions,
+    tokens and both parts of a weight-normalised layer do. Fusion and heads have the full learning
     rate.
 
     Args:
         student: Module with children ``backbone`` and heads.
         depth: Number of blocks of the backbone.
-        layer_decay: Factor a block.
-        patch_embed_lr_mult: Further factor of the patch embedding.
+        layer_decay: Factor per block.
+        patch_embed_lr_mult: Additional factor of patch embeddings.
 
     Returns:
-        Groups for an optimiser with the keys ``params``, ``names``, ``lr_mult``, ``wd_mult`` and
-        ``last_layer``; those of equal treatment are one group.
+        Parameter groups of an optimiser with the keys ``params``, ``names``, ``lr_mult``,
+        ``wd_mult`` and ``last_layer``.
     """
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in student.named_parameters():
@@ -58,15 +58,15 @@ def parameter_groups(
 
 
 def layer_scale(name: str, depth: int, layer_decay: float) -> float:
-    """Factor of the learning rate of a backbone's parameter.
+    """Compute the learning rate factor of a backbone's parameter.
 
     Args:
         name: Name of the parameter.
         depth: Number of blocks L of the backbone.
-        layer_decay: Factor d a block.
+        layer_decay: Factor d per block.
 
     Returns:
-        d^(L - i) in block i, counted from 0; d^(L + 1) in patch embedding, positions and tokens;
+        d^(L - i) in block i, counted from 0; d^(L + 1) in patch embeddings, positions and tokens;
         1 in fusion, last norm and head.
     """
     if '.fusion.' in f'.{name}':
@@ -77,11 +77,11 @@ def layer_scale(name: str, depth: int, layer_decay: float) -> float:
 
 
 def scale_learning_rates(optimizer: Optimizer, scales: Mapping[int, float]) -> None:
-    """Split an optimiser's groups by factors of the learning rate.
+    """Split the parameter groups of an optimiser by learning rate factors.
 
     Args:
-        optimizer: The optimiser; changed in place, before its first step.
-        scales: Factors by the ``id`` of the parameter; 1 where there is none.
+        optimizer: The optimiser before its first step; changed in place.
+        scales: Factor by the ``id`` of the parameter; 1 for other parameters.
     """
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
@@ -97,13 +97,13 @@ def scale_learning_rates(optimizer: Optimizer, scales: Mapping[int, float]) -> N
 
 
 def gradient_norms(trained: nn.ModuleDict) -> dict[str, Tensor]:
-    """Norm of the gradient of each sub-network.
+    """Compute the gradient norm of each sub-network.
 
     Args:
         trained: The sub-networks by name.
 
     Returns:
-        Norms by name; zero where there is no gradient. Of sharded weights, over all ranks.
+        Norms by name; 0 without gradients. For sharded weights, the norms over all ranks.
     """
     norms = {
         name: nn.utils.get_total_norm([p.grad for p in module.parameters() if p.grad is not None])
@@ -113,13 +113,13 @@ def gradient_norms(trained: nn.ModuleDict) -> dict[str, Tensor]:
 
 
 def check_precision(task: nn.Module) -> None:
-    """Refuse to train with weights, averages or centres in half precision.
+    """Check that weights, averages and centres are not in half precision.
 
-    They change by far less than half precision can resolve: bfloat16 has steps of 0.4 %, but a
-    teacher with a momentum of 0.9995 moves by 0.05 % of its distance from the student.
+    They change by less than half precision can resolve: bfloat16 has steps of 0.4 %, but a teacher
+    with a momentum of 0.9995 moves by 0.05 % of its distance from the student.
 
     Args:
-        task: The task, as it is about to be trained.
+        task: The task before training.
 
     Raises:
         ValueError: If a floating-point parameter or buffer has fewer than 32 bits.
@@ -127,7 +127,7 @@ def check_precision(task: nn.Module) -> None:
     for name, value in (*task.named_parameters(), *task.named_buffers()):
         if value.is_floating_point() and torch.finfo(value.dtype).bits < 32:
             raise ValueError(
-                f'{name} is in {str(value.dtype).removeprefix("torch.")}: in such steps the EMA '
-                'teacher, the centres and AdamW stand still. Keep the weights in float32 and '
-                'compute in half precision, with precision=bf16-mixed or 16-mixed'
+                f'{name} is in {str(value.dtype).removeprefix("torch.")}, which cannot represent '
+                'the small updates of the EMA teacher, the centres and AdamW. Keep the weights in '
+                'float32 and compute in half precision, with precision=bf16-mixed or 16-mixed'
             )

@@ -1,4 +1,4 @@
-"""How far a run has come, in samples: what its schedules go by when its steps change."""
+"""Progress of a run in samples, so that schedules continue when the batch size changes."""
 
 import math
 from collections.abc import Mapping, Sized
@@ -8,18 +8,18 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
-#: Entry of a checkpoint.
+#: Key of the progress in a checkpoint.
 KEY = 'progress'
 
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """What the schedules of a run are counted in, whatever its steps are later.
+    """Length of a run as planned at its start, in the units of its schedules.
 
     Attributes:
-        steps: Optimiser steps of the whole run, as it was planned.
-        samples_per_step: Samples of such a step.
-        steps_per_epoch: Such steps of what counts as an epoch in warm-ups.
+        steps: Planned number of optimiser steps of the whole run.
+        samples_per_step: Number of samples per planned step.
+        steps_per_epoch: Number of planned steps that count as an epoch in warm-ups.
     """
 
     steps: int
@@ -28,21 +28,21 @@ class Course:
 
     @property
     def samples(self) -> float:
-        """Samples of the whole run."""
+        """Planned number of samples of the whole run."""
         return self.steps * self.samples_per_step
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where a checkpoint was written.
+    """Progress of a run when a checkpoint was written.
 
     Attributes:
-        samples: Samples seen, over all ranks, those seen again counted again.
-        course: What its schedules were counted in; None if the checkpoint does not say.
-        batch: Samples of a batch, over all ranks.
-        step: Optimiser steps.
-        epoch: Epochs done.
-        batches: Batches done of the epoch under way.
+        samples: Number of samples seen over all ranks, with repetitions.
+        course: Planned length of the run; None if not stored in the checkpoint.
+        batch: Number of samples of a batch over all ranks.
+        step: Number of optimiser steps done.
+        epoch: Number of epochs done.
+        batches: Number of batches done in the current epoch.
     """
 
     samples: float
@@ -55,14 +55,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a run divides its samples into optimiser steps.
+    """Division of a run's samples into optimiser steps.
 
     Attributes:
-        batch: Samples of a batch, over all ranks; batches if their size is not known.
-        samples_per_step: Samples of a step, on average: the last window of an epoch may be short.
-        steps_per_epoch: Steps of an epoch; infinite for data without length.
-        max_epochs: Epochs of the run; infinite without a limit.
-        max_steps: Steps of the run; infinite without a limit.
+        batch: Number of samples of a batch over all ranks. If the batch size is unknown, a batch
+            counts as one sample.
+        samples_per_step: Mean number of samples per step. The last step of an epoch may have fewer.
+        steps_per_epoch: Number of steps per epoch; infinite for data without length.
+        max_epochs: Number of epochs of the run; infinite without a limit.
+        max_steps: Number of steps of the run; infinite without a limit.
     """
 
     batch: int
@@ -73,10 +74,10 @@ class Plan:
 
     @classmethod
     def of(cls, trainer: Trainer) -> 'Plan':
-        """Plan of a trainer whose training data are set up.
+        """Derive the plan from a trainer.
 
         Args:
-            trainer: The trainer.
+            trainer: The trainer, with training data set up.
 
         Returns:
             The plan.
@@ -86,7 +87,7 @@ class Plan:
         batch = size * trainer.world_size
         accumulated = trainer.accumulate_grad_batches
         batches = trainer.num_training_batches
-        # Lightning takes a last window of fewer batches for a step, too.
+        # With gradient accumulation, Lightning also steps after fewer batches at an epoch's end.
         steps = math.inf if math.isinf(batches) else math.ceil(batches / accumulated)
         samples_per_step: float = batch * accumulated
         if not math.isinf(batches) and steps:
@@ -106,13 +107,13 @@ class Plan:
         )
 
     def steps_left(self, done: Progress | None) -> int:
-        """Steps of this plan that are to be done.
+        """Compute the number of remaining steps.
 
         Args:
-            done: Where the run is resumed; None: it starts.
+            done: Progress of the resumed run; None for a new run.
 
         Returns:
-            The number, 0 or more.
+            Number of steps, at least 0.
 
         Raises:
             ValueError: If the run has no end.
@@ -125,26 +126,26 @@ class Plan:
             left = max(0, min(self.max_steps - done.step, epochs))
         if math.isinf(left):
             raise ValueError(
-                'schedules need an end: set max_steps, or max_epochs if the data have a length'
+                'schedules need an end: set max_steps, or max_epochs for data of known length'
             )
         return int(left)
 
     def course(self, done: Progress | None, steps_per_epoch: float) -> Course:
-        """What the schedules of the run are counted in.
+        """Return the planned length of the run for its schedules.
 
-        A run that is resumed keeps its course, in batches of whatever size, as long as its length
-        in samples does.
+        A resumed run keeps its plan, also with another batch size, as long as its total number of
+        samples stays the same.
 
         Args:
-            done: Where the run is resumed; None: it starts.
-            steps_per_epoch: Steps of this plan that count as an epoch in warm-ups.
+            done: Progress of the resumed run; None for a new run.
+            steps_per_epoch: Number of steps that count as an epoch in warm-ups.
 
         Returns:
-            The course.
+            The planned length.
 
         Warns:
-            UserWarning: If a run that is resumed has become longer or shorter, by more than 1 %
-                and more than what a step of another size makes.
+            UserWarning: If the length of a resumed run has changed by more than 1 % and by more
+                than one step and one batch.
         """
         left = self.steps_left(done)
         if done is None:
@@ -156,28 +157,27 @@ class Plan:
             return done.course
         if done.course is not None:
             rank_zero_warn(
-                f'the run was planned for {planned:g} samples, {done.samples:g} of them are done; '
-                f'now for {samples:g}. Its schedules go on as those of a run of that length would '
-                'at this sample, so that learning rate and momentum may jump. For unbroken '
-                'schedules keep max_epochs and max_steps as they were'
+                f'the run was planned for {planned:g} samples, of which {done.samples:g} are done, '
+                f'and now has {samples:g}. Its schedules continue as in a run of the new length, '
+                'so learning rate and momentum may jump. To avoid this, keep max_epochs and '
+                'max_steps unchanged'
             )
         steps = round(samples / self.samples_per_step)
         return Course(steps, self.samples_per_step, steps_per_epoch)
 
 
 def read_progress(checkpoint: Mapping[str, Any], plan: Plan) -> Progress | None:
-    """Progress of a run that is resumed from a checkpoint.
+    """Read the progress of a run from a checkpoint.
 
     Args:
         checkpoint: A checkpoint of Lightning.
-        plan: Plan of the run that goes on; taken for that of the run before if the checkpoint
-            does not say.
+        plan: Plan of the resumed run. Values that the checkpoint lacks are taken from it.
 
     Returns:
         The progress; None if the checkpoint has no state of a run.
 
     Raises:
-        ValueError: If its entries are not numbers.
+        ValueError: If the entries of the checkpoint are invalid.
     """
     if 'loops' not in checkpoint:
         return None
@@ -197,4 +197,4 @@ def read_progress(checkpoint: Mapping[str, Any], plan: Plan) -> Progress | None:
             0 if epoch['started'] == epoch['processed'] else int(batches),
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f'checkpoint: its state of the run cannot be read: {error!r}') from error
+        raise ValueError(f'the checkpoint has an invalid state of the run: {error!r}') from error

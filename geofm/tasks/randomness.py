@@ -1,4 +1,4 @@
-"""Random numbers of a batch, which are its own: a run that is resumed draws them again."""
+"""Random numbers per batch, so that a resumed run draws the same ones."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,12 +8,12 @@ import torch
 
 
 def batch_seed(seed: int, stage: str, batch: int, rank: int) -> int:
-    """Seed of all that is drawn for a batch on the device: crops, masks, stochastic depth.
+    """Compute the seed of a batch's random numbers: crops, masks, stochastic depth.
 
     Args:
         seed: Seed of the run.
         stage: 'train', 'val' or 'test'.
-        batch: Batches before it in the run, or in its epoch if not for training.
+        batch: Index of the batch in the run; in the epoch for 'val' and 'test'.
         rank: Rank of the process.
 
     Returns:
@@ -25,11 +25,11 @@ def batch_seed(seed: int, stage: str, batch: int, rank: int) -> int:
 
 @contextmanager
 def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Draw from a seed of one's own, and leave the process's generators as they were.
+    """Seed the random generators within a context, and restore their state afterwards.
 
     Args:
         seed: The seed.
-        device: Device whose generator, beside the CPU's, is used.
+        device: Device whose generator to seed in addition to the CPU's.
 
     Yields:
         None.

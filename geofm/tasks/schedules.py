@@ -1,4 +1,4 @@
-"""DINOv2's schedules: one table from step to value."""
+"""DINOv2's schedules: one value per optimiser step."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,20 +19,21 @@ def cosine_schedule(
     start: float = 0.0,
     places: FloatArray | None = None,
 ) -> FloatArray:
-    """Linear warm-up, then half a cosine.
+    """Compute a schedule with linear warm-up followed by a half cosine.
 
     Args:
         base: Value at the end of the warm-up.
-        final: Value that the cosine tends to.
-        steps: Length of the schedule, warm-up included.
-        warmup_steps: Length of the warm-up.
+        final: Value at the end of the cosine.
+        steps: Length of the schedule in steps, including the warm-up.
+        warmup_steps: Length of the warm-up in steps.
         start: First value of the warm-up.
-        places: Where to take the values, in steps, not below 0, of shape (N,); these may lie
-            between two steps. All steps by default.
+        places: Positions of the values in steps, at least 0, possibly fractional, of shape (N,).
+            Default: all steps.
 
     Returns:
-        One value a place, of shape (N,). Place i after the warm-up holds
-        ``final + (base - final) * (1 + cos(pi * i / n)) / 2`` where n is the steps after it.
+        Values of shape (N,). At position i after the warm-up the value is
+        ``final + (base - final) * (1 + cos(pi * i / n)) / 2``, where n is the number of steps after
+        the warm-up.
     """
     places = np.arange(float(steps)) if places is None else places
     phase = np.clip((places - warmup_steps) / max(1, steps - warmup_steps), 0, 1)
@@ -45,16 +46,16 @@ def cosine_schedule(
 
 @dataclass(frozen=True)
 class Schedules:
-    """What changes from step to step. Each array has one value an optimiser step.
+    """Schedules of a run. Each array has one value per optimiser step.
 
     Attributes:
         lr: Learning rate.
         last_layer_lr: Learning rate of the heads' last layers: 0 while they are frozen.
         weight_decay: Weight decay.
-        momentum: Momentum of the teacher; empty if there is none.
-        teacher_temperature: Temperature of the teacher's softmax; empty if there is none.
-        final: What each tends to, by name: its value beyond the end.
-        first: Optimiser step of the first value: where a run is resumed.
+        momentum: Momentum of the teacher; empty without a teacher.
+        teacher_temperature: Temperature of the teacher's softmax; empty without a teacher.
+        final: Final value by name, used after the end of the arrays.
+        first: Optimiser step of the first value, at which a run is resumed.
     """
 
     lr: FloatArray
@@ -66,17 +67,17 @@ class Schedules:
     first: int = 0
 
     def __len__(self) -> int:
-        """Number of steps."""
+        """Return the number of steps."""
         return len(self.lr)
 
     def at(self, step: int) -> dict[str, float]:
-        """Values of a step; beyond the end, the final ones.
+        """Return the values of a step, or the final values after the end.
 
         Args:
             step: Optimiser step, from 0.
 
         Returns:
-            Value by name.
+            Values by name.
         """
         place = max(0, step - self.first)
         if place >= len(self):
@@ -99,40 +100,41 @@ def dinov2_schedules(
     places: FloatArray | None = None,
     first: int = 0,
 ) -> Schedules:
-    """Schedules of DINOv2 (Oquab et al., 2023).
+    """Compute the schedules of DINOv2 (Oquab et al., 2023).
 
     Args:
-        steps: Optimiser steps of the whole run.
-        steps_per_epoch: Optimiser steps of an epoch.
+        steps: Number of optimiser steps of the whole run.
+        steps_per_epoch: Number of optimiser steps per epoch.
         lr: Peak learning rate.
         min_lr: Final learning rate.
-        warmup_epochs: Warm-up of the learning rate, from 0.
-        weight_decay: First and final weight decay, along a cosine.
-        freeze_last_layer_epochs: How long the heads' last layers stay as they are.
-        momentum: First and final momentum of the teacher, along a cosine; None: no teacher.
-        teacher_temperature: First and final temperature, along a line; None: no temperature.
-        warmup_teacher_temperature_epochs: Length of that line.
-        places: Where to take the values, see :func:`cosine_schedule`.
-        first: Optimiser step of the first place.
+        warmup_epochs: Epochs of the learning rate's warm-up from 0.
+        weight_decay: Initial and final weight decay of a cosine schedule.
+        freeze_last_layer_epochs: Epochs in which the last layers of the heads are frozen.
+        momentum: Initial and final momentum of a cosine schedule; None: no teacher.
+        teacher_temperature: Initial and final temperature of a linear schedule; None: no
+            temperature.
+        warmup_teacher_temperature_epochs: Epochs in which the temperature rises.
+        places: Positions of the values, see :func:`cosine_schedule`.
+        first: Optimiser step of the first position.
 
     Returns:
-        The table.
+        The schedules.
 
     Warns:
-        UserWarning: If a warm-up is as long as the run, or longer and had to be cut.
+        UserWarning: If a warm-up takes the whole run, or would take longer and is cut.
     """
 
     def in_steps(epochs: float, name: str) -> int:
         wanted = round(epochs * steps_per_epoch)
         if wanted > steps:
             warn(
-                f'{name}={epochs:g} are {wanted} steps, but the run has {steps}: cut to these. '
-                'Take fewer epochs for it, or say with samples_per_epoch how long one is'
+                f'{name}={epochs:g} are {wanted} steps, but the run has only {steps}, to which it '
+                'is cut. Set a smaller value, or set samples_per_epoch'
             )
         elif wanted == steps > 0:
             warn(
-                f'{name}={epochs:g} are {wanted} steps, which is the whole run. Take fewer epochs '
-                'for it, or say with samples_per_epoch how long one is'
+                f'{name}={epochs:g} are {wanted} steps, which is the whole run. Set a smaller '
+                'value, or set samples_per_epoch'
             )
         return min(wanted, steps)
 

@@ -1,4 +1,4 @@
-"""Student and teacher: how they are built, what they see, and how the one follows the other."""
+"""Base of methods with a student and an EMA teacher."""
 
 import copy
 from abc import abstractmethod
@@ -18,15 +18,14 @@ from geofm.transforms import Crops
 
 
 class Outputs(NamedTuple):
-    """What a network makes of the crops of B images.
+    """Outputs of the student or the teacher for the crops of B images.
 
     Attributes:
-        cls: What the heads make of CLS tokens, (2B, K) of the teacher, ((2 + n) B, K) of the
-            student.
-        patches: What they make of the M masked patches, (M, K').
+        cls: Head outputs for CLS tokens: (2B, K) for the teacher, ((2 + n) B, K) for the student.
+        patches: Head outputs for the M masked patches, (M, K').
         features: CLS features of the global crops, (2B, D).
         tokens: Patch tokens of the global crops, (2B, N, D), if Gram anchoring or a frozen teacher
-            wants them.
+            needs them; otherwise None.
     """
 
     cls: Tensor
@@ -36,21 +35,22 @@ class Outputs(NamedTuple):
 
 
 class StudentTeacher(PretrainingTask):
-    """Base of the methods whose targets come from an EMA teacher.
+    """Base class of tasks whose targets come from an EMA teacher.
 
-    The student sees all crops, with patches of the global ones masked; the teacher sees the global
-    ones whole. After each optimiser step the teacher moves towards the student.
+    The student sees all crops, with masked patches in the global ones. The teacher sees the global
+    crops without masks. After each optimiser step the teacher moves towards the student.
 
-    A method is a subclass as of :class:`~geofm.tasks.pretraining.PretrainingTask`, with
-    :meth:`build_heads` (called twice: for student and teacher), :meth:`apply_heads`, and
+    A subclass follows :class:`~geofm.tasks.pretraining.PretrainingTask` and defines
+    :meth:`build_heads` (called twice, for student and teacher), :meth:`apply_heads`, and
     ``compute_losses``, which calls :meth:`teacher_forward` (without gradients) and
-    :meth:`student_forward`. ``changing_state`` names centres and the like.
+    :meth:`student_forward`. If losses change state such as centres, it also extends
+    ``changing_state``.
 
     Attributes:
-        model: The teacher's backbone: what one keeps.
+        model: The teacher's backbone, which is kept after training.
         student: The student's ``backbone`` and heads.
         teacher_heads: The teacher's heads.
-        gram_backbone: An earlier teacher's backbone, for Gram anchoring.
+        gram_backbone: Backbone of an earlier teacher, for Gram anchoring.
     """
 
     student: nn.ModuleDict
@@ -71,19 +71,19 @@ class StudentTeacher(PretrainingTask):
         """Initialize the task.
 
         Args:
-            momentum: First and final momentum of the teacher.
-            global_sensors: Sensors that student and teacher see of the global crops, each a key or
-                a list of keys: the features of the teacher's sensors are learned from the
-                student's. All by default.
-            gram_weight: Weight of Gram anchoring, to an earlier teacher; DINOv3 takes 2.
-            gram_size: Side of the global crops that this teacher sees, in pixels, if larger;
-                DINOv3 takes twice *global_size*.
-            gram_refresh_steps: Optimiser steps after which it is replaced by the present teacher;
-                by default it stays what the run starts with.
+            momentum: Initial and final momentum of the teacher.
+            global_sensors: Sensors of the global crops that the student sees, and those that the
+                teacher sees; each a key or a list of keys. The student then predicts the features
+                of the teacher's sensors from its own. Default: all sensors for both.
+            gram_weight: Weight of Gram anchoring to an earlier teacher. DINOv3 uses 2.
+            gram_size: Side in pixels of the global crops of the Gram teacher. Default:
+                *global_size*. DINOv3 uses twice *global_size*.
+            gram_refresh_steps: Optimiser steps after which the present teacher replaces the Gram
+                teacher. Default: the Gram teacher never changes.
             kwargs: Arguments of :class:`~geofm.tasks.pretraining.PretrainingTask`.
 
         Raises:
-            ValueError: If what needs several sensors is asked of a model with one.
+            ValueError: If an argument needs several sensors and the model has one.
         """
         super().__init__(**kwargs)
         self._refresh_gram_teacher()
@@ -92,24 +92,24 @@ class StudentTeacher(PretrainingTask):
     def apply_heads(
         self, heads: nn.ModuleDict, cls: Tensor, patches: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Run heads on the features of a network.
+        """Apply heads to the features of a network.
 
         Args:
-            heads: The modules of :meth:`build_heads`, of student or teacher.
+            heads: The modules of :meth:`build_heads`, for student or teacher.
             cls: CLS tokens of shape (N, D).
             patches: Tokens of the M masked patches, of shape (M, D).
 
         Returns:
-            What the losses compare, of CLS tokens (N, K) and of patches (M, K').
+            Outputs that the losses compare: (N, K) for CLS tokens and (M, K') for patches.
         """
 
     @property
     def trained(self) -> nn.ModuleDict:
-        """The student: ``backbone`` and heads, each clipped by a norm of its own."""
+        """The student: ``backbone`` and heads. Gradients are clipped for each of them."""
         return self.with_distillation(dict(self.student.items()))
 
     def schedule_settings(self) -> dict[str, Any]:
-        """What is scheduled: also the momentum.
+        """Return the settings of the schedules, with the momentum.
 
         Returns:
             Arguments of :func:`geofm.tasks.schedules.dinov2_schedules`.
@@ -119,12 +119,12 @@ class StudentTeacher(PretrainingTask):
     # -- networks -------------------------------------------------------------------------------
 
     def configure_models(self) -> None:
-        """Initialize student, teacher and the cropping of their input."""
+        """Initialize student, teacher and the multi-crop transform."""
         hparams = self.hparams
         with self.device_of_networks():
             self.model = self.build_backbone()
             backbone = create_backbone(hparams, drop_path_rate=hparams['drop_path_rate'])
-            # TorchGeo takes every key that contains 'model.' for the backbone's: none here may.
+            # TorchGeo takes every key with 'model.' for the backbone's, so no key here may have it.
             self.student = nn.ModuleDict({'backbone': backbone, **self.build_heads()})
             self.teacher_heads = nn.ModuleDict(self.build_heads())
         backbone.load_state_dict(self.model.state_dict())
@@ -142,11 +142,11 @@ class StudentTeacher(PretrainingTask):
         anchor_size = self._gram_size()
         self.distillation = self.build_distillation(anchor_size)
         self.multi_crop = self.build_multi_crop(anchor_size)
-        # Lightning leaves the modes of the modules as they are when it starts to train.
+        # Lightning does not change the modes of modules when training starts.
         self.train()
 
     def _gram_size(self) -> int | None:
-        """Side of the crops that the Gram teacher sees; None: there is none."""
+        """Return the side of the Gram teacher's crops; None without a Gram teacher."""
         if not self.hparams['gram_weight']:
             return None
         size: int = self.hparams['gram_size'] or self.hparams['global_size']
@@ -160,11 +160,13 @@ class StudentTeacher(PretrainingTask):
         sensors = self.model.sensors
         seen = [_keys(keys) for keys in self.hparams['global_sensors'] or ()]
         if seen and len(sensors) < 2:
-            raise ValueError('global_sensors needs a model with two sensors or more')
+            raise ValueError('global_sensors needs a model with at least two sensors')
         if unknown := {key for keys in seen for key in keys} - set(sensors):
-            raise ValueError(f'global_sensors {sorted(unknown)}: not of {list(sensors)}')
+            raise ValueError(f'global_sensors: {sorted(unknown)} are not among {list(sensors)}')
         if seen and (len(seen) != 2 or not all(seen)):
-            raise ValueError('global_sensors must be two: what the student sees, and the teacher')
+            raise ValueError(
+                'global_sensors must have two entries: for the student and for the teacher'
+            )
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode of the student; the teacher is always in evaluation mode.
@@ -181,12 +183,12 @@ class StudentTeacher(PretrainingTask):
         return self
 
     def _teachers(self) -> list[nn.Module]:
-        """Networks that follow the student and are never trained."""
+        """Return the networks that follow the student and are never trained."""
         networks = [self.model, self.teacher_heads, self.gram_backbone]
         return [network for network in networks if network is not None]
 
     def setup(self, stage: str) -> None:
-        """Prepare the photometry and, for training, the teacher.
+        """Set the statistics of the input and, for training, prepare the teacher.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
@@ -200,10 +202,10 @@ class StudentTeacher(PretrainingTask):
             self.prepare_teacher()
 
     def prepare_teacher(self) -> None:
-        """Make the teacher ready to follow the student, whatever was done to either before.
+        """Freeze the teacher, and check that it has the parameters of the student.
 
         Raises:
-            ValueError: If their parameters differ, e.g. with adapters in the student alone.
+            ValueError: If the parameters differ, e.g. if only the student has adapters.
         """
         for network in self._teachers():
             network.requires_grad_(False).eval()
@@ -216,28 +218,28 @@ class StudentTeacher(PretrainingTask):
             )
 
     def _of_teacher(self) -> list[tuple[str, nn.Parameter]]:
-        """Parameters of the teacher, by the names that the student has for them."""
+        """Return the parameters of the teacher under their names in the student."""
         backbone = [(f'backbone.{name}', p) for name, p in self.model.named_parameters()]
         return backbone + list(self.teacher_heads.named_parameters())
 
     def _of_student(self) -> list[tuple[str, nn.Parameter]]:
-        """Parameters of the student, in the order of :meth:`_of_teacher`."""
+        """Return the parameters of the student, in the order of :meth:`_of_teacher`."""
         return [
             (f'{network}.{name}', parameter)
             for network in ('backbone', *self.teacher_heads)
             for name, parameter in self.student[network].named_parameters()
         ]
 
-    # -- what they make of crops ----------------------------------------------------------------
+    # -- forward passes -------------------------------------------------------------------------
 
     def teacher_forward(self, crops: Crops) -> Outputs:
-        """Teacher on the global crops, nothing masked.
+        """Run the teacher on the global crops without masks.
 
         Args:
             crops: Crops of a batch of B images.
 
         Returns:
-            Outputs for CLS tokens and for the patches that the student does not see.
+            Outputs for CLS tokens and for the patches that are masked for the student.
         """
         present = self._seen(self._only('teacher', len(crops.globals)), crops.global_present)
         view = View(crops.globals, crops.global_dates, None, present, crops.masked)
@@ -245,10 +247,10 @@ class StudentTeacher(PretrainingTask):
         return Outputs(*self.apply_heads(self.teacher_heads, *tokens), tokens.cls)
 
     def student_forward(self, crops: Crops) -> Outputs:
-        """Student on all crops, with patches of the global ones masked.
+        """Run the student on all crops, with masked patches in the global ones.
 
         Args:
-            crops: Crops of a batch of B images, n of them local.
+            crops: Crops of a batch of B images, with n local crops per image.
 
         Returns:
             Outputs for the CLS tokens of all crops and for the masked patches.
@@ -268,7 +270,7 @@ class StudentTeacher(PretrainingTask):
 
     @torch.no_grad()
     def gram_forward(self, crops: Crops) -> Tensor:
-        """Gram teacher on the anchors: global crops without photometry, perhaps larger.
+        """Run the Gram teacher on the anchors: global crops of *gram_size* without photometry.
 
         Args:
             crops: Crops of a batch of B images.
@@ -287,19 +289,19 @@ class StudentTeacher(PretrainingTask):
         return resize_tokens(patches, (side, side), self.multi_crop.grid)
 
     def _shown(self, crops: int) -> Tensor | None:
-        """Which sensors the student is to see of the global crops; None: all."""
+        """Choose the sensors that the student sees in each global crop; None: all."""
         chosen = self._only('student', crops)
         return super()._shown(crops) if chosen is None else chosen
 
     def _only(self, network: Literal['student', 'teacher'], crops: int) -> Tensor | None:
-        """Which sensors a network sees of the global crops; None: all."""
+        """Return the sensors of *global_sensors* for a network; None: all."""
         if not self.hparams['global_sensors']:
             return None
         keys = _keys(self.hparams['global_sensors'][network == 'teacher'])
         seen = torch.tensor([key in keys for key in self.model.sensors])
         return to_device(seen, self.device).expand(crops, -1)
 
-    # -- how the teacher follows ----------------------------------------------------------------
+    # -- update of the teacher ------------------------------------------------------------------
 
     def optimizer_step(
         self,
@@ -308,9 +310,10 @@ class StudentTeacher(PretrainingTask):
         optimizer: Optimizer | LightningOptimizer,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        """Step the student, then move the teacher towards it.
+        """Step the optimiser, then move the teacher towards the student.
 
-        Here, and not at the end of the batch, where a callback may save a checkpoint first.
+        The teacher moves here and not at the end of the batch, because a callback may save a
+        checkpoint before that.
         """
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.move_teacher(self._schedules().at(self.global_step)['momentum'])
@@ -323,7 +326,7 @@ class StudentTeacher(PretrainingTask):
         """Move the teacher towards the student.
 
         Args:
-            momentum: Fraction of the teacher that stays.
+            momentum: Weight of the teacher in the moving average, 0 to 1.
         """
         teacher: list[Tensor] = [parameter for _, parameter in self._of_teacher()]
         student: list[Tensor] = [parameter for _, parameter in self._of_student()]
@@ -335,5 +338,5 @@ class StudentTeacher(PretrainingTask):
 
 
 def _keys(sensors: str | Sequence[str]) -> Sequence[str]:
-    """Keys of the sensors that a network sees: one, or several."""
+    """Return a list of keys for one key or several."""
     return [sensors] if isinstance(sensors, str) else sensors

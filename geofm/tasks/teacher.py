@@ -1,4 +1,4 @@
-"""A frozen, pretrained model as the teacher of a student with other sensors and another size."""
+"""Frozen, pretrained models as teachers of a student with other sensors or another size."""
 
 import hashlib
 from collections.abc import Callable
@@ -22,25 +22,25 @@ from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
 @dataclass
 class Teacher:
-    """A pretrained model whose features a student learns.
+    """Pretrained model whose features a student learns.
 
     Attributes:
-        model: A checkpoint that `geofm fit` wrote, or what `geofm export` made of it; or, with
-            *weights*, the name of a geofm or timm model, such as `vit_small_patch14_dinov2` or
+        model: Checkpoint that `geofm fit` wrote, or an export of it; or, with *weights*, the name
+            of a geofm or timm model, such as `vit_small_patch14_dinov2` or
             `vit_small_patch16_dinov3`.
-        weights: File of the weights of a model that is named, by timm's names or as DINOv2 and
-            DINOv3 are published. Nothing is downloaded.
-        bands: Bands of the model's channels, in their order. By default a checkpoint's own, and
-            red, green and blue of Sentinel-2 for models of timm. The student's bands must include
-            them.
+        weights: File with the weights of the named model, in timm's format or as DINOv2 and DINOv3
+            are published. Nothing is downloaded.
+        bands: Bands of the model's channels, in their order. Default: the bands of the checkpoint;
+            for models of timm, red, green and blue of Sentinel-2. The student must have them.
         image_size: Side in pixels to which the student's global crops are resized for the teacher.
-            By default it has as many patches of a crop as the student.
-        mean: Mean of each band in its unit (S2: DN) that the model was trained with. By default
-            a checkpoint's own; a model of timm sees a picture.
-        std: Standard deviation of each band likewise.
-        white: DN (reflectance x 10,000) that is 1 in such a picture, before the mean and standard
-            deviation of timm's model are applied: 10000 for reflectance itself.
-        model_args: Further arguments of a model that is named.
+            Default: the size with as many patches as the student's crops.
+        mean: Mean per band, in the unit of the band (S2: DN), that the model was trained with.
+            Default: that of the checkpoint. Models of timm by default see a picture with values of
+            0 to 1, normalised with the model's own mean and standard deviation.
+        std: Standard deviation per band, likewise.
+        white: DN (reflectance x 10,000) that becomes 1 in such a picture. Use 10000 for plain
+            reflectance.
+        model_args: Further arguments of the named model.
         cls_weight: Weight of the loss of the CLS features.
         patch_weight: Weight of the loss of the patch features.
     """
@@ -58,15 +58,15 @@ class Teacher:
 
 
 class FrozenTeacher(nn.Module):
-    """A pretrained model that sees the student's crops by band name.
+    """Module that applies a pretrained model to the student's crops, with bands matched by name.
 
-    The model itself is no submodule: it is neither saved, trained, wrapped nor put into training
-    mode with the task; it only moves with it.
+    The model is not registered as a submodule. It is therefore not saved, trained, wrapped or set
+    to training mode with the task; it only moves between devices with it.
 
     Attributes:
         network: The model.
-        bands: Its bands.
-        description: What it is, for checkpoints: model, bands, name and SHA-256 of the file.
+        bands: The bands of the model.
+        description: Description for checkpoints: model, bands, name and SHA-256 of the file.
     """
 
     network: MultiSensorViT | TimmViT
@@ -77,23 +77,24 @@ class FrozenTeacher(nn.Module):
         """Load the model.
 
         Args:
-            teacher: Which model.
+            teacher: Configuration of the teacher.
             bands: Bands of the student, in the order of its channels.
 
         Raises:
             CheckpointError: If the file cannot be read or does not fit.
-            BandError: If the student lacks a band of the model, or what normalises it is not known.
+            BandError: If the student lacks a band of the model, or the normalisation of the
+                model's input is unknown.
         """
         super().__init__()
         path = Path(teacher.weights or teacher.model)
         if not path.exists():
-            what = 'no such file' + ('' if teacher.weights else ', and without weights no model')
-            raise CheckpointError(f'teacher: {path}: {what}. Give a file of weights that is there')
+            what = '' if teacher.weights else '; a model name needs weights'
+            raise CheckpointError(f'teacher: {path}: no such file{what}. Give an existing file')
         named = None if teacher.weights is None else teacher.model
         given = teacher.bands
         if named is not None and named not in MODEL_NAMES and given is None:
             given = list(RGB_BANDS)
-        # Random weights of the student are not to depend on those that the file replaces.
+        # The initial weights of the student must not depend on those of the teacher.
         with torch.random.fork_rng(devices=[]):
             network = load_model(path, named, given, teacher.model_args)
         self.__dict__['network'] = network.requires_grad_(False).eval()
@@ -117,30 +118,32 @@ class FrozenTeacher(nn.Module):
         self.register_buffer('std', std[self._channels].view(-1, 1, 1), persistent=False)
 
     def set_statistics(self, mean: Tensor, std: Tensor) -> None:
-        """Set what the student's input was normalised with; at first, the sensors' statistics.
+        """Set the statistics that the student's input is normalised with.
+
+        Initially these are the statistics of the sensors.
 
         Args:
-            mean: Mean of each band of the student in raw units, shape (C,).
-            std: Standard deviation likewise.
+            mean: Mean per band of the student in raw units, shape (C,).
+            std: Standard deviation per band, likewise.
         """
         self.mean = mean[self._channels].view(-1, 1, 1).to(self.mean)
         self.std = std[self._channels].view(-1, 1, 1).to(self.std)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Move the model, too."""
+        """Apply a function, e.g. a move to a device, to the model as well."""
         self.network._apply(fn)
         return super()._apply(fn, recurse)
 
     @torch.no_grad()
     def forward(self, images: Tensor, dates: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Features of images.
+        """Compute the features of images.
 
         Args:
-            images: Images as the student sees them, normalised, of shape (N, C, H, W).
-            dates: Dates of the bands' sensors, int64 of shape (N, S), for a model that knows them.
+            images: Normalised images with the student's bands, of shape (N, C, H, W).
+            dates: Dates per sensor of the model, int64 of shape (N, S), if it supports dates.
 
         Returns:
-            CLS features (N, D), of a model without CLS the mean of its patches; and patch
+            CLS features (N, D), or the mean of the patches for a model without CLS; and patch
             features (N, h x w, D).
         """
         raw = images[:, self._channels] * self.std + self.mean
@@ -150,17 +153,17 @@ class FrozenTeacher(nn.Module):
 
 
 class FeatureDistillation(nn.Module):
-    """Losses of a student's features to those of a frozen teacher.
+    """Losses between the features of a student and of a frozen teacher.
 
-    As in AM-RADIO (Ranzinger et al., 2024, https://arxiv.org/abs/2312.06709), a linear projection
-    of the student's CLS and one of its patch features predict the teacher's, whose patches are
-    resized to the student's grid; the losses are those of UNIC, see
-    :class:`geofm.losses.FeatureLoss`. The teacher sees the student's global crops whole, without
-    photometry.
+    As in AM-RADIO (Ranzinger et al., 2024, https://arxiv.org/abs/2312.06709), linear projections of
+    the student's CLS and patch features predict those of the teacher. The teacher's patches are
+    resized to the student's grid. The losses are those of UNIC, see
+    :class:`geofm.losses.FeatureLoss`. The teacher sees the student's global crops without masks
+    and photometry.
 
     Attributes:
         teacher: The frozen teacher.
-        image_size: Side in pixels of the crops that it sees.
+        image_size: Side in pixels of the crops that the teacher sees.
         weights: Factor of each loss by name.
     """
 
@@ -171,19 +174,19 @@ class FeatureDistillation(nn.Module):
         grid: tuple[int, int],
         image_size: int | None = None,
     ) -> None:
-        """Load the teacher, and build what projects the student's features.
+        """Load the teacher, and build the projections of the student's features.
 
         Args:
-            teacher: Which model.
+            teacher: Configuration of the teacher.
             student: The student's backbone.
-            grid: Patches of a global crop of the student, down and across.
-            image_size: Side in pixels that other losses need; None: any.
+            grid: Number of patches of the student's global crops, (rows, columns).
+            image_size: Side in pixels of the anchors that other losses need; None: any.
 
         Raises:
             CheckpointError: If the file cannot be read or does not fit.
-            BandError: If the student lacks a band of the teacher, or what normalises it is not
-                known.
-            ValueError: If the teacher cannot take images of that size.
+            BandError: If the student lacks a band of the teacher, or the normalisation of the
+                teacher's input is unknown.
+            ValueError: If the teacher does not support images of that size.
         """
         super().__init__()
         self.teacher = FrozenTeacher(teacher, student.bands)
@@ -201,15 +204,15 @@ class FeatureDistillation(nn.Module):
     def forward(
         self, crops: Crops, cls: Tensor, patches: Tensor, present: Tensor | None, learn: bool
     ) -> dict[str, Tensor]:
-        """Losses of the global crops of B images.
+        """Compute the losses of the global crops of B images.
 
         Args:
             crops: Crops with anchors of :attr:`image_size`.
             cls: CLS features of the student, of shape (2B, D).
-            patches: Its patch features, of shape (2B, N, D).
-            present: Whether each sensor of the student is present, bool of shape (2B, S): crops
-                that lack one of the teacher's do not count. None: all are.
-            learn: Whether the averages of the teacher's features learn from these.
+            patches: Patch features of the student, of shape (2B, N, D).
+            present: Whether each sensor of the student is present, bool of shape (2B, S). Crops
+                without a sensor of the teacher are ignored. None: all are present.
+            learn: Whether to update the averages of the teacher's features.
 
         Returns:
             Losses by name.
@@ -217,7 +220,7 @@ class FeatureDistillation(nn.Module):
         assert crops.anchors is not None
         dates = None
         if crops.global_dates is not None and self._columns is not None:
-            # A column more, without dates, for sensors that are not the student's.
+            # Append a column of unknown dates, for sensors that the student does not have.
             none = torch.full_like(crops.global_dates[:, :1], NO_DATE)
             dates = torch.cat([crops.global_dates, none], dim=1)[:, self._columns]
         taught_cls, taught_patches = self.teacher(crops.anchors, dates)
@@ -240,7 +243,7 @@ class FeatureDistillation(nn.Module):
 
 
 def _normalization(teacher: Teacher, network: MultiSensorViT | TimmViT) -> nn.Module:
-    """From raw values to what the model was trained on."""
+    """Build the module that normalises raw values for the model."""
     bands = list(network.bands)
     if teacher.mean is not None or teacher.std is not None:
         mean, std = teacher.mean or {}, teacher.std or {}
@@ -254,14 +257,14 @@ def _normalization(teacher: Teacher, network: MultiSensorViT | TimmViT) -> nn.Mo
     reflects = all(sensor_of(band).quantity == 'reflectance' for band in bands)
     if not reflects or {len(values) for values in own} != {len(bands)}:
         raise BandError(
-            f'teacher: how {teacher.model} normalises the bands {bands} is not known: give mean '
-            'and std of each in its unit'
+            f'teacher: the normalisation of {teacher.model} for the bands {bands} is unknown: give '
+            'mean and std of each band in its unit'
         )
     return nn.Sequential(Picture(teacher.white), Standardize(*own))
 
 
 class _Image(nn.Module):
-    """A normalisation of batches, for images alone."""
+    """Module that applies a normalisation of samples to an image tensor."""
 
     def __init__(self, normalize: Normalize) -> None:
         super().__init__()
@@ -278,7 +281,7 @@ def _size(
     grid: tuple[int, int],
     wanted: int | None,
 ) -> int:
-    """Side of the images that the teacher sees."""
+    """Return the side in pixels of the images that the teacher sees."""
     patch = network.patch_size
     fixed = None
     vit: Any = getattr(network, 'vit', None)
@@ -286,16 +289,21 @@ def _size(
         fixed = int(vit.patch_embed.img_size[0])
     size = teacher.image_size or wanted or fixed or grid[0] * patch
     if wanted is not None and size != wanted:
-        raise ValueError(f'teacher: image_size is {size}, but gram_size {wanted}: give the same')
+        raise ValueError(
+            f'teacher: image_size is {size}, but gram_size is {wanted}: they must be equal'
+        )
     if size <= 0 or size % patch:
         raise ValueError(f'teacher: image_size {size} must be a positive multiple of {patch}')
     if fixed is not None and size != fixed:
-        raise ValueError(f'teacher: {teacher.model} takes images of {fixed} px, not {size}')
+        raise ValueError(f'teacher: {teacher.model} needs images of {fixed} px, not {size}')
     return size
 
 
 def _date_columns(network: MultiSensorViT | TimmViT, student: MultiSensorViT) -> list[int] | None:
-    """Columns of the student's dates that the teacher wants, -1 for none; None: it wants none."""
+    """Return the column of the student's dates per sensor of the teacher; -1: no dates.
+
+    The result is None if the teacher does not use dates.
+    """
     if not isinstance(network, MultiSensorViT):
         return None
     own = list(student.date_sensors)
@@ -303,6 +311,6 @@ def _date_columns(network: MultiSensorViT | TimmViT, student: MultiSensorViT) ->
 
 
 def _hash(path: Path) -> str:
-    """SHA-256 of a file, or of the weights in a folder of timm's hub format."""
+    """Return the SHA-256 of a file, or of the weights in a folder in timm's hub format."""
     with (path / HUB_WEIGHTS if path.is_dir() else path).open('rb') as file:
         return hashlib.file_digest(file, 'sha256').hexdigest()

@@ -226,6 +226,12 @@ def test_the_choice_has_a_reason() -> None:
     assert 'cpu' in reason
 
 
+def test_attention_needs_no_xformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
+    name, reason = choose_attention.__wrapped__(torch.device('cuda'), torch.float32)
+    assert (name, 'xformers' in reason) == ('sdpa', True)
+
+
 @pytest.mark.parametrize('kind', [*VARIANTS, 'several sensors, some missing'])
 def test_visible_patches_are_those_of_a_crop_cut_out_of_a_larger_sequence(kind: str) -> None:
     """Left out, a patch is neither attended to nor returned: as if attention had masked it."""

@@ -245,7 +245,7 @@ def test_a_teacher_that_cannot_teach_is_refused(
     refused(
         CheckpointError, rf'teacher: {gone}: no such file\. Give', replace(dinov3, weights=gone)
     )
-    refused(CheckpointError, 'vit_x: no such file, and without weights', Teacher('vit_x'))
+    refused(CheckpointError, 'vit_x: no such file; a model name needs weights', Teacher('vit_x'))
     refused(CheckpointError, 'do not fit', replace(dinov3, model_args={**DINOV3, 'depth': 1}))
     refused(
         BandError,
@@ -264,13 +264,13 @@ def test_a_teacher_that_cannot_teach_is_refused(
     unknown = replace(dinov3, bands=['VV', 'VH', 'B04'])
     refused(
         BandError,
-        r"how .* normalises the bands \['VV', 'VH', 'B04'\] is not known",
+        r"the normalisation of .* for the bands \['VV', 'VH', 'B04'\] is unknown",
         unknown,
         **radar,
     )
     with pytest.raises(ValueError, match='MaskedWords does not support a teacher'):
         MaskedWords(teacher=dinov3, **STUDENT)
-    with pytest.raises(ValueError, match='image_size is 64, but gram_size 32'):
+    with pytest.raises(ValueError, match='image_size is 64, but gram_size is 32'):
         small_task(teacher=replace(dinov3, image_size=64), gram_weight=1.0)
 
 

@@ -100,7 +100,7 @@ def test_labels_that_are_no_class_are_refused(label: int) -> None:
     task = small_mask2former()
     batch = halves()
     batch['mask'][0, 0, 0] = label
-    with pytest.raises(ValueError, match=rf'labels \[{label}\] in a mask'):
+    with pytest.raises(ValueError, match=rf'a mask has labels \[{label}\]'):
         task.training_step(batch, 0)
 
 

@@ -161,7 +161,7 @@ def test_a_sensor_that_the_data_lack_is_not_asked_for() -> None:
     [
         ({'visible': 0.0}, 'visible=0 and predicted=0.5'),
         ({'visible': 0.75}, 'sum to at most 1'),
-        ({'global_size': 8}, r'crops of 1 patch\(es\) have none to predict'),
+        ({'global_size': 8}, r'crops of 1 patch\(es\) leave none to predict'),
     ],
 )
 def test_fractions_without_sense(kwargs: Any, message: str) -> None:

@@ -139,7 +139,7 @@ def test_looking_seldom_changes_no_number(tmp_path: Path) -> None:
 def test_a_file_that_is_no_dump(tmp_path: Path) -> None:
     path = tmp_path / 'x.pt'
     path.write_bytes(b'no')
-    with pytest.raises(DumpError, match='not the dump of a step'):
+    with pytest.raises(DumpError, match='not a dump of a training step'):
         replay(path)
     torch.save({'state_dict': {}}, path)
     with pytest.raises(DumpError):

@@ -126,7 +126,7 @@ def test_schedules_go_by_samples(
 
 def test_a_run_of_another_length_says_so(tmp_path: Path, half: Path) -> None:
     data = RandomPairsDataModule(4, LENGTH)
-    with pytest.warns(UserWarning, match='planned for 96 samples, 48 of them are done; now for 72'):
+    with pytest.warns(UserWarning, match='96 samples, of which 48 are done, and now has 72'):
         watch = fit(tmp_path, data, epochs=3, ckpt_path=half, weights_only=True)
     assert len(watch.lrs) == 6
     assert watch.lrs[0] == pytest.approx(5e-4, rel=0.01)

@@ -90,7 +90,7 @@ def test_default_run_of_dinov2_value_for_value() -> None:
 
 
 def test_warm_up_longer_than_the_run_is_cut_and_said() -> None:
-    with pytest.warns(UserWarning, match='warmup_epochs=10 are 100 steps, but the run has 30'):
+    with pytest.warns(UserWarning, match='warmup_epochs=10 are 100 steps, but the run has only 30'):
         table = dinov2_schedules(
             30,
             10,

@@ -97,7 +97,7 @@ def test_what_needs_two_sensors_says_so(kwargs: dict[str, Any]) -> None:
 
 
 def test_early_fusion_hides_a_patch_in_both_sensors() -> None:
-    with pytest.raises(ValueError, match='one_sensor_masks needs a ViT for each sensor'):
+    with pytest.raises(ValueError, match='one_sensor_masks needs one ViT per sensor'):
         small_task(one_sensor_masks=0.5, model='geofm_vit_tiny_patch16_early')
 
 

@@ -144,9 +144,9 @@ def test_a_number_of_channels_that_does_not_tell_the_bands_is_refused() -> None:
 
 
 def test_wrong_switches_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"global_sensors \['s9'\]"):
+    with pytest.raises(ValueError, match=r"global_sensors: \['s9'\]"):
         three(global_sensors=[['s1', 's9'], 's2'])
-    with pytest.raises(ValueError, match='global_sensors must be two'):
+    with pytest.raises(ValueError, match='global_sensors must have two entries'):
         three(global_sensors=['s1', 's2', 'dem'])
     with pytest.raises(ValueError, match='masks a patch in all sensors'):
         three('early', one_sensor_masks=0.5)

@@ -1,7 +1,7 @@
 """Cross-attention: the tokens of one sensor attend to those of all others."""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class CrossAttentionFusion(nn.Module):
         return cls(args.dim, query, args.nhead, args.nlayer, args.dropout, args.shared, count)
 
     def _layers(self) -> list[CrossAttentionBlock]:
-        blocks = [block for block in self.blocks if isinstance(block, CrossAttentionBlock)]
+        blocks = cast(list[CrossAttentionBlock], list(self.blocks))
         return blocks * self.nlayer if len(blocks) == 1 else blocks
 
     def _split(self, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
