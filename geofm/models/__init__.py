@@ -1,4 +1,4 @@
-"""Backbones: importing this package registers them with timm and segmentation-models-pytorch."""
+"""Backbones. Importing this package registers them with timm and segmentation-models-pytorch."""
 
 from geofm.models.checkpoints.backbones import (
     create_backbone,

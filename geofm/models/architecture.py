@@ -1,9 +1,9 @@
-"""What a backbone is built of: carried among its weights, and taken from them when they are loaded.
+"""Architecture of a backbone, stored with its weights and restored when they are loaded.
 
 TorchGeo, timm and segmentation-models-pytorch build a model by its name alone and load weights
-afterwards, so neither bands nor ``model_args`` of a checkpoint reach the model. The weights of a
-backbone that is part of a task therefore hold one entry more, which names them, and a model that
-was built by its name takes from it all that its caller did not ask for.
+afterwards, so neither bands nor ``model_args`` of a checkpoint reach the model. The state dict of a
+task with a backbone therefore has an additional entry with this description. A model that was built
+by name takes from it everything that its caller did not specify.
 """
 
 import json
@@ -24,10 +24,10 @@ from geofm.models.checkpoints.files import CheckpointError
 from geofm.models.checkpoints.trust import check_model_args
 from geofm.sensors import SENSORS, BandError, check_bands, sensor_channels
 
-#: Name of the entry among the weights of a backbone, a string of JSON as bytes.
+#: Name of the entry in the state dict, a JSON string as bytes.
 KEY = ARCHITECTURE
 
-#: Arguments by which timm finds weights and wraps a model; they are none of the model.
+#: Arguments with which timm finds weights and wraps a model. They are not passed to the model.
 TIMM_ARGS = {
     'pretrained_cfg',
     'pretrained_cfg_overlay',
@@ -39,7 +39,7 @@ TIMM_ARGS = {
     'out_indices',
 }
 
-#: Arguments of a model that are not described: of its input, of its head, of training.
+#: Arguments that are not part of an architecture: of the input, the head, and training.
 _OTHER = {
     'in_chans',
     'bands',
@@ -57,13 +57,13 @@ _OTHER = {
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What a backbone is built of.
+    """Architecture of a backbone.
 
     Attributes:
         model: Name of the model.
-        bands: Names of its input channels, in their order.
-        model_args: Further arguments where they are not the name's own: values of JSON.
-        sensors: Keys of the sensors whose definitions are carried.
+        bands: Names of the input channels, in their order.
+        model_args: Arguments that differ from the defaults of the model's name: JSON values.
+        sensors: Keys of the sensors whose definitions are stored.
     """
 
     model: str
@@ -72,7 +72,7 @@ class Architecture:
     sensors: tuple[str, ...] = field(default=(), compare=False)
 
     def to_tensor(self) -> Tensor:
-        """What stands among the weights.
+        """Convert to an entry of a state dict.
 
         Returns:
             The description as bytes, uint8 of shape (N,).
@@ -90,16 +90,16 @@ class Architecture:
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> 'Architecture':
-        """Read what stands among weights, and register the sensors that it defines.
+        """Read an entry of a state dict, and register the sensors that it defines.
 
         Args:
             tensor: The bytes.
 
         Returns:
-            The description. Its arguments are such as a file may hold.
+            The description. Its arguments have been checked.
 
         Raises:
-            CheckpointError: If it cannot be read, or a sensor that it defines is known otherwise.
+            CheckpointError: If it is invalid, or it contradicts the definition of a known sensor.
         """
         try:
             content = json.loads(bytes(tensor.tolist()))
@@ -108,25 +108,25 @@ class Architecture:
             model, args = content['model'], content['model_args']
             bands = check_bands(content['bands'])
             if not isinstance(model, str):
-                raise TypeError('its name is no text')
+                raise TypeError('the name of the model is not a string')
             args = check_model_args(args)
         except CheckpointError:
             raise
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise CheckpointError(
-                f'the weights hold a description of their model that cannot be read: {error}'
+                f'the weights have an invalid description of their model: {error}'
             ) from error
         return cls(model, bands, args, tuple(definitions or ()))
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """How a model was asked for by its name.
+    """Name and arguments with which a caller built a model.
 
     Attributes:
-        name: The name.
-        args: What the caller gave beside it: number and names of bands, and arguments.
-        defaults: Arguments of the model of that name where the caller gave none.
+        name: Name of the model.
+        args: Arguments that the caller gave, including the number and names of bands.
+        defaults: Default arguments of the model of that name.
     """
 
     name: str
@@ -137,10 +137,10 @@ class Request:
         """Describe the model.
 
         Args:
-            bands: Names of its input channels.
+            bands: Names of the input channels.
 
         Returns:
-            The description, or None if the bands are not known or an argument is no value of JSON.
+            The description; None if the bands are unknown or an argument is not a JSON value.
         """
         given = {key: value for key, value in self.args.items() if key not in _OTHER}
         try:
@@ -153,25 +153,25 @@ class Request:
         return Architecture(self.name, bands, own, used) if bands else None
 
     def differences(self, there: Architecture) -> dict[str, Any]:
-        """Arguments in which an architecture of the same name differs from what was asked for.
+        """Find the arguments in which an architecture differs from this request.
 
         Args:
             there: The architecture.
 
         Returns:
-            Its arguments by name.
+            The differing arguments of the architecture by name.
 
         Raises:
-            CheckpointError: If its name is another one, if the model has no such argument, or if
-                the caller asked for another value.
+            CheckpointError: If the names differ, if the model does not have an argument, or if the
+                caller asked for another value.
         """
         if there.model != self.name:
             raise CheckpointError(
-                f"the weights are of '{there.model}', and cannot be loaded into '{self.name}': "
-                'name that model'
+                f"the weights are of '{there.model}' and cannot be loaded into '{self.name}': "
+                'give the name of that model'
             )
         if unknown := sorted(there.model_args.keys() - (self.defaults.keys() - _OTHER)):
-            raise CheckpointError(f"'{self.name}' has no arguments {unknown}, as its weights say")
+            raise CheckpointError(f"the weights have arguments {unknown}, unknown to '{self.name}'")
         theirs = {**self.defaults, **there.model_args}
         ours = {**self.defaults, **self.args}
         differing = {k: v for k, v in theirs.items() if k not in _OTHER and not _same(v, ours[k])}
@@ -184,18 +184,18 @@ class Request:
         return differing
 
     def bands_for(self, there: Architecture, own: tuple[str, ...]) -> tuple[str, ...]:
-        """Names of the input channels once the bands of the weights are known.
+        """Determine the names of the input channels from the bands of weights.
 
         Args:
             there: Architecture of the weights.
-            own: Names that the model has; none if the number of channels did not tell them.
+            own: Bands of the model; empty if they are unknown.
 
         Returns:
-            The caller's names, if there are any; else those of the weights, all or of one sensor,
-            if they are as many as the channels asked for; else the model's own.
+            The bands that the caller gave, if any. Otherwise the bands of the weights, all or those
+            of one sensor, if their number is that of the channels; otherwise the model's bands.
 
         Raises:
-            BandError: If the names cannot be known.
+            BandError: If the bands cannot be determined.
         """
         if 'bands' in self.args:
             return own
@@ -208,35 +208,35 @@ class Request:
         if own:
             return own
         raise BandError(
-            f'in_chans={channels} does not tell which bands they are, and the weights are of '
-            f'{len(there.bands)}: {list(there.bands)}. Name them with bands=[...]'
+            f'the bands of the {channels} channels (in_chans) are unknown, and the weights have '
+            f'{len(there.bands)} bands: {list(there.bands)}. Name the bands with bands=[...]'
         )
 
 
 def _same(value: Any, other: Any) -> bool:
-    """Whether two arguments are equal; a list of JSON is the same as a tuple."""
+    """Return whether two arguments are equal. A list (from JSON) equals a tuple."""
     if isinstance(value, list | tuple) and isinstance(other, list | tuple):
         return list(value) == list(other)
     return bool(value == other)
 
 
 def is_marker(value: Any) -> bool:
-    """Whether an entry among weights is no weight, but there to be found by its name.
+    """Return whether an entry of a state dict is a marker and not a weight.
 
     Args:
         value: The entry.
 
     Returns:
-        True if it is an empty tensor, see :func:`geofm.models.by_name.description`.
+        True for an empty tensor, see :func:`geofm.models.by_name.description`.
     """
     return isinstance(value, Tensor) and not value.numel()
 
 
 def unwrap(weights: dict[str, Tensor]) -> None:
-    """Of the weights of a task, keep those of its backbone, by the backbone's own names.
+    """Reduce the weights of a task to those of its backbone, under the backbone's own names.
 
     Args:
-        weights: Weights by name; changed in place. Those of a backbone stay as they are.
+        weights: Weights by name; changed in place. Weights of a backbone are left as they are.
     """
     if KEY in weights or f'model.{KEY}' not in weights:
         return
@@ -247,14 +247,15 @@ def unwrap(weights: dict[str, Tensor]) -> None:
 
 
 def misfits(own: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> str:
-    """Say which weights do not go with a model.
+    """Describe which weights do not fit a model.
 
     Args:
-        own: Weights of the model, by name, on any device.
-        weights: Weights that are to be loaded. A head may be missing or too many.
+        own: Weights of the model by name, on any device.
+        weights: Weights to load. A head is ignored.
 
     Returns:
-        How many are missing, not used or of another shape, and which; nothing if all fit.
+        Number and examples of weights that are missing, unused or of another shape; an empty string
+        if all fit.
     """
     found = {
         'missing': sorted(own.keys() - weights.keys()),

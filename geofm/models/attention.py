@@ -1,4 +1,4 @@
-"""Attention weights of a ViT, seen while it runs, and what they add up to."""
+"""Attention weights of a ViT, recorded in a forward pass, and attention rollout."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class Observation(NamedTuple):
-    """What one forward pass shows of a batch.
+    """Tokens and attention of a forward pass.
 
     Attributes:
-        tokens: Final tokens, shape (B, prefix + N, D), as ``forward_features`` gives them.
-        attention: For each source of attention, the row of one token over the patches, shape
-            (B, heads, H/p, W/p). The softmax was over all tokens, so a map sums to what the token
-            does not give to CLS and the registers.
+        tokens: Final tokens of shape (B, prefix + N, D), as from ``forward_features``.
+        attention: For each source of attention, the weights of one query token for the patches,
+            shape (B, heads, H/p, W/p). The softmax is over all tokens, so a map sums to 1 minus the
+            attention to CLS and registers.
         rollout: For each sensor, attention rollout from CLS to the patches, shape (B, H/p, W/p).
     """
 
@@ -29,34 +29,35 @@ class Observation(NamedTuple):
 def watch_attention(
     modules: Mapping[int, nn.Module], see: Callable[[int, Tensor], None]
 ) -> Iterator[None]:
-    """See the attention weights of modules while a model runs.
+    """Context in which attention weights are passed to a callback while a model runs.
 
     Fused kernels return no weights. Within this context the modules compute
-    softmax(q k^T / sqrt(d)) in the open, as timm does where there is no such kernel, so the model
-    returns what it always does.
+    softmax(q k^T / sqrt(d)) with timm's implementation without fused kernels, so the output of the
+    model stays the same.
 
     Args:
-        modules: timm's attention modules, by a number that tells them apart.
-        see: Called with that number and weights of shape (B, heads, L, L) each time one runs.
+        modules: timm's attention modules by number.
+        see: Callback for the number of a module and weights of shape (B, heads, L, L), called each
+            time a module runs.
 
     Yields:
         Nothing.
 
     Raises:
-        ValueError: If a module keeps its weights to itself.
+        ValueError: If a module does not expose its weights.
     """
     handles, fused = [], {}
     for number, module in modules.items():
         attention: Any = module
         if not hasattr(attention, 'attn_drop') or not hasattr(attention, 'fused_attn'):
-            raise ValueError(f'{type(module).__name__} does not show its attention weights')
+            raise ValueError(f'{type(module).__name__} does not expose its attention weights')
         fused[number] = attention.fused_attn
         attention.fused_attn = False
 
         def hook(_: nn.Module, args: tuple[Tensor, ...], number: int = number) -> None:
             see(number, args[0])
 
-        # The weights pass through dropout: before it they are the softmax itself.
+        # The input of the dropout is the softmax.
         handles.append(attention.attn_drop.register_forward_pre_hook(hook))
     try:
         yield
@@ -70,12 +71,12 @@ def watch_attention(
 def rollout_step(product: Tensor | None, weights: Tensor) -> Tensor:
     """Extend attention rollout by one block (Abnar & Zuidema, 2020).
 
-    Heads are averaged, and the residual connection counts as much as attention:
-    R_i = (mean(A_i) + I) / 2 @ R_(i-1). Every token takes part, registers too, so that each row
-    of the product stays a distribution over the input tokens.
+    Heads are averaged, and the residual connection has the same weight as attention:
+    R_i = (mean(A_i) + I) / 2 @ R_(i-1). All tokens including registers take part, so that each row
+    of the product is a distribution over the input tokens.
 
     Args:
-        product: Rollout up to the block before, shape (B, L, L); None for the first block.
+        product: Rollout up to the previous block, shape (B, L, L); None for the first block.
         weights: Attention weights of the block, shape (B, heads, L, L).
 
     Returns:
@@ -88,10 +89,10 @@ def rollout_step(product: Tensor | None, weights: Tensor) -> Tensor:
 
 @dataclass
 class Seen:
-    """What was asked for of one ViT.
+    """Recorded attention of one ViT.
 
     Attributes:
-        rows: Attention of the asking token in one block, as :func:`take_rows` gives it.
+        rows: Attention of the query token in one block, as from :func:`take_rows`.
         product: Attention rollout, shape (B, L, L).
     """
 
@@ -103,19 +104,19 @@ class Seen:
 def observe_blocks(
     blocks: Sequence[nn.Module], block: int | None, query: Tensor | None, rollout: bool
 ) -> Iterator[Seen]:
-    """Observe the blocks of a ViT while it runs.
+    """Context that records the attention of a ViT while it runs.
 
     Args:
-        blocks: Its blocks, each with an ``attn`` of timm.
-        block: Block whose attention to keep; None: of none.
-        query: Index of the asking token of each sample, see :func:`take_rows`. None: CLS.
-        rollout: Whether to roll attention out, over all blocks.
+        blocks: Blocks of the ViT, each with an ``attn`` of timm.
+        block: Index of the block whose attention to record; None: none.
+        query: Index of the query token of each sample, see :func:`take_rows`. None: CLS.
+        rollout: Whether to compute attention rollout over all blocks.
 
     Yields:
-        What is seen; complete when the model has run.
+        The recorded attention, complete after the forward pass.
 
     Raises:
-        ValueError: If the attention of a block cannot be seen.
+        ValueError: If a block does not expose its attention.
     """
     seen = Seen()
 
@@ -134,20 +135,20 @@ def observe_blocks(
 def _attention_of(block: nn.Module) -> nn.Module:
     attention = getattr(block, 'attn', None)
     if not isinstance(attention, nn.Module):
-        raise ValueError(f'{type(block).__name__} has no attention that could be shown')
+        raise ValueError(f'{type(block).__name__} does not expose its attention')
     return attention
 
 
 def take_rows(weights: Tensor, query: Tensor | None) -> Tensor:
-    """Attention of one token, or of several, of each sample.
+    """Select the attention of one or several query tokens of each sample.
 
     Args:
         weights: Attention weights, shape (B, heads, L, M).
-        query: Index of the token of each sample, int64 of shape (B,), or of Q tokens, (B, Q).
-            None: the first, CLS.
+        query: Index of the query token of each sample, int64 of shape (B,), or of Q query tokens,
+            (B, Q). None: the first token, CLS.
 
     Returns:
-        Its rows, shape (B, heads, M), or those of each of Q tokens, (B, Q, heads, M).
+        Weights of shape (B, heads, M), or (B, Q, heads, M) for Q query tokens.
     """
     if query is None:
         return weights[:, :, 0]
@@ -157,10 +158,10 @@ def take_rows(weights: Tensor, query: Tensor | None) -> Tensor:
 
 
 def block_index(block: int, depth: int) -> int:
-    """Index of a block from 0.
+    """Convert the index of a block to a non-negative one.
 
     Args:
-        block: Index, negative from the end.
+        block: Index; negative indices count from the end.
         depth: Number of blocks.
 
     Returns:

@@ -1,6 +1,6 @@
-"""Encoders of segmentation-models-pytorch as backbones of transformers, and Mask2Former on them.
+"""Encoders of segmentation-models-pytorch as backbones in transformers, for Mask2Former.
 
-Needs the extra ``geofm[mask2former]``: import this module only where it is used.
+This module needs the extra ``geofm[mask2former]``. Import it only where it is used.
 """
 
 from typing import Any
@@ -18,17 +18,17 @@ from transformers import (
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
 
-#: Maps of an encoder of depth 5, but for the image itself and the finest.
+#: Feature maps of an encoder of depth 5 that Mask2Former uses.
 _STAGES = ('stride4', 'stride8', 'stride16', 'stride32')
 
 
 class SmpBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
-    """Which encoder, and how many channels it sees.
+    """Configuration of :class:`SmpBackbone`.
 
     Args:
-        encoder: Name of an encoder of segmentation-models-pytorch, one of ours among them.
+        encoder: Name of an encoder of segmentation-models-pytorch, e.g. a geofm model.
         in_channels: Number of input channels.
-        kwargs: Further arguments of a configuration.
+        kwargs: Further arguments of the base class.
     """
 
     model_type = 'smp'
@@ -46,7 +46,7 @@ class SmpBackboneConfig(BackboneConfigMixin, PreTrainedConfig):
 
 
 class SmpBackbone(BackboneMixin, PreTrainedModel):
-    """An encoder of segmentation-models-pytorch that transformers builds by its configuration.
+    """Encoder of segmentation-models-pytorch as a backbone of transformers.
 
     Args:
         config: The configuration.
@@ -61,16 +61,16 @@ class SmpBackbone(BackboneMixin, PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Leave the weights as the encoder made them."""
+        """Keep the weights that the encoder has been initialized with."""
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BackboneOutput:
-        """Maps of strides 4 to 32.
+        """Compute feature maps of strides 4 to 32.
 
         Args:
             pixel_values: Normalised images of shape (B, C, H, W).
 
         Returns:
-            The maps.
+            The feature maps.
         """
         return BackboneOutput(feature_maps=tuple(self.encoder(pixel_values)[2:]))
 
@@ -80,7 +80,7 @@ AutoBackbone.register(SmpBackboneConfig, SmpBackbone)
 
 
 class _Config(Mask2FormerConfig):
-    """That of Mask2Former, which warns of any backbone but Swin."""
+    """Configuration of Mask2Former without the warning for backbones other than Swin."""
 
     backbones_supported = [SmpBackboneConfig.model_type]  # noqa: RUF012
 
@@ -88,15 +88,15 @@ class _Config(Mask2FormerConfig):
 def build_mask2former(
     encoder: str, in_channels: int, **config_args: Any
 ) -> tuple[Mask2FormerForUniversalSegmentation, nn.Module]:
-    """Build Mask2Former on an encoder, all weights random.
+    """Build Mask2Former with an encoder and random weights.
 
     Args:
-        encoder: Name of an encoder of segmentation-models-pytorch, one of ours among them.
+        encoder: Name of an encoder of segmentation-models-pytorch, e.g. a geofm model.
         in_channels: Number of input channels.
         config_args: Further arguments of ``Mask2FormerConfig``.
 
     Returns:
-        The model, and the encoder in it.
+        The model and its encoder.
     """
     backbone = SmpBackboneConfig(encoder, in_channels)
     model = Mask2FormerForUniversalSegmentation(_Config(backbone_config=backbone, **config_args))

@@ -1,4 +1,4 @@
-"""A model that others build by its name, and that takes the rest from the weights it loads."""
+"""Models that others build by name, and that take their arguments from the weights they load."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
@@ -12,7 +12,7 @@ from geofm.models.architecture import KEY, Architecture, Request, is_marker, mis
 from geofm.models.checkpoints.files import CheckpointError
 from geofm.sensors import BandError, sensor_channels
 
-#: What a model keeps of itself when it is built anew.
+#: Attributes that a model keeps when it is rebuilt.
 _KEPT = {
     'training',
     'request',
@@ -21,23 +21,23 @@ _KEPT = {
     '_told_depth',
 }
 
-#: Arguments that say how large a model's maps are, and how many channels they have.
+#: Arguments that determine size and channels of a model's feature maps.
 _SHAPE = ('embed_dim', 'patch_size')
 
 
 class BuiltByName(nn.Module):
-    """What a model does when weights that describe their own architecture are loaded into it.
+    """Base of models that adapt to the architecture described in weights.
 
-    The weights of a model within another module, a task for example, hold its architecture too,
-    see :class:`geofm.models.architecture.Architecture`. A model that was built by its name is built
-    anew if the weights that it is given are of another architecture of that name. It refuses
-    weights of another name, of an architecture that contradicts what its caller asked for, and
-    those that are not all of the backbone.
+    The state dict of a module around a model, e.g. a task, also has the model's architecture, see
+    :class:`geofm.models.architecture.Architecture`. If weights of another architecture are loaded
+    into a model that was built by name, it is rebuilt with that architecture. It raises an error
+    for weights of a model with another name, for an architecture that contradicts the arguments of
+    its caller, and for incomplete backbones.
 
     Attributes:
-        request: How the model was asked for by its name; None: it was not.
+        request: Name and arguments with which the model was built; None if not built by name.
         adapts: Whether loading weights may change the architecture.
-        bands: Names of the input channels; none until they are known.
+        bands: Names of the input channels; empty until they are known.
         encoder_bands: Names of the channels of each patch embedding.
         patch_embed_names: Name of the module of each patch embedding.
         in_chans: Number of input channels.
@@ -53,14 +53,14 @@ class BuiltByName(nn.Module):
     in_chans: int
     num_classes: int
     depth: int
-    #: What stands before the names of its weights, where there were none when it was last loaded.
+    #: Prefix of the model's weights if none were found in the last load; otherwise None.
     missing_prefix: str | None = None
     _described: Architecture | None = None
-    #: Number of blocks that whoever asked first was told of.
+    #: Number of blocks when ``feature_info`` was first read.
     _told_depth: int | None = None
 
     def remember(self, request: Request) -> None:
-        """Remember how the model was asked for by its name.
+        """Store the name and arguments with which the model was built, and let it adapt.
 
         Args:
             request: The name and the arguments.
@@ -69,7 +69,7 @@ class BuiltByName(nn.Module):
         self.adapts = True
 
     def fix_architecture(self) -> Self:
-        """Let no weights change the architecture: all of it was asked for.
+        """Prevent weights from changing the architecture.
 
         Returns:
             The model.
@@ -79,7 +79,7 @@ class BuiltByName(nn.Module):
 
     @property
     def architecture(self) -> Architecture | None:
-        """What the weights say of the model; None if that cannot be said."""
+        """Description that is stored with the weights; None if there is none."""
         if self._described is not None or self.request is None:
             return self._described
         return self.request.describe(self.bands)
@@ -88,7 +88,7 @@ class BuiltByName(nn.Module):
         self, destination: dict[str, Any], prefix: str, keep_vars: bool
     ) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
-        # The weights of the model alone are those of any module: names of its own tensors.
+        # The state dict of the model alone has no description, only its own tensors.
         if prefix and (architecture := self.architecture) is not None:
             names = {name.removeprefix(prefix) for name in destination if name.startswith(prefix)}
             described = description(architecture, names)
@@ -104,22 +104,21 @@ class BuiltByName(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load weights, of this model or of another architecture of its name.
+        """Load weights of this architecture or another one of the same name.
 
         Args:
-            state_dict: Weights by name, of the backbone or of a task around one.
-            strict: Whether all weights of the model must be there, and no other. Those of a
-                backbone must be in any case, a head excepted: others that load TorchGeo's way look
-                at nothing that is missing. What has no positions is no whole backbone, and may be
-                a part of one.
+            state_dict: Weights by name, of the backbone or of a task around it.
+            strict: As in PyTorch. All weights of a backbone except a head must be given in any
+                case, because TorchGeo's tasks ignore missing weights. Weights without positions
+                count as a part of a backbone and may be incomplete.
             assign: As in PyTorch.
 
         Returns:
-            The keys missing and unexpected, as in PyTorch.
+            Missing and unexpected keys, as in PyTorch.
 
         Raises:
-            CheckpointError: If the weights are of another model or not all of a backbone.
-            BandError: If they are of other bands.
+            CheckpointError: If the weights are of another model or incomplete.
+            BandError: If they are for other bands.
         """
         weights = dict(state_dict)
         if self.adapts:
@@ -129,16 +128,16 @@ class BuiltByName(nn.Module):
         return super().load_state_dict(weights, strict, assign)
 
     def prepare_for(self, state_dict: dict[str, Any], prefix: str = '') -> None:
-        """Become what weights are of, or refuse them.
+        """Adapt the model to weights before they are loaded.
 
         Args:
-            state_dict: Weights that are to be loaded; of those that start with *prefix*, what are
-                not the model's own is taken out.
-            prefix: What stands before the names of the model's weights.
+            state_dict: Weights to load. Entries with *prefix* that are not weights, such as the
+                description, are removed.
+            prefix: Prefix of the names of the model's weights.
 
         Raises:
-            CheckpointError: If they are of another model.
-            BandError: If they are of other bands.
+            CheckpointError: If the weights are of another model.
+            BandError: If they are for other bands.
         """
         if not prefix and self.adapts:
             unwrap(state_dict)
@@ -164,7 +163,7 @@ class BuiltByName(nn.Module):
                 state_dict[prefix + name] = value
 
     def _adapt(self, there: Architecture, weights: Mapping[str, Tensor]) -> None:
-        """Become a model of another architecture of the same name."""
+        """Rebuild the model with another architecture of the same name."""
         assert self.request is not None
         if there == self.architecture:
             return
@@ -174,10 +173,10 @@ class BuiltByName(nn.Module):
             shape = {key: differing[key] for key in _SHAPE if key in differing}
             if self._told_depth is not None and shape:
                 raise CheckpointError(
-                    f'the weights are of a model of {shape}, and a decoder was built for '
-                    f"'{self.request.name}' as it is: take unet, upernet or segformer"
+                    f'the weights are of a model with {shape}, but a decoder was already built '
+                    f"for '{self.request.name}' with its defaults: use unet, upernet or segformer"
                 )
-            # Without memory first: whether the weights are what they say.
+            # First on the meta device, to check that the weights match their description.
             with torch.device('meta'):
                 described = self._build(there, bands)
                 theirs = self._build(there, there.bands)
@@ -199,14 +198,14 @@ class BuiltByName(nn.Module):
         return model
 
     def _become(self, other: nn.Module) -> None:
-        """Take over all of another model but its hooks and how it is run."""
+        """Take over the attributes of another model, except its hooks and :data:`_KEPT`."""
         for name, value in vars(other).items():
             if name not in _KEPT and 'hook' not in name:
                 self.__dict__[name] = value
         self.train(self.training)
 
     def _check(self, model: 'BuiltByName', weights: Mapping[str, Tensor]) -> None:
-        """Refuse weights that are not all of a backbone, or not of this one."""
+        """Check that weights are complete and fit the model."""
         assert self.request is not None
         unused = _unused(model)
         own = {k: v for k, v in model.state_dict().items() if not k.startswith(unused)}
@@ -216,10 +215,11 @@ class BuiltByName(nn.Module):
 
 
 def description(architecture: Architecture, names: Collection[str]) -> dict[str, Tensor]:
-    """What the weights of a backbone hold beside them, to be loaded into a model built by name.
+    """Return additional entries of a state dict, for loading it into a model built by name.
 
-    TorchGeo looks the first layer of the model that it built up among the weights. Where that
-    model has other sensors, an empty tensor of this name is there to be found.
+    These are the architecture and, if needed, a marker: TorchGeo looks up the first layer of the
+    model that it built in the weights. If the backbone has no layer of that name, because its
+    sensors differ, an empty tensor takes its place.
 
     Args:
         architecture: The architecture of the backbone.
@@ -236,13 +236,13 @@ def description(architecture: Architecture, names: Collection[str]) -> dict[str,
 
 
 def marker_name(model: BuiltByName) -> str | None:
-    """Name under which :func:`description` marks the first layer of a model of this name.
+    """Return the name of the marker that :func:`description` writes for a model.
 
     Args:
         model: The model.
 
     Returns:
-        The name; None if there is none.
+        The name; None if there is no marker.
     """
     if model.request is None:
         return None
@@ -252,7 +252,7 @@ def marker_name(model: BuiltByName) -> str | None:
 
 @lru_cache
 def _first_layer(model: str, channels: int) -> tuple[str, int] | None:
-    """Name of the first weight of a model that is built by its name, and its input channels."""
+    """Return name and input channels of the first weight of a model that is built by name."""
     try:
         with torch.device('meta'):
             built: Any = timm.create_model(model, in_chans=channels, depth=1)
@@ -263,12 +263,12 @@ def _first_layer(model: str, channels: int) -> tuple[str, int] | None:
 
 
 def _is_backbone(weights: Mapping[str, Tensor]) -> bool:
-    """Whether weights are a backbone's; adapters and the like are loaded beside those."""
+    """Return whether weights are those of a backbone, and not e.g. of adapters."""
     return any(name.endswith('.pos_embed') for name in weights)
 
 
 def _own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights without the other names that torchgeo_checkpoint gives them."""
+    """Drop the second names that :func:`torchgeo_checkpoint` gives to weights."""
 
     def is_other(name: str) -> bool:
         own = name.removeprefix('model.')
@@ -278,7 +278,7 @@ def _own_names(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _unused(model: BuiltByName) -> tuple[str, ...]:
-    """Starts of the names of weights that are never used: patches of sensors not in the input."""
+    """Return prefixes of unused weights: patch embeddings of sensors not in the input."""
     if len(model.encoder_bands) == 1 or not model.bands:
         return ()
     at_hand = sensor_channels(model.bands)
@@ -287,12 +287,12 @@ def _unused(model: BuiltByName) -> tuple[str, ...]:
 
 
 def _check_bands(model: BuiltByName, theirs: BuiltByName) -> None:
-    """Refuse channels other than those that the weights are of."""
+    """Check that the channels of a model are those of the weights."""
     given = sensor_channels(model.bands)
     for key, bands in model.encoder_bands.items():
         used = key in given or len(model.encoder_bands) == 1
         if used and theirs.encoder_bands[key] != bands:
             raise BandError(
-                f'the weights take {list(theirs.encoder_bands[key])}, in the encoder of {key}, and '
+                f'the weights take {list(theirs.encoder_bands[key])} in the encoder of {key}, but '
                 f'the model was asked for {list(bands)}'
             )

@@ -1,4 +1,4 @@
-"""Encoding of acquisition dates: where in the year, leap years included."""
+"""Encoding of acquisition dates by the day of the year."""
 
 import math
 
@@ -10,7 +10,7 @@ NO_DATE = torch.iinfo(torch.int64).min
 
 
 def _new_year(year: Tensor) -> Tensor:
-    """Days from 1970-01-01 to 1 January of a year of the Gregorian calendar."""
+    """Return the days from 1970-01-01 to 1 January of a year (Gregorian calendar)."""
     floor_div = lambda a, b: torch.div(a, b, rounding_mode='floor')  # noqa: E731
     leap_days = (
         floor_div(year - 1969, 4) - floor_div(year - 1901, 100) + floor_div(year - 1601, 400)
@@ -19,7 +19,7 @@ def _new_year(year: Tensor) -> Tensor:
 
 
 def year_fraction(days: Tensor) -> Tensor:
-    """Fraction of the year that has passed on a date.
+    """Compute the fraction of the year that has passed on a date.
 
     Args:
         days: Days since 1970-01-01, int64 of any shape.
@@ -29,7 +29,7 @@ def year_fraction(days: Tensor) -> Tensor:
         365/366 in a leap year.
     """
     year = 1970 + torch.div(days, 365.2425, rounding_mode='floor').long()
-    # The estimate is off by at most one year, next to New Year.
+    # Near 1 January, the estimate may be wrong by one year.
     year = year - (days < _new_year(year)).long()
     year = year + (days >= _new_year(year + 1)).long()
     start, end = _new_year(year), _new_year(year + 1)
@@ -39,13 +39,13 @@ def year_fraction(days: Tensor) -> Tensor:
 class DayOfYear(nn.Module):
     """Sinusoidal encoding of the day of the year.
 
-    The first harmonics of the annual cycle, projected to the width of the tokens. Unlike the
-    sinusoids of a position in a sequence (Vaswani et al., 2017), these are periodic: 31 December
-    lies next to 1 January.
+    It projects the first harmonics of the annual cycle to the width of the tokens. Unlike the
+    sinusoids of positions in a sequence (Vaswani et al., 2017), they are periodic: 31 December is
+    next to 1 January.
 
     Args:
         dim: Width of the tokens.
-        harmonics: Number of harmonics: 1 is the annual cycle alone; 4 resolves about six weeks.
+        harmonics: Number of harmonics. 1 is the annual cycle; 4 harmonics resolve about six weeks.
     """
 
     def __init__(self, dim: int, harmonics: int = 4) -> None:

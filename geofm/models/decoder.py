@@ -1,4 +1,4 @@
-"""A light decoder that tells what is where a model has not looked, as in MAE."""
+"""Small decoder that predicts masked patches, as in MAE."""
 
 import torch
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 
 class MaskedDecoder(nn.Module):
-    """Predict values of masked patches from the tokens of the visible ones.
+    """Decoder that predicts values of masked patches from the tokens of visible patches.
 
-    After He et al., 2022, `MAE <https://arxiv.org/abs/2111.06377>`_. Only some of the masked
+    It follows He et al., 2022, `MAE <https://arxiv.org/abs/2111.06377>`_. Only some of the masked
     patches are predicted at a time, as in Fu et al., 2024,
-    `CrossMAE <https://arxiv.org/abs/2401.14391>`_; positions are fixed sines and cosines, so that
-    any grid will do.
+    `CrossMAE <https://arxiv.org/abs/2401.14391>`_. Positions are fixed sines and cosines, so any
+    grid can be used.
     """
 
     def __init__(self, embed_dim: int, out_dim: int, depth: int = 1, num_heads: int = 4) -> None:
@@ -22,7 +22,7 @@ class MaskedDecoder(nn.Module):
             embed_dim: Length D of a token, a multiple of 4 and of *num_heads*.
             out_dim: Length of a prediction.
             depth: Number of blocks.
-            num_heads: Heads of attention in each.
+            num_heads: Number of attention heads of each block.
         """
         super().__init__()
         self.embed = nn.Linear(embed_dim, embed_dim)
@@ -35,14 +35,14 @@ class MaskedDecoder(nn.Module):
     def forward(
         self, cls: Tensor, tokens: Tensor, visible: Tensor, wanted: Tensor, grid: tuple[int, int]
     ) -> Tensor:
-        """Predict.
+        """Predict values of patches.
 
         Args:
             cls: CLS tokens, (B, D).
             tokens: Tokens of the visible patches, (B, V, D).
-            visible: Where they are, int64 (B, V).
-            wanted: Patches to predict, int64 (B, W).
-            grid: Rows and columns of patches.
+            visible: Indices of the visible patches, int64 (B, V).
+            wanted: Indices of the patches to predict, int64 (B, W).
+            grid: Number of rows and columns of patches.
 
         Returns:
             Predictions, (B, W, out_dim).

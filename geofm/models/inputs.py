@@ -1,4 +1,4 @@
-"""From images of several sensors to the input of each ViT's first block."""
+"""Turn images of several sensors into the input of each ViT's first block."""
 
 from dataclasses import dataclass
 
@@ -16,17 +16,19 @@ from geofm.sensors import SENSORS, BandError, check_channels
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """Crops of one size, and what of their tokens is wanted.
+    """Crops of one size, and which of their tokens to return.
 
     Attributes:
         image: Normalised crops of shape (B, C, H, W).
-        dates: See :meth:`MultiSensorViT.forward_features`.
-        masks: The same.
-        present: The same.
-        patches: Patches whose tokens are wanted beside CLS, counted through all crops: indices
-            into (B x N,), or (B x V,) of the visible ones, int64 of shape (M,). None: no patches.
-        visible: Patches that the model sees of each crop, in all sensors; the others are left out
-            of the sequence, as in MAE. Indices into (N,), int64 of shape (B, V). None: all.
+        dates: As in :meth:`MultiSensorViT.forward_features`.
+        masks: As in :meth:`MultiSensorViT.forward_features`.
+        present: As in :meth:`MultiSensorViT.forward_features`.
+        patches: Patches whose tokens to return in addition to CLS. Indices into the patches of all
+            crops, (B x N,), or into the visible patches, (B x V,); int64 of shape (M,). None: no
+            patches.
+        visible: Patches of each crop that the model sees, in all sensors. The other patches are
+            left out of the sequence, as in MAE. Indices from 0 to N - 1, int64 of shape (B, V).
+            None: all patches.
     """
 
     image: Tensor
@@ -38,7 +40,7 @@ class View:
 
 
 class SensorInputs(nn.Module):
-    """The ViTs of a model, and how images, dates and masks enter them.
+    """ViTs of a model, and the computation of their input from images, dates and masks.
 
     Attributes:
         sensors: Keys of the sensors, in canonical order.
@@ -51,13 +53,13 @@ class SensorInputs(nn.Module):
         encoder_bands: Names of the channels of each patch embedding, in canonical order. The keys
             are those of the sensors; with early fusion the only key is 'vit'. A sensor that is
             not in the input has all of its bands.
-        patch_embed_names: Name of the module of each patch embedding, for ``get_submodule``; keys
-            as of *encoder_bands*.
-        mask_token: Token in place of a masked patch, of each ViT, shape (E, D).
-        sensor_embed: Learned embedding of each sensor where one ViT runs on the tokens of several,
-            shape (S, D); None otherwise.
-        stand_in: Tokens in place of a missing sensor: CLS, registers, a patch; of each sensor.
-            Only models with a fusion module have them.
+        patch_embed_names: Name of the module of each patch embedding, for ``get_submodule``. The
+            keys are those of *encoder_bands*.
+        mask_token: Mask token of each ViT, which replaces masked patches, shape (E, D).
+        sensor_embed: Learned embedding of each sensor, shape (S, D), if one ViT has tokens of
+            several sensors; otherwise None.
+        stand_in: Missing-sensor tokens of each sensor: CLS, registers, a patch. Only models with a
+            fusion module have them.
         date_sensors: Sensors of the columns of a ``dates`` tensor:
             :func:`geofm.sensors.date_columns` of the sensors in the input.
     """
@@ -80,7 +82,7 @@ class SensorInputs(nn.Module):
     _channels: dict[str, list[int]]
 
     def encoder_of(self, key: str) -> str:
-        """Key of the ViT that a patch embedding belongs to.
+        """Return the key of the ViT that a patch embedding belongs to.
 
         Args:
             key: A key of :attr:`encoder_bands`.
@@ -97,29 +99,29 @@ class SensorInputs(nn.Module):
 
     @property
     def substitute(self) -> str:
-        """What takes the place of a missing sensor, in words."""
+        """Description of what replaces a missing sensor, for messages."""
         if any(self._is_joint(key) for key in self.inputs):
             return 'nothing'
         return 'its mean' if len(self.encoder_bands) == 1 else "the model's missing-sensor tokens"
 
     def of_all_sensors(self, present: Tensor) -> Tensor:
-        """Presence of all sensors of the model, of that of the sensors in the input.
+        """Extend the presence of the sensors in the input to all sensors of the model.
 
         Args:
-            present: Whether each sensor of the input is present, bool of shape (B, S'): in
-                canonical order, as data sets give it.
+            present: Whether each sensor of the input is present, bool of shape (B, S'), with
+                columns in canonical order, as from data sets.
 
         Returns:
-            The same for :attr:`sensors`, bool of shape (B, S). Sensors that are not in the input
-            count as present, as they are replaced anyway.
+            Presence of :attr:`sensors`, bool of shape (B, S). Sensors that are not in the input
+            count as present, because they are replaced in any case.
 
         Raises:
-            ValueError: If *present* does not have one column for each sensor of the input.
+            ValueError: If *present* does not have one column per sensor of the input.
         """
         at_hand = [sensor for sensor in self.sensors if sensor in self._channels]
         if present.ndim != 2 or present.shape[1] != len(at_hand):
             raise ValueError(
-                f'present of shape {tuple(present.shape)}: must have a column for each of {at_hand}'
+                f'present of shape {tuple(present.shape)} must have a column for each of {at_hand}'
             )
         if len(at_hand) == len(self.sensors):
             return present
@@ -128,10 +130,10 @@ class SensorInputs(nn.Module):
         return torch.stack([columns.get(sensor, others) for sensor in self.sensors], dim=1)
 
     def _check_dates(self, dates: Tensor | None) -> None:
-        """Refuse dates that do not have one column for each of :attr:`date_sensors`."""
+        """Check that dates have one column for each of :attr:`date_sensors`."""
         if dates is not None and dates.shape[1:] != (len(self.date_sensors),):
             raise ValueError(
-                f'dates of shape {tuple(dates.shape)}: must have a column for each of '
+                f'dates of shape {tuple(dates.shape)} must have a column for each of '
                 f'{list(self.date_sensors)}'
             )
 
@@ -141,19 +143,19 @@ class SensorInputs(nn.Module):
         return encoder
 
     def _is_joint(self, key: str) -> bool:
-        """Whether a ViT runs on the tokens of several sensors together."""
+        """Return whether a ViT runs on the tokens of several sensors together."""
         return len(self.inputs[key]) > 1
 
     def _runs(self, key: str) -> bool:
-        """Whether there is input for a ViT."""
+        """Return whether there is input for a ViT."""
         return any(sensor in self._channels for part in self.inputs[key] for sensor in part)
 
     def _at_hand(self, key: str) -> list[str]:
-        """Sensors of a joint ViT that are in the input."""
+        """Return the sensors of a joint ViT that are in the input."""
         return [sensor for (sensor,) in self.inputs[key] if sensor in self._channels]
 
     def _presence(self, key: str, view: View) -> Tensor:
-        """Whether each sensor at hand of a joint ViT is present, bool of shape (B, S)."""
+        """Return whether each sensor of :meth:`_at_hand` is present, bool of shape (B, S)."""
         at_hand = self._at_hand(key)
         if view.present is None:
             size = (view.image.shape[0], len(at_hand))
@@ -161,7 +163,7 @@ class SensorInputs(nn.Module):
         return view.present[:, [self.sensors.index(sensor) for sensor in at_hand]]
 
     def _embed(self, key: str, view: View) -> Tensor:
-        """Input of the first block of a ViT."""
+        """Compute the input of the first block of a ViT."""
         if self._is_joint(key):
             return self._embed_jointly(key, view)
         encoder = self._encoder(key)
@@ -175,7 +177,7 @@ class SensorInputs(nn.Module):
         return self._take_visible(tokens, view)
 
     def _embed_jointly(self, key: str, view: View) -> Tensor:
-        """Input of the first block of a ViT that runs on the tokens of several sensors."""
+        """Compute the input of the first block of a joint ViT."""
         assert self.sensor_embed is not None
         encoder = self._encoder(key)
         parts = []
@@ -185,11 +187,11 @@ class SensorInputs(nn.Module):
             tokens = self._hide(embed_patches(embed, pixels), key, (sensor,), view.masks)
             added = self.sensor_embed[self.sensors.index(sensor)]
             if view.dates is not None:
-                # CLS and registers belong to no sensor: they learn dates from the patches.
+                # CLS and registers belong to no sensor, so only patches get dates.
                 encoding = self._encode_dates((sensor,), view.dates, view.present)
                 added = (added + encoding)[:, None, None]
             parts.append(tokens + added.to(tokens.dtype))
-        # As one batch, so that each sensor's patches get their positions from timm.
+        # As one batch, so that timm adds the positions to the patches of each sensor.
         size = (len(parts), view.image.shape[0])
         placed = encoder._pos_embed(torch.cat(parts)).unflatten(0, size).unbind()
         seen = [self._take_visible(part, view) for part in placed]
@@ -200,12 +202,12 @@ class SensorInputs(nn.Module):
     def _hide(
         self, tokens: Tensor, key: str, sensors: tuple[str, ...], masks: Tensor | None
     ) -> Tensor:
-        """Replace masked patches, of shape (B, H/p, W/p, D), by the mask token of a ViT."""
+        """Replace masked patches by the mask token; tokens have shape (B, H/p, W/p, D)."""
         if masks is None:
             return tokens
         if len(sensors) > 1 and masks.ndim != 2:
             raise ValueError(
-                'early fusion masks a patch in all sensors or in none: masks must be of shape '
+                'early fusion cannot mask a patch in one sensor only: masks must be of shape '
                 f'(B, N), not {tuple(masks.shape)}'
             )
         hidden = masks if masks.ndim == 2 else masks[:, self.sensors.index(sensors[0])]
@@ -213,7 +215,7 @@ class SensorInputs(nn.Module):
         return torch.where(hidden.reshape(*tokens.shape[:3], 1), token, tokens)
 
     def _take_visible(self, tokens: Tensor, view: View) -> Tensor:
-        """Leave out the patches that a view does not show, of tokens of shape (B, P + N, D)."""
+        """Select the visible patches of a view, from tokens of shape (B, P + N, D)."""
         if view.visible is None:
             return tokens
         prefix = self.num_prefix_tokens
@@ -222,13 +224,13 @@ class SensorInputs(nn.Module):
         return torch.cat([tokens[:, :prefix], tokens[:, prefix:].gather(1, places)], dim=1)
 
     def _pixels(self, sensors: tuple[str, ...], view: View, blank: bool = False) -> Tensor:
-        """Input of a patch embedding.
+        """Return the input of a patch embedding.
 
         Args:
-            sensors: The sensors that it sees.
+            sensors: Sensors of the patch embedding.
             view: The crops.
-            blank: Whether to set a missing sensor to zero, the mean of normalised bands. If there
-                are several sensors this is always done.
+            blank: Whether to set missing sensors to zero, the mean of normalised bands. For several
+                sensors this is always done.
         """
         if len(sensors) == 1 and not blank:
             return _take_channels(view.image, self._channels[sensors[0]])
@@ -250,9 +252,9 @@ class SensorInputs(nn.Module):
     def _encode_dates(
         self, sensors: tuple[str, ...], dates: Tensor, present: Tensor | None
     ) -> Tensor:
-        """Encoding of the dates of a patch embedding's sensors, (B, D).
+        """Encode the dates of a patch embedding's sensors, shape (B, D).
 
-        Of several sensors it is the sum over those that are present.
+        For several sensors it is the sum over those present.
         """
         if len(sensors) == 1:
             return self.day_of_year(dates[:, self.date_sensors.index(sensors[0])])
@@ -267,16 +269,16 @@ class SensorInputs(nn.Module):
         return torch.stack(encodings).sum(dim=0)
 
     def _check_channels(self, image: Tensor) -> None:
-        """Refuse images whose channels are not the model's bands, and any if they are unknown."""
+        """Check that the channels of images are the model's bands, and that these are known."""
         if not self.bands:
             raise BandError(
-                'which bands are the channels? Their number does not tell: name them with '
-                'bands=[...], or load a checkpoint, which names them'
+                'the bands of the channels are unknown: name them with bands=[...], or load a '
+                'checkpoint, which names them'
             )
         check_channels(image, self.bands)
 
     def _stand_in(self, key: str, view: View) -> Tensor:
-        """Tokens in place of a missing sensor's, (1, L, D), or (B, L, D) if crops differ."""
+        """Return missing-sensor tokens, (1, L, D), or (B, L, D) if patches are left out."""
         encoder = self._encoder(key)
         grid = self._grid(view.image)
         token = self.stand_in[self.sensors.index(key)]
@@ -287,24 +289,24 @@ class SensorInputs(nn.Module):
             old_size=list(encoder.patch_embed.grid_size),
             num_prefix_tokens=prefix,
         )[:, prefix:]
-        # Patches keep their positions: as the query of cross-attention they must differ.
+        # Patches keep their positions, because queries of cross-attention must differ.
         tokens = torch.cat([token[None, :-1], token[-1] + positions], dim=1)
         return self._take_visible(tokens, view)
 
     def _patches_seen(self, view: View) -> int:
-        """Patches of each crop that a ViT sees of a sensor."""
+        """Return the number of patches per crop and sensor in a ViT's sequence."""
         if view.visible is not None:
             return view.visible.shape[1]
         height, width = self._grid(view.image)
         return height * width
 
     def _grid(self, x: Tensor) -> tuple[int, int]:
-        """Patches down and across."""
+        """Return the number of rows and columns of patches."""
         return x.shape[-2] // self.patch_size, x.shape[-1] // self.patch_size
 
 
 def _take_channels(image: Tensor, channels: list[int]) -> Tensor:
-    """Channels of an image: a run of them as a view, others gathered."""
+    """Select channels of an image; consecutive channels as a view, others as a copy."""
     first, last = channels[0], channels[-1]
     is_run = channels == list(range(first, last + 1))
     return image[:, first : last + 1] if is_run else image[:, channels]

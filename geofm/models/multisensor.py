@@ -1,4 +1,4 @@
-"""The backbone: vision transformers of one or several sensors, and one sequence of tokens."""
+"""The backbone: vision transformers for one or several sensors."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -33,11 +33,11 @@ from geofm.transforms.statistics import InputStatistics
 
 
 class UnnamedBandsError(BandError):
-    """The number of channels does not tell which bands they are."""
+    """Raised when the bands of the channels are unknown."""
 
 
 def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
-    """Bands of an input of which only the number of channels is known."""
+    """Return the bands of an input with a given number of channels."""
     every = tuple(band for key in sensors for band in SENSORS[key].band_names)
     choices = [every, *(SENSORS[key].band_names for key in sensors)]
     if set(RGB_BANDS) <= set(every):
@@ -46,64 +46,64 @@ def _default_bands(sensors: Sequence[str], in_chans: int) -> tuple[str, ...]:
         if len(bands) == in_chans:
             return bands
     raise UnnamedBandsError(
-        f'in_chans={in_chans} does not tell which bands they are: it is neither all '
-        f'{len(every)} of {list(sensors)} nor those of one sensor, nor 3 for '
-        'B04, B03, B02. Name them with bands=[...], which for an encoder of '
-        'segmentation-models-pytorch is an argument of geofm.models.register_encoder, or load a '
-        'checkpoint, which names them'
+        f'the bands of the {in_chans} channels (in_chans) are unknown: the number is neither that '
+        f'of all {len(every)} bands of {list(sensors)}, nor of one sensor, nor 3 for B04, B03, '
+        'B02. Name them with bands=[...], which for an encoder of segmentation-models-pytorch is '
+        'an argument of geofm.models.register_encoder, or load a checkpoint, which names them'
     )
 
 
 class MultiSensorViT(BuiltByName, SensorTokens):
-    """Vision transformers for any number of sensors, giving one sequence of tokens.
+    """Vision transformer for any number of sensors, with one output sequence of tokens.
 
     With a single sensor the tokens are those of a timm ``VisionTransformer`` with register tokens
     (Darcet et al., 2024) and LayerScale. Several sensors, which show the same ground, are combined
     in one of these ways (*fusion*):
 
-    * ``'linear'``: a ViT for each sensor. Tokens of the same position, CLS and registers included,
+    * ``'linear'``: one ViT per sensor. Tokens of the same position, including CLS and registers,
       are concatenated and projected.
-    * ``'xattn'``: a ViT for each sensor. The tokens of the *query* sensor attend to the tokens of
-      all other sensors.
+    * ``'xattn'``: one ViT per sensor. The tokens of the *query* sensor attend to the tokens of all
+      other sensors.
     * ``'early'``: one ViT over the stacked bands of all sensors.
     * ``'joint'``: one ViT over the tokens of all sensors. Each sensor has a patch embedding and a
       sensor embedding; CLS and registers occur once. Patch tokens are averaged over the sensors.
 
-    Any subset of the sensors may be missing, because they are not among the *bands* or not
-    *present* in a sample. A missing sensor's tokens are replaced by learned missing-sensor tokens
-    with 'linear' and 'xattn', its bands by zeros with 'early', and left out with 'joint'. Masked
-    patches are masked in all bands at once with 'early'.
+    Any proper subset of the sensors may be missing: absent from the *bands*, or not *present* in a
+    sample. With 'linear' and 'xattn', learned missing-sensor tokens replace the tokens of a missing
+    sensor. With 'early', its bands are zero. With 'joint', its tokens are left out. With 'early', a
+    masked patch is masked in all bands.
 
-    The class follows timm's model interface, so that timm, TorchGeo and
+    The class implements timm's model interface, so that timm, TorchGeo and
     segmentation-models-pytorch can use it by name.
 
     Args:
-        img_size: Side, in pixels, for which positions are stored; other sizes are interpolated.
+        img_size: Image side in pixels for which positions are stored. Positions are interpolated
+            for other sizes.
         patch_size: Side of a patch in pixels.
         in_chans: Number of input channels.
         num_classes: Number of classes of the head; 0: no head.
-        global_pool: How tokens are pooled for the head: the CLS token, or the mean of patches.
+        global_pool: Pooling for the head: 'token' for the CLS token, 'avg' for the mean of patches.
         sensors: Keys of one or more sensors of :data:`geofm.sensors.SENSORS`.
-        bands: Names of the input channels, in their order. Default: all bands of all sensors if
-            *in_chans* is their number, or all of one sensor, or B04, B03, B02 if it is 3.
-        fusion: How several sensors are combined: a key of :data:`geofm.models.fusion.FUSIONS`.
-        query: Cross-attention: the query sensor.
-        nhead: Cross-attention: number of heads.
-        nlayer: Cross-attention: number of layers.
-        dropout: Cross-attention: dropout.
-        shared: Cross-attention: one set of weights for all layers.
+        bands: Names of the input channels, in their order. Default, depending on *in_chans*: all
+            bands of all sensors, all bands of one sensor, or B04, B03, B02 for 3 channels.
+        fusion: Fusion of several sensors: a key of :data:`geofm.models.fusion.FUSIONS`.
+        query: For cross-attention, key of the query sensor.
+        nhead: For cross-attention, number of heads.
+        nlayer: For cross-attention, number of layers.
+        dropout: For cross-attention, dropout probability.
+        shared: For cross-attention, whether all layers share their weights.
         embed_dim: Width of the tokens.
         depth: Number of blocks of each ViT.
         num_heads: Number of attention heads of each ViT.
         reg_tokens: Number of register tokens.
-        init_values: Initial LayerScale.
-        drop_rate: Dropout before the head.
-        drop_path_rate: Stochastic depth, the same in all blocks, as in DINOv2.
+        init_values: Initial value of LayerScale.
+        drop_rate: Dropout probability before the head.
+        drop_path_rate: Rate of stochastic depth, equal for all blocks as in DINOv2.
         vit_args: Further arguments of timm's ``VisionTransformer``.
 
     Attributes:
-        statistics: How its input was normalised in training, as its checkpoint says; None: by the
-            built-in statistics.
+        statistics: Statistics of the input in training, from the checkpoint. None: the built-in
+            statistics.
 
     Raises:
         BandError: If the bands are unknown or given twice, do not match *in_chans*, or belong to
@@ -192,7 +192,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             }
         )
         for key in self.encoders:
-            # Without input it cannot learn: it stays what it is.
+            # A ViT without input is never trained.
             self._encoder(key).requires_grad_(self._runs(key))
         for key in self.encoder_bands:
             if key in self.sensors and key not in self._channels:
@@ -210,12 +210,12 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             assert build is not None, f'fusion {fusion!r} has several ViTs and no module'
             args = FusionArgs(embed_dim, self.sensors, query, nhead, nlayer, dropout, shared)
             self.fusion = cast(Fusion, build(args))
-            # A missing-sensor token for CLS, each register, and a patch, of each sensor.
+            # Missing-sensor tokens per sensor: for CLS, for each register, and for patches.
             size = (len(self.sensors), self.num_prefix_tokens + 1, embed_dim)
             self.stand_in = nn.Parameter(torch.empty(size))
             nn.init.trunc_normal_(self.stand_in, std=0.02)
         self.head_drop = nn.Dropout(drop_rate)
-        # TorchGeo takes the last child for the head, and the first leaf for the patch embedding.
+        # TorchGeo assumes that the last child is the head and the first leaf the patch embedding.
         self.head: nn.Module
         self.reset_classifier(num_classes)
 
@@ -223,14 +223,18 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         """Find the input channels of each sensor.
 
         Returns:
-            The bands of each sensor in canonical order, whatever the input's order; all of them
-            where the sensor is not in the input.
+            The bands of each sensor that are in the input, in canonical order; all bands of a
+            sensor that is not in the input.
         """
         if len(self.bands) != in_chans:
-            raise BandError(f'in_chans={in_chans}, but {len(self.bands)} bands: {list(self.bands)}')
+            raise BandError(
+                f'in_chans={in_chans}, but {len(self.bands)} bands are given: {list(self.bands)}'
+            )
         given = sensor_channels(self.bands)
         if foreign := set(given) - set(self.sensors):
-            raise BandError(f'bands of {sorted(foreign)}, but the model has {list(self.sensors)}')
+            raise BandError(
+                f'bands of {sorted(foreign)} are given, but the model has {list(self.sensors)}'
+            )
         by_sensor = {
             key: tuple(b for b in SENSORS[key].band_names if b in self.bands or key not in given)
             for key in self.sensors
@@ -239,7 +243,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         return by_sensor
 
     def _patch_embedding(self, key: str) -> dict[str, Any]:
-        """Arguments of timm's ViT for its patch embedding, or one of each sensor."""
+        """Return the arguments of timm's ViT for its patch embedding or embeddings."""
         parts = self.inputs[key]
         if len(parts) == 1:
             return {'in_chans': len(self.encoder_bands[key])}
@@ -248,7 +252,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         return {'in_chans': sum(channels.values()), 'embed_layer': embed_layer}
 
     def _set_drop_path(self, rate: float) -> None:
-        """Give all blocks the same stochastic depth."""
+        """Set the same rate of stochastic depth in all blocks."""
         for key in self.encoders:
             for block in self._encoder(key).blocks:
                 block.drop_path1 = DropPath(rate)
@@ -258,7 +262,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
 
     @property
     def feature_info(self) -> list[dict[str, Any]]:
-        """Name, channels and stride of the map after each block."""
+        """Name, channels and stride of the feature map after each block."""
         if self._told_depth is None:
             self._told_depth = self.depth
         return [
@@ -268,20 +272,20 @@ class MultiSensorViT(BuiltByName, SensorTokens):
 
     @property
     def fc_norm(self) -> nn.Module:
-        """Norm between pooling and head: none, tokens are normalised already."""
+        """Norm between pooling and head: the identity, because tokens are already normalised."""
         return nn.Identity()
 
     def no_weight_decay(self) -> set[str]:
-        """Names of parameters that must not decay, beside biases and norms."""
+        """Return the names of parameters without weight decay, in addition to biases and norms."""
         tokens = {'mask_token', 'stand_in', 'sensor_embed'}
         of_vit = {'pos_embed', 'cls_token', 'reg_token'}
         return tokens | {f'encoders.{key}.{name}' for key in self.encoders for name in of_vit}
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Patterns by which timm groups parameters into layers.
+        """Return the patterns by which timm groups parameters into layers.
 
         Args:
-            coarse: Accepted for timm; there is one granularity.
+            coarse: Not used; there is one granularity.
 
         Returns:
             Patterns of the stem and of the blocks.
@@ -298,7 +302,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         }
 
     def get_classifier(self) -> nn.Module:
-        """The head."""
+        """Return the head."""
         return self.head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
@@ -306,7 +310,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
 
         Args:
             num_classes: Number of classes; 0: no head.
-            global_pool: New pooling, 'token' or 'avg'; None: as it was.
+            global_pool: New pooling, 'token' or 'avg'; None: keep the pooling.
         """
         self.num_classes = num_classes
         if global_pool is not None:
@@ -325,26 +329,27 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         dates: Tensor | None = None,
         present: Tensor | None = None,
     ) -> Any:
-        """Fused tokens after several blocks, as timm's ViTs give them.
+        """Compute fused tokens after several blocks, with the interface of timm's ViTs.
 
         Args:
             x: As in :meth:`forward_features`.
-            indices: Blocks to take: a list, the last n if an int, all if None.
-            return_prefix_tokens: Return CLS and registers beside the patches.
-            norm: Accepted for timm: fusion needs normalised tokens, so they always are.
-            stop_early: Accepted for timm: blocks beyond the last one taken are never run when
-                *intermediates_only*.
+            indices: Blocks to return: a list of indices, an int for the last n, None for all.
+            return_prefix_tokens: Whether to return CLS and registers with the patches.
+            norm: Not used: tokens are always normalised, as fusion needs it.
+            stop_early: Not used: with *intermediates_only*, blocks after the last returned one are
+                never run.
             output_fmt: 'NCHW' or 'NLC'.
-            intermediates_only: Leave out the final tokens.
+            intermediates_only: Whether to return no final tokens.
             dates: As in :meth:`forward_features`.
             present: As in :meth:`forward_features`.
 
         Returns:
-            The final tokens and a list of features, or the list alone; a feature is of shape
-            (B, D, H/p, W/p) or (B, N, D), in a tuple with the prefix tokens if these are asked for.
+            The final tokens and a list of features, or only the list. A feature has shape
+            (B, D, H/p, W/p) or (B, N, D). With *return_prefix_tokens* it is a tuple with the prefix
+            tokens.
 
         Raises:
-            ValueError: If *output_fmt* is neither.
+            ValueError: If *output_fmt* is neither 'NCHW' nor 'NLC'.
         """
         if output_fmt not in ('NCHW', 'NLC'):
             raise ValueError(f"output_fmt must be 'NCHW' or 'NLC', not '{output_fmt}'")
@@ -369,10 +374,10 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         return features if intermediates_only else (fused[-1], features)
 
     def _blocks(self, indices: int | list[int] | None) -> list[int]:
-        """Blocks to take, from 0.
+        """Return the indices of the blocks to return, from 0.
 
-        Decoders choose blocks when they are built. If the weights that were loaded afterwards are
-        of a model of another depth, those at the same fraction of its depth are taken.
+        Decoders choose blocks when they are built. If weights of a model with another depth are
+        loaded afterwards, the blocks at the same fraction of the depth are used.
         """
         told = self._told_depth
         if told in (None, self.depth) or not isinstance(indices, list | tuple):
@@ -386,7 +391,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
 
         Args:
             x: Tokens of shape (B, L, D).
-            pre_logits: Stop before the head.
+            pre_logits: Whether to return features without applying the head.
 
         Returns:
             Logits of shape (B, num_classes), or features of shape (B, D).
@@ -398,7 +403,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
     def forward(
         self, x: Tensor, dates: Tensor | None = None, present: Tensor | None = None
     ) -> Tensor:
-        """Logits, or features of a model without a head.
+        """Compute logits, or features if the model has no head.
 
         Args:
             x: As in :meth:`forward_features`.
@@ -410,7 +415,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         """
         return self.forward_head(self.forward_features(x, dates, present=present))
 
-    # -- what it attends to ---------------------------------------------------------------------
+    # -- attention maps -------------------------------------------------------------------------
 
     def observe(
         self,
@@ -422,25 +427,25 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         query: Tensor | None = None,
         rollout: bool = False,
     ) -> Observation:
-        """Tokens and attention of a batch, in one forward pass.
+        """Compute tokens and attention of a batch in one forward pass.
 
         Args:
             x: As in :meth:`forward_features`.
             dates: As in :meth:`forward_features`.
             present: As in :meth:`forward_features`.
-            block: Block of the ViTs whose attention to return, negative from the end; None: no
-                attention.
-            query: Patch of each sample whose attention to return, row by row from 0, int64 of
-                shape (B,). None: the CLS token's.
-            rollout: Whether to return attention rollout, one map a sensor.
+            block: Index of the block whose attention to return; negative indices count from the
+                end. None: no attention.
+            query: Index of the query patch of each sample, row by row from 0, int64 of shape (B,).
+                None: the query is the CLS token.
+            rollout: Whether to return attention rollout, one map per sensor.
 
         Returns:
-            Tokens; attention to the patches of each sensor in the input by its key (with early
-            fusion, of the one ViT under 'vit'); and that of the last layer of cross-attention, from
-            the query sensor's token to the other sensor's patches under 'fusion', or, if there are
-            several others, under 'fusion_KEY' for each; attention rollout likewise, without
-            fusion. In a joint ViT, attention of a patch is averaged over the tokens that it has of
-            the sensors present, and the maps of all sensors share one softmax.
+            Tokens, attention and rollout. Attention has one entry per sensor in the input, under
+            its key (with early fusion, one entry 'vit'). Cross-attention adds the attention of its
+            last layer from the query sensor's token to the patches of the other sensor, under
+            'fusion'; or under 'fusion_KEY' for each of several other sensors. Rollout has the same
+            entries without fusion. In a joint ViT, the attention of a query patch is averaged over
+            its tokens of the sensors present, and the maps of all sensors share one softmax.
 
         Raises:
             IndexError: If there is no such block.
@@ -477,7 +482,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         return Observation(self._fuse(tokens), attention, rolled)
 
     def _rows(self, key: str, asking: Tensor | None, x: Tensor) -> Tensor | None:
-        """Tokens whose attention is asked for: in a joint ViT, a patch has one of each sensor."""
+        """Return the indices of query tokens. In a joint ViT, a patch has one per sensor."""
         if asking is None or not self._is_joint(key):
             return asking
         height, width = self._grid(x)
@@ -485,14 +490,14 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         return asking[:, None] + height * width * sensors
 
     def _one_row(self, key: str, rows: Tensor, view: View) -> Tensor:
-        """Attention of shape (B, heads, L); of a patch, the average over the sensors present."""
+        """Reduce attention to shape (B, heads, L); for a patch, average over present sensors."""
         if rows.ndim == 3:
             return rows
         weights = shares(self._presence(key, view)).to(rows.dtype)
         return (rows * weights[:, :, None, None]).sum(dim=1)
 
     def _by_source(self, key: str, weights: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:
-        """Weights of the patches, by the sensor where a ViT sees the tokens of several."""
+        """Split weights of the patches by sensor, if a ViT has tokens of several sensors."""
         sources = self._at_hand(key) if self._is_joint(key) else [key]
         parts = split(weights, self.num_prefix_tokens, len(sources))
         return {
@@ -506,18 +511,18 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         block: int = -1,
         present: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Attention of the CLS token to the patches.
+        """Compute the attention of the CLS token to the patches.
 
         Args:
             x: As in :meth:`forward_features`.
             dates: As in :meth:`forward_features`.
-            block: Block of the ViTs; negative counts from the last.
+            block: Index of the block; negative indices count from the end.
             present: As in :meth:`forward_features`.
 
         Returns:
             Weights of shape (B, heads, H/p, W/p) for each source, see :meth:`observe`. The softmax
-            is over all tokens, so that a map (in a joint ViT, the maps of all sensors) sums to
-            what the CLS token does not give to itself and the registers.
+            is over all tokens. A map (in a joint ViT, the maps of all sensors) therefore sums to 1
+            minus the attention to CLS and registers.
 
         Raises:
             IndexError: If there is no such block.
@@ -532,13 +537,13 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         block: int = -1,
         present: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """Attention of chosen patches to the patches.
+        """Compute the attention of one patch per sample to all patches.
 
         Args:
             x: As in :meth:`forward_features`.
-            query: Patch that asks in each sample, row by row from 0, int64 of shape (B,).
+            query: Index of the query patch of each sample, row by row from 0, int64 of shape (B,).
             dates: As in :meth:`forward_features`.
-            block: Block of the ViTs; negative counts from the last.
+            block: Index of the block; negative indices count from the end.
             present: As in :meth:`forward_features`.
 
         Returns:
@@ -552,11 +557,10 @@ class MultiSensorViT(BuiltByName, SensorTokens):
     def attention_rollout(
         self, x: Tensor, dates: Tensor | None = None, present: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """Attention rollout (Abnar & Zuidema, 2020) from the CLS token to the patches.
+        """Compute attention rollout (Abnar & Zuidema, 2020) from the CLS token to the patches.
 
-        The blocks of each ViT are rolled out; fusion comes after them and is left out.
-        Registers take part in the product of the blocks' matrices, and are left out of the result:
-        a map sums to what the CLS token does not draw from itself and the registers.
+        The rollout covers the blocks of each ViT, without fusion. The result has no values for CLS
+        and registers, so a map sums to less than 1.
 
         Args:
             x: As in :meth:`forward_features`.
@@ -564,7 +568,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             present: As in :meth:`forward_features`.
 
         Returns:
-            For each sensor in the input by its key ('vit' with early fusion), a map of shape
-            (B, H/p, W/p).
+            A map of shape (B, H/p, W/p) for each sensor in the input, by its key ('vit' with early
+            fusion).
         """
         return self.observe(x, dates, present, rollout=True).rollout

@@ -1,7 +1,7 @@
-"""Crops of several sizes through a ViT's block as one packed sequence of tokens.
+"""Run a ViT's block on crops of several sizes as one packed sequence of tokens.
 
-Linear layers see the tokens of all crops as the rows of one matrix; attention stays within each
-crop. As in DINOv2 (Oquab et al., 2023, section 5), where it is called sequence packing.
+Linear layers process the tokens of all crops as rows of one matrix. Attention stays within each
+crop. DINOv2 (Oquab et al., 2023, section 5) calls this sequence packing.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -23,16 +23,16 @@ from geofm.models.packed_attention import Groups, attend
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-#: Sequences of each group that a branch runs on; None: all of them.
+#: Indices of the sequences of each group that a branch runs on; None: all sequences.
 _Subsets = list[Tensor] | None
 
 
 class Kept(NamedTuple):
-    """Tokens whose output is wanted.
+    """Selected tokens, whose output is computed.
 
     Attributes:
-        sequences: The sequence that each belongs to, counted over all groups, int64 of (M,).
-        tokens: Its place in that sequence, int64 of shape (M,).
+        sequences: Index of each token's sequence, counted over all groups, int64 of shape (M,).
+        tokens: Index of each token in its sequence, int64 of shape (M,).
     """
 
     sequences: Tensor
@@ -40,15 +40,15 @@ class Kept(NamedTuple):
 
 
 def lay_out(crops: Sequence[Tensor], drop: bool) -> tuple[tuple[Tensor, ...], Groups]:
-    """Lay crops out for :func:`run_block`.
+    """Arrange the tokens of crops for :func:`run_block`.
 
     Args:
         crops: Tokens of the crops of each size, of shape (B, L, D).
-        drop: Whether blocks leave crops out, for which each size stays a tensor of its own;
-            otherwise all are packed once and for all.
+        drop: Whether blocks skip crops (stochastic depth). If so, each size stays a separate
+            tensor; otherwise all tokens are packed once.
 
     Returns:
-        The crops, or all of their tokens as one tensor (1, T, D); and which sequences they are.
+        The crops, or all tokens as one tensor (1, T, D); and the groups of sequences.
     """
     groups = tuple((crop.shape[0], crop.shape[1]) for crop in crops)
     if drop or len(crops) == 1:
@@ -60,8 +60,8 @@ def take_out(crops: Sequence[Tensor], groups: Groups) -> list[Tensor]:
     """Undo :func:`lay_out`.
 
     Args:
-        crops: The crops, or all of their tokens as one tensor.
-        groups: Which sequences they are.
+        crops: The crops, or all tokens as one tensor.
+        groups: The groups of sequences.
 
     Returns:
         Tokens of the crops of each size, of shape (B, L, D).
@@ -73,7 +73,7 @@ def take_out(crops: Sequence[Tensor], groups: Groups) -> list[Tensor]:
 
 
 def is_plain(block: nn.Module) -> bool:
-    """Whether a block's layers do what their weights say, so that these may be used directly.
+    """Return whether the weights of a block may be used directly, without calling its modules.
 
     Adapters such as LoRA, hooks and replaced ``forward`` methods act when a module is called. A
     block with any of them must be called as a whole.
@@ -82,8 +82,8 @@ def is_plain(block: nn.Module) -> bool:
         block: The block.
 
     Returns:
-        True if it is a :class:`PackedBlock`, its layers are of the classes that timm gives it, and
-        neither it nor any module in it has hooks, those of sharding aside.
+        True if it is a :class:`PackedBlock`, its layers have timm's classes, and neither the block
+        nor a module in it has hooks, except the hooks of sharding.
     """
     if not isinstance(block, PackedBlock) or _is_altered(block, own_hooks=block.sharded):
         return False
@@ -102,13 +102,16 @@ def is_plain(block: nn.Module) -> bool:
 
 
 def _is_altered(module: nn.Module, own_hooks: bool = False) -> bool:
-    """Whether calling a module, or one in it, does more than its class says.
+    """Return whether a module or one of its submodules has hooks or a replaced ``forward``.
 
     Args:
         module: The module.
-        own_hooks: Whether it has a hook before and one after it that do not count.
+        own_hooks: Whether to ignore one forward hook and one forward pre-hook of the module.
+
+    Returns:
+        True if calling the module does more than its class defines.
     """
-    # Looked at for every block of every step: modules' own attribute access is slow.
+    # This runs for every block in every step, and attribute access of nn.Module is slow.
     modules: list[Any] = [module]
     allowed = int(own_hooks)
     while modules:
@@ -127,35 +130,35 @@ def _is_altered(module: nn.Module, own_hooks: bool = False) -> bool:
 
 
 def _call_block(block: nn.Module, groups: Groups, crops: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Call a block on the crops of each size, laid out as they were."""
+    """Call a block on the crops of each size, and keep their layout."""
     results = [block(crop) for crop in take_out(crops, groups)]
     return lay_out(results, drop=len(crops) == len(groups))[0]
 
 
 def drops_paths(blocks: Iterable[nn.Module]) -> bool:
-    """Whether a block of timm's ViT, as it is now, leaves out some of its input at random.
+    """Return whether blocks of timm's ViT skip some of their input at random.
 
     Args:
         blocks: The blocks.
 
     Returns:
-        True if any of them is being trained with stochastic depth.
+        True if any block has stochastic depth and is in training mode.
     """
     branches = ('drop_path1', 'drop_path2')
     return any(_drop_rate(getattr(block, name, None)) for block in blocks for name in branches)
 
 
 class PackedBlock(Block):
-    """A block of timm's ViT that also runs on crops of several sizes.
+    """Block of timm's ViT that can also run on packed crops of several sizes.
 
-    Its forward method is timm's. The methods for packed crops use its weights directly: for a block
-    that may be altered call :func:`run_block` and :func:`run_last_block`.
+    Its forward method is timm's. The methods for packed crops use the weights directly. For blocks
+    that may have adapters or hooks, call :func:`run_block` and :func:`run_last_block` instead.
 
     Attributes:
-        sharded: Whether its weights are sharded over the ranks.
-        compiled: Whether to compile what it does to each token on its own, with ``torch.compile``.
-            The number of tokens is dynamic, so that neither crops nor masks nor missing sensors
-            have it compiled again. Attention and the choice of crops stay as they are.
+        sharded: Whether the weights are sharded over the ranks.
+        compiled: Whether to compile operations on single tokens with ``torch.compile``. The number
+            of tokens is dynamic, so that other crops, masks or missing sensors cause no
+            recompilation. Attention and stochastic depth are not compiled.
         nested_graphs: See *nested* of :func:`geofm.models.packed_attention.attend`.
     """
 
@@ -164,10 +167,10 @@ class PackedBlock(Block):
     nested_graphs = True
 
     def shard(self, mesh: 'DeviceMesh') -> None:
-        """Shard the weights over ranks; each way to run the block gathers them (FSDP2).
+        """Shard the weights over ranks with FSDP2. All forward methods gather them.
 
         Args:
-            mesh: The ranks.
+            mesh: Device mesh of the ranks.
         """
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
@@ -180,11 +183,11 @@ class PackedBlock(Block):
         """Run on all tokens.
 
         Args:
-            groups: Which sequences the crops are.
-            crops: Tokens of the crops, as :func:`lay_out` gives them.
+            groups: The groups of sequences.
+            crops: Tokens of the crops, as from :func:`lay_out`.
 
         Returns:
-            As many tensors of the same shapes.
+            Tensors of the same number and shapes.
         """
 
         def attention(x: Tensor, groups: Groups) -> Tensor:
@@ -197,58 +200,58 @@ class PackedBlock(Block):
         return _add_branch(attended, groups, mlp, self.drop_path2)
 
     def forward_wanted(self, groups: Groups, kept: Kept, *crops: Tensor) -> Tensor:
-        """Run on what the wanted tokens need.
+        """Run on all tokens as keys and values, but compute the output of selected tokens only.
 
         Args:
-            groups: Which sequences the crops are.
-            kept: Which tokens are wanted.
-            crops: Tokens of the crops, as :func:`lay_out` gives them.
+            groups: The groups of sequences.
+            kept: The selected tokens.
+            crops: Tokens of the crops, as from :func:`lay_out`.
 
         Returns:
-            The wanted tokens, of shape (M, D).
+            The selected tokens, of shape (M, D).
         """
         before = _pack(crops)[_rows(groups, kept)]
         chosen = _draw_subsets(groups, _drop_rate(self.drop_path1), before.device)
         x, wanted = _pack(crops, chosen), _rows(groups, kept, chosen)
         attended = self._attend(x, _chosen_of(groups, chosen))[wanted]
-        # Few blocks gate attention, and only these need the rows that it came from.
+        # Only gates of attention need the input rows, and few models have them.
         gated = x if self.attn.gate is None else x[wanted]
         rows = before + _scale(groups, kept, chosen) * self._run(_project, attended, gated)
-        # So few rows that leaving some out is not worth it: they are multiplied by zero.
+        # Skipping rows is not worth it for so few; dropped ones are multiplied by zero.
         chosen = _draw_subsets(groups, _drop_rate(self.drop_path2), before.device)
         return rows + _scale(groups, kept, chosen) * self._run(_mlp, rows)
 
     def _attend(self, x: Tensor, groups: Groups) -> Tensor:
-        """Attention of packed tokens (T, D), up to its projection."""
+        """Compute attention of packed tokens (T, D), without the projection."""
         attn: Any = self.attn
         dropout = attn.attn_drop.p if attn.training else 0.0
         return attend(self._run(_queries, x), groups, dropout, nested=self.nested_graphs)
 
     def _run(self, function: Callable[..., Tensor], *tokens: Tensor) -> Tensor:
-        """Run what treats each token on its own."""
+        """Run a function that processes each token independently, compiled if enabled."""
         return (_compiled(function) if self.compiled else function)(self, *tokens)
 
 
 @cache
 def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The same function for all blocks, which then share what was compiled."""
+    """Compile a function once for all blocks."""
     return torch.compile(function, dynamic=True)
 
 
 def run_block(block: nn.Module, groups: Groups, *crops: Tensor) -> tuple[Tensor, ...]:
     """Run a block of timm's ViT on crops of several sizes.
 
-    Where the block has stochastic depth and is being trained, each of its two branches runs on
-    a random subset of the crops of each size, as in DINOv2: what is dropped costs nothing.
-    A block that is not plain, see :func:`is_plain`, is called on the crops of each size.
+    With stochastic depth in training, each of the two branches runs on a random subset of the crops
+    of each size, as in DINOv2, so that dropped crops take no time. A block that is not plain, see
+    :func:`is_plain`, is called on the crops of each size.
 
     Args:
         block: The block.
-        groups: Which sequences the crops are.
-        crops: Tokens of the crops, as :func:`lay_out` gives them.
+        groups: The groups of sequences.
+        crops: Tokens of the crops, as from :func:`lay_out`.
 
     Returns:
-        As many tensors of the same shapes.
+        Tensors of the same number and shapes.
     """
     if not is_plain(block):
         return _call_block(block, groups, crops)
@@ -258,18 +261,18 @@ def run_block(block: nn.Module, groups: Groups, *crops: Tensor) -> tuple[Tensor,
 
 
 def run_last_block(block: nn.Module, groups: Groups, kept: Kept, *crops: Tensor) -> Tensor:
-    """Run the last block of a ViT, and of it only what the wanted tokens need.
+    """Run the last block of a ViT, and compute the output of selected tokens only.
 
-    All tokens are keys and values; projection and MLP run for the wanted ones alone.
+    All tokens are keys and values. Projection and MLP run for the selected tokens only.
 
     Args:
         block: The block.
-        groups: Which sequences the crops are.
-        kept: Which tokens are wanted.
-        crops: Tokens of the crops, as :func:`lay_out` gives them.
+        groups: The groups of sequences.
+        kept: The selected tokens.
+        crops: Tokens of the crops, as from :func:`lay_out`.
 
     Returns:
-        The wanted tokens, of shape (M, D).
+        The selected tokens, of shape (M, D).
     """
     if not is_plain(block):
         return _pack(_call_block(block, groups, crops))[_rows(groups, kept)]
@@ -279,11 +282,11 @@ def run_last_block(block: nn.Module, groups: Groups, kept: Kept, *crops: Tensor)
 
 
 def draw_subset(count: int, rate: float) -> Tensor:
-    """Draw what stochastic depth leaves of a batch.
+    """Draw the sequences of a batch that stochastic depth keeps.
 
     Args:
         count: Number of sequences B.
-        rate: Share to drop.
+        rate: Fraction to drop.
 
     Returns:
         Indices of max(1, floor((1 - rate) B)) sequences, int64, on the CPU.
@@ -294,7 +297,7 @@ def draw_subset(count: int, rate: float) -> Tensor:
 def embed_patches(embed: nn.Module, images: Tensor) -> Tensor:
     """Apply timm's patch embedding.
 
-    A convolution that moves on by its own size is a product of matrices, and faster as one.
+    A convolution whose stride is the kernel size is computed faster as a matrix product.
 
     Args:
         embed: The patch embedding.
@@ -309,7 +312,7 @@ def embed_patches(embed: nn.Module, images: Tensor) -> Tensor:
         return patch_embed(images)
     height, width = patch_embed.patch_size
     if images.shape[-2] % height or images.shape[-1] % width:
-        # Timm says what is wrong.
+        # timm raises the error.
         return patch_embed(images)
     patches = images.unflatten(2, (-1, height)).unflatten(4, (-1, width)).permute(0, 2, 4, 1, 3, 5)
     projection = patch_embed.proj
@@ -319,10 +322,10 @@ def embed_patches(embed: nn.Module, images: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Rows times a matrix, and a bias.
+    """Apply a linear layer to rows.
 
-    On a CPU, PyTorch spreads the bias over the result before the product is added to it, which
-    takes a fifth more time than adding it in place afterwards; a GPU does it all in one.
+    On a CPU, PyTorch copies the bias to the result before it adds the product, which takes 20 %
+    more time than adding the bias in place. A GPU does both in one operation.
     """
     if bias is None or not x.is_cpu or torch.is_autocast_enabled('cpu'):
         return nn.functional.linear(x, weight, bias)
@@ -334,10 +337,10 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def _scaled_linear(layer: nn.Linear, scale: nn.Module, x: Tensor) -> Tensor:
-    """A linear layer and the LayerScale after it, as one layer.
+    """Apply a linear layer followed by LayerScale as one layer.
 
-    To scale the weights takes no time, and the layer's output need not be kept for the gradient of
-    the scales. In float16 weights of 1e-5 times theirs would vanish.
+    Scaling the weights takes hardly any time, and the output of the layer is not kept for the
+    gradient of the scales. In float16, weights scaled by 1e-5 would underflow.
     """
     if type(scale) is not LayerScale or _in_float16(x.device.type):
         return scale(_linear(layer, x))
@@ -351,7 +354,7 @@ def _in_float16(device_type: str) -> bool:
 
 
 def _queries(block: Any, x: Tensor) -> Tensor:
-    """Queries, keys and values of tokens (T, D), shape (T, 3, heads, d)."""
+    """Compute queries, keys and values of tokens (T, D), shape (T, 3, heads, d)."""
     attn = block.attn
     qkv: Tensor = _linear(attn.qkv, block.norm1(x)).unflatten(1, (3, attn.num_heads, attn.head_dim))
     if isinstance(attn.q_norm, nn.Identity):
@@ -361,7 +364,7 @@ def _queries(block: Any, x: Tensor) -> Tensor:
 
 
 def _project(block: Any, attended: Tensor, x: Tensor) -> Tensor:
-    """What follows attention; *x* is what it was computed from, looked at by gates alone."""
+    """Apply the layers after attention. Gates use *x*, the input of the branch."""
     attn = block.attn
     attended = attn.norm(attended)
     if attn.gate is not None:
@@ -385,7 +388,7 @@ def _draw_subsets(groups: Groups, rate: float, device: torch.device) -> _Subsets
     if not rate:
         return None
     subsets = [draw_subset(count, rate) for count, _ in groups]
-    # One copy for all.
+    # One copy for all groups.
     return list(to_device(torch.cat(subsets), device).split([len(subset) for subset in subsets]))
 
 
@@ -398,7 +401,7 @@ def _chosen_of(groups: Groups, chosen: _Subsets) -> Groups:
 
 
 def _pack(crops: Sequence[Tensor], chosen: _Subsets = None) -> Tensor:
-    """Tokens of the chosen sequences as rows."""
+    """Concatenate the tokens of the chosen sequences as rows."""
     if chosen is not None:
         crops = [_select(crop, indices) for crop, indices in zip(crops, chosen, strict=True)]
     rows = [crop.flatten(0, 1) for crop in crops]
@@ -411,7 +414,7 @@ def _add_branch(
     branch: Callable[[Tensor, Groups], Tensor],
     drop: nn.Module,
 ) -> tuple[Tensor, ...]:
-    """Add a residual branch, run on all crops or on some drawn at random."""
+    """Add a residual branch, which runs on all crops or on a random subset."""
     chosen = _draw_subsets(groups, _drop_rate(drop), crops[0].device)
     if chosen is None:
         rows = branch(_pack(crops), groups)
@@ -432,9 +435,10 @@ def _add_branch(
 
 
 class _Take(torch.autograd.Function):
-    """Sequences of a batch beside the batch itself.
+    """Return a batch and some of its sequences.
 
-    As two plain operations, the gradient of the few would be spread over zeros, then added.
+    As two separate operations, the backward pass would write the gradient of the subset into a
+    tensor of zeros, then add it.
     """
 
     @staticmethod
@@ -449,17 +453,20 @@ class _Take(torch.autograd.Function):
 
 
 def _select(crop: Tensor, indices: Tensor) -> Tensor:
-    # A sequence is one row here: few long rows are copied much faster than many short ones.
+    # With each sequence as one row: copying few long rows is much faster than many short ones.
     return crop.flatten(1).index_select(0, indices).view(len(indices), *crop.shape[1:])
 
 
 def _rows(groups: Groups, kept: Kept, chosen: _Subsets = None) -> Tensor:
-    """Rows of the wanted tokens in the packed tensor; of no meaning for sequences not chosen."""
+    """Return the rows of the selected tokens in the packed tensor of the chosen sequences.
+
+    Rows of tokens in other sequences are valid indices without meaning.
+    """
     starts, row = [], 0
     for i, (count, length) in enumerate(groups):
         every = torch.arange(count, device=kept.tokens.device)
         indices = every if chosen is None else chosen[i]
-        # A sequence that was not chosen starts at row 0, so that its tokens are rows that exist.
+        # A sequence that was not chosen starts at row 0, so that its rows are valid indices.
         first = row + length * every[: len(indices)]
         starts.append(torch.zeros_like(every).index_copy(0, indices, first))
         row += len(indices) * length
@@ -467,7 +474,7 @@ def _rows(groups: Groups, kept: Kept, chosen: _Subsets = None) -> Tensor:
 
 
 def _scale(groups: Groups, kept: Kept, chosen: _Subsets) -> Tensor | float:
-    """Factor of a branch for each wanted token: zero for those of sequences not chosen."""
+    """Return the factor of a branch for each selected token: 0 in sequences not chosen."""
     if chosen is None:
         return 1.0
     scales = [

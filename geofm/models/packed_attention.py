@@ -1,4 +1,4 @@
-"""Attention within each sequence of a packed tensor, by what the machine has for it."""
+"""Attention within each sequence of a packed tensor, by the best method available."""
 
 import importlib.util
 from collections.abc import Callable
@@ -13,29 +13,29 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from geofm.device import to_device
 
-#: How attention within each sequence of a packed tensor is computed.
+#: Implementation of attention within each sequence of a packed tensor.
 Method = Literal['sdpa', 'varlen', 'xformers']
 
-#: Sequences and tokens of each, of every group of equally long sequences in a packed tensor.
+#: Groups of equally long sequences in a packed tensor: number of sequences, and tokens of each.
 Groups = tuple[tuple[int, int], ...]
 
-#: Compute capability from which PyTorch's flash attention for packed sequences runs.
+#: Lowest compute capability for PyTorch's flash attention for packed sequences.
 _FLASH_CAPABILITY = (8, 0)
 
 
 @lru_cache
 def choose_attention(device: torch.device, dtype: torch.dtype) -> tuple[Method, str]:
-    """Choose how packed attention is computed.
+    """Choose the implementation of packed attention.
 
     Args:
-        device: Where.
-        dtype: In which precision queries come: that of autocast, where it is on.
+        device: Device of the queries.
+        dtype: Data type of the queries: that of autocast if it is enabled.
 
     Returns:
-        The method, and the reason in a few words.
+        The method, and the reason for messages.
     """
     if device.type != 'cuda':
-        return 'sdpa', f'per crop size: packed kernels need CUDA, this is {device.type}'
+        return 'sdpa', f'per crop size: packed kernels need CUDA, the device is {device.type}'
     half = dtype in (torch.float16, torch.bfloat16)
     if half and torch.cuda.get_device_capability(device) >= _FLASH_CAPABILITY and _has_varlen():
         return 'varlen', "PyTorch's flash attention for packed sequences"
@@ -49,7 +49,7 @@ def _has_varlen() -> bool:
 
 
 def _has_xformers() -> bool:
-    """Whether xformers is there and its extension loads; without it importing it warns."""
+    """Return whether xformers is installed and its extension loads."""
     if importlib.util.find_spec('xformers') is None:
         return False
     try:
@@ -66,15 +66,15 @@ def attend(
     method: Method | None = None,
     nested: bool = True,
 ) -> Tensor:
-    """Self-attention within each sequence of a packed tensor.
+    """Compute self-attention within each sequence of a packed tensor.
 
     Args:
         qkv: Queries, keys and values of shape (T, 3, heads, d).
-        groups: Which sequences the T rows are.
-        dropout: Dropout of the attention weights.
-        method: How to compute it; by default see :func:`choose_attention`.
-        nested: Whether the gradient may take graphs within the graph, which is faster. Selective
-            activation checkpointing cannot follow these.
+        groups: Groups of the sequences in the T rows.
+        dropout: Dropout probability of the attention weights.
+        method: Implementation. Default: see :func:`choose_attention`.
+        nested: Whether to compute gradients with nested autograd graphs, which is faster but not
+            supported by selective activation checkpointing.
 
     Returns:
         Tokens of shape (T, heads x d).
@@ -101,8 +101,8 @@ def attend(
 class _PerSize(torch.autograd.Function):
     """PyTorch's attention for the sequences of each length in turn.
 
-    As plain operations, the gradients of queries, keys and values would be copied three times on
-    their way back into one packed tensor: here once, to where they belong.
+    With plain operations, the backward pass would copy the gradients of queries, keys and values
+    three times to collect them in one packed tensor. Here they are copied once.
     """
 
     @staticmethod
@@ -122,8 +122,8 @@ class _PerSize(torch.autograd.Function):
                 result = scaled_dot_product_attention(query, key, value, dropout_p=dropout)
             out.copy_(result.detach().transpose(1, 2))
             if qkv.requires_grad:
-                # Places in the graph, not tensors: what they hold is the graph's to keep, or
-                # that of checkpointing to drop.
+                # Keep edges of the graph instead of tensors, so that activation checkpointing can
+                # free the tensors.
                 edges = [get_gradient_edge(x) for x in (query, key, value)]
                 ctx.parts.append((get_gradient_edge(result), edges))
         return attended
@@ -142,12 +142,12 @@ class _PerSize(torch.autograd.Function):
         return gradient, None, None
 
 
-#: Keeps graphs of its own, which torch.compile cannot trace.
+#: torch.compile cannot trace the nested graphs.
 _per_size: Callable[[Tensor, Groups, float], Tensor] = torch.compiler.disable(_PerSize.apply)
 
 
 def _plainly_per_size(qkv: Tensor, groups: Groups, dropout: float) -> Tensor:
-    """The same as plain operations."""
+    """Compute the same as :class:`_PerSize` with plain operations."""
     attended = []
     for part in _by_size(qkv, groups):
         with _no_autocast(qkv):
@@ -158,7 +158,7 @@ def _plainly_per_size(qkv: Tensor, groups: Groups, dropout: float) -> Tensor:
 
 
 class _Input(torch.autograd.Function):
-    """Where a graph of its own starts, without a leaf that would hold the tensor."""
+    """Identity that starts a nested graph without a leaf that would hold the tensor."""
 
     @staticmethod
     def forward(ctx: Any, anchor: Tensor, x: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ class _Input(torch.autograd.Function):
 
 
 def _computed_in(x: Tensor) -> Tensor:
-    """The tensor in the precision to attend in: on a CPU, half of it takes several times longer."""
+    """Convert half precision to float32 on a CPU, where half precision is several times slower."""
     return x.float() if x.is_cpu and x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -179,16 +179,16 @@ def _no_autocast(x: Tensor) -> AbstractContextManager[Any]:
 
 
 def _by_size(packed: Tensor, groups: Groups) -> list[Tensor]:
-    """Views of the sequences of each length, of shape (B, L, ...)."""
+    """Return views of the sequences of each length, of shape (B, L, ...)."""
     parts = packed.split([count * length for count, length in groups])
     return [part.unflatten(0, group) for part, group in zip(parts, groups, strict=True)]
 
 
 @lru_cache(maxsize=64)
 def _starts(groups: Groups, device: torch.device) -> tuple[Tensor, int]:
-    """Where each sequence starts, and where the last ends; and the length of the longest."""
+    """Return the start of each sequence, with the end of the last; and the largest length."""
     lengths = [length for count, length in groups for _ in range(count)]
-    # Kept from a validation for the training after it, which a tensor of inference mode is not for.
+    # Cached between validation and training, so it must not be a tensor of inference mode.
     with torch.inference_mode(False):
         starts = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
         return to_device(starts, device), max(lengths)

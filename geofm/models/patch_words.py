@@ -1,4 +1,4 @@
-"""Patch words: codes of small patches, learned without labels, gradients or a network."""
+"""Patch words: codes of small patches, learned without labels and gradients."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,47 +7,47 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d, conv2d, normalize, pad
 
-#: Patches that the words are learned from, and iterations of k-means.
+#: Number of patches from which the words are learned, and of iterations of k-means.
 _PATCHES, _ITERATIONS = 100_000, 10
 
-#: Least variance of a patch, and of a direction of the whitened patches, in normalised units.
+#: Regularisation: variance added to each patch and to each direction of the whitening.
 _LEAST_CONTRAST, _LEAST_VARIANCE = 0.01, 0.01
 
-#: What a product of a whitened patch with a word must exceed to count: its standard deviation.
+#: Threshold of the product of a whitened patch and a word, in its standard deviations.
 _THRESHOLD = 1.0
 
 
 class PatchWords(nn.Module):
-    """How much an image resembles each of a set of typical patches.
+    """Similarity of an image to each of a set of typical patches, the words.
 
-    As of Coates, Lee and Ng, "An Analysis of Single-Layer Networks in Unsupervised Feature
-    Learning" (AISTATS 2011), and Coates and Ng, "The Importance of Encoding Versus Training with
-    Sparse Coding and Vector Quantization" (ICML 2011): patches are normalised in brightness and
-    contrast and ZCA-whitened; the words are the centres of their spherical k-means; the code of a
-    patch is the part of its product with each word above a threshold. The whole is one
-    convolution, whose output is averaged over the ground.
+    The method follows Coates, Lee and Ng, "An Analysis of Single-Layer Networks in Unsupervised
+    Feature Learning" (AISTATS 2011), and Coates and Ng, "The Importance of Encoding Versus Training
+    with Sparse Coding and Vector Quantization" (ICML 2011). Patches are normalised in brightness
+    and contrast and ZCA-whitened. The words are the centres of spherical k-means. The code of a
+    patch is its product with each word, minus a threshold and clamped at 0. All of this is computed
+    as one convolution, whose output is averaged over an area.
 
-    The defaults were chosen once, on the validation cells of EuroSAT RGB.
+    The defaults were chosen on the validation cells of EuroSAT RGB.
 
     Attributes:
-        patch_size: Side of a patch in pixels; patches are taken every half of it.
+        patch_size: Side P of a patch in pixels. The stride of patches is half of it.
         filters: Whitened words as filters, (K, C, P, P).
-        offset: What each filter gives of the mean patch, (K,).
+        offset: Response of each filter to the mean patch, (K,).
     """
 
     filters: Tensor
     offset: Tensor
 
     def __init__(self, channels: int, patch_size: int = 8, words: int = 400) -> None:
-        """Initialize a new PatchWords instance without words; :meth:`fit` finds them.
+        """Initialize a new PatchWords instance without words; :meth:`fit` learns them.
 
         Args:
             channels: Number of channels.
-            patch_size: Side of a patch in pixels, even.
-            words: Number of words K.
+            patch_size: Side of a patch in pixels, an even number.
+            words: Number of words K, at least 2.
 
         Raises:
-            ValueError: If the patch is not even, or there are no words.
+            ValueError: If *patch_size* is not even, or *words* is less than 2.
         """
         super().__init__()
         if patch_size < 2 or patch_size % 2 or words < 2:
@@ -63,14 +63,14 @@ class PatchWords(nn.Module):
         """Learn the words from images.
 
         Args:
-            batches: Batches with ``image`` (B, C, H, W), normalised by band, and where known
+            batches: Batches with ``image`` (B, C, H, W), normalised by band, and optionally
                 ``valid`` bool (B, H, W).
             images: Number of images in all batches.
-            seed: Seed of the patches that are drawn and of the first words.
+            seed: Seed for drawing patches and the initial words.
 
         Raises:
-            ValueError: If the images are smaller than a patch, or hold fewer patches without
-                missing pixels than there are words.
+            ValueError: If the images are smaller than a patch, or have fewer patches without nodata
+                pixels than there are words.
         """
         generator = torch.Generator().manual_seed(seed)
         each = -(-_PATCHES // max(1, images))
@@ -80,7 +80,7 @@ class PatchWords(nn.Module):
         if len(patches) < words:
             raise ValueError(
                 f'{len(patches)} patches of {self.patch_size} x {self.patch_size} pixels without '
-                f'missing ones are too few for {words} words: take more images, or fewer words'
+                f'nodata pixels are too few for {words} words: give more images or fewer words'
             )
         mean, whitening = _zca(patches)
         white = normalize((patches - mean) @ whitening, dim=1)
@@ -89,7 +89,7 @@ class PatchWords(nn.Module):
         self.offset.copy_(self.filters.flatten(1) @ mean)
 
     def _draw(self, batch: Mapping[str, Any], each: int, generator: torch.Generator) -> Tensor:
-        """Some patches of each image, normalised in brightness and contrast, (N, C x P x P)."""
+        """Draw patches of each image, normalised in brightness and contrast, (N, C x P x P)."""
         image: Tensor = batch['image']
         size = self.patch_size
         rows, cols = (side - size + 1 for side in image.shape[-2:])
@@ -97,7 +97,7 @@ class PatchWords(nn.Module):
             raise ValueError(
                 f'images of {tuple(image.shape[-2:])} pixels are smaller than a patch of {size}'
             )
-        # No more than lie side by side.
+        # At most as many as there are non-overlapping patches.
         side_by_side = (image.shape[-2] // size) * (image.shape[-1] // size)
         number = torch.arange(len(image)).repeat_interleave(min(each, side_by_side))
         row = torch.randint(rows, (len(number),), generator=generator)
@@ -111,53 +111,54 @@ class PatchWords(nn.Module):
         return (patches - patches.mean(dim=1, keepdim=True)) / variance.sqrt()
 
     def forward(self, image: Tensor) -> Tensor:
-        """Codes of the patches of images.
+        """Compute the codes of the patches of images.
 
         Args:
-            image: Normalised by band, (B, C, H, W), of any size from a patch on.
+            image: Images normalised by band, (B, C, H, W), at least as large as a patch.
 
         Returns:
-            Not negative, (B, K, h, w), a patch every :attr:`patch_size` / 2 pixels.
+            Non-negative codes of shape (B, K, h, w), with a stride of :attr:`patch_size` / 2
+            pixels.
         """
         size, stride = self.patch_size, self.patch_size // 2
         mean = avg_pool2d(image.mean(dim=1, keepdim=True), size, stride)
         square = avg_pool2d(image.square().mean(dim=1, keepdim=True), size, stride)
         contrast = ((square - mean.square()).clamp_min(0) + _LEAST_CONTRAST).sqrt()
-        # A patch less its mean, times a filter, is the patch times the filter less its mean.
+        # (patch - mean) * filter equals patch * (filter - mean of the filter).
         filters = self.filters - self.filters.mean(dim=(1, 2, 3), keepdim=True)
-        # On a CPU a third faster with the channels last, and all that follows as well.
+        # Channels last is about a third faster on a CPU.
         image = image.contiguous(memory_format=torch.channels_last)
         codes = conv2d(image, filters, stride=stride).div_(contrast)
         return codes.sub_(self.offset.view(-1, 1, 1) + _THRESHOLD).clamp_min_(0)
 
     def of_image(self, image: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Square root of the mean code of an image's patches without missing pixels.
+        """Compute the square root of the mean code over patches without nodata pixels.
 
         Args:
-            image: Normalised by band, (B, C, H, W).
+            image: Images normalised by band, (B, C, H, W).
             valid: Where there are data, bool (B, H, W). None: everywhere.
 
         Returns:
-            Of shape (B, K); zero where no patch is whole.
+            Tensor of shape (B, K); zero for images without a complete patch.
         """
         return self._pooled(self(image), valid)
 
     def on_grid(
         self, image: Tensor, cells: tuple[int, int], valid: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Square roots of the mean codes of the patches around each cell of a grid.
+        """Compute the square roots of the mean codes around each cell of a grid.
 
         Args:
-            image: Normalised by band, (B, C, H, W).
+            image: Images normalised by band, (B, C, H, W).
             cells: Rows and columns of the grid (h, w).
-            valid: As of :meth:`of_image`.
+            valid: As in :meth:`of_image`.
 
         Returns:
-            Those of the cells, (B, K, h, w), and what :meth:`of_image` gives, (B, K).
+            Values of the cells, (B, K, h, w), and the result of :meth:`of_image`, (B, K).
         """
         half = self.patch_size // 2
         codes = self(pad(image, (half,) * 4, mode='replicate'))
-        # Patches lie half a patch apart: without those at the start they are the image's own.
+        # Patches at the start are of the padding; the others are those of the image itself.
         rows, cols = ((side - self.patch_size) // half + 1 for side in image.shape[-2:])
         inner = codes[:, :, 1 : 1 + rows, 1 : 1 + cols]
         return adaptive_avg_pool2d(codes, cells).sqrt(), self._pooled(inner, valid)
@@ -179,7 +180,7 @@ def spherical_kmeans(
     Args:
         points: Unit vectors, (N, D).
         clusters: Number of clusters K.
-        generator: What the first centres, and new ones for empty clusters, are drawn with.
+        generator: Generator for drawing initial centres, and new centres of empty clusters.
         iterations: Number of iterations.
 
     Returns:
@@ -198,7 +199,7 @@ def spherical_kmeans(
 
 
 def _zca(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean of patches, and the symmetric matrix that whitens them."""
+    """Compute the mean of patches and their symmetric whitening matrix."""
     mean = patches.mean(dim=0)
     centred = patches - mean
     variance, directions = torch.linalg.eigh(centred.T @ centred / len(patches))
@@ -207,7 +208,7 @@ def _zca(patches: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _whole(patches: Tensor, valid: Tensor | None, size: int, stride: int) -> Tensor | None:
-    """Whether patches (B, ..., h, w) have no missing pixel, bool (B, h, w); None: all."""
+    """Return which patches (B, ..., h, w) have no nodata pixel, bool (B, h, w); None: all."""
     if valid is None:
         return None
     fraction = avg_pool2d(valid[:, None].float(), size, stride)[:, 0]

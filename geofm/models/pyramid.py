@@ -1,4 +1,4 @@
-"""A feature pyramid from the last map of a plain ViT."""
+"""Feature pyramid from the last feature map of a plain ViT."""
 
 import math
 from collections.abc import Sequence
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 
 
 class SimpleFeaturePyramid(nn.Module):
-    """Maps of several strides from the last map of a plain ViT (ViTDet; Li et al., 2022).
+    """Simple feature pyramid on the last map of a plain ViT (ViTDet; Li et al., 2022).
 
-    Where patches have 16 px, two transposed convolutions bring the map to stride 4, one to stride
-    8, max pooling to stride 32; a 1 x 1 and a 3 x 3 convolution follow. Each level starts from the
-    ViT's map, and LayerNorm follows each convolution, as there.
+    With patches of 16 px, two transposed convolutions produce stride 4, one produces stride 8, and
+    max pooling produces stride 32. A 1 x 1 and a 3 x 3 convolution follow. Each level starts from
+    the ViT's map. LayerNorm follows each convolution, as in ViTDet.
 
-    A patch size that is no power of two is treated as the nearest one, and each map is then resized
-    to what its stride asks for, bilinearly and antialiased: with patches of 14 px, at 224 px, maps
-    of 64, 32, 16 and 8 become 56, 28, 14 and 7.
+    A patch size that is not a power of two is treated as the nearest power of two. Each map is then
+    resized to its stride by antialiased bilinear interpolation. For example, with patches of 14 px
+    and images of 224 px, maps of 64, 32, 16 and 8 px become 56, 28, 14 and 7 px.
 
     Args:
         embed_dim: Width of the ViT.
@@ -42,11 +42,11 @@ class SimpleFeaturePyramid(nn.Module):
         )
 
     def forward(self, x: Tensor, size: tuple[int, int]) -> list[Tensor]:
-        """Maps of every stride.
+        """Compute the maps.
 
         Args:
             x: Map of the ViT, of shape (B, D, H/p, W/p).
-            size: Height and width of the image, H and W, multiples of every stride.
+            size: Height H and width W of the image, multiples of all strides.
 
         Returns:
             A map of shape (B, width, H/s, W/s) for each stride s.
@@ -58,7 +58,7 @@ class SimpleFeaturePyramid(nn.Module):
 
 
 class _Level(nn.Module):
-    """One map of the pyramid, *octaves* doublings finer than the ViT's, or coarser if negative."""
+    """Level of the pyramid: the ViT's map scaled by 2 to the power of *octaves*."""
 
     def __init__(self, dim: int, width: int, octaves: int) -> None:
         super().__init__()

@@ -1,13 +1,13 @@
-"""Activation checkpointing: what of a block is kept, and what is computed again."""
+"""Activation checkpointing: which results of a block are kept, and which are recomputed."""
 
 from functools import cache
 from typing import Any, Literal
 
-#: What is computed again of a block: nothing (False), everything (True); all but attention; or all
-#: but attention and the linear layers with a bias, which leaves what costs little.
+#: What to recompute in a block: nothing (False), everything (True), everything except attention
+#: ('attention'), or everything except attention and linear layers with a bias ('matmul').
 type Recompute = bool | Literal['attention', 'matmul']
 
-#: Attention by what :func:`geofm.models.packed_attention.choose_attention` may choose.
+#: Operators of attention that :func:`geofm.models.packed_attention.choose_attention` may choose.
 _ATTENTION = (
     'aten::_scaled_dot_product_flash_attention',
     'aten::_scaled_dot_product_efficient_attention',
@@ -17,16 +17,16 @@ _ATTENTION = (
     'aten::_efficient_attention_forward',
     'torch_attn::_varlen_attn',
 )
-#: Not mm: on a CPU its result gets the bias in place, which what is kept must not.
+#: Without mm: on a CPU the bias is added to its result in place, and kept results must not change.
 _MATMUL = ('aten::addmm',)
 
 
 @cache
 def kept_operators(keep: Literal['attention', 'matmul']) -> list[Any]:
-    """Operators whose results are kept.
+    """Return the operators whose results are kept.
 
     Args:
-        keep: What not to compute again.
+        keep: Operations that are not recomputed.
 
     Returns:
         Operators for :func:`torch.utils.checkpoint.create_selective_checkpoint_contexts`.
@@ -35,8 +35,10 @@ def kept_operators(keep: Literal['attention', 'matmul']) -> list[Any]:
         ValueError: If *keep* is unknown.
     """
     if keep not in ('attention', 'matmul'):
-        raise ValueError(f"grad_checkpointing must be True, False, 'attention' or 'matmul': {keep}")
-    # Registers its operator.
+        raise ValueError(
+            f"grad_checkpointing must be True, False, 'attention' or 'matmul', not {keep}"
+        )
+    # The import registers its operator.
     import torch.nn.attention.varlen
 
     names = _ATTENTION if keep == 'attention' else _ATTENTION + _MATMUL

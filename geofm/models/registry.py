@@ -1,4 +1,4 @@
-"""The models under their names: ``timm.create_model('geofm_vit_small_patch16_linear')``."""
+"""Register the models with timm: ``timm.create_model('geofm_vit_small_patch16_linear')``."""
 
 import inspect
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,8 @@ from geofm.models.weights.torchgeo import accept_both_names
 from geofm.sensors import DEFAULT_SENSORS, SENSORS
 from geofm.transforms.statistics import InputStatistics
 
-#: Width, depth and heads, as in DeiT, timm and DINOv2, whose giant has SwiGLU. Nano is half as deep
-#: as tiny: for laptops.
+#: Width, depth and number of heads, as in DeiT, timm and DINOv2 (whose giant has SwiGLU). Nano has
+#: half the depth of tiny, for laptops.
 SIZES: dict[str, dict[str, Any]] = {
     'nano': {'embed_dim': 192, 'depth': 6, 'num_heads': 3},
     'tiny': {'embed_dim': 192, 'depth': 12, 'num_heads': 3},
@@ -29,11 +29,11 @@ SIZES: dict[str, dict[str, Any]] = {
     'giant': {'embed_dim': 1536, 'depth': 40, 'num_heads': 24, 'ffn_layer': 'swiglu'},
 }
 
-#: Sides of a patch, in pixels; 8 is for small images.
+#: Patch sizes in pixels; 8 is for small images.
 PATCH_SIZES: tuple[int, ...] = (8, 14, 16)
 
-#: Which sensors a model has and how it combines them, by the last part of its name. Other sensors
-#: are given as ``model_args: {sensors: [...]}``.
+#: Sensors and fusion of a model, by the last part of its name. Set other sensors with ``model_args:
+#: {sensors: [...]}``.
 VARIANTS: dict[str, dict[str, Any]] = {
     **{kind: {'sensors': DEFAULT_SENSORS, 'fusion': kind} for kind in FUSIONS},
     **{key: {'sensors': (key,)} for key in DEFAULT_SENSORS},
@@ -63,14 +63,14 @@ default_cfgs = generate_default_cfgs(
 
 
 def _ffn_args(ffn_layer: str, embed_dim: int, mlp_ratio: float = 4.0) -> dict[str, Any]:
-    """Arguments of timm's ViT for a feed-forward layer that DINOv2 knows by this name."""
+    """Return the arguments of timm's ViT for a feed-forward layer with DINOv2's name."""
     if ffn_layer == 'mlp':
         return {'mlp_ratio': mlp_ratio}
     if ffn_layer != 'swiglu':
         raise ValueError(f"ffn_layer must be 'mlp' or 'swiglu', not '{ffn_layer}'")
-    # Two thirds of the width, for three matrices in place of two, in multiples of 8.
+    # Two thirds of the width, because there are three matrices instead of two; a multiple of 8.
     hidden = (int(embed_dim * mlp_ratio * 2 / 3) + 7) // 8 * 8
-    # timm's layer holds gate and value in one, hence twice; half a unit guards its int().
+    # timm's layer has gate and value in one matrix, hence 2; adding 0.5 is safe against its int().
     ratio = (2 * hidden + 0.5) / embed_dim
     return {'mlp_ratio': ratio, 'mlp_layer': SwiGLUPacked, 'act_layer': nn.SiLU}
 
@@ -97,9 +97,9 @@ def _build(
 
 
 def _build_unnamed(name: str, pretrained: bool, **kwargs: Any) -> MultiSensorViT:
-    """A model whose bands are named by the weights that will be loaded into it."""
+    """Build a model whose bands will be set by the weights that are loaded later."""
     channels = kwargs['in_chans']
-    # Any names will do: TorchGeo looks at the number of channels of the first encoder.
+    # The names do not matter: TorchGeo checks the number of channels of the first encoder only.
     parts = [SENSORS[key].band_names for key in kwargs['sensors']]
     every = tuple(band for bands in parts for band in bands)
     bands = (every if channels > len(parts[0]) else max(parts, key=len))[:channels]
@@ -109,9 +109,9 @@ def _build_unnamed(name: str, pretrained: bool, **kwargs: Any) -> MultiSensorViT
 
 
 def _enough_sensors(sensors: Sequence[str], channels: int) -> tuple[str, ...] | None:
-    """Sensors with enough bands: those given, and others if need be; None if there are not enough.
+    """Extend sensors until they have enough bands; None if all sensors have too few.
 
-    The weights that will be loaded may be of other sensors than those of the model's name.
+    The weights that are loaded later may be for other sensors than those of the model's name.
     """
     chosen = tuple(sensors)
     others = iter([key for key in SENSORS if key not in chosen])
@@ -124,11 +124,11 @@ def _enough_sensors(sensors: Sequence[str], channels: int) -> tuple[str, ...] | 
 
 
 def _defaults(architecture: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of a model where none are given."""
+    """Return the default arguments of a model."""
     classes = (VisionTransformer, MultiSensorViT)
     return {
         **{n: p.default for c in classes for n, p in inspect.signature(c).parameters.items()},
-        # As MultiSensorViT hands them on, and as in _build.
+        # As MultiSensorViT passes them on, and as in _build.
         'no_embed_class': True,
         'dynamic_img_size': True,
         'ffn_layer': 'mlp',
@@ -138,7 +138,7 @@ def _defaults(architecture: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _take_hub_args(name: str, kwargs: dict[str, Any]) -> InputStatistics | None:
-    """Take what a hub folder says out of the arguments of a model, and check the others."""
+    """Remove the entries of a hub folder from the arguments of a model, and check the others."""
     own = {key: value for key, value in kwargs.items() if key not in TIMM_ARGS}
     check = {DEFINED, STATISTICS} & own.keys()
     source = f"the configuration of '{name}'"
@@ -177,5 +177,5 @@ for _name, _architecture in _ARCHITECTURES.items():
 
 #: Names of all registered models.
 MODEL_NAMES: tuple[str, ...] = tuple(_ARCHITECTURES)
-# register_model adds entry points to __all__; they have no attribute here.
+# register_model adds entry points to __all__, but this module has no such attributes.
 __all__ = ('MODEL_NAMES', 'PATCH_SIZES', 'SIZES', 'VARIANTS')

@@ -1,8 +1,8 @@
 """Token sequences of several sensors: CLS and registers once, then the patches of each sensor.
 
-The tokens of sensor s at patch n of N are at place P + s N + n, after P prefix tokens. In packed
-crops, the tokens of missing sensors are left out, so that crops with different sensors have
-sequences of different lengths.
+The token of sensor s at patch n of N is at index P + s N + n, after P prefix tokens. In packed
+crops, the tokens of missing sensors are left out, so the length of a sequence depends on its
+sensors.
 """
 
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ from geofm.models.packed import Kept
 
 
 class SensorPatchEmbed(nn.ModuleDict):
-    """A patch embedding for each sensor, in place of the one of timm's ``VisionTransformer``.
+    """Patch embeddings per sensor, as the patch embedding of timm's ``VisionTransformer``.
 
     Args:
         channels: Number of input channels of each sensor, by its key.
-        in_chans: Not used.
+        in_chans: Not used; accepted for timm.
         kwargs: Arguments of timm's ``PatchEmbed``.
     """
 
@@ -36,7 +36,7 @@ class SensorPatchEmbed(nn.ModuleDict):
 
 
 class Group(NamedTuple):
-    """Crops of a view in which the same sensors are present.
+    """Crops of a view that have the same sensors.
 
     Attributes:
         crops: Indices of the crops, int64 of shape (b,).
@@ -65,7 +65,7 @@ def split(rows: Tensor, prefix: int, sensors: int) -> tuple[Tensor, ...]:
 
     Args:
         rows: Values of shape (..., P + S N).
-        prefix: Number P of prefix tokens, whose values are left out.
+        prefix: Number P of prefix tokens, whose values are dropped.
         sensors: Number S of sensors.
 
     Returns:
@@ -75,13 +75,13 @@ def split(rows: Tensor, prefix: int, sensors: int) -> tuple[Tensor, ...]:
 
 
 def shares(present: Tensor) -> Tensor:
-    """Weights of the sensors in an average over those that are present.
+    """Compute the weights of sensors in an average over those present.
 
     Args:
         present: Whether each sensor is present, bool of shape (B, S).
 
     Returns:
-        Weights of shape (B, S) that sum to 1, or to 0 where no sensor is present.
+        Weights of shape (B, S) that sum to 1, or to 0 if no sensor is present.
     """
     return present / present.sum(dim=1, keepdim=True).clamp_min(1)
 
@@ -96,7 +96,7 @@ def average(tokens: Tensor, prefix: int, patches: int, present: Tensor) -> Tenso
         present: Whether each sensor is present, bool of shape (B, S).
 
     Returns:
-        Tokens of shape (B, P + N, D). Patch tokens are zero where no sensor is present.
+        Tokens of shape (B, P + N, D). Patch tokens are zero if no sensor is present.
     """
     head, of_patches = tokens.tensor_split([prefix], dim=1)
     by_sensor = of_patches.unflatten(1, (present.shape[1], patches))
@@ -105,7 +105,7 @@ def average(tokens: Tensor, prefix: int, patches: int, present: Tensor) -> Tenso
 
 
 def attention_mask(present: Tensor, prefix: int, patches: int) -> Tensor:
-    """Mask with which no token attends to those of a missing sensor.
+    """Make an attention mask that excludes the tokens of missing sensors.
 
     Args:
         present: Whether each sensor is present, bool of shape (B, S).
@@ -113,7 +113,7 @@ def attention_mask(present: Tensor, prefix: int, patches: int) -> Tensor:
         patches: Number N of patches of each sensor.
 
     Returns:
-        What to add to the attention logits, float32 of shape (B, 1, 1, P + S N): 0 or -inf.
+        Values to add to the attention logits, 0 or -inf, float32 of shape (B, 1, 1, P + S N).
     """
     seen = present[:, :, None].expand(-1, -1, patches).flatten(1)
     seen = torch.cat([seen.new_ones(seen.shape[0], prefix), seen], dim=1)
@@ -122,15 +122,15 @@ def attention_mask(present: Tensor, prefix: int, patches: int) -> Tensor:
 
 
 def group(present: Tensor) -> list[Group]:
-    """Group crops by the sensors that are present.
+    """Group crops by their sensors.
 
-    On a GPU this waits for *present* to be copied to the CPU.
+    *present* is copied to the CPU, for which the host waits for a GPU.
 
     Args:
         present: Whether each sensor is present, bool of shape (B, S).
 
     Returns:
-        The groups, in the order in which they occur first.
+        The groups, in order of their first crop.
     """
     by_pattern: dict[tuple[bool, ...], list[int]] = {}
     for crop, row in enumerate(present.tolist()):
@@ -145,7 +145,7 @@ def group(present: Tensor) -> list[Group]:
 
 
 def take_group(tokens: Tensor, prefix: int, sensors: int, part: Group) -> Tensor:
-    """Take the sequences of a group, without the tokens of missing sensors.
+    """Select the sequences of a group, without the tokens of missing sensors.
 
     Args:
         tokens: Tokens of all crops, of shape (B, P + S N, D).
@@ -168,25 +168,25 @@ def take_group(tokens: Tensor, prefix: int, sensors: int, part: Group) -> Tensor
 def wanted_rows(
     kept: Kept, groups: Sequence[Group], present: Tensor, prefix: int, patches: int
 ) -> Kept:
-    """Tokens whose average over the sensors is wanted.
+    """Find the tokens of all sensors from which selected averaged tokens are computed.
 
     Args:
-        kept: What is wanted of the averaged sequences: the CLS token of each crop, then patches.
-        groups: The groups in which the crops run; sequences are counted through them.
+        kept: Selected tokens of the averaged sequences: the CLS token of each crop, then patches.
+        groups: The groups of the crops. Indices of sequences count through all groups.
         present: Whether each sensor is present, bool of shape (B, S).
         prefix: Number P of prefix tokens.
         patches: Number N of patches of each sensor.
 
     Returns:
-        CLS of each crop; then, of each of M patches, the tokens of all sensors: B + M S in all.
-        In place of a missing sensor's token there is CLS.
+        B + M S tokens: CLS of each crop, then for each of M patches the tokens of all sensors. CLS
+        stands in for the token of a missing sensor.
     """
     order = torch.cat([part.crops for part in groups])
     position = torch.empty_like(order).index_copy_(
         0, order, torch.arange(len(order), device=order.device)
     )
     crops, places = kept.sequences[len(present) :], kept.tokens[len(present) :]
-    # Tokens of missing sensors are left out, which moves those behind them forward.
+    # Tokens of missing sensors are left out, so the rank among present sensors gives the index.
     rank = present.cumsum(dim=1) - 1
     tokens = torch.where(present[crops], places[:, None] + patches * rank[crops], 0)
     sequences = position[crops].repeat_interleave(present.shape[1])
@@ -197,11 +197,11 @@ def wanted_rows(
 
 
 def average_rows(rows: Tensor, kept: Kept, present: Tensor) -> Tensor:
-    """Average the wanted tokens over the sensors that are present.
+    """Average the selected tokens over the sensors that are present.
 
     Args:
         rows: Tokens in the order of :func:`wanted_rows`, of shape (B + M S, D).
-        kept: What is wanted of the averaged sequences.
+        kept: Selected tokens of the averaged sequences.
         present: Whether each sensor is present, bool of shape (B, S).
 
     Returns:

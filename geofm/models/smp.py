@@ -1,4 +1,4 @@
-"""Our ViTs as encoders of segmentation-models-pytorch, under their own names."""
+"""Register the models as encoders of segmentation-models-pytorch."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -15,28 +15,28 @@ from geofm.models.pyramid import SimpleFeaturePyramid
 from geofm.models.registry import MODEL_NAMES
 from geofm.sensors import BandError
 
-#: Strides of an encoder of depth 5, after the image itself.
+#: Strides of the feature maps of an encoder with depth 5.
 _STRIDES = (2, 4, 8, 16, 32)
 
 
 class PyramidEncoder(nn.Module):
-    """A ViT with a simple feature pyramid, as segmentation-models-pytorch wants an encoder.
+    """Encoder of segmentation-models-pytorch: a ViT with a simple feature pyramid.
 
     ``Unet``, ``UPerNet``, ``Segformer``, ``DeepLabV3Plus`` and others build it by the name of the
-    ViT. ``DPT`` takes the plain ViT instead, by its name with ``tu-`` before it.
+    ViT. ``DPT`` uses the plain ViT instead, by its name with the prefix ``tu-``.
 
-    The sides of an image must be multiples of the patch size and of the output stride: of 32 for
-    patches of 16 px, of 224 for patches of 14 px. Nothing is padded or resized.
+    Image sides must be multiples of the patch size and of the output stride: of 32 for patches of
+    16 px, of 224 for patches of 14 px. Nothing is padded or resized.
 
     Args:
         model: Name of a model of :data:`geofm.models.MODEL_NAMES`.
-        depth: Number of maps after the image itself, 1 to 5. The first, of stride 2, has no
-            channels: patches of 16 px know nothing so fine.
-        output_stride: Coarsest stride: 32, or 16 or 8, which DeepLabV3+ asks for.
+        depth: Number of feature maps in addition to the image, 1 to 5. The first map, of stride 2,
+            has no channels, because a ViT has no features of that resolution.
+        output_stride: Largest stride: 8, 16 or 32. DeepLabV3+ uses 8 or 16.
         model_args: Further arguments of the model: ``bands``, ``patch_size``, ``depth`` ...
 
     Raises:
-        ValueError: If *depth* or *output_stride* is none of these.
+        ValueError: If *depth* or *output_stride* is not one of these.
     """
 
     model: MultiSensorViT
@@ -60,26 +60,26 @@ class PyramidEncoder(nn.Module):
 
     @property
     def output_stride(self) -> int:
-        """Coarsest stride."""
+        """Largest stride of the feature maps."""
         return self.strides[-1]
 
     @property
     def out_channels(self) -> list[int]:
-        """Channels of the image and of each map."""
+        """Number of channels of the image and of each feature map."""
         return [self.model.in_chans, 0, *[self.pyramid.width] * len(self.pyramid.strides)]
 
     def set_in_channels(self, in_channels: int, pretrained: bool = False) -> None:
-        """Build the ViT: segmentation-models-pytorch says so late how many channels there are.
+        """Build the ViT. segmentation-models-pytorch sets the number of channels here.
 
         Args:
-            in_channels: Number of channels: all of both sensors, those of one, or as many as the
-                ``bands`` that the encoder was registered with.
-            pretrained: Accepted for segmentation-models-pytorch.
+            in_channels: Number of channels: of all sensors, of one sensor, or of the ``bands`` that
+                the encoder was registered with.
+            pretrained: Not used; accepted for segmentation-models-pytorch.
 
         Raises:
-            BandError: If the number is not that of the bands that the encoder was registered with,
-                or too large.
-            TypeError: If the model is none of this package.
+            BandError: If the number does not match the bands that the encoder was registered with,
+                or is too large.
+            TypeError: If the model is not a geofm model.
         """
         try:
             model = timm.create_model(
@@ -88,7 +88,7 @@ class PyramidEncoder(nn.Module):
         except BandError as error:
             raise BandError(f'{error} (geofm.models.register_encoder)') from error
         if not isinstance(model, MultiSensorViT):
-            raise TypeError(f"'{self.name}' is no geofm model; see geofm.models.MODEL_NAMES")
+            raise TypeError(f"'{self.name}' is not a geofm model; see geofm.models.MODEL_NAMES")
         self.model = model
         self._build_pyramid()
 
@@ -100,36 +100,36 @@ class PyramidEncoder(nn.Module):
         self.pyramid = pyramid.to(parameter.dtype)
 
     def _follow_model(self) -> None:
-        """Build the pyramid anew if the ViT became another one with the weights it was given."""
+        """Rebuild the pyramid if the loaded weights have changed the ViT's architecture."""
         if (self.model.embed_dim, self.model.patch_size) != self._shape:
             self._build_pyramid()
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *args: Any
     ) -> None:
-        # The pyramid's weights come after the ViT's, and must find a pyramid that they fit.
+        # Adapt the ViT and the pyramid before the weights of either are loaded.
         self.model.prepare_for(state_dict, f'{prefix}model.')
         self._follow_model()
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *args)
 
     def make_dilated(self, output_stride: int) -> None:
-        """Nothing: the pyramid was built for the stride.
+        """Do nothing: the pyramid was built for the stride.
 
         Args:
-            output_stride: Accepted for segmentation-models-pytorch.
+            output_stride: Not used; accepted for segmentation-models-pytorch.
         """
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Maps of every stride.
+        """Compute the feature maps.
 
         Args:
-            x: Normalised images of shape (B, C, H, W), channels as in ``model.bands``.
+            x: Normalised images of shape (B, C, H, W), with channels as in ``model.bands``.
 
         Returns:
             The images, and a map of shape (B, C', H/s, W/s) for each stride s; C' is 0 at stride 2.
 
         Raises:
-            ValueError: If H or W does not fit.
+            ValueError: If H or W is not a multiple of patch size and output stride.
         """
         height, width = x.shape[-2:]
         step = math.lcm(self.model.patch_size, self.output_stride)
@@ -143,12 +143,12 @@ class PyramidEncoder(nn.Module):
         return [x, no_channels, *self.pyramid(last, (height, width))]
 
     def parameters(self, recurse: bool = True) -> Iterator[nn.Parameter]:
-        """Parameters of the ViT, without those of the pyramid.
+        """Return the parameters of the ViT, without those of the pyramid.
 
-        These are what others freeze when told to freeze the backbone: TorchGeo's
-        ``freeze_backbone``, ``freeze_encoder`` of segmentation-models-pytorch. A pyramid is never
-        pretrained, and frozen at random weights it would spoil every map. The parameters of the
-        pyramid are among :meth:`named_parameters` and those of any module around the encoder.
+        TorchGeo's ``freeze_backbone`` and ``freeze_encoder`` of segmentation-models-pytorch freeze
+        exactly these parameters, and offer no other way to exclude some. The pyramid is never
+        pretrained, so it must be trained even if the backbone is frozen. :meth:`named_parameters`,
+        and the parameters of any module around the encoder, include the pyramid.
 
         Args:
             recurse: As in PyTorch.
@@ -162,20 +162,20 @@ class PyramidEncoder(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load all of the encoder, or the weights of a pretrained ViT alone.
+        """Load weights of the whole encoder, or of a pretrained ViT alone.
 
-        The latter are what TorchGeo reads out of a checkpoint of :class:`geofm.tasks.DINOv2`, of
-        ``Classification``, whose head is left out, or of a file that ``geofm export`` wrote: the
-        keys of the ViT, with ``model.`` before them or without. Every tensor of the ViT must be
-        there; the pyramid keeps its weights.
+        Weights of a ViT alone are what TorchGeo extracts from a checkpoint of
+        :class:`geofm.tasks.DINOv2` or ``Classification`` (without its head), or from a file that
+        ``geofm export`` wrote. Their keys are those of the ViT, with or without the prefix
+        ``model.``. They must be complete. The pyramid then keeps its weights.
 
         Args:
             state_dict: Tensors by name.
-            strict: As in PyTorch, for all of the encoder; a ViT alone is always loaded strictly.
+            strict: As in PyTorch, for the whole encoder. A ViT alone is always loaded strictly.
             assign: As in PyTorch.
 
         Returns:
-            The keys missing and unexpected, as PyTorch does.
+            Missing and unexpected keys, as in PyTorch.
 
         Raises:
             CheckpointError: If the weights of a ViT do not fit.
@@ -193,29 +193,29 @@ class PyramidEncoder(nn.Module):
 
 
 def register_encoder(name: str, model: str, **model_args: Any) -> None:
-    """Make a ViT an encoder of segmentation-models-pytorch, under a name of its own.
+    """Register a model with further arguments as an encoder of segmentation-models-pytorch.
 
     The models of :data:`geofm.models.MODEL_NAMES` are registered under their names when
-    ``geofm.models`` is imported. What differs from them needs a name: other bands, another patch
-    size, another depth.
+    ``geofm.models`` is imported. Variants with other bands, patch size or depth need a name of
+    their own.
 
     Args:
-        name: Name to be given as ``encoder_name``, or as TorchGeo's ``backbone``.
+        name: Name of the encoder, for ``encoder_name`` or TorchGeo's ``backbone``.
         model: Name of a model of :data:`geofm.models.MODEL_NAMES`.
         model_args: Further arguments of the model.
 
     Raises:
-        ValueError: If the name belongs to another encoder, or starts with ``tu-``, which means a
-            model of timm.
+        ValueError: If the name belongs to another encoder, or starts with ``tu-``, the prefix for
+            models of timm.
     """
     taken = encoders.get(name, {}).get('encoder', PyramidEncoder) is not PyramidEncoder
     if taken or name in MODEL_NAMES or name.startswith('tu-'):
-        raise ValueError(f"an encoder of ours cannot be called '{name}': that means another one")
+        raise ValueError(f"an encoder cannot be called '{name}': the name is taken or reserved")
     encoders[name] = _entry(model, model_args)
 
 
 def _entry(model: str, model_args: Mapping[str, Any]) -> dict[str, Any]:
-    """What segmentation-models-pytorch keeps of an encoder."""
+    """Return the registry entry of an encoder in segmentation-models-pytorch."""
     params = {'model': model, 'model_args': model_args}
     return {'encoder': PyramidEncoder, 'pretrained_settings': {}, 'params': params}
 

@@ -1,4 +1,4 @@
-"""ViTs of timm with names for their channels, and models out of any checkpoint."""
+"""ViTs of timm with named channels, and loading of models from any checkpoint."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,28 +24,28 @@ from geofm.transforms.statistics import InputStatistics
 
 
 class TimmViT(nn.Module):
-    """A ViT of timm whose channels have names, so that it can be shown a scene.
+    """ViT of timm with named channels, with the interface of geofm models for maps.
 
-    Its tokens and its attention are those of the ViT; it knows nothing of dates, nor of absent
-    sensors.
+    Tokens and attention are those of the ViT. Dates and missing sensors are not supported.
 
     Args:
-        vit: A ``VisionTransformer``, ``Eva`` or another timm model of the same build: a patch
-            embedding, then blocks with an attention each.
+        vit: A ``VisionTransformer``, ``Eva`` or another timm model with the same structure: a patch
+            embedding, then blocks with one attention each.
         bands: Names of its channels, in their order.
 
     Attributes:
         bands: Names of the channels.
-        sensors: Keys of the sensors that they belong to.
+        sensors: Keys of the sensors of these channels.
         patch_size: Side of a patch in pixels.
         depth: Number of blocks.
-        num_prefix_tokens: CLS and register tokens before the patches.
+        num_prefix_tokens: Number of CLS and register tokens before the patches.
         embed_dim: Width of the tokens.
-        statistics: How its input was normalised in training; None: by the built-in statistics.
+        statistics: Statistics of the input in training. None: the built-in statistics.
 
     Raises:
-        ValueError: If it is no such ViT, or its patches are not square.
-        BandError: If a band is unknown or given twice, or their number is not that of the channels.
+        ValueError: If *vit* is not such a ViT, or its patches are not square.
+        BandError: If a band is unknown or given twice, or the number of bands is not that of the
+            channels.
     """
 
     statistics: InputStatistics | None = None
@@ -55,10 +55,10 @@ class TimmViT(nn.Module):
         inner: Any = vit
         wanted = ('patch_embed', 'blocks', 'forward_features', 'num_prefix_tokens')
         if missing := [name for name in wanted if not hasattr(vit, name)]:
-            raise ValueError(f'{type(vit).__name__} is no ViT of timm: it has no {missing}')
+            raise ValueError(f'{type(vit).__name__} is not a ViT of timm: it has no {missing}')
         height, width = inner.patch_embed.patch_size
         if height != width:
-            raise ValueError(f'patches of {height} x {width} px: only square ones can be mapped')
+            raise ValueError(f'patches of {height} x {width} px: maps need square patches')
         channels = inner.patch_embed.proj.in_channels
         self.bands = check_bands(bands)
         if len(self.bands) != channels:
@@ -75,16 +75,16 @@ class TimmViT(nn.Module):
         self.pretrained_cfg = getattr(vit, 'pretrained_cfg', None)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Output of the ViT.
+        """Compute the output of the ViT.
 
         Args:
             x: Normalised images of shape (B, C, H, W), channels as in :attr:`bands`.
 
         Returns:
-            What the ViT returns.
+            The output of the ViT.
 
         Raises:
-            BandError: If the images do not have one channel a band.
+            BandError: If the images do not have one channel per band.
         """
         check_channels(x, self.bands)
         output: Tensor = self.vit(x)
@@ -100,25 +100,27 @@ class TimmViT(nn.Module):
         query: Tensor | None = None,
         rollout: bool = False,
     ) -> Observation:
-        """Tokens and attention of a batch, in one forward pass.
+        """Compute tokens and attention of a batch in one forward pass.
 
         Args:
             x: Normalised images of shape (B, C, H, W), channels as in :attr:`bands`.
             dates: Not used.
-            present: Whether each of :attr:`sensors` is present, bool of shape (B, S); all must be.
-            block: Block whose attention to return, negative from the end; None: no attention.
-            query: Patch of each sample whose attention to return, int64 of shape (B,). None: CLS.
+            present: Whether each of :attr:`sensors` is present, bool of shape (B, S). All must be
+                present.
+            block: Index of the block whose attention to return; negative indices count from the
+                end. None: no attention.
+            query: Index of the query patch of each sample, int64 of shape (B,). None: CLS.
             rollout: Whether to return attention rollout from CLS.
 
         Returns:
-            As :meth:`geofm.models.MultiSensorViT.observe`. The one source of attention is called
-            after the sensor, or 'vit' if the bands are of two.
+            As from :meth:`geofm.models.MultiSensorViT.observe`. Attention has one source, with the
+            key of the sensor, or 'vit' for several sensors.
 
         Raises:
-            BandError: If the images do not have one channel a band.
+            BandError: If the images do not have one channel per band.
             IndexError: If there is no such block.
-            ValueError: If a sensor is not present, the size does not fit, or the model has no CLS
-                token that could ask.
+            ValueError: If a sensor is missing, the image size is not supported, or attention of CLS
+                is requested and the model has no CLS token.
         """
         check_channels(x, self.bands)
         vit: Any = self.vit
@@ -126,15 +128,15 @@ class TimmViT(nn.Module):
             raise ValueError('the model needs all of its sensors: it has no missing-sensor tokens')
         if (rollout or (block is not None and query is None)) and not has_cls_token(vit):
             raise ValueError(
-                'the model has no CLS token, so there is no attention or rollout from it: ask for '
-                'products of patch tokens: pca, segments or embedding'
+                'the model has no CLS token, and so no attention or rollout from it: use products '
+                'of patch tokens instead: pca, segments or embedding'
             )
         size = tuple(x.shape[-2:])
         stored = tuple(vit.patch_embed.img_size or size)
         if size != stored and not getattr(vit, 'dynamic_img_size', False):
             raise ValueError(
-                f'the model takes {stored[0]} x {stored[1]} px, not {size[0]} x {size[1]}: set the '
-                'window to that, or create it with dynamic_img_size=True'
+                f'the model needs {stored[0]} x {stored[1]} px, not {size[0]} x {size[1]}: set the '
+                'window to that size, or create the model with dynamic_img_size=True'
             )
         index = None if block is None else block_index(block, self.depth)
         asking = None if query is None else self.num_prefix_tokens + query
@@ -154,13 +156,13 @@ class TimmViT(nn.Module):
 
 
 def has_cls_token(model: nn.Module) -> bool:
-    """Whether a model has a CLS token.
+    """Return whether a model has a CLS token.
 
     Args:
         model: A ViT of timm, a :class:`TimmViT`, or a model of this package.
 
     Returns:
-        True if it has.
+        True if the model has a CLS token.
     """
     inner = model.vit if isinstance(model, TimmViT) else model
     return getattr(inner, 'has_class_token', getattr(inner, 'cls_token', None) is not None)
@@ -172,15 +174,15 @@ def load_model(
     bands: Sequence[str] | None = None,
     model_args: Mapping[str, Any] | None = None,
 ) -> MultiSensorViT | TimmViT:
-    """Load a model to map with, out of any checkpoint.
+    """Load a model for maps from any checkpoint.
 
     Args:
-        checkpoint: What ``geofm fit`` wrote, with :class:`geofm.tasks.DINOv2` or with TorchGeo's
-            ``Classification``, ``SemanticSegmentation``, ``SimCLR``, ``MoCo`` or ``MAE`` on one of
-            our models or a ViT of timm; or, with *model*, a file of that model's weights, ``.pth``
-            or ``.safetensors``, by timm's names or as their authors publish them (DINOv2, DINOv3).
+        checkpoint: Checkpoint of :class:`geofm.tasks.DINOv2`, or of TorchGeo's ``Classification``,
+            ``SemanticSegmentation``, ``SimCLR``, ``MoCo`` or ``MAE`` with a geofm model or a ViT of
+            timm; or, with *model*, a file of weights of that model, ``.pth`` or ``.safetensors``,
+            in timm's format or as published by the authors (DINOv2, DINOv3).
         model: Name of a model for ``timm.create_model``.
-        bands: Names of its channels. Needed for a ViT of timm.
+        bands: Names of the model's channels. Required for a ViT of timm.
         model_args: Further arguments of that model.
 
     Returns:
@@ -188,7 +190,7 @@ def load_model(
 
     Raises:
         CheckpointError: If the file cannot be read, is of another kind, or does not fit.
-        BandError: If a band is unknown, or bands are needed and not given.
+        BandError: If a band is unknown, or if bands are required and not given.
     """
     file = read_model(checkpoint)
     if model is not None:
@@ -207,7 +209,7 @@ def _create(
     model_args: Mapping[str, Any] | None,
     statistics: InputStatistics | None,
 ) -> MultiSensorViT | TimmViT:
-    """Build a model by its name and load weights into it, all but a head's."""
+    """Build a model by its name, and load weights except those of a head."""
     weights = {key: value for key, value in weights.items() if not key.startswith('head.')}
     ours = name in MODEL_NAMES
     if ours and (said := weights.pop(KEY, None)) is not None:
@@ -215,13 +217,15 @@ def _create(
         model_args = {**architecture.model_args, **(model_args or {})}
         bands = architecture.bands if bands is None else bands
     if bands is None and not ours:
-        raise BandError(f"which bands are the channels of '{name}'? Name them with --bands")
+        raise BandError(
+            f"the bands of the channels of '{name}' are unknown: name them with --bands"
+        )
     channels = _channels(weights) if bands is None else len(check_bands(bands))
     args = {'num_classes': 0, 'in_chans': channels, **(model_args or {})}
     if ours:
         args['bands'] = bands
     try:
-        # Without memory first: a damaged file may describe a model that fits no machine.
+        # First on the meta device: a damaged file may describe a model too large for any machine.
         with torch.device('meta'):
             shapes = _build(name, args)
         own = shapes.state_dict()
@@ -233,8 +237,10 @@ def _create(
     except (CheckpointError, BandError):
         raise
     except Exception as error:
-        # Whatever a model's parts raise about arguments that do not go together.
-        raise CheckpointError(f"{checkpoint}: no '{name}': {one_line(error)}") from error
+        # Parts of the model may raise anything for arguments that contradict each other.
+        raise CheckpointError(
+            f"{checkpoint}: cannot be loaded as '{name}': {one_line(error)}"
+        ) from error
     model.eval()
     found = model if isinstance(model, MultiSensorViT) else TimmViT(model, bands or ()).eval()
     found.statistics = statistics
@@ -242,27 +248,27 @@ def _create(
 
 
 def _build(name: str, args: Mapping[str, Any]) -> Any:
-    """A model of timm that takes images of any size, if it can; one of ours always does."""
+    """Build a model, with support for images of any size if possible."""
     if name in MODEL_NAMES:
         return timm.create_model(name, **args)
     try:
         return timm.create_model(name, **{'dynamic_img_size': True, **args})
     except TypeError:
-        # Some have relative positions for one size only.
+        # Models with relative positions support one size only.
         return timm.create_model(name, **args)
 
 
 def _timm_layout(weights: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights as others publish them (DINOv2's own files, DINOv3's) by timm's names."""
+    """Convert published weights, e.g. of DINOv2 and DINOv3, to timm's names."""
     convert = getattr(sys.modules[type(model).__module__], 'checkpoint_filter_fn', None)
     if convert is None:
         return weights
-    # Of biases that a model lacks, timm prints an error.
+    # timm prints an error for biases that a model does not have.
     with redirect_stdout(StringIO()):
         return dict(convert(weights, model))
 
 
 def _channels(weights: dict[str, Tensor]) -> int:
-    """Input channels of one of our models: those of all its patch embeddings."""
+    """Return the number of input channels of a geofm model, over all patch embeddings."""
     name = 'patch_embed.proj.weight'
     return sum(v.shape[1] for k, v in weights.items() if k.endswith(name) and v.ndim == 4)

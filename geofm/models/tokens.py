@@ -1,4 +1,4 @@
-"""From images of several sensors to one sequence of tokens, whole or of packed crops."""
+"""Compute one sequence of tokens from images of several sensors, or from packed crops."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +37,7 @@ class ViewTokens(NamedTuple):
 
     Attributes:
         cls: CLS tokens of shape (B, D).
-        patches: Tokens of the patches that were wanted, of shape (M, D).
+        patches: Tokens of the patches that the view asked for, of shape (M, D).
     """
 
     cls: Tensor
@@ -45,15 +45,15 @@ class ViewTokens(NamedTuple):
 
 
 class SensorTokens(SensorInputs):
-    """The ViTs of a model, and what makes one sequence of their tokens.
+    """ViTs of a model and the fusion of their tokens.
 
-    What :class:`geofm.models.MultiSensorViT` computes; that class builds it and implements timm's
-    interface.
+    This base class has the computations of :class:`geofm.models.MultiSensorViT`, which builds the
+    modules and implements timm's interface.
 
     Attributes:
-        fusion: What makes one sequence of those of several ViTs; None with one ViT.
-        absent: Keys of the sensors that are missing in all images for which *present* is not given.
-            For tasks around the model, which hand images on alone.
+        fusion: Module that fuses the sequences of several ViTs into one; None with one ViT.
+        absent: Keys of sensors that count as missing if *present* is not given. Tasks that pass
+            only images to the model use this.
     """
 
     fusion: Fusion | None
@@ -67,14 +67,15 @@ class SensorTokens(SensorInputs):
         """Recompute each block's activations in the backward pass, to save memory.
 
         Args:
-            enable: Whether to; or what not to compute twice, see :data:`Recompute`.
+            enable: Whether to recompute, or the operations not to recompute, see
+                :data:`Recompute`.
         """
         self.grad_checkpointing = enable
         for block in self._packed_blocks():
             block.nested_graphs = isinstance(enable, bool)
 
     def compile_blocks(self) -> None:
-        """Compile the blocks as :meth:`forward_views` runs them, with ``torch.compile``.
+        """Compile the blocks for :meth:`forward_views` with ``torch.compile``.
 
         See :class:`geofm.models.packed.PackedBlock`.
         """
@@ -88,17 +89,17 @@ class SensorTokens(SensorInputs):
                     yield block
 
     def shard(self, mesh: 'DeviceMesh') -> None:
-        """Shard the weights over ranks (FSDP2), those of each block on their own.
+        """Shard the weights over ranks with FSDP2, each block separately.
 
         Args:
-            mesh: The ranks.
+            mesh: Device mesh of the ranks.
         """
         from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         for block in self._packed_blocks():
             block.shard(mesh)
         fully_shard(self, mesh=mesh, reshard_after_forward=True)
-        # Nothing changes the tokens that it returns, views of one tensor, in place.
+        # FSDP2 warns of returned views, which must not be changed in place; nothing does.
         warnings.filterwarnings('ignore', r'FSDP2-wrapped module .* returned a view tensor')
         for name in ('forward_views', 'forward_features', 'forward_intermediates', 'observe'):
             register_fsdp_forward_method(self, name)
@@ -111,7 +112,7 @@ class SensorTokens(SensorInputs):
         masks: Tensor | None,
         present: Tensor | None,
     ) -> list[list[Tensor]]:
-        """Normalised tokens of every encoder after each of the blocks in *take*."""
+        """Compute the normalised tokens of every encoder after each block in *take*."""
         self._check_channels(x)
         self._check_dates(dates)
         taken: list[list[Tensor]] = [[] for _ in take]
@@ -136,7 +137,7 @@ class SensorTokens(SensorInputs):
         return taken
 
     def _attention_mask(self, key: str, view: View) -> tuple[Tensor, ...]:
-        """Further arguments of a block: what hides the tokens of missing sensors, if any."""
+        """Return additional arguments of a block: a mask of missing sensors, if needed."""
         if view.present is None or not self._is_joint(key):
             return ()
         present = self._presence(key, view)
@@ -144,10 +145,10 @@ class SensorTokens(SensorInputs):
         return (segments.attention_mask(present, self.num_prefix_tokens, patches),)
 
     def _for_missing(self, key: str, tokens: Tensor, view: View) -> Tensor:
-        """Tokens of a ViT's last block with what is done about missing sensors.
+        """Handle missing sensors in the output of a ViT.
 
-        A joint ViT's patch tokens are averaged over the sensors that are present; those of a
-        sensor's own ViT are replaced by the missing-sensor tokens.
+        In a joint ViT, patch tokens are averaged over the sensors present. With one ViT per sensor,
+        the tokens of a missing sensor are replaced by missing-sensor tokens.
         """
         if self._is_joint(key):
             present = self._presence(key, view)
@@ -165,20 +166,20 @@ class SensorTokens(SensorInputs):
         masks: Tensor | None = None,
         present: Tensor | None = None,
     ) -> Tensor:
-        """Tokens of a batch.
+        """Compute the fused tokens of a batch.
 
         Args:
-            x: Normalised images of shape (B, C, H, W), channels as in :attr:`bands`; H and W
-                multiples of the patch size.
+            x: Normalised images of shape (B, C, H, W), with channels as in :attr:`bands`. H and W
+                must be multiples of the patch size.
             dates: Days since 1970-01-01 of the sensors of :attr:`date_sensors`, int64 of shape
                 (B, len(date_sensors)); :data:`geofm.models.dates.NO_DATE` where unknown.
-                None: unknown.
-            masks: True where a patch is masked, bool of shape (B, N), or (B, S, N) for a mask for
-                each of :attr:`sensors`, which early fusion does not support.
+                None: all are unknown.
+            masks: True where a patch is masked, bool of shape (B, N); or of shape (B, S, N) with
+                one mask per sensor of :attr:`sensors`, which early fusion does not support.
             present: Whether each of :attr:`sensors` is present in a sample, bool of shape
-                (B, S). None: all are. In place of a missing sensor, linear fusion and
-                cross-attention see its learned missing-sensor tokens, and early fusion zeros, the
-                mean of normalised bands. In a joint ViT no token attends to a missing sensor's; if
+                (B, S). None: all are. For a missing sensor, linear fusion and cross-attention use
+                its learned missing-sensor tokens, and early fusion uses zeros, the mean of
+                normalised bands. In a joint ViT no token attends to tokens of a missing sensor. If
                 no sensor is present, patch tokens are zero.
 
         Returns:
@@ -186,30 +187,30 @@ class SensorTokens(SensorInputs):
 
         Raises:
             BandError: If the images do not have one channel per band.
-            ValueError: If *masks* are per sensor and the model fuses early, or *dates* do not have
-                one column for each of :attr:`date_sensors`.
+            ValueError: If *masks* are per sensor with early fusion, or *dates* do not have one
+                column for each of :attr:`date_sensors`.
         """
         (tokens,) = self._run(x, [self.depth - 1], dates, masks, present)
         fused = self._fuse(tokens)
         return self._let_all_take_part(fused) if is_distributed() else fused
 
     def forward_views(self, views: Sequence[View]) -> list[ViewTokens]:
-        """Tokens of crops of several sizes, of which few are wanted: how to train.
+        """Compute selected tokens of crops of several sizes, for training.
 
-        All crops run as one packed sequence. In the last block, projection, MLP and what follows
-        run for CLS and the wanted patches only, unless the fusion needs every token. In a joint
-        ViT, the tokens of missing sensors are left out; on a GPU, *present* is copied to the CPU
-        for that.
+        All crops run as one packed sequence. In the last block, the projection, the MLP and all
+        later layers run for CLS and the selected patches only, unless the fusion needs every token.
+        In a joint ViT, the tokens of missing sensors are left out of the sequence, for which
+        *present* is copied from a GPU to the CPU.
 
         Args:
-            views: Crops of one size each.
+            views: Views with crops of one size each.
 
         Returns:
-            What is wanted of each view: as from :meth:`forward_features`, but for rounding.
-            Stochastic depth leaves out a random subset of each view's crops in each branch.
+            Selected tokens of each view, equal to those of :meth:`forward_features` up to rounding.
+            With stochastic depth, each branch skips a random subset of the crops of each view.
 
         Raises:
-            BandError: If the images do not have one channel a band.
+            BandError: If the images do not have one channel per band.
         """
         for view in views:
             self._check_channels(view.image)
@@ -231,7 +232,7 @@ class SensorTokens(SensorInputs):
         ]
 
     def _kept(self, view: View) -> Kept:
-        """Where the CLS tokens and the wanted patches of a view are."""
+        """Return the positions of the CLS tokens and the selected patches of a view."""
         crops = torch.arange(len(view.image), device=view.image.device)
         patches = crops.new_empty(0) if view.patches is None else view.patches
         count = self._patches_seen(view)
@@ -241,7 +242,7 @@ class SensorTokens(SensorInputs):
         )
 
     def _run_views(self, key: str, views: Sequence[View]) -> list[Tensor]:
-        """All normalised tokens of one ViT, for the crops of each view."""
+        """Compute all normalised tokens of one ViT for each view."""
         if not self._runs(key):
             return [self._stand_in(key, view).expand(len(view.image), -1, -1) for view in views]
         if self._is_joint(key):
@@ -253,7 +254,7 @@ class SensorTokens(SensorInputs):
         ]
 
     def _run_wanted(self, key: str, views: Sequence[View], kept: Sequence[Kept]) -> Tensor:
-        """Normalised tokens of one ViT, those that are wanted, of shape (M, D)."""
+        """Compute the selected normalised tokens of one ViT, of shape (M, D)."""
         if not self._runs(key):
             return torch.cat(
                 [
@@ -275,7 +276,7 @@ class SensorTokens(SensorInputs):
     def _split_joint(
         self, key: str, views: Sequence[View]
     ) -> tuple[list[Tensor], list[list[segments.Group]]]:
-        """Input of a joint ViT, for each view by the sensors that are present."""
+        """Compute the input of a joint ViT, with the crops of each view grouped by presence."""
         sequences, grouped = [], []
         for view in views:
             tokens, present = self._embed(key, view), self._presence(key, view)
@@ -291,7 +292,7 @@ class SensorTokens(SensorInputs):
         return sequences, grouped
 
     def _run_joint_views(self, key: str, views: Sequence[View]) -> list[Tensor]:
-        """All normalised tokens of a joint ViT, averaged over the sensors present."""
+        """Compute all normalised tokens of a joint ViT, averaged over the sensors present."""
         sequences, grouped = self._split_joint(key, views)
         crops, groups = self._run_blocks(key, sequences, self.depth)
         done = iter(take_out(crops, groups))
@@ -311,7 +312,7 @@ class SensorTokens(SensorInputs):
         return results
 
     def _run_joint_wanted(self, key: str, views: Sequence[View], kept: Sequence[Kept]) -> Tensor:
-        """Normalised tokens of a joint ViT, averaged over the sensors present, of shape (M, D)."""
+        """Compute the selected tokens of a joint ViT, averaged over sensors, of shape (M, D)."""
         sequences, grouped = self._split_joint(key, views)
         presence = [self._presence(key, view) for view in views]
         wanted = []
@@ -329,17 +330,20 @@ class SensorTokens(SensorInputs):
     def _run_to_rows(
         self, key: str, sequences: Sequence[Tensor], crops: Sequence[int], kept: Sequence[Kept]
     ) -> Sequence[Tensor]:
-        """Normalised tokens that are wanted of the sequences of each view.
+        """Compute the selected normalised tokens of each view.
 
         Args:
             key: Key of the ViT.
-            sequences: Input of its first block, those of all views.
+            sequences: Input of the first block, for all views.
             crops: Number of crops of each view.
-            kept: What is wanted of each view.
+            kept: Selected tokens of each view.
+
+        Returns:
+            Tokens of each view, of shape (M, D).
         """
         encoder = self._encoder(key)
         packed, groups = self._run_blocks(key, sequences, self.depth - 1)
-        # Crops are counted through all views.
+        # Indices of sequences count through all views.
         first = [0, *accumulate(crops)]
         together = Kept(
             torch.cat([part.sequences + first[i] for i, part in enumerate(kept)]),
@@ -352,7 +356,7 @@ class SensorTokens(SensorInputs):
     def _run_blocks(
         self, key: str, sequences: Sequence[Tensor], count: int
     ) -> tuple[tuple[Tensor, ...], Groups]:
-        """Tokens of sequences after the first blocks of a ViT, and their layout."""
+        """Run the first *count* blocks of a ViT; return the tokens and their layout."""
         blocks = self._encoder(key).blocks
         crops, groups = lay_out(sequences, drops_paths(blocks))
         for block in blocks[:count]:
@@ -360,7 +364,7 @@ class SensorTokens(SensorInputs):
         return crops, groups
 
     def _checkpointed(self, run: Callable[..., Any], *args: Any) -> Any:
-        """Run a block, and if so asked again in the backward pass."""
+        """Run a block, with activation checkpointing if it is enabled."""
         if not (self.grad_checkpointing and self.training):
             return run(*args)
         if self.grad_checkpointing is True:
@@ -373,7 +377,7 @@ class SensorTokens(SensorInputs):
     def _replace_absent(
         self, key: str, tokens: Tensor, view: View, kept: Kept | None = None
     ) -> Tensor:
-        """Put the missing-sensor tokens where a sensor is not present in a crop."""
+        """Replace the tokens of crops in which a sensor is missing by missing-sensor tokens."""
         if view.present is None or self.fusion is None:
             return tokens
         present = view.present[:, self.sensors.index(key)]
@@ -384,20 +388,20 @@ class SensorTokens(SensorInputs):
         return torch.where(present[kept.sequences, None], tokens, stand_in)
 
     def _stand_in_rows(self, key: str, view: View, kept: Kept) -> Tensor:
-        """Those tokens in place of a missing sensor's that are wanted of a view, (M, D)."""
+        """Return the missing-sensor tokens for the selected tokens of a view, (M, D)."""
         tokens = self._stand_in(key, view)
         return tokens[0 if len(tokens) == 1 else kept.sequences, kept.tokens]
 
     def _let_all_take_part(self, tokens: Tensor, blocks: int | None = None) -> Tensor:
-        """Give parameters that the input did not need a gradient of zero while training.
+        """Give unused parameters a gradient of zero in training.
 
-        Without dates their encoding is idle, without masks the mask token, and so on. Distributed
-        training waits for all gradients; finding out which will not come takes a search through
-        the graph in every step.
+        For example, the date encoding is unused without dates, and the mask token without masks.
+        Distributed training waits for the gradients of all parameters. Searching the graph for
+        unused ones in every step would be slow.
 
         Args:
             tokens: Tokens that the loss will depend on.
-            blocks: Number of blocks that ran; None: all of them.
+            blocks: Number of blocks that ran; None: all.
 
         Returns:
             The same tokens.
@@ -417,12 +421,12 @@ class SensorTokens(SensorInputs):
 
 
 def is_distributed() -> bool:
-    """Whether this process is one of several that train together."""
+    """Return whether this process is one of several that train together."""
     return dist.is_available() and dist.is_initialized()
 
 
 class _TakePart(torch.autograd.Function):
-    """Tokens as they are, which depend on further parameters in name only."""
+    """Identity of tokens that gives further parameters a gradient of zero."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, *parameters: Tensor) -> Tensor:

@@ -187,7 +187,7 @@ def test_a_model_is_left_as_it_was() -> None:
     assert attention.fused_attn
     assert not attention.attn_drop._forward_pre_hooks
     with (
-        pytest.raises(ValueError, match='Linear does not show'),
+        pytest.raises(ValueError, match='Linear does not expose'),
         watch_attention({0: torch.nn.Linear(2, 2)}, see),
     ):
         pass

@@ -214,7 +214,7 @@ def test_gradient_checkpointing_changes_no_gradient() -> None:
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [
-        ({'in_chans': 10}, 'in_chans=10 does not tell'),
+        ({'in_chans': 10}, 'the bands of the 10 channels'),
         ({'in_chans': 3, 'bands': ['VV', 'VH']}, 'in_chans=3, but 2 bands'),
         ({'in_chans': 1, 'bands': ['B99']}, 'unknown bands'),
         ({'in_chans': 2, 'bands': ['VV', 'VV']}, 'given twice'),

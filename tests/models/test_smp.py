@@ -91,7 +91,7 @@ def test_channels_without_a_name_are_refused_when_there_is_an_image(
 ) -> None:
     """Until then, weights may name them, and their sensors."""
     encoder = get_encoder(name, in_channels=channels)
-    with pytest.raises(BandError, match='which bands are the channels'):
+    with pytest.raises(BandError, match='the bands of the channels are unknown'):
         encoder(torch.randn(1, channels, 32, 32))
 
 
@@ -246,6 +246,6 @@ def test_a_name_of_ours_can_be_given_anew() -> None:
 
 def test_models_of_timm_are_refused() -> None:
     register_encoder('foreign', 'resnet18')
-    with pytest.raises(TypeError, match="'resnet18' is no geofm model"):
+    with pytest.raises(TypeError, match="'resnet18' is not a geofm model"):
         get_encoder('foreign', in_channels=15)
     del encoders['foreign']

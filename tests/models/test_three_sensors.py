@@ -202,9 +202,7 @@ def test_wrong_arguments_are_refused() -> None:
         build('linear', sensors=['s1', 's9'])
     with pytest.raises(ValueError, match='fusion must be one of'):
         build('middle')
-    with pytest.raises(
-        ValueError, match=r'dates of shape \(2, 2\): must have a column for each of'
-    ):
+    with pytest.raises(ValueError, match=r'dates of shape \(2, 2\) must have a column for each of'):
         build('joint').forward_features(torch.zeros(2, 16, 32, 32), torch.zeros(2, 2).long())
 
 

@@ -1,4 +1,4 @@
-"""Fusion of several sensors into one sequence of tokens. Each kind is a module with a ``KIND``."""
+"""Fusion of several sensors into one sequence of tokens. Each kind is a module with ``KIND``."""
 
 from geofm.models.fusion import cross_attention, early, joint, linear
 from geofm.models.fusion.cross_attention import CrossAttentionBlock, CrossAttentionFusion

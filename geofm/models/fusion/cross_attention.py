@@ -10,7 +10,7 @@ from geofm.models.fusion.protocol import FusionArgs, FusionKind, one_vit_per_sen
 
 
 class CrossAttentionBlock(nn.Module):
-    """Post-norm cross-attention block: attention, add, norm, MLP, add, norm.
+    """Cross-attention block with post-norm: attention, add, norm, MLP, add, norm.
 
     Args:
         dim: Width of the tokens.
@@ -29,11 +29,11 @@ class CrossAttentionBlock(nn.Module):
         self.drop = nn.Dropout(dropout)
 
     def forward(self, query: Tensor, context: Tensor) -> Tensor:
-        """Let the query attend to the context.
+        """Apply the block.
 
         Args:
-            query: Tokens of shape (B, L, D).
-            context: Tokens of shape (B, M, D), key and value.
+            query: Query tokens of shape (B, L, D).
+            context: Key and value tokens of shape (B, M, D).
 
         Returns:
             Tokens of shape (B, L, D).
@@ -43,7 +43,7 @@ class CrossAttentionBlock(nn.Module):
         return self.norm2(query + self.drop(self.mlp(query)))
 
     def attention(self, query: Tensor, context: Tensor) -> Tensor:
-        """Attention weights, before dropout, of shape (B, heads, L, M)."""
+        """Compute attention weights before dropout, of shape (B, heads, L, M)."""
         training = self.attn.training
         self.attn.eval()
         _, weights = self.attn(query, context, context, average_attn_weights=False)
@@ -52,16 +52,16 @@ class CrossAttentionBlock(nn.Module):
 
 
 class CrossAttentionFusion(nn.Module):
-    """The tokens of one sensor, the query, attend to the tokens of all other sensors.
+    """Fusion in which the tokens of a query sensor attend to those of all other sensors.
 
-    The output of a layer is the query of the next one. Key and value are the tokens of the other
-    sensors, concatenated along the sequence, in every layer.
+    The output of a layer is the query of the next layer. In every layer, key and value are the
+    tokens of the other sensors, concatenated along the sequence.
 
     Args:
         dim: Width of the tokens.
         query: Index of the query sensor.
         nhead: Number of attention heads.
-        nlayer: How many times the block is applied.
+        nlayer: Number of layers.
         dropout: Dropout in the block.
         shared: Whether all layers share one set of weights.
         sensors: Number of sensors.
@@ -115,7 +115,7 @@ class CrossAttentionFusion(nn.Module):
         return blocks * self.nlayer if len(blocks) == 1 else blocks
 
     def _split(self, tokens: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Query and context."""
+        """Return query and context."""
         others = [tokens[i] for i in self._others]
         context = others[0] if len(others) == 1 else torch.cat(others, dim=1)
         return tokens[self.query], context
@@ -135,14 +135,14 @@ class CrossAttentionFusion(nn.Module):
         return query
 
     def attention(self, tokens: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Attention weights of the last layer.
+        """Compute the attention weights of the last layer.
 
         Args:
             tokens: One tensor per sensor, each of shape (B, L, D).
 
         Returns:
-            For the index of each sensor but the query, weights of shape (B, heads, L, L): query
-            token, then token of that sensor. One softmax is over the tokens of all of them.
+            Weights of shape (B, heads, L, L) by index of each sensor except the query: query token,
+            then token of that sensor. The softmax is over the tokens of all these sensors.
         """
         query, context = self._split(tokens)
         *earlier, last = self._layers()
@@ -152,7 +152,7 @@ class CrossAttentionFusion(nn.Module):
         return dict(zip(self._others, weights, strict=True))
 
     def describe(self, sensors: Sequence[str]) -> str:
-        """What must be equal for the weights of another module to fit.
+        """Describe the properties that must match to load weights of another module.
 
         Args:
             sensors: Keys of the model's sensors.

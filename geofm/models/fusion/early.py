@@ -4,13 +4,13 @@ from geofm.models.fusion.protocol import SINGLE, FusionKind, Inputs
 
 
 def arrange(sensors: tuple[str, ...]) -> Inputs:
-    """Arrange one ViT with one patch embedding for all sensors.
+    """Return the inputs: one ViT with one patch embedding for all sensors.
 
     Args:
         sensors: Keys of the sensors.
 
     Returns:
-        The input of the ViT.
+        Inputs by key of the ViT.
     """
     return {SINGLE: (sensors,)}
 

@@ -1,4 +1,4 @@
-"""Linear fusion: tokens of the same position are concatenated and projected."""
+"""Linear fusion: tokens at the same position are concatenated and projected."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -10,10 +10,10 @@ from geofm.models.fusion.protocol import FusionArgs, FusionKind, one_vit_per_sen
 
 
 class LinearFusion(nn.Module):
-    """Concatenate the tokens of all sensors along the channels and project them back.
+    """Fusion that concatenates the tokens of all sensors along the channels and projects them.
 
-    Token i of the output depends on token i of each sensor only:
-    Linear(S x D -> 4 D), LayerNorm, GELU, Linear(4 D -> D).
+    Output token i depends on token i of each sensor only: Linear(S x D -> 4 D), LayerNorm, GELU,
+    Linear(4 D -> D).
 
     Args:
         dim: Width D of the tokens.
@@ -55,7 +55,7 @@ class LinearFusion(nn.Module):
         return self.mlp(torch.cat(list(tokens), dim=-1))
 
     def attention(self, tokens: Sequence[Tensor]) -> dict[int, Tensor]:
-        """None: tokens of different positions do not see each other.
+        """Return no attention: there is none between tokens at different positions.
 
         Args:
             tokens: One tensor per sensor, each of shape (B, L, D).
@@ -66,7 +66,7 @@ class LinearFusion(nn.Module):
         return {}
 
     def describe(self, sensors: Sequence[str]) -> str:
-        """What must be equal for the weights of another module to fit.
+        """Describe the properties that must match to load weights of another module.
 
         Args:
             sensors: Keys of the model's sensors.

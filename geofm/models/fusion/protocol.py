@@ -1,4 +1,4 @@
-"""What a kind of fusion consists of."""
+"""Interface of a kind of fusion."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,11 +7,11 @@ from typing import NamedTuple, Protocol
 from torch import Tensor, nn
 
 #: The ViTs of a model and their inputs: for the key of each ViT, one tuple of sensors per patch
-#: embedding. A patch embedding sees the stacked bands of its sensors. A ViT with several patch
-#: embeddings, of one sensor each, runs on the tokens of all of them together.
+#: embedding. A patch embedding gets the stacked bands of its sensors. A ViT with several patch
+#: embeddings, of one sensor each, runs on the tokens of all sensors together.
 type Inputs = Mapping[str, tuple[tuple[str, ...], ...]]
 
-#: Key of the ViT of a model that has only one for all sensors.
+#: Key of the ViT in a model with one ViT for all sensors.
 SINGLE = 'vit'
 
 
@@ -42,10 +42,9 @@ class Fusion(Protocol):
 
     @property
     def needs_every_token(self) -> bool:
-        """Whether a fused token depends on tokens of other positions.
+        """Whether a fused token depends on tokens at other positions.
 
-        If False, the module is applied to the tokens whose output is wanted, of shape (M, D), and
-        no others.
+        If False, the module is applied to selected tokens only, of shape (M, D).
         """
 
     def __call__(self, tokens: Sequence[Tensor], /) -> Tensor:
@@ -59,18 +58,18 @@ class Fusion(Protocol):
         """
 
     def attention(self, tokens: Sequence[Tensor]) -> Mapping[int, Tensor]:
-        """Attention weights of the last layer.
+        """Compute the attention weights of the last layer.
 
         Args:
             tokens: One tensor per ViT, each of shape (B, L, D).
 
         Returns:
-            For the index of each sequence that is attended to, weights of shape (B, heads, L, L):
-            fused token, then token of that sequence. Empty if the fusion has no attention.
+            Weights of shape (B, heads, L, L) by index of each key sequence: fused token, then token
+            of that sequence. Empty if the fusion has no attention.
         """
 
     def describe(self, sensors: Sequence[str]) -> str:
-        """What must be equal for the weights of another module to fit, e.g. ``'linear'``.
+        """Describe the properties that must match to load weights of another module.
 
         Args:
             sensors: Keys of the model's sensors.
@@ -82,12 +81,12 @@ class Fusion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class FusionKind:
-    """A way to make one token sequence out of several sensors.
+    """Way to compute one token sequence from several sensors.
 
     Attributes:
-        arrange: Which ViTs there are for given sensors, and what each of them sees.
-        build: What builds the module after the ViTs, which has to satisfy :class:`Fusion`; None
-            if there is a single ViT, whose tokens are the result.
+        arrange: Function that returns the ViTs and their inputs for given sensors.
+        build: Function that builds the fusion module, which must satisfy :class:`Fusion`; None for
+            a single ViT, whose tokens are the result.
     """
 
     arrange: Callable[[tuple[str, ...]], Inputs]
@@ -95,7 +94,7 @@ class FusionKind:
 
 
 def one_vit_per_sensor(sensors: tuple[str, ...]) -> Inputs:
-    """Arrange a ViT for each sensor.
+    """Return the inputs with one ViT per sensor.
 
     Args:
         sensors: Keys of the sensors.
