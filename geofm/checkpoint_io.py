@@ -1,4 +1,4 @@
-"""Lightning's checkpoints: a final name never holds half of one, and none creates objects."""
+"""Atomic writing and safe reading of Lightning's checkpoints."""
 
 import os
 import pickle
@@ -14,20 +14,21 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from geofm.atomic import atomic_file, part_of, remove_leftovers
 from geofm.models.checkpoints.sharded import is_sharded, read_sharded
 
-# A checkpoint that is being written, or a folder that is being replaced, see geofm.atomic.
+# Names of checkpoints that are being written, or folders that are being replaced.
 _PARTIAL = re.compile(r'\.(?P<name>.+\.ckpt)\.[^.]*\.\d+\.part\.ckpt(\.before)?')
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its final name, and renames it when it is on the disk.
+    """Checkpoint plugin that writes atomically and loads plain values only.
 
-    Lightning writes to the system's temporary folder and moves the file. If that folder is on
-    another file system, moving means copying, and a process that is killed, or a disk that is
-    full, leaves part of a checkpoint under the final name.
+    A checkpoint is written to a temporary file in its folder and then renamed. Lightning instead
+    writes to the system's temporary folder and moves the file. If that folder is on another file
+    system, the move is a copy, and a killed process or a full disk leaves a partial checkpoint
+    under the final name.
 
-    ``geofm fit`` uses this by default. In Python: ``Trainer(plugins=[AtomicCheckpointIO()])``.
-    Checkpoints that are not on a local file system are written as Lightning does. Loading one
-    creates no object out of it, unless ``weights_only=False`` is given.
+    ``geofm fit`` uses this plugin by default. In Python, use
+    ``Trainer(plugins=[AtomicCheckpointIO()])``. Checkpoints on remote file systems are written by
+    Lightning. Loading creates no objects from the file unless ``weights_only=False`` is given.
     """
 
     @override
@@ -67,16 +68,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Read a checkpoint.
 
         Args:
-            path: Path or URL; or the folder of a sharded checkpoint, which is put together.
-            map_location: As of :func:`torch.load`.
-            weights_only: Whether to read tensors and plain values only; None: yes, where
-                Lightning's class says no.
+            path: Path or URL of a file, or the folder of a sharded checkpoint.
+            map_location: As for :func:`torch.load`.
+            weights_only: Whether to read tensors and plain values only. None: True, unlike in
+                Lightning.
 
         Returns:
             The checkpoint.
 
         Raises:
-            ValueError: If it holds other objects.
+            ValueError: If the checkpoint has other objects.
         """
         try:
             if (local := local_path(path)) is not None and is_sharded(local):
@@ -85,8 +86,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return super().load_checkpoint(path, map_location, weights_only=plain)
         except pickle.UnpicklingError as error:
             raise ValueError(
-                f'{path}: holds more than tensors and plain values, or is damaged. Loading the '
-                'rest may run code: only if you trust the file, give --weights_only false'
+                f'{path}: holds more than tensors and plain values, or is damaged. Loading other '
+                'objects may run code: give --weights_only false only if you trust the file'
             ) from error
 
     @override
@@ -98,18 +99,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """
         local = local_path(path)
         if local is not None and local.is_dir() and not local.is_symlink():
-            # What is left of a folder when a process is killed must not look like a checkpoint.
+            # If the process is killed, the remains must not look like a checkpoint.
             path = local.rename(part_of(local))
         super().remove_checkpoint(path)
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
-    """Remove checkpoints that killed runs of this machine were writing.
+    """Remove partial checkpoints of killed runs on this machine.
 
     Args:
-        folder: Folder of checkpoints; it need not exist.
+        folder: Folder of checkpoints. It need not exist.
     """
-    # Names of checkpoints hold the step, so a later run need not write the same name again.
+    # Names of checkpoints have the step, so later runs do not overwrite partial ones.
     for entry in folder.glob('.*.part.ckpt*'):
         match = _PARTIAL.fullmatch(entry.name)
         if match is not None:
@@ -117,10 +118,10 @@ def remove_partial_checkpoints(folder: Path) -> None:
 
 
 def local_path(path: str | Path) -> Path | None:
-    """Path of a file as fsspec understands it.
+    """Return the local path of a path or URL.
 
     Args:
-        path: Path, or URL of any protocol.
+        path: Path, or URL of any protocol that fsspec supports.
 
     Returns:
         The path; None if it is not on a local file system.

@@ -1,4 +1,4 @@
-"""Copies from the host to a device, and the precision of products there."""
+"""Copies from the host to a device, and precision of matrix products."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,17 +10,17 @@ from torch.utils._pytree import tree_leaves
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a tensor to a device, and wait for nothing.
+    """Copy a tensor to a device without waiting.
 
-    To a GPU it goes by way of pinned memory, which PyTorch keeps for the next copy: a copy out of
-    pageable memory may wait for the work that the GPU was given before.
+    Copies to a GPU use pinned memory, which PyTorch caches. A copy from pageable memory could wait
+    for earlier work on the GPU.
 
     Args:
         tensor: Tensor of any shape.
         device: The device.
 
     Returns:
-        The same values there; *tensor* itself if that is where it lies.
+        The tensor on the device; *tensor* itself if it is there already.
     """
     if device.type == 'cuda' and tensor.is_cpu and tensor.numel():
         tensor = tensor.pin_memory()
@@ -28,17 +28,17 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 def copy_beside[T](copy: Callable[[], T], device: torch.device) -> T:
-    """Copy to a device, on a GPU beside what it computes.
+    """Copy to a device, in parallel with computations if it is a GPU.
 
-    The host is ahead of a GPU by up to a step, so that the next batch is copied during this one's
-    step, by hardware of its own.
+    The host is ahead of a GPU by up to one step, so the next batch is copied during the current
+    step, on a separate stream.
 
     Args:
-        copy: Makes the copies, asynchronously.
+        copy: Function that makes asynchronous copies.
         device: The device.
 
     Returns:
-        What *copy* returns. The work that is given to the device next waits for it.
+        The result of *copy*. Later work on the device waits for the copies.
     """
     if device.type != 'cuda':
         return copy()
@@ -48,7 +48,7 @@ def copy_beside[T](copy: Callable[[], T], device: torch.device) -> T:
     current.wait_stream(stream)
     for leaf in tree_leaves(copies):
         if isinstance(leaf, Tensor) and leaf.is_cuda:
-            # Its memory must not serve another copy while this stream still reads it.
+            # Do not reuse the memory for other copies while the current stream reads it.
             leaf.record_stream(current)
     return copies
 
@@ -60,10 +60,10 @@ def _copy_stream(device: torch.device) -> torch.cuda.Stream:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Compute products in the precision of their factors: neither autocast nor TF32.
+    """Context without autocast and TF32, so that products have the precision of their inputs.
 
     Args:
-        device: Where they are computed.
+        device: Device of the computation.
 
     Yields:
         Nothing.

@@ -1,4 +1,4 @@
-"""Training that shards its state over the ranks: ``--trainer.strategy fsdp2``."""
+"""Strategy that shards weights and optimizer state over the ranks: ``--trainer.strategy fsdp2``."""
 
 from contextlib import nullcontext
 from itertools import chain
@@ -25,18 +25,18 @@ from geofm.models.tokens import SensorTokens
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """Fully sharded data parallelism (FSDP2): each rank keeps a shard of all weights.
+    """Fully sharded data parallelism (FSDP2): each rank has a shard of all weights.
 
-    Gradients and the state of the optimizer are sharded likewise. The task shards itself in
-    ``configure_model``, as :class:`geofm.tasks.PretrainingTask` does. Every rank gets a batch of
-    its own, as under DDP, and the numbers are those of DDP but for rounding.
+    Gradients and the state of the optimizer are sharded as well. The task must shard itself in
+    ``configure_model``, as :class:`geofm.tasks.PretrainingTask` does. Every rank gets its own
+    batches, as in DDP, and the results equal those of DDP up to rounding.
 
-    A checkpoint is a folder with a file of each rank; its final name never holds half of one. Any
-    number of ranks and any other strategy can resume from it. Checkpoints of other strategies can
-    be resumed from, too.
+    A checkpoint is a folder with one file per rank, written atomically. Runs with any number of
+    ranks and any strategy can resume from it, and this strategy can resume from checkpoints of
+    other strategies.
 
-    ``--trainer.strategy fsdp2`` in short; or, as ``trainer.strategy`` in YAML, ``class_path:
-    geofm.strategies.FullyShardedStrategy``.
+    Use ``--trainer.strategy fsdp2``, or in YAML ``class_path:
+    geofm.strategies.FullyShardedStrategy`` as ``trainer.strategy``.
     """
 
     def __init__(self, save_distributed_checkpoint: bool = True, **kwargs: Any) -> None:
@@ -44,7 +44,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
         Args:
             save_distributed_checkpoint: Whether each rank saves its shards. Otherwise rank 0
-                gathers all and saves one file.
+                gathers all shards and saves one file.
             kwargs: ``process_group_backend`` and ``timeout`` of Lightning's
                 ``ModelParallelStrategy``.
         """
@@ -52,31 +52,31 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
     @override
     def setup_environment(self) -> None:
-        """Start the processes, all of which share out the data."""
+        """Start the processes. All of them are data parallel."""
         self._data_parallel_size = self.num_nodes * self.num_processes
         self._tensor_parallel_size = 1
         super().setup_environment()
 
     @override
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """State of the task.
+        """Return the state of the task.
 
         Returns:
-            Shards of this rank; or, if a checkpoint is to be one file, whole tensors on the CPU on
-            rank 0, and nothing on the others.
+            Shards of this rank. For checkpoints of one file, whole tensors on the CPU of rank 0,
+            and an empty dictionary on other ranks.
         """
         assert self.lightning_module is not None
-        # PyTorch's get_model_state_dict knows of parameters and buffers only: a backbone in a task
-        # carries what it is built of, too.
+        # PyTorch's get_model_state_dict handles parameters and buffers only, but the state dict of
+        # a task also has the backbone's architecture.
         state: dict[str, Any] = self.lightning_module.state_dict()
         if self._save_distributed_checkpoint:
             return state
         whole: dict[str, Any] = {}
         for key, value in state.items():
-            # One by one, since a GPU may not hold them all.
+            # One at a time, because a GPU may not have memory for all.
             tensor = gathered(value)
             if self.is_global_zero:
-                # A copy: what it is a view of may be larger.
+                # A copy, because the tensor may be a view of a larger one.
                 whole[key] = tensor.to('cpu', copy=True)
         return whole
 
@@ -84,11 +84,11 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
     ) -> None:
-        """Save a checkpoint; all ranks take part.
+        """Save a checkpoint. All ranks must call this.
 
         Args:
-            checkpoint: What to save.
-            filepath: Final name.
+            checkpoint: Content of the checkpoint.
+            filepath: Name of the checkpoint.
             storage_options: Not supported.
         """
         if not self._save_distributed_checkpoint:
@@ -99,7 +99,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             path.unlink()
         whole = atomic_folder(path, replace=True) if self.is_global_zero else nullcontext(path)
         with whole as part:
-            # Of rank 0, whose name is broadcast.
+            # Lightning broadcasts the name of rank 0, which is the temporary folder.
             super().save_checkpoint(checkpoint, part, storage_options)
         self.barrier()
 
@@ -107,12 +107,12 @@ class FullyShardedStrategy(ModelParallelStrategy):
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Load the weights, and the state of the optimizers.
+        """Load the weights and the state of the optimizers.
 
         Args:
-            checkpoint_path: A folder that this strategy saved, with any number of ranks, or a file
-                of any strategy.
-            weights_only: Not used: what is loaded is plain.
+            checkpoint_path: Folder saved by this strategy with any number of ranks, or file of any
+                strategy.
+            weights_only: Not used; only plain values are ever loaded.
 
         Returns:
             The rest of the checkpoint.
@@ -136,7 +136,7 @@ class FullyShardedStrategy(ModelParallelStrategy):
             if key in own:
                 weights[key] = _sharded(value, own[key])
         task.load_state_dict(weights, strict=task.strict_loading)
-        # There are no optimizers in validation.
+        # In validation there are no optimizers.
         found_states = content.pop('optimizer_states', ())
         for optimizer, found in zip(self.optimizers, found_states, strict=False):
             optimizer.load_state_dict(_sharded_state(found, optimizer))
@@ -144,13 +144,13 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
 
 def shard_networks(task: nn.Module, ranks: DeviceMesh) -> None:
-    """Shard the networks of a task over ranks, those that are not sharded yet.
+    """Shard the networks of a task over ranks, unless they are sharded already.
 
     Args:
-        task: The task. Its networks are its children and the values of those that are a
-            ``ModuleDict``: backbones, which shard each block on its own, and heads, which work as
-            long as they are called.
-        ranks: The ranks.
+        task: The task. Its networks are its children, and the values of children that are a
+            ``ModuleDict``. Backbones shard each block separately. Other networks must be called
+            (not used through their weights) to gather their shards.
+        ranks: Device mesh of the ranks.
     """
     for child in task.children():
         for network in child.children() if isinstance(child, nn.ModuleDict) else [child]:
@@ -164,11 +164,11 @@ def shard_networks(task: nn.Module, ranks: DeviceMesh) -> None:
 
 @torch.no_grad()
 def hand_out(whole: nn.Module | None, task: LightningModule) -> None:
-    """Give each rank its shards of a task on rank 0, and its buffers.
+    """Distribute the weights and buffers of a task on rank 0 to the shards of all ranks.
 
     Args:
-        whole: The task with its weights, on rank 0; None on others.
-        task: The same task, sharded, its networks on the meta device. They get memory on the rank's
+        whole: The task with its weights, on rank 0; None on other ranks.
+        task: The same task, sharded, with networks on the meta device. They are moved to the rank's
             device.
     """
     strategy = task.trainer.strategy
@@ -194,7 +194,7 @@ def hand_out(whole: nn.Module | None, task: LightningModule) -> None:
 
 
 def _sharded(value: Tensor, like: Any) -> Tensor:
-    """The shard of this rank of a tensor that every rank has whole."""
+    """Return this rank's shard of a tensor that every rank has."""
     if not isinstance(like, DTensor) or value.shape != like.shape:
         return value
     value = value.to(like.device)
@@ -202,7 +202,7 @@ def _sharded(value: Tensor, like: Any) -> Tensor:
 
 
 def _sharded_state(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """State of an optimizer in shards like those of its parameters."""
+    """Shard the state of an optimizer like its parameters."""
     numbers = chain.from_iterable(group['params'] for group in state['param_groups'])
     parameters = chain.from_iterable(group['params'] for group in optimizer.param_groups)
     of_number = dict(zip(numbers, parameters, strict=True))

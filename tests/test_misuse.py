@@ -299,7 +299,7 @@ def test_a_checkpoint_that_is_cut_off(task: Path) -> None:
     content = task.read_bytes()
     for part in (100, len(content) // 2, len(content) - 10):
         task.write_bytes(content[:part])
-        with pytest.raises(CheckpointError, match=r'task.ckpt: .*damaged or cut off'):
+        with pytest.raises(CheckpointError, match=r'task.ckpt: .*damaged or truncated'):
             read_file(task)
 
 

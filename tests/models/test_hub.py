@@ -104,10 +104,10 @@ def test_markup_is_escaped() -> None:
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'pretrained_cfg': {'url': 'http://localhost'}}, 'no checkpoint may hold'),
-        ({'sensor_definitions': []}, 'damaged'),
+        ({'pretrained_cfg': {'url': 'http://localhost'}}, 'not allowed in a checkpoint'),
+        ({'sensor_definitions': []}, 'invalid'),
         ({'input_statistics': {}}, 'bands'),
-        ({'depth': 10**6}, 'depth cannot be'),
+        ({'depth': 10**6}, 'depth has the invalid value'),
     ],
 )
 def test_arguments_out_of_the_folder_are_checked(
@@ -167,7 +167,7 @@ def test_half_the_size_within_its_rounding_and_found_by_name(
 
 
 def test_only_hub_has_halves(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="only 'hub' writes float16 weights"):
+    with pytest.raises(ValueError, match="only the format 'hub' supports float16 weights"):
         export(checkpoint(tmp_path, 'linear'), tmp_path / 'x.pth', 'geofm', half=True)
 
 

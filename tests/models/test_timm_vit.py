@@ -99,7 +99,9 @@ def test_weights_of_a_named_model(tmp_path: Path, suffix: str) -> None:
     torch.testing.assert_close(
         model.observe(x).tokens, vit.eval().forward_features(x), atol=1e-5, rtol=1e-4
     )
-    with pytest.raises(BandError, match="bands of the channels of 'vit_tiny_patch16_224' are unknown"):
+    with pytest.raises(
+        BandError, match="bands of the channels of 'vit_tiny_patch16_224' are unknown"
+    ):
         load_model(path, 'vit_tiny_patch16_224')
     with pytest.raises(CheckpointError, match=r"do not fit 'vit_small_patch16_224'"):
         load_model(path, 'vit_small_patch16_224', RGB)

@@ -1,1 +1,1 @@
-"""What a checkpoint file holds, and reading and writing it safely."""
+"""Checkpoint files: which model a file holds, and safe reading and writing."""

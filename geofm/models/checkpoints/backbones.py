@@ -23,15 +23,15 @@ from geofm.models.registry import MODEL_NAMES
 
 
 def load_strictly(backbone: nn.Module, weights: Mapping[str, Tensor], checkpoint: Path) -> None:
-    """Load all weights of a checkpoint's backbone into one of the same build.
+    """Load weights into a backbone of the same architecture.
 
     Args:
         backbone: The backbone; changed in place.
         weights: The weights.
-        checkpoint: The file that they are from.
+        checkpoint: The file of the weights, for messages.
 
     Raises:
-        CheckpointError: If a weight does not fit, is missing or is too many.
+        CheckpointError: If a weight is missing, unexpected or of another shape.
     """
     check_fit(backbone.state_dict(), weights, checkpoint)
     backbone.load_state_dict(weights)
@@ -41,18 +41,18 @@ def check_fit(
     own: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     checkpoint: Path,
-    model: str = 'the model they are to be loaded into',
+    model: str = 'the model',
 ) -> None:
-    """Check that weights are those of a model, by name and shape.
+    """Check that weights have the names and shapes of a model's weights.
 
     Args:
         own: Weights of the model, on any device.
         weights: The weights.
-        checkpoint: The file that they are from.
-        model: What a message calls the model.
+        checkpoint: The file of the weights, for messages.
+        model: Name of the model in messages.
 
     Raises:
-        CheckpointError: If a weight does not fit, is missing or is too many.
+        CheckpointError: If a weight is missing, unexpected or of another shape.
     """
     missing, unexpected = sorted(own.keys() - weights), sorted(weights.keys() - own)
     shapes = [
@@ -74,11 +74,11 @@ def check_fit(
 
 
 def create_backbone(hparams: Mapping[str, Any], **kwargs: Any) -> MultiSensorViT:
-    """Build the backbone that a DINOv2 task's hyperparameters describe.
+    """Build the backbone that the hyperparameters of a pretraining task describe.
 
     Args:
         hparams: Hyperparameters with ``model``, ``in_channels``, ``bands`` and ``model_args``. They
-            may be those of a file: nothing is downloaded for them.
+            may be from an untrusted file; nothing is downloaded.
         kwargs: Further arguments of the model.
 
     Returns:
@@ -86,7 +86,7 @@ def create_backbone(hparams: Mapping[str, Any], **kwargs: Any) -> MultiSensorViT
 
     Raises:
         TypeError: If the name is not that of a geofm model.
-        ValueError: If there is no such argument of a model, or it cannot be what it is.
+        ValueError: If an argument of the model is unknown or invalid.
     """
     try:
         name = check_model_name(hparams['model'], MODEL_NAMES)

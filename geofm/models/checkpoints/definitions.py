@@ -1,4 +1,4 @@
-"""Definitions of sensors that a checkpoint carries, so that it loads where they are not known."""
+"""Sensor definitions in checkpoints, so that a checkpoint loads where its sensors are unknown."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -11,24 +11,24 @@ from torch import Tensor
 from geofm.models.checkpoints.files import METADATA, CheckpointError
 from geofm.sensors import SENSORS, register_sensors
 
-#: Name of the entry among the weights of a backbone that describes it, JSON as bytes.
+#: Name of the entry in a state dict that describes a backbone, JSON as bytes.
 ARCHITECTURE = 'architecture'
 
-#: Key of the definitions there and in a file's :data:`~geofm.models.checkpoints.files.METADATA`.
+#: Key of the definitions in that entry and in :data:`~geofm.models.checkpoints.files.METADATA`.
 DEFINITIONS = 'sensors'
 
-#: Most sensors, and most bands of all of them, that a file may define.
+#: Largest number of sensors, and of bands of all sensors, that a file may define.
 _MOST_SENSORS, _MOST_BANDS = 64, 4096
 
 
 def carry_sensors(sensors: Sequence[str]) -> dict[str, Any]:
-    """What to write into a file of a model.
+    """Return the definitions of sensors for a file of a model.
 
     Args:
         sensors: Keys of the model's sensors, in canonical order.
 
     Returns:
-        An entry with their definitions, plain data.
+        An entry with the definitions as plain values.
     """
     return {DEFINITIONS: {key: SENSORS[key].to_dict() for key in sensors}}
 
@@ -37,17 +37,17 @@ def take_up_sensors(definitions: Any, source: str) -> None:
     """Register the sensors that a file defines.
 
     Args:
-        definitions: The value of the entry of :func:`carry_sensors`; not trusted. None: nothing.
-        source: What a message calls the file.
+        definitions: Value of the entry of :func:`carry_sensors`; not trusted. None: do nothing.
+        source: Name of the file in messages.
 
     Raises:
         CheckpointError: If a definition is invalid, another sensor is registered under its key, or
-            the sensors are registered in another order than that of the file.
+            the sensors are registered in another order than in the file.
     """
     if definitions is None:
         return
     if not isinstance(definitions, Mapping) or not 1 <= len(definitions) <= _MOST_SENSORS:
-        raise CheckpointError(f'{source}: the definitions of its sensors are damaged')
+        raise CheckpointError(f'{source}: the definitions of its sensors are invalid')
     bands = (fields.get('bands') for fields in definitions.values() if isinstance(fields, Mapping))
     if sum(len(part) for part in bands if isinstance(part, list | tuple)) > _MOST_BANDS:
         raise CheckpointError(f'{source}: defines more than {_MOST_BANDS} bands')
@@ -58,20 +58,20 @@ def take_up_sensors(definitions: Any, source: str) -> None:
     here = [key for key in SENSORS if key in keys]
     if here != list(keys):
         raise CheckpointError(
-            f'{source}: its model has the sensors in the order {list(keys)}, but they were '
-            f'registered as {here}: define them in that order'
+            f'{source}: its model has the sensors in the order {list(keys)}, but they are '
+            f'registered in the order {here}: define them in the order of the model'
         )
 
 
 def take_up_sensors_of(content: Any, path: Path) -> None:
-    """Register the sensors that a checkpoint or an export defines, if it does.
+    """Register the sensors that a checkpoint or an export defines, if any.
 
     Args:
-        content: What :func:`~geofm.models.checkpoints.files.read_file` gave.
+        content: Result of :func:`~geofm.models.checkpoints.files.read_file`.
         path: The file, for messages.
 
     Raises:
-        CheckpointError: As :func:`take_up_sensors`.
+        CheckpointError: As for :func:`take_up_sensors`.
     """
     if not isinstance(content, Mapping):
         return
@@ -80,20 +80,20 @@ def take_up_sensors_of(content: Any, path: Path) -> None:
         take_up_sensors(metadata.get(DEFINITIONS), str(path))
     if not isinstance(state, Mapping):
         return
-    # Those of student, teacher and others are equal.
+    # The descriptions of student, teacher and other backbones are equal.
     for record in {_record(name, value) for name, value in state.items()} - {None}:
         assert record is not None
         try:
             said = json.loads(record)
         except (ValueError, RecursionError):
-            # The model that the record is for says what is wrong with it.
+            # Loading the model raises a better error for this record.
             continue
         if isinstance(said, Mapping):
             take_up_sensors(said.get(DEFINITIONS), str(path))
 
 
 def _record(name: Any, value: Any) -> bytes | None:
-    """The description of a backbone, if an entry of a state dictionary is one."""
+    """Return an entry of a state dict if it is the description of a backbone."""
     if not isinstance(name, str) or name.rsplit('.', 1)[-1] != ARCHITECTURE:
         return None
     if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.ndim != 1:

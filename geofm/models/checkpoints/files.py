@@ -1,4 +1,4 @@
-"""Files of weights: told apart by their content, written beside and renamed."""
+"""Read files of weights in any format, and write them atomically."""
 
 import errno
 import json
@@ -16,38 +16,38 @@ from torch import Tensor
 from geofm.atomic import atomic_file
 from geofm.models.checkpoints.sharded import is_sharded, read_sharded
 
-#: Where safetensors' metadata hold what this project says of a file, as JSON.
+#: Key of geofm's description of a file, JSON in the metadata of safetensors.
 METADATA = 'geofm'
 
-#: Name of the weights in a folder of timm's hub format.
+#: Name of the file of weights in a folder in timm's hub format.
 HUB_WEIGHTS = 'model.safetensors'
 
-#: Weights that come with the package: a folder in timm's hub format for each name.
+#: Weights that come with the package: one folder in timm's hub format per name.
 RELEASES = Path(__file__).parents[2] / 'releases'
 
 #: Suffixes of the files that ``torch.save`` writes.
 TORCH_SUFFIXES = ('.pth', '.pt', '.ckpt')
 
-#: How PyTorch says that a file holds an object of a class.
+#: PyTorch's message about an object of a class in a file.
 _CLASS = re.compile(r'(?:Unsupported global: GLOBAL|unsupported GLOBAL) ([\w.]{1,80})')
 
 
 class CheckpointError(ValueError):
-    """A file is not a checkpoint that can be used here."""
+    """Raised when a file is not a usable checkpoint."""
 
 
 def read_file(path: Path) -> Any:
-    """Read a file of weights, whatever its name.
+    """Read a file of weights. The format is detected from the content.
 
     Args:
-        path: The file, as ``torch.save`` or safetensors writes them; or a folder in timm's hub
-            format, whose ``model.safetensors`` is read; or a sharded checkpoint; or the name of
-            weights that come with the package, see :func:`released`.
+        path: File written by ``torch.save`` or safetensors; folder in timm's hub format, whose
+            ``model.safetensors`` is read; sharded checkpoint; or name of weights that come with the
+            package, see :func:`released`.
 
     Returns:
-        What ``torch.save`` was given; of a sharded checkpoint, all but the state of optimizers; of
-        safetensors, a dictionary with the tensors under ``state_dict`` and, if this project wrote
-        it, what it said of them under :data:`METADATA`.
+        The object given to ``torch.save``. For a sharded checkpoint, its content without the state
+        of optimizers. For safetensors, a dictionary with the tensors under ``state_dict`` and
+        geofm's description of them, if any, under :data:`METADATA`.
 
     Raises:
         CheckpointError: If there is no such file, or it cannot be read.
@@ -65,18 +65,18 @@ def read_file(path: Path) -> Any:
             content: dict[str, Any] = {'state_dict': load_file(path)}
             return content | _said(path)
         with warnings.catch_warnings():
-            # Of files that are no checkpoints PyTorch says more than the error does.
+            # For files that are not checkpoints, PyTorch warns in addition to the error.
             warnings.simplefilter('ignore')
             return torch.load(path, map_location='cpu', weights_only=True)
     except CheckpointError:
         raise
     except Exception as error:
-        # Damaged bytes are run as pickle's opcodes, which may raise anything.
+        # Damaged bytes are interpreted as opcodes of pickle, which may raise anything.
         raise CheckpointError(f'{path}: {_why_unreadable(path, error)}') from error
 
 
 def released() -> list[str]:
-    """Names of the weights that come with the package, which stand for a file of weights.
+    """List the names of the weights that come with the package, usable in place of a file.
 
     Returns:
         Names, e.g. 'eurosat-rgb-nano'.
@@ -86,27 +86,26 @@ def released() -> list[str]:
 
 def _why_unreadable(path: Path, error: Exception) -> str:
     advice = 'Give a .ckpt that `geofm fit` wrote, or a file of weights (.pth, .safetensors)'
-    # PyTorch seeks beyond the end of a file that is cut off.
+    # For a truncated file, PyTorch seeks to an invalid position.
     if isinstance(error, OSError) and error.errno != errno.EINVAL:
         return f'cannot be read: {error.strerror or error}'
     if path.is_file() and not path.stat().st_size:
         return f'an empty file. {advice}'
     if found := _CLASS.search(str(error)):
         return (
-            f'holds more than weights ({found[1]}), and objects out of a file are never created. '
-            f'{advice}'
+            f'holds more than weights ({found[1]}); objects in a file are never created. {advice}'
         )
-    return f'not a readable PyTorch checkpoint, or it is damaged or cut off. {advice}'
+    return f'not a readable PyTorch checkpoint, or damaged or truncated. {advice}'
 
 
 def _is_safetensors(path: Path) -> bool:
-    # The length of the header in 8 bytes, then a JSON object.
+    # The first 8 bytes are the length of the header, which is a JSON object.
     with path.open('rb') as file:
         return file.read(9)[8:] == b'{'
 
 
 def _said(path: Path) -> dict[str, Any]:
-    """What this project said of the weights in a file of safetensors."""
+    """Read geofm's description from the metadata of a safetensors file."""
     with safe_open(path, framework='pt') as file:
         text = (file.metadata() or {}).get(METADATA)
     if text is None:
@@ -116,15 +115,15 @@ def _said(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         said = None
     if not isinstance(said, dict):
-        raise CheckpointError(f"{path}: its metadata '{METADATA}' are not a JSON object: damaged")
+        raise CheckpointError(f"{path}: damaged: its metadata '{METADATA}' are not a JSON object")
     return {METADATA: said}
 
 
 def write_torch(content: Any, path: Path) -> Path:
-    """Write a file as ``torch.save`` does.
+    """Write a file with ``torch.save``.
 
     Args:
-        content: What to write.
+        content: Object to write.
         path: The file.
 
     Returns:
@@ -138,12 +137,12 @@ def write_torch(content: Any, path: Path) -> Path:
 def write_weights(
     tensors: Mapping[str, Tensor], path: Path, said: Mapping[str, Any] | None = None
 ) -> Path:
-    """Write tensors by name, as the file's suffix says.
+    """Write tensors by name, in the format of the file's suffix.
 
     Args:
         tensors: Tensors by name.
         path: The file: ``.safetensors``, or one of :data:`TORCH_SUFFIXES`.
-        said: What to say of them in the metadata of safetensors; values of JSON.
+        said: Description for the metadata of safetensors: JSON values.
 
     Returns:
         The file.
@@ -162,34 +161,34 @@ def write_safetensors(
     Args:
         tensors: Tensors by name.
         path: The file.
-        metadata: What to say of them.
+        metadata: Metadata of the file.
 
     Returns:
         The file.
 
     Raises:
-        OSError: If it cannot be written.
+        OSError: If the file cannot be written.
     """
     try:
         with atomic_file(path) as part:
             save_file({k: v.contiguous() for k, v in tensors.items()}, part, dict(metadata))
     except SafetensorError as error:
-        # What was written is gone by then, so a full disk shows in the text only.
+        # The partial file has been removed, so only the message shows a full disk.
         raise OSError(f'{path}: {error}') from error
     return path
 
 
 def check_suffix(path: Path) -> None:
-    """Check that a file's suffix says how to write it.
+    """Check that a file has the suffix of a supported format.
 
     Args:
         path: The file.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If it has another suffix.
     """
     if path.suffix not in (*TORCH_SUFFIXES, '.safetensors'):
         raise ValueError(
-            f'{path}: the suffix says how to write it: .safetensors, or one of '
-            f'{", ".join(TORCH_SUFFIXES)} for PyTorch'
+            f'{path}: the suffix must be .safetensors, or one of {", ".join(TORCH_SUFFIXES)} for '
+            'PyTorch'
         )

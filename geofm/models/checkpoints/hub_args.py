@@ -1,4 +1,4 @@
-"""Arguments that ``config.json`` of a hub folder gives a model beside those of its architecture."""
+"""Arguments in ``config.json`` of a hub folder, in addition to those of the architecture."""
 
 from typing import Any
 
@@ -6,30 +6,29 @@ from geofm.models.checkpoints.definitions import take_up_sensors
 from geofm.models.checkpoints.trust import check_model_args
 from geofm.transforms.statistics import InputStatistics
 
-#: Definitions of the model's sensors, by their keys.
+#: Key of the definitions of the model's sensors.
 DEFINED = 'sensor_definitions'
 
-#: The statistics of its input, an entry of :class:`~geofm.transforms.statistics.InputStatistics`.
+#: Key of an entry of :class:`~geofm.transforms.statistics.InputStatistics`.
 STATISTICS = 'input_statistics'
 
-#: Arguments of the input and of the head, which are checked where they are used.
+#: Arguments of the input and the head, which are checked where they are used.
 _INPUT = ('in_chans', 'bands', 'num_classes')
 
 
 def take_hub_args(args: dict[str, Any], source: str) -> InputStatistics | None:
-    """Take out what a hub folder says beside the architecture, and register its sensors.
+    """Remove sensor definitions and statistics from arguments, and register the sensors.
 
     Args:
-        args: Arguments of a model; not trusted. Changed in place. Those of the architecture are
-            checked if there are definitions or statistics.
-        source: What a message calls the folder.
+        args: Arguments of a model; not trusted. Changed in place.
+        source: Name of the folder in messages.
 
     Returns:
         The statistics of the input; None if there are none.
 
     Raises:
         CheckpointError: If a definition is invalid, or contradicts a registered sensor.
-        ValueError: If the statistics are damaged, or an argument is none that a file may hold.
+        ValueError: If the statistics are invalid.
     """
     if DEFINED not in args and STATISTICS not in args:
         return None
@@ -43,14 +42,14 @@ def check_hub_args(args: Any, source: str) -> dict[str, Any]:
 
     Args:
         args: The arguments; not trusted. None: none.
-        source: What a message calls the file.
+        source: Name of the file in messages.
 
     Returns:
-        Those of the architecture alone.
+        The arguments of the architecture.
 
     Raises:
-        CheckpointError: As :func:`take_hub_args`.
-        ValueError: If an argument is unknown, or is not what it may be.
+        CheckpointError: As for :func:`take_hub_args`.
+        ValueError: If an argument is unknown or invalid.
     """
     if not isinstance(args, dict) or not {DEFINED, STATISTICS} & args.keys():
         return check_model_args(args)

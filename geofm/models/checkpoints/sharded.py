@@ -1,9 +1,9 @@
 """Sharded checkpoints: folders in which each rank has written its shards to a file.
 
-They are what Lightning's ``ModelParallelStrategy`` writes with ``torch.distributed.checkpoint``.
-That module unpickles the index and every value that is no tensor, so whoever wrote a checkpoint may
-run code. Here the index may hold nothing but what an index is made of, other values are plain, and
-no file outside of the folder is read.
+Lightning's ``ModelParallelStrategy`` writes them with ``torch.distributed.checkpoint``. That module
+unpickles the index and all values other than tensors, so a malicious checkpoint can run code. Here
+the index may only have the classes of an index, other values must be plain, and no file outside of
+the folder is read.
 """
 
 import pickle
@@ -26,7 +26,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 #: Files of a sharded checkpoint: its index; and all but the weights and the optimizers' state.
 SHARDS_INDEX, SHARDS_REST = '.metadata', 'meta.pt'
 
-#: What an index is made of, by module.
+#: Classes and functions that an index may contain, by module.
 _PARTS = {
     'torch.distributed.checkpoint.metadata': {
         'BytesStorageMetadata',
@@ -51,7 +51,7 @@ _PARTS = {
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Creates what an index is made of, and nothing else."""
+    """Unpickler for the classes of an index only."""
 
     @override
     def find_class(self, module: str, name: str) -> Any:
@@ -61,7 +61,7 @@ class _IndexUnpickler(pickle.Unpickler):
 
 
 class _Reader(FileSystemReader):
-    """Reads the files of a folder, by an index that has been looked at."""
+    """Reader of the files in a folder, with a checked index."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -77,7 +77,7 @@ class _Reader(FileSystemReader):
 
 
 class _Planner(DefaultLoadPlanner):
-    """Loads values that are no tensors as plain ones."""
+    """Planner that loads values other than tensors with ``weights_only``."""
 
     @override
     def load_bytes(self, read_item: Any, value: Any) -> None:
@@ -86,7 +86,7 @@ class _Planner(DefaultLoadPlanner):
 
 
 class _WholePlanner(_Planner, _EmptyStateDictLoadPlanner):
-    """Loads whole tensors on one process."""
+    """Planner that loads whole tensors on one process."""
 
 
 def is_sharded(path: Path) -> bool:
@@ -102,7 +102,7 @@ def is_sharded(path: Path) -> bool:
 
 
 def read_rest(folder: Path) -> dict[str, Any]:
-    """Read what is neither weights nor state of optimizers.
+    """Read a sharded checkpoint without its weights and the state of optimizers.
 
     Args:
         folder: A sharded checkpoint.
@@ -117,33 +117,33 @@ def read_rest(folder: Path) -> dict[str, Any]:
 
 
 def load_shards(state: dict[str, Any], folder: Path) -> None:
-    """Load what each rank needs into its shards; all ranks take part.
+    """Load the shards of each rank. All ranks must call this.
 
     Args:
-        state: ``state_dict``, and ``optimizer_0`` and so on; tensors are loaded in place. It need
-            not be sharded over as many ranks as it was.
+        state: ``state_dict``, ``optimizer_0`` and so on; tensors are loaded in place. The number of
+            ranks may differ from that of the checkpoint.
         folder: A sharded checkpoint.
 
     Raises:
-        UnpicklingError: If it holds other objects.
-        ValueError: If it cannot be read, or does not hold all of that state.
+        UnpicklingError: If the checkpoint has other objects than tensors and plain values.
+        ValueError: If it cannot be read, or lacks some of that state.
     """
     with _as_error(folder):
         _load_state_dict(state, storage_reader=_Reader(folder), planner=_Planner())
 
 
 def read_sharded(folder: Path, optimizers: bool = False) -> dict[str, Any]:
-    """Read a sharded checkpoint on one process, as if it had been written by one.
+    """Read a whole sharded checkpoint on one process.
 
     Args:
         folder: A sharded checkpoint.
-        optimizers: Whether to read the state of optimizers, too.
+        optimizers: Whether to read the state of optimizers as well.
 
     Returns:
-        What Lightning would have written to one file.
+        The content of the equivalent checkpoint in one file.
 
     Raises:
-        UnpicklingError: If it holds other objects.
+        UnpicklingError: If the checkpoint has other objects than tensors and plain values.
         ValueError: If its shards cannot be read.
     """
     content = read_rest(folder)
@@ -162,7 +162,7 @@ def read_sharded(folder: Path, optimizers: bool = False) -> dict[str, Any]:
 
 
 def _numbered(state: dict[str, Any]) -> dict[str, Any]:
-    """State of an optimizer by the numbers of parameters, as PyTorch has it, not by their names."""
+    """Convert the state of an optimizer from names of parameters to PyTorch's numbers."""
     names = [name for group in state['param_groups'] for name in group['params']]
     number = {name: i for i, name in enumerate(names)}
     return {
@@ -176,7 +176,10 @@ def _numbered(state: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _as_error(folder: Path) -> Iterator[None]:
-    """Raise what the first rank that failed says: PyTorch's exception is no ``Exception``."""
+    """Context that raises the error of the first rank that failed.
+
+    PyTorch's own exception for failed ranks is not a subclass of ``Exception``.
+    """
     try:
         yield
     except CheckpointException as error:

@@ -1,4 +1,4 @@
-"""What a checkpoint carries of its weights beside them: the statistics of their input."""
+"""Statistics of the input that are stored in checkpoints."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,27 +8,27 @@ from geofm.models.checkpoints.definitions import take_up_sensors_of
 from geofm.models.checkpoints.files import METADATA, CheckpointError
 from geofm.transforms.statistics import InputStatistics
 
-#: Key of the statistics in a checkpoint's :data:`~geofm.models.checkpoints.files.METADATA`, in the
-#: metadata of exported safetensors, and in the state of this project's data modules.
+#: Key of the statistics in :data:`~geofm.models.checkpoints.files.METADATA` of a checkpoint, in the
+#: metadata of exported safetensors, and in the state of geofm's data modules.
 INPUT = 'input'
 
 
 def find_statistics(content: Any, path: Path) -> InputStatistics | None:
-    """Find the statistics of the input that a checkpoint's weights were trained with.
+    """Find the statistics of the input that the weights of a checkpoint were trained with.
 
-    They are in the checkpoint's entry :data:`~geofm.models.checkpoints.files.METADATA`, which
-    :class:`geofm.tasks.DINOv2` and ``geofm export`` write; or else, whatever the task, in the state
-    of the data module, which Lightning keeps under the name of its class.
+    Pretraining tasks and ``geofm export`` store them under
+    :data:`~geofm.models.checkpoints.files.METADATA`. For other tasks they are in the state of the
+    data module, which Lightning stores under the name of its class.
 
     Args:
-        content: What :func:`~geofm.models.checkpoints.files.read_file` gave.
+        content: Result of :func:`~geofm.models.checkpoints.files.read_file`.
         path: The file, for messages.
 
     Returns:
-        The statistics; None if the file does not say: those of :mod:`geofm.sensors`.
+        The statistics; None if not stored, which means those of :mod:`geofm.sensors`.
 
     Raises:
-        CheckpointError: If they are damaged, or in another unit than this version's.
+        CheckpointError: If they are invalid, or in a unit that this version does not use.
     """
     if not isinstance(content, Mapping):
         return None
@@ -42,17 +42,17 @@ def find_statistics(content: Any, path: Path) -> InputStatistics | None:
         return InputStatistics.from_entry(entry)
     except (ValueError, OverflowError) as error:
         raise CheckpointError(
-            f'{path}: the statistics of its input are damaged: {error}'
+            f'{path}: the statistics of its input are invalid: {error}'
         ) from error
 
 
 def carry_statistics(statistics: InputStatistics | None) -> dict[str, Any]:
-    """What to write into a file's :data:`~geofm.models.checkpoints.files.METADATA`.
+    """Return the entry of :data:`~geofm.models.checkpoints.files.METADATA` with statistics.
 
     Args:
-        statistics: How the input of the weights was normalised; None: not known.
+        statistics: Statistics of the input; None: unknown.
 
     Returns:
-        An entry for :func:`find_statistics`, or none.
+        An entry for :func:`find_statistics`; empty if they are unknown.
     """
     return {} if statistics is None else {INPUT: statistics.entry()}

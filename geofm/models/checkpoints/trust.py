@@ -1,8 +1,8 @@
-"""What may come out of a file: names of registered models, plain arguments, finite weights.
+"""Checks of untrusted files: names of registered models, plain arguments, finite weights.
 
-timm's ``create_model`` follows names such as ``hf-hub:...`` to the network and ``local-dir:...`` to
-other files, and an argument such as ``pretrained_cfg`` may name a URL. So nothing that a file says
-reaches timm before it was checked here.
+timm's ``create_model`` downloads models with names such as ``hf-hub:...``, opens other files for
+``local-dir:...``, and an argument such as ``pretrained_cfg`` may contain a URL. Values from a file
+must therefore be checked here before they are passed to timm.
 """
 
 import difflib
@@ -28,7 +28,7 @@ def _integer(low: int, high: int) -> Callable[[Any], bool]:
 
 
 def _number(low: float, high: float) -> Callable[[Any], bool]:
-    # Not a number compares False.
+    # NaN compares False.
     return lambda value: type(value) in (int, float) and low <= value <= high
 
 
@@ -50,7 +50,7 @@ def _side(value: Any) -> bool:
 
 
 def _sensor(value: Any) -> bool:
-    # Looked up at each call: sensors may be registered at any time.
+    # Look up at each call, because sensors may be registered at any time.
     return type(value) is str and value in SENSORS
 
 
@@ -59,12 +59,12 @@ def _sensors(value: Any) -> bool:
 
 
 def _layer(value: Any) -> bool:
-    """A name that timm looks up in a table of its own."""
+    """Return whether a value can be a name of a layer that timm looks up in its own table."""
     return type(value) is str and re.fullmatch(r'[A-Za-z0-9_]{1,32}', value) is not None
 
 
-#: Arguments of a model that a file may hold, and what each may be. The limits are far above what
-#: any model has; they keep a damaged file from asking for a model that fits no machine.
+#: Arguments of a model that a file may contain, and a check of each value. The limits are far above
+#: those of real models. They keep a damaged file from describing a model too large for any machine.
 MODEL_ARGS: dict[str, Callable[[Any], bool]] = {
     'img_size': _side,
     'patch_size': _side,
@@ -121,21 +121,21 @@ MODEL_ARGS: dict[str, Callable[[Any], bool]] = {
 
 
 def check_model_name(name: Any, known: Collection[str] | None = None) -> str:
-    """Check that a name is one of a registered model.
+    """Check that a name is that of a registered model.
 
     Args:
         name: The name.
-        known: Names that are allowed; None: all that timm has registered, ours among them.
+        known: Allowed names; None: all models that are registered with timm, including geofm's.
 
     Returns:
         The name.
 
     Raises:
-        ValueError: If it is not.
+        ValueError: If there is no such model.
     """
     if not isinstance(name, str):
         raise ValueError(f'the name of its model is of type {type(name).__name__}, not a string')
-    # A tag of pretrained weights may follow the name.
+    # The name may have a suffix with a tag of pretrained weights.
     registered = re.fullmatch(r'\w+(\.\w+)?', name) is not None and timm.is_model(name)
     if registered if known is None else name in known:
         return name
@@ -144,7 +144,7 @@ def check_model_name(name: Any, known: Collection[str] | None = None) -> str:
 
 
 def check_model_args(args: Any) -> dict[str, Any]:
-    """Check arguments of a model: known ones alone, with plain values within limits.
+    """Check that arguments of a model are known and have plain values within limits.
 
     Args:
         args: The arguments by name; None: none.
@@ -153,7 +153,7 @@ def check_model_args(args: Any) -> dict[str, Any]:
         The arguments.
 
     Raises:
-        ValueError: If an argument is unknown, or is not what it may be.
+        ValueError: If an argument is unknown or its value is invalid.
     """
     if args is None:
         return {}
@@ -162,23 +162,23 @@ def check_model_args(args: Any) -> dict[str, Any]:
     for key, value in args.items():
         if key not in MODEL_ARGS:
             raise ValueError(
-                f'model_args has an argument {_short(key)} that no checkpoint may hold'
+                f'model_args has an argument {_short(key)} that is not allowed in a checkpoint'
                 f'{did_you_mean(key, MODEL_ARGS)}'
             )
         if key == 'sensors' and isinstance(value, list | tuple):
             for sensor in value:
                 if not _sensor(sensor):
                     raise ValueError(
-                        f'model_args: the sensor {_short(sensor)} is not known here: define it in '
-                        'a file for --sensors'
+                        f'model_args: the sensor {_short(sensor)} is unknown: define it in a file '
+                        'for --sensors'
                     )
         if not MODEL_ARGS[key](value):
-            raise ValueError(f'model_args: {key} cannot be {_short(value)}')
+            raise ValueError(f'model_args: {key} has the invalid value {_short(value)}')
     return dict(args)
 
 
 def check_weights(weights: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
-    """Check weights out of a file: tensors with names, and all of their numbers finite.
+    """Check that weights from a file are named tensors with finite values.
 
     Args:
         weights: The weights by name.
@@ -205,64 +205,64 @@ def check_weights(weights: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
                 bad.append(name)
     if bad:
         raise CheckpointError(
-            f'{path}: {len(bad)} of {len(weights)} weights hold NaN or infinity, such as '
-            f'{_short(bad[0])}: the run diverged or the file is damaged; take an earlier checkpoint'
+            f'{path}: {len(bad)} of {len(weights)} weights contain NaN or infinity, such as '
+            f'{_short(bad[0])}: the run diverged or the file is damaged; use an earlier checkpoint'
         )
     return dict(weights)
 
 
 def refuse_nonfinite(model: nn.Module, state_dict: Mapping[str, Any], prefix: str, *_: Any) -> None:
-    """Refuse weights that are not finite, as a pre-hook of ``load_state_dict``.
+    """Pre-hook of ``load_state_dict`` that raises an error for weights that are not finite.
 
-    For files that others read: TorchGeo's tasks give a model the weights alone.
+    It covers files that geofm does not read itself, such as the weights of TorchGeo's tasks.
 
     Args:
-        model: The model that is to take the weights.
-        state_dict: The weights, and perhaps others.
-        prefix: What stands before the names of the model's weights.
-        _: Further arguments of such a hook.
+        model: The model to load into.
+        state_dict: The weights, possibly among others.
+        prefix: Prefix of the names of the model's weights.
+        _: Further arguments of the hook.
 
     Raises:
-        CheckpointError: If a weight of the model holds NaN or infinity.
+        CheckpointError: If a weight of the model contains NaN or infinity.
     """
     for name in model.state_dict():
         value = state_dict.get(prefix + name)
         if isinstance(value, Tensor) and not value.is_meta and not value.isfinite().all():
             raise CheckpointError(
-                f'the weights to load hold NaN or infinity, such as {name}: the run diverged or '
-                'the file is damaged; take an earlier checkpoint'
+                f'the weights to load contain NaN or infinity, such as {name}: the run diverged or '
+                'the file is damaged; use an earlier checkpoint'
             )
 
 
 def did_you_mean(name: Any, known: Collection[str]) -> str:
-    """What to add to the message of an error about an unknown name.
+    """Return a suggestion for an error message about an unknown name.
 
     Args:
-        name: The name.
-        known: Names that there are.
+        name: The unknown name.
+        known: The known names.
 
     Returns:
-        ``; did you mean ...?``, or nothing if no name is near.
+        ``; did you mean ...?``, or an empty string if no known name is similar.
     """
     near = difflib.get_close_matches(str(name)[:100], known, n=1, cutoff=0.6)
     return f'; did you mean {near[0]}?' if near else ''
 
 
 def one_line(error: BaseException) -> str:
-    """Message of an error on one line, shortened.
+    """Return the message of an error on one line, shortened to 300 characters.
 
     Args:
         error: The error.
 
     Returns:
-        The message.
+        The message, or the name of the error's class if it has no message.
     """
     text = ' '.join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f'{text[:300]} ...'
 
 
 def _short(value: Any) -> str:
-    """A value from a file as a message may show it: printable, on one line, not too long."""
+    """Format a value from a file for a message: printable, on one line, and short."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     text = ascii(value) if isinstance(value, str | int | float | bool | None) else ''

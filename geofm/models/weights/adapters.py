@@ -1,9 +1,9 @@
-"""Low-rank adapters (LoRA) in a ViT, whose weights are those of the plain ViT wherever saved.
+"""Low-rank adapters (LoRA) in a ViT, whose state dict is that of the plain ViT.
 
-A layer with an adapter computes W x + alpha / r B A x. Its entry in a state dict is the plain
-layer's: the merged weight W + alpha / r B A under the name that the weight had before. Every
-reader of checkpoints, TorchGeo's, timm's and ours, thus finds an ordinary model. What resuming
-needs beside that, W, A and B themselves, is kept apart: see :func:`adapter_state`.
+A layer with an adapter computes W x + alpha / r B A x. In a state dict it has the entry of the
+plain layer: the merged weight W + alpha / r B A under the original name. Checkpoints can therefore
+be read as those of a plain model by TorchGeo, timm and geofm. For resuming, W, A and B are stored
+separately, see :func:`adapter_state`.
 """
 
 import re
@@ -15,36 +15,36 @@ from torch import Tensor, nn
 
 from geofm.models.checkpoints.files import CheckpointError
 
-#: What peft calls an adapter that is given no name.
+#: Name that peft gives to an adapter by default.
 _NAME = 'default'
 
-#: Tensors of an adapter: those of :func:`adapter_state`.
+#: Names of the tensors of an adapter in :func:`adapter_state`.
 _PARTS = ('base', 'a', 'b')
 
 
 def add_adapters(
     model: nn.Module, names: Sequence[str], rank: int, alpha: float, dropout: float
 ) -> None:
-    """Give linear layers an adapter, in place; all other parameters of the model are frozen.
+    """Add adapters to linear layers, and freeze all other parameters of the model.
 
     Args:
-        model: The model; its class and the names of its modules stay.
-        names: Names of linear layers within it.
+        model: The model; changed in place.
+        names: Names of linear layers in the model.
         rank: Rank r of the adapters.
-        alpha: The adapter's output is multiplied by alpha / r.
-        dropout: Fraction of an adapter's input that is dropped in training.
+        alpha: The output of the adapters is multiplied by alpha / r.
+        dropout: Dropout probability of the adapters' input.
 
     Raises:
         ModuleNotFoundError: If the library peft is missing.
     """
-    # Imports transformers, which takes seconds.
+    # Imported here because it imports transformers, which takes seconds.
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             "LoRA needs the library peft: pip install 'geofm[lora]'"
         ) from error
-    # An expression, since peft takes a name of a list for any name that ends with it.
+    # A regular expression, because peft matches the names in a list as suffixes.
     pattern = '|'.join(re.escape(name) for name in names)
     config = LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=f'(?:{pattern})'
@@ -56,7 +56,7 @@ def add_adapters(
 
 
 def adapted_layers(model: nn.Module) -> dict[str, Any]:
-    """Layers with an adapter.
+    """Find the layers with an adapter.
 
     Args:
         model: The model.
@@ -72,13 +72,14 @@ def adapted_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def adapter_state(model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """What resuming needs of a model's adapters, to the bit.
+    """Return the state of a model's adapters, for resuming bit-exactly.
 
     Args:
         model: The model.
 
     Returns:
-        Of each layer by name 'base' of shape (out, in), 'a' of (r, in) and 'b' of (out, r).
+        For each layer by name: 'base' of shape (out, in), 'a' of shape (r, in) and 'b' of shape
+        (out, r).
     """
     return {
         name: {part: tensor.detach() for part, tensor in _parts(layer).items()}
@@ -87,14 +88,14 @@ def adapter_state(model: nn.Module) -> dict[str, dict[str, Tensor]]:
 
 
 def load_adapter_state(model: nn.Module, state: Any) -> None:
-    """Load adapters that were saved.
+    """Load the state of adapters.
 
     Args:
-        model: The model, with adapters.
-        state: What :func:`adapter_state` gave, out of a file.
+        model: The model with adapters.
+        state: Result of :func:`adapter_state`, from a file; not trusted.
 
     Raises:
-        CheckpointError: If it is damaged, or not of these layers and this rank.
+        CheckpointError: If the state is invalid, or for other layers or another rank.
     """
     layers = adapted_layers(model)
     if not isinstance(state, Mapping) or state.keys() != layers.keys():
@@ -109,11 +110,11 @@ def load_adapter_state(model: nn.Module, state: Any) -> None:
             if not isinstance(value, Tensor) or value.shape != own.shape:
                 found = tuple(value.shape) if isinstance(value, Tensor) else 'missing'
                 raise CheckpointError(
-                    f"the checkpoint's adapter of {name} has '{part}' {found}, not "
+                    f"in the checkpoint's adapter of {name}, '{part}' is {found}, not "
                     f'{tuple(own.shape)}: resume with the same adapt.rank, or the file is damaged'
                 )
             if not value.isfinite().all():
-                raise CheckpointError(f"the checkpoint's adapter of {name} is not finite: damaged")
+                raise CheckpointError(f"damaged: the checkpoint's adapter of {name} is not finite")
     with torch.no_grad():
         for name, layer in layers.items():
             for part, own in _parts(layer).items():
@@ -126,7 +127,7 @@ def _parts(layer: Any) -> dict[str, Tensor]:
 
 
 def _save_merged(layer: Any, state: dict[str, Any], prefix: str, _: Any) -> None:
-    """Replace the tensors of a layer and its adapter by those of the plain layer."""
+    """Replace the tensors of a layer with adapter by those of the plain layer."""
     base = layer.base_layer
     for name in [name for name in state if name.startswith(prefix)]:
         del state[name]
@@ -138,7 +139,7 @@ def _save_merged(layer: Any, state: dict[str, Any], prefix: str, _: Any) -> None
 
 
 def _load_merged(layer: Any, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Take a plain layer's weights for those of the layer, with an adapter that does nothing."""
+    """Load a plain layer's weights, with an adapter that has no effect."""
     for name in ('weight', 'bias'):
         if prefix + name in state:
             state[f'{prefix}base_layer.{name}'] = state.pop(prefix + name)

@@ -1,4 +1,4 @@
-"""The model card of a backbone: Markdown, with everything out of a file escaped."""
+"""Model card of a backbone in Markdown. All values from files are escaped."""
 
 import html
 import re
@@ -11,10 +11,10 @@ from geofm.models.multisensor import MultiSensorViT
 from geofm.sensors import SENSORS, sensor_of
 from geofm.transforms.statistics import NO_STATISTICS
 
-#: Characters that Markdown may take for markup.
+#: Characters that Markdown may interpret as markup.
 _MARKUP = re.compile(r'([\\`*_{}\[\]()#+!|~:@$^=-])')
 
-#: Longest text out of a file that a card shows, in characters.
+#: Largest length of a text from a file, in characters.
 _LONGEST = 200
 
 _USE = """\
@@ -26,19 +26,19 @@ from geofm.transforms import Normalize
 model = timm.create_model('local-dir:FOLDER', pretrained=True)
 
 backbone = geofm.models.load_backbone('FOLDER')
-statistics = backbone.statistics  # as in the table below; None: those of geofm.transforms.Normalize
+statistics = backbone.statistics  # as in the table below; None: use geofm.transforms.Normalize
 normalize = statistics.normalize(backbone.bands) if statistics else Normalize(backbone.bands)
 ```
 """
 
 
 class Training(NamedTuple):
-    """What a checkpoint says of the training.
+    """Description of the training in a checkpoint.
 
     Attributes:
         data: Names of the data modules.
         hyperparameters: Numbers, flags and short texts by name.
-        metrics: Values of what was monitored, by name.
+        metrics: Monitored metrics by name.
     """
 
     data: tuple[str, ...]
@@ -47,14 +47,14 @@ class Training(NamedTuple):
 
 
 def describe_training(content: Any, hparams: Mapping[str, Any]) -> Training:
-    """Find what a checkpoint says of the training.
+    """Collect the description of the training in a checkpoint.
 
     Args:
-        content: What :func:`~geofm.models.checkpoints.files.read_file` gave.
+        content: Result of :func:`~geofm.models.checkpoints.files.read_file`.
         hparams: Hyperparameters of the task.
 
     Returns:
-        The data, the hyperparameters and the metrics. Texts that name paths are left out.
+        Data modules, numeric hyperparameters and metrics. Texts are left out, as they may be paths.
     """
     content = content if isinstance(content, Mapping) else {}
     plain = {
@@ -81,13 +81,13 @@ def describe_training(content: Any, hparams: Mapping[str, Any]) -> Training:
 
 
 def escape(value: Any) -> str:
-    """Show a value out of a file as text of Markdown, on one line.
+    """Format a value from a file as Markdown text on one line.
 
     Args:
         value: The value.
 
     Returns:
-        Its text, of at most 200 characters, without markup of Markdown or HTML.
+        Text of at most 200 characters with markup of Markdown and HTML escaped.
     """
     text = ' '.join(''.join(c if c.isprintable() else ' ' for c in str(value)).split())
     if len(text) > _LONGEST:
@@ -96,15 +96,15 @@ def escape(value: Any) -> str:
 
 
 def model_card(model: MultiSensorViT, training: Training, licence: str | None) -> str:
-    """Write the card of a backbone.
+    """Create the model card of a backbone.
 
     Args:
         model: The backbone.
-        training: What its checkpoint says of the training.
-        licence: Identifier of the licence; None leaves it to be filled in.
+        training: Description of the training.
+        licence: Identifier of the licence; None: leave a placeholder.
 
     Returns:
-        Markdown, with the header that Hugging Face reads.
+        Markdown with the header for Hugging Face.
     """
     architecture = model.architecture
     name = 'MultiSensorViT' if architecture is None else architecture.model
@@ -128,7 +128,7 @@ def model_card(model: MultiSensorViT, training: Training, licence: str | None) -
 
 
 def _input(model: MultiSensorViT) -> str:
-    """Bands, units and normalisation."""
+    """Describe bands, units and normalisation."""
     normalize = (model.statistics or NO_STATISTICS).normalize(model.bands)
     rows = zip(model.bands, normalize.mean.flatten(), normalize.std.flatten(), strict=True)
     lines = ['| channel | band | sensor | unit | mean | std |', '|---:|---|---|---|---:|---:|']
@@ -136,10 +136,10 @@ def _input(model: MultiSensorViT) -> str:
         sensor = sensor_of(band)
         texts = (number, band, sensor.name, sensor.unit, f'{mean:.6g}', f'{std:.6g}')
         lines.append('| ' + ' | '.join(escape(text) for text in texts) + ' |')
-    clip = 'not clipped' if normalize.clip is None else f'clipped to {normalize.clip:g} of them'
+    clip = 'not clipped' if normalize.clip is None else f'clipped to +-{normalize.clip:g}'
     return (
         '\n'.join(lines)
-        + f'\n\nValues are (x - mean) / std, {clip}, and 0 where a band holds no data. Height and '
+        + f'\n\nValues are (x - mean) / std, {clip}, and 0 where a band has no data. Height and '
         f'width are multiples of {model.patch_size} pixels.'
     )
 

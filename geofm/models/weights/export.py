@@ -1,4 +1,4 @@
-"""A checkpoint's backbone in the files of others."""
+"""Export the backbone of a checkpoint to other formats."""
 
 import os
 from pathlib import Path
@@ -19,16 +19,16 @@ from geofm.models.weights.one_sensor import vit_weights
 from geofm.models.weights.torchgeo import torchgeo_checkpoint
 from geofm.sensors import DEFAULT_SENSORS, sensor_channels
 
-#: Formats to export to.
+#: Export formats.
 Format = Literal['geofm', 'timm', 'dinov2', 'torchgeo', 'hub']
 
 
 class Exported(NamedTuple):
-    """What was written.
+    """Result of an export.
 
     Attributes:
         path: The file.
-        left_out: Names of the backbone's parts that the format has no place for.
+        left_out: Names of parts of the backbone that the format cannot store.
     """
 
     path: Path
@@ -47,56 +47,55 @@ def export_backbone(
 
     * ``geofm``: the whole backbone with the hyperparameters that rebuild it, for
       :func:`geofm.models.load_backbone`.
-    * ``torchgeo``: the same, as ``torchgeo.tasks.Classification`` and ``SemanticSegmentation``
-      take it as *weights*.
-    * ``timm``: one sensor's ViT for timm's ``VisionTransformer(no_embed_class=True, ...)``. Of a
-      model with joint fusion it gives the tokens of the model with that sensor alone.
-    * ``dinov2``: one sensor's ViT as in DINOv2's own ``dinov2_vit*_pretrain.pth``. Build its model
-      with ``interpolate_antialias=True`` and ``interpolate_offset=0.0``, as positions are
-      interpolated here; with that code's defaults tokens differ at sizes other than the stored one.
-
+    * ``torchgeo``: the same, in the format that ``torchgeo.tasks.Classification`` and
+      ``SemanticSegmentation`` load as *weights*.
+    * ``timm``: one sensor's ViT for timm's ``VisionTransformer(no_embed_class=True, ...)``. For a
+      model with joint fusion, its tokens are those of the model with that sensor alone.
+    * ``dinov2``: one sensor's ViT as in DINOv2's own ``dinov2_vit*_pretrain.pth``. Build DINOv2's
+      model with ``interpolate_antialias=True`` and ``interpolate_offset=0.0``, which interpolates
+      positions as geofm does. With its defaults, tokens differ at other sizes than the stored one.
     * ``hub``: a folder in timm's hub format with a model card, for
       ``timm.create_model('local-dir:FOLDER', pretrained=True)`` and
       :func:`geofm.models.load_backbone`.
 
-    The statistics of the input go with the weights, but for ``timm`` and ``dinov2`` in PyTorch's
-    files, which have no place for them.
+    The statistics of the input are stored with the weights, except for ``timm`` and ``dinov2`` in
+    PyTorch files, which cannot store them.
 
     Args:
         checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.
-        output: File to write: ``.safetensors``, or ``.pth``, ``.pt`` or ``.ckpt`` for PyTorch.
-            Safetensors say in their metadata what the channels are.
+        output: File to write: ``.safetensors``, or ``.pth``, ``.pt`` or ``.ckpt`` for PyTorch. The
+            metadata of safetensors name the channels.
         to: The format.
-        sensor: The sensor whose ViT to write, for timm and DINOv2; the only ViT by default.
+        sensor: The sensor whose ViT to write, for timm and DINOv2. Default: the only ViT.
         licence: Identifier of the licence that a model card states, for ``hub``.
         half: Whether to write float16 weights, for ``hub``.
 
     Returns:
-        The file, and what was left out.
+        The file, and the parts that were left out.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read or is of another kind.
         FileExistsError: If the output is the checkpoint.
-        ValueError: If the suffix, the format or the sensor is not one of those.
+        ValueError: If the suffix, the format or the sensor is invalid.
     """
     checkpoint, output = Path(checkpoint), Path(output)
     if to not in get_args(Format):
         raise ValueError(f'to must be one of {list(get_args(Format))}, not {to!r}')
     if licence is not None and to != 'hub':
-        raise ValueError("only 'hub' writes a model card: leave license out")
+        raise ValueError("only the format 'hub' has a model card: leave license out")
     if half and to != 'hub':
-        raise ValueError("only 'hub' writes float16 weights: leave half out")
-    # What training needs to go on is in no export.
+        raise ValueError("only the format 'hub' supports float16 weights: leave half out")
+    # An export lacks the state that is needed to resume training, so keep the checkpoint.
     check_not_overwritten([checkpoint], [output])
     if to == 'hub':
         if sensor is not None:
-            raise ValueError("'hub' is of the whole backbone: leave sensor out")
+            raise ValueError("the format 'hub' is for the whole backbone: leave sensor out")
         return Exported(export_hub(checkpoint, output, licence, half))
     check_suffix(output)
     if to in ('timm', 'dinov2'):
         return _export_encoder(checkpoint, output, to, sensor)
     if sensor is not None:
-        raise ValueError(f"'{to}' is of the whole backbone: leave sensor out")
+        raise ValueError(f"the format '{to}' is for the whole backbone: leave sensor out")
     if to == 'torchgeo':
         return Exported(export_torchgeo(checkpoint, output))
     read = read_model(checkpoint).require_pretrained()
@@ -111,10 +110,10 @@ def export_backbone(
 
 
 def export_torchgeo(checkpoint: str | os.PathLike[str], output: str | os.PathLike[str]) -> Path:
-    """Write the file that TorchGeo's tasks take as *weights*.
+    """Write the file that TorchGeo's tasks load as *weights*.
 
-    ``Classification``, and ``SemanticSegmentation`` with ``model='dpt'``, take the same file; so
-    does :func:`geofm.models.load_backbone`.
+    ``Classification``, ``SemanticSegmentation`` including ``model='dpt'``, and
+    :func:`geofm.models.load_backbone` load the same file.
 
     Args:
         checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.
@@ -125,11 +124,13 @@ def export_torchgeo(checkpoint: str | os.PathLike[str], output: str | os.PathLik
 
     Raises:
         CheckpointError: If the checkpoint cannot be read or is of another kind.
-        ValueError: If the file is to be of safetensors.
+        ValueError: If the file has the suffix of safetensors.
     """
     output = Path(output)
     if output.suffix == '.safetensors':
-        raise ValueError(f'{output}: TorchGeo reads PyTorch files only: name it .ckpt or .pth')
+        raise ValueError(
+            f'{output}: TorchGeo reads PyTorch files only: name the file .ckpt or .pth'
+        )
     read = read_model(checkpoint).require_pretrained()
     architecture = describe_backbone(read).architecture
     content = torchgeo_checkpoint(read.hparams, read.weights, architecture)
@@ -145,10 +146,11 @@ def _export_encoder(
     if sensor is None or sensor not in model.encoder_bands:
         if len(model.encoder_bands) == 1 and len(model.sensors) > 1:
             raise ValueError(
-                f'{checkpoint}: one ViT of all sensors, none of {sensor} alone: leave --sensor out'
+                f'{checkpoint}: one ViT for all sensors, none for {sensor} alone: leave --sensor '
+                'out'
             )
         raise ValueError(
-            f'{checkpoint}: a ViT of which sensor? Give --sensor, one of '
+            f'{checkpoint}: set the sensor of the ViT with --sensor, one of '
             f'{list(model.encoder_bands)}'
         )
     state = _encoder_state(model, sensor, to)
@@ -160,7 +162,7 @@ def _export_encoder(
         said |= carry_sensors(added)
     left_out = _left_out(model, sensor, to)
     if output.suffix != '.safetensors' and of_bands is not None and of_bands.differs():
-        left_out = (*left_out, 'the statistics of its input (.safetensors holds them)')
+        left_out = (*left_out, 'the statistics of its input (.safetensors can store them)')
     return Exported(write_weights(state, output, said), left_out)
 
 

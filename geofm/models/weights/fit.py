@@ -1,4 +1,4 @@
-"""Making a ViT's weights fit an encoder: bands by name, positions, patch size."""
+"""Fit a ViT's weights to an encoder: bands by name, positions, patch size."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -35,30 +35,30 @@ def load_into(
     into: str = 'patch_embed',
     rest: bool = True,
 ) -> list[str]:
-    """Load a ViT's weights into an encoder, and say what could not be taken as it was.
+    """Load a ViT's weights into an encoder, and report all changes.
 
     Args:
         encoder: The encoder; changed in place.
         tensors: Weights in timm's layout, see :func:`~geofm.models.weights.layouts.find_vit`.
         wanted: Names of the encoder's channels.
-        bands: Names of the source's channels; of a known number of channels if None.
-        source_grid: Patches along each axis for which the source stores positions, where known.
-        into: Name of the patch embedding in the encoder, which may have one of each sensor.
-        rest: Whether to load all other weights of the ViT, too.
+        bands: Names of the source's channels. None: guess from the number of channels.
+        source_grid: Grid of the source's positions, if known.
+        into: Name of the patch embedding in the encoder, which may have one per sensor.
+        rest: Whether to load the other weights of the ViT as well.
 
     Returns:
-        A few words each on what was changed, left out or not found.
+        A note for each change, and for weights that are unused or missing.
 
     Raises:
-        BandError: If the source's bands are not known, or not as many as its channels.
+        BandError: If the source's bands are unknown, or their number is not that of its channels.
         CheckpointError: If the weights do not fit.
     """
     own = encoder.state_dict()
     theirs, ours = architecture(tensors), architecture(own)
     if theirs != ours:
         raise CheckpointError(
-            f'its ViT has {theirs}; the one to load into has {ours}. '
-            'Take the model of that size (ffn_layer in model_args makes MLP or SwiGLU)'
+            f'its ViT has {theirs}, but the encoder has {ours}. '
+            'Use a model of that size (ffn_layer in model_args selects MLP or SwiGLU)'
         )
     others = {k for k in own if k.startswith('patch_embed.') and not k.startswith(f'{into}.')}
     grid = encoder.patch_embed.grid_size
@@ -72,7 +72,7 @@ def load_into(
         theirs_registers, ours_registers = tensors['reg_token'].shape[1], own['reg_token'].shape[1]
         if theirs_registers != ours_registers:
             del tensors['reg_token']
-            notes.append(f'{theirs_registers} registers there, {ours_registers} here')
+            notes.append(f'registers not used: {theirs_registers} instead of {ours_registers}')
     tensors = {re.sub(r'^patch_embed\.', f'{into}.', k): v for k, v in tensors.items()}
     fitting = {
         key: value
@@ -84,19 +84,19 @@ def load_into(
     except RuntimeError as error:
         raise CheckpointError(f'its weights do not fit: {one_line(error)}') from error
     if not rest:
-        return [*notes, 'only its patch embedding is used']
+        return [*notes, 'only the patch embedding is used']
     new = own.keys() - fitting - others
-    for title, left in (('new here', new), ('not used', tensors.keys() - own)):
+    for title, left in (('not in the source', new), ('not used', tensors.keys() - own)):
         if left:
             notes.append(f'{title}: {", ".join(_short(left))}')
     return notes
 
 
 def _known_bands(wanted: Sequence[str], channels: int) -> tuple[str, ...] | None:
-    """Bands of a ViT that comes without names, by their number.
+    """Guess the bands of a ViT from the number of its channels.
 
-    All of a sensor among those wanted, red, green and blue of a photograph, or all of a sensor for
-    which ViTs without names are common.
+    The candidates are all bands of a sensor among the wanted bands; red, green and blue; and all
+    bands of a default sensor.
     """
     keys = [*sensor_channels(wanted), *DEFAULT_SENSORS]
     of_sensors = [SENSORS[key].band_names for key in keys]
@@ -113,18 +113,18 @@ def _source_bands(
         bands = _known_bands(wanted, channels)
         if bands is None:
             raise BandError(
-                f'which bands are its {channels} channels? Name them: '
+                f'the bands of its {channels} channels are unknown: name them with '
                 '{path: FILE, bands: [B04, B03, B02]}'
             )
-        notes.append(f'its channels taken for {", ".join(bands)}')
+        notes.append(f'its channels are assumed to be {", ".join(bands)}')
     bands = check_bands([_band_name(band) for band in bands])
     if len(bands) != channels:
-        raise BandError(f'{len(bands)} bands for its {channels} channels: {list(bands)}')
+        raise BandError(f'{len(bands)} bands are given for its {channels} channels: {list(bands)}')
     return bands, notes
 
 
 def _band_name(band: str) -> str:
-    """Our name of a band that TorchGeo calls B1 or B8a."""
+    """Convert TorchGeo's names of bands, e.g. B1 and B8a, to geofm's."""
     return re.sub(r'^B(\d)$', r'B0\1', 'B8A' if band == 'B8a' else band)
 
 
@@ -134,7 +134,7 @@ def _fit_patch_embed(
     bands: Sequence[str] | None,
     patch_size: tuple[int, int],
 ) -> list[str]:
-    """Kernels by band name; a band that the source lacks gets the mean of its kernels."""
+    """Select kernels by band name; a band that the source lacks gets the mean kernel."""
     kernels = tensors[_PATCH_EMBED]
     bands, notes = _source_bands(bands, wanted, kernels.shape[1])
     if tuple(kernels.shape[-2:]) != tuple(patch_size):
@@ -145,7 +145,7 @@ def _fit_patch_embed(
         [kernels[:, bands.index(band)] if band in bands else mean for band in wanted], dim=1
     )
     if lacking := [band for band in wanted if band not in bands]:
-        notes.append(f'{", ".join(lacking)} start from the mean of its kernels')
+        notes.append(f'{", ".join(lacking)} start from the mean of the kernels')
     if unused := [band for band in bands if band not in wanted]:
         notes.append(f'kernels of {", ".join(unused)} not used')
     return notes
@@ -163,15 +163,15 @@ def _fit_positions(tensors: dict[str, Tensor], grid: tuple[int, int]) -> list[st
 
 
 def _fit_layer_scale(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> list[str]:
-    """A ViT without LayerScale is one whose scales are 1."""
+    """Set scales of 1 for a ViT without LayerScale, which is equivalent."""
     ours = {key for key in own if re.search(r'\.ls[12]\.gamma$', key)}
     theirs = {key for key in tensors if re.search(r'\.ls[12]\.gamma$', key)}
     if theirs and not ours:
-        raise CheckpointError('its ViT has LayerScale: set init_values in model_args to have it')
+        raise CheckpointError('its ViT has LayerScale: set init_values in model_args')
     if not ours or theirs:
         return []
     tensors.update({key: torch.ones_like(own[key]) for key in ours})
-    return ['no LayerScale there: scales are 1']
+    return ['no LayerScale in the source: scales are 1']
 
 
 def _by(size: Sequence[Any]) -> str:
@@ -179,5 +179,5 @@ def _by(size: Sequence[Any]) -> str:
 
 
 def _short(names: set[str]) -> list[str]:
-    """Names of weights, those of all blocks in one."""
+    """Shorten names of weights, with one entry for all blocks."""
     return sorted({re.sub(r'^blocks\.\d+\.', 'blocks.*.', name) for name in names})

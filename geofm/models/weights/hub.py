@@ -1,4 +1,4 @@
-"""A backbone as a folder in timm's hub format, with a model card."""
+"""Export a backbone to a folder in timm's hub format, with a model card."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.card import describe_training, model_card
 from geofm.transforms.statistics import NO_STATISTICS
 
-#: Names that Hugging Face knows licences by.
+#: Form of licence identifiers of Hugging Face.
 _LICENSE = re.compile(r'[A-Za-z0-9][A-Za-z0-9.+-]{0,63}')
 
 
@@ -26,23 +26,23 @@ def export_hub(
 ) -> Path:
     """Write a folder for ``timm.create_model('local-dir:FOLDER', pretrained=True)``.
 
-    It holds ``config.json``, ``model.safetensors`` and the model card ``README.md``. No path out of
-    the checkpoint is written, so that the folder can be published.
+    It contains ``config.json``, ``model.safetensors`` and the model card ``README.md``. Paths in
+    the checkpoint are not written, so the folder can be published.
 
     Args:
         checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.
-        output: Folder to write; it must not exist, or be empty.
-        licence: Identifier of the licence, such as 'cc-by-4.0'; None leaves it to be filled in.
-        half: Whether to write the weights in float16: half the size, rounded to 11 bits. They are
-            float32 again when loaded.
+        output: Folder to write. It must not exist or must be empty.
+        licence: Identifier of the licence, such as 'cc-by-4.0'; None: leave a placeholder.
+        half: Whether to write the weights in float16, which halves the size. They are converted to
+            float32 when loaded.
 
     Returns:
         The folder.
 
     Raises:
         CheckpointError: If the checkpoint cannot be read or is of another kind.
-        FileExistsError: If there is such a folder and it is not empty.
-        ValueError: If the licence is no identifier, or a weight is too large for float16.
+        FileExistsError: If the folder exists and is not empty.
+        ValueError: If the licence is not an identifier, or a weight is too large for float16.
     """
     if licence is not None and not _LICENSE.fullmatch(licence):
         raise ValueError(f"license: give an identifier such as 'cc-by-4.0', not {licence!r}")
@@ -70,22 +70,24 @@ def export_hub(
 
 
 def hub_config(model: MultiSensorViT, licence: str | None = None) -> dict[str, Any]:
-    """What ``config.json`` says of a backbone.
+    """Return the content of ``config.json`` for a backbone.
 
     Args:
         model: The backbone.
         licence: Identifier of the licence.
 
     Returns:
-        Values of JSON: the architecture, its arguments with bands, sensor definitions and
-        statistics, and what timm calls the configuration of pretrained weights.
+        JSON values: the architecture, its arguments with bands, sensor definitions and statistics,
+        and timm's ``pretrained_cfg``.
 
     Raises:
-        CheckpointError: If an argument of the model is no value of JSON.
+        CheckpointError: If an argument of the model is not a JSON value.
     """
     architecture = model.architecture
     if architecture is None:
-        raise CheckpointError('the model has arguments that JSON cannot hold: it has no hub format')
+        raise CheckpointError(
+            'the model has arguments that are not JSON values, so it has no hub format'
+        )
     statistics = model.statistics or NO_STATISTICS
     normalize = statistics.normalize(model.bands)
     size = _image_size(architecture.model_args)
@@ -113,6 +115,6 @@ def hub_config(model: MultiSensorViT, licence: str | None = None) -> dict[str, A
 
 
 def _image_size(model_args: Mapping[str, Any]) -> list[int]:
-    """Height and width of the stored positions, in pixels."""
+    """Return height and width in pixels of images for which positions are stored."""
     size = model_args.get('img_size', 224)
     return [size, size] if isinstance(size, int) else [int(size[0]), int(size[-1])]

@@ -1,8 +1,8 @@
-"""Names and shapes by which others keep a ViT: timm's, and DINOv2's own.
+"""Layouts of a ViT's weights: those of timm and of DINOv2's own code.
 
-Inside, a ViT is held as timm holds its ViTs with registers (``no_embed_class``): patches have
-positions, CLS and registers none. A position that another layout gives to CLS or a register is
-added to that token, which is what its model does first of all.
+Internally, weights have the layout of timm's ViTs with registers (``no_embed_class``): patches have
+positions, CLS and registers have none. If another layout has a position for CLS or a register, it
+is added to that token, which is equivalent.
 """
 
 import math
@@ -16,10 +16,10 @@ from torch import Tensor
 
 from geofm.models.checkpoints.files import CheckpointError
 
-#: What every ViT here has, whatever stands before the name.
+#: Name of a weight that every ViT has, after any prefix.
 _PATCH_EMBED = 'patch_embed.proj.weight'
 
-#: Numbers of dimensions of what is looked into.
+#: Allowed numbers of dimensions of weights whose shapes are read.
 _DIMS = {
     _PATCH_EMBED: (4,),
     'blocks.0.mlp.fc1.weight': (2,),
@@ -29,12 +29,12 @@ _DIMS = {
     'reg_token': (3,),
 }
 
-#: Where training frameworks keep weights among other things.
+#: Keys under which training scripts store weights.
 _WRAPPERS = ('teacher', 'model', 'state_dict')
 
-#: DINOv2's names, and timm's.
+#: DINOv2's names and the corresponding names of timm.
 _TO_TIMM = (
-    # Blocks in chunks for FSDP: their second number counts through.
+    # Blocks in chunks for FSDP: the second number is the index of the block.
     (re.compile(r'^blocks\.\d+\.(\d+)\.'), r'blocks.\1.'),
     (re.compile(r'\.mlp\.w12\.'), '.mlp.fc1.'),
     (re.compile(r'\.mlp\.w3\.'), '.mlp.fc2.'),
@@ -44,13 +44,13 @@ _TO_TIMM = (
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """What of a ViT's build must be equal for its weights to fit.
+    """Properties of a ViT that must match to load its weights.
 
     Attributes:
         width: Width of the tokens.
         depth: Number of blocks.
-        hidden: Width inside the feed-forward layers.
-        gated: Whether these are SwiGLU.
+        hidden: Hidden width of the feed-forward layers.
+        gated: Whether the feed-forward layers are SwiGLU.
     """
 
     width: int
@@ -64,16 +64,16 @@ class Architecture:
 
 
 def architecture(tensors: Mapping[str, Tensor]) -> Architecture:
-    """Read the build of a ViT off its weights.
+    """Infer the architecture of a ViT from its weights.
 
     Args:
         tensors: Weights in timm's layout.
 
     Returns:
-        The build.
+        The architecture.
 
     Raises:
-        KeyError: If they are not those of such a ViT.
+        KeyError: If they are not the weights of such a ViT.
     """
     blocks = {key.split('.')[1] for key in tensors if key.startswith('blocks.')}
     inner, outer = (tensors[f'blocks.0.mlp.{name}.weight'] for name in ('fc1', 'fc2'))
@@ -82,18 +82,18 @@ def architecture(tensors: Mapping[str, Tensor]) -> Architecture:
 
 
 def find_vit(content: Any, prefix: str | None = None) -> dict[str, Tensor]:
-    """Find the one ViT in what a file holds.
+    """Find the weights of the only ViT in the content of a file.
 
     Args:
-        content: A state dictionary, of the ViT itself or of a model around it; or a dictionary
-            that holds one, as DINOv2's ``{'teacher': ...}`` or a Lightning checkpoint does.
-        prefix: What stands before its names; by default the only thing that does.
+        content: State dict of the ViT itself or of a model around it; or a dictionary that contains
+            one, such as DINOv2's ``{'teacher': ...}`` or a Lightning checkpoint.
+        prefix: Prefix of the names of the weights. Default: the only prefix in the file.
 
     Returns:
-        Its weights in timm's names, in float32.
+        The weights under timm's names, in float32.
 
     Raises:
-        CheckpointError: If there is none, or more than one.
+        CheckpointError: If there is no ViT or more than one.
     """
     for name in _WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
@@ -110,18 +110,18 @@ def find_vit(content: Any, prefix: str | None = None) -> dict[str, Tensor]:
     }
     if not {_PATCH_EMBED, 'blocks.0.mlp.fc1.weight', 'blocks.0.mlp.fc2.weight'} <= set(tensors):
         raise CheckpointError(
-            "no ViT that is known here: neither DINOv2's names, nor timm's, nor this project's"
+            "no supported ViT: its weights have neither DINOv2's, nor timm's, nor geofm's names"
         )
     for name, dims in _DIMS.items():
         if name in tensors and tensors[name].ndim not in dims:
-            raise CheckpointError(f'{name} is of shape {tuple(tensors[name].shape)}: damaged')
+            raise CheckpointError(f'damaged: {name} is of shape {tuple(tensors[name].shape)}')
     return tensors
 
 
 def _only_prefix(keys: list[str]) -> str:
     pattern = re.compile(rf'(.*\.|){re.escape(_PATCH_EMBED)}')
     prefixes = [match[1] for key in keys if (match := pattern.fullmatch(key))]
-    # A whole training state holds the student too.
+    # The state of a whole training run also has the student.
     teachers = [prefix for prefix in prefixes if prefix.startswith('teacher')]
     found = teachers or prefixes
     if len(found) > 1:
@@ -140,28 +140,29 @@ def fold_positions(
     grid: tuple[int, int],
     source_grid: tuple[int, int] | None = None,
 ) -> dict[str, Tensor]:
-    """Give patches alone a position: those of CLS and registers are added to these tokens.
+    """Add the positions of CLS and registers to these tokens, so that only patches have positions.
+
+    The number of positions may be ambiguous for tiny grids. The first of these interpretations that
+    fits is used: positions of patches only, of CLS and patches, of CLS, registers and patches.
 
     Args:
         tensors: Weights in timm's layout, with or without positions of CLS and registers.
-        grid: Patches along each axis, of the model to load into: taken for the source's grid if
-            that is not square.
-        source_grid: The source's grid, where it is known.
+        grid: Grid of the model to load into, (rows, columns). It is used as the source's grid if
+            the number of positions is not a square.
+        source_grid: Grid of the source, if known.
 
     Returns:
-        Weights; ``pos_embed`` is of shape (1, H, W, D).
+        The weights, with ``pos_embed`` of shape (1, H, W, D).
 
     Raises:
-        CheckpointError: If the positions are on no grid that could be told. On a tiny grid more
-            than one reading may be possible: the first that fits of no other token, CLS, and
-            CLS and registers having positions.
+        CheckpointError: If the grid of the positions cannot be determined.
     """
     tensors = dict(tensors)
     positions = tensors.pop('pos_embed', None)
     if positions is None:
         return tensors
     tokens = [name for name in ('cls_token', 'reg_token') if name in tensors]
-    # How many of the tokens have a position, and what the patches' grid then is.
+    # Try how many tokens have a position, and whether the rest is a grid of patches.
     for folded in range(len(tokens) + 1 if positions.ndim == 3 else 0):
         lengths = [tensors[name].shape[1] for name in tokens[:folded]]
         patches = positions.shape[1] - sum(lengths)
@@ -169,7 +170,9 @@ def fold_positions(
         if shape is not None and patches == math.prod(shape):
             break
     else:
-        raise CheckpointError(f'positions of shape {tuple(positions.shape)} are on no square grid')
+        raise CheckpointError(
+            f'positions of shape {tuple(positions.shape)} do not form a square grid'
+        )
     *of_tokens, of_patches = positions.split([*lengths, patches], dim=1)
     for name, position in zip(tokens, of_tokens, strict=False):
         tensors[name] = tensors[name] + position
@@ -178,7 +181,7 @@ def fold_positions(
 
 
 def _grid(patches: int, wanted: tuple[int, int]) -> tuple[int, int] | None:
-    """Grid of so many patches: a square, or else the one wanted."""
+    """Return the grid of a number of patches: a square, or the wanted grid if it fits."""
     side = math.isqrt(max(patches, 0))
     if side * side == patches:
         return side, side
@@ -186,14 +189,14 @@ def _grid(patches: int, wanted: tuple[int, int]) -> tuple[int, int] | None:
 
 
 def to_dinov2(tensors: Mapping[str, Tensor], mask_token: Tensor) -> dict[str, Tensor]:
-    """Name a ViT's weights as DINOv2 does.
+    """Convert a ViT's weights to DINOv2's layout.
 
     Args:
-        tensors: Weights in timm's layout, as :func:`fold_positions` gives them.
-        mask_token: The token in place of masked patches, of shape (D,).
+        tensors: Weights in timm's layout, as from :func:`fold_positions`.
+        mask_token: Mask token of shape (D,).
 
     Returns:
-        Weights by DINOv2's names; the position of CLS is zero.
+        Weights under DINOv2's names. The position of CLS is zero.
     """
     gated = architecture(tensors).gated
     renamed = {'reg_token': 'register_tokens'}

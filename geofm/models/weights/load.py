@@ -1,4 +1,4 @@
-"""Weights to start from: a checkpoint of this project, or a ViT for each sensor."""
+"""Load pretrained weights into a backbone: a geofm checkpoint, or a ViT per sensor."""
 
 import os
 from collections.abc import Mapping
@@ -14,45 +14,43 @@ from geofm.models.weights.own import files, fit_backbone
 from geofm.models.weights.sources import Source, is_torchgeo, read_encoder
 from geofm.sensors import BandError
 
-#: Weights to start from: of the whole backbone, or by sensor.
+#: Weights to load: for the whole backbone, or by sensor.
 Weights = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str] | Source]
 
 
 def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
-    """Load pretrained weights into a backbone, and warn of all that was not taken as it was.
+    """Load pretrained weights into a backbone, and warn of all changes.
 
-    A checkpoint of this project, or an export of one, is loaded whole: its sensors, fusion and
-    attention heads must be those of the model. Any other source is one sensor's ViT: DINOv2's own
-    files, pretrained ``.pth`` or a training run's teacher; a timm ViT, ``.pth`` or
-    ``.safetensors``; TorchGeo's Sentinel ViTs, as a file or by name; or, named for a sensor, that
-    sensor's encoder in a checkpoint of this project. Files are told apart by their content. Then,
-    for all of them,
+    A geofm checkpoint, or an export of one, is loaded as a whole. Its sensors, fusion and attention
+    heads must be those of the model. Other sources are for the ViT of one sensor: DINOv2's own
+    files (pretrained ``.pth`` or the teacher of a training run), a timm ViT (``.pth`` or
+    ``.safetensors``), TorchGeo's Sentinel ViTs (a file or a name), or the encoder of that sensor in
+    a geofm checkpoint. The format is detected from the content. In all cases,
 
-    * kernels of the patch embedding are taken by band name. A band that the source lacks starts
+    * kernels of the patch embedding are selected by band name. A band that the source lacks starts
       from the mean of the source's kernels;
-    * positions are resampled to the model's grid; a position of CLS or of a register is added to
-      that token;
+    * positions are resampled to the model's grid. A position of CLS or a register is added to that
+      token;
     * patches of another size are resampled (FlexiViT, Beyer et al., 2023);
-    * a source without LayerScale gets scales of 1, which change nothing;
-    * what the source lacks, registers for example, keeps its fresh values.
+    * a source without LayerScale gets scales of 1, which is equivalent;
+    * parameters that the source lacks, e.g. registers, keep their initial values.
 
-    The statistics of the input that a checkpoint or an export carries become the backbone's
-    ``statistics``.
+    The backbone's ``statistics`` become those of the input in the checkpoint or export, if any.
 
     Args:
         backbone: The backbone; changed in place.
-        weights: A file or a name of TorchGeo's; or one for each sensor by its key, where a mapping
-            ``{path: FILE, bands: [...]}`` names the source's bands. The one ViT of early or joint
-            fusion has the key 'vit'; with joint fusion, the key of a sensor stands for its patch
-            embedding only. Without names, as many channels as the sensor has are all of its bands,
-            3 are B04, B03, B02, 2 are Sentinel-1's and 13 are Sentinel-2's.
+        weights: A file or a name of weights in TorchGeo; or a mapping from sensor keys to files or
+            names. Give ``{path: FILE, bands: [...]}`` to name the source's bands. The single ViT of
+            early or joint fusion has the key 'vit'. With joint fusion, the key of a sensor selects
+            its patch embedding only. Unnamed bands are guessed from the number of channels: all
+            bands of the sensor; B04, B03, B02 for 3 channels; Sentinel-1 for 2; Sentinel-2 for 13.
 
     Raises:
-        CheckpointError: If a file cannot be read, is of no kind that is known here, or is of a
-            ViT of another width, depth or feed-forward layer, or of a model of this project with
-            other sensors or another fusion.
-        BandError: If the source's bands are not known.
-        ValueError: If it is not said which sensor a ViT is for.
+        CheckpointError: If a file cannot be read, has an unsupported format, or is of a ViT with
+            another width, depth or feed-forward layer, or of a geofm model with other sensors or
+            another fusion.
+        BandError: If the source's bands are unknown.
+        ValueError: If the sensor of a ViT is not specified.
     """
     if isinstance(weights, Mapping):
         _load_by_sensor(backbone, weights)
@@ -64,8 +62,8 @@ def load_backbone_weights(backbone: MultiSensorViT, weights: Weights) -> None:
         _load_by_sensor(backbone, {next(iter(backbone.encoders)): os.fspath(weights)}, file)
     else:
         raise CheckpointError(
-            f'{weights}: not a checkpoint of this project, but perhaps a ViT of one sensor. '
-            f'Say of which: weights: {files(backbone)}, or one of them'
+            f'{weights}: not a checkpoint of geofm, but possibly a ViT of one sensor. Give the '
+            f'sensor: weights: {files(backbone)}, or one of them'
         )
 
 
@@ -90,12 +88,14 @@ def _load_by_sensor(
     known = list(dict.fromkeys([*backbone.encoders, *backbone.encoder_bands]))
     if unknown := sorted(set(weights) - set(known)):
         raise ValueError(f'weights for {unknown}, but the model has {known}')
-    # Encoders first, so that the patch embedding of a sensor replaces that of a joint ViT.
+    # Whole encoders first, so that the patch embedding of a sensor replaces that of a joint ViT.
     for sensor in sorted(weights, key=lambda key: key not in backbone.encoders):
         source = weights[sensor]
         given = source if isinstance(source, Mapping) else Source(path=os.fspath(source))
         if not {'path'} <= set(given) <= {'path', 'bands'}:
-            raise ValueError(f'weights of {sensor}: {{path: FILE, bands: [...]}}, not {given}')
+            raise ValueError(
+                f'weights of {sensor} must be {{path: FILE, bands: [...]}}, not {given}'
+            )
         try:
             notes = _load_sensor(backbone, sensor, given, file)
         except (CheckpointError, BandError) as error:
@@ -107,7 +107,7 @@ def _load_by_sensor(
     if backbone.fusion is not None:
         fresh.append('the fusion')
     if fresh:
-        _warn(f'no weights were given for {" and ".join(fresh)}: fresh values')
+        _warn(f'no weights were given for {" and ".join(fresh)}: initial values are kept')
 
 
 def _load_sensor(
@@ -116,7 +116,7 @@ def _load_sensor(
     found = read_encoder(file or source['path'], sensor)
     bands = source.get('bands', found.bands)
     key = sensor if sensor in backbone.encoders else backbone.encoder_of(sensor)
-    # A joint ViT has several patch embeddings, and its own key stands for all.
+    # A joint ViT has several patch embeddings; its own key selects all of them.
     names = {k: n for k, n in backbone.patch_embed_names.items() if k == sensor} or {
         k: n for k, n in backbone.patch_embed_names.items() if backbone.encoder_of(k) == sensor
     }
@@ -137,7 +137,7 @@ def _load_sensor(
     if sensor != key:
         return list(dict.fromkeys(notes))
     if found.mask_token is None:
-        notes.append('no mask_token there')
+        notes.append('no mask_token in the source')
     else:
         with torch.no_grad():
             backbone.mask_token[list(backbone.encoders).index(key)] = found.mask_token
@@ -147,7 +147,7 @@ def _load_sensor(
 
 
 def _warn(text: str) -> None:
-    # Its import takes seconds, and who trains has paid them already.
+    # Imported here because it takes seconds; training has imported it already.
     from lightning.fabric.utilities import rank_zero_warn
 
     rank_zero_warn(text, category=UserWarning)

@@ -1,4 +1,4 @@
-"""The ViT that sees one patch embedding of a model: a sensor's, or that of early fusion."""
+"""Extract the ViT of one sensor, or of early fusion, from a model."""
 
 from collections.abc import Mapping
 
@@ -12,16 +12,17 @@ _PATCH_EMBED = 'patch_embed.'
 def vit_weights(
     model: MultiSensorViT, weights: Mapping[str, Tensor], key: str, fold: bool = True
 ) -> dict[str, Tensor]:
-    """Weights of the ViT of one patch embedding, by the names of timm's ``VisionTransformer``.
+    """Return the weights of the ViT of one patch embedding, named as in timm's ViT.
 
-    A joint ViT with the patch embedding of a single sensor and its sensor embedding, which is
-    added to the positions, gives the tokens of the model with that sensor alone, without dates.
+    For joint fusion, the result is the joint ViT with the patch embedding of that sensor. With the
+    sensor embedding added to the positions, its tokens are those of the model with that sensor
+    alone and without dates.
 
     Args:
         model: The model, on any device.
-        weights: Its weights.
+        weights: Weights of the model.
         key: A key of :attr:`~geofm.models.MultiSensorViT.encoder_bands`.
-        fold: Whether to add a sensor embedding to the positions.
+        fold: Whether to add the sensor embedding to the positions.
 
     Returns:
         The weights.

@@ -1,4 +1,4 @@
-"""A backbone of this project made to fit one of other bands, patches, positions or registers."""
+"""Fit a geofm backbone to one with other bands, patches, positions or registers."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,21 +17,21 @@ from geofm.models.weights.one_sensor import vit_weights
 def fit_backbone(
     backbone: MultiSensorViT, source: MultiSensorViT, weights: Mapping[str, Tensor]
 ) -> list[str]:
-    """Load the weights of a backbone into one that may differ in all that can be fitted.
+    """Load the weights of a backbone into one that may differ in properties that can be fitted.
 
-    Bands, patch size, image size and registers of each encoder are fitted as those of any ViT, see
+    Bands, patch size, image size and registers of each encoder are fitted as for any ViT, see
     :func:`geofm.models.weights.fit.load_into`. Sensors, fusion and attention heads must be equal.
 
     Args:
-        backbone: The backbone to load into; changed in place. A head of it keeps its weights.
-        source: The backbone that the weights are of, on any device: its bands and build count.
-        weights: Its weights.
+        backbone: The backbone to load into; changed in place. Its head keeps its weights.
+        source: Backbone with the architecture of the weights, on any device.
+        weights: The weights.
 
     Returns:
-        A few words each on what was fitted; nothing if all was taken as it is.
+        A note for each change; empty if all weights fit as they are.
 
     Raises:
-        CheckpointError: If they differ in what cannot be fitted.
+        CheckpointError: If the backbones differ in other properties.
     """
     _check_build(source, backbone)
     own = {key: value for key, value in backbone.state_dict().items() if key[:5] != 'head.'}
@@ -64,7 +64,7 @@ def fit_backbone(
 
 
 def _fit_stand_in(theirs: Tensor, own: Tensor) -> Tensor:
-    """Missing-sensor tokens for another number of registers: those of CLS and of a patch."""
+    """Fit missing-sensor tokens to another number of registers: use those of CLS and patch."""
     fitted = own.clone()
     with torch.no_grad():
         fitted[:, 0], fitted[:, -1] = theirs[:, 0].to(own), theirs[:, -1].to(own)
@@ -72,7 +72,7 @@ def _fit_stand_in(theirs: Tensor, own: Tensor) -> Tensor:
 
 
 def _check_build(theirs: MultiSensorViT, ours: MultiSensorViT) -> None:
-    """Refuse what would load and compute something else, or not load at all."""
+    """Check properties that cannot be fitted."""
     for name, describe in (
         ('encoders', lambda model: list(model.encoder_bands)),
         ('ViTs', lambda model: list(model.encoders)),
@@ -82,8 +82,8 @@ def _check_build(theirs: MultiSensorViT, ours: MultiSensorViT) -> None:
         there, here = describe(theirs), describe(ours)
         if there != here:
             raise CheckpointError(
-                f'its model has {name} {there}; the one to load into has {here}. Build it alike, '
-                f'or take encoders alone: weights: {files(ours)}, or one of them'
+                f'its model has {name} {there}, but yours has {here}. Make them equal, or load '
+                f'encoders only: weights: {files(ours)}, or one of them'
             )
 
 
@@ -97,12 +97,12 @@ def _fusion(model: MultiSensorViT) -> str:
 
 
 def files(model: MultiSensorViT) -> str:
-    """How to name a file for each encoder of a model, for messages.
+    """Describe how to give a file per encoder of a model, for messages.
 
     Args:
         model: The model.
 
     Returns:
-        E.g. ``{a: FILE, b: FILE}``.
+        A text such as ``{a: FILE, b: FILE}``.
     """
     return '{' + ', '.join(f'{key}: FILE' for key in model.encoder_bands) + '}'

@@ -1,4 +1,4 @@
-"""Where weights of one sensor's ViT come from: a file, or a name of TorchGeo's."""
+"""Read the weights of one sensor's ViT from a file or from TorchGeo."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,11 +19,12 @@ from geofm.transforms.statistics import InputStatistics
 
 
 class Source(TypedDict):
-    """A file of weights, and the bands that its channels are.
+    """File of weights and the bands of its channels.
 
     Attributes:
-        path: The file, or a name of TorchGeo's, e.g. ``ViTSmall16_Weights.SENTINEL2_ALL_DINO``.
-        bands: Names of its channels, in their order.
+        path: The file, or a name of weights in TorchGeo, e.g.
+            ``ViTSmall16_Weights.SENTINEL2_ALL_DINO``.
+        bands: Names of the channels, in their order.
     """
 
     path: str
@@ -31,15 +32,15 @@ class Source(TypedDict):
 
 
 class EncoderWeights(NamedTuple):
-    """A ViT's weights.
+    """Weights of a ViT.
 
     Attributes:
-        tensors: In timm's layout.
-        bands: Names of its channels, where they are known.
-        mask_token: Token in place of a masked patch, of shape (D,), if it has one.
-        left: Names of what else this project's checkpoint holds.
-        grid: Patches along each axis for which positions are stored, where it is known.
-        statistics: How its input was normalised, where the file says.
+        tensors: Weights in timm's layout.
+        bands: Names of the channels, if known.
+        mask_token: Mask token of shape (D,), if any.
+        left: Names of unused parts of a geofm checkpoint.
+        grid: Grid of the positions, if known.
+        statistics: Statistics that normalised the input, if known.
     """
 
     tensors: dict[str, Tensor]
@@ -51,13 +52,13 @@ class EncoderWeights(NamedTuple):
 
 
 def is_torchgeo(path: str) -> bool:
-    """Whether a source is a name of TorchGeo's weights.
+    """Return whether a source is the name of weights in TorchGeo.
 
     Args:
         path: A file, or such a name.
 
     Returns:
-        True if it reads like one, and there is no such file.
+        True if it has the form of a name, and there is no such file.
     """
     return bool(re.fullmatch(r'\w+_Weights\.\w+', path)) and not Path(path).exists()
 
@@ -66,14 +67,15 @@ def read_encoder(path: str | ModelFile, sensor: str) -> EncoderWeights:
     """Read the ViT of one sensor.
 
     Args:
-        path: A file, or a name of TorchGeo's.
-        sensor: Key of the sensor: of a checkpoint of this project, the encoder to take.
+        path: A file, or the name of weights in TorchGeo.
+        sensor: Key of the sensor, which selects the encoder in a geofm checkpoint.
 
     Returns:
         The weights.
 
     Raises:
-        CheckpointError: If it is neither, cannot be read, or holds no ViT that is known here.
+        CheckpointError: If there are no such weights, or they cannot be read or are not those of a
+            supported ViT.
     """
     if isinstance(path, str) and is_torchgeo(path):
         return _from_torchgeo(path)
@@ -85,7 +87,7 @@ def read_encoder(path: str | ModelFile, sensor: str) -> EncoderWeights:
     metadata = file.content.get(METADATA)
     bands = metadata.get('bands') if isinstance(metadata, Mapping) else None
     if not _are_names(bands):
-        raise CheckpointError('its metadata do not name the bands in a list: damaged')
+        raise CheckpointError('damaged: the bands in its metadata are not a list of names')
     found = _with_mask_token(tensors, bands)
     return found._replace(statistics=file.statistics)
 
@@ -105,9 +107,11 @@ def _from_torchgeo(name: str) -> EncoderWeights:
     try:
         weight: Any = get_weight(name)
     except ValueError as error:
-        raise CheckpointError('no such file, and no weights of TorchGeo') from error
+        raise CheckpointError('no such file, and no such weights in TorchGeo') from error
     if 'SENTINEL' not in weight.name:
-        raise CheckpointError("weights of another sensor: of TorchGeo's, Sentinel-1's and 2's fit")
+        raise CheckpointError(
+            "weights of another sensor: only TorchGeo's Sentinel-1 and Sentinel-2 weights fit"
+        )
     state = weight.get_state_dict(progress=True, check_hash=True, weights_only=True)
     return _with_mask_token(find_vit(state), weight.meta['bands'])
 
@@ -118,7 +122,7 @@ def _from_checkpoint(checkpoint: Checkpoint, sensor: str) -> EncoderWeights:
     if sensor == SINGLE and len(model.encoder_bands) == 1:
         (sensor,) = model.encoder_bands
     if sensor not in model.encoder_bands:
-        raise CheckpointError(f'its model has {list(model.encoder_bands)}')
+        raise CheckpointError(f'its model has encoders for {list(model.encoder_bands)} only')
     key = model.encoder_of(sensor)
     encoder: Any = model.encoders[key]
     others = {key.split('.')[0] for key in checkpoint.weights if not key.startswith('encoders.')}

@@ -1,10 +1,11 @@
-"""The one file that TorchGeo's tasks take as *weights*.
+"""Checkpoints that TorchGeo's tasks load as *weights*.
 
-``torchgeo.tasks.utils.extract_backbone`` keeps every key that contains ``model.`` and strips that.
-``Classification`` then wants the backbone's own names; ``SemanticSegmentation`` loads strictly,
-into an encoder that calls the backbone ``model``. So the file holds each weight under two names
-(the numbers are stored once), of which one is ``model.`` again when TorchGeo has stripped it; and
-our models do not count the other name of a weight that they have as unexpected.
+``torchgeo.tasks.utils.extract_backbone`` keeps every key that contains ``model.`` and removes all
+occurrences of it. ``Classification`` then needs the backbone's own names, but the encoder of
+``SemanticSegmentation`` with DPT needs them with the prefix ``model.`` and loads strictly. One file
+for both therefore has each weight under two names; the data are stored once. The name for DPT is
+``modelmodel..NAME``, which becomes ``model.NAME`` when TorchGeo removes ``model.``. geofm's models
+ignore the second name of a weight.
 """
 
 from collections.abc import Mapping
@@ -15,11 +16,11 @@ from torch import Tensor
 from geofm.models.architecture import KEY, Architecture
 from geofm.models.by_name import BuiltByName, description, marker_name
 
-#: Before a weight's name in the file: what Classification, and SemanticSegmentation, will see.
+#: Prefixes of a weight's two names in the file: for Classification, and for DPT.
 _CLASSIFICATION = 'model.'
 _SEGMENTATION = 'modelmodel..'
 
-#: What to do where none of the weights has the name it should.
+#: Advice if none of the weights has the expected name.
 _NONE = (
     'no weights of the backbone: TorchGeo loads DPT from what `geofm export --to torchgeo` writes'
 )
@@ -28,16 +29,15 @@ _NONE = (
 def torchgeo_checkpoint(
     hparams: Mapping[str, Any], weights: Mapping[str, Tensor], architecture: Architecture | None
 ) -> Any:
-    """Make a checkpoint that TorchGeo's ``Classification`` and ``SemanticSegmentation`` take.
+    """Make a checkpoint for TorchGeo's ``Classification`` and ``SemanticSegmentation``.
 
     Args:
-        hparams: Hyperparameters of the DINOv2 task.
-        weights: Weights of its backbone.
-        architecture: Architecture of its backbone, which a model that is built by its name takes
-            from among the weights.
+        hparams: Hyperparameters of the pretraining task.
+        weights: Weights of the backbone.
+        architecture: Architecture of the backbone, to store with the weights.
 
     Returns:
-        What to write with ``torch.save``; :func:`geofm.models.load_backbone` reads it too.
+        Content to write with ``torch.save``. :func:`geofm.models.load_backbone` reads it, too.
     """
     if architecture is not None:
         weights = {**weights, **description(architecture, weights)}
@@ -49,21 +49,21 @@ def torchgeo_checkpoint(
 
 
 def is_for_dpt(name: str) -> bool:
-    """Whether DPT loads a weight of a checkpoint.
+    """Return whether DPT loads a weight of a checkpoint.
 
     Args:
-        name: Name of the weight.
+        name: Name of the weight in the file.
 
     Returns:
-        Whether the name is what DPT's encoder calls the weight, once TorchGeo has stripped it.
+        True if it is the name in DPT's encoder after TorchGeo has removed ``model.``.
     """
     return name.replace(_CLASSIFICATION, '').startswith(_CLASSIFICATION)
 
 
 def accept_both_names[Module: BuiltByName](model: Module) -> Module:
-    """Let a model overlook the other name of a weight that it has.
+    """Make a model ignore the second name of a weight when loading.
 
-    A weight that is missing is an error all the same.
+    Missing weights are still errors.
 
     Args:
         model: The model; changed in place.
@@ -78,7 +78,7 @@ def accept_both_names[Module: BuiltByName](model: Module) -> Module:
 def _forget_other_names(model: Any, incompatible: Any) -> None:
     own = {*model.state_dict(), KEY, marker_name(model)}
     unexpected: list[str] = incompatible.unexpected_keys
-    # DPT's encoder is not ours, so all that can be done about its hundreds of names is to say why.
+    # DPT's encoder is not part of geofm. Replace its hundreds of missing names by one explanation.
     if (prefix := model.missing_prefix) is not None:
         missing: list[str] = incompatible.missing_keys
         rest = [key for key in missing if not key.startswith(prefix)]

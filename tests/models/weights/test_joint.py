@@ -106,8 +106,8 @@ def test_a_file_for_a_sensor_is_its_patch_embedding(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in model.state_dict().items()}
     theirs = small_timm(in_chans=1, init_values=1.0)
     said = load(model, {'dem': save(theirs.state_dict(), tmp_path / 'dem.pth')})
-    assert 'its channels taken for dem.elevation' in said
-    assert 'only its patch embedding is used' in said
+    assert 'its channels are assumed to be dem.elevation' in said
+    assert 'only the patch embedding is used' in said
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, before[k])}
     prefix = 'encoders.vit.patch_embed.dem.proj.'
     assert changed == {f'{prefix}weight', f'{prefix}bias'}
@@ -148,7 +148,7 @@ def test_a_checkpoint_fits_a_model_of_fewer_bands_and_other_registers(tmp_path: 
     model = joint(bands=bands, in_chans=15, img_size=32)
     said = load(model, str(path))
     assert 'kernels of B10 not used' in said
-    assert 'new here' not in said
+    assert 'not in the source' not in said
     x = torch.randn(1, 16, 32, 32)
     x[:, source.bands.index('B10')] = 0
     kept = [source.bands.index(band) for band in bands]

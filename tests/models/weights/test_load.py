@@ -104,7 +104,7 @@ def test_a_position_of_cls_goes_into_the_token(suffix: str, tmp_path: Path) -> N
     else:
         save(reference.state_dict(), path)
     model = ours(reg_tokens=0)
-    assert load(model, named(path)) == (f'{path} into the encoder of s2: no mask_token there')
+    assert load(model, named(path)) == f'{path} into the encoder of s2: no mask_token in the source'
     for size in (64, 48, 96):
         x = images(size)
         same_tokens(model.forward_features(x), reference.forward_features(x))
@@ -123,7 +123,7 @@ def test_a_vit_without_layer_scale_keeps_what_it_computes(tmp_path: Path) -> Non
     reference = small_timm(init_values=None)
     model = ours(reg_tokens=0)
     said = load(model, named(save(reference.state_dict(), tmp_path / 'vit.pth')))
-    assert 'no LayerScale there: scales are 1' in said
+    assert 'no LayerScale in the source: scales are 1' in said
     x = images(64)
     same_tokens(model.forward_features(x), reference.forward_features(x))
     scaled = small_timm()
@@ -159,7 +159,7 @@ def test_bands_are_matched_by_name(tmp_path: Path) -> None:
     kernels = reference.patch_embed.proj.weight
     model = ours(in_chans=4, bands=['B08', 'B02', 'B11', 'B04'], reg_tokens=0)
     said = load(model, named(path, ['B04', 'B8A', 'B08', 'B02']))
-    assert 'B11 start from the mean of its kernels' in said
+    assert 'B11 start from the mean of the kernels' in said
     assert 'kernels of B8A not used' in said
     # The encoder has its bands in canonical order: B02, B04, B08, B11.
     loaded = model.get_parameter('encoders.s2.patch_embed.proj.weight')
@@ -176,9 +176,9 @@ def test_bands_are_matched_by_name(tmp_path: Path) -> None:
 
 def test_bands_without_a_name_are_asked_for(tmp_path: Path) -> None:
     path = save(small_timm(in_chans=4).state_dict(), tmp_path / 'four.pth')
-    with pytest.raises(BandError, match=r'four\.pth: which bands are its 4 channels\?'):
+    with pytest.raises(BandError, match=r'four\.pth: the bands of its 4 channels are unknown'):
         load(ours(), path)
-    with pytest.raises(BandError, match=r'four\.pth: 3 bands for its 4 channels'):
+    with pytest.raises(BandError, match=r'four\.pth: 3 bands are given for its 4 channels'):
         load(ours(), named(path, RGB))
     with pytest.raises(BandError, match=r"four\.pth: unknown bands \['red'\]"):
         load(ours(), named(path, ['red', 'B03', 'B02', 'B08']))
@@ -189,10 +189,10 @@ def test_what_is_not_loaded_is_listed(tmp_path: Path) -> None:
     path = save(reference.state_dict(), tmp_path / 'vit.pth')
     said = load(ours(), path)
     assert re.search(r'vit\.pth into the encoder of s2', said)
-    assert 'its channels taken for B04, B03, B02' in said
+    assert 'its channels are assumed to be B04, B03, B02' in said
     assert 'patches resampled from 14 x 14 to 16 x 16 px' in said
     assert 'positions resampled from 7 x 7 to 4 x 4' in said
-    assert 'new here: reg_token' in said
+    assert 'not in the source: reg_token' in said
     assert 'not used: head.bias, head.weight' in said
     # Nothing but what says itself: an exact fit says nothing at all.
     other = small_timm()
@@ -216,8 +216,8 @@ def test_registers_of_another_number_start_anew(tmp_path: Path) -> None:
     model = ours(reg_tokens=2)
     before = model.get_parameter('encoders.s2.reg_token').clone()
     said = load(model, path)
-    assert '4 registers there, 2 here' in said
-    assert 'new here: reg_token' in said
+    assert 'registers not used: 4 instead of 2' in said
+    assert 'not in the source: reg_token' in said
     assert torch.equal(model.get_parameter('encoders.s2.reg_token'), before)
 
 
@@ -241,8 +241,8 @@ def test_one_source_a_sensor(tmp_path: Path) -> None:
     model = ours('geofm_vit_tiny_patch16_linear', **SMALL, img_size=64, reg_tokens=0)
     fusion = {k: v.clone() for k, v in model.state_dict().items() if k.startswith('fusion')}
     said = load(model, files)
-    assert 'its channels taken for VV, VH' in said
-    assert 'no weights were given for the fusion: fresh values' in said
+    assert 'its channels are assumed to be VV, VH' in said
+    assert 'no weights were given for the fusion: initial values' in said
     x = images(64, 15)
     for key, reference, channels in (('s1', s1, slice(2)), ('s2', s2, slice(2, None))):
         encoder = model.get_submodule(f'encoders.{key}')
@@ -257,13 +257,13 @@ def test_one_source_a_sensor(tmp_path: Path) -> None:
     )
     assert torch.equal(half.get_parameter('encoders.s1.patch_embed.proj.weight'), before)
 
-    with pytest.raises(CheckpointError, match=r's1\.pth: not a checkpoint of this project.*\{s1:'):
+    with pytest.raises(CheckpointError, match=r's1\.pth: not a checkpoint of geofm.*\{s1:'):
         load(model, files['s1'])
     with pytest.raises(CheckpointError, match=r'gone\.pth: no such file'):
         load(model, tmp_path / 'gone.pth')
     with pytest.raises(ValueError, match=r"weights for \['s3'\], but the model has"):
         load(model, {'s3': files['s1']})
-    with pytest.raises(ValueError, match=r"weights of s1: \{path: FILE.*not \{'file'"):
+    with pytest.raises(ValueError, match=r"weights of s1 must be \{path: FILE.*not \{'file'"):
         load(model, {'s1': {'file': files['s1']}})  # type: ignore[dict-item]
 
 
@@ -275,7 +275,7 @@ def test_torchgeos_weights_by_file_and_by_name(
     state = reference.state_dict()
     model = ours('geofm_vit_small_patch16_s2', in_chans=13, reg_tokens=0)
     said = load(model, save(state, tmp_path / 'vits16_s2_dino.pth'))
-    assert f'its channels taken for {", ".join(S2)}' in said
+    assert f'its channels are assumed to be {", ".join(S2)}' in said
     x = torch.randn(1, 13, 96, 96)
     with torch.no_grad():
         expected = reference.forward_features(x)
@@ -291,12 +291,12 @@ def test_torchgeos_weights_by_file_and_by_name(
     turned = ours('geofm_vit_small_patch16_s2', in_chans=13, bands=S2[::-1], reg_tokens=0)
     said = load(turned, 'ViTSmall16_Weights.SENTINEL2_ALL_DINO')
     assert 'vit_small_patch16_224_sentinel2_all_dino' in asked[0]
-    assert 'taken for' not in said
+    assert 'assumed to be' not in said
     with torch.no_grad():
         torch.testing.assert_close(turned.forward_features(x.flip(1)), expected)
     with pytest.raises(CheckpointError, match='weights of another sensor'):
         load(turned, 'ViTSmall16_Weights.LANDSAT_TM_TOA_MOCO')
-    with pytest.raises(CheckpointError, match='no such file, and no weights of TorchGeo'):
+    with pytest.raises(CheckpointError, match='no such file, and no such weights in TorchGeo'):
         load(turned, 'ViTSmall16_Weights.SENTINEL9')
 
 
@@ -339,13 +339,13 @@ def test_an_encoder_of_our_own_checkpoint(tmp_path: Path) -> None:
     assert all(torch.equal(v, whole.state_dict()[k]) for k, v in pretrained.state_dict().items())
     with pytest.raises(CheckpointError, match=r"last\.ckpt: its model has encoders \['s2'\]"):
         load(fused, path)
-    with pytest.raises(CheckpointError, match=r"last\.ckpt: its model has \['s2'\]"):
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: its model has encoders for \['s2'\]"):
         load(fused, {'s1': path})
 
 
 def test_what_is_no_vit_is_refused(tmp_path: Path) -> None:
     resnet = timm.create_model('resnet10t', num_classes=0)
-    with pytest.raises(CheckpointError, match=r'resnet\.pth: no ViT that is known here'):
+    with pytest.raises(CheckpointError, match=r'resnet\.pth: no supported ViT'):
         load(ours(), save(resnet.state_dict(), tmp_path / 'resnet.pth'))
     vit = small_timm().state_dict()
     two = {f'{name}.{k}': v for name in ('a', 'b') for k, v in vit.items()}

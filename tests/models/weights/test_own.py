@@ -89,7 +89,7 @@ def test_as_many_bands_but_others_are_told_apart_by_name(tmp_path: Path) -> None
     theirs = load_backbone(path)
     model = build('linear', NO_B10)
     said = load(model, str(path))
-    assert 'B09 start from the mean of its kernels' in said
+    assert 'B09 start from the mean of the kernels' in said
     assert 'kernels of B10 not used' in said
     shared = [band for band in S2 if band not in ('B09', 'B10')]
     assert torch.equal(columns(model, 's2', shared), columns(theirs, 's2', shared))
@@ -105,7 +105,7 @@ def test_patches_positions_and_registers(tmp_path: Path) -> None:
     for words in (
         'encoder of s1: patches resampled from 16 x 16 to 8 x 8 px',
         'encoder of s2: positions resampled from 4 x 4 to 6 x 4',
-        'encoder of s2: 2 registers there, 4 here',
+        'encoder of s2: registers not used: 2 instead of 4',
     ):
         assert words in said
     expected = resample_patch_embed(theirs.get_parameter(EMBED.format('s2')), [8, 8])
@@ -151,9 +151,9 @@ def test_the_order_of_the_input_is_no_matter(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('variant', 'args', 'message'),
     [
-        ('xattn', {}, 'fusion linear; .* has xattn'),
-        ('early', {}, r"encoders \['s1', 's2'\]; .* has \['vit'\]"),
-        ('linear', {'num_heads': 4}, r'attention heads \[2, 2\]; .* has \[4, 4\]'),
+        ('xattn', {}, 'fusion linear, but .* has xattn'),
+        ('early', {}, r"encoders \['s1', 's2'\], but .* has \['vit'\]"),
+        ('linear', {'num_heads': 4}, r'attention heads \[2, 2\], but .* has \[4, 4\]'),
         ('linear', {'depth': 4}, 'depth 3.*depth 4'),
     ],
 )
