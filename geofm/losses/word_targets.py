@@ -107,7 +107,7 @@ class WordTargets(nn.Module):
             return Targets(torch.stack(scales, dim=2), whole, codes.known)
 
     def _codes(self, image: Tensor, valid: Tensor | None, patch_size: int) -> '_Codes':
-        """Square roots of mean codes, before whitening."""
+        """Compute the square roots of mean codes, before whitening."""
         cells = (image.shape[-2] // patch_size, image.shape[-1] // patch_size)
         grid, whole = self.words.on_grid(image, cells, valid)
         if valid is None:

@@ -158,7 +158,7 @@ class PatchWords(nn.Module):
         """
         half = self.patch_size // 2
         codes = self(pad(image, (half,) * 4, mode='replicate'))
-        # Patches at the start are of the padding; the others are those of the image itself.
+        # Patches lie half a patch apart, so the first row and column include padding.
         rows, cols = ((side - self.patch_size) // half + 1 for side in image.shape[-2:])
         inner = codes[:, :, 1 : 1 + rows, 1 : 1 + cols]
         return adaptive_avg_pool2d(codes, cells).sqrt(), self._pooled(inner, valid)

@@ -1,4 +1,4 @@
-"""Fine-tuned tasks out of checkpoints, ready to be applied to scenes."""
+"""Load fine-tuned tasks from checkpoints, and apply them to images."""
 
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -21,13 +21,13 @@ from geofm.sensors import check_bands
 from geofm.tasks.mask2former import Mask2Former
 from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
 
-#: What a task says: a class per image, a class per pixel, or a number per pixel.
+#: Kind of a task: a class per image, a class per pixel, or a number per pixel.
 Kind = Literal['classification', 'segmentation', 'regression']
 
-#: TorchGeo's decoders around a backbone.
+#: TorchGeo's models that consist of a backbone and a decoder.
 _DECODERS = ('unet', 'deeplabv3+', 'fcn', 'upernet', 'segformer', 'dpt')
 
-#: Sides that an encoder with strides can take are multiples of this.
+#: Image sides must be multiples of this for an encoder with strides.
 _STRIDE = 32
 
 _MOST_CHANNELS, _MOST_OUTPUTS = 1024, 4096
@@ -35,18 +35,18 @@ _MOST_CHANNELS, _MOST_OUTPUTS = 1024, 4096
 
 @dataclass(frozen=True)
 class FineTuned:
-    """A fine-tuned task.
+    """Fine-tuned task with its description.
 
     Attributes:
-        kind: What it says.
-        task: The task, in evaluation mode: normalised images (B, C, H, W) to logits (B, K), logits
-            (B, K, H, W) or numbers (B, K, H, W).
+        kind: Kind of the output.
+        task: The task in evaluation mode. It maps normalised images (B, C, H, W) to logits (B, K),
+            logits (B, K, H, W) or numbers (B, K, H, W), depending on the kind.
         name: Names of the decoder, if any, and of the backbone.
         bands: Names of the input channels.
-        statistics: How the input was normalised.
-        legend: The classes by the number of their output; of a regression, its outputs.
-        several: Whether a pixel may have several classes or none.
-        multiple: Sides of an image must be a multiple of this.
+        statistics: Statistics that normalise the input.
+        legend: Classes by index of the output; for a regression, names of the outputs.
+        several: Whether a pixel may have several classes or none (multi-label).
+        multiple: Image sides must be multiples of this, in pixels.
     """
 
     kind: Kind
@@ -67,14 +67,14 @@ class FineTuned:
 def load_fine_tuned(path: Path | ModelFile, bands: Sequence[str] | None = None) -> FineTuned:
     """Load a fine-tuned task.
 
-    Tasks are TorchGeo's Classification, SemanticSegmentation and PixelwiseRegression, and
-    :class:`geofm.tasks.Mask2Former`. The file is not trusted: which of the four it is follows from
-    its hyperparameters, nothing that it names is imported, and all weights must fit.
+    Supported tasks are TorchGeo's Classification, SemanticSegmentation and PixelwiseRegression, and
+    :class:`geofm.tasks.Mask2Former`. The file is not trusted: the task is inferred from the
+    hyperparameters, no class that the file names is imported, and all weights must fit.
 
     Args:
         path: Checkpoint that ``geofm fit`` or a Lightning ``Trainer`` wrote.
-        bands: Names of the input channels. Needed where neither the backbone nor the data module
-            in the checkpoint says.
+        bands: Names of the input channels. Required if neither the backbone nor the data module in
+            the checkpoint states them.
 
     Returns:
         The task.

@@ -98,7 +98,7 @@ def test_words_depend_on_images_and_seed_alone() -> None:
 
 
 def test_too_little_is_refused() -> None:
-    with pytest.raises(ValueError, match='12 words: take more images, or fewer words'):
+    with pytest.raises(ValueError, match='12 words: give more images or fewer words'):
         PatchWords(3, 8, WORDS).fit([{'image': textures(1)}], 1)
     with pytest.raises(ValueError, match='smaller than a patch of 32'):
         PatchWords(3, 32, WORDS).fit([{'image': textures(1)}], 1)

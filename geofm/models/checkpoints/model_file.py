@@ -223,7 +223,7 @@ def read_model(path: str | os.PathLike[str] | ModelFile) -> ModelFile:
 
 
 def _stripped(state: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
-    """Weights whose names start with a prefix, without the prefix."""
+    """Select weights by the prefix of their names, and remove the prefix."""
     return {
         key.removeprefix(prefix): value
         for key, value in state.items()
@@ -232,7 +232,7 @@ def _stripped(state: Mapping[Any, Any], prefix: str) -> dict[str, Any]:
 
 
 def _checked(hparams: Mapping[str, Any], weights: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """Hyperparameters, once those of the backbone have been checked."""
+    """Check the hyperparameters of a backbone, and return all hyperparameters."""
     try:
         check_model_name(hparams['model'], MODEL_NAMES)
         check_model_args(hparams['model_args'])
@@ -254,7 +254,7 @@ def _checked(hparams: Mapping[str, Any], weights: Mapping[str, Any], path: Path)
 
 
 def _architecture(name: str) -> tuple[str, dict[str, Any]]:
-    """Checked name and arguments of a model, which a folder may describe."""
+    """Check and return name and arguments of a model, which a folder may describe."""
     if not name.startswith(LOCAL_DIR):
         return check_model_name(name), {}
     path = Path(name.removeprefix(LOCAL_DIR)) / 'config.json'

@@ -90,7 +90,7 @@ class _WholePlanner(_Planner, _EmptyStateDictLoadPlanner):
 
 
 def is_sharded(path: Path) -> bool:
-    """Whether a path is a sharded checkpoint, as the strategy ``fsdp2`` writes it.
+    """Return whether a path is a sharded checkpoint of the strategy ``fsdp2``.
 
     Args:
         path: A path.

@@ -194,7 +194,7 @@ def check_weights(weights: Mapping[Any, Any], path: Path) -> dict[str, Tensor]:
     for name, value in weights.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CheckpointError(f'{path}: {_short(name)} is not a tensor of weights')
-        # A tensor may claim to be larger than what the file stores of it.
+        # The shape of a tensor may exceed the data that are stored for it.
         size = value.numel() * value.element_size()
         if value.layout != torch.strided or size > value.untyped_storage().nbytes():
             raise CheckpointError(f'{path}: {_short(name)} is not a dense tensor')

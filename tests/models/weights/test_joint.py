@@ -69,7 +69,7 @@ def test_export_of_one_sensor_is_the_model_with_that_sensor_alone(
         atol=1e-5,
         rtol=1e-5,
     )
-    with pytest.raises(ValueError, match='Give --sensor, one of'):
+    with pytest.raises(ValueError, match='with --sensor, one of'):
         export_backbone(path, tmp_path / 'vit.pth', 'timm')
     # And out of the checkpoint itself, into the ViT of one sensor.
     single = timm.create_model(
