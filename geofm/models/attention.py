@@ -88,7 +88,7 @@ def rollout_step(product: Tensor | None, weights: Tensor) -> Tensor:
 
 
 @dataclass
-class Seen:
+class ObservedAttention:
     """Recorded attention of one ViT.
 
     Attributes:
@@ -103,7 +103,7 @@ class Seen:
 @contextmanager
 def observe_blocks(
     blocks: Sequence[nn.Module], block: int | None, query: Tensor | None, rollout: bool
-) -> Iterator[Seen]:
+) -> Iterator[ObservedAttention]:
     """Context that records the attention of a ViT while it runs.
 
     Args:
@@ -118,7 +118,7 @@ def observe_blocks(
     Raises:
         ValueError: If a block does not expose its attention.
     """
-    seen = Seen()
+    seen = ObservedAttention()
 
     def see(depth: int, weights: Tensor) -> None:
         if depth == block:

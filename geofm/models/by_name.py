@@ -18,7 +18,7 @@ _KEPT = {
     'request',
     'adapts',
     'grad_checkpointing',
-    '_told_depth',
+    '_reported_depth',
 }
 
 #: Arguments that determine size and channels of a model's feature maps.
@@ -57,7 +57,7 @@ class BuiltByName(nn.Module):
     missing_prefix: str | None = None
     _described: Architecture | None = None
     #: Number of blocks when ``feature_info`` was first read.
-    _told_depth: int | None = None
+    _reported_depth: int | None = None
 
     def remember(self, request: Request) -> None:
         """Store the name and arguments with which the model was built, and let it adapt.
@@ -171,7 +171,7 @@ class BuiltByName(nn.Module):
         bands = self.request.bands_for(there, self.bands)
         if differing or bands != there.bands or bands != self.bands:
             shape = {key: differing[key] for key in _SHAPE if key in differing}
-            if self._told_depth is not None and shape:
+            if self._reported_depth is not None and shape:
                 raise CheckpointError(
                     f'the weights are of a model with {shape}, but a decoder was already built '
                     f"for '{self.request.name}' with its defaults: use unet, upernet or segformer"

@@ -50,7 +50,7 @@ class MaskedDecoder(nn.Module):
         positions = build_sincos2d_pos_embed(list(grid), cls.shape[-1], device=cls.device)
         shown = self.embed(torch.cat([cls[:, None], tokens], dim=1))
         placed = shown[:, 1:] + positions[visible].to(shown.dtype)
-        asked = (self.mask_token + positions[wanted]).to(shown.dtype)
-        x = self.blocks(torch.cat([shown[:, :1], placed, asked], dim=1))
+        wanted_tokens = (self.mask_token + positions[wanted]).to(shown.dtype)
+        x = self.blocks(torch.cat([shown[:, :1], placed, wanted_tokens], dim=1))
         out: Tensor = self.head(self.norm(x[:, -wanted.shape[1] :]))
         return out

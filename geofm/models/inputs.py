@@ -169,7 +169,7 @@ class SensorInputs(nn.Module):
         encoder = self._encoder(key)
         (sensors,) = self.inputs[key]
         tokens = embed_patches(encoder.patch_embed, self._pixels(sensors, view))
-        tokens = self._hide(tokens, key, sensors, view.masks)
+        tokens = self._mask_patches(tokens, key, sensors, view.masks)
         tokens = encoder.norm_pre(encoder._pos_embed(tokens))
         if view.dates is not None:
             encoding = self._encode_dates(sensors, view.dates, view.present)
@@ -184,7 +184,7 @@ class SensorInputs(nn.Module):
         for sensor in self._at_hand(key):
             pixels = self._pixels((sensor,), view, blank=True)
             embed = self.get_submodule(self.patch_embed_names[sensor])
-            tokens = self._hide(embed_patches(embed, pixels), key, (sensor,), view.masks)
+            tokens = self._mask_patches(embed_patches(embed, pixels), key, (sensor,), view.masks)
             added = self.sensor_embed[self.sensors.index(sensor)]
             if view.dates is not None:
                 # CLS and registers belong to no sensor, so only patches get dates.
@@ -199,7 +199,7 @@ class SensorInputs(nn.Module):
         assert isinstance(tokens, Tensor)
         return tokens
 
-    def _hide(
+    def _mask_patches(
         self, tokens: Tensor, key: str, sensors: tuple[str, ...], masks: Tensor | None
     ) -> Tensor:
         """Replace masked patches by the mask token; tokens have shape (B, H/p, W/p, D)."""
@@ -277,7 +277,7 @@ class SensorInputs(nn.Module):
             )
         check_channels(image, self.bands)
 
-    def _stand_in(self, key: str, view: View) -> Tensor:
+    def _missing_tokens(self, key: str, view: View) -> Tensor:
         """Return missing-sensor tokens, (1, L, D), or (B, L, D) if patches are left out."""
         encoder = self._encoder(key)
         grid = self._grid(view.image)

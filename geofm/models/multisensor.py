@@ -17,7 +17,7 @@ from geofm.models.dates import DayOfYear
 from geofm.models.fusion import FUSIONS, Fusion, FusionArgs, one_vit_per_sensor
 from geofm.models.inputs import View
 from geofm.models.packed import PackedBlock
-from geofm.models.segments import SensorPatchEmbed, shares, split
+from geofm.models.segments import SensorPatchEmbed, sensor_weights, split
 from geofm.models.tokens import SensorTokens, is_distributed
 from geofm.sensors import (
     DEFAULT_SENSORS,
@@ -263,8 +263,8 @@ class MultiSensorViT(BuiltByName, SensorTokens):
     @property
     def feature_info(self) -> list[dict[str, Any]]:
         """Name, channels and stride of the feature map after each block."""
-        if self._told_depth is None:
-            self._told_depth = self.depth
+        if self._reported_depth is None:
+            self._reported_depth = self.depth
         return [
             {'module': f'blocks.{i}', 'num_chs': self.embed_dim, 'reduction': self.patch_size}
             for i in range(self.depth)
@@ -361,7 +361,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         ]
 
         if is_distributed():
-            fused[-1] = self._let_all_take_part(fused[-1], max(*take, *last) + 1)
+            fused[-1] = self._keep_in_graph(fused[-1], max(*take, *last) + 1)
 
         height, width = self._grid(x)
         features: list[Any] = []
@@ -379,12 +379,12 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         Decoders choose blocks when they are built. If weights of a model with another depth are
         loaded afterwards, the blocks at the same fraction of the depth are used.
         """
-        told = self._told_depth
-        if told in (None, self.depth) or not isinstance(indices, list | tuple):
+        reported = self._reported_depth
+        if reported in (None, self.depth) or not isinstance(indices, list | tuple):
             take, _ = feature_take_indices(self.depth, indices)
             return list(take)
-        chosen, _ = feature_take_indices(told, indices)
-        return [-(-(index + 1) * self.depth // told) - 1 for index in chosen]
+        chosen, _ = feature_take_indices(reported, indices)
+        return [-(-(index + 1) * self.depth // reported) - 1 for index in chosen]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool tokens and apply the head.
@@ -453,12 +453,12 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         grid = self._grid(x)
         view = View(x, dates, None, present)
         index = None if block is None else block_index(block, self.depth)
-        asking = None if query is None else self.num_prefix_tokens + query
+        queries = None if query is None else self.num_prefix_tokens + query
         with ExitStack() as stack:
             seen = {
                 key: stack.enter_context(
                     observe_blocks(
-                        list(self._encoder(key).blocks), index, self._rows(key, asking, x), rollout
+                        list(self._encoder(key).blocks), index, self._rows(key, queries, x), rollout
                     )
                 )
                 for key in self.encoders
@@ -477,23 +477,23 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             seen_by_fusion = self.fusion.attention(tokens)
             for sequence, weights in seen_by_fusion.items():
                 name = 'fusion' if len(seen_by_fusion) == 1 else f'fusion_{self.sensors[sequence]}'
-                rows = take_rows(weights, asking)[..., self.num_prefix_tokens :]
+                rows = take_rows(weights, queries)[..., self.num_prefix_tokens :]
                 attention[name] = rows.unflatten(-1, grid)
         return Observation(self._fuse(tokens), attention, rolled)
 
-    def _rows(self, key: str, asking: Tensor | None, x: Tensor) -> Tensor | None:
+    def _rows(self, key: str, queries: Tensor | None, x: Tensor) -> Tensor | None:
         """Return the indices of query tokens. In a joint ViT, a patch has one per sensor."""
-        if asking is None or not self._is_joint(key):
-            return asking
+        if queries is None or not self._is_joint(key):
+            return queries
         height, width = self._grid(x)
-        sensors = torch.arange(len(self._at_hand(key)), device=asking.device)
-        return asking[:, None] + height * width * sensors
+        sensors = torch.arange(len(self._at_hand(key)), device=queries.device)
+        return queries[:, None] + height * width * sensors
 
     def _one_row(self, key: str, rows: Tensor, view: View) -> Tensor:
         """Reduce attention to shape (B, heads, L); for a patch, average over present sensors."""
         if rows.ndim == 3:
             return rows
-        weights = shares(self._presence(key, view)).to(rows.dtype)
+        weights = sensor_weights(self._presence(key, view)).to(rows.dtype)
         return (rows * weights[:, :, None, None]).sum(dim=1)
 
     def _by_source(self, key: str, weights: Tensor, grid: tuple[int, int]) -> dict[str, Tensor]:

@@ -74,7 +74,7 @@ def split(rows: Tensor, prefix: int, sensors: int) -> tuple[Tensor, ...]:
     return rows[..., prefix:].chunk(sensors, dim=-1)
 
 
-def shares(present: Tensor) -> Tensor:
+def sensor_weights(present: Tensor) -> Tensor:
     """Compute the weights of sensors in an average over those present.
 
     Args:
@@ -100,7 +100,7 @@ def average(tokens: Tensor, prefix: int, patches: int, present: Tensor) -> Tenso
     """
     head, of_patches = tokens.tensor_split([prefix], dim=1)
     by_sensor = of_patches.unflatten(1, (present.shape[1], patches))
-    weights = shares(present).to(tokens.dtype)
+    weights = sensor_weights(present).to(tokens.dtype)
     return torch.cat([head, (by_sensor * weights[:, :, None, None]).sum(dim=1)], dim=1)
 
 
@@ -209,6 +209,6 @@ def average_rows(rows: Tensor, kept: Kept, present: Tensor) -> Tensor:
     """
     crops, sensors = present.shape
     cls, of_patches = rows.tensor_split([crops])
-    weights = shares(present)[kept.sequences[crops:]].to(rows.dtype)
+    weights = sensor_weights(present)[kept.sequences[crops:]].to(rows.dtype)
     by_sensor = of_patches.unflatten(0, (-1, sensors))
     return torch.cat([cls, (by_sensor * weights[:, :, None]).sum(dim=1)])

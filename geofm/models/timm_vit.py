@@ -139,8 +139,8 @@ class TimmViT(nn.Module):
                 'window to that size, or create the model with dynamic_img_size=True'
             )
         index = None if block is None else block_index(block, self.depth)
-        asking = None if query is None else self.num_prefix_tokens + query
-        with observe_blocks(list(vit.blocks), index, asking, rollout) as seen:
+        queries = None if query is None else self.num_prefix_tokens + query
+        with observe_blocks(list(vit.blocks), index, queries, rollout) as seen:
             tokens: Tensor = vit.forward_features(x)
         source = self.sensors[0] if len(self.sensors) == 1 else 'vit'
         grid = (size[0] // self.patch_size, size[1] // self.patch_size)

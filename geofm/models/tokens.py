@@ -123,7 +123,7 @@ class SensorTokens(SensorInputs):
         for key in self.encoders:
             encoder = self._encoder(key)
             if not self._runs(key):
-                absent = self._stand_in(key, view).expand(x.shape[0], -1, -1).to(x.dtype)
+                absent = self._missing_tokens(key, view).expand(x.shape[0], -1, -1).to(x.dtype)
                 for tokens_at in taken:
                     tokens_at.append(absent)
                 continue
@@ -132,7 +132,7 @@ class SensorTokens(SensorInputs):
             for depth, block in enumerate(encoder.blocks[: max(take) + 1]):
                 tokens = self._checkpointed(block, tokens, *mask)
                 if depth in take:
-                    normalised = self._for_missing(key, encoder.norm(tokens), view)
+                    normalised = self._handle_missing(key, encoder.norm(tokens), view)
                     taken[list(take).index(depth)].append(normalised)
         return taken
 
@@ -144,7 +144,7 @@ class SensorTokens(SensorInputs):
         patches = self._patches_seen(view)
         return (segments.attention_mask(present, self.num_prefix_tokens, patches),)
 
-    def _for_missing(self, key: str, tokens: Tensor, view: View) -> Tensor:
+    def _handle_missing(self, key: str, tokens: Tensor, view: View) -> Tensor:
         """Handle missing sensors in the output of a ViT.
 
         In a joint ViT, patch tokens are averaged over the sensors present. With one ViT per sensor,
@@ -192,7 +192,7 @@ class SensorTokens(SensorInputs):
         """
         (tokens,) = self._run(x, [self.depth - 1], dates, masks, present)
         fused = self._fuse(tokens)
-        return self._let_all_take_part(fused) if is_distributed() else fused
+        return self._keep_in_graph(fused) if is_distributed() else fused
 
     def forward_views(self, views: Sequence[View]) -> list[ViewTokens]:
         """Compute selected tokens of crops of several sizes, for training.
@@ -225,7 +225,7 @@ class SensorTokens(SensorInputs):
         else:
             wanted = [self._run_wanted(key, views, kept) for key in self.encoders]
             rows = list(self._fuse(wanted).split([len(part.tokens) for part in kept]))
-        rows[0] = self._let_all_take_part(rows[0])
+        rows[0] = self._keep_in_graph(rows[0])
         return [
             ViewTokens(part[: len(view.image)], part[len(view.image) :])
             for view, part in zip(views, rows, strict=True)
@@ -244,7 +244,9 @@ class SensorTokens(SensorInputs):
     def _run_views(self, key: str, views: Sequence[View]) -> list[Tensor]:
         """Compute all normalised tokens of one ViT for each view."""
         if not self._runs(key):
-            return [self._stand_in(key, view).expand(len(view.image), -1, -1) for view in views]
+            return [
+                self._missing_tokens(key, view).expand(len(view.image), -1, -1) for view in views
+            ]
         if self._is_joint(key):
             return self._run_joint_views(key, views)
         crops, groups = self._run_blocks(key, [self._embed(key, v) for v in views], self.depth)
@@ -258,7 +260,7 @@ class SensorTokens(SensorInputs):
         if not self._runs(key):
             return torch.cat(
                 [
-                    self._stand_in_rows(key, view, part)
+                    self._missing_token_rows(key, view, part)
                     for view, part in zip(views, kept, strict=True)
                 ]
             )
@@ -382,17 +384,17 @@ class SensorTokens(SensorInputs):
             return tokens
         present = view.present[:, self.sensors.index(key)]
         if kept is None:
-            stand_in = self._stand_in(key, view).to(tokens.dtype)
-            return torch.where(present[:, None, None], tokens, stand_in)
-        stand_in = self._stand_in_rows(key, view, kept).to(tokens.dtype)
-        return torch.where(present[kept.sequences, None], tokens, stand_in)
+            missing = self._missing_tokens(key, view).to(tokens.dtype)
+            return torch.where(present[:, None, None], tokens, missing)
+        missing = self._missing_token_rows(key, view, kept).to(tokens.dtype)
+        return torch.where(present[kept.sequences, None], tokens, missing)
 
-    def _stand_in_rows(self, key: str, view: View, kept: Kept) -> Tensor:
+    def _missing_token_rows(self, key: str, view: View, kept: Kept) -> Tensor:
         """Return the missing-sensor tokens for the selected tokens of a view, (M, D)."""
-        tokens = self._stand_in(key, view)
+        tokens = self._missing_tokens(key, view)
         return tokens[0 if len(tokens) == 1 else kept.sequences, kept.tokens]
 
-    def _let_all_take_part(self, tokens: Tensor, blocks: int | None = None) -> Tensor:
+    def _keep_in_graph(self, tokens: Tensor, blocks: int | None = None) -> Tensor:
         """Give unused parameters a gradient of zero in training.
 
         For example, the date encoding is unused without dates, and the mask token without masks.
@@ -416,8 +418,8 @@ class SensorTokens(SensorInputs):
             left_out = encoder.blocks[blocks or self.depth :] if self._runs(key) else encoder
             idle += left_out.parameters()
         idle = [parameter for parameter in idle if parameter.requires_grad]
-        takes_part: Tensor = _TakePart.apply(tokens, *idle) if idle else tokens
-        return takes_part
+        kept_tokens: Tensor = _KeepInGraph.apply(tokens, *idle) if idle else tokens
+        return kept_tokens
 
 
 def is_distributed() -> bool:
@@ -425,7 +427,7 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-class _TakePart(torch.autograd.Function):
+class _KeepInGraph(torch.autograd.Function):
     """Identity of tokens that gives further parameters a gradient of zero."""
 
     @staticmethod

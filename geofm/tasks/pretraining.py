@@ -466,7 +466,7 @@ class PretrainingTask(BaseTask):
         if self.distillation is None:
             return {}
         assert patches is not None
-        present = self._seen(None, crops.global_present)
+        present = self._seen_sensors(None, crops.global_present)
         losses: dict[str, Tensor] = self.distillation(crops, cls, patches, present, learn)
         return losses
 
@@ -524,14 +524,16 @@ class PretrainingTask(BaseTask):
             backbone.
         """
         wanted = crops.masked if patches is None else patches
-        present = self._seen(self._shown(len(crops.globals)), crops.global_present)
-        views = [View(crops.globals, crops.global_dates, self._hidden(crops), present, wanted)]
+        present = self._seen_sensors(self._global_sensors(len(crops.globals)), crops.global_present)
+        views = [
+            View(crops.globals, crops.global_dates, self._student_masks(crops), present, wanted)
+        ]
         if len(crops.locals):
-            present = self._seen(self._drop_sensors(len(crops.locals)), crops.local_present)
+            present = self._seen_sensors(self._drop_sensors(len(crops.locals)), crops.local_present)
             views.append(View(crops.locals, crops.local_dates, None, present))
         return views
 
-    def _shown(self, crops: int) -> Tensor | None:
+    def _global_sensors(self, crops: int) -> Tensor | None:
         """Choose the sensors that the trained backbone sees in each global crop; None: all."""
         return self._drop_sensors(crops)
 
@@ -551,7 +553,7 @@ class PretrainingTask(BaseTask):
         seen = ~(hidden[:, None] & left_out.bool())
         return to_device(seen, self.device)
 
-    def _seen(self, chosen: Tensor | None, present: Tensor | None) -> Tensor | None:
+    def _seen_sensors(self, chosen: Tensor | None, present: Tensor | None) -> Tensor | None:
         """Combine the chosen sensors with those present in the data.
 
         A crop without any of its chosen sensors keeps all sensors that are present.
@@ -571,7 +573,7 @@ class PretrainingTask(BaseTask):
         seen = chosen & present
         return torch.where(seen.any(dim=1, keepdim=True), seen, present)
 
-    def _hidden(self, crops: Crops) -> Tensor:
+    def _student_masks(self, crops: Crops) -> Tensor:
         """Return the masks of the patches, per sensor if *one_sensor_masks* is set."""
         rate = self.hparams['one_sensor_masks']
         if not rate:
@@ -621,7 +623,7 @@ class PretrainingTask(BaseTask):
         if self._guard.is_due:
             # With gradient accumulation, a check may be due between two optimiser steps.
             self._guard.agree(self.stop_signal)
-            self._look_and_forget()
+            self._check_and_forget()
         step = Step(self.global_step, batch, seed, values, self.changing_state())
         self._state_before = self._state_before or step.state
         with seeded(seed, self.device):
@@ -639,11 +641,11 @@ class PretrainingTask(BaseTask):
             self.log('loss', shown, prog_bar=True, logger=False, batch_size=size)
         return {'loss': loss, **watched}
 
-    def _look_and_forget(self) -> None:
-        self._look()
+    def _check_and_forget(self) -> None:
+        self._check_finite()
         self._guard.forget()
 
-    def _look(self) -> None:
+    def _check_finite(self) -> None:
         """Read what the ranks last exchanged. All ranks stop together; none waits for another.
 
         Raises:
@@ -785,7 +787,7 @@ class PretrainingTask(BaseTask):
         Raises:
             FloatingPointError: If a loss or a gradient is not finite.
         """
-        self._look()
+        self._check_finite()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store seed, progress, statistics of the input, and the teacher's description.
@@ -794,7 +796,7 @@ class PretrainingTask(BaseTask):
             FloatingPointError: If a loss or a gradient is not finite.
         """
         # A checkpoint must not count skipped steps.
-        self._look()
+        self._check_finite()
         checkpoint['seed'] = self.seed
         datamodule = getattr(self._trainer, 'datamodule', None)
         statistics = statistics_of(getattr(datamodule, 'aug', None)) or self.model.statistics
@@ -930,7 +932,7 @@ class PretrainingTask(BaseTask):
             self._skip_on_device(optimizer)
         self._state_before = {}
         if self._guard.is_due:
-            self._look_and_forget()
+            self._check_and_forget()
         if largest:
             for name, module in trained.items():
                 nn.utils.clip_grads_with_norm_(module.parameters(), largest, norms[name])

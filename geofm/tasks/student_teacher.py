@@ -241,7 +241,9 @@ class StudentTeacher(PretrainingTask):
         Returns:
             Outputs for CLS tokens and for the patches that are masked for the student.
         """
-        present = self._seen(self._only('teacher', len(crops.globals)), crops.global_present)
+        present = self._seen_sensors(
+            self._listed_sensors('teacher', len(crops.globals)), crops.global_present
+        )
         view = View(crops.globals, crops.global_dates, None, present, crops.masked)
         (tokens,) = self.model.forward_views([view])
         return Outputs(*self.apply_heads(self.teacher_heads, *tokens), tokens.cls)
@@ -280,7 +282,7 @@ class StudentTeacher(PretrainingTask):
         """
         assert self.gram_backbone is not None
         assert crops.anchors is not None
-        present = self._seen(None, crops.global_present)
+        present = self._seen_sensors(None, crops.global_present)
         tokens = self.gram_backbone.forward_features(
             crops.anchors, crops.global_dates, present=present
         )
@@ -288,12 +290,12 @@ class StudentTeacher(PretrainingTask):
         patches = tokens[:, self.model.num_prefix_tokens :]
         return resize_tokens(patches, (side, side), self.multi_crop.grid)
 
-    def _shown(self, crops: int) -> Tensor | None:
+    def _global_sensors(self, crops: int) -> Tensor | None:
         """Choose the sensors that the student sees in each global crop; None: all."""
-        chosen = self._only('student', crops)
-        return super()._shown(crops) if chosen is None else chosen
+        chosen = self._listed_sensors('student', crops)
+        return super()._global_sensors(crops) if chosen is None else chosen
 
-    def _only(self, network: Literal['student', 'teacher'], crops: int) -> Tensor | None:
+    def _listed_sensors(self, network: Literal['student', 'teacher'], crops: int) -> Tensor | None:
         """Return the sensors of *global_sensors* for a network; None: all."""
         if not self.hparams['global_sensors']:
             return None

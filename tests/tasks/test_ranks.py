@@ -91,12 +91,14 @@ class SameDraws(DINOv2):
             seen = super()._drop_sensors(crops * self.trainer.world_size)
         return None if seen is None else self._part(seen)
 
-    def _hidden(self, crops: Crops) -> Tensor:
+    def _student_masks(self, crops: Crops) -> Tensor:
         if not self.hparams['one_sensor_masks']:
-            return super()._hidden(crops)
+            return super()._student_masks(crops)
         with seeded(self.global_step, self.device):
             every = torch.ones(2 * IMAGES, crops.masks.shape[1], dtype=torch.bool)
-            return crops.masks[:, None] & self._part(super()._hidden(replace(crops, masks=every)))
+            return crops.masks[:, None] & self._part(
+                super()._student_masks(replace(crops, masks=every))
+            )
 
 
 class Keep(Callback):

@@ -58,7 +58,7 @@ def test_masks_of_one_sensor_are_shown_in_the_other() -> None:
     for seed in range(300):
         torch.manual_seed(seed)
         crops = task.multi_crop(batch())
-        hidden.append(task._hidden(crops))
+        hidden.append(task._student_masks(crops))
         masks.append(crops.masks)
     of_sensor, every = torch.cat(hidden), torch.cat(masks)
     # Hidden somewhere where DINOv2's mask is, and nowhere else.
@@ -68,7 +68,7 @@ def test_masks_of_one_sensor_are_shown_in_the_other() -> None:
     torch.testing.assert_close(
         torch.stack([both, *only]), torch.tensor([0.4, 0.3, 0.3]), atol=0.03, rtol=0
     )
-    assert small_task()._hidden(crops) is crops.masks
+    assert small_task()._student_masks(crops) is crops.masks
 
 
 def test_global_crops_of_one_sensor_each() -> None:

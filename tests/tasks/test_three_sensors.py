@@ -44,7 +44,7 @@ def test_with_two_sensors_draws_are_those_of_always() -> None:
         assert found is not None
         assert torch.equal(found, expected)
         torch.manual_seed(seed)
-        masked = task._hidden(crops)
+        masked = task._student_masks(crops)
         torch.manual_seed(seed)
         shape = crops.masks.shape
         one, which = torch.rand(shape) < 0.7, torch.rand(shape) < 0.5
@@ -70,7 +70,7 @@ def test_masks_of_one_sensor_are_shown_in_all_others() -> None:
     for seed in range(150):
         torch.manual_seed(seed)
         crops = task.multi_crop(data)
-        found.append(task._hidden(crops))
+        found.append(task._student_masks(crops))
         masks.append(crops.masks)
     hidden, every = torch.cat(found), torch.cat(masks)
     assert torch.equal(hidden.any(dim=1), every)

@@ -63,7 +63,7 @@ def read_file(path: Path) -> Any:
             return read_sharded(path)
         if _is_safetensors(path):
             content: dict[str, Any] = {'state_dict': load_file(path)}
-            return content | _said(path)
+            return content | _description(path)
         with warnings.catch_warnings():
             # For files that are not checkpoints, PyTorch warns in addition to the error.
             warnings.simplefilter('ignore')
@@ -104,7 +104,7 @@ def _is_safetensors(path: Path) -> bool:
         return file.read(9)[8:] == b'{'
 
 
-def _said(path: Path) -> dict[str, Any]:
+def _description(path: Path) -> dict[str, Any]:
     """Read geofm's description from the metadata of a safetensors file."""
     with safe_open(path, framework='pt') as file:
         text = (file.metadata() or {}).get(METADATA)

@@ -55,7 +55,7 @@ def fit_backbone(
         notes += [f'encoder of {key}: {note}' for note in found]
     rest = {key: value for key, value in weights.items() if not key.startswith('encoders.')}
     if 'stand_in' in rest and rest['stand_in'].shape != own['stand_in'].shape:
-        rest['stand_in'] = _fit_stand_in(rest['stand_in'], own['stand_in'])
+        rest['stand_in'] = _fit_missing_tokens(rest['stand_in'], own['stand_in'])
     try:
         backbone.load_state_dict(rest, strict=False)
     except RuntimeError as error:
@@ -63,7 +63,7 @@ def fit_backbone(
     return notes
 
 
-def _fit_stand_in(theirs: Tensor, own: Tensor) -> Tensor:
+def _fit_missing_tokens(theirs: Tensor, own: Tensor) -> Tensor:
     """Fit missing-sensor tokens to another number of registers: use those of CLS and patch."""
     fitted = own.clone()
     with torch.no_grad():
