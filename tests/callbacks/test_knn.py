@@ -41,7 +41,7 @@ def test_a_task_without_a_backbone_is_refused_before_it_trains(tmp_path: Path) -
 
 
 def test_modes_are_as_they_were_after_a_measurement(tmp_path: Path) -> None:
-    """Batch norm of a ResNet must not learn from the bank, nor stay in evaluation mode."""
+    """Batch norm of a ResNet must neither change with the bank nor stay in evaluation mode."""
     task = SimCLR('resnet10t', in_channels=15, version=1, layers=2, memory_bank_size=0, size=32)
     backbone = task.backbone
     after: list[bool] = []
@@ -63,7 +63,7 @@ def test_modes_are_as_they_were_after_a_measurement(tmp_path: Path) -> None:
 
 
 class Several(RandomPairsDataModule):
-    """Random pairs of which each image can have several labels."""
+    """Random pairs with several labels per image."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -82,7 +82,7 @@ def test_images_with_several_labels_have_a_precision_and_no_accuracy(tmp_path: P
 
 
 class Folder(RandomPairsDataModule):
-    """Other labels, or other channels."""
+    """Data with given labels or number of channels."""
 
     def __init__(self, labels: torch.Tensor | None = None, channels: int = 15) -> None:
         super().__init__(length=8)

@@ -11,7 +11,7 @@ from tests.tasks.test_dinov2 import small_trainer
 
 
 class Slow(Callback):
-    """Sleeps in validation, after each epoch, and in a step."""
+    """Task that sleeps in validation, after each epoch, and in a step."""
 
     def on_validation_batch_start(self, *args: Any) -> None:
         time.sleep(0.5)

@@ -1,4 +1,4 @@
-"""Deployed files compute what `load_backbone` does, from raw values, and say what they take."""
+"""Deployed files compute `load_backbone`'s features from raw values, and describe their inputs."""
 
 import json
 import re
@@ -55,7 +55,7 @@ SIZES = ((1, 64, 64), (3, 32, 80), (2, 112, 48))
 
 
 def by_onnxruntime(path: Path) -> tuple[dict[str, Any], Run]:
-    """What an ONNX file says and computes."""
+    """Return metadata and inference function of an ONNX file."""
     session = onnxruntime.InferenceSession(path)
     names = [output.name for output in session.get_outputs()]
     said = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
@@ -63,7 +63,7 @@ def by_onnxruntime(path: Path) -> tuple[dict[str, Any], Run]:
 
 
 def by_torch_export(path: Path) -> tuple[dict[str, Any], Run]:
-    """What a program of torch.export says and computes."""
+    """Return metadata and inference function of a torch.export program."""
     files = {EXTRA: ''}
     module = torch.export.load(path, extra_files=files).module()
 
@@ -77,7 +77,7 @@ def by_torch_export(path: Path) -> tuple[dict[str, Any], Run]:
 def raw_inputs(
     model: MultiSensorViT, inputs: Mapping[str, tuple[str, ...]], size: tuple[int, int, int]
 ) -> Arrays:
-    """Raw values, outliers among them; in sample 0 a sensor is missing, in the last one a pixel."""
+    """Make raw values with outliers, a sensor missing in sample 0, and nodata in the last."""
     batch, height, width = size
     rng = np.random.default_rng(batch)
     arrays: Arrays = {
@@ -98,7 +98,7 @@ def raw_inputs(
 def expected(
     model: MultiSensorViT, inputs: Mapping[str, tuple[str, ...]], arrays: Arrays
 ) -> dict[str, Tensor]:
-    """Outputs of the backbone on images that are normalised here."""
+    """Compute outputs of the backbone on images that are normalised here."""
     statistics = model.statistics
     assert statistics is not None
     assert statistics.clip is not None
@@ -128,7 +128,7 @@ def expected(
 
 
 def assert_same(path: Path, file: Path, inputs: Mapping[str, tuple[str, ...]]) -> None:
-    """A deployed file of a checkpoint gives its tokens, and says what it takes."""
+    """Check outputs and metadata of the deployed file of a checkpoint."""
     model = load_backbone(path)
     assert model.statistics is not None
     said, run = (by_onnxruntime if file.suffix == '.onnx' else by_torch_export)(file)
@@ -148,7 +148,7 @@ def assert_same(path: Path, file: Path, inputs: Mapping[str, tuple[str, ...]]) -
 
 
 def deploy(path: Path, *suffixes: str) -> tuple[Path, ExportedProgram]:
-    """Files of a checkpoint, of one traced program: the last of them, and the program."""
+    """Write all formats from one traced program; return the last file and the program."""
     network = load_network(path)
     program = trace(network, path)
     for suffix in suffixes:
@@ -274,7 +274,7 @@ def test_what_cannot_be_deployed_is_one_line(
 
 
 class OfOneSize(Network):
-    """A network with a branch that depends on values, or that is traced for one size only."""
+    """Network that branches on values, or supports one size only."""
 
     outputs, multiple, smallest = ('sum',), 16, 32
 

@@ -1,4 +1,4 @@
-"""The regression of features against its formulas, written out in NumPy."""
+"""FeatureLoss against its formulas in NumPy."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""KoLeo, lightly's, as DINOv2 states it: minus the mean log distance to the nearest neighbour."""
+"""lightly's KoLeo loss against DINOv2's: minus the mean log distance to the nearest neighbour."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from lightly.loss import KoLeoLoss
 
 
 def koleo(features: np.ndarray, eps: float = 1e-8) -> float:
-    """Written out: x on the sphere, ``-mean_i log(min_j |x_i - x_j + eps| + eps)``."""
+    """Reference: for x on the sphere, ``-mean_i log(min_j |x_i - x_j + eps| + eps)``."""
     points = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), eps)
     terms = []
     for i, point in enumerate(points):
@@ -35,7 +35,7 @@ def test_two_points_at_a_known_distance() -> None:
 
 
 def test_opposite_points_are_not_their_own_neighbours() -> None:
-    """The cosine of opposite points is -1: what stands in for a point itself must be below."""
+    """Opposite points have a cosine of -1, so the value for a point itself must be lower."""
     points = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     assert KoLeoLoss()(points).item() == pytest.approx(-np.log(2), rel=1e-5)
 

@@ -1,4 +1,4 @@
-"""Centres and Sinkhorn-Knopp over two processes, against one that has all tokens."""
+"""Centres and Sinkhorn-Knopp on two processes against one process with all tokens."""
 
 import os
 from pathlib import Path
@@ -78,7 +78,7 @@ def test_sinkhorn_over_ranks_is_that_of_all_their_tokens(
 
 @pytest.mark.parametrize('name', COUNTS)
 def test_centre_is_that_of_all_tokens(found: list[dict[str, Tensor]], name: str) -> None:
-    """Each token counts alike, on whichever rank; the centre stays where there is none."""
+    """All tokens have the same weight on any rank; without tokens the centre does not change."""
     centre = np.zeros(PROTOTYPES)
     for step in ('cls', name):
         every = torch.cat([tokens(step, rank) for rank in range(2)]).double().numpy()

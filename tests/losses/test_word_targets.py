@@ -1,4 +1,4 @@
-"""Word targets against the same targets patch by patch, and their whitening against its meaning."""
+"""Word targets against a computation patch by patch, and the statistics of whitened targets."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Adapters and hooks in a backbone act on packed crops as they do on crops one by one."""
+"""Adapters and hooks in a backbone have the same effect on packed and on single crops."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from tests.tasks.test_dinov2 import batch, small_task
 
 
 class Lora(nn.Module):
-    """A layer and a product of two thin ones beside it; asked for weights, it gives the layer's."""
+    """Minimal LoRA layer that exposes the weights of the layer it wraps."""
 
     def __init__(self, base: Any) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Doubled(nn.Module):
 
 
 class Blend(nn.Module):
-    """What a branch gives, once more as its mean over the tokens."""
+    """Branch whose output is blended with its mean over the tokens."""
 
     def __init__(self, inner: nn.Module) -> None:
         super().__init__()
@@ -59,7 +59,7 @@ class Halve(nn.Module):
 
 
 def blend(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-    """A hook that needs whole sequences, (B, L, D)."""
+    """Hook that needs whole sequences of shape (B, L, D)."""
     assert output.ndim == 3
     return output + output.mean(dim=1, keepdim=True)
 
@@ -69,7 +69,7 @@ def wrap(parent: Any, name: str, by: Callable[[Any], nn.Module]) -> None:
 
 
 def replace_forward(module: Any) -> None:
-    """As accelerate and others do: on the instance."""
+    """Replace ``forward`` of the instance, as accelerate does."""
     forward = module.forward
     module.forward = lambda x: 2 * forward(x)
 
@@ -152,7 +152,7 @@ def adapt(backbone: MultiSensorViT) -> None:
 
 @pytest.mark.parametrize('checkpointing', [False, True])
 def test_adapters_learn_and_the_rest_can_be_frozen(checkpointing: bool) -> None:
-    """As one fine-tunes with adapters, with stochastic depth in the blocks."""
+    """Fine-tuning with adapters and stochastic depth."""
     task: DINOv2 = small_task(drop_path_rate=0.5, grad_checkpointing=checkpointing).train()
     backbone: Any = task.student['backbone']
     backbone.requires_grad_(False)

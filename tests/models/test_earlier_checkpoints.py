@@ -1,4 +1,4 @@
-"""Checkpoints of earlier code load by every public door and give the tokens they gave then."""
+"""Checkpoints of earlier versions load with all public functions and give the same tokens."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A hub folder gives timm and us the tokens of the checkpoint; its card has no foreign markup."""
+"""timm and geofm load the same tokens from a hub folder, and its card has no injected markup."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ STATISTICS = InputStatistics(
 
 
 def checkpoint(folder: Path, kind: str, bands: list[str] = BANDS, **args: Any) -> Path:
-    """A checkpoint in the layout that `geofm fit` writes, with statistics and hostile texts."""
+    """Write a checkpoint in the layout of `geofm fit`, with statistics and malicious texts."""
     hparams = {
         'model': f'geofm_vit_nano_patch16_{kind}',
         'in_channels': len(bands),
@@ -173,7 +173,7 @@ def test_only_hub_has_halves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('name', files.released())
 def test_weights_that_come_with_the_package(name: str) -> None:
-    """They are few MB, their card states a licence, and they see what they were trained on."""
+    """Packaged weights are small, have a licence, and normalise by their training statistics."""
     folder = files.RELEASES / name
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8 * 2**20
     card = (folder / 'README.md').read_text()

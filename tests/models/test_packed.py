@@ -1,4 +1,4 @@
-"""Packed crops against the same crops one by one, in values and gradients."""
+"""Packed crops give the values and gradients of single crops."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -44,7 +44,7 @@ def model(**kwargs: Any) -> MultiSensorViT:
 
 
 def views(channels: int, present: bool = False, per_sensor: bool = False) -> list[View]:
-    """Three global crops with hidden patches, five local ones."""
+    """Make three global crops with masked patches, and five local crops."""
     masks = torch.rand(3, 16) < 0.4
     masks[0] = False
     hidden = torch.stack([masks, torch.rand(3, 16) < 0.2], dim=1) if per_sensor else masks
@@ -76,7 +76,7 @@ def one_by_one(backbone: MultiSensorViT, views: Sequence[View]) -> list[ViewToke
 
 
 def gradients(backbone: nn.Module, outputs: Sequence[ViewTokens]) -> list[Tensor]:
-    """Gradients of a sum in which each number of the outputs weighs differently."""
+    """Compute the gradients of a randomly weighted sum of the outputs."""
     torch.manual_seed(5)
     total = sum((part * torch.randn_like(part)).sum() for view in outputs for part in view)
     assert isinstance(total, Tensor)
@@ -111,7 +111,7 @@ def block(rate: float) -> PackedBlock:
 
 
 def by_hand(blk: PackedBlock, crop: Tensor, chosen: Sequence[Tensor]) -> Tensor:
-    """Stochastic depth, as the method states it: x + B / |S| * branch(x) for x in S, else x."""
+    """Reference for stochastic depth: x + B / |S| * branch(x) for x in S, otherwise x."""
     for indices, norm, branch, scale in (
         (chosen[0], blk.norm1, blk.attn, blk.ls1),
         (chosen[1], blk.norm2, blk.mlp, blk.ls2),
@@ -180,7 +180,7 @@ def test_rate_is_the_same_in_all_blocks() -> None:
 
 
 def test_layer_scale_does_not_vanish_in_float16() -> None:
-    """Weights of 0.02 times scales of 1e-5 are three steps of float16."""
+    """Weights of 0.02 times scales of 1e-5 are near the smallest number in float16."""
     torch.manual_seed(0)
     blk = PackedBlock(64, 2, init_values=1e-5).train()
     for parameter in blk.parameters():
@@ -195,7 +195,7 @@ def test_layer_scale_does_not_vanish_in_float16() -> None:
 
 
 def test_attention_stays_within_each_sequence() -> None:
-    """Against one attention over all tokens with a block-diagonal mask."""
+    """Compare with attention over all tokens with a block-diagonal mask."""
     groups = ((2, 5), (3, 2))
     qkv = torch.randn(16, 3, 4, 8)
     owner = torch.cat([torch.full((n,), i) for i, n in enumerate([5, 5, 2, 2, 2])])
@@ -234,7 +234,7 @@ def test_attention_needs_no_xformers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize('kind', [*VARIANTS, 'several sensors, some missing'])
 def test_visible_patches_are_those_of_a_crop_cut_out_of_a_larger_sequence(kind: str) -> None:
-    """Left out, a patch is neither attended to nor returned: as if attention had masked it."""
+    """A patch that is left out has no effect, as if attention had masked it."""
     backbone = model(**VARIANTS.get(kind, {'fusion': 'joint'})).eval()
     channels = len(backbone.bands)
     present = torch.tensor([[True, True], [False, True], [True, False]])

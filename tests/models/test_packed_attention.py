@@ -1,4 +1,4 @@
-"""What attention of packed crops keeps, and for whom."""
+"""Memory and caches of attention of packed crops."""
 
 import torch
 from torch import Tensor

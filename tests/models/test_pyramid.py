@@ -16,7 +16,7 @@ def test_maps_have_their_strides(patch_size: int, strides: tuple[int, ...]) -> N
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Over the channels, at each pixel."""
+    """Normalise over the channels at each pixel."""
     mean = x.mean(dim=1, keepdim=True)
     variance = x.var(dim=1, keepdim=True, correction=0)
     return (x - mean) / (variance + 1e-6).sqrt() * weight[:, None, None] + bias[:, None, None]
@@ -24,7 +24,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 @pytest.mark.parametrize('patch_size', [16, 14])
 def test_levels_are_those_of_vitdet(patch_size: int) -> None:
-    """Written out again, with the operations of the paper."""
+    """Reference implementation with the paper's operations."""
     pyramid = SimpleFeaturePyramid(16, patch_size, width=8)
     for parameter in pyramid.parameters():
         torch.nn.init.normal_(parameter)
@@ -53,7 +53,7 @@ def test_levels_are_those_of_vitdet(patch_size: int) -> None:
 
 @pytest.mark.parametrize('patch_size', [8, 16])
 def test_a_patch_reaches_only_its_own_ground(patch_size: int) -> None:
-    """Its pixels and one more, by the 3 x 3 convolution."""
+    """A patch affects its own pixels and, by the 3 x 3 convolution, their neighbours."""
     pyramid = SimpleFeaturePyramid(16, patch_size, (4, 8), width=8)
     x = torch.randn(1, 16, 8, 8)
     changed = x.clone()
@@ -67,7 +67,7 @@ def test_a_patch_reaches_only_its_own_ground(patch_size: int) -> None:
 
 
 def test_a_resized_map_lies_where_it_lay() -> None:
-    """Patches of 14 px: what is left and right, above and below, stays so."""
+    """With patches of 14 px, resizing does not shift the map."""
     pyramid = SimpleFeaturePyramid(16, 14, (4, 8, 16, 32), width=8)
     x = torch.randn(1, 16, 16, 16)
     changed = x.clone()

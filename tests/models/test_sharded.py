@@ -1,4 +1,4 @@
-"""Sharded checkpoints of others: read as plain values, or refused."""
+"""Untrusted sharded checkpoints are read as plain values or rejected."""
 
 import os
 import pickle
@@ -21,7 +21,7 @@ RUN = 'a' * 12
 
 
 def write(folder: Path, **more: Any) -> Path:
-    """What one rank would write."""
+    """Write a sharded checkpoint with one rank."""
     save({'state_dict': WEIGHTS, **more}, checkpoint_id=folder, no_dist=True)
     torch.save({'epoch': 3, 'run': RUN}, folder / 'meta.pt')
     return folder

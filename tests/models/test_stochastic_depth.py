@@ -1,4 +1,4 @@
-"""Stochastic depth through a whole student: each branch of each block, each size on its own."""
+"""Stochastic depth in a whole student draws subsets per branch, block and crop size."""
 
 from typing import Any
 
@@ -52,7 +52,7 @@ def test_every_branch_draws_its_own_subset_of_each_size(
 
 
 def test_last_block_keeps_the_mean() -> None:
-    """Its branches are scaled token by token: by B / |S| where kept, by zero where not."""
+    """The last block scales tokens of its branches: B / |S| if kept, 0 if dropped."""
     torch.manual_seed(0)
     one_block = {**SMALL, 'depth': 1, 'sensors': ['s2'], 'in_chans': 13, 'init_values': 1e-3}
     model = MultiSensorViT(**one_block, drop_path_rate=0.5).train()

@@ -47,7 +47,7 @@ def batch(images: int = 4) -> dict[str, Tensor]:
 
 
 class Record(Callback):
-    """What each step did."""
+    """Callback that records each step."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -250,7 +250,7 @@ def test_checkpoint_holds_the_teacher_where_torchgeo_looks_for_it(tmp_path: Path
 
 
 def test_losses_of_a_step_are_those_of_the_parts() -> None:
-    """The step against the method written out, crop by crop, head by head."""
+    """Compare a step with a reference that loops over crops and heads."""
     task = small_task(drop_path_rate=0.0, centering='sinkhorn_knopp').train()
     torch.manual_seed(3)
     losses, _ = task.losses(batch(), temperature=0.05)
@@ -309,7 +309,7 @@ def test_not_a_geofm_model() -> None:
 
 
 def test_several_dates_of_an_image() -> None:
-    """Each view goes with its own date; k equal dates are as good as one."""
+    """Each view has its own date; k equal dates give the result of one."""
     task = small_task(drop_path_rate=0.0).train()
     dated = {key: torch.stack([value] * 2, dim=1) for key, value in batch().items()}
     crops = task.multi_crop(dated)

@@ -1,4 +1,4 @@
-"""A frozen teacher of a few bands teaches a student of more: what it sees, and what is learned."""
+"""Distillation of a frozen teacher with few bands into a student with more."""
 
 import hashlib
 import io
@@ -62,7 +62,7 @@ STUDENT: dict[str, Any] = {
 
 @pytest.fixture(scope='module')
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
-    """A checkpoint of red, green and blue, with statistics of its own."""
+    """A checkpoint for red, green and blue, with its own statistics."""
     torch.manual_seed(0)
     hparams = {'model': MODEL, 'in_channels': 3, 'bands': list(RGB_BANDS), 'model_args': WIDE}
     task_model = timm.create_model(MODEL, in_chans=3, bands=RGB_BANDS, num_classes=0, **WIDE)
@@ -75,7 +75,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
 
 @pytest.fixture(scope='module')
 def dinov3(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
-    """A ViT of DINOv3's layout, with rotary positions and random weights."""
+    """A ViT in DINOv3's layout, with rotary positions and random weights."""
     torch.manual_seed(0)
     vit = timm.create_model('vit_small_patch16_dinov3', num_classes=0, **DINOV3)
     path = tmp_path_factory.mktemp('teacher') / 'dinov3.pth'
@@ -84,7 +84,7 @@ def dinov3(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
 
 
 def raw_images(count: int = 4, size: int = 32) -> Tensor:
-    """Reflectances x 10,000 of 13 bands."""
+    """Make images with 13 bands in DN (reflectance x 10,000)."""
     return torch.rand(count, 13, size, size) * 4000
 
 
@@ -166,7 +166,7 @@ SMALL_BOTH: dict[str, Any] = {
 
 @pytest.mark.parametrize('method', ['alone', 'dinov2'])
 def test_a_run_with_a_teacher(tmp_path: Path, teacher: Teacher, method: str) -> None:
-    """It resumes to the bit, and its checkpoint says what the teacher was but holds none of it."""
+    """A run resumes bit-exactly; its checkpoint describes the teacher without its weights."""
 
     class Save(Callback):
         def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
@@ -308,7 +308,7 @@ def test_the_shipped_config_builds_on_a_file_of_dinov3(dinov3: Teacher) -> None:
 
 
 def scenes(count: int, seed: int) -> Tensor:
-    """Smooth images whose 13 bands mix six fields, so that three do not tell all."""
+    """Make smooth images with 13 bands that are mixtures of six fields."""
     mixing = torch.randn(13, 6, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     levels = torch.randn(count, 6, 1, 1, generator=generator)
@@ -322,7 +322,7 @@ def neighbours_of(features: Tensor, k: int = 5) -> Tensor:
 
 
 class SharedNeighbours(Callback):
-    """Of the teacher's 5 nearest images, the fraction that are the student's; epoch by epoch."""
+    """Callback that records the fraction of the 5 nearest images shared by teacher and student."""
 
     def __init__(self, teacher: FrozenTeacher, images: Tensor) -> None:
         self.images, self.values = images, list[float]()
@@ -341,7 +341,7 @@ class SharedNeighbours(Callback):
 def shared_neighbours(
     path: Path, teacher: Teacher, train: Tensor, held_out: Tensor, epochs: int
 ) -> list[float]:
-    """Distil on some images, in raw units, and compare neighbours of others at each epoch."""
+    """Distil on some images, and compare neighbours of held-out images after each epoch."""
     seed_everything(0)
     mean, std = train.mean(dim=(0, 2, 3)), train.std(dim=(0, 2, 3))
     train, held_out = ((x - mean.view(-1, 1, 1)) / std.view(-1, 1, 1) for x in (train, held_out))
@@ -359,7 +359,7 @@ def shared_neighbours(
 def test_neighbours_of_the_student_come_to_be_those_of_the_teacher(
     tmp_path: Path, teacher: Teacher
 ) -> None:
-    """Of held-out images: with random weights, after one epoch, and after five."""
+    """Neighbours of held-out images, with random weights, after one epoch, and after five."""
     teacher = replace(
         teacher, mean=dict.fromkeys(RGB_BANDS, 0.0), std=dict.fromkeys(RGB_BANDS, 1.0)
     )
@@ -372,7 +372,7 @@ def test_neighbours_of_the_student_come_to_be_those_of_the_teacher(
 def test_a_teacher_of_real_pictures_teaches_a_student_of_13_bands(
     tmp_path: Path, shared_data: Path
 ) -> None:
-    """Trained shortly on EuroSAT's RGB images; the student on real 13-band patches and others."""
+    """A teacher trained briefly on EuroSAT RGB, and a student on patches with 13 bands."""
     statistics = {'B04': (1001.1, 592.8), 'B03': (1073.2, 398.1), 'B02': (1128.9, 334.0)}
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in zip(*statistics.values(), strict=True))
     pictures = (real_pictures(shared_data / 'eurosat_rgb' / 'eurosat_rgb.zip', 256) - mean) / std
@@ -402,7 +402,7 @@ def test_a_teacher_of_real_pictures_teaches_a_student_of_13_bands(
 
 
 def real_pictures(path: Path, count: int) -> Tensor:
-    """Some of EuroSAT's RGB images of all classes, in DN."""
+    """Load some EuroSAT RGB images of all classes, in DN."""
     with zipfile.ZipFile(path) as file:
         names = sorted(name for name in file.namelist() if name.endswith('.jpg'))
         chosen = names[:: len(names) // count][:count]
@@ -411,7 +411,7 @@ def real_pictures(path: Path, count: int) -> Tensor:
 
 
 def real_patches(folder: Path) -> Tensor:
-    """Real patches of 13 bands, in DN; in the files B8A comes last."""
+    """Load real patches with 13 bands, in DN. In the files, B8A is the last band."""
     in_files = [*(band for band in BANDS if band != 'B8A'), 'B8A']
     images = []
     for path in sorted(folder.glob('*/*.tif')):

@@ -1,4 +1,4 @@
-"""DINOv2's heads: their shape, their start, what they compute, and the first epoch."""
+"""DINOv2's heads: shapes, initialisation, output, and the first epoch."""
 
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ PUBLISHED = {'head_hidden_dim', 'head_bottleneck_dim'}
 
 @pytest.fixture(scope='module')
 def task() -> DINOv2:
-    """Heads of the default widths; few prototypes, and apart."""
+    """Build separate heads of the default widths with few prototypes."""
     args = {k: v for k, v in SMALL.items() if k not in PUBLISHED}
     return DINOv2(**{**args, 'separate_ibot_head': True, 'ibot_prototypes': 48})
 

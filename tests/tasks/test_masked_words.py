@@ -1,4 +1,4 @@
-"""Masked word prediction: what it sees, what it is asked, and what a run leaves behind."""
+"""Masked word prediction: input, targets, losses and checkpoints."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -69,7 +69,7 @@ def test_a_resumed_run_has_the_words_of_the_first(tmp_path: Path) -> None:
 
 
 def test_the_losses_are_cosines_of_the_words_of_the_crop(tmp_path: Path) -> None:
-    """Predictions are the targets of each crop without photometry, or their opposites."""
+    """Losses are 0 if predictions equal the targets, and 2 if they are the opposite."""
     method = task(photometry=False, global_scale=(1.0, 1.0))
     images = batch(8)
     channels = sensor_channels(method.model.bands)
@@ -137,7 +137,7 @@ def test_what_is_not_visible_is_not_seen() -> None:
 
 
 def test_a_sensor_that_the_data_lack_is_not_asked_for() -> None:
-    """Its words count for nothing: whatever its pixels are, the losses are the same."""
+    """The pixels of a missing sensor do not change the losses."""
     method = task(photometry=False).eval()
     images = batch(4)
     channels = sensor_channels(method.model.bands)

@@ -20,7 +20,7 @@ from tests.tasks.test_dinov2 import SMALL, small_task, small_trainer
 
 
 class BrokenPairs(RandomPairsDataModule):
-    """The second batch of four holds a pixel that is not a number."""
+    """The second of four batches has a NaN pixel."""
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -64,7 +64,7 @@ def test_the_files_of_the_batch_are_named(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('centering', ['ema', 'sinkhorn_knopp'])
 def test_replay_gives_the_numbers_of_the_step(tmp_path: Path, centering: str) -> None:
-    """A gradient made infinite on its way: the loss before it is to be found again to the bit."""
+    """A step with an infinite gradient is replayed with bit-equal losses."""
     losses: dict[str, float] = {}
 
     class Explode(Callback):
@@ -88,7 +88,7 @@ def test_replay_gives_the_numbers_of_the_step(tmp_path: Path, centering: str) ->
 
 @pytest.mark.parametrize('bad', ['loss', 'gradient'])
 def test_nothing_changes_after_a_bad_step_until_it_is_found(tmp_path: Path, bad: str) -> None:
-    """The second batch of four is bad, and the host looks after three."""
+    """The second of four batches fails, and the host checks after three."""
     states: list[dict[str, torch.Tensor]] = []
 
     class Watch(Callback):

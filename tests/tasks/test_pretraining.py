@@ -1,4 +1,4 @@
-"""A method is one task file: two of them, and all that works with every one."""
+"""Two example methods as subclasses of PretrainingTask, and what works with every subclass."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ ARGS = {k: v for k, v in SMALL.items() if not k.startswith(('proto', 'head', 'wa
 
 
 class Agree(PretrainingTask):
-    """Without a teacher: projections of an image's crops agree, and spread over the batch."""
+    """Method without a teacher: projections of an image's crops agree and are spread."""
 
     def __init__(self, width: int = 8, spread_weight: float = 1.0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -50,7 +50,7 @@ class Agree(PretrainingTask):
 
 
 class Follow(StudentTeacher):
-    """With an EMA teacher: the student predicts its features, without any target temperature."""
+    """Method with an EMA teacher: the student predicts its features, without a temperature."""
 
     def build_heads(self) -> dict[str, nn.Module]:
         return {'head': nn.Linear(self.model.embed_dim, 8)}
@@ -162,7 +162,7 @@ def test_a_step_is_replayed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_the_command_line_knows_the_arguments_of_the_base(tmp_path: Path) -> None:
-    """Those that a method passes on are checked and kept as its own."""
+    """Arguments that a method passes on are checked and stored as its hyperparameters."""
     config = {
         'trainer': {
             'max_steps': 1,

@@ -28,7 +28,7 @@ XATTN: dict[str, Any] = {
 
 
 class KeepWeights(Callback):
-    """Keep what a process ends with."""
+    """Save the final state of a process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -75,7 +75,7 @@ class PartsModule(RandomPairsDataModule):
 
 
 def freeze_half(task: LightningModule) -> None:
-    """As one does who resumes from another's weights: the fusion and a block of each ViT learn."""
+    """Train only the fusion and one block of each ViT."""
     for name, parameter in task.student['backbone'].named_parameters():  # type: ignore[index, union-attr]
         parameter.requires_grad_('.blocks.1.' in name or 'fusion' in name)
 
@@ -86,7 +86,7 @@ def freeze_half(task: LightningModule) -> None:
     [('linear', 'no dates'), ('linear', 's2 only'), ('early', 's2 only'), ('linear', 'frozen')],
 )
 def test_every_parameter_takes_part(tmp_path: Path, variant: str, data: str) -> None:
-    """Data need not bring dates or both sensors, nor must all of the backbone learn."""
+    """Training works without dates or a sensor, and with a partly frozen backbone."""
     alone: list[dict[str, Tensor]] = []
     together: list[dict[str, Tensor]] = []
     channels = slice(2, None) if data == 's2 only' else slice(None)
@@ -140,7 +140,7 @@ class LabelledModule(PartsModule):
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 @pytest.mark.parametrize('dense', [False, True])
 def test_backbone_trains_in_other_tasks(tmp_path: Path, dense: bool) -> None:
-    """Of a backbone, a task of TorchGeo needs neither dates, masks nor stand-ins."""
+    """A TorchGeo task needs no dates, masks or missing-sensor tokens."""
     kwargs: dict[str, Any] = {'in_channels': 15, 'num_classes': 2}
     name = 'geofm_vit_nano_patch16_linear'
     if dense:

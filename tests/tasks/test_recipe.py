@@ -1,4 +1,4 @@
-"""A step of the task against DINOv2 written out in NumPy, from what the heads gave."""
+"""A step of the task against DINOv2 in NumPy, starting from the outputs of the heads."""
 
 import inspect
 from typing import Any
@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 
 
 class Seen:
-    """What went into and came out of the heads of a step, and its masks."""
+    """Recorder of the inputs and outputs of the heads in a step, and of the masks."""
 
     def __init__(self, task: DINOv2) -> None:
         self.calls: dict[str, list[tuple[Tensor, Tensor]]] = {}
@@ -58,7 +58,7 @@ def log_softmax(logits: Array) -> Array:
 
 
 def dino_loss(student: Array, targets: Array) -> float:
-    """DINOv2's two terms: eight local crops against both teachers, global ones crosswise."""
+    """Compute DINOv2's two terms: local crops against both teachers, global crops crosswise."""
     predictions = log_softmax(student / 0.1)
     cross_entropy = lambda t, s: -(targets[t] * predictions[s]).sum(axis=-1).mean()  # noqa: E731
     pairs = [(t, s) for s in range(2, 2 + N_LOCAL) for t in range(2)]
@@ -69,7 +69,7 @@ def dino_loss(student: Array, targets: Array) -> float:
 
 
 def ibot_loss(student: Array, targets: Array, masks: NDArray[np.bool_]) -> float:
-    """Each token by 1 / tokens masked in its image; by all 2 x B crops, masked or not."""
+    """Weigh tokens by 1 / masked tokens of the crop, and divide by all 2 x B crops."""
     cross_entropies = -(targets * log_softmax(student / 0.1)).sum(axis=-1)
     total, place = 0.0, 0
     for mask in masks:
@@ -100,7 +100,7 @@ CASES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize('case', CASES)
 @pytest.mark.parametrize('bf16', [False, True])
 def test_losses_are_the_formulas(case: str, bf16: bool) -> None:
-    """In bf16, too, to what float32 can tell: nothing after the heads is in half precision."""
+    """Losses are exact to float32 with bf16, because nothing after the heads is in bf16."""
     task = small_task(n_local=N_LOCAL, **CASES[case]).train()
     gains = [p for name, p in task.named_parameters() if name.endswith('weight_g')]
     centres = {name: getattr(task, name) for name in ('dino_center', 'ibot_center')}
@@ -175,7 +175,7 @@ def test_teacher_sees_whole_crops_and_gets_no_gradient() -> None:
 
 
 def test_defaults_are_those_of_dinov2s_default_config() -> None:
-    """Figures of facebookresearch/dinov2, dinov2/configs/ssl_default_config.yaml."""
+    """Values of facebookresearch/dinov2, dinov2/configs/ssl_default_config.yaml."""
     published: dict[str, Any] = {
         'dino_weight': 1.0,
         'ibot_weight': 1.0,

@@ -1,4 +1,4 @@
-"""Same seed, same data, same numbers: through the project's own data module."""
+"""Runs with the same seed and data give the same numbers, with geofm's data module."""
 
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class StopAt(Callback):
-    """Keep a run after some steps, wherever in an epoch that is, and stop it."""
+    """Save and stop a run after some steps, anywhere in an epoch."""
 
     def __init__(self, step: int, checkpoint: Path) -> None:
         self.step, self.checkpoint = step, checkpoint
@@ -41,7 +41,7 @@ class StopAt(Callback):
 def run(
     tree: Path, path: Path, workers: int = 0, seed: int = 3, **kwargs: Any
 ) -> tuple[list[float], DINOv2]:
-    """Losses of a run of two epochs, its windows, crops, masks and dropped paths at random."""
+    """Compute the losses of a run of two epochs with all random augmentations."""
     seed_everything(seed)
     record, task = Record(), small_task(drop_path_rate=0.3, sensor_dropout=0.3)
     datamodule = SEN12MSCRTSDataModule(str(tree), BATCH, workers, patch_size=32)
@@ -68,7 +68,7 @@ def test_two_runs_are_equal_to_the_bit(tree: Path, tmp_path: Path) -> None:
 def test_resumed_run_equals_an_unbroken_one_to_the_bit(
     tree: Path, tmp_path: Path, step: int
 ) -> None:
-    """Broken off within an epoch, at the end of one, and within the next."""
+    """Interrupt a run within an epoch, at its end, and within the next."""
     whole, task = run(tree, tmp_path / 'whole')
     checkpoint = tmp_path / 'half.ckpt'
     before, _ = run(tree, tmp_path / 'half', callbacks=[StopAt(step, checkpoint)])

@@ -1,4 +1,4 @@
-"""A run that is resumed in other batches, and runs whose epochs are not passes over the data."""
+"""Resuming with another batch size, and epochs that are not passes over the data."""
 
 import math
 import os
@@ -27,7 +27,7 @@ class Numbered(RandomPairs):
 
 
 class ResumablePairs(ResumableDataModule):
-    """Random pairs by the loaders of this project."""
+    """Random pairs with geofm's loaders."""
 
     def __init__(self, batch_size: int, length: int = LENGTH) -> None:
         super().__init__(RandomPairs, batch_size)
@@ -65,7 +65,7 @@ class Watch(Callback):
 
 
 class Halfway(Callback):
-    """Keep a run at the end of its second epoch, and stop it."""
+    """Save and stop a run at the end of its second epoch."""
 
     def __init__(self, checkpoint: Path) -> None:
         self.checkpoint = checkpoint
@@ -97,7 +97,7 @@ def fit(path: Path, data: Any, *callbacks: Callback, epochs: int = 4, **kwargs: 
 
 @pytest.fixture(scope='module')
 def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """After two of four epochs in batches of 4."""
+    """Run two of four epochs with batches of 4."""
     path: Path = tmp_path_factory.mktemp('half')
     fit(path, RandomPairsDataModule(4, LENGTH), Halfway(path / 'half.ckpt'))
     return path / 'half.ckpt'
@@ -109,7 +109,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_schedules_go_by_samples(
     tmp_path: Path, half: Path, size: int, accumulate: int, steps: int
 ) -> None:
-    """They go on at half of the run, and end at its end, whatever a step is."""
+    """Schedules continue at half of the run and end at its end, for any batch size."""
     data = RandomPairsDataModule(size, LENGTH)
     watch = fit(tmp_path, data, accumulate=accumulate, ckpt_path=half, weights_only=True)
     used = watch.lrs[::accumulate] if accumulate > 1 else watch.lrs
@@ -133,7 +133,7 @@ def test_a_run_of_another_length_says_so(tmp_path: Path, half: Path) -> None:
 
 
 def test_a_run_is_resumed_after_the_last_batch_of_an_epoch_and_again(tmp_path: Path) -> None:
-    """Once from a checkpoint that is of an epoch's last batch, then from one amid the next."""
+    """Resume from a checkpoint at the end of an epoch, then from one within the next."""
     whole = fit(tmp_path, ResumablePairs(4), epochs=3)
     checkpoint: Path | None = None
     for step in (6, 9, 16):
@@ -149,7 +149,7 @@ def test_a_run_is_resumed_after_the_last_batch_of_an_epoch_and_again(tmp_path: P
 
 @pytest.mark.parametrize('size', [4, 6, 8, 2])
 def test_an_epoch_goes_on_in_batches_of_another_size(tmp_path: Path, size: int) -> None:
-    """Every sample is seen once, in the epoch that is gone on with and in those that follow."""
+    """Every sample is seen once in the resumed epoch and in the following ones."""
     checkpoint = tmp_path / 'middle.ckpt'
     before = fit(tmp_path, ResumablePairs(4), StopAt(9, checkpoint), epochs=3)
     seen = [n for epoch, batch in before.samples if epoch == 1 for n in batch]
@@ -167,7 +167,7 @@ def test_an_epoch_goes_on_in_batches_of_another_size(tmp_path: Path, size: int) 
 
 
 class KeepWatch(Callback):
-    """Keep what each rank has seen."""
+    """Save the samples that each rank has seen."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -180,7 +180,7 @@ class KeepWatch(Callback):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 def test_an_epoch_goes_on_with_other_ranks_and_batches(tmp_path: Path) -> None:
-    """2 ranks x 4, then 1 x 3, then 2 x 4: each sample once, schedules as if nothing had been."""
+    """2 ranks x 4, then 1 x 3, then 2 x 4: each sample once, with unchanged schedules."""
     seen: list[tuple[int, int]] = []
     found: list[tuple[int, float, float]] = []
     kwargs: dict[str, Any] = {}

@@ -199,7 +199,7 @@ class Statement:
 
 
 class Follow(Callback):
-    """Do every step a second time, by the statement, and compare."""
+    """Repeat every step with the reference, and compare."""
 
     def __init__(self) -> None:
         self.losses: list[tuple[float, float]] = []

@@ -1,4 +1,4 @@
-"""What came after DINOv2, each switch against what it says."""
+"""Settings in addition to DINOv2, each against its description."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ def test_sensor_dropout_hides_one_sensor_at_a_time() -> None:
 
 
 def test_a_sensor_that_is_hidden_has_no_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With S1 always hidden, what S1 shows changes nothing the student says."""
+    """If S1 is always dropped, its values have no effect on the student."""
     task = small_task(sensor_dropout=1.0, drop_path_rate=0.0).train()
     crops = crops_of(task)
     hide_s1 = torch.tensor([[False, True]])
@@ -181,7 +181,7 @@ def test_a_second_phase_goes_on_with_student_teacher_and_heads(tmp_path: Path) -
 
 @pytest.fixture
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
-    """Code is traced forward and backward, and run as it is: a compiler is not always there."""
+    """Trace forward and backward with the eager backend, as a compiler may be missing."""
     compile_ = torch.compile
     monkeypatch.setattr(torch, 'compile', lambda f, **kw: compile_(f, backend='aot_eager', **kw))
     torch._dynamo.reset()

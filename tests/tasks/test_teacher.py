@@ -1,4 +1,4 @@
-"""The teacher evaluates, has no gradients, and is one average of the student."""
+"""The teacher is in evaluation mode, has no gradients, and is an average of the student."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ def with_dropout() -> Any:
 
 
 class Modes(Callback):
-    """Targets of the same crops, twice, and the modes of all networks, at each step."""
+    """Callback that records two computations of targets, and the modes of all networks."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -45,7 +45,7 @@ class Modes(Callback):
 
 
 def test_the_same_crops_have_the_same_targets_under_a_trainer(tmp_path: Path) -> None:
-    """With dropout in the fusion, before and after validation."""
+    """Targets with dropout in the fusion, before and after validation."""
     modes = Modes()
     trainer = small_trainer(tmp_path, max_epochs=2, callbacks=[modes])
     trainer.fit(with_dropout(), datamodule=RandomPairsDataModule())
@@ -92,7 +92,7 @@ def test_weights_in_half_precision_are_refused(tmp_path: Path, precision: Any) -
     ],
 )
 def test_double_precision(tmp_path: Path, case: dict[str, Any]) -> None:
-    """As in single precision, but for its rounding."""
+    """Double precision gives the results of single precision up to rounding."""
     losses = []
     for dtype in (torch.float32, torch.float64):
         torch.manual_seed(0)

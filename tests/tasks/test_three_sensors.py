@@ -1,4 +1,4 @@
-"""DINOv2 with three sensors: what its switches draw, and a step of each kind of fusion."""
+"""DINOv2 with three sensors: random draws of its settings, and a step of each fusion."""
 
 import itertools
 from typing import Any
@@ -32,7 +32,7 @@ def batch(images: int = 4, **more: Tensor) -> dict[str, Tensor]:
 
 
 def test_with_two_sensors_draws_are_those_of_always() -> None:
-    """The formulas of the code before there could be more than two, from the same numbers."""
+    """Formulas of earlier code for two sensors, from the same random numbers."""
     task = small_task(sensor_dropout=0.4, one_sensor_masks=0.7, mask_probability=1.0)
     crops = task.multi_crop({'image': torch.randn(4, 15, 48, 48)})
     for seed in range(20):

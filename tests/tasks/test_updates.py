@@ -1,4 +1,4 @@
-"""A whole run against DINOv2's updates written out in NumPy: what moves, when, and how far."""
+"""A whole run against DINOv2's updates in NumPy."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +40,7 @@ FUSION_NORM = 'backbone.fusion.mlp.1'
 
 
 def schedule(first: float, last: float, step: int, warmup: int = 0, start: float = 0.0) -> float:
-    """DINOv2's: a line through both ends of the warm-up, then half a cosine over the rest."""
+    """DINOv2's schedule: linear warm-up with both ends, then half a cosine."""
     if step < warmup:
         return start + (first - start) * step / (warmup - 1)
     angle = np.pi * (step - warmup) / (STEPS - warmup)
@@ -48,7 +48,7 @@ def schedule(first: float, last: float, step: int, warmup: int = 0, start: float
 
 
 def values(step: int, batch: int = 4) -> dict[str, float]:
-    """What changes from step to step."""
+    """Compute the values of all schedules."""
     lr = schedule(0.05 * np.sqrt(batch / 1024), 1e-4, step, 2 * EPOCH)
     return {
         'lr': lr,
@@ -190,7 +190,7 @@ def test_student_moves_as_adamw_says(run: Run) -> None:
 
 
 def test_teacher_follows_by_the_momentum_of_the_step(run: Run) -> None:
-    """All of it, backbone and heads, towards the student after the step."""
+    """Backbone and heads of the teacher move towards the student after the step."""
     assert run.teachers[0].keys() == run.students[0].keys()
     for name, value in run.teachers[0].items():
         np.testing.assert_array_equal(value, run.students[0][name])

@@ -1,4 +1,4 @@
-"""A checkpoint carries the definitions of its sensors, and loads where they are not known."""
+"""A checkpoint stores the definitions of its sensors, and loads where they are unknown."""
 
 import json
 from collections.abc import Iterator
@@ -45,7 +45,7 @@ def image() -> Tensor:
 
 @pytest.fixture(scope='module')
 def made(tmp_path_factory: pytest.TempPathFactory, image: Tensor) -> tuple[Path, Tensor]:
-    """A checkpoint of a model with a sensor that only the run knew, and its tokens."""
+    """Make a checkpoint of a model with a sensor that is not registered, and its tokens."""
     path = tmp_path_factory.mktemp('planet') / 'planet.ckpt'
     torch.manual_seed(0)
     with kept_registry():
@@ -98,7 +98,7 @@ def test_a_model_built_by_name_takes_it_from_the_weights(
 def test_a_task_of_torchgeos_on_it_is_mapped_and_resumed(
     made: tuple[Path, Tensor], image: Tensor, tmp_path: Path
 ) -> None:
-    """What TorchGeo looks for among the weights is no weight of the model."""
+    """The marker that TorchGeo looks up is not a weight of the model."""
     with kept_registry():
         task = Classification(model=MODEL, in_channels=17, num_classes=4, weights=str(made[0]))
         trainer = Trainer(accelerator='cpu', logger=False, enable_progress_bar=False)
@@ -190,7 +190,7 @@ def test_a_checkpoint_without_definitions_names_the_unknown_sensor(
 
 
 def test_a_vit_of_the_sensor_brings_the_definition(made: tuple[Path, Tensor]) -> None:
-    """Export of one sensor's ViT into a model that is built after reading nothing else."""
+    """The export of one sensor's ViT suffices to build a model for that sensor."""
     path = made[0].with_name('vit.safetensors')
     target = timm.create_model(
         'geofm_vit_tiny_patch16_s2',

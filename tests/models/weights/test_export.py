@@ -1,4 +1,4 @@
-"""What is written is what is read: by us, by timm, by DINOv2's layout, by TorchGeo."""
+"""Exports give the same tokens when loaded by geofm, timm, DINOv2 and TorchGeo."""
 
 import json
 import math
@@ -33,7 +33,7 @@ BANDS = ['B08', 'VV', 'B02', 'VH', 'B11']
 
 
 def checkpoint(folder: Path, name: str, bands: list[str] | None = None, **args: Any) -> Path:
-    """A checkpoint in the layout that `geofm fit` writes."""
+    """Write a checkpoint in the layout of `geofm fit`."""
     model_args = {**SMALL, 'img_size': 64, **args}
     hparams = {
         'model': name,
@@ -162,7 +162,7 @@ def test_the_one_vit_of_early_fusion(tmp_path: Path) -> None:
 
 
 def test_dinov2s_layout_is_its_authors(tmp_path: Path) -> None:
-    """Names and shapes of `dinov2_vits14_reg4_pretrain.pth`, as their README and hub give them."""
+    """Names and shapes of `dinov2_vits14_reg4_pretrain.pth` as published by its authors."""
     path = checkpoint(tmp_path, 'geofm_vit_tiny_patch14_s2', ['B04', 'B03', 'B02'], img_size=70)
     output = export_backbone(path, tmp_path / 'a.pth', 'dinov2').path
     shapes = {k: tuple(v.shape) for k, v in torch.load(output, weights_only=True).items()}
@@ -222,7 +222,7 @@ def test_what_cannot_be_written_is_said(fused: Path, tmp_path: Path) -> None:
 
 
 def _dinov2_positions(stored: Tensor, size: int, antialias: bool, offset: float) -> Tensor:
-    """Positions of the patches as ``DinoVisionTransformer.interpolate_pos_encoding`` has them."""
+    """Interpolate positions as ``DinoVisionTransformer.interpolate_pos_encoding`` does."""
     side = math.isqrt(stored.shape[1] - 1)
     scale: dict[str, Any] = {'size': (size, size)}
     if offset:

@@ -1,4 +1,4 @@
-"""Weights of others in our encoders: what they compute is what comes out."""
+"""Encoders with weights of other projects compute what the original models compute."""
 
 import re
 import warnings
@@ -31,7 +31,7 @@ BGR = RGB[::-1]
 
 
 def ours(name: str = 'geofm_vit_tiny_patch16_s2', **kwargs: Any) -> MultiSensorViT:
-    """One of our models; a small one of three S2 bands by default."""
+    """Build a small geofm model, by default with three S2 bands."""
     if name == 'geofm_vit_tiny_patch16_s2':
         kwargs = {'bands': BGR, 'in_chans': 3, **SMALL, 'img_size': 64, **kwargs}
     model = timm.create_model(name, num_classes=0, **kwargs).eval()
@@ -45,7 +45,7 @@ def small_timm(**kwargs: Any) -> timm.models.VisionTransformer:
 
 
 def load(model: MultiSensorViT, weights: Weights) -> str:
-    """Load, and return what was said."""
+    """Load weights, and return the warnings."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')
         load_backbone_weights(model, weights)
@@ -53,7 +53,7 @@ def load(model: MultiSensorViT, weights: Weights) -> str:
 
 
 def same_tokens(tokens: Tensor, expected: Tensor) -> None:
-    """Equal but for rounding: timm embeds patches by a convolution, we by a product."""
+    """Compare up to rounding: timm embeds patches by convolution, geofm by a matrix product."""
     torch.testing.assert_close(tokens, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_tokens_of_dinov2_are_timms(layout: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
 def test_a_position_of_cls_goes_into_the_token(suffix: str, tmp_path: Path) -> None:
-    """A timm ViT of the old build, its weights exact in what they compute."""
+    """Load a timm ViT with positions of CLS, and compare the tokens."""
     reference = small_timm()
     assert reference.get_parameter('pos_embed').shape[1] == 17
     path = tmp_path / f'vit{suffix}'
@@ -201,7 +201,7 @@ def test_what_is_not_loaded_is_listed(tmp_path: Path) -> None:
 
 
 def test_patches_of_another_size_see_the_same(tmp_path: Path) -> None:
-    """FlexiViT's resampling: a patch that is enlarged alike is embedded as it was."""
+    """FlexiViT's resampling: an enlarged patch has the embedding of the original patch."""
     reference = small_timm(patch_size=8, img_size=32)
     model = ours(reg_tokens=0)
     load(model, named(save(reference.state_dict(), tmp_path / 'vit.pth')))
@@ -270,7 +270,7 @@ def test_one_source_a_sensor(tmp_path: Path) -> None:
 def test_torchgeos_weights_by_file_and_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the layout of `ViTSmall16_Weights.SENTINEL2_ALL_DINO`; the name downloads at use."""
+    """Weights in the layout of `ViTSmall16_Weights.SENTINEL2_ALL_DINO`, as a file and by name."""
     reference = timm_vit('vit_small_patch16_224', in_chans=13)
     state = reference.state_dict()
     model = ours('geofm_vit_small_patch16_s2', in_chans=13, reg_tokens=0)
@@ -301,7 +301,7 @@ def test_torchgeos_weights_by_file_and_by_name(
 
 
 def test_softcons_layout(tmp_path: Path) -> None:
-    """SoftCON's Sentinel-1 weights: DINOv2's ViT at 224 px, 14 px a patch, no register."""
+    """SoftCON's Sentinel-1 weights: DINOv2's ViT for 224 px, patches of 14 px, no registers."""
     reference = timm_vit('vit_small_patch14_dinov2', in_chans=2, img_size=224)
     model = ours('geofm_vit_small_patch14_s1', in_chans=2, reg_tokens=0)
     said = load(model, save(reference.state_dict(), tmp_path / 'softcon.pth'))

@@ -1,4 +1,4 @@
-"""No file makes geofm call out, run out of memory, or end in a traceback."""
+"""Untrusted files cause no network access, no excessive memory, and no traceback."""
 
 import json
 import pickle
@@ -49,7 +49,7 @@ def state() -> dict[str, Any]:
 
 @pytest.fixture
 def no_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever would leave the process, or read a model from elsewhere."""
+    """Fail on network access, subprocesses, and models from other files."""
 
     def refuse(*args: Any, **_: Any) -> Any:
         raise AssertionError(f'called out: {args}')
@@ -216,7 +216,7 @@ class Harmful:
 
 
 def malformed(folder: Path, state: dict[str, Any]) -> dict[str, Path]:
-    """Files that are no checkpoints, each in its way."""
+    """Write files that are no valid checkpoints, each for another reason."""
     good = write(folder, state, name='good.ckpt').read_bytes()
     name = 'model.encoders.s2.norm.weight'
     contents: dict[str, Any] = {
@@ -344,7 +344,7 @@ _ODD: tuple[Any, ...] = (
 
 
 def _mutate_content(content: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """A copy in which a value somewhere is dropped, replaced or renamed."""
+    """Copy content and drop, replace or rename a random value."""
     content = dict(content)
     key = rng.choice(sorted(content, key=str))
     if isinstance(content[key], dict) and content[key] and rng.random() < 0.85:
@@ -378,7 +378,7 @@ def _mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def test_mutated_checkpoints_raise_one_kind_of_error(tmp_path: Path) -> None:
-    """200 files: keys and types changed, bytes flipped and cut off, of both formats."""
+    """200 files of both formats, with changed keys and types, flipped bytes, or truncated."""
     rng = random.Random(0)
     bands = ['B04', 'B03', 'B02']
     name = 'geofm_vit_tiny_patch16_s2'

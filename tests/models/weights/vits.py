@@ -1,4 +1,4 @@
-"""ViTs of others with random weights, as their files hold them."""
+"""ViTs with random weights in the formats of other projects."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ SMALL: dict[str, Any] = {'embed_dim': 32, 'depth': 3, 'num_heads': 2}
 
 
 def randomise(model: nn.Module) -> None:
-    """Weights that no initialisation gives, of which each one matters."""
+    """Replace all weights by random values that no initialisation produces."""
     for name, parameter in model.named_parameters():
         noise = torch.randn_like(parameter)
         with torch.no_grad():
@@ -25,7 +25,7 @@ def randomise(model: nn.Module) -> None:
 
 
 def timm_vit(name: str = 'vit_small_patch14_reg4_dinov2', **kwargs: Any) -> VisionTransformer:
-    """A timm ViT with random weights that takes images of any size."""
+    """Build a timm ViT with random weights for images of any size."""
     kwargs = {'num_classes': 0, 'dynamic_img_size': True, **kwargs}
     model = timm.create_model(name, **kwargs).eval()
     assert isinstance(model, VisionTransformer)
@@ -34,7 +34,7 @@ def timm_vit(name: str = 'vit_small_patch14_reg4_dinov2', **kwargs: Any) -> Visi
 
 
 def dinov2_state(model: VisionTransformer, registers: int, swiglu: bool = False) -> dict[str, Any]:
-    """Random weights in the layout of DINOv2's own files, of the same build as a timm ViT."""
+    """Make random weights in the layout of DINOv2's files, for the architecture of a timm ViT."""
     width = model.embed_dim
     state: dict[str, Tensor] = {}
     for key, value in model.state_dict().items():
@@ -53,12 +53,12 @@ def dinov2_state(model: VisionTransformer, registers: int, swiglu: bool = False)
 
 
 def load_dinov2(model: VisionTransformer, state: dict[str, Tensor]) -> None:
-    """Load DINOv2's layout into a timm ViT, as timm does it."""
+    """Load weights in DINOv2's layout into a timm ViT with timm's conversion."""
     model.load_state_dict(checkpoint_filter_fn(dict(state), model))
 
 
 def chunked(state: dict[str, Tensor], chunks: int, depth: int) -> dict[str, Tensor]:
-    """The same with the blocks in chunks, as DINOv2 trains them."""
+    """Rename blocks to chunks, as in DINOv2 training with FSDP."""
     size = depth // chunks
     out = {}
     for key, value in state.items():
