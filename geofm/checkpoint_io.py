@@ -12,7 +12,7 @@ from fsspec.implementations.local import LocalFileSystem
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from geofm.atomic import atomic_file, part_of, remove_leftovers
-from geofm.models.checkpoints.sharded import is_sharded, read_sharded
+from geofm.models.checkpoints import is_sharded, read_sharded
 
 # Names of checkpoints that are being written, or folders that are being replaced.
 _PARTIAL = re.compile(r'\.(?P<name>.+\.ckpt)\.[^.]*\.\d+\.part\.ckpt(\.before)?')

@@ -19,9 +19,9 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from geofm.atomic import atomic_folder
-from geofm.losses.ranks import gathered
-from geofm.models.checkpoints.sharded import is_sharded, load_shards, read_rest
-from geofm.models.tokens import SensorTokens
+from geofm.losses import gathered
+from geofm.models import SensorTokens
+from geofm.models.checkpoints import is_sharded, load_shards, read_rest
 
 
 class FullyShardedStrategy(ModelParallelStrategy):

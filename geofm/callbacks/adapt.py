@@ -12,14 +12,14 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from geofm.models import MultiSensorViT
-from geofm.models.checkpoints.files import CheckpointError
-from geofm.models.weights.adapters import (
+from geofm.models.checkpoints import CheckpointError
+from geofm.models.weights import (
     adapted_layers,
     adapter_state,
     add_adapters,
     load_adapter_state,
 )
-from geofm.tasks.parameters import layer_scale, scale_learning_rates
+from geofm.tasks import layer_scale, scale_learning_rates
 
 #: Key of the adapters in a checkpoint.
 KEY = 'geofm_adapters'

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from geofm.losses.ranks import reduced
+from geofm.losses import reduced
 
 #: Largest number of features gathered from several ranks. The singular value decomposition of more
 #: is slow.

@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from geofm.atomic import atomic_file
 from geofm.checkpoint_io import AtomicCheckpointIO, local_path
-from geofm.models.checkpoints.sharded import SHARDS_REST, is_sharded
+from geofm.models.checkpoints import SHARDS_REST, is_sharded
 
 #: Key of the run's id in a checkpoint and in :data:`RUN_FILE`.
 KEY = 'run'

@@ -12,17 +12,16 @@ from torch.utils.data import DataLoader, IterableDataset
 from torchgeo.datamodules import BaseDataModule
 from torchmetrics.utilities.distributed import gather_all_tensors
 
-from geofm.datamodules import NamedBandsDataModule
-from geofm.datamodules.sampling import run_seed
+from geofm.datamodules import NamedBandsDataModule, run_seed
 from geofm.evaluation import (
     LabelledFeatures,
     encoder_of,
     extract_features,
     knn_accuracy,
     knn_average_precision,
+    side_by_side,
 )
 from geofm.evaluation.backbones import Encoder
-from geofm.evaluation.features import side_by_side
 from geofm.models import MultiSensorViT
 from geofm.sensors import BandError
 

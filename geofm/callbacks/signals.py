@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from geofm.callbacks.identity import RunIdentity, remove_requeues
 from geofm.checkpoint_io import local_path
-from geofm.losses.ranks import reduced
-from geofm.tasks.pretraining import PretrainingTask
+from geofm.losses import reduced
+from geofm.tasks import PretrainingTask
 
 #: Signals that end a run; Windows has no SIGUSR1.
 _SIGNALS = ('SIGTERM', 'SIGUSR1')

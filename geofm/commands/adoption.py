@@ -8,10 +8,9 @@ import timm
 from lightning.fabric.utilities import rank_zero_info
 
 from geofm.models import MODEL_NAMES, CheckpointError
-from geofm.models.checkpoints.model_file import ModelFile, read_model
-from geofm.models.checkpoints.sharded import is_sharded
-from geofm.models.weights.torchgeo import is_for_dpt
-from geofm.tasks.pretraining import PretrainingTask
+from geofm.models.checkpoints import ModelFile, is_sharded, read_model
+from geofm.models.weights import is_for_dpt
+from geofm.tasks import PretrainingTask
 
 #: Models of TorchGeo's segmentation tasks that are built around a backbone.
 _DECODERS = ('unet', 'deeplabv3+', 'upernet', 'segformer', 'dpt')

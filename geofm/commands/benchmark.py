@@ -18,11 +18,11 @@ from geofm.evaluation import (
     labelled_data,
     print_report,
     run_benchmark,
+    write_figures,
     write_report,
 )
 from geofm.evaluation.backbones import Missing
 from geofm.evaluation.data import Task
-from geofm.evaluation.figures import write_figures
 from geofm.locking import locked_folder
 from geofm.printing import printable, say
 

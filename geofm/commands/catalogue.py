@@ -9,13 +9,16 @@ from rich.table import Table
 from rich.text import Text
 
 from geofm.atomic import atomic_file
-from geofm.datasets.catalogue.catalogue import Catalogue, update_catalogue
-from geofm.datasets.catalogue.inspection import UNNAMED, look_at_values
-from geofm.datasets.catalogue.scenes import Scenes
-from geofm.datasets.pairs.inputs import Listing
-from geofm.datasets.pairs.pairing import pair_scenes
-from geofm.datasets.pairs.skipped import Reason, Skipped
-from geofm.datasets.pairs.table import Draft, PairTable, check_overlap
+from geofm.datasets.catalogue import UNNAMED, Catalogue, Scenes, look_at_values, update_catalogue
+from geofm.datasets.pairs import (
+    Draft,
+    Listing,
+    PairTable,
+    Reason,
+    Skipped,
+    check_overlap,
+    pair_scenes,
+)
 from geofm.printing import printable, say
 from geofm.sensors import DEFAULT_SENSORS, SENSORS
 from geofm.units import warn_of_unit, wrong_unit

@@ -14,6 +14,6 @@ def change(before: Path, after: Path, output: Path = Path('maps')) -> None:
         output: Folder of <scene>_change.tif. If this is the folder with the products of the second
             date, `geofm page` shows the change as a layer.
     """
-    from geofm.maps.make.change import map_change
+    from geofm.maps.make import map_change
 
     say(map_change(before, after, output, f'geofm change {before.name} {after.name}'))

@@ -11,9 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from geofm.evaluation.accuracy import Accuracy
-from geofm.maps.few_labels.classify import Classified, Fitting, classify_scenes
-from geofm.maps.few_labels.heads import Head
+from geofm.evaluation import Accuracy
+from geofm.maps.few_labels import Classified, Fitting, Head, classify_scenes
 from geofm.maps.scene import files_by_sensor
 from geofm.messages import UsageError
 from geofm.printing import say

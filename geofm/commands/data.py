@@ -119,7 +119,7 @@ def split(
         test: Fraction of the ROIs for testing, 0 to 1.
         seed: Seed of the random split.
     """
-    from geofm.datasets.splitting import split_tree
+    from geofm.datasets import split_tree
 
     fractions = None if val is None and test is None else (val or 0.0, test or 0.0)
     for name, files in split_tree(root, dest, copy, fractions, seed).items():

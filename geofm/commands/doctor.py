@@ -166,7 +166,7 @@ def _attention() -> list[Finding]:
     """Find the attention implementation of each device, and check xformers."""
     import torch
 
-    from geofm.models.packed_attention import choose_attention
+    from geofm.models import choose_attention
 
     cuda = torch.cuda.is_available()
     wanted = [('CPU', torch.device('cpu'), torch.float32)]
@@ -222,7 +222,7 @@ def _system() -> list[Finding]:
 
 def _cache() -> Finding:
     """Check the folder for catalogues of read-only data."""
-    from geofm.datasets.catalogue.catalogue import in_cache
+    from geofm.datasets.catalogue import in_cache
 
     folder = in_cache(Path.cwd()).parent
     existing = next(path for path in (folder, *folder.parents) if path.exists())

@@ -38,8 +38,7 @@ def export(
             raise UsageError(f'--to {to} takes neither --sensor nor --license nor --half')
         from rich.console import Console
 
-        from geofm.deploy import deploy
-        from geofm.deploy.program import TOLERANCE
+        from geofm.deploy import TOLERANCE, deploy
 
         with Console(stderr=True).status('tracing, writing and comparing with PyTorch'):
             deployed = deploy(checkpoint, output, to)

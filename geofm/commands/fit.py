@@ -32,7 +32,7 @@ from geofm.commands.resume import is_requeued, newest_checkpoint, refuse_requeue
 from geofm.messages import ShortErrors, UsageError
 from geofm.printing import say
 from geofm.sensors import load_sensors
-from geofm.tasks.pretraining import NO_STEPS, networks_on_meta
+from geofm.tasks import NO_STEPS, networks_on_meta
 
 #: Names of the strategy that shards the model, in configurations.
 _SHARDING = ('fsdp2', 'geofm.strategies.FullyShardedStrategy')

@@ -8,13 +8,11 @@ from geofm.commands.tables_mapped import command_line, raise_failed, say_scenes
 from geofm.locking import locked_folder
 from geofm.maps import Options, Product, map_scene, plot_products, read_item, save_figure
 from geofm.maps import search as search_embeddings
-from geofm.maps.make.products import map_table
-from geofm.maps.make.tables import Part, own_device
+from geofm.maps.make import Part, map_table, own_device
 from geofm.maps.scene import Missing, TableScenes, files_by_sensor
-from geofm.maps.view.figure import DRAWN
-from geofm.maps.view.places import SearchResult
+from geofm.maps.view import DRAWN, SearchResult
 from geofm.messages import UsageError
-from geofm.models.timm_vit import load_model
+from geofm.models import load_model
 from geofm.printing import say
 from geofm.rasters import Address
 from geofm.sensors import reference_sensor as reference_of

@@ -7,22 +7,23 @@ from pathlib import Path
 from rich.console import Console
 
 from geofm.commands.tables_mapped import command_line, raise_failed, say_scenes
-from geofm.datasets.archive.dataset import Split
+from geofm.datasets import SplitRule
+from geofm.datasets.archive import Split
 from geofm.datasets.labels import LabelSource, open_labels
-from geofm.datasets.splitting import SplitRule
-from geofm.maps.make.predict import (
+from geofm.maps.make import (
     ClassProduct,
+    Part,
     Prediction,
     PredictOptions,
+    own_device,
     predict_files,
     predict_table,
 )
-from geofm.maps.make.tables import Part, own_device
 from geofm.maps.scene import Missing, TableScenes, files_by_sensor
 from geofm.messages import UsageError
 from geofm.printing import say
 from geofm.sensors import BandError, check_bands
-from geofm.tasks.fine_tuned import load_fine_tuned
+from geofm.tasks import load_fine_tuned
 
 
 def predict(
@@ -196,7 +197,7 @@ def _assess(
     sources: Mapping[Path, LabelSource], reference: str, block: int, output: Path, stem: str
 ) -> None:
     """Print and write the accuracy of maps."""
-    from geofm.evaluation.map_accuracy import assess_maps
+    from geofm.evaluation import assess_maps
 
     accuracy = assess_maps(sources, reference, block)
     Console().print(accuracy.table(reference))

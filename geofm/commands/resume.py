@@ -8,7 +8,7 @@ from typing import Any
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from geofm.callbacks.identity import RUN_FILE, read_run_file, requeue_checkpoints, run_of
+from geofm.callbacks import RUN_FILE, read_run_file, requeue_checkpoints, run_of
 
 _ADVICE = 'give another --trainer.default_root_dir, or the checkpoint to resume from as --ckpt_path'
 

@@ -18,8 +18,8 @@ def scene(table: Path, place: str, output: Path | None = None, date: str | None 
         output: Folder to write to; by default named after the place.
         date: Date as YYYY-MM-DD, to use the observation closest to it; by default the first.
     """
-    from geofm.datasets.archive.scene_files import write_scene
-    from geofm.datasets.table.scanning import open_table
+    from geofm.datasets.archive import write_scene
+    from geofm.datasets.table import open_table
     from geofm.sensors import SENSORS
 
     # The name of a place may hold any characters.

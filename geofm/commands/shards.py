@@ -4,13 +4,17 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from geofm.datasets import EmptySplitError, RasterArchive
-from geofm.datasets.archive.dataset import Split
-from geofm.datasets.archive.mapping import open_archive
-from geofm.datasets.archive.windowing import Edge
-from geofm.datasets.pairs.table import MIN_OVERLAP
-from geofm.datasets.shards import INDEX, SHARD_BYTES, upload_shards, write_shards
-from geofm.datasets.splitting import SplitRule
+from geofm.datasets import (
+    INDEX,
+    SHARD_BYTES,
+    EmptySplitError,
+    RasterArchive,
+    SplitRule,
+    upload_shards,
+    write_shards,
+)
+from geofm.datasets.archive import Edge, Split, open_archive
+from geofm.datasets.pairs import MIN_OVERLAP
 from geofm.printing import say
 
 

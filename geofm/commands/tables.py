@@ -4,17 +4,18 @@ from pathlib import Path
 
 import numpy as np
 
-from geofm.datasets.layouts import find_layout
-from geofm.datasets.table.columns import NO_TIME
-from geofm.datasets.table.indexing import Indexed, index_folder
-from geofm.datasets.table.observations import Observations
-from geofm.datasets.table.raster_table import RasterTable
-from geofm.datasets.table.scanning import (
+from geofm.datasets import find_layout
+from geofm.datasets.table import (
+    NO_TIME,
+    Indexed,
+    Observations,
+    RasterTable,
     check_places,
     count_problems,
+    index_folder,
+    index_stac,
     scan_table,
 )
-from geofm.datasets.table.stac import index_stac
 from geofm.printing import say
 from geofm.sensors import SENSORS
 

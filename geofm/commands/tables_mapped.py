@@ -4,7 +4,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from geofm.maps.make.tables import TableRun
+from geofm.maps.make import TableRun
 from geofm.printing import say
 
 

@@ -16,7 +16,7 @@ def replay(dump: Path, device: str = 'cpu', run: Path | None = None) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from geofm.tasks.nonfinite import replay as replay_step
+    from geofm.tasks import replay as replay_step
 
     table = Table('quantity', 'value')
     for name, value in replay_step(dump, device, _teacher(run)).items():
@@ -30,7 +30,7 @@ def _teacher(config: Path | None) -> dict[str, Any]:
         return {}
     import yaml
 
-    from geofm.tasks.teacher import Teacher
+    from geofm.tasks import Teacher
 
     content = yaml.safe_load(config.read_text())
     try:

@@ -8,6 +8,7 @@ from geofm.datamodules.masked_archive import MaskedArchiveDataModule
 from geofm.datamodules.mmflood_height import MMFloodHeightDataModule
 from geofm.datamodules.named_bands import NamedBandsDataModule
 from geofm.datamodules.raster_archive import RasterArchiveDataModule
+from geofm.datamodules.sampling import run_seed
 from geofm.datamodules.sen12mscr import SEN12MSCRDataModule
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
 from geofm.datamodules.shards import ShardsDataModule
@@ -24,4 +25,5 @@ __all__ = (
     'SEN12MSCRTSDataModule',
     'SampleLandCoverDataModule',
     'ShardsDataModule',
+    'run_seed',
 )

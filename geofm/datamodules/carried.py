@@ -7,13 +7,11 @@ from typing import Any
 
 from torchgeo.datamodules import BaseDataModule
 
-from geofm.datasets.statistics import read_statistics
+from geofm.datasets import read_statistics
 from geofm.models import MultiSensorViT
-from geofm.models.checkpoints.model_file import read_model
-from geofm.models.checkpoints.statistics import INPUT, carry_statistics
+from geofm.models.checkpoints import INPUT, carry_statistics, read_model
 from geofm.printing import warn
-from geofm.transforms import Normalize
-from geofm.transforms.statistics import InputStatistics, statistics_of
+from geofm.transforms import InputStatistics, Normalize, statistics_of
 
 
 class NormalizingDataModule(BaseDataModule):

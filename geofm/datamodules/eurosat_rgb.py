@@ -7,7 +7,7 @@ from torchgeo.datamodules import NonGeoDataModule
 
 from geofm.datamodules.targets import CheckedTargets
 from geofm.datamodules.transfer import PlacesStay
-from geofm.datasets.eurosat_rgb import EuroSATRGB
+from geofm.datasets import EuroSATRGB
 
 
 class EuroSATRGBDataModule(CheckedTargets, PlacesStay, NonGeoDataModule):

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Path
 
 from geofm.datamodules.masked_archive import TargetArchiveDataModule
-from geofm.datasets.archive.labelled import LabelledArchive, Target
-from geofm.datasets.archive.masked import IGNORE
+from geofm.datasets.archive import IGNORE, LabelledArchive, Target
 from geofm.legend import LEGEND_TAG, Legend
 from geofm.printing import warn
 

@@ -10,7 +10,7 @@ from geofm.datamodules.carried import NormalizingDataModule
 from geofm.datamodules.targets import CheckedTargets
 from geofm.datamodules.transfer import PlacesStay
 from geofm.datamodules.units import WatchedUnits
-from geofm.datasets.landcover import SampleLandCover
+from geofm.datasets import SampleLandCover
 from geofm.sensors import BANDS
 
 

@@ -10,8 +10,8 @@ from geofm.datamodules.carried import NormalizingDataModule
 from geofm.datamodules.targets import CheckedTargets
 from geofm.datamodules.transfer import PlacesStay
 from geofm.datamodules.units import WatchedUnits
-from geofm.datasets.archive.masked import MaskedArchive, TargetArchive
-from geofm.datasets.splitting import SplitRule
+from geofm.datasets import SplitRule
+from geofm.datasets.archive import MaskedArchive, TargetArchive
 from geofm.sensors import bands_of, check_bands
 
 

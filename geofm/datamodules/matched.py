@@ -10,9 +10,8 @@ from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.resumable import ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
-from geofm.datasets import EmptySplitError, MultiDate, pad_and_stack
-from geofm.datasets.pairs.dataset import MatchedDataset
-from geofm.datasets.windows import RandomWindows
+from geofm.datasets import EmptySplitError, MultiDate, RandomWindows, pad_and_stack
+from geofm.datasets.pairs import MatchedDataset
 from geofm.printing import warn
 
 #: A split, or all samples.

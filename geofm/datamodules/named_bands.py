@@ -10,8 +10,7 @@ from torchgeo.datasets.utils import Sample
 from geofm.datamodules.resumable import TIMEOUT, ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
 from geofm.datamodules.targets import CheckedTargets
-from geofm.datasets.collate import pad_and_stack
-from geofm.datasets.named_bands import NamedBands, S1Unit, wanted_bands
+from geofm.datasets import NamedBands, S1Unit, pad_and_stack, wanted_bands
 from geofm.models import MultiSensorViT
 from geofm.sensors import BandError, check_bands
 

@@ -18,21 +18,19 @@ from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.matched import AnySplit, MatchedDataModule
 from geofm.datamodules.resumable import TIMEOUT, StartMethod
-from geofm.datasets import RasterArchive
-from geofm.datasets.archive.archive_table import Archive
-from geofm.datasets.archive.mapping import open_archive
-from geofm.datasets.archive.windowing import Edge
-from geofm.datasets.layouts import find_layout
-from geofm.datasets.memory.release import give_back
-from geofm.datasets.pairs.dataset import OnError
-from geofm.datasets.pairs.table import MIN_OVERLAP
-from geofm.datasets.seeded import Seeded
-from geofm.datasets.splitting import SplitRule
-from geofm.datasets.statistics import BandStatistics, write_statistics
-from geofm.datasets.table.address import file_of
-from geofm.datasets.table.indexing import index_folder
-from geofm.datasets.table.scanning import open_table
-from geofm.datasets.windows import RandomWindows
+from geofm.datasets import (
+    BandStatistics,
+    RandomWindows,
+    RasterArchive,
+    Seeded,
+    SplitRule,
+    find_layout,
+    write_statistics,
+)
+from geofm.datasets.archive import Archive, Edge, open_archive
+from geofm.datasets.memory import give_back
+from geofm.datasets.pairs import MIN_OVERLAP, OnError
+from geofm.datasets.table import file_of, index_folder, open_table
 from geofm.printing import warn
 from geofm.sensors import SENSORS, bands_of, canonical_order, check_bands, sensor_channels
 

@@ -22,8 +22,8 @@ from geofm.datamodules.skipped import SkippedFiles, innermost
 from geofm.datamodules.stalled import Watched, WatchedLoader, ignore_sigusr1
 from geofm.datamodules.transfer import PlacesStay
 from geofm.datamodules.units import WatchedUnits
-from geofm.datasets.files import files_of
-from geofm.models.checkpoints.statistics import INPUT
+from geofm.datasets import files_of
+from geofm.models.checkpoints import INPUT
 from geofm.transforms import Normalize
 
 #: Start method of worker processes.

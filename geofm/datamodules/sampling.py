@@ -13,7 +13,7 @@ from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.order import Shuffle
 from geofm.datamodules.stalled import WatchedLoader
-from geofm.datasets.seeded import Visit
+from geofm.datasets import Visit
 
 #: Number of positions of the order that are computed at once.
 _AT_ONCE = 2**14

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 
 from geofm.datamodules.resumable import TIMEOUT, StartMethod
 from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
-from geofm.datasets.pairs.dataset import OnError
-from geofm.datasets.pairs.table import MIN_OVERLAP
-from geofm.datasets.sen12mscr import SEN12MSCR, Sky
+from geofm.datasets import SEN12MSCR, Sky
+from geofm.datasets.pairs import MIN_OVERLAP, OnError
 from geofm.sensors import BANDS
 
 

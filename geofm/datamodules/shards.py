@@ -8,8 +8,7 @@ from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.resumable import TIMEOUT, ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
-from geofm.datasets.collate import pad_and_stack
-from geofm.datasets.shards import ShardError, Shards, is_remote
+from geofm.datasets import ShardError, Shards, is_remote, pad_and_stack
 from geofm.sensors import bands_of, canonical_order
 
 

@@ -11,8 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 from torchgeo.datasets.utils import Sample
 
-from geofm.datasets.files import files_of
-from geofm.datasets.seeded import Seeded
+from geofm.datasets import Seeded, files_of
 
 #: Maximum number of files in a message.
 _NAMED = 3

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 
-from geofm.datasets.transfer import stays_on_host
+from geofm.datasets import stays_on_host
 from geofm.device import copy_beside
 
 

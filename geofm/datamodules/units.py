@@ -5,7 +5,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 
 from geofm.datamodules.narrow import widen
-from geofm.transforms.normalize import Normalize
+from geofm.transforms import Normalize
 from geofm.units import UnitWatch
 
 

@@ -9,9 +9,8 @@ import torch
 
 from geofm.deploy.network import BackboneNetwork, Network, TaskNetwork
 from geofm.deploy.program import trace
-from geofm.models.checkpoints.backbones import build_backbone
-from geofm.models.checkpoints.model_file import read_model
-from geofm.tasks.fine_tuned import load_fine_tuned
+from geofm.models.checkpoints import build_backbone, read_model
+from geofm.tasks import load_fine_tuned
 
 #: Formats, which are also the suffixes of their files.
 Format = Literal['onnx', 'pt2']

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from geofm.models import MultiSensorViT
-from geofm.models.checkpoints.definitions import carry_sensors
-from geofm.models.checkpoints.statistics import carry_statistics
+from geofm.models.checkpoints import carry_sensors, carry_statistics
 from geofm.sensors import band_indices, canonical_bands, sensor_channels
-from geofm.tasks.fine_tuned import FineTuned, logits
-from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
+from geofm.tasks import FineTuned, logits
+from geofm.transforms import NO_STATISTICS, InputStatistics
 
 #: Names of the inputs in addition to the sensors.
 PRESENT, DATES = 'present', 'dates'

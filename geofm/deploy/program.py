@@ -8,9 +8,8 @@ from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
 from geofm.deploy.network import DATES, PRESENT, Network
-from geofm.models import CheckpointError
-from geofm.models.checkpoints.trust import one_line
-from geofm.models.dates import NO_DATE
+from geofm.models import NO_DATE, CheckpointError
+from geofm.models.checkpoints import one_line
 
 #: Largest difference between a written file and PyTorch, see :func:`compare`.
 TOLERANCE = 1e-4

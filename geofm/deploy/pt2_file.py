@@ -9,7 +9,7 @@ from torch.export import ExportedProgram
 from geofm.atomic import atomic_file
 from geofm.deploy.network import Network
 from geofm.deploy.program import compare
-from geofm.models.checkpoints.files import METADATA
+from geofm.models.checkpoints import METADATA
 
 #: Name of the metadata among the extra files.
 EXTRA = f'{METADATA}.json'

@@ -1,10 +1,13 @@
 """How good are the features? Probes on labelled data, and the baselines beside them."""
 
+from geofm.evaluation.accuracy import Accuracy, Confusions
 from geofm.evaluation.backbones import BackboneConfig, encoder_of
 from geofm.evaluation.benchmark import Probe, ProbeSettings, run_benchmark
 from geofm.evaluation.data import LabelledData, labelled_data
 from geofm.evaluation.data.paired import PairedDataModule
-from geofm.evaluation.features import LabelledFeatures, extract_features
+from geofm.evaluation.features import LabelledFeatures, extract_features, side_by_side
+from geofm.evaluation.figures import write_figures
+from geofm.evaluation.map_accuracy import assess_maps
 from geofm.evaluation.probes.knn import (
     knn_accuracy,
     knn_average_precision,
@@ -15,7 +18,9 @@ from geofm.evaluation.probes.knn import (
 from geofm.evaluation.report import Report, Score, print_report, write_report
 
 __all__ = (
+    'Accuracy',
     'BackboneConfig',
+    'Confusions',
     'LabelledData',
     'LabelledFeatures',
     'PairedDataModule',
@@ -23,6 +28,7 @@ __all__ = (
     'ProbeSettings',
     'Report',
     'Score',
+    'assess_maps',
     'encoder_of',
     'extract_features',
     'knn_accuracy',
@@ -32,6 +38,8 @@ __all__ = (
     'labelled_data',
     'print_report',
     'run_benchmark',
+    'side_by_side',
     'whiten',
+    'write_figures',
     'write_report',
 )

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 import geofm
-from geofm.datasets.transfer import tensors_to
+from geofm.datasets import tensors_to
 from geofm.evaluation.backbones import Adapter, Encoder
 from geofm.evaluation.data import LabelledData, Split, class_labels
-from geofm.models.checkpoints.files import write_safetensors
-from geofm.models.checkpoints.hashing import hash_tensors
+from geofm.models.checkpoints import hash_tensors, write_safetensors
 from geofm.sensors import added_sensors
 
 #: Code whose change may change features, in the folder of the package.

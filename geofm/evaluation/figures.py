@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from geofm.atomic import atomic_file
-from geofm.datasets.plot import colours, compose, drawing_order, stretch
+from geofm.datasets import colours, compose, drawing_order, stretch
 from geofm.evaluation.metrics import NO_SHARES, PRIMARY
 from geofm.evaluation.report import Report, pictured_samples, with_unit
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torchgeo.datasets import DependencyNotFoundError
 
 from geofm.models import MultiSensorViT, create_backbone
-from geofm.models.checkpoints.backbones import build_backbone
-from geofm.models.checkpoints.model_file import read_model
+from geofm.models.checkpoints import build_backbone, read_model
 from geofm.sensors import (
     SENSORS,
     SENTINEL1,
@@ -25,7 +24,7 @@ from geofm.sensors import (
     check_channels,
     sensor_channels,
 )
-from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
+from geofm.transforms import NO_STATISTICS, InputStatistics
 
 try:
     from torchgeo_bench.datasets.base import BandSpec

@@ -4,6 +4,9 @@ from geofm.losses.centering import EMACentering, SinkhornKnopp
 from geofm.losses.distillation import DINOLoss, IBOTLoss
 from geofm.losses.features import FeatureLoss
 from geofm.losses.gram import GramLoss, resize_tokens
+from geofm.losses.precision import at_least_float32
+from geofm.losses.ranks import gathered, reduced
+from geofm.losses.word_targets import Targets, WordTargets
 
 __all__ = (
     'DINOLoss',
@@ -12,5 +15,10 @@ __all__ = (
     'GramLoss',
     'IBOTLoss',
     'SinkhornKnopp',
+    'Targets',
+    'WordTargets',
+    'at_least_float32',
+    'gathered',
+    'reduced',
     'resize_tokens',
 )

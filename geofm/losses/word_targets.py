@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, avg_pool2d
 
-from geofm.models.patch_words import PatchWords
+from geofm.models import PatchWords
 
 #: Regularisation of the whitening: variance added to each direction, relative to the largest.
 _LEAST_VARIANCE = 1e-4

@@ -1,5 +1,7 @@
 """Backbones. Importing this package registers them with timm and segmentation-models-pytorch."""
 
+from geofm.models.attention import Observation
+from geofm.models.auto_backbone import build_mask2former
 from geofm.models.checkpoints.backbones import (
     create_backbone,
     load_backbone,
@@ -7,29 +9,45 @@ from geofm.models.checkpoints.backbones import (
     read_task_weights,
 )
 from geofm.models.checkpoints.files import CheckpointError
+from geofm.models.dates import NO_DATE
+from geofm.models.decoder import MaskedDecoder
 from geofm.models.multisensor import MultiSensorViT
+from geofm.models.packed_attention import choose_attention
+from geofm.models.patch_words import PatchWords
 from geofm.models.pyramid import SimpleFeaturePyramid
-from geofm.models.registry import MODEL_NAMES
+from geofm.models.registry import MODEL_NAMES, VARIANTS
 from geofm.models.smp import PyramidEncoder, register_encoder
-from geofm.models.tokens import View, ViewTokens
+from geofm.models.timm_vit import TimmViT, has_cls_token, load_model
+from geofm.models.tokens import SensorTokens, View, ViewTokens
 from geofm.models.weights.export import export_backbone, export_torchgeo
 from geofm.models.weights.load import load_backbone_weights
 from geofm.models.weights.sources import Source
 
 __all__ = (
     'MODEL_NAMES',
+    'NO_DATE',
+    'VARIANTS',
     'CheckpointError',
+    'MaskedDecoder',
     'MultiSensorViT',
+    'Observation',
+    'PatchWords',
     'PyramidEncoder',
+    'SensorTokens',
     'SimpleFeaturePyramid',
     'Source',
+    'TimmViT',
     'View',
     'ViewTokens',
+    'build_mask2former',
+    'choose_attention',
     'create_backbone',
     'export_backbone',
     'export_torchgeo',
+    'has_cls_token',
     'load_backbone',
     'load_backbone_weights',
+    'load_model',
     'read_hparams',
     'read_task_weights',
     'register_encoder',

@@ -29,7 +29,7 @@ from geofm.sensors import (
     date_columns,
     sensor_channels,
 )
-from geofm.transforms.statistics import InputStatistics
+from geofm.transforms import InputStatistics
 
 
 class UnnamedBandsError(BandError):

@@ -16,7 +16,7 @@ from geofm.models.fusion import FUSIONS
 from geofm.models.multisensor import MultiSensorViT, UnnamedBandsError
 from geofm.models.weights.torchgeo import accept_both_names
 from geofm.sensors import DEFAULT_SENSORS, SENSORS
-from geofm.transforms.statistics import InputStatistics
+from geofm.transforms import InputStatistics
 
 #: Width, depth and number of heads, as in DeiT, timm and DINOv2 (whose giant has SwiGLU). Nano has
 #: half the depth of tiny, for laptops.

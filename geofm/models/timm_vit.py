@@ -20,7 +20,7 @@ from geofm.models.checkpoints.trust import one_line
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.registry import MODEL_NAMES
 from geofm.sensors import BandError, check_bands, check_channels, sensor_channels
-from geofm.transforms.statistics import InputStatistics
+from geofm.transforms import InputStatistics
 
 
 class TimmViT(nn.Module):

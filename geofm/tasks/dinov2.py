@@ -10,13 +10,11 @@ from lightly.utils.dist import gather, world_size
 from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
-from geofm.losses import DINOLoss, EMACentering, GramLoss, IBOTLoss, SinkhornKnopp
-from geofm.losses.precision import at_least_float32
+from geofm.losses import DINOLoss, EMACentering, GramLoss, IBOTLoss, SinkhornKnopp, at_least_float32
 from geofm.models import Source
 from geofm.tasks.student_teacher import StudentTeacher
 from geofm.tasks.teacher import Teacher
-from geofm.transforms import Crops
-from geofm.transforms.photometry import PhotometryArgs
+from geofm.transforms import Crops, PhotometryArgs
 
 
 class DINOv2(StudentTeacher):

@@ -10,8 +10,8 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from geofm.atomic import atomic_file
-from geofm.losses.ranks import gathered
-from geofm.transforms.photometry import Photometry
+from geofm.losses import gathered
+from geofm.transforms import Photometry
 
 
 @dataclass(frozen=True, slots=True, eq=False)

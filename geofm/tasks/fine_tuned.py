@@ -14,12 +14,18 @@ from torchgeo.tasks import Classification, PixelwiseRegression, SemanticSegmenta
 
 from geofm.legend import LEGEND_TAG, Legend, LegendError, MapClass, palette_color
 from geofm.models import CheckpointError, MultiSensorViT
-from geofm.models.checkpoints.definitions import take_up_sensors_of
-from geofm.models.checkpoints.model_file import LOCAL_DIR, ModelFile, read_model
-from geofm.models.checkpoints.trust import check_model_name, check_weights, one_line
+from geofm.models.checkpoints import (
+    LOCAL_DIR,
+    ModelFile,
+    check_model_name,
+    check_weights,
+    one_line,
+    read_model,
+    take_up_sensors_of,
+)
 from geofm.sensors import check_bands
 from geofm.tasks.mask2former import Mask2Former
-from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
+from geofm.transforms import NO_STATISTICS, InputStatistics
 
 #: Kind of a task: a class per image, a class per pixel, or a number per pixel.
 Kind = Literal['classification', 'segmentation', 'regression']

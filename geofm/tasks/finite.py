@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from geofm.losses.ranks import reduced
+from geofm.losses import reduced
 from geofm.tasks.dumps import Step
 
 

@@ -14,13 +14,11 @@ from torch.utils.data import DataLoader
 from torchgeo.datasets.utils import Sample
 
 from geofm.device import to_device
-from geofm.losses.precision import at_least_float32
-from geofm.losses.word_targets import Targets, WordTargets
-from geofm.models.decoder import MaskedDecoder
+from geofm.losses import Targets, WordTargets, at_least_float32
+from geofm.models import MaskedDecoder
 from geofm.sensors import sensor_channels
 from geofm.tasks.pretraining import PretrainingTask
-from geofm.transforms import Crops
-from geofm.transforms.multicrop import N_GLOBAL
+from geofm.transforms import N_GLOBAL, Crops
 
 
 class MaskedWords(PretrainingTask):

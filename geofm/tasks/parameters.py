@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from geofm.losses.ranks import gathered
+from geofm.losses import gathered
 
 #: Data type of autocast for each mixed precision of Lightning.
 AUTOCAST = {'bf16-mixed': torch.bfloat16, '16-mixed': torch.float16}

@@ -20,20 +20,18 @@ from torch.optim import AdamW, Optimizer
 from torchgeo.datasets.utils import Sample
 from torchgeo.tasks import BaseTask
 
-from geofm.datamodules.sampling import run_seed
+from geofm.datamodules import run_seed
 from geofm.device import to_device
 from geofm.models import (
     MultiSensorViT,
     Source,
     View,
+    choose_attention,
     create_backbone,
     load_backbone_weights,
     read_task_weights,
 )
-from geofm.models.checkpoints.files import METADATA
-from geofm.models.checkpoints.model_file import read_model
-from geofm.models.checkpoints.statistics import carry_statistics
-from geofm.models.packed_attention import choose_attention
+from geofm.models.checkpoints import METADATA, carry_statistics, read_model
 from geofm.sensors import BandError, band_indices, bands_of, sensor_channels
 from geofm.tasks.dumps import Step, write_dump
 from geofm.tasks.finite import FiniteGuard, SeenBatch
@@ -43,9 +41,7 @@ from geofm.tasks.progress import Course, Plan, Progress, read_progress
 from geofm.tasks.randomness import batch_seed, seeded
 from geofm.tasks.schedules import Schedules, dinov2_schedules
 from geofm.tasks.teacher import FeatureDistillation, Teacher
-from geofm.transforms import Crops, MultiCrop, Normalize
-from geofm.transforms.photometry import PhotometryArgs
-from geofm.transforms.statistics import statistics_of
+from geofm.transforms import Crops, MultiCrop, Normalize, PhotometryArgs, statistics_of
 
 #: Error message of a run without any step.
 NO_STEPS = (

@@ -10,14 +10,18 @@ import torch
 from torch import Tensor, nn
 
 from geofm.losses import FeatureLoss, resize_tokens
-from geofm.models import MODEL_NAMES, MultiSensorViT
-from geofm.models.checkpoints.files import HUB_WEIGHTS, CheckpointError
-from geofm.models.dates import NO_DATE
-from geofm.models.timm_vit import TimmViT, has_cls_token, load_model
+from geofm.models import MODEL_NAMES, NO_DATE, MultiSensorViT, TimmViT, has_cls_token, load_model
+from geofm.models.checkpoints import HUB_WEIGHTS, CheckpointError
 from geofm.sensors import RGB_BANDS, BandError, band_indices, band_statistics, sensor_of
-from geofm.transforms import Crops, Normalize
-from geofm.transforms.picture import PICTURE_WHITE, Picture, Standardize
-from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
+from geofm.transforms import (
+    NO_STATISTICS,
+    PICTURE_WHITE,
+    Crops,
+    InputStatistics,
+    Normalize,
+    Picture,
+    Standardize,
+)
 
 
 @dataclass

@@ -1,1 +1,14 @@
 """The catalogue: a table of the files below a folder, with what they show and their problems."""
+
+from geofm.datasets.catalogue.catalogue import Catalogue, in_cache, update_catalogue
+from geofm.datasets.catalogue.inspection import UNNAMED, look_at_values
+from geofm.datasets.catalogue.scenes import Scenes
+
+__all__ = (
+    'UNNAMED',
+    'Catalogue',
+    'Scenes',
+    'in_cache',
+    'look_at_values',
+    'update_catalogue',
+)

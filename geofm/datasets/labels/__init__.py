@@ -7,14 +7,17 @@ from geofm.datasets.labels.reading import (
     read_labels,
     read_points,
 )
-from geofm.datasets.labels.source import LabelError, LabelSource
+from geofm.datasets.labels.source import LabelError, LabelSource, check_values
+from geofm.datasets.labels.vector import VectorLabels
 
-__all__ = [
+__all__ = (
     'LabelError',
     'LabelGrid',
     'LabelPoints',
     'LabelSource',
+    'VectorLabels',
+    'check_values',
     'open_labels',
     'read_labels',
     'read_points',
-]
+)

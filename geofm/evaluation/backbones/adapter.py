@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from geofm.sensors import BandError, check_channels, sensor_of
-from geofm.transforms import Normalize
-from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
+from geofm.transforms import NO_STATISTICS, InputStatistics, Normalize
 
 #: What stands for a band that the data lack: the mean of the band, or the value zero.
 Missing = Literal['mean', 'zero']

@@ -20,12 +20,10 @@ from geofm.evaluation.backbones.encoders import (
 )
 from geofm.evaluation.backbones.ours import OursBuilder, is_ours
 from geofm.evaluation.backbones.torchgeo_weights import TorchGeoBuilder, is_torchgeo, load_weights
-from geofm.models import MODEL_NAMES, CheckpointError, MultiSensorViT
-from geofm.models.checkpoints.model_file import read_model
-from geofm.models.patch_words import PatchWords
+from geofm.models import MODEL_NAMES, CheckpointError, MultiSensorViT, PatchWords
+from geofm.models.checkpoints import read_model
 from geofm.sensors import RGB_BANDS, BandError
-from geofm.transforms.picture import PICTURE_WHITE, Picture, Standardize
-from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
+from geofm.transforms import NO_STATISTICS, PICTURE_WHITE, InputStatistics, Picture, Standardize
 
 #: Name of TorchGeo's random convolutional features.
 RCF_NAME = 'rcf'

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from geofm.models import MultiSensorViT
-from geofm.models.patch_words import PatchWords
+from geofm.models import MultiSensorViT, PatchWords
 
 #: Blocks whose tokens the linear probe may use, as in DINOv2.
 LAST_BLOCKS = 4

@@ -9,15 +9,15 @@ import timm
 from geofm.evaluation.backbones.adapter import absent_sensors
 from geofm.models import (
     MODEL_NAMES,
+    VARIANTS,
     CheckpointError,
     MultiSensorViT,
     create_backbone,
+    load_model,
 )
-from geofm.models.checkpoints.model_file import read_model
-from geofm.models.registry import VARIANTS
-from geofm.models.timm_vit import load_model
+from geofm.models.checkpoints import read_model
 from geofm.sensors import SENSORS, BandError, sensor_of
-from geofm.transforms.statistics import InputStatistics
+from geofm.transforms import InputStatistics
 
 
 def is_ours(model: str, weights: Path | None = None) -> bool:

@@ -8,7 +8,7 @@ from torch import nn
 from torchgeo.models import get_model, get_model_weights, get_weight, list_models
 
 from geofm.models import CheckpointError
-from geofm.models.checkpoints.model_file import read_model
+from geofm.models.checkpoints import read_model
 from geofm.sensors import BANDS, SENTINEL1, BandError, check_bands
 
 #: Geometry in the transforms of weights; the size is set elsewhere.

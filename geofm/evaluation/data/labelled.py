@@ -25,7 +25,7 @@ from geofm.evaluation.data.naming import (
     title_of,
 )
 from geofm.evaluation.data.paired import PairedDataModule
-from geofm.models.checkpoints.hashing import hash_tensors
+from geofm.models.checkpoints import hash_tensors
 from geofm.sensors import band_statistics
 
 #: What is to be told of an image.

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from geofm.datasets.named_bands import S1Unit
+from geofm.datasets import S1Unit
 from geofm.sensors import BANDS, RGB_BANDS, SENTINEL1, SENTINEL2
-from geofm.transforms.picture import PICTURE_WHITE
+from geofm.transforms import PICTURE_WHITE
 
 #: Names of channels in their order; None is a channel that is not a band we know.
 type ChannelNames = tuple[str | None, ...]

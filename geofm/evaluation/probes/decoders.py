@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader
 from torchgeo.tasks import PixelwiseRegression, SemanticSegmentation
 
-from geofm.datasets.transfer import tensors_to
+from geofm.datasets import tensors_to
 from geofm.evaluation.backbones import Adapter, Backbone
 from geofm.evaluation.data import LabelledData, Split
 from geofm.evaluation.metrics import Prediction

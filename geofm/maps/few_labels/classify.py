@@ -14,7 +14,7 @@ from rich.progress import Progress
 from geofm import __version__, lonlat
 from geofm.atomic import atomic_file, check_not_overwritten
 from geofm.datasets.labels import LabelSource, open_labels
-from geofm.evaluation.accuracy import Accuracy
+from geofm.evaluation import Accuracy
 from geofm.legend import NO_CLASS
 from geofm.locking import locked_folder
 from geofm.maps.few_labels.cross_validation import band_statistics, blocks_of, cross_validate

@@ -11,8 +11,8 @@ from rasterio.transform import Affine
 from sklearn.model_selection import GroupKFold
 
 from geofm import lonlat
-from geofm.datasets.archive.blocks import Blocks
-from geofm.evaluation.accuracy import Accuracy, Confusions
+from geofm.datasets.archive import Blocks
+from geofm.evaluation import Accuracy, Confusions
 from geofm.evaluation.backbones import band_statistics_encoder
 from geofm.grid import Grid
 from geofm.legend import Legend

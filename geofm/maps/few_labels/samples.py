@@ -7,8 +7,7 @@ import numpy.typing as npt
 import pyproj
 
 from geofm import lonlat
-from geofm.datasets.labels import LabelSource
-from geofm.datasets.labels.vector import VectorLabels
+from geofm.datasets.labels import LabelSource, VectorLabels
 from geofm.grid import Grid
 from geofm.legend import NO_CLASS
 

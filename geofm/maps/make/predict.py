@@ -32,7 +32,7 @@ from geofm.maps.make.writer import Encoding, patch_grid, write_patches
 from geofm.maps.scene import Imagery, Missing, Scene, TableScenes, option
 from geofm.printing import warn
 from geofm.sensors import SENSORS
-from geofm.tasks.fine_tuned import FineTuned, check_model, logits, without_sensors
+from geofm.tasks import FineTuned, check_model, logits, without_sensors
 
 #: What can be made of a task of classes; of a regression there are its values alone.
 ClassProduct = Literal['classes', 'probabilities', 'entropy', 'polygons', 'picture']

@@ -42,10 +42,10 @@ from geofm.maps.make.writer import (
     write_pixels,
 )
 from geofm.maps.scene import Imagery, Missing, Scene, TableScenes, files_by_sensor, option
-from geofm.models.timm_vit import has_cls_token
+from geofm.models import has_cls_token
 from geofm.printing import warn
 from geofm.sensors import SENSORS, canonical_order
-from geofm.transforms.statistics import InputStatistics
+from geofm.transforms import InputStatistics
 
 #: What can be made of a scene.
 Product = Literal['attention', 'rollout', 'point', 'pca', 'segments', 'embedding']

@@ -25,9 +25,9 @@ from torch.utils.data import default_collate
 from geofm.atomic import atomic_file
 from geofm.maps.make.windows import Floats, Mask, Position, Strip, Sums, Tile, Tiling, blend_row
 from geofm.maps.scene import Imagery
-from geofm.models.attention import Observation
-from geofm.models.checkpoints.hashing import hash_tensors
-from geofm.transforms.statistics import NO_STATISTICS, InputStatistics
+from geofm.models import Observation
+from geofm.models.checkpoints import hash_tensors
+from geofm.transforms import NO_STATISTICS, InputStatistics
 
 _MANIFEST = 'manifest.json'
 

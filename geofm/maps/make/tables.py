@@ -19,7 +19,7 @@ from pystac.extensions.projection import ProjectionExtension
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from geofm.atomic import atomic_file
-from geofm.datasets.footprints import SEARCH_CRS
+from geofm.datasets import SEARCH_CRS
 from geofm.locking import locked_folder
 from geofm.maps.scene import Imagery, TableScenes
 from geofm.printing import say

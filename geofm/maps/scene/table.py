@@ -13,12 +13,10 @@ import torch
 from rasterio.windows import Window
 from torch import Tensor
 
-from geofm.datasets.archive.building import available_bands
-from geofm.datasets.archive.dataset import RasterArchive, Split
-from geofm.datasets.labels.source import LabelError, LabelSource, check_values
-from geofm.datasets.splitting import SplitRule
-from geofm.datasets.table import NO_TIME, RasterTable, TableError, read_observation
-from geofm.datasets.table.scanning import open_table
+from geofm.datasets import SplitRule
+from geofm.datasets.archive import RasterArchive, Split, available_bands
+from geofm.datasets.labels import LabelError, LabelSource, check_values
+from geofm.datasets.table import NO_TIME, RasterTable, TableError, open_table, read_observation
 from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend
 from geofm.maps.scene.scene import Missing

@@ -1,1 +1,9 @@
 """Showing maps: figures, tiles, a page for a browser, and search for similar places."""
+
+from geofm.maps.view.figure import DRAWN
+from geofm.maps.view.places import SearchResult
+
+__all__ = (
+    'DRAWN',
+    'SearchResult',
+)

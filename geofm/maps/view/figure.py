@@ -19,7 +19,7 @@ from matplotlib.transforms import Affine2DBase, ScaledTranslation
 from rasterio.io import DatasetReader
 
 from geofm.atomic import atomic_file
-from geofm.datasets.plot import compose, drawing_order
+from geofm.datasets import compose, drawing_order
 from geofm.grid import Grid
 from geofm.maps.scene import Scene, SensorRaster, files_by_sensor
 from geofm.sensors import SENSORS

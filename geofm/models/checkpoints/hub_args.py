@@ -4,7 +4,7 @@ from typing import Any
 
 from geofm.models.checkpoints.definitions import take_up_sensors
 from geofm.models.checkpoints.trust import check_model_args
-from geofm.transforms.statistics import InputStatistics
+from geofm.transforms import InputStatistics
 
 #: Key of the definitions of the model's sensors.
 DEFINED = 'sensor_definitions'

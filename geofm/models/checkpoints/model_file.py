@@ -25,7 +25,7 @@ from geofm.models.checkpoints.trust import (
 )
 from geofm.models.registry import MODEL_NAMES
 from geofm.sensors import check_bands
-from geofm.transforms.statistics import InputStatistics
+from geofm.transforms import InputStatistics
 
 #: Prefix of the backbone's weights in the checkpoint of a pretraining task.
 PREFIX = 'model.'

@@ -6,7 +6,7 @@ from typing import Any
 
 from geofm.models.checkpoints.definitions import take_up_sensors_of
 from geofm.models.checkpoints.files import METADATA, CheckpointError
-from geofm.transforms.statistics import InputStatistics
+from geofm.transforms import InputStatistics
 
 #: Key of the statistics in :data:`~geofm.models.checkpoints.files.METADATA` of a checkpoint, in the
 #: metadata of exported safetensors, and in the state of geofm's data modules.

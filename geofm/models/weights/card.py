@@ -9,7 +9,7 @@ import torch
 
 from geofm.models.multisensor import MultiSensorViT
 from geofm.sensors import SENSORS, sensor_of
-from geofm.transforms.statistics import NO_STATISTICS
+from geofm.transforms import NO_STATISTICS
 
 #: Characters that Markdown may interpret as markup.
 _MARKUP = re.compile(r'([\\`*_{}\[\]()#+!|~:@$^=-])')

@@ -15,7 +15,7 @@ from geofm.models.checkpoints.model_file import read_model
 from geofm.models.checkpoints.statistics import carry_statistics
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.card import describe_training, model_card
-from geofm.transforms.statistics import NO_STATISTICS
+from geofm.transforms import NO_STATISTICS
 
 #: Form of licence identifiers of Hugging Face.
 _LICENSE = re.compile(r'[A-Za-z0-9][A-Za-z0-9.+-]{0,63}')

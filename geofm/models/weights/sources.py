@@ -15,7 +15,7 @@ from geofm.models.checkpoints.trust import check_weights
 from geofm.models.fusion import SINGLE
 from geofm.models.weights.layouts import find_vit
 from geofm.models.weights.one_sensor import vit_weights
-from geofm.transforms.statistics import InputStatistics
+from geofm.transforms import InputStatistics
 
 
 class Source(TypedDict):
