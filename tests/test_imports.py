@@ -32,6 +32,24 @@ LAYERS = (
     ('locking', 'printing', 'suggestions'),
 )
 
+#: Libraries of the extras in pyproject.toml.
+EXTRAS = frozenset(
+    [
+        'litdata',
+        'morecantile',
+        'obstore',
+        'onnx',
+        'onnxruntime',
+        'onnxscript',
+        'peft',
+        'rio_tiler',
+        's2cloudless',
+        'torchgeo_bench',
+        'transformers',
+        'xformers',
+    ]
+)
+
 
 class Import(NamedTuple):
     """An import of a name, or of a module where name is None."""
@@ -78,6 +96,21 @@ def imports(name: str) -> Iterator[Import]:
 IMPORTS = {name: list(imports(name)) for name in FILES}
 
 
+def imported_at_once(name: str) -> set[str]:
+    """Names of the modules that importing a module imports, other libraries included."""
+    found = set()
+    for node in TREES[name].body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found |= {node.module, *(f'{node.module}.{alias.name}' for alias in node.names)}
+    return found
+
+
+def needs_extra(name: str) -> bool:
+    return any(module.partition('.')[0] in EXTRAS for module in imported_at_once(name))
+
+
 def package(name: str) -> str:
     """The part of geofm that a module belongs to; empty for geofm itself."""
     return name.partition('.')[2].partition('.')[0]
@@ -120,9 +153,24 @@ def test_packages_use_the_public_names_of_each_other() -> None:
             else:
                 allowed = not is_package or found.name in public_names(found.module)
                 allowed &= is_package or found.module.count('.') == 1
+            # No package may import these, so that geofm works without its extras.
+            allowed |= needs_extra(found.module)
             if not allowed:
                 deep.append(f'{file.relative_to(ROOT)}:{found.line}: {found.module} {found.name}')
     assert not deep, '\n'.join(deep)
+
+
+def test_packages_import_without_the_extras() -> None:
+    reached, left = set(), {name for name in FILES if name.count('.') == 1}
+    left = {name for name in left if FILES[name].name == '__init__.py'}
+    while left:
+        name = left.pop()
+        reached.add(name)
+        assert not needs_extra(name), f'{name} is imported by the packages, and needs an extra'
+        parents = {module.rpartition('.')[0] for module in imported_at_once(name)}
+        left |= (imported_at_once(name) | parents) & FILES.keys() - reached
+    assert len(reached) > 150
+    assert any(needs_extra(name) for name in FILES)
 
 
 @pytest.mark.parametrize('name', [n for n in FILES if FILES[n].name == '__init__.py'])

@@ -1,7 +1,6 @@
 """Backbones. Importing this package registers them with timm and segmentation-models-pytorch."""
 
 from geofm.models.attention import Observation
-from geofm.models.auto_backbone import build_mask2former
 from geofm.models.checkpoints.backbones import (
     create_backbone,
     load_backbone,
@@ -39,7 +38,6 @@ __all__ = (
     'TimmViT',
     'View',
     'ViewTokens',
-    'build_mask2former',
     'choose_attention',
     'create_backbone',
     'export_backbone',

@@ -82,7 +82,7 @@ class Mask2Former(SemanticSegmentation):
     def configure_models(self) -> None:
         """Build the model and load the backbone's weights."""
         try:
-            from geofm.models import build_mask2former
+            from geofm.models.auto_backbone import build_mask2former
         except ImportError as error:
             raise DependencyNotFoundError(
                 "Mask2Former needs transformers. Install it with: pip install 'geofm[mask2former]'"
