@@ -137,12 +137,12 @@ def test_wrong_arguments(args: list[str], message: str, capsys: pytest.CaptureFi
         (
             PRETRAIN,
             ['--model.init_args.model=geofm_vit_tyny_patch16_linear'],
-            'did you mean geofm_vit_tiny',
+            "did you mean 'geofm_vit_tiny",
         ),
         (
             PRETRAIN,
             ['--model.init_args.model_args={init_valus: 1.0}'],
-            'did you mean init_values',
+            "did you mean 'init_values",
         ),
         (PRETRAIN, ['--data.init_args.bands=[VV,B8]'], r"unknown bands \['B8'\].*mean 'B08'"),
         (PRETRAIN, ['--data.init_args.paths=/absent'], '/absent'),

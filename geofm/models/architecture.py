@@ -179,7 +179,7 @@ class Request:
         if asked:
             said = {key: differing[key] for key in asked}
             raise CheckpointError(
-                f'{asked} was asked for, but the weights are of a model of {said}'
+                f'the arguments {asked} were given, but the weights are of a model with {said}'
             )
         return differing
 

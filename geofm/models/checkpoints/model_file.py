@@ -146,11 +146,11 @@ class ModelFile:
         ):
             raise CheckpointError(
                 f'{self.path}: a checkpoint of another task, without a pretrained backbone. '
-                'Give one that `geofm fit` wrote with geofm.tasks.DINOv2'
+                'Give a checkpoint of a pretraining task, such as geofm.tasks.DINOv2'
             )
         raise CheckpointError(
-            f'{self.path}: no Lightning checkpoint with hyperparameters. '
-            'Give a .ckpt that `geofm fit` wrote, or what `geofm export --to geofm` made of one'
+            f'{self.path}: not a Lightning checkpoint with hyperparameters. '
+            'Give a .ckpt that `geofm fit` wrote, or an export of it (`geofm export --to geofm`)'
         )
 
     @cached_property
@@ -190,7 +190,7 @@ class ModelFile:
         if isinstance(state, Mapping):
             state = next((state[key] for key in _STATES if state.get(key) is not None), state)
         if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-            raise CheckpointError(f'{self.path}: no readable file of weights')
+            raise CheckpointError(f'{self.path}: contains no weights of a model')
         return check_weights(clean_state_dict(dict(state)), self.path)
 
     @cached_property

@@ -5,7 +5,6 @@ timm's ``create_model`` downloads models with names such as ``hf-hub:...``, open
 must therefore be checked here before they are passed to timm.
 """
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Collection, Mapping
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from geofm.models.checkpoints.files import CheckpointError
 from geofm.models.fusion import FUSIONS
 from geofm.sensors import SENSORS
+from geofm.suggestions import did_you_mean
 
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
@@ -163,7 +163,7 @@ def check_model_args(args: Any) -> dict[str, Any]:
         if key not in MODEL_ARGS:
             raise ValueError(
                 f'model_args has an argument {_short(key)} that is not allowed in a checkpoint'
-                f'{did_you_mean(key, MODEL_ARGS)}'
+                f'{did_you_mean(str(key), MODEL_ARGS)}'
             )
         if key == 'sensors' and isinstance(value, list | tuple):
             for sensor in value:
@@ -232,20 +232,6 @@ def refuse_nonfinite(model: nn.Module, state_dict: Mapping[str, Any], prefix: st
                 f'the weights to load contain NaN or infinity, such as {name}: the run diverged or '
                 'the file is damaged; use an earlier checkpoint'
             )
-
-
-def did_you_mean(name: Any, known: Collection[str]) -> str:
-    """Return a suggestion for an error message about an unknown name.
-
-    Args:
-        name: The unknown name.
-        known: The known names.
-
-    Returns:
-        ``; did you mean ...?``, or an empty string if no known name is similar.
-    """
-    near = difflib.get_close_matches(str(name)[:100], known, n=1, cutoff=0.6)
-    return f'; did you mean {near[0]}?' if near else ''
 
 
 def one_line(error: BaseException) -> str:

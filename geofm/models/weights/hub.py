@@ -61,7 +61,7 @@ def export_hub(
         k: v.half() if half and v.is_floating_point() else v for k, v in read.weights.items()
     }
     if overflown := [key for key, value in weights.items() if not value.isfinite().all()]:
-        raise ValueError(f'{checkpoint}: {overflown[0]} is too large for float16')
+        raise ValueError(f'{checkpoint}: values of {overflown[0]} are too large for float16')
     with atomic_folder(output) as folder:
         write_weights(weights, folder / HUB_WEIGHTS, said)
         (folder / 'config.json').write_text(json.dumps(config, indent=2) + '\n', encoding='utf-8')

@@ -178,8 +178,8 @@ def test_the_dump_of_a_step_names_no_other_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'model': 'geofm_vit_tiny_patch16_liner'}, f'did you mean {NAME}'),
-        ({'model_args': {'reg_token': 4}}, 'did you mean reg_tokens'),
+        ({'model': 'geofm_vit_tiny_patch16_liner'}, f"did you mean '{NAME}'"),
+        ({'model_args': {'reg_token': 4}}, "did you mean 'reg_tokens'"),
         ({'model': 5}, 'name of its model is of type int'),
         ({'bands': 'B02'}, 'bands is of type str'),
         ({'bands': [1, 2]}, 'unknown bands'),
@@ -330,7 +330,7 @@ def test_nor_are_those_of_a_fine_tuned_vit(tmp_path: Path) -> None:
 
 
 def test_what_a_user_asks_for_is_checked_alike() -> None:
-    with pytest.raises(ValueError, match=r'reg_token.*did you mean reg_tokens'):
+    with pytest.raises(ValueError, match=r"reg_token.*did you mean 'reg_tokens'"):
         DINOv2(NAME, model_args={**SMALL, 'reg_token': 2})
 
 
