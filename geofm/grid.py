@@ -190,10 +190,7 @@ class Grid:
 
 
 def read_on_grid(
-    src: DatasetReader,
-    grid: Grid,
-    resampling: Resampling = Resampling.bilinear,
-    fill: float | None = None,
+    src: DatasetReader, grid: Grid, resampling: Resampling = Resampling.bilinear
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Read all bands of a raster on a grid.
 
@@ -204,8 +201,6 @@ def read_on_grid(
         src: Open raster.
         grid: Grid to read on.
         resampling: Resampling method for warping.
-        fill: Value of pixels without data, in all bands, of a raster without a nodata value. It is
-            only used for warping.
 
     Returns:
         Pixels, float32, shape (C, H, W), and which of them are valid, bool, shape (H, W). A pixel
@@ -215,7 +210,7 @@ def read_on_grid(
     """
     window = grid.window_in(Grid.of(src))
     if window is None:
-        pixels = _warp(src, grid, resampling, fill)
+        pixels = _warp(src, grid, resampling)
         return pixels, np.isfinite(pixels).all(axis=0)
     pixels = src.read(window=window, out_dtype='float32')
     valid = np.isfinite(pixels).all(axis=0)
@@ -265,13 +260,8 @@ def alpha_band(src: DatasetReader) -> int | None:
     return next((i for i, kind in enumerate(src.colorinterp) if kind is ColorInterp.alpha), None)
 
 
-def _warp(
-    src: DatasetReader, grid: Grid, resampling: Resampling, fill: float | None
-) -> npt.NDArray[np.float32]:
+def _warp(src: DatasetReader, grid: Grid, resampling: Resampling) -> npt.NDArray[np.float32]:
     """Warp a raster onto a grid, with NaN for pixels without data."""
-    # Nodata values apply to each band; otherwise GDAL interpolates the nodata value of a band if
-    # another band has data. Fill applies to all bands together: 0 in one band may be a measurement.
-    nodata, unified = (fill, 'YES') if src.nodata is None else (src.nodata, 'NO')
     options = {
         'crs': grid.crs,
         'transform': grid.transform,
@@ -290,7 +280,8 @@ def _warp(
         gone = pixels[src.count if alpha is None else alpha] == 0
         pixels[:, gone] = np.nan
         return pixels[: src.count]
-    with WarpedVRT(
-        src, src_nodata=nodata, nodata=float('nan'), UNIFIED_SRC_NODATA=unified, **options
-    ) as vrt:
+    # Bands are masked separately. Otherwise GDAL would interpolate the nodata value of a band where
+    # another band has data.
+    options |= {'src_nodata': src.nodata, 'nodata': float('nan'), 'UNIFIED_SRC_NODATA': 'NO'}
+    with WarpedVRT(src, **options) as vrt:
         return vrt.read(out_dtype='float32')

@@ -155,17 +155,7 @@ class SensorBands:
         Returns:
             Raw numbers (C, H, W), and values and valid pixels as returned by :meth:`read`.
         """
-        bands = list(self.indices.values())
-        numbers = src.read([i + 1 for i in bands], window=window)
-        valid = own_mask(src, bands, window)
-        if valid is None:
-            valid = np.ones(numbers.shape[1:], bool)
-        nodata = [src.nodatavals[i] for i in bands]
-        if self.others and not numbers.any(axis=0).all():
-            others = src.read([i + 1 for i in self.others], window=window)
-            mark_nodata(numbers, valid, self.sensor, nodata, others)
-        else:
-            mark_nodata(numbers, valid, self.sensor, nodata)
+        numbers, valid = self._read_numbers(src, window)
         values = self.scaled(numbers)
         mark_beyond_limits(values, valid, self.sensor)
         return numbers, values, valid
@@ -225,15 +215,25 @@ class SensorBands:
             Values of pixels with data in all bands, one-dimensional. Values above the limits of the
             sensor are included, since they may be in another unit.
         """
+        numbers, valid = self._read_numbers(src, window)
+        values = self.scaled(numbers)
+        valid &= (values >= self.sensor.limits[0]).all(axis=0)
+        return values[:, valid].ravel()
+
+    def _read_numbers(
+        self, src: DatasetReader, window: Window | None
+    ) -> tuple[npt.NDArray[Any], Bools]:
+        """Read raw numbers, and which of them are neither masked nor nodata nor fill."""
         bands = list(self.indices.values())
         numbers = src.read([i + 1 for i in bands], window=window)
         valid = own_mask(src, bands, window)
         if valid is None:
             valid = np.ones(numbers.shape[1:], bool)
-        mark_nodata(numbers, valid, self.sensor, [src.nodatavals[i] for i in bands])
-        values = self.scaled(numbers)
-        valid &= (values >= self.sensor.limits[0]).all(axis=0)
-        return values[:, valid].ravel()
+        others = None
+        if self.others and not numbers.any(axis=0).all():
+            others = src.read([i + 1 for i in self.others], window=window)
+        mark_nodata(numbers, valid, self.sensor, [src.nodatavals[i] for i in bands], others)
+        return numbers, valid
 
     def convert(
         self,

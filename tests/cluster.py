@@ -1,4 +1,4 @@
-"""A SLURM cluster of one node, this machine, with daemons of its own."""
+"""A SLURM cluster with this machine as its only node, and its own daemons."""
 
 import contextlib
 import getpass
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
-#: Daemons that it takes, by the package of Debian.
+#: Required daemons, by Debian package.
 DAEMONS = {'munged': 'munge', 'slurmctld': 'slurm-wlm', 'slurmd': 'slurm-wlm'}
 
 _PATH = os.pathsep.join([os.environ['PATH'], '/usr/sbin', '/sbin'])
@@ -49,18 +49,18 @@ PartitionName=test Nodes=ALL Default=YES
 
 
 def missing() -> list[str]:
-    """Daemons that are not installed."""
+    """Return the daemons that are not installed."""
     return [name for name in DAEMONS if shutil.which(name, path=_PATH) is None]
 
 
 def ask(*command: str) -> str:
-    """Output of one of SLURM's commands."""
+    """Run a command of SLURM and return its output."""
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return done.stdout
 
 
 def wait_for(job: str, state: str, seconds: float = 60) -> str:
-    """Wait until a job is in a state.
+    """Wait until a job has a state.
 
     Args:
         job: Its number.
@@ -83,13 +83,13 @@ def wait_for(job: str, state: str, seconds: float = 60) -> str:
 
 
 def start_again(job: str) -> None:
-    """Start a job that has queued itself again, without the two minutes that SLURM waits."""
+    """Start a requeued job without the delay of two minutes."""
     wait_for(job, 'PENDING Reason=BeginTime')
     ask('scontrol', 'update', f'JobId={job}', 'StartTime=now')
 
 
 def restarts(said: str) -> int:
-    """How often a job has been started again, of what SLURM says of it."""
+    """Return how many times a job has been restarted, from its description by SLURM."""
     found = re.search(r'Restarts=(\d+)', said)
     assert found is not None
     return int(found[1])
@@ -97,7 +97,7 @@ def restarts(said: str) -> int:
 
 @contextlib.contextmanager
 def cluster(folder: Path) -> Iterator[None]:
-    """Start the daemons, and end them.
+    """Start the daemons, and stop them at the end.
 
     Args:
         folder: Where they keep their files; its name must be short, for a socket is in it.

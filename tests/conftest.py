@@ -6,7 +6,7 @@ import torch
 
 @pytest.fixture(scope='session')
 def shared_data() -> Path:
-    """Folder of real data that lies beside a developer's checkout."""
+    """Folder of real data beside the repository, if there is one."""
     path = Path(__file__).resolve().parents[2] / 'shared' / 'data'
     if not path.is_dir():
         pytest.skip('needs the real data of ../shared/data, which is not there')

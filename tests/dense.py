@@ -1,4 +1,4 @@
-"""Small data for tasks of pixels, in the layouts of others."""
+"""Small data sets for pixel-wise tasks, in the layouts of existing data sets."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from tests.datasets.tree import write_raster
 
 
 def write_sen12ms(root: Path, size: int = 64) -> Path:
-    """Two patches of two scenes, as TorchGeo's SEN12MS keeps them: the lower half is class 7."""
+    """Two patches of two scenes, in the layout of TorchGeo's SEN12MS: the lower half is class 7."""
     rng = np.random.default_rng(0)
     grid = Grid(CRS.from_epsg(32632), Affine(10, 0, 0, 0, -10, 0), size, size)
     seasons = ('ROIs1158_spring', 'ROIs1868_summer', 'ROIs1970_fall', 'ROIs2017_winter')
@@ -34,7 +34,7 @@ def write_sen12ms(root: Path, size: int = 64) -> Path:
 
 
 def write_dfc2020(root: Path, size: int = 64) -> Path:
-    """Four patches, as TorchGeo's Copernicus-Bench DFC2020 keeps them."""
+    """Four patches, in the layout of TorchGeo's Copernicus-Bench DFC2020."""
     rng = np.random.default_rng(0)
     grid = Grid(CRS.from_epsg(32632), Affine(10, 0, 0, 0, -10, 0), size, size)
     folder = root / 'dfc2020_s1s2'
@@ -53,7 +53,7 @@ def write_dfc2020(root: Path, size: int = 64) -> Path:
 
 
 def write_mmflood(root: Path, size: int = 96) -> Path:
-    """A tile for each split, as TorchGeo's MMFlood keeps them: a slope from 0 to 190 m.
+    """A tile per split, in the layout of TorchGeo's MMFlood: a slope from 0 to 190 m.
 
     Sentinel-1, in linear power, is missing in the four westernmost columns.
     """

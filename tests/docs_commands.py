@@ -1,4 +1,4 @@
-"""Commands of the documentation as they stand, on small data and with few steps."""
+"""Commands of the documentation, run on small data and with few steps."""
 
 import re
 import shlex
@@ -20,7 +20,7 @@ _SHORT = [
     *('--trainer.max_epochs=1', '--data.init_args.batch_size=2'),
 ]
 
-#: What makes a command small, by how it starts. None of it names a model or data.
+#: Additional arguments that make commands fast, by their beginning. Models and data are kept.
 SMALLER = {
     'fit --config configs/pretrain/': [
         *_SHORT,
@@ -42,24 +42,24 @@ SMALLER = {
     ],
 }
 
-#: Arguments that a command does not know, by how it starts.
+#: Additional arguments that some commands do not accept, by their beginning.
 _UNKNOWN = {'fit --config configs/pretrain/images.yaml': 'window_size'}
 
 
 def sections(page: str) -> dict[str, list[str]]:
-    """Commands under each heading of the second level; those above the first one under ''."""
+    """Return the commands below each second-level heading, and before the first one for ''."""
     found: dict[str, list[str]] = {}
     for i, part in enumerate(re.split(r'^## ', page, flags=re.MULTILINE)):
         title = part.splitlines()[0] if i else ''
         blocks = re.findall(r'```console\n(.*?)```', part, re.DOTALL)
         lines = '\n'.join(blocks).replace('\\\n', ' ').splitlines()
-        # What a command prints stands below it, without a prompt.
+        # Lines without a prompt are output.
         found[title] = [line.removeprefix('$ ') for line in lines if line.startswith('$ ')]
     return found
 
 
 def run(line: str, rois: Sequence[tuple[str, int]] = ROIS, size: int = 96) -> None:
-    """Run a command of the documentation, smaller.
+    """Run a command of the documentation with small data.
 
     Args:
         line: The command.

@@ -1,4 +1,4 @@
-"""Ending a process amid its work: at a point that is the same each time, or at random ones."""
+"""Killing processes while they write, at a fixed point or at random times."""
 
 import os
 import random
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 
 def die(*args: Any, **kwargs: Any) -> NoReturn:
-    """End the process at once: nothing is cleaned up."""
+    """End the process at once, without cleaning up."""
     os._exit(9)
 
 
@@ -39,7 +39,7 @@ def killed_before_rename(function: Callable[[], object]) -> None:
 
 
 def kill_at_random(function: Callable[[Path], object], folder: Path, kills: int, seed: int) -> None:
-    """Write into a folder, in one process after another, each killed at a random moment.
+    """Write to a folder in a series of processes, each killed at a random time.
 
     The folder is left as the last kill left it: no process has come to its end in it. Beside it is
     ``undisturbed``, of a process that was not killed.
@@ -66,13 +66,13 @@ def kill_at_random(function: Callable[[Path], object], folder: Path, kills: int,
         assert code in (0, -signal.SIGKILL)
         done += 1
         if code == 0:
-            # The end was sooner.
+            # The process had ended before.
             shutil.rmtree(folder)
             done = 0
 
 
 def _fork(function: Callable[[], object]) -> int:
-    """Call a function in another process; its id."""
+    """Call a function in another process, and return its process ID."""
     process = os.fork()
     if process:
         return process
@@ -87,5 +87,5 @@ def _fork(function: Callable[[], object]) -> int:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Names of temporary files and locks below a folder."""
+    """Return the names of temporary files and locks below a folder."""
     return [str(p.relative_to(folder)) for p in folder.rglob('.*') if '.work' not in p.name]

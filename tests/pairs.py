@@ -1,4 +1,4 @@
-"""Random pairs of images, for tests of what is trained on them."""
+"""Random pairs of images for tests of training."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from geofm.sensors import BANDS
 
 
 class RandomPairs(Dataset[dict[str, Tensor]]):
-    """Normalised noise with a blob whose place depends on the label."""
+    """Normalised noise with a blob whose position depends on the label."""
 
     def __init__(self, length: int = 16, size: int = 32, channels: int = len(BANDS)) -> None:
         generator = torch.Generator().manual_seed(length)
@@ -34,7 +34,7 @@ class RandomPairs(Dataset[dict[str, Tensor]]):
 
 
 class RandomPairsDataModule(BaseDataModule):
-    """Random pairs, a few batches an epoch."""
+    """Random pairs, with a few batches per epoch."""
 
     mean = torch.zeros(len(BANDS))
     std = torch.ones(len(BANDS))

@@ -1,4 +1,4 @@
-"""What a launcher tells a process of its rank."""
+"""Environment variables that a launcher sets for a rank."""
 
 import os
 

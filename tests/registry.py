@@ -1,4 +1,4 @@
-"""Sensors that a test registers are gone afterwards."""
+"""Unregistering the sensors of a test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from geofm.sensors import registry
 
 @contextmanager
 def kept_registry() -> Iterator[None]:
-    """Forget the sensors that are registered meanwhile."""
+    """Unregister, on exit, the sensors registered in this context."""
     sensors, channels = dict(registry._sensors), dict(registry._channels)
     try:
         yield

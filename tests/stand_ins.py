@@ -1,4 +1,4 @@
-"""Small data in place of what the configs name."""
+"""Small data in place of those in the configurations."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.datasets.tree import grid_at, random_pixels, write_raster
 
 
 class GeneratedImages(Dataset[dict[str, Tensor]]):
-    """Random images, as a data set of TorchGeo yields them."""
+    """Random images in the format of TorchGeo's data sets."""
 
     def __init__(self, channels: int, key: str = 'image', length: int = 4, size: int = 48) -> None:
         """Initialize a new GeneratedImages instance.
@@ -26,16 +26,16 @@ class GeneratedImages(Dataset[dict[str, Tensor]]):
         self.images = torch.rand(length, channels, size, size) * 3000
 
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
         return len(self.images)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """One image."""
+        """Return an image."""
         return {self.key: self.images[index].clone()}
 
 
 def write_sen12mscr(root: Path) -> None:
-    """A tree of SEN12MS-CR: four places, clear and cloudy, of training ROIs."""
+    """Write SEN12MS-CR with four places of training ROIs, clear and cloudy."""
     for patch in range(4):
         grid = grid_at(32632, 500_000 + 320 * patch, 5_300_000, size=48)
         for i, kind in enumerate(('s1', 's2', 's2_cloudy')):

@@ -1,4 +1,4 @@
-"""Commands of docs/archives.md as they stand, on small data and with few steps."""
+"""Commands of docs/archives.md, run on small data and with few steps."""
 
 import re
 import shutil
@@ -38,8 +38,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# One test: later sections use what earlier ones made, and xdist may split a file between workers.
-def test_the_commands_of_the_sections_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# A single test, since later sections use the results of earlier ones, and xdist may split a file.
+def test_the_commands_of_the_page_run(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     for title, lines in sections(PAGE).items():
         assert lines, title
@@ -65,7 +65,7 @@ def _check_section(title: str, place: Path) -> None:
 
 
 def _check_pixels(place: Path) -> None:
-    """Windows are the pixels of the files, and so are scenes taken out of the table."""
+    """Windows and scenes contain the pixels of the files."""
     table = RasterTable.read(place / 'data' / 'scenes.parquet')
     archive = RasterArchive(table, ['s2'], window_size=48, split='all')
     path = archive.matches.paths(0, 's2')[0]

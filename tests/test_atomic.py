@@ -29,7 +29,7 @@ def fill(path: Path, text: str, replace: bool = False) -> None:
         (part / 'a' / 'b.txt').write_text(text)
 
 
-def test_a_file_is_whole_or_as_before(tmp_path: Path) -> None:
+def test_a_file_is_complete_or_unchanged(tmp_path: Path) -> None:
     path = tmp_path / 'new' / 'a.txt'
     with atomic_file(path) as part:
         part.write_text('first')
@@ -48,12 +48,12 @@ def test_a_file_is_whole_or_as_before(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_folder_is_no_file(tmp_path: Path) -> None:
+def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match=r'give the name of a file'):
         write(tmp_path, 'text')
 
 
-def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+def test_a_folder_is_complete_or_absent(tmp_path: Path) -> None:
     path = tmp_path / 'new' / 'out'
 
     def fail() -> None:
@@ -76,7 +76,7 @@ def test_a_folder_is_whole_or_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('writer', [write, fill])
-def test_the_next_run_removes_what_a_killed_one_left(
+def test_the_next_run_removes_leftovers_of_a_killed_run(
     tmp_path: Path, writer: Callable[[Path, str], None]
 ) -> None:
     path = tmp_path / 'out.d'
@@ -90,7 +90,7 @@ def test_the_next_run_removes_what_a_killed_one_left(
     assert sorted(tmp_path.iterdir()) == [other, path]
 
 
-def test_leftovers_of_a_process_that_still_runs_are_kept(tmp_path: Path) -> None:
+def test_temporary_files_of_a_running_process_are_kept(tmp_path: Path) -> None:
     part = part_of(tmp_path / 'a')
     parent = part.with_name(part.name.replace(str(os.getpid()), str(os.getppid())))
     far = part.with_name('.a.elsewhere.1.part')
@@ -100,7 +100,7 @@ def test_leftovers_of_a_process_that_still_runs_are_kept(tmp_path: Path) -> None
     assert sorted(tmp_path.iterdir()) == sorted([part, parent, far])
 
 
-def test_a_folder_killed_between_two_renames_comes_back(tmp_path: Path) -> None:
+def test_a_folder_is_restored_after_a_kill_between_two_renames(tmp_path: Path) -> None:
     path = tmp_path / 'page'
     fill(path, 'first')
     process = os.fork()
@@ -134,7 +134,7 @@ def test_files_get_the_mode_of_the_umask(tmp_path: Path, umask: int) -> None:
 
 
 def limited(function: Callable[[], object], size: int) -> str:
-    """What a function raises where no file can be larger than some bytes."""
+    """Call a function with a limit on the size of files, and return what it raises."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -147,10 +147,8 @@ def limited(function: Callable[[], object], size: int) -> str:
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.txt', '.tif'])
-def test_a_file_that_cannot_grow_is_said_whatever_the_writer_says(
-    tmp_path: Path, suffix: str
-) -> None:
-    """torch raises RuntimeError, and GDAL nothing at all where it fails on closing."""
+def test_a_full_disk_is_reported_whatever_the_writer_raises(tmp_path: Path, suffix: str) -> None:
+    """PyTorch raises RuntimeError, and GDAL ignores errors on closing."""
     path = tmp_path / f'a{suffix}'
     tensor = torch.randn(1_000_000)
 
@@ -171,7 +169,7 @@ def test_a_file_that_cannot_grow_is_said_whatever_the_writer_says(
     assert not any(tmp_path.iterdir())
 
 
-def test_safetensors_on_a_full_disk_is_an_error_of_the_system(tmp_path: Path) -> None:
+def test_safetensors_on_a_full_disk_raises_oserror(tmp_path: Path) -> None:
     path = tmp_path / 'a.safetensors'
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, before[1]))
@@ -193,7 +191,7 @@ with {lock}({path!r}):
 
 
 @pytest.mark.parametrize('lock', [locked_folder, locked_name])
-def test_a_lock_names_its_holder_and_ends_with_it(
+def test_a_lock_names_its_holder_and_is_released_with_it(
     tmp_path: Path, lock: Callable[..., object]
 ) -> None:
     path = tmp_path / 'out'
@@ -209,7 +207,7 @@ def test_a_lock_names_its_holder_and_ends_with_it(
     holder.wait()
     start = time.monotonic()
     with lock(path), lock(path):  # type: ignore[attr-defined]
-        # What was forked does not hold the lock on.
+        # A forked process does not hold the lock.
         child = os.fork()
         if not child:
             time.sleep(5)

@@ -1,4 +1,4 @@
-"""What a backbone was trained with travels with its weights, through every door."""
+"""The statistics of the input of a backbone are stored with its weights in all formats."""
 
 import json
 import warnings
@@ -43,7 +43,7 @@ register_encoder('small_bgr', MODEL, bands=BANDS, **SMALL['model_args'])
 
 
 class Dark(Dataset[dict[str, Tensor]]):
-    """Sentinel-2 of a dark place, as DN."""
+    """Return Sentinel-2 DN of a dark place."""
 
     def __len__(self) -> int:
         return 4
@@ -69,7 +69,7 @@ def pretrain(folder: Path, **kwargs: Any) -> Path:
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of a run with statistics of its own."""
+    """A checkpoint of a run with its own statistics."""
     return pretrain(tmp_path_factory.mktemp('run'), mean=MEAN, std=STD)
 
 
@@ -80,7 +80,7 @@ def as_trained(statistics: InputStatistics | None) -> None:
     assert statistics.clip == 5.0
 
 
-def test_an_entry_gives_the_same_numbers_to_the_bit() -> None:
+def test_an_entry_round_trips_exactly() -> None:
     normalize = Normalize(BANDS, list(MEAN.values()), list(STD.values()), clip=None)
     entry = json.loads(json.dumps(InputStatistics.of(normalize).entry()))
     again = InputStatistics.from_entry(entry).normalize(['B04', 'B02', 'B08'])
@@ -116,7 +116,9 @@ def test_damaged_entries_are_refused(entry: Any, message: str, tmp_path: Path) -
 
 @pytest.mark.parametrize('to', ['geofm', 'torchgeo', 'timm', 'dinov2'])
 @pytest.mark.parametrize('suffix', ['.ckpt', '.safetensors'])
-def test_exports_carry_them(to: Any, suffix: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_exports_contain_the_statistics(
+    to: Any, suffix: str, checkpoint: Path, tmp_path: Path
+) -> None:
     if (to, suffix) == ('torchgeo', '.safetensors'):
         pytest.skip('TorchGeo reads no safetensors')
     exported = export_backbone(checkpoint, tmp_path / f'exported{suffix}', to)
@@ -178,7 +180,7 @@ def test_the_benchmark_normalises_as_in_training(checkpoint: Path) -> None:
     mean, said = normalised(BackboneConfig(str(checkpoint)), {})
     assert mean == pytest.approx(list(MEAN.values()))
     assert 'statistics that its weights were trained with' in said
-    # Its floor sees the same images.
+    # Its baseline gets the same images.
     assert normalised(BackboneConfig(str(checkpoint)), {}, random=True)[0] == mean
     mean, said = normalised(BackboneConfig(str(checkpoint)), {'B02': (1.0, 2.0)})
     assert mean == pytest.approx([1.0, MEAN['B03'], MEAN['B04']])
@@ -186,7 +188,7 @@ def test_the_benchmark_normalises_as_in_training(checkpoint: Path) -> None:
 
 
 def test_fine_tuning_normalises_as_in_training(checkpoint: Path, tmp_path: Path) -> None:
-    """TorchGeo's own task is given the file; the data module sees what was trained with."""
+    """TorchGeo's task gets the file, and the data module uses its statistics."""
     exported = export_backbone(checkpoint, tmp_path / 'w.ckpt', 'torchgeo').path
     task = Classification('resnet18', None, in_channels=3, num_classes=2)
     task.weights = str(exported)
@@ -197,20 +199,18 @@ def test_fine_tuning_normalises_as_in_training(checkpoint: Path, tmp_path: Path)
         trainer.fit(task, datamodule=data)
     as_trained(InputStatistics.of(data.aug))
     assert data.mean.tolist() == pytest.approx(list(MEAN.values()))
-    # And so on to what was fine-tuned.
+    # The checkpoint of the fine-tuned task also contains them.
     trainer.save_checkpoint(tmp_path / 'tuned.ckpt')
     as_trained(read_model(tmp_path / 'tuned.ckpt').statistics)
 
-    # Tested by its checkpoint alone, it sees the same images again.
+    # When it is tested from its checkpoint, it gets the same images.
     again = dark(val_dataset=Dark())
     task = Classification('resnet18', None, in_channels=3, num_classes=2)
     small_trainer(tmp_path).validate(task, datamodule=again, ckpt_path=tmp_path / 'tuned.ckpt')
     as_trained(InputStatistics.of(again.aug))
 
 
-def test_statistics_that_are_given_come_first_and_are_said(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_given_statistics_take_precedence_with_a_warning(checkpoint: Path, tmp_path: Path) -> None:
     task = DINOv2(
         **{**SMALL, 'model': MODEL, 'bands': BANDS, 'in_channels': 3}, weights=str(checkpoint)
     )
@@ -225,7 +225,7 @@ def test_statistics_that_are_given_come_first_and_are_said(
     assert found.mean['B03'] == 700.0
 
 
-def test_a_fine_tuned_vit_of_timm_is_shown_what_it_was_tuned_on(tmp_path: Path) -> None:
+def test_a_fine_tuned_timm_vit_gets_the_input_of_fine_tuning(tmp_path: Path) -> None:
     task = Classification('vit_tiny_patch16_224', None, in_channels=3, num_classes=2)
     state = {
         'state_dict': task.state_dict(),
@@ -236,7 +236,7 @@ def test_a_fine_tuned_vit_of_timm_is_shown_what_it_was_tuned_on(tmp_path: Path) 
     as_trained(load_model(tmp_path / 'tuned.ckpt', bands=BANDS).statistics)
 
 
-def test_a_checkpoint_that_says_nothing_means_the_built_in_statistics(
+def test_a_checkpoint_without_statistics_uses_the_built_in_ones(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     content = torch.load(checkpoint, weights_only=True)
@@ -252,7 +252,7 @@ def test_a_checkpoint_that_says_nothing_means_the_built_in_statistics(
     assert torch.equal(normalize.mean.flatten(), band_statistics(model.bands)[0])
 
 
-def test_data_that_say_nothing_of_their_normalisation_are_named(tmp_path: Path) -> None:
+def test_a_warning_names_data_with_unknown_normalisation(tmp_path: Path) -> None:
     data = dark()
     data.aug = lambda batch: batch
     task = DINOv2(**{**SMALL, 'model': MODEL, 'bands': BANDS, 'in_channels': 3})

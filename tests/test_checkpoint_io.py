@@ -24,7 +24,7 @@ CHECKPOINT = {'state_dict': {'weight': torch.arange(100_000.0)}}
 
 @pytest.fixture
 def _two_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The temporary folder is on another file system than the run."""
+    """Simulate a temporary folder on another file system than the run."""
     temporary = tmp_path / 'tmp'
     temporary.mkdir()
     monkeypatch.setattr(tempfile, 'tempdir', str(temporary))
@@ -42,7 +42,7 @@ def _two_file_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _killed_while_writing(path: Path, kind: type[TorchCheckpointIO]) -> None:
-    """Write a checkpoint in a process that is killed when half of the bytes are in a file."""
+    """Write a checkpoint in a process that is killed after half of the bytes."""
 
     def save(checkpoint: Any, file: Any, *args: Any, **kwargs: Any) -> None:
         with tempfile.TemporaryFile() as whole:
@@ -50,7 +50,7 @@ def _killed_while_writing(path: Path, kind: type[TorchCheckpointIO]) -> None:
             size = whole.tell()
             whole.seek(0)
             content = whole.read(size)
-        # A path, or something to write to.
+        # A path, or a file object.
         with open(file, 'wb') if isinstance(file, str | Path) else file as target:  # noqa: PTH123
             target.write(content[: size // 2])
             target.flush()
@@ -58,7 +58,7 @@ def _killed_while_writing(path: Path, kind: type[TorchCheckpointIO]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def copy(src: Any, dst: Any, *args: Any, **kwargs: Any) -> None:
-        """What shutil.move does between file systems."""
+        """Do what shutil.move does between file systems."""
         content = Path(src).read_bytes()
         Path(dst).write_bytes(content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
@@ -78,7 +78,7 @@ def _kill(path: Path, kind: type[TorchCheckpointIO]) -> None:
 
 
 @pytest.mark.usefixtures('_two_file_systems')
-def test_a_killed_write_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
+def test_a_killed_write_leaves_the_last_checkpoint_intact(tmp_path: Path) -> None:
     folder = tmp_path / 'run' / 'checkpoints'
     path = folder / 'epoch=1-step=20.ckpt'
     _kill(path, AtomicCheckpointIO)
@@ -97,7 +97,7 @@ def test_a_killed_write_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None
 
 @pytest.mark.usefixtures('_two_file_systems')
 def test_lightning_alone_leaves_half_a_checkpoint(tmp_path: Path) -> None:
-    """Why this class is needed: once this fails, it no longer is."""
+    """The reason for AtomicCheckpointIO. When this test fails, it is no longer needed."""
     path = tmp_path / 'run' / 'last.ckpt'
     _kill(path, TorchCheckpointIO)
     assert path.exists()
@@ -105,7 +105,7 @@ def test_lightning_alone_leaves_half_a_checkpoint(tmp_path: Path) -> None:
         torch.load(path, weights_only=True)
 
 
-def test_what_another_process_is_writing_stays(tmp_path: Path) -> None:
+def test_files_being_written_by_another_process_are_kept(tmp_path: Path) -> None:
     own = tmp_path / f'.last.ckpt.{"other-machine"}.1.part.ckpt'
     own.touch()
     (tmp_path / '.notes.part.ckpt').touch()
@@ -166,7 +166,7 @@ def test_sigterm_saves_a_checkpoint_and_fails(
     assert not left.exists()
     (checkpoint,) = tmp_path.rglob('*.ckpt')
     assert checkpoint == tmp_path / 'hpc_ckpt_1.ckpt'
-    # The step under way is done.
+    # The current step is completed.
     assert torch.load(checkpoint, weights_only=True)['global_step'] == 2
     (config,) = tmp_path.rglob('config.yaml')
     assert 'num_classes: 8' in config.read_text()
@@ -190,7 +190,7 @@ def test_the_command_line_writes_checkpoints_atomically(
 
 
 class _Marker:
-    """An object whose loading would show."""
+    """Object with a visible side effect when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -199,7 +199,7 @@ class _Marker:
         return os.mkdir, (str(self.path),)
 
 
-def test_loading_creates_no_object(tmp_path: Path) -> None:
+def test_loading_does_not_create_arbitrary_objects(tmp_path: Path) -> None:
     path, mark = tmp_path / 'hostile.ckpt', tmp_path / 'mark'
     torch.save({**CHECKPOINT, 'callbacks': _Marker(mark)}, path)
     with pytest.raises(ValueError, match=r'hostile\.ckpt: holds more than tensors'):

@@ -20,7 +20,7 @@ CONFIGS = sorted(
     p for kind in ('pretrain', 'finetune') for p in (ROOT / 'configs' / kind).glob('*.yaml')
 )
 
-#: The smallest that still is the same method.
+#: Arguments for a small version of the same method.
 SMALL = [
     '--model.init_args.global_size=32',
     '--model.init_args.local_size=16',
@@ -40,7 +40,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope='module')
 def checkpoint(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `geofm fit` leaves behind."""
+    """A checkpoint written by `geofm fit`."""
     root = tmp_path_factory.mktemp('fit')
     fit(root, sample, '--trainer.max_steps=2')
     return root / 'lightning_logs' / 'version_0' / 'checkpoints' / 'last.ckpt'
@@ -70,7 +70,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(len(line) for line in text.splitlines()) <= 80
 
 
-#: Run all of the arguments, and exit with 1 if PyTorch was imported, which takes seconds.
+#: Run commands, and exit with 1 if PyTorch was imported, which takes seconds.
 WITHOUT_TORCH = """
 import sys
 from contextlib import suppress
@@ -152,7 +152,7 @@ def test_every_benchmark_is_understood(config: Path, capsys: pytest.CaptureFixtu
     assert printed['output'] == given['output']
 
 
-def test_a_checkpoint_resumes_where_it_was(
+def test_a_run_resumes_from_a_checkpoint(
     checkpoint: Path, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert torch.load(checkpoint, weights_only=True)['global_step'] == 2
@@ -187,7 +187,9 @@ def test_each_sensor_starts_from_weights_named_in_yaml(sample: Path, tmp_path: P
     assert torch.equal(loaded[:, 0], kernels.mean(dim=1))
 
 
-def test_attention_lies_on_the_scene(checkpoint: Path, sample: Path, tmp_path: Path) -> None:
+def test_attention_is_on_the_grid_of_the_scene(
+    checkpoint: Path, sample: Path, tmp_path: Path
+) -> None:
     s1 = next(sample.rglob('s1_*.tif'))
     s2 = next(s1.parents[2].joinpath('S2', s1.parent.name).glob('s2_*.tif'))
     files = [f'--s1={s1}', f'--s2={s2}', f'--output={tmp_path}']
@@ -216,7 +218,7 @@ def test_benchmark_prints_the_baselines(
     assert (output / 'scores.png').is_file()
 
 
-def test_export_says_what_it_leaves_out(
+def test_export_lists_what_it_leaves_out(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / 's2.safetensors'
@@ -227,7 +229,7 @@ def test_export_says_what_it_leaves_out(
     ]
 
 
-def test_wrong_input_takes_one_line_to_say(tmp_path: Path) -> None:
+def test_an_error_takes_one_line(tmp_path: Path) -> None:
     absent = tmp_path / 'absent.ckpt'
     with pytest.raises(SystemExit, match=r'^geofm export: .*absent\.ckpt: no such file$'):
         main(['export', str(absent), str(tmp_path / 'out.ckpt')])
@@ -259,7 +261,7 @@ def test_torchgeo_tasks_start_from_the_checkpoint(
     assert list(tmp_path.rglob('*.ckpt'))
 
 
-def test_values_of_a_list_may_stand_apart() -> None:
+def test_values_of_a_list_may_be_separate_arguments() -> None:
     from geofm.commands.submit import submit
 
     args = ['a.yaml', '--seeds', '0', '-1', '--sweep', 'a=1,2', 'b=[3,4]', '--dry-run']
@@ -269,7 +271,7 @@ def test_values_of_a_list_may_stand_apart() -> None:
         assert _spell_out(given, submit) == given
 
 
-def test_bands_of_a_sensor_have_an_earlier_name() -> None:
+def test_the_deprecated_option_for_bands_of_a_sensor() -> None:
     from geofm.commands.maps import attention
 
     wanted = ['--scene_bands.s2=[B02]', '--missing_bands=mean']

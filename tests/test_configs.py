@@ -1,4 +1,4 @@
-"""Every config of DINOv2: understood, built, trained, and true to the numbers it stands for."""
+"""All configurations of DINOv2 are parsed, built and trained, and match their references."""
 
 from collections.abc import Callable
 from contextlib import redirect_stdout
@@ -22,11 +22,11 @@ ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = {
     path.stem: path
     for path in sorted((ROOT / 'configs' / 'pretrain').glob('*.yaml'))
-    # Those of other methods are in tests/test_eurosat_rgb.py.
+    # Other methods are tested in tests/test_eurosat_rgb.py.
     if yaml.safe_load(path.read_text())['model']['class_path'] == 'geofm.tasks.DINOv2'
 }
 
-#: Configs of the data module of archives.
+#: Configurations with RasterArchiveDataModule.
 ARCHIVES = ('archive', 'archive_dem', 'images')
 
 #: dinov2/configs/ssl_default_config.yaml of facebookresearch/dinov2.
@@ -62,7 +62,7 @@ DINOV2_DEFAULT: dict[str, Any] = {
     'local_size': 96,
 }
 
-#: What dinov2/configs/train/vitl14.yaml and vitg14.yaml change.
+#: The same with the changes of dinov2/configs/train/vitl14.yaml and vitg14.yaml.
 DINOV2_LONG: dict[str, Any] = {
     **DINOV2_DEFAULT,
     'prototypes': 131072,
@@ -80,7 +80,7 @@ DINOV2_LONG: dict[str, Any] = {
     'local_size': 98,
 }
 
-#: The multimodal runs of the project that this one re-does.
+#: Multimodal runs of an earlier project.
 MULTIMODAL: dict[str, Any] = {
     **DINOV2_DEFAULT,
     'global_size': 192,
@@ -89,7 +89,7 @@ MULTIMODAL: dict[str, Any] = {
     'mask_ratio': (0.1, 0.3),
 }
 
-#: Numbers of the task, epochs, images a device, the same model of timm's, and registers.
+#: Hyperparameters, epochs, images per device, the same model in timm, and number of registers.
 REFERENCES: dict[str, tuple[dict[str, Any], int, int, str, int]] = {
     'vitl16_short': (DINOV2_DEFAULT, 100, 64, 'vit_large_patch16_224', 0),
     'vitl14': (DINOV2_LONG, 500, 32, 'vit_large_patch14_dinov2', 0),
@@ -105,7 +105,7 @@ REFERENCES: dict[str, tuple[dict[str, Any], int, int, str, int]] = {
     ),
 }
 
-#: Millions of parameters of the backbone: those of the paper, and the fusion's.
+#: Millions of parameters of the backbone, from the paper and for the fusion.
 MILLIONS = {
     'vitl16_short': 304,
     'vitl14': 304,
@@ -118,7 +118,7 @@ MILLIONS = {
 
 @cache
 def understood(name: str) -> dict[str, Any]:
-    """A config with all defaults, as the command line understands it."""
+    """Return a configuration with all defaults, as parsed by the command line."""
     with redirect_stdout(StringIO()) as out, pytest.raises(SystemExit, match='0'):
         main(['fit', f'--config={CONFIGS[name]}', '--print_config'])
     config: dict[str, Any] = yaml.safe_load(out.getvalue())
@@ -135,7 +135,7 @@ def count(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_it_builds_as_large_as_it_is(name: str) -> None:
+def test_the_model_has_the_expected_size(name: str) -> None:
     task = task_on_meta(name)
     assert all(parameter.is_meta for parameter in task.parameters())
     if name in MILLIONS:
@@ -148,7 +148,7 @@ def test_it_builds_as_large_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', REFERENCES)
-def test_it_carries_the_references_numbers(name: str) -> None:
+def test_hyperparameters_are_those_of_the_reference(name: str) -> None:
     numbers, epochs, batch_size, _, registers = REFERENCES[name]
     config = understood(name)
     given = config['model']['init_args']
@@ -169,8 +169,8 @@ def test_it_carries_the_references_numbers(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', REFERENCES)
-def test_its_vit_is_the_references(name: str) -> None:
-    """Width, depth, patches and feed-forward layers of the same ViT of timm's."""
+def test_the_vit_is_that_of_the_reference(name: str) -> None:
+    """Width, depth, patches and feed-forward layers equal those of the ViT in timm."""
     given = understood(name)['model']['init_args']
     swiglu = (given['model_args'] or {}).get('ffn_layer') == 'swiglu'
     model = task_on_meta(name).model
@@ -195,7 +195,7 @@ def test_its_vit_is_the_references(name: str) -> None:
 
 
 def reduced(config: dict[str, Any]) -> dict[str, Any]:
-    """The same method, smaller: width, depth, heads, prototypes, crops and batches."""
+    """Return arguments for a smaller model, smaller crops and smaller batches."""
     model, trainer, data = config['model']['init_args'], config['trainer'], config['data']
     patch = 14 if 'patch14' in model['model'] else 16
     small: dict[str, Any] = {'embed_dim': 24, 'depth': 2, 'num_heads': 2}
@@ -216,7 +216,7 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def use_tree(config: dict[str, Any], root: Path) -> None:
-    """Point a config at a small tree of its own layout."""
+    """Write a small data set in the layout of a configuration, and return its arguments."""
     tree = root / 'tree'
     if config['data']['class_path'].endswith('SEN12MSCRDataModule'):
         write_sen12mscr(tree)
@@ -226,7 +226,7 @@ def use_tree(config: dict[str, Any], root: Path) -> None:
 
 
 def use_images(config: dict[str, Any], root: Path) -> None:
-    """Give a config generated images of its own bands, dates and key."""
+    """Replace the data of a configuration by generated images with the same bands and dates."""
     arguments = config['data']['init_args']
     bands = arguments['source_bands']
     key, names = next(iter(bands.items())) if isinstance(bands, dict) else ('image', bands)
@@ -238,7 +238,7 @@ def use_images(config: dict[str, Any], root: Path) -> None:
     }
 
 
-# Those of archives are run by tests/test_archive_docs.py.
+# Configurations of archives are run by tests/test_archive_docs.py.
 @pytest.mark.parametrize('name', [name for name in CONFIGS if name not in ARCHIVES])
 def test_it_trains(name: str, tmp_path: Path) -> None:
     config = reduced(yaml.safe_load(yaml.safe_dump(understood(name))))

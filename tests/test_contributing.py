@@ -1,4 +1,4 @@
-"""The examples of CONTRIBUTING.md, as they stand."""
+"""The examples of CONTRIBUTING.md."""
 
 import re
 import runpy
@@ -25,7 +25,7 @@ from tests.tasks.test_dinov2 import SMALL
 
 ROOT = Path(__file__).resolve().parents[1]
 
-#: Arguments of DINOv2 alone.
+#: Arguments that only DINOv2 has.
 DINOV2 = (
     *('prototypes', 'head_hidden_dim', 'head_bottleneck_dim'),
     'warmup_teacher_temperature_epochs',
@@ -39,7 +39,7 @@ SHORT = [
 
 @pytest.fixture
 def examples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with the files of CONTRIBUTING.md, on the path of imports."""
+    """A folder with the files of CONTRIBUTING.md, in the import path."""
     text = (ROOT / 'CONTRIBUTING.md').read_text()
     for name, content in re.findall(
         r'^`(\S+)`:\n\n```\w+\n(.*?)```', text, re.DOTALL | re.MULTILINE
@@ -105,12 +105,12 @@ def test_a_benchmark_set_is_one_file(examples: Path, capsys: pytest.CaptureFixtu
 
 
 def pinned() -> dict[str, str]:
-    """The tested version by distribution."""
+    """Return the tested version of each distribution."""
     lines = (ROOT / '.ci' / 'constraints.txt').read_text().splitlines()
     return {canonicalize_name(name): pin for name, _, pin in (x.partition('==') for x in lines)}
 
 
-def test_pinned_versions_suit_one_another() -> None:
+def test_pinned_versions_are_compatible() -> None:
     pins = pinned()
     conflicts = [
         f'{distribution.name} requires {requirement}, and {pins[name]} is pinned'

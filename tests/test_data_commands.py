@@ -93,7 +93,7 @@ def test_stats_of_sen12mscr(single: Path, root: Path, tmp_path: Path) -> None:
     content = yaml.safe_load((tmp_path / 's.yaml').read_text())
     assert content['pairs'] == 6
     pixels = [rasterio.open(path).read(1) for path in single.rglob('*_s1_*.tif')]
-    # Every S1 is in two pairs.
+    # Each Sentinel-1 file is in two pairs.
     assert content['bands']['VV']['mean'] == pytest.approx(np.mean(pixels), rel=1e-4)
     shutil.copytree(single, root / 'cr')
     with pytest.raises(SystemExit, match='holds SEN12MS-CR-TS and SEN12MS-CR'):

@@ -1,4 +1,4 @@
-"""`geofm doctor` on machines that lack this or that."""
+"""`geofm doctor` on machines with various problems."""
 
 import importlib.metadata
 import json
@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(autouse=True)
 def attention(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.device, torch.dtype]]:
-    """A choice of attention that says what it was asked."""
+    """Replacement of `choose_attention` that returns its arguments."""
     asked: list[tuple[torch.device, torch.dtype]] = []
 
     def choose_attention(device: torch.device, dtype: torch.dtype) -> tuple[str, str]:
@@ -58,12 +58,12 @@ def test_the_table_says_the_same(
         if finding.topic in ('version', 'device'):
             assert f' {finding.value} ' in text
     assert ' method1: reason 1 ' in text
-    # What is there to be copied is not wrapped.
+    # Commands to copy are not wrapped.
     assert text.splitlines()[-1].startswith(('xformers: for CUDA: ', '└'))
 
 
-def test_it_is_quiet_in_a_process_of_its_own() -> None:
-    """Where xformers' extension does not load, importing xformers logs and warns; this does not."""
+def test_it_prints_no_warnings_in_a_new_process() -> None:
+    """Importing xformers logs and warns if its extension does not load; the command does not."""
     code = (
         'import geofm.models.packed_attention as module;'
         'module.choose_attention = lambda *_: ("sdpa", str(__import__("xformers.ops")));'
@@ -78,7 +78,7 @@ def test_it_is_quiet_in_a_process_of_its_own() -> None:
     assert json.loads(done.stdout)
 
 
-def test_what_is_missing_and_needed_breaks(
+def test_a_missing_required_package_is_broken(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(module, 'NEEDED', (*NEEDED, 'no-such-package'))
@@ -93,7 +93,7 @@ def test_what_is_missing_and_needed_breaks(
     assert [f['name'] for f in found.values() if f['status'] == 'broken'] == ['no-such-package']
 
 
-def test_a_package_that_cannot_be_imported_breaks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_that_cannot_be_imported_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, 'kornia', None)
     broken = by_name(examine())['kornia']
     assert broken.status == 'broken'
@@ -101,7 +101,7 @@ def test_a_package_that_cannot_be_imported_breaks(monkeypatch: pytest.MonkeyPatc
     assert broken.advice.startswith('pip install --force-reinstall kornia==')
 
 
-def test_one_look_that_fails_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_check_does_not_hide_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail() -> list[Finding]:
         raise OSError('first line\nsecond line')
 
@@ -117,7 +117,7 @@ def test_gpus(
     monkeypatch: pytest.MonkeyPatch,
     attention: list[tuple[torch.device, torch.dtype]],
 ) -> None:
-    """A GPU that is not there: what is said of it, and what attention it is asked for."""
+    """Simulated GPUs: their description, and the attention that is chosen."""
     major, minor = capability
     seen = SimpleNamespace(name='A100', total_memory=80 * 2**30, major=major, minor=minor)
     monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
@@ -169,15 +169,15 @@ def xformers_at(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.ops, 'load_library', load_library)
 
 
-def test_the_remedy_for_xformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_advice_for_xformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     xformers_at(tmp_path, monkeypatch)
     (finding,) = module._xformers(cuda=True)
     assert finding.status == 'warning'
     assert finding.value.startswith('does not load: libcudart.so.12: cannot open')
     assert 'pip install nvidia-cuda-runtime-cu12 and export LD_LIBRARY_PATH=' in finding.advice
-    # Without a GPU nobody misses it.
+    # Without a GPU it is not used.
     assert module._xformers(cuda=False)[0].status == 'ok'
-    # Once the package is there, its folder is what to name.
+    # If the package is installed, the advice contains its folder.
     library = tmp_path / 'nvidia' / 'cuda_runtime' / 'lib' / 'libcudart.so.12'
     library.parent.mkdir(parents=True)
     library.touch()
@@ -186,7 +186,7 @@ def test_the_remedy_for_xformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert finding.advice == (f'for CUDA: export LD_LIBRARY_PATH={library.parent}:$LD_LIBRARY_PATH')
 
 
-def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_read_only_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'new'))
     assert module._cache() == Finding('system', 'cache', f'{tmp_path}/new/geofm is writable')
     assert not (tmp_path / 'new').exists()
@@ -209,7 +209,7 @@ def test_little_shared_memory_and_few_files(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_proj_without_its_data(tmp_path: Path) -> None:
-    """The old pain of two PROJs: the variable of one misleads the other."""
+    """With two installations of PROJ, the variable of one misleads the other."""
     code = 'from geofm.commands.doctor import _geography as g; print([f.status for f in g()])'
     environment = {**os.environ, 'PYTHONPATH': str(ROOT), 'PROJ_DATA': str(tmp_path)}
     environment |= {'PROJ_LIB': str(tmp_path)}

@@ -1,4 +1,4 @@
-"""The checkpoint of every pretraining config through every door: it brings its own architecture.
+"""Checkpoints of all pretraining configurations in all interfaces, with their architecture.
 
 Depth and width are reduced by the name (nano) and by ``depth``; bands, patch size, registers,
 positions, feed-forward layers and fusion are those of the config.
@@ -27,14 +27,14 @@ from geofm.tasks import DINOv2, Mask2Former
 CONFIGS = {
     path.stem: config['model']['init_args']
     for path in sorted(Path(__file__).resolve().parents[1].glob('configs/pretrain/*.yaml'))
-    # Those of other methods are in tests/test_eurosat_rgb.py.
+    # Other methods are tested in tests/test_eurosat_rgb.py.
     if (config := yaml.safe_load(path.read_text()))['model']['class_path'] == 'geofm.tasks.DINOv2'
 }
 HEADS: dict[str, Any] = {'prototypes': 8, 'head_hidden_dim': 8, 'head_bottleneck_dim': 8}
 
 
 def reduced(config: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of a backbone of which little but width and depth is other than the config's."""
+    """Return the backbone arguments of a configuration with a smaller width and depth."""
     args = dict(config.get('model_args') or {})
     if 'giant' in config['model']:
         args['ffn_layer'] = 'swiglu'
@@ -45,7 +45,7 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_checkpoint(path: Path, **kwargs: Any) -> Path:
-    """A checkpoint of the task, with weights that no initialisation gives."""
+    """A checkpoint of the task with random weights that differ from any initialisation."""
     task = DINOv2(**HEADS, **kwargs)
     for parameter in task.model.parameters():
         nn.init.normal_(parameter, std=0.05)
@@ -67,7 +67,7 @@ def exported(checkpoint: Path) -> Path:
 
 @functools.cache
 def expected(path: Path) -> tuple[str, Tensor, MultiSensorViT, Tensor]:
-    """Name, an image of the checkpoint's channels, its backbone and the backbone's tokens."""
+    """Return the model name, an image, the backbone of the checkpoint and its tokens."""
     backbone = load_backbone(path)
     name = torch.load(path, weights_only=True)['hyper_parameters']['model']
     side = 2 * 7 * 16 if backbone.patch_size == 14 else 32
@@ -77,7 +77,7 @@ def expected(path: Path) -> tuple[str, Tensor, MultiSensorViT, Tensor]:
 
 
 def assert_same(model: Any, path: Path) -> None:
-    """The model computes what the checkpoint's backbone computes."""
+    """Check that the model computes the same as the backbone of the checkpoint."""
     _, image, backbone, tokens = expected(path)
     assert isinstance(model, MultiSensorViT)
     assert model.bands == backbone.bands
@@ -94,7 +94,7 @@ def test_classification(checkpoint: Path, exported: Path) -> None:
         task = Classification(name, str(weights), image.shape[1], num_classes=3)
         assert_same(task.model, checkpoint)
         assert task.eval()(image).shape == (1, 3)
-    # What is fine-tuned is found again without its weights, by what it says of itself.
+    # A fine-tuned task is loaded without the file of its initial weights.
     path = checkpoint.with_name('fine-tuned.ckpt')
     torch.save({'hyper_parameters': dict(task.hparams), 'state_dict': task.state_dict()}, path)
     again = Classification(**{**task.hparams, 'weights': None})
@@ -147,7 +147,7 @@ def test_encoder_of_smp(checkpoint: Path) -> None:
     encoder: Any = get_encoder(name, in_channels=image.shape[1])
     encoder.load_state_dict(extract_backbone(str(checkpoint))[1])
     assert_same(encoder.model, checkpoint)
-    # As part of a module, too, and with the pyramid.
+    # Also as a submodule, and with the pyramid.
     again: Any = get_encoder(name, in_channels=image.shape[1])
     task = nn.ModuleDict({'encoder': encoder})
     nn.ModuleDict({'encoder': again}).load_state_dict(task.state_dict())

@@ -1,4 +1,4 @@
-"""What the command line says of wrong input."""
+"""Error messages of the command line."""
 
 import os
 import random
@@ -39,12 +39,12 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs write to the current folder unless told otherwise."""
+    """Change to a temporary folder, since runs write to the current folder by default."""
     monkeypatch.chdir(tmp_path)
 
 
 def error_of(capsys: pytest.CaptureFixture[str], *args: str) -> tuple[int, str]:
-    """Exit code of a command that must fail, and what it says."""
+    """Run a command that must fail, and return its exit code and message."""
     with pytest.raises(CommandError) as stopped:
         main(args)
     printed = capsys.readouterr().err
@@ -93,7 +93,7 @@ def test_a_wrong_configuration(
 
 
 @pytest.mark.parametrize('text', ['', 'hello', '- a\n- b\n'])
-def test_a_file_that_is_no_configuration(
+def test_a_file_that_is_not_a_configuration(
     text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / 'c.yaml').write_text(text)
@@ -157,7 +157,7 @@ def test_wrong_arguments(args: list[str], message: str, capsys: pytest.CaptureFi
         (CLASSIFY, ['--ckpt_path=absent.ckpt'], r'absent\.ckpt'),
     ],
 )
-def test_a_run_that_cannot_be(
+def test_errors_of_fit_at_run_time(
     config: Path,
     args: list[str],
     message: str,
@@ -201,7 +201,7 @@ def test_an_unexpected_error_takes_two_lines(monkeypatch: pytest.MonkeyPatch) ->
         main(['export', 'a.ckpt', 'b.ckpt'])
 
 
-def test_messages_are_short_and_cannot_steer_the_terminal() -> None:
+def test_messages_are_short_and_escaped() -> None:
     assert describe(ValueError('a\n' * 50)).count('\n') == 4
     assert describe(ValueError('name \x1b[2J\x07')) == 'name \\x1b[2J\\x07'
     assert describe(ZeroDivisionError()).startswith('ZeroDivisionError')
@@ -213,7 +213,7 @@ def test_messages_are_short_and_cannot_steer_the_terminal() -> None:
 
 
 @pytest.mark.parametrize(('patch', 'size'), [(14, 56), (16, 48)])
-def test_dpt_says_what_it_takes(patch: int, size: int) -> None:
+def test_dpt_states_its_requirements(patch: int, size: int) -> None:
     name = f'tu-geofm_vit_nano_patch{patch}_linear'
     task = SemanticSegmentation('dpt', name, in_channels=15, num_classes=2)
     with pytest.raises(RuntimeError) as raised:

@@ -1,4 +1,4 @@
-"""The configs of the learning proof: trained, watched, and measured by what they leave behind."""
+"""The configurations of the EuroSAT RGB experiment: training, callbacks and benchmark."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ ONE_BATCH = '--data.init_args.datamodule.init_args.batch_size=24'
 
 @pytest.fixture
 def experiment(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """What the experiment's script defines."""
+    """Definitions in the script of the experiment."""
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, 'path', [str(ROOT / 'experiments'), *sys.path])
     return runpy.run_path(str(ROOT / 'experiments' / 'eurosat_rgb.py'))
@@ -53,7 +53,7 @@ def test_all_train_the_same_backbone_on_the_same_data(experiment: dict[str, Any]
         for path in [*configs, Path('configs/benchmark/eurosat_rgb.yaml')]
     ]
     for arguments in data:
-        # Each method has the batch that suits it.
+        # Methods have different batch sizes.
         del arguments['datamodule']['init_args']['batch_size']
     for arguments in data:
         assert {**arguments, 'bands': BANDS} == data[-1]
@@ -100,7 +100,7 @@ def test_two_steps_then_the_benchmark_sees_the_features_of_the_module(
     backbone = build_backbone(BackboneConfig(str(path)), data.bands, data.statistics, seed=0)
     assert backbone.learned
     raw = next(iter(data.loader('test')))['image'][:3]
-    # A checkpoint knows no statistics: they are those of the data.
+    # The checkpoint has no statistics, and those of the data are used.
     image = named.aug({'image': raw})['image']
     with torch.inference_mode():
         found = backbone.encoder.pooled(backbone.adapter({'image': raw}))
@@ -115,11 +115,11 @@ def test_two_steps_then_the_benchmark_sees_the_features_of_the_module(
         assert not torch.allclose(random.encoder.pooled(random.adapter({'image': raw})), found)
 
 
-def test_dinov2_goes_on_where_mae_ended(experiment: dict[str, Any], tmp_path: Path) -> None:
+def test_dinov2_starts_from_the_weights_of_mae(experiment: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path)
     few = '--trainer.max_epochs=1', '--trainer.accelerator=cpu'
     options = Namespace(
-        # Nothing is learned, so that one sees where DINOv2 started.
+        # Without learning, to compare the initial weights.
         fit=[*few, ONE_BATCH, '--model.init_args.lr=0'],
         data=tmp_path,
         precision='32-true',
@@ -129,7 +129,7 @@ def test_dinov2_goes_on_where_mae_ended(experiment: dict[str, Any], tmp_path: Pa
     method, output = experiment['METHODS']['MAE, then DINOv2'], tmp_path / 'output'
     mae, dinov2 = experiment['train'](method, 0, output, options)
     first, second = (torch.load(path, weights_only=True)['state_dict'] for path in (mae, dinov2))
-    # Of the first layer, the bands stand in another order.
+    # The bands of the first layer have another order.
     kernel = 'blocks.5.mlp.fc2.weight'
     expected = first[f'backbone.vit.{kernel}']
     torch.testing.assert_close(second[f'model.encoders.s2.{kernel}'], expected, atol=1e-5, rtol=0)
@@ -144,7 +144,7 @@ def test_dinov2_goes_on_where_mae_ended(experiment: dict[str, Any], tmp_path: Pa
         experiment['train'](method, 1, tmp_path / 'other', options)
 
 
-def test_the_vit_of_mae_can_be_gone_on_with(
+def test_the_vit_of_mae_can_be_trained_further(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
@@ -163,7 +163,7 @@ def test_the_vit_of_mae_can_be_gone_on_with(
     with pytest.warns(UserWarning, match='no mask_token'):
         load_backbone_weights(ours, path)
     image = torch.randn(2, 3, 64, 64)
-    # Three channels are taken for B04, B03, B02; the position of CLS is added to the token.
+    # Three channels are assumed to be B04, B03, B02. The position of CLS is added to the token.
     with torch.inference_mode():
         expected = task.backbone.vit.eval().forward_features(image)
         torch.testing.assert_close(ours.forward_features(image), expected, atol=1e-5, rtol=1e-4)

@@ -58,7 +58,7 @@ def exported(checkpoint: Path) -> Path:
 
 
 class AtStart(Callback):
-    """Keeps the backbone's weights as training begins."""
+    """Callback that keeps the initial weights of the backbone."""
 
     weights: dict[str, torch.Tensor]
 
@@ -106,7 +106,7 @@ def test_one_step(kind: str, method: Any, checkpoint: Path, exported: Path, tmp_
     assert isinstance(backbone, MultiSensorViT)
     assert (backbone.num_reg_tokens, backbone.depth) == (2, 2)
     before, after = start.weights, copied(backbone)
-    # LoRA puts layers in the place of others, which keep their weights as 'base_layer'.
+    # LoRA replaces layers, whose weights are then called 'base_layer'.
     names = {name: name.replace('.base_layer', '') for name in before}
     own = dict(expected.named_parameters())
     for name, plain in names.items():

@@ -17,7 +17,7 @@ ORIGIN = from_origin(500000, 5000000, 10, 10)
 
 
 @given(st.floats(0, 360), st.sampled_from([(10, -10), (10, 10), (-10, -10), (20, -5)]))
-def test_bounds_hold_all_corners_in_order(angle: float, scale: tuple[float, float]) -> None:
+def test_bounds_contain_all_corners(angle: float, scale: tuple[float, float]) -> None:
     transform = Affine.translation(500000, 5e6) @ Affine.rotation(angle) @ Affine.scale(*scale)
     grid = Grid(UTM, transform, 30, 40)
     left, bottom, right, top = grid.bounds
@@ -64,9 +64,7 @@ def write(
 @pytest.mark.parametrize('how', ['internal', 'msk', 'alpha', 'internal and nodata'])
 @pytest.mark.parametrize('dtype', ['uint8', 'uint16', 'int16', 'float32'])
 @pytest.mark.parametrize('moved', [0.0, 3.0])
-def test_pixels_that_a_file_masks_are_not_valid(
-    tmp_path: Path, how: str, dtype: str, moved: float
-) -> None:
+def test_masked_pixels_are_not_valid(tmp_path: Path, how: str, dtype: str, moved: float) -> None:
     pixels = np.full((2, 32, 32), 20, dtype)
     pixels[:, :16] = 99
     mask = np.arange(32)[:, None].repeat(32, axis=1) >= 16
@@ -78,13 +76,13 @@ def test_pixels_that_a_file_masks_are_not_valid(
     # Bilinear warping reaches one row beyond the masked ones.
     assert not valid[:15].any()
     assert valid[16:].all()
-    # What is masked does not bleed into its neighbours.
+    # Masked pixels do not affect their neighbours.
     assert (read[:2, valid] == 20).all()
 
 
 @pytest.mark.parametrize('nodata', [-9999.0, None])
 def test_a_rotated_raster_is_warped_once(tmp_path: Path, nodata: float | None) -> None:
-    # Pixels hold their own place, so that values in the result tell how far they are off.
+    # The values of pixels are their coordinates, so that differences show displacements.
     def place(transform: Affine, size: int) -> npt.NDArray[np.float64]:
         cols, rows = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5)
         return np.stack(transform @ (cols, rows)) - np.array([[[500000]], [[4999000]]])
@@ -94,20 +92,20 @@ def test_a_rotated_raster_is_warped_once(tmp_path: Path, nodata: float | None) -
     path = write(tmp_path / 'x.tif', pixels, nodata=nodata, transform=rotated)
     grid = Grid(UTM, from_origin(500300, 4999700, 10, 10), 64, 64)
     with rasterio.open(path) as src:
-        read, valid = read_on_grid(src, grid, fill=0)
+        read, valid = read_on_grid(src, grid)
     assert valid.all()
     # Metres. GDAL interpolates between approximated source coordinates, an eighth of a pixel off.
     assert np.abs(read - place(grid.transform, 64)).max() < 1.25
 
 
-def test_a_crs_that_lies_nowhere_has_no_footprint() -> None:
+def test_an_engineering_crs_has_no_footprint() -> None:
     local = CRS.from_wkt('LOCAL_CS["nowhere",UNIT["metre",1]]')
     with pytest.raises(ValueError, match='cannot transform'):
         Grid(local, ORIGIN, 8, 8).footprint(UTM)
 
 
 @pytest.mark.parametrize('transform', [Affine(10, 0, 5, 0, 0, 7), Affine(10, 5, 0, 20, 10, 0)])
-def test_a_transform_that_cannot_be_inverted_is_refused_by_name(
+def test_a_singular_transform_raises_an_error_with_the_file_name(
     tmp_path: Path, transform: Affine
 ) -> None:
     path = tmp_path / 'flat.tif'

@@ -1,4 +1,4 @@
-"""Every writer, killed just before its file or folder gets its name; then run again."""
+"""All writers, killed just before the final rename, and run again."""
 
 import functools
 import subprocess
@@ -70,7 +70,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
 
 
 def kill_all(root: Path) -> None:
-    """Kill each writer, in a folder of its own."""
+    """Kill each writer, each with its own folder."""
     for name, writer in WRITERS.items():
         (root / name).mkdir()
         killed_before_rename(functools.partial(writer, root / name))
@@ -78,7 +78,7 @@ def kill_all(root: Path) -> None:
 
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What killed writers left, forked from a process in which GDAL has started no threads."""
+    """Leftovers of killed writers, forked from a process without threads of GDAL."""
     root = tmp_path_factory.mktemp('killed')
     code = f'from tests.test_killed import Path, kill_all; kill_all(Path({str(root)!r}))'
     subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[1])
@@ -92,7 +92,7 @@ def test_a_killed_writer_leaves_nothing_that_the_next_one_does_not_remove(
     folder, undisturbed = killed / name, tmp_path / 'undisturbed'
     undisturbed.mkdir()
     WRITERS[name](undisturbed)
-    # Nothing has its name, and the process has left something.
+    # There is no file with the final name, but there are leftovers.
     assert all(entry.name.startswith('.') for entry in folder.iterdir())
     assert leftovers(folder)
     WRITERS[name](folder)
@@ -117,7 +117,7 @@ def test_a_killed_index_leaves_the_catalogue_before(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('command', ['map', 'figure', 'benchmark'])
 def test_a_second_run_into_one_folder_is_refused(tmp_path: Path, command: str) -> None:
-    """By name of the process, and before it has written anything."""
+    """The error names the process, and nothing has been written."""
     out = tmp_path / 'out'
     scene = write(tmp_path / 's2.tif', noise('s2', 32, 32))
     with atomic_file(out / 's2_pca.tif') as part:

@@ -1,4 +1,4 @@
-"""Ranks that have lost their launcher, or another rank, end."""
+"""Ranks end if their launcher or another rank has ended."""
 
 import multiprocessing
 import os
@@ -65,7 +65,7 @@ class Lose(Callback):
 
 def train(number: int, rank: int, path: Path, port: int, ready: Barrier) -> None:
     torch.set_num_threads(1)
-    # Imports take longer than a rank waits for another one.
+    # Imports may take longer than the timeout of ranks.
     ready.wait(timeout=120)
     as_rank(rank, 2, port)
     trainer = small_trainer(
@@ -90,12 +90,12 @@ def train(number: int, rank: int, path: Path, port: int, ready: Barrier) -> None
             signal.SIGKILL,
             'another rank has ended: see its own error message, unless it was killed.',
         ),
-        # As of a node that is lost: nothing comes from it.
+        # Like a lost node: the rank does not respond.
         (signal.SIGSTOP, 'another rank did not respond within 4 s: it hangs, or its node is down.'),
     ],
 )
 def test_a_lost_rank_ends_the_other(tmp_path: Path, number: int, message: str) -> None:
-    # Not forked: after some other tests a forked process cannot go backward.
+    # Not forked, since a forked process may fail in the backward pass after other tests.
     context = multiprocessing.get_context('spawn')
     ready = context.Barrier(2)
     arguments = (tmp_path, find_free_network_port(), ready)

@@ -1,4 +1,4 @@
-"""Legends: from configurations, and there and back through tags."""
+"""Legends from configurations and raster tags."""
 
 import pytest
 from hypothesis import given
@@ -37,7 +37,7 @@ def test_mapping_with_values_and_colors() -> None:
         {'\x1b[2J': 0},
     ],
 )
-def test_what_is_no_legend(classes: object) -> None:
+def test_invalid_legends(classes: object) -> None:
     with pytest.raises(LegendError):
         Legend.of(classes)  # type: ignore[arg-type]
 
@@ -50,7 +50,7 @@ def test_what_is_no_legend(classes: object) -> None:
         max_size=12,
     )
 )
-def test_tags_there_and_back(colors: dict[int, tuple[int, int, int]]) -> None:
+def test_tags_round_trip(colors: dict[int, tuple[int, int, int]]) -> None:
     legend = Legend(tuple(MapClass(v, f'class {v}', c) for v, c in colors.items()))
     assert Legend.from_tags(legend.tags()) == legend
 

@@ -1,4 +1,4 @@
-"""Outlines on a globe, against areas and distances on unit vectors."""
+"""Outlines in longitude and latitude, compared with areas and distances on the sphere."""
 
 import numpy as np
 import numpy.typing as npt
@@ -18,19 +18,19 @@ GEOD = Geod(ellps='WGS84')
 
 
 def square(west: float, south: float, side: float = 0.2) -> npt.NDArray[np.float64]:
-    """Corners with longitudes in [-180, 180], as PROJ gives them."""
+    """Return corners with longitudes in [-180, 180], like PROJ does."""
     lon = np.array([west, west + side, west + side, west])
     lat = np.array([south + side, south + side, south, south])
     return np.stack([(lon + 180) % 360 - 180, lat], axis=-1)
 
 
 def area(shape: shapely.Geometry) -> float:
-    """Area on the ellipsoid, km2."""
+    """Return the area on the ellipsoid in km²."""
     return abs(GEOD.geometry_area_perimeter(shape)[0]) / 1e6
 
 
 @pytest.mark.parametrize('west', [10.0, 179.7, 179.8, 179.85, 179.9, 179.999, -180.0, -179.95])
-def test_a_square_has_its_own_area_wherever_it_lies(west: float) -> None:
+def test_the_area_of_a_square_does_not_depend_on_its_place(west: float) -> None:
     (shape,) = lonlat.outlines(square(west, -16.5)[None])
     expected = area(shapely.box(0, -16.5, 0.2, -16.3))
     assert area(shape) == pytest.approx(expected, rel=1e-5)
@@ -44,7 +44,7 @@ def test_a_square_has_its_own_area_wherever_it_lies(west: float) -> None:
     assert -180 <= running.bounds[0] < 180
 
 
-def test_outlines_that_do_not_cross_are_not_touched() -> None:
+def test_outlines_that_do_not_cross_180_degrees_are_unchanged() -> None:
     points = np.random.default_rng(0).uniform(-80, 80, (50, 4, 2))
     assert lonlat.unroll(points) is points
     points[7, 2] = np.nan
@@ -55,22 +55,22 @@ def test_outlines_that_do_not_cross_are_not_touched() -> None:
 
 @pytest.mark.parametrize('pole', [90, -90])
 @pytest.mark.parametrize('turn', [0.0, 30.0, 137.0])
-def test_outlines_over_a_pole_hold_it(pole: int, turn: float) -> None:
-    """A square of 1 degree about the pole has the area of four triangles that meet in it."""
+def test_outlines_over_a_pole_contain_the_pole(pole: int, turn: float) -> None:
+    """A square of 1 degree around the pole has the area of four triangles with a corner there."""
     lon = (np.array([0, 90, 180, 270]) + turn + 180) % 360 - 180
     points = np.stack([lon, np.full(4, pole - np.sign(pole) * 1.0)], axis=-1)
     for ring in (points, points[::-1], np.concatenate([points, points[:1]])):
         (shape,) = lonlat.outlines(ring[None])
         assert shape.is_valid
-        # In the plane of degrees: a band from the corners to the pole all around.
+        # In longitude and latitude, it is a band from the corners to the pole.
         assert shape.area == pytest.approx(360.0)
         assert shapely.intersects_xy(shape, np.linspace(-180, 180, 9), pole * 0.9999).all()
         south, north = sorted([pole - np.sign(pole), pole])
         np.testing.assert_allclose(lonlat.extents(ring[None])[0], [-180, south, 180, north])
 
 
-def test_an_outline_with_a_corner_on_the_pole_is_the_wedge_to_it() -> None:
-    # The longitude that a projection gives to the pole itself means nothing.
+def test_an_outline_with_a_corner_on_the_pole_is_a_wedge() -> None:
+    # The longitude of the pole is arbitrary.
     points = np.array([[0.0, 90.0], [10.0, 89.0], [55.0, 88.6], [100.0, 89.0]])
     for ring in (points, np.roll(points, 2, axis=0), points[::-1]):
         (shape,) = lonlat.outlines(ring[None])
@@ -87,7 +87,7 @@ def test_an_outline_with_a_corner_on_the_pole_is_the_wedge_to_it() -> None:
         max_size=6,
     )
 )
-def test_a_bounding_box_covers_all_and_is_the_smallest(
+def test_a_bounding_box_is_the_smallest_that_covers_all(
     squares: list[tuple[float, float, float]],
 ) -> None:
     boxes = np.array([[west, south, west + side, south + 1] for west, side, south in squares])
@@ -111,7 +111,7 @@ def test_a_bounding_box_covers_all_and_is_the_smallest(
     )
 
 
-def test_bounding_boxes_as_rfc_7946_has_them() -> None:
+def test_bounding_boxes_follow_rfc_7946() -> None:
     fiji = lonlat.extents(np.stack([square(177, -19, 1), square(179.9, -17), square(-179, -16)]))
     assert lonlat.bounding_box(fiji) == pytest.approx((177, -19, -178.8, -15.8))
     europe = np.array([[5.0, 40, 6, 41], [20, 60, 21, 61]])
@@ -130,7 +130,9 @@ def test_bounding_boxes_as_rfc_7946_has_them() -> None:
     ids=['zone 60', 'zone 1', 'beyond 180', 'beyond -180'],
 )
 @pytest.mark.parametrize('place', [180.0, -180.0, 179.995, -179.995, 180.005, 540.0])
-def test_a_place_is_found_by_any_longitude(crs: CRS, transform: Affine, place: float) -> None:
+def test_a_place_is_found_by_equivalent_longitudes(
+    crs: CRS, transform: Affine, place: float
+) -> None:
     grid = Grid(crs, transform, 160, 160)
     row, col = lonlat.pixel_at(grid, place, -16.5)
     assert 0 <= row < 160

@@ -1,4 +1,4 @@
-"""Commands of docs/maps.md and docs/few_labels.md as they stand, on a small scene and model."""
+"""Commands of docs/maps.md and docs/few_labels.md, run with a small scene and model."""
 
 import json
 import re
@@ -19,7 +19,7 @@ from tests.docs_commands import ROOT, run, sections
 from tests.maps.scenes import UTM, noise, write
 
 SIDE = 240
-#: The place that docs/maps.md asks for.
+#: The place in docs/maps.md.
 PLACE = (-0.78, 41.60)
 MODEL = {
     'model': 'geofm_vit_nano_patch16_linear',
@@ -30,7 +30,7 @@ MODEL = {
 
 
 def write_scene(folder: Path, names: Mapping[str, str], seed: int) -> None:
-    """Write a scene around the place: field and water, west and east."""
+    """Write a scene around the place, with a field in the west and water in the east."""
     folder.mkdir(parents=True, exist_ok=True)
     easting, northing = Transformer.from_crs(4326, 32630, always_xy=True).transform(*PLACE)
     transform = Affine(10, 0, round(easting) - 1200, 0, -10, round(northing) + 1200)
@@ -44,7 +44,7 @@ def write_scene(folder: Path, names: Mapping[str, str], seed: int) -> None:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a checkpoint, a scene, its like, and labels."""
+    """A folder with a checkpoint, two similar scenes, and labels."""
     monkeypatch.chdir(tmp_path)
     network = timm.create_model(str(MODEL['model']), in_chans=15, **MODEL['model_args'])  # type: ignore[arg-type]
     state = {f'model.{key}': value for key, value in network.state_dict().items()}
@@ -64,7 +64,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_page(name: str) -> str:
-    """Run the commands of a page; those of experiments must be there."""
+    """Run the commands of a page. Scripts of experiments only have to exist."""
     page = (ROOT / 'docs' / name).read_text()
     for title, lines in sections(page).items():
         for line in lines:
@@ -98,7 +98,7 @@ def test_few_labels(place: Path) -> None:
 
 def test_maps(place: Path) -> None:
     pytest.importorskip('rio_tiler', reason='the page needs rio-tiler, of the extra "maps"')
-    # What the first lines compare with: the scene at another date.
+    # The scene at another date, for the first lines of the page.
     run('geofm embed --checkpoint last.ckpt --s2 2019/s2.tif --s1 s1.tif --output old')
     page = run_page('maps.md')
     written(page, place)

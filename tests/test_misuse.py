@@ -1,4 +1,4 @@
-"""Misuse from labels to maps: no input is lost, nothing is mapped wrongly, one line says why."""
+"""Misuse of commands: inputs are not overwritten, and errors take one line."""
 
 import json
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ from tests.maps.test_predict import save as save_task
 UTM = CRS.from_epsg(32632)
 NORTH_UP = from_origin(500_000, 5_000_000, 10, 10)
 
-#: Across 180 degrees, in longitudes that run on.
+#: Grid across 180 degrees, with longitudes above 180.
 ACROSS = Grid(CRS.from_epsg(4326), from_origin(179.998, 10, 1e-4, 1e-4), 30, 40)
 
 
@@ -57,7 +57,7 @@ def task(tmp_path: Path) -> Path:
 
 
 def fails(capsys: pytest.CaptureFixture[str], *command: object) -> str:
-    """Error of a command, which is one line."""
+    """Run a command that must fail, and return its error of one line."""
     with pytest.raises(SystemExit):
         main([str(word) for word in command])
     lines = capsys.readouterr().err.splitlines()
@@ -70,13 +70,13 @@ def predict(task: Path, scene: Path, output: Path, *options: object) -> list[obj
     return ['predict', task, '--s2', scene, '--output', output, '--window', 32, *options]
 
 
-# -- what is read is not written over ----------------------------------------------------------
+# -- inputs are not overwritten -----------------------------------------------------------------
 
 
 def test_a_reference_is_not_overwritten(
     task: Path, scene: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The map would be compared with itself, and the reference be gone."""
+    """Otherwise the map would be compared with itself, and the reference would be lost."""
     truth = write(tmp_path / 's2_classes.tif', np.ones((1, 40, 36), np.uint8), UTM, NORTH_UP)
     before = truth.read_bytes()
     (tmp_path / 'link').symlink_to(tmp_path)
@@ -90,7 +90,7 @@ def test_a_reference_is_not_overwritten(
 
 
 @pytest.mark.parametrize('options', [['--reference', 'none.tif'], ['--simplify', -1]])
-def test_a_scene_is_not_mapped_before_what_is_wrong_is_told(
+def test_errors_are_reported_before_a_scene_is_mapped(
     task: Path,
     scene: Path,
     tmp_path: Path,
@@ -124,7 +124,7 @@ def test_a_checkpoint_is_not_overwritten_by_its_export(
     assert path.read_bytes() == b'all that training needs to go on'
 
 
-def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+def test_an_output_folder_must_not_be_a_file(tmp_path: Path) -> None:
     (tmp_path / 'maps').write_text('mine')
     for folder in (tmp_path / 'maps', tmp_path / 'maps' / 'deeper'):
         with (
@@ -141,7 +141,7 @@ def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
 def test_only_embeddings_are_compared_or_classified(
     tmp_path: Path, scene: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Maps of classes name their model too; a cosine of classes means nothing."""
+    """Class maps also have a tag with their model, but their cosine is meaningless."""
     main(['classify', str(embedding(tmp_path, tokens())), '--labels', str(points(tmp_path)),
           '--output', str(tmp_path / 'maps')])  # fmt: skip
     predict_scene(per_pixel(), {'s2': scene}, tmp_path / 'maps', options=PredictOptions(48))
@@ -166,7 +166,7 @@ def test_turns() -> None:
 
 
 def test_features_on_both_sides_of_180_degrees(tmp_path: Path) -> None:
-    """As if their longitudes ran on as those of the grid do."""
+    """They are shifted to the longitudes of the grid."""
     west = [Point(179.99905, 9.9991), box(179.9985, 9.9975, 180, 9.9985)]
     east = [Point(-179.99935, 9.9991), box(-180, 9.9978, -179.9995, 9.9988)]
     both = [
@@ -196,7 +196,7 @@ def test_features_on_both_sides_of_180_degrees(tmp_path: Path) -> None:
 
 
 def test_rasters_on_both_sides_of_180_degrees(tmp_path: Path) -> None:
-    """A raster across the line has labels on the part beyond it, which others lie on too."""
+    """A raster across 180 degrees has labels on both sides."""
     zone = CRS.from_epsg(32760)
     # 180 degrees are at an easting of about 820 km at 16.5 degrees south.
     across = from_origin(815_000, 8_172_000, 100, 100)
@@ -209,8 +209,8 @@ def test_rasters_on_both_sides_of_180_degrees(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels.classes_on(beyond), values[0, 20:30, 80:90])
 
 
-def test_a_polygon_that_cannot_be_brought_to_the_scene_is_told(tmp_path: Path) -> None:
-    """Such as one whose longitudes and latitudes are swapped."""
+def test_a_polygon_that_cannot_be_transformed_is_reported(tmp_path: Path) -> None:
+    """For example, a polygon with swapped longitudes and latitudes."""
     frame = gpd.GeoDataFrame({'class': [0]}, geometry=[box(45, 100, 46, 101)], crs=4326)
     frame.to_file(tmp_path / 'world.gpkg')
     labels = open_labels(tmp_path / 'world.gpkg')
@@ -224,7 +224,7 @@ def test_a_polygon_that_cannot_be_brought_to_the_scene_is_told(tmp_path: Path) -
 @pytest.mark.parametrize(
     'names', [['', 'a'], ['a\nb', 'a'], [f'class {i}' for i in range(300)]], ids=len
 )
-def test_names_that_are_no_classes_name_the_file(tmp_path: Path, names: list[str]) -> None:
+def test_errors_in_class_names_name_the_file(tmp_path: Path, names: list[str]) -> None:
     geometry = [Point(500_005 + 10 * i, 4_999_995) for i in range(len(names))]
     path = tmp_path / 'labels.parquet'
     gpd.GeoDataFrame({'class': names}, geometry=geometry, crs=32632).to_parquet(path)
@@ -242,7 +242,7 @@ def test_values_of_a_legend_are_whole_numbers(value: str) -> None:
 def test_every_class_is_in_the_legend_of_a_picture(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever its name means to matplotlib, and however long it is."""
+    """Also if its name is special in Matplotlib, or long."""
     from matplotlib.figure import Figure
 
     shown: list[str] = []
@@ -295,7 +295,7 @@ def test_damaged_heads(tmp_path: Path, changed: dict[str, Any]) -> None:
         Head.load(path)
 
 
-def test_a_checkpoint_that_is_cut_off(task: Path) -> None:
+def test_a_truncated_checkpoint(task: Path) -> None:
     content = task.read_bytes()
     for part in (100, len(content) // 2, len(content) - 10):
         task.write_bytes(content[:part])

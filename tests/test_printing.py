@@ -9,14 +9,14 @@ from geofm.printing import printable
 EVIL = '\x1b[31mred\x1b]0;title\x07 [/b] [bold]x[/] \u202egnp \x9b2J'
 
 
-def test_only_characters_with_a_glyph_are_left() -> None:
+def test_characters_without_a_glyph_are_escaped() -> None:
     assert printable('Größe 5 µm, 7\xa0° – 文件 [/b]') == 'Größe 5 µm, 7\xa0° – 文件 [/b]'
     assert printable('a\x1b[2J\nb') == r'a\x1b[2J\nb'
     assert printable('a\nb', keep='\n') == 'a\nb'
     assert printable('\udcff\u2028\u202e') == r'\udcff\u2028\u202e'
 
 
-def test_names_of_files_neither_stop_index_nor_steer_the_terminal(
+def test_file_names_with_escape_sequences_are_escaped_by_index(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = tmp_path / 'data'

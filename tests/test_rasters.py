@@ -46,7 +46,7 @@ def virtual(source: object, relative: int = 0) -> str:
 
 
 def bomb(path: Path, tile: int) -> Path:
-    """A TIFF of 32,768 x 32,768 bytes, compressed to nothing at all, in square tiles."""
+    """Write a sparse TIFF of 32,768 x 32,768 bytes in square tiles."""
     side = 32_768
     tiles = (side // tile) ** 2
     entries = [
@@ -74,7 +74,9 @@ def test_a_raster_is_opened(scene: Path) -> None:
         assert (src.driver, src.count, Path(src.name)) == ('GTiff', 3, scene)
 
 
-def test_a_virtual_raster_is_opened_by_its_name_only(tmp_path: Path, scene: Path) -> None:
+def test_a_virtual_raster_is_only_opened_if_its_name_ends_in_vrt(
+    tmp_path: Path, scene: Path
+) -> None:
     disguised = tmp_path / 'disguised.tif'
     disguised.write_text(virtual(scene))
     with pytest.raises(ValueError, match=r'disguised\.tif.*virtual raster.*ends in \.vrt'):
@@ -84,20 +86,20 @@ def test_a_virtual_raster_is_opened_by_its_name_only(tmp_path: Path, scene: Path
 
 
 @pytest.mark.parametrize('suffix', ['.msk', '.ovr'])
-def test_files_beside_a_raster_are_no_virtual_rasters(scene: Path, suffix: str) -> None:
+def test_sidecar_files_must_not_be_virtual_rasters(scene: Path, suffix: str) -> None:
     scene.with_name(scene.name + suffix).write_text(virtual(scene))
     with pytest.raises(ValueError, match=rf'scene\.tif\{suffix}.*virtual raster'):
         open_raster(scene)
 
 
-def test_metadata_name_no_other_file_as_overviews(scene: Path) -> None:
+def test_metadata_must_not_refer_to_another_file_for_overviews(scene: Path) -> None:
     with rasterio.open(scene, 'r+') as dst:
         dst.update_tags(ns='OVERVIEWS', OVERVIEW_FILE='/vsicurl/http://localhost/other.tif')
     with pytest.raises(ValueError, match='OVERVIEW_FILE'):
         open_raster(scene)
 
 
-def test_blocks_must_fit_the_file(tmp_path: Path) -> None:
+def test_blocks_must_not_be_too_large_for_the_file(tmp_path: Path) -> None:
     path = bomb(tmp_path / 'bomb.tif', 32_768)
     with pytest.raises(ValueError, match=r'bomb\.tif.*blocks of 32768 x 32768 px'):
         open_raster(path)
@@ -105,13 +107,13 @@ def test_blocks_must_fit_the_file(tmp_path: Path) -> None:
     open_raster(bomb(tmp_path / 'sparse.tif', 1024)).close()
 
 
-def test_the_blocks_of_a_mask_must_fit_too(scene: Path) -> None:
+def test_blocks_of_a_mask_must_not_be_too_large(scene: Path) -> None:
     bomb(scene.with_name('scene.tif.msk'), 32_768)
     with pytest.raises(ValueError, match=r'scene\.tif\.msk.*blocks'):
         open_raster(scene)
 
 
-def test_bands_that_are_stored_together_count_together(tmp_path: Path) -> None:
+def test_interleaved_bands_are_counted_together(tmp_path: Path) -> None:
     side = 512
     count = MAX_BLOCK_BYTES // side**2 + 1
     profile = {
@@ -155,12 +157,12 @@ def test_parts_of_containers_are_opened(tmp_path: Path, scene: Path) -> None:
     'address',
     ['https://host/a.tif', 's3://bucket/a.tif', '/vsicurl/https://host/a.tif', 'WMS:https://host'],
 )
-def test_addresses_of_other_machines_are_not_opened(address: str) -> None:
+def test_urls_are_not_opened(address: str) -> None:
     with pytest.raises(ValueError, match='not a local file; download it first'):
         open_raster(Path(address))
 
 
-def test_what_is_no_raster_is_named(tmp_path: Path) -> None:
+def test_errors_name_files_that_are_not_rasters(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r'none\.tif: no such file'):
         open_raster(tmp_path / 'none.tif')
     with pytest.raises(ValueError, match='a folder, not a raster'):

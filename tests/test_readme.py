@@ -1,4 +1,4 @@
-"""README's workflow, line by line as it stands, on generated data and with small models."""
+"""The workflow of the README, run on generated data and with small models."""
 
 import re
 import shlex
@@ -15,7 +15,7 @@ from geofm.models import load_backbone
 ROOT = Path(__file__).resolve().parents[1]
 TREE = '/data/SEN12MSCRTS'
 
-#: What makes a line small, by how it starts. None of it names a model, weights or data.
+#: Additional arguments that make lines fast, by their beginning. Models and data are kept.
 SMALLER = {
     'fit --config configs/pretrain/': [
         *('--trainer.max_steps=1', '--trainer.limit_val_batches=0', '--trainer.accelerator=cpu'),
@@ -36,7 +36,7 @@ SMALLER = {
 
 
 def workflow() -> list[str]:
-    """Lines of README's longest block of commands."""
+    """Return the lines of the longest block of commands in the README."""
     blocks = re.findall(r'```console\n(.*?)```', (ROOT / 'README.md').read_text(), re.DOTALL)
     lines = max(blocks, key=len).splitlines()
     assert all(line.startswith('$ ') for line in lines)
@@ -45,7 +45,7 @@ def workflow() -> list[str]:
 
 @pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as README expects it: the configs, a tree of SEN12MS-CR-TS and a scene."""
+    """A folder with configurations, SEN12MS-CR-TS and a scene, as in the README."""
     shutil.copytree(ROOT / 'configs', tmp_path / 'configs')
     write_sample_data(tmp_path / 'tree', patches_per_roi=1, time_steps=1, size=64)
     for key in ('s1', 's2'):
@@ -56,7 +56,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(line: str, place: Path) -> None:
-    """Run a line of README's, smaller."""
+    """Run a line of the README with small data."""
     command, *args = shlex.split(line, comments=True)
     if command == 'cp':
         shutil.copy(*args)
@@ -72,7 +72,7 @@ def run(line: str, place: Path) -> None:
     main(args)
 
 
-def test_the_workflow_runs_as_it_stands(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_workflow_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     install, *lines = workflow()
     assert install == 'make install && source .venv/bin/activate'
     starts = [line.split('#')[0].split()[:2] for line in lines]

@@ -1,4 +1,4 @@
-"""`--resume auto`: a run resumes from the newest checkpoint of its own, and from no other's."""
+"""`--resume auto`: a run only resumes from its own newest checkpoint."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SETTINGS: dict[str, Any] = {'class_path': 'DINOv2', 'init_args': {'lr': 0.1, 'ba
 
 
 def write(path: Path, run: object, age: float) -> Path:
-    """A checkpoint that is *age* seconds old."""
+    """Write a checkpoint that is *age* seconds old."""
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({'state_dict': {'w': torch.ones(9)}, **({} if run is None else {'run': run})}, path)
     os.utime(path, (1e9 - age, 1e9 - age))
@@ -41,7 +41,7 @@ def test_the_newest_of_this_run_whoever_wrote_it(root: Path) -> None:
     assert newest_checkpoint(root, folders, SETTINGS) is None
     requeue = write(root / 'hpc_ckpt_2.ckpt', OURS, age=30)
     assert newest_checkpoint(root, folders, SETTINGS) == requeue
-    # Lightning would go on from the requeue although a newer one lies beside it.
+    # Lightning would resume from the requeue checkpoint even if there is a newer checkpoint.
     later = write(root / 'checkpoints' / 'epoch=1.ckpt', OURS, age=20)
     assert newest_checkpoint(root, folders, SETTINGS) == later
     write(root / 'checkpoints' / '.last.ckpt.host.7.part.ckpt', OURS, age=1)
@@ -89,7 +89,7 @@ def test_lightning_must_not_take_up_an_old_requeue(
 
 
 def test_runs_side_by_side_do_not_see_each_other(tmp_path: Path) -> None:
-    """Without a logger, nothing is between the folder of a run and its checkpoints."""
+    """Without a logger, checkpoints are directly in the folder of a run."""
     for run in ('a', 'b'):
         write(tmp_path / run / 'lightning_logs' / 'version_0' / 'checkpoints' / 'x.ckpt', OURS, 1)
         write(tmp_path / run / 'checkpoints' / 'x.ckpt', OURS, 1)
@@ -106,14 +106,14 @@ def test_the_command_resumes_its_run(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Started, resumed in a new folder of logs, and refused with other settings."""
+    """A run starts, resumes in a new log folder, and is refused with other settings."""
 
     def run(*args: str) -> list[dict[str, Any]]:
         arguments = [
             '--trainer.callbacks=lightning.pytorch.callbacks.ModelCheckpoint',
             '--trainer.callbacks.every_n_train_steps=1',
             '--trainer.callbacks.save_top_k=-1',
-            # An epoch is not to end, for want of validation.
+            # The epoch must not end, since there is no validation.
             '--data.init_args.batch_size=1',
             *args,
         ]
@@ -133,7 +133,7 @@ def test_the_command_resumes_its_run(
         requeued.setenv('SLURM_RESTART_COUNT', '1')
         fourth = run('--trainer.max_steps=4')
     assert [checkpoint['global_step'] for checkpoint in fourth] == [1, 2, 3, 4]
-    # A new experiment in the same folder starts, and is another run.
+    # A new experiment in the same folder is another run.
     third = run('--trainer.max_steps=1')
     assert third[-1]['global_step'] == 1
     assert third[-1]['run'] != first[0]['run']

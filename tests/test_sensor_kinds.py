@@ -44,7 +44,7 @@ LANDSAT_DN = np.round((REFLECTANCE + 0.2) / 2.75e-5)
 
 
 def read(path: Path, pixels: np.ndarray, sensor: Sensor, **profile: Any) -> Any:
-    """Values and validity of pixels that were written to a file."""
+    """Write pixels to a file, and return the values and valid pixels that are read."""
     count, height, width = pixels.shape
     shape = {'count': count, 'height': height, 'width': width, 'dtype': pixels.dtype.name}
     stated = {key: profile.pop(key) for key in ('scales', 'offsets') if key in profile}
@@ -70,13 +70,13 @@ def read(path: Path, pixels: np.ndarray, sensor: Sensor, **profile: Any) -> Any:
         (RNG.normal(900, 500, 9000), DEM, None),
     ],
 )
-def test_units_are_told_by_quantity(
+def test_units_are_detected_by_quantity(
     values: np.ndarray, sensor: Sensor, found: WrongUnit | None
 ) -> None:
     assert wrong_unit(values.astype(np.float32), sensor) == found
 
 
-def test_advice_has_the_numbers_of_the_sensor() -> None:
+def test_advice_has_the_scale_and_offset_of_the_sensor() -> None:
     assert 'multiply them by 10,000' in WrongUnit.REFLECTANCE.advice(SENTINEL2)
     assert 'multiply them by 36,364 and add 7,273' in WrongUnit.REFLECTANCE.advice(LANDSAT)
 
@@ -115,7 +115,7 @@ def test_sea_level_is_fill_only_if_the_file_says_so(tmp_path: Path, nodata: int 
     np.testing.assert_array_equal(values, pixels)
 
 
-def test_black_is_a_colour(tmp_path: Path) -> None:
+def test_black_pixels_of_pictures_are_valid(tmp_path: Path) -> None:
     pixels = RNG.integers(0, 256, (3, 8, 8)).astype('uint8')
     pixels[:, 0] = 0
     values, valid = read(tmp_path / 'a.tif', pixels, RGB)

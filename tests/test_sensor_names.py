@@ -1,4 +1,4 @@
-"""No code but the registry and the readers of SEN12MS names a sensor."""
+"""Only the registry and the readers of SEN12MS contain keys of sensors."""
 
 import ast
 from pathlib import Path
@@ -23,7 +23,7 @@ ALLOWED = (
 
 
 def sensor_names(source: str) -> list[tuple[int, str]]:
-    """Lines and values of string constants that are keys of sensors, docstrings excepted."""
+    """Return lines and values of string constants that are keys of sensors, except docstrings."""
     tree = ast.parse(source)
     scopes = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
     docstrings = {

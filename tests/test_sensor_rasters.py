@@ -60,7 +60,7 @@ def test_the_mask_of_a_file(tmp_path: Path, dn: Array, internal: bool) -> None:
     np.testing.assert_array_equal(part, (hidden() != 0)[5:14, 2:8])
 
 
-def test_an_alpha_band_is_a_mask_and_no_band(tmp_path: Path, dn: Array) -> None:
+def test_an_alpha_band_is_a_mask(tmp_path: Path, dn: Array) -> None:
     path = write(tmp_path / 'a.tif', np.concatenate([dn, hidden().astype('uint16')[None]]))
     with rasterio.open(path, 'r+') as dst:
         dst.colorinterp = [*dst.colorinterp[:-1], ColorInterp.alpha]
@@ -71,7 +71,7 @@ def test_an_alpha_band_is_a_mask_and_no_band(tmp_path: Path, dn: Array) -> None:
     np.testing.assert_array_equal(valid, hidden() != 0)
 
 
-def test_bands_are_read_by_the_names_that_the_file_gives(tmp_path: Path, dn: Array) -> None:
+def test_bands_are_read_by_their_names_in_the_file(tmp_path: Path, dn: Array) -> None:
     order = np.random.default_rng(1).permutation(13)[:9]
     path = write(tmp_path / 'a.tif', dn[order])
     with rasterio.open(path, 'r+') as dst:
@@ -82,13 +82,15 @@ def test_bands_are_read_by_the_names_that_the_file_gives(tmp_path: Path, dn: Arr
     np.testing.assert_array_equal(values, dn[order])
 
 
-def test_without_names_all_bands_are_needed(tmp_path: Path, dn: Array) -> None:
+def test_without_names_all_bands_are_required(tmp_path: Path, dn: Array) -> None:
     with pytest.raises(BandError, match='12 bands without names'):
         read(write(tmp_path / 'a.tif', dn[:12]))
 
 
 @pytest.mark.parametrize(('scale', 'offset'), [(1e-4, -0.1), (1.0, -1000.0)])
-def test_a_stated_scale_leads_to_dn(tmp_path: Path, dn: Array, scale: float, offset: float) -> None:
+def test_values_with_a_scale_are_converted_to_dn(
+    tmp_path: Path, dn: Array, scale: float, offset: float
+) -> None:
     path = write(tmp_path / 'a.tif', dn + 1000)
     with rasterio.open(path, 'r+') as dst:
         dst.scales, dst.offsets = [scale] * 13, [offset] * 13
@@ -97,7 +99,7 @@ def test_a_stated_scale_leads_to_dn(tmp_path: Path, dn: Array, scale: float, off
     assert valid.all()
 
 
-def test_nodata_is_a_matter_of_the_numbers_before_the_scale(tmp_path: Path, dn: Array) -> None:
+def test_nodata_applies_before_the_scale(tmp_path: Path, dn: Array) -> None:
     dn[4, 3, 2] = 40_000
     path = write(tmp_path / 'a.tif', dn, nodata=40_000)
     with rasterio.open(path, 'r+') as dst:
@@ -116,7 +118,7 @@ def test_decibels_stored_as_integers(tmp_path: Path) -> None:
     assert valid.all()
 
 
-def test_a_scale_that_leads_to_no_unit(tmp_path: Path, dn: Array) -> None:
+def test_an_unknown_scale_is_an_error(tmp_path: Path, dn: Array) -> None:
     path = write(tmp_path / 'a.tif', dn)
     with rasterio.open(path, 'r+') as dst:
         dst.scales = [0.5] * 13
@@ -124,7 +126,7 @@ def test_a_scale_that_leads_to_no_unit(tmp_path: Path, dn: Array) -> None:
         read(path)
 
 
-def test_values_that_no_sensor_measures(tmp_path: Path) -> None:
+def test_values_outside_the_limits_are_not_valid(tmp_path: Path) -> None:
     pixels = np.full((2, SIZE, SIZE), -12, 'float64')
     for i, value in enumerate((3e38, 1e300, -9999, np.nan, np.inf)):
         pixels[i % 2, 0, i] = value

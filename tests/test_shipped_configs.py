@@ -1,4 +1,4 @@
-"""Shipped configurations: in the wheel, listed, copied, and found by name."""
+"""Shipped configurations are in the wheel, listed, copied, and found by name."""
 
 import os
 import shutil
@@ -38,7 +38,7 @@ def test_they_are_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFixtur
         main(['configs', '--name', 'pretrain/quikstart'])
 
 
-def test_names_are_found_and_files_come_first(
+def test_names_are_found_and_files_take_precedence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -65,7 +65,7 @@ def test_fit_finds_a_configuration_by_name(
     assert 'default_root_dir: output/quickstart' in capsys.readouterr().out
 
 
-def test_the_wheel_holds_them(tmp_path: Path) -> None:
+def test_the_wheel_contains_them(tmp_path: Path) -> None:
     pytest.importorskip('setuptools', minversion='77', reason='builds the wheel')
     source = tmp_path / 'source'
     skipped = shutil.ignore_patterns('__pycache__')

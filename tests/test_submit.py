@@ -1,4 +1,4 @@
-"""`geofm submit`, against SLURM itself."""
+"""`geofm submit` with a real SLURM cluster."""
 
 import json
 import os
@@ -25,7 +25,7 @@ needs_slurm = pytest.mark.skipif(
     bool(missing()), reason=f'needs SLURM: {", ".join(missing())} not installed'
 )
 
-#: A model and data that train at many steps a second.
+#: A small model and data, for many steps per second.
 SMALL = [
     '--model.init_args.model=geofm_vit_nano_patch16_linear',
     '--model.init_args.model_args.depth=1',
@@ -39,7 +39,7 @@ SMALL = [
     '--data.init_args.batch_size=1',
 ]
 
-#: In place of Python: says how it was called, and goes on as the test wants.
+#: Stand-in for Python that prints its arguments and runs the commands of a test.
 STAND_IN = """\
 #!/usr/bin/env bash
 start=${SLURM_RESTART_COUNT:-0}
@@ -86,7 +86,7 @@ class Submit:
 
 @pytest.fixture(scope='module')
 def at_the_limit(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Submit, str]:
-    """A job whose time will be up when the other tests are through."""
+    """A job whose time limit is reached during the other tests."""
     submit = Submit(tmp_path_factory.mktemp('limit'))
     job = submit(
         "trap 'echo saved; exit 138' USR1\n((start > 0)) && exit 0\nwhile true; do sleep 0.5; done",
@@ -101,12 +101,12 @@ def submit(at_the_limit: object, tmp_path: Path) -> Submit:
 
 
 def dry_run(capsys: pytest.CaptureFixture[str], *options: str) -> list[str]:
-    """Lines of the script."""
+    """Return the lines of the script."""
     main(['submit', f'{ROOT}/configs/pretrain/quickstart.yaml', *options, '--dry-run'])
     return capsys.readouterr().out.splitlines()
 
 
-def test_the_script_asks_for_what_was_asked_for(
+def test_the_script_has_the_requested_resources(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     lines = dry_run(
@@ -133,7 +133,7 @@ def test_the_script_asks_for_what_was_asked_for(
     assert not [*tmp_path.iterdir()]
 
 
-def test_what_cannot_be_submitted_is_refused_at_once(
+def test_invalid_submissions_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = {'run': 'a' * 12, 'settings': {'class_path': 'geofm.tasks.DINOv2', 'init_args': {}}}
@@ -161,7 +161,7 @@ def test_what_cannot_be_submitted_is_refused_at_once(
 
 
 @needs_slurm
-def test_a_run_that_is_finished_is_not_queued_again(submit: Submit) -> None:
+def test_a_finished_run_is_not_requeued(submit: Submit) -> None:
     job = submit('exit 0', '--tasks-per-node', '2', '--trainer.max_epochs', '5')
     assert restarts(wait_for(job, 'COMPLETED')) == 0
     log = submit.log(job)
@@ -172,8 +172,8 @@ def test_a_run_that_is_finished_is_not_queued_again(submit: Submit) -> None:
 
 
 @needs_slurm
-def test_a_killed_rank_ends_the_job_which_is_queued_again_so_many_times(submit: Submit) -> None:
-    """The other rank waits for ever, and does not heed SIGTERM."""
+def test_after_a_killed_rank_the_job_is_requeued_a_limited_number_of_times(submit: Submit) -> None:
+    """The other rank waits forever and ignores SIGTERM."""
     job = submit(
         "trap '' TERM\n((SLURM_PROCID == 1)) && kill -KILL $$\nwhile true; do sleep 1; done",
         *('--tasks-per-node', '2', '--requeues', '1'),
@@ -187,7 +187,7 @@ def test_a_killed_rank_ends_the_job_which_is_queued_again_so_many_times(submit: 
 
 
 @needs_slurm
-def test_a_job_that_is_cancelled_ends_and_can_be_submitted_again(submit: Submit) -> None:
+def test_a_cancelled_job_can_be_submitted_again(submit: Submit) -> None:
     job = submit('sleep 100')
     wait_for(job, 'RUNNING')
     with pytest.raises(CommandError, match=f'job {job} of this folder is still in the queue'):
@@ -200,7 +200,7 @@ def test_a_job_that_is_cancelled_ends_and_can_be_submitted_again(submit: Submit)
 
 
 @needs_slurm
-def test_an_array_has_a_run_for_each_seed_and_value(submit: Submit) -> None:
+def test_a_job_array_has_one_run_per_seed_and_value(submit: Submit) -> None:
     job = submit(
         'exit $((start == 0 && SLURM_ARRAY_TASK_ID == 1))',
         *('--seeds', '0', '7', '--sweep', 'model.init_args.lr=0.001,0.004'),
@@ -219,7 +219,7 @@ def test_an_array_has_a_run_for_each_seed_and_value(submit: Submit) -> None:
 def test_training_resumes_after_a_rank_was_killed_and_stops_for_slurm(
     at_the_limit: object, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """No stand-in: SLURM signals the workers that read too."""
+    """With the real Python: SLURM also signals the data loader workers."""
     root = tmp_path / 'run'
     main(
         [
@@ -259,7 +259,7 @@ def test_training_resumes_after_a_rank_was_killed_and_stops_for_slurm(
     os.kill(next(int(p[0]) for p in processes if p[-1] == '1'), signal.SIGKILL)
     start_again(job)
     later = wait_for_checkpoint(first + 2)
-    # What SLURM does before the time is up.
+    # SLURM does this before the time limit.
     ask('scancel', '--batch', '--signal=USR1', job)
     wait_for(job, 'PENDING Reason=BeginTime')
     ask('scancel', job)
@@ -274,7 +274,7 @@ def test_training_resumes_after_a_rank_was_killed_and_stops_for_slurm(
 def test_at_the_time_limit_the_ranks_are_told_to_end_and_the_job_is_queued_again(
     at_the_limit: tuple[Submit, str],
 ) -> None:
-    """SLURM looks every 30 s whose time is up: it signals from 20 to 50 s after the start."""
+    """SLURM checks time limits every 30 s, and signals 20 to 50 s after the start."""
     submit, job = at_the_limit
     start_again(job)
     assert restarts(wait_for(job, 'COMPLETED')) == 1

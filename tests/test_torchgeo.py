@@ -1,4 +1,4 @@
-"""The backbone in TorchGeo's own, unmodified tasks: by name, with a checkpoint's weights."""
+"""Backbones in TorchGeo's tasks, by name and with the weights of a checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tests.tasks.test_dinov2 import small_trainer
 
 @pytest.fixture(scope='module', params=['linear', 'xattn', 'early'])
 def checkpoint(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """A checkpoint as `fit` writes it, with weights that no initialisation gives."""
+    """A checkpoint of `fit` with random weights that differ from any initialisation."""
     name = f'geofm_vit_nano_patch16_{request.param}'
     small: dict[str, Any] = {'prototypes': 16, 'head_hidden_dim': 8, 'head_bottleneck_dim': 8}
     task = DINOv2(name, global_size=32, local_size=16, n_local=1, **small)
@@ -32,7 +32,7 @@ def checkpoint(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def assert_loaded(model: nn.Module, path: Path) -> None:
-    """Every tensor of the checkpoint's backbone is the model's."""
+    """Check that the model has all tensors of the backbone of the checkpoint."""
     weights = model.state_dict()
     pretrained = load_backbone(path).state_dict()
     assert set(weights) - set(pretrained) <= {'head.weight', 'head.bias'}
@@ -62,13 +62,11 @@ def test_classification_of_one_sensor_takes_it_too(checkpoint: tuple[str, Path])
         assert task(torch.randn(1, channels, 32, 32)).shape == (1, 8)
 
 
-def test_both_tasks_take_what_export_makes_of_it(
-    checkpoint: tuple[str, Path], tmp_path: Path
-) -> None:
+def test_both_tasks_accept_the_export(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
     name, path = checkpoint
     exported = export_torchgeo(path, tmp_path / 'new' / 'weights.ckpt')
     assert [p.name for p in exported.parent.iterdir()] == ['weights.ckpt']
-    # Each weight has two names there, but its numbers are stored once.
+    # Each weight has two names, but is stored once.
     tensors = load_backbone(path).state_dict().values()
     numbers = sum(tensor.numel() for tensor in tensors)
     assert exported.stat().st_size < 1.2 * 4 * numbers
@@ -96,10 +94,8 @@ def test_fit_says_what_dpt_loads(checkpoint: tuple[str, Path], tmp_path: Path) -
     adopt_model({**task, 'init_args': {**args, 'weights': str(exported)}})
 
 
-def test_a_weight_that_is_missing_is_an_error_all_the_same(
-    checkpoint: tuple[str, Path], tmp_path: Path
-) -> None:
-    """Our models overlook the second name of a weight, and nothing else."""
+def test_a_missing_weight_is_an_error(checkpoint: tuple[str, Path], tmp_path: Path) -> None:
+    """Models only ignore the second name of a weight."""
     name, path = checkpoint
     content = torch.load(export_torchgeo(path, tmp_path / 'whole.ckpt'), weights_only=True)
     state = content['state_dict']
@@ -120,7 +116,7 @@ def test_a_weight_that_is_missing_is_an_error_all_the_same(
         backbone.load_state_dict({**weights, 'decoder.weight': torch.zeros(1)})
 
 
-def test_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
+def test_errors_name_foreign_files(tmp_path: Path) -> None:
     cases: dict[str, Any] = {
         'text.ckpt': None,
         'stack.ckpt': '.',
@@ -135,7 +131,7 @@ def test_foreign_files_are_refused_by_name(tmp_path: Path) -> None:
         if content is None:
             path.write_text('not a checkpoint')
         elif isinstance(content, str):
-            # Opcodes of pickle that find an empty stack, and the end of the file.
+            # Pickle opcodes with an empty stack, and a truncated file.
             path.write_text(content)
         else:
             torch.save(content, path)

@@ -1,4 +1,4 @@
-"""Our ViTs in TorchGeo's own tasks of pixels, through a pyramid; configs as they stand."""
+"""ViTs with a feature pyramid in TorchGeo's pixel-wise tasks, and their configurations."""
 
 import importlib.util
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ from tests.tasks.test_dinov2 import SMALL, small_task, small_trainer
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'finetune'
 DECODERS = ('unet', 'upernet', 'segformer', 'deeplabv3+')
-#: An encoder of the shape of what `small_task` pretrains.
+#: Encoder with the architecture of `small_task`.
 ENCODER = 'dense_small'
 
 
@@ -34,7 +34,7 @@ def _encoder() -> Iterator[None]:
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint as `fit` writes it, with weights that no initialisation gives."""
+    """A checkpoint of `fit` with random weights that differ from any initialisation."""
     folder = tmp_path_factory.mktemp('pretrained')
     task = small_task()
     for parameter in task.model.parameters():
@@ -46,7 +46,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def assert_loaded(encoder: Any, path: Path) -> None:
-    """Every tensor of the checkpoint's backbone is the encoder's, and the encoder has no other."""
+    """Check that the encoder has exactly the tensors of the backbone of the checkpoint."""
     weights, pretrained = encoder.model.state_dict(), load_backbone(path).state_dict()
     assert weights.keys() == pretrained.keys()
     for key, value in pretrained.items():
@@ -71,13 +71,13 @@ def test_segmentation_takes_the_checkpoint_itself(
 
 
 @pytest.mark.parametrize('model', DECODERS)
-def test_pixel_regression_takes_it_too(model: str, checkpoint: Path) -> None:
+def test_pixel_regression_accepts_the_checkpoint(model: str, checkpoint: Path) -> None:
     task = PixelwiseRegression(model, ENCODER, weights=str(checkpoint), in_channels=2)
     assert_loaded(task.model.encoder, checkpoint)
     assert task(torch.randn(2, 2, 32, 64)).shape == (2, 1, 32, 64)
 
 
-def test_both_take_what_export_makes_of_it(checkpoint: Path, tmp_path: Path) -> None:
+def test_both_tasks_accept_the_export(checkpoint: Path, tmp_path: Path) -> None:
     exported = str(export_torchgeo(checkpoint, tmp_path / 'exported.ckpt'))
     segmentation = SemanticSegmentation('upernet', ENCODER, exported, 15, num_classes=5)
     assert_loaded(segmentation.model.encoder, checkpoint)
@@ -85,8 +85,8 @@ def test_both_take_what_export_makes_of_it(checkpoint: Path, tmp_path: Path) -> 
     assert_loaded(regression.model.encoder, checkpoint)
 
 
-def test_a_model_is_built_and_loaded_by_its_name_alone(tmp_path: Path) -> None:
-    """Nothing registered by hand: what a user's YAML can say."""
+def test_a_model_is_built_and_loaded_by_name(tmp_path: Path) -> None:
+    """Nothing is registered explicitly, as with the YAML file of a user."""
     name, path = 'geofm_vit_tiny_patch16_linear', tmp_path / 'last.ckpt'
     task = small_task(model=name, model_args=None)
     torch.save({'hyper_parameters': dict(task.hparams), 'state_dict': task.state_dict()}, path)
@@ -96,7 +96,7 @@ def test_a_model_is_built_and_loaded_by_its_name_alone(tmp_path: Path) -> None:
         assert segmentation(torch.randn(2, channels, 64, 32)).shape == (2, 5, 64, 32)
 
 
-def test_a_classifier_that_was_fine_tuned_gives_its_backbone(tmp_path: Path) -> None:
+def test_the_backbone_of_a_fine_tuned_classifier_is_found(tmp_path: Path) -> None:
     name = 'geofm_vit_tiny_patch16_s1'
     task = Classification(name, in_channels=2, num_classes=3)
     content = {'hyper_parameters': dict(task.hparams), 'state_dict': task.state_dict()}
@@ -108,8 +108,8 @@ def test_a_classifier_that_was_fine_tuned_gives_its_backbone(tmp_path: Path) -> 
         assert torch.equal(value, tuned[key]), key
 
 
-def test_a_checkpoint_brings_its_shape(checkpoint: Path) -> None:
-    """Another width, depth and patch size than the name's: the pyramid follows."""
+def test_the_architecture_is_taken_from_the_checkpoint(checkpoint: Path) -> None:
+    """The pyramid follows a width, depth and patch size that differ from those of the name."""
     task = SemanticSegmentation('unet', SMALL['model'], str(checkpoint), 15, num_classes=3)
     assert_loaded(task.model.encoder, checkpoint)
     assert task(torch.randn(2, 15, 32, 64)).shape == (2, 3, 32, 64)
@@ -120,7 +120,7 @@ def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path) -> None:
         SemanticSegmentation('unet', 'geofm_vit_small_patch16_linear', str(checkpoint), 15)
 
 
-def test_a_frozen_backbone_stays_and_all_else_learns(checkpoint: Path) -> None:
+def test_a_frozen_backbone_is_not_trained(checkpoint: Path) -> None:
     task = SemanticSegmentation(
         'upernet', ENCODER, str(checkpoint), 15, num_classes=3, freeze_backbone=True
     )
@@ -135,7 +135,7 @@ def test_a_frozen_backbone_stays_and_all_else_learns(checkpoint: Path) -> None:
     assert any(k.startswith('decoder.') for k in moved)
 
 
-def test_what_was_fine_tuned_can_be_mapped(tmp_path: Path) -> None:
+def test_a_fine_tuned_checkpoint_can_be_mapped(tmp_path: Path) -> None:
     """The backbone is found in a checkpoint of SemanticSegmentation on a pyramid."""
     task = SemanticSegmentation('unet', 'geofm_vit_tiny_patch16_s2', None, 13, num_classes=3)
     content = {'hyper_parameters': dict(task.hparams), 'state_dict': task.state_dict()}
@@ -150,7 +150,7 @@ def test_what_was_fine_tuned_can_be_mapped(tmp_path: Path) -> None:
 
 
 class Watch(Callback):
-    """What every training step was given."""
+    """Record of the batches of training steps."""
 
     shapes: list[tuple[int, ...]] = []  # noqa: RUF012
     losses: list[float] = []  # noqa: RUF012
@@ -159,14 +159,14 @@ class Watch(Callback):
         self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         assert batch['image'].isfinite().all()
-        # Normalised by the statistics of every band, and clipped.
+        # Normalised by band, and clipped.
         assert batch['image'].abs().max() <= 5
         self.shapes.append(tuple(batch['image'].shape))
         self.losses.append(float(outputs['loss']))
 
 
 def two_steps(config: str, root: Path, output: Path, extra: list[str]) -> int:
-    """Train by a config for two steps and validate; the number of channels that it saw."""
+    """Train with a configuration for two steps, validate, and return the number of channels."""
     options = {
         'sen12ms': ['datamodule.dict_kwargs.root', 'datamodule.dict_kwargs.checksum=false'],
         'dfc2020': ['train_dataset.init_args.root', 'val_dataset.init_args.root'],

@@ -1,4 +1,4 @@
-"""docs/tutorial.md from its first command to its last, at small size."""
+"""All commands of docs/tutorial.md, run with small data."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def test_the_tutorial_leads_from_scenes_to_a_validated_map(
     accuracy = json.loads(Path('predicted/accuracy.json').read_text())
     assert accuracy
     maps = sorted(Path('predicted').glob('*/*_classes.tif'))
-    # Two dates of the one place of the test split.
+    # Two dates of the only place of the test split.
     assert len(maps) == 2
     (place,) = {path.parent.name.rpartition('_')[0] for path in maps}
     for path in maps:

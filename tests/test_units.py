@@ -25,15 +25,17 @@ DAMAGE = np.array([3e38, -5.0, 1e-3])
         (DN[:0], SENTINEL2, None),
     ],
 )
-def test_units_are_told_by_the_values(values: np.ndarray, sensor: object, said: str | None) -> None:
-    # A few damaged pixels change nothing.
+def test_units_are_detected_from_values(
+    values: np.ndarray, sensor: object, said: str | None
+) -> None:
+    # A few damaged pixels have no effect.
     for more in (np.array([]), DAMAGE if values.size else np.array([])):
         found = wrong_unit(np.concatenate([values.ravel(), more]), sensor)  # type: ignore[arg-type]
         assert (found is None) == (said is None)
         assert said is None or said in str(found)
 
 
-def test_each_sensor_is_warned_of_once() -> None:
+def test_there_is_one_warning_per_sensor() -> None:
     images = np.concatenate([10 ** (DB / 10), DN + 1000])[None].repeat(4, 0)
     watch = UnitWatch((*SENTINEL1.band_names, *SENTINEL2.band_names), 'here')
     with warnings.catch_warnings(record=True) as caught:
@@ -45,7 +47,7 @@ def test_each_sensor_is_warned_of_once() -> None:
     assert watch.is_done
 
 
-def test_fill_is_not_looked_at() -> None:
+def test_fill_is_ignored() -> None:
     image = np.concatenate([DB, DN])
     image[:, :40] = 0
     image[:, 40:50] = np.nan

@@ -1,4 +1,4 @@
-"""Labels of one's own for a table: against NumPy and rasterio, and in TorchGeo's tasks."""
+"""User-defined labels for a table, compared with NumPy and rasterio, and in TorchGeo's tasks."""
 
 import json
 from pathlib import Path
@@ -79,10 +79,10 @@ def fields(folder: Path, column: str = 'kind', **kwargs: Any) -> dict[str, Any]:
     return {'path': str(folder / 'fields.gpkg'), 'column': column, **kwargs}
 
 
-# -- what a sample holds ---------------------------------------------------------------------------
+# -- samples ---------------------------------------------------------------------------------------
 
 
-def test_rasters_are_taken_pixel_by_pixel(folder: Path) -> None:
+def test_raster_labels_are_read_without_resampling(folder: Path) -> None:
     dataset = archive(folder, masks(folder), classes=NAMES, window_size=None)
     assert len(dataset) == 3
     assert dataset.bands == bands_of(SENSORS)
@@ -98,7 +98,7 @@ def test_rasters_are_taken_pixel_by_pixel(folder: Path) -> None:
     np.testing.assert_array_equal(dataset.counts, pixels)
 
 
-def test_polygons_are_burnt_as_rasterio_does(folder: Path) -> None:
+def test_polygons_are_rasterised_like_rasterio_does(folder: Path) -> None:
     frame = gpd.read_file(folder / 'fields.gpkg')
     for all_touched in (False, True):
         with pytest.warns(UserWarning, match='of 12 samples .* without a label'):
@@ -119,7 +119,7 @@ def test_polygons_are_burnt_as_rasterio_does(folder: Path) -> None:
             np.testing.assert_array_equal(sample['mask'], expected)
 
 
-def test_regression_has_nan_where_nothing_is_known(folder: Path) -> None:
+def test_regression_targets_without_a_label_are_nan(folder: Path) -> None:
     with pytest.warns(UserWarning, match='without a label'):
         dataset = archive(folder, fields(folder, 'height'), target='regression')
     assert (dataset.legend, dataset.classes) == (None, ())
@@ -144,7 +144,7 @@ def test_labels_of_whole_samples(folder: Path) -> None:
     np.testing.assert_array_equal(several.counts, of_all)
 
 
-def test_weights_are_scikit_learn_s(folder: Path) -> None:
+def test_class_weights_equal_those_of_scikit_learn(folder: Path) -> None:
     from sklearn.utils.class_weight import compute_class_weight
 
     dataset = archive(folder, masks(folder), classes=[*NAMES, 'never'])
@@ -159,7 +159,7 @@ def test_weights_are_scikit_learn_s(folder: Path) -> None:
     np.testing.assert_allclose(weights[some], (len(several) / several.counts - 1)[some], rtol=1e-5)
 
 
-def test_splits_share_no_ground(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_splits_do_not_overlap(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr('geofm.datamodules.labelled_archive.rank_zero_info', said.append)
     data = module(folder, masks(folder), classes=NAMES, split=BLOCKS)
@@ -233,7 +233,7 @@ def weights(task: Any) -> torch.Tensor:
     return found
 
 
-def test_segmentation_fits_and_its_checkpoint_knows_the_classes(
+def test_segmentation_trains_and_its_checkpoint_contains_the_classes(
     folder: Path, tmp_path: Path
 ) -> None:
     labels = {'path': str(folder / 'scenes/points.geojson'), 'column': 'class'}
@@ -256,7 +256,7 @@ def test_segmentation_fits_and_its_checkpoint_knows_the_classes(
     assert torch.equal(weights(fresh), weights(task))
 
 
-def test_regression_counts_known_pixels_only(folder: Path, tmp_path: Path) -> None:
+def test_regression_ignores_pixels_without_a_label(folder: Path, tmp_path: Path) -> None:
     task = PixelwiseRegression('fcn', in_channels=15, num_filters=8)
     for place in sorted((folder / 'scenes').glob('*/land_cover.tif')):
         with rasterio.open(place) as src:
@@ -290,7 +290,7 @@ def test_classification(folder: Path, tmp_path: Path, target: Any) -> None:
     Classification.load_from_checkpoint(tmp_path / 'last.ckpt', weights_only=False)
 
 
-def test_benchmark_takes_it(folder: Path) -> None:
+def test_the_benchmark_accepts_it(folder: Path) -> None:
     found = labelled_data(module(folder, masks(folder), classes=NAMES))
     assert (found.task, found.classes) == ('segmentation', tuple(NAMES))
     batch = next(iter(found.loader('train')))
@@ -300,10 +300,10 @@ def test_benchmark_takes_it(folder: Path) -> None:
     assert several.task == 'multilabel'
 
 
-# -- what is no label is no class ------------------------------------------------------------------
+# -- pixels without a label ------------------------------------------------------------------------
 
 
-def test_ignore_index_is_no_class(folder: Path) -> None:
+def test_ignore_index_must_not_be_a_class(folder: Path) -> None:
     with pytest.raises(ValueError, match=f"ignore_index 0 is the value of the class '{NAMES[0]}'"):
         archive(folder, masks(folder), classes=NAMES, ignore_index=0)
     values = {name: i + 1 for i, name in enumerate(['field', 'lake'])}
@@ -327,8 +327,10 @@ def test_ignore_index_is_no_class(folder: Path) -> None:
         (lambda: Classification('resnet18', in_channels=15, num_classes=8), {}, 'does not match'),
     ],
 )
-def test_a_task_for_something_else(folder: Path, task: Any, kwargs: Any, said: str) -> None:
-    """Pixels without a label would be trained as class 9, which the task has."""
+def test_a_task_that_does_not_match_the_data(
+    folder: Path, task: Any, kwargs: Any, said: str
+) -> None:
+    """Otherwise, pixels without a label would be trained as class 9 of the task."""
     data = module(folder, masks(folder), classes=NAMES, **kwargs)
     trainer = Trainer(accelerator='cpu', logger=False, enable_checkpointing=False, max_steps=1)
     with pytest.raises(ValueError, match=said):

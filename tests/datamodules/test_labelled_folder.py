@@ -12,7 +12,7 @@ from geofm.sensors import BandError, band_statistics
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two classes of ten images; every pixel tells the class and the number of its image."""
+    """Two classes of ten images, whose pixels encode the class and the number of the image."""
     for label, name in enumerate(('field', 'water')):
         (tmp_path / name).mkdir()
         for number in range(10):
@@ -40,13 +40,13 @@ def test_every_image_is_in_one_split_with_its_class(folder: Path) -> None:
     assert sum(label for _, label in test) == 3
 
 
-def test_the_split_depends_on_the_seed_alone(folder: Path) -> None:
+def test_the_split_only_depends_on_the_seed(folder: Path) -> None:
     first = contents(LabelledFolderDataModule(folder, seed=1))
     assert contents(LabelledFolderDataModule(folder, seed=1)) == first
     assert contents(LabelledFolderDataModule(folder, seed=2)) != first
 
 
-def test_held_out_images_are_told_unless_one_says_how_many(folder: Path) -> None:
+def test_there_is_a_warning_of_held_out_images_unless_fractions_are_given(folder: Path) -> None:
     with pytest.warns(UserWarning, match=r'8 of 20 images are held out.*both to 0 to train on all'):
         LabelledFolderDataModule(folder).setup('fit')
     with warnings.catch_warnings():
@@ -59,7 +59,7 @@ def test_held_out_images_are_told_unless_one_says_how_many(folder: Path) -> None
     assert data.test_dataset is None
 
 
-def test_bands_without_names_are_not_normalised_by_a_guess(folder: Path) -> None:
+def test_bands_without_names_are_not_normalised(folder: Path) -> None:
     data = LabelledFolderDataModule(folder, 0.2, 0.2, batch_size=4)
     data.setup('fit')
     batch = next(iter(data.train_dataloader()))
@@ -73,7 +73,7 @@ def test_bands_without_names_are_not_normalised_by_a_guess(folder: Path) -> None
     torch.testing.assert_close(named.aug(batch)['image'], expected)
 
 
-def test_batches_are_of_all_bands(folder: Path) -> None:
+def test_batches_have_all_bands(folder: Path) -> None:
     data = LabelledFolderDataModule(folder, batch_size=4)
     data.setup('fit')
     batch = next(iter(data.train_dataloader()))
@@ -81,7 +81,7 @@ def test_batches_are_of_all_bands(folder: Path) -> None:
     assert batch['image'].dtype == torch.float32
 
 
-def test_what_cannot_be_used_is_refused_by_name(folder: Path) -> None:
+def test_errors_name_the_file(folder: Path) -> None:
     with pytest.raises(ValueError, match='leave no image'):
         LabelledFolderDataModule(folder, 0.5, 0.5)
     with pytest.raises(ValueError, match='absent: must contain a folder of images for each class'):

@@ -23,7 +23,7 @@ SIZE = 64
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One region of each split."""
+    """One region per split."""
     path = tmp_path_factory.mktemp('sample') / 'data'
     return write_sample_data(path, ROIS, time_steps=2, size=SIZE).path
 
@@ -67,7 +67,7 @@ def test_splits_are_the_official_ones(root: Path) -> None:
     ],
     ids=['classification', 'segmentation'],
 )
-def test_torchgeo_tasks_train_and_draw(root: Path, tmp_path: Path, task: BaseTask) -> None:
+def test_torchgeo_tasks_train_and_plot(root: Path, tmp_path: Path, task: BaseTask) -> None:
     datamodule = SampleLandCoverDataModule(**arguments(root))
     settings: dict[str, Any] = {
         'max_epochs': 1,

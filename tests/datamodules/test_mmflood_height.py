@@ -18,7 +18,7 @@ def test_heights_are_those_of_the_elevation_model(tmp_path: Path) -> None:
     heights: Tensor = sample['mask'] * STD + MEDIAN
     slope = torch.linspace(0, 190, 96)[:, None].expand(96, 92)
     torch.testing.assert_close(heights[:, 4:], slope, atol=1e-3, rtol=0)
-    # Where Sentinel-1 is missing there is nothing to learn from: the mean of the rest.
+    # Where Sentinel-1 is missing, the target is the mean of the other pixels.
     torch.testing.assert_close(heights[:, :4], torch.full((96, 4), 95.0), atol=1e-3, rtol=0)
     assert sample['image'].shape == (2, 96, 96)
     assert sample['image'][:, :, :4].isnan().all()
@@ -36,7 +36,7 @@ def test_a_window_without_data_has_the_median_height(tmp_path: Path) -> None:
     assert (sample['mask'] == 0).all()
 
 
-def test_every_split_is_its_own(tmp_path: Path) -> None:
+def test_splits_have_different_tiles(tmp_path: Path) -> None:
     datamodule = MMFloodHeightDataModule(2, 32, root=write_mmflood(tmp_path))
     for stage in ('fit', 'validate', 'test'):
         datamodule.setup(stage)
@@ -57,11 +57,11 @@ def test_windows_beyond_a_tile_are_without_data(tmp_path: Path) -> None:
             filled = sample['mask'][~known]
             mean = sample['mask'][known].mean()
             torch.testing.assert_close(filled, mean.expand_as(filled), atol=1e-5, rtol=0)
-    # 96 px in windows of 64: some lie half outside.
+    # With 96 px and windows of 64 px, some windows are partly outside.
     assert any(not s['image'][:, :, 4:].isfinite().all() for s in samples)
 
 
-def test_heights_are_drawn_in_metres(tmp_path: Path) -> None:
+def test_heights_are_plotted_in_metres(tmp_path: Path) -> None:
     datamodule = MMFloodHeightDataModule(2, 32, root=write_mmflood(tmp_path))
     datamodule.setup('validate')
     dataset: Any = datamodule.val_dataset

@@ -36,7 +36,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'pretrain'
 
 @pytest.fixture(scope='module')
 def eurosat(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Four images for training and two for validation, as TorchGeo's EuroSAT keeps them."""
+    """Four images for training and two for validation, in the layout of TorchGeo's EuroSAT."""
     root = tmp_path_factory.mktemp('eurosat')
     rng = np.random.default_rng(0)
     grid = Grid(CRS.from_epsg(32632), Affine(10, 0, 0, 0, -10, 0), 64, 64)
@@ -51,7 +51,7 @@ def eurosat(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture
 def ssl4eo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Two places with two acquisitions each, as TorchGeo's SSL4EOS12 keeps them."""
+    """Two places with two acquisitions each, in the layout of TorchGeo's SSL4EOS12."""
     rng = np.random.default_rng(0)
     grid = Grid(CRS.from_epsg(32632), Affine(10, 0, 0, 0, -10, 0), 33, 33)
     for place in range(2):
@@ -60,13 +60,13 @@ def ssl4eo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
             for band in SSL4EOS12.metadata['s2c']['bands']:
                 pixels = rng.integers(500, 5000, (1, 33, 33), dtype='uint16')
                 write_raster(folder / f'{band}.tif', pixels, grid)
-    # The real one says its length without looking.
+    # The original has a constant length.
     monkeypatch.setattr(SSL4EOS12, '__len__', lambda _: 2)
     return str(tmp_path)
 
 
 class Spy(LightningModule):
-    """A model that keeps what it is given."""
+    """Model that keeps its inputs."""
 
     def __init__(self, model: nn.Module | None = None) -> None:
         super().__init__()
@@ -88,14 +88,14 @@ class Spy(LightningModule):
 
 
 def pretrain(path: Path, datamodule: NamedBandsDataModule, **kwargs: Any) -> Trainer:
-    """Two steps."""
+    """Train for two steps."""
     trainer = small_trainer(path, max_steps=2, limit_val_batches=1)
     trainer.fit(small_task(**kwargs), datamodule=datamodule)
     assert trainer.global_step == 2
     return trainer
 
 
-# -- what reaches the model -----------------------------------------------------------------------
+# -- input of the model ---------------------------------------------------------------------------
 
 
 def test_model_gets_its_own_bands_normalised(eurosat: str, tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_model_gets_its_own_bands_normalised(eurosat: str, tmp_path: Path) -> No
     assert torch.equal(datamodule.mean, mean.flatten())
 
 
-def test_statistics_of_ones_own(eurosat: str) -> None:
+def test_statistics_given_by_the_user(eurosat: str) -> None:
     datamodule = NamedBandsDataModule(
         EUROSAT, EuroSATDataModule(root=eurosat), mean={'B8A': 7.0}, std={'B01': 9.0}
     )
@@ -134,7 +134,7 @@ def test_statistics_of_ones_own(eurosat: str) -> None:
     ]
 
 
-def test_bands_that_the_data_lack_are_named(eurosat: str, tmp_path: Path) -> None:
+def test_errors_name_missing_bands(eurosat: str, tmp_path: Path) -> None:
     source = EuroSATDataModule(root=eurosat)
     datamodule = NamedBandsDataModule(EUROSAT, source)
     with pytest.raises(BandError, match=r"missing bands \['VV', 'VH'\]"):
@@ -166,7 +166,7 @@ def test_batch_size_and_workers_are_those_of_the_data_module(eurosat: str) -> No
 
 
 def test_data_module_that_samples_places(tmp_path: Path) -> None:
-    """A GeoDataModule's samplers go on doing their work."""
+    """The samplers of a GeoDataModule are used."""
     for patch in range(3):
         write_pair(
             tmp_path, PairKey('ROIs1868', 36, patch, 0), grid_at(4326, 7 + patch / 100, 47.5)
@@ -258,7 +258,7 @@ def test_pretrain_on_satlas(shared_data: Path, tmp_path: Path) -> None:
 def test_configurations(
     config: str, key: str, data: str | None, shared_data: Path, ssl4eo: str, tmp_path: Path
 ) -> None:
-    """`geofm fit` with each YAML as it stands, but for a small model, on TorchGeo's test data."""
+    """`geofm fit` with each YAML file, a small model and the test data of TorchGeo."""
     root = ssl4eo if data is None else shared_data / 'torchgeo' / data
     small = {k: v for k, v in SMALL.items() if k != 'model'}
     arguments = [f'--model.init_args.{k}={json.dumps(v)}' for k, v in small.items()]

@@ -1,4 +1,4 @@
-"""Images that travel as integers are the same images, bit for bit."""
+"""Images transferred as integers are equal bit for bit."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ S1_BANDS = BANDS[:2]
 
 
 def images() -> Tensor:
-    """Backscatter with NaN, and numbers over the whole range of uint16."""
+    """Backscatter with NaN, and numbers in the whole range of uint16."""
     s1 = -10 * torch.rand(4, 2, 8, 8)
     s1[1, 0, 2, 3] = torch.nan
     s2 = torch.randint(0, 2**16, (4, 13, 8, 8)).float()
@@ -24,7 +24,7 @@ def images() -> Tensor:
 
 
 @pytest.mark.parametrize('mixed', [False, True])
-def test_parts_are_as_small_as_their_values_allow(mixed: bool) -> None:
+def test_parts_have_the_smallest_exact_type(mixed: bool) -> None:
     image, bands = images(), list(BANDS)
     if mixed:
         order = torch.randperm(len(bands))
@@ -38,7 +38,7 @@ def test_parts_are_as_small_as_their_values_allow(mixed: bool) -> None:
 @pytest.mark.parametrize(
     ('value', 'kind'), [(-1.0, torch.int16), (0.5, torch.float32), (65536.0, torch.float32)]
 )
-def test_no_value_is_changed(value: float, kind: torch.dtype) -> None:
+def test_values_are_not_changed(value: float, kind: torch.dtype) -> None:
     image = torch.zeros(2, 3, 2, len(S1_BANDS), 4, 4)
     image[1, 2, 1, 0, 3, 3] = value
     (part,) = narrow(image, S1_BANDS)

@@ -25,7 +25,7 @@ def test_each_sample_once(n: int, seed: int, epoch: int) -> None:
 
 @pytest.mark.usefixtures('unlisted')
 def test_order_looks_random() -> None:
-    """As random permutations do: neighbours, drift and fixed points, over seeds and epochs."""
+    """Statistics of neighbours, drift and fixed points over seeds and epochs."""
     n = 4000
     found = np.stack([Shuffle(n, *divmod(i, 10)).at(np.arange(n)) for i in range(100)])
     deviations = np.sqrt(len(found) * n)
@@ -37,13 +37,13 @@ def test_order_looks_random() -> None:
     assert abs((centred[10:] * centred[:-10]).sum()) / deviations < 4
     # One fixed point is expected per permutation, with variance 1.
     assert abs((found == np.arange(n)).sum() - len(found)) < 4 * np.sqrt(len(found))
-    # Each sample is as likely in the first tenth: chi-square over 20 strata.
+    # All samples are equally likely in the first tenth: chi-square over 20 strata.
     counts = np.histogram(found[:, : n // 10], 20, (0, n))[0]
     expected = counts.sum() / 20
     assert ((counts - expected) ** 2 / expected).sum() < 44  # 99.9 % of 19 degrees of freedom.
 
 
-def test_small_data_sets_keep_their_order() -> None:
+def test_small_data_sets_use_the_permutation_of_numpy() -> None:
     want = np.random.default_rng([3, 5]).permutation(100)
     assert np.array_equal(Shuffle(100, 3, 5).at(np.arange(100)), want)
 
@@ -53,7 +53,7 @@ class Billion:
         return 10**9
 
 
-def test_a_billion_samples_start_anywhere_in_no_memory() -> None:
+def test_a_billion_samples_take_no_memory() -> None:
     tracemalloc.start()
     try:
         ranks = []

@@ -1,4 +1,4 @@
-"""The data module of archives, and pretraining with it from a configuration alone."""
+"""The data module of archives, and pretraining with it from a configuration."""
 
 import re
 import warnings
@@ -69,13 +69,13 @@ def test_batches(root: Path) -> None:
     assert isinstance(data.train_dataset, RandomWindows)
     train = data.train_dataset.dataset
     assert isinstance(train, RasterArchive)
-    # All pixels of the training windows, one by one.
+    # Compute the statistics from all pixels of the training windows.
     pixels = torch.cat(
         [s['image'][:, s['valid']] for s in map(train.__getitem__, range(len(train)))], 1
     )
     assert torch.allclose(data.mean, pixels.double().mean(1).float(), rtol=1e-4)
     assert torch.allclose(data.std, pixels.double().std(1, correction=0).float(), rtol=1e-4)
-    # Once is enough.
+    # The second time, they are read from the file.
     made = statistics[0].stat().st_mtime_ns
     again = module(root, patch_size=64, statistics='compute')
     again.setup('fit')
@@ -84,7 +84,7 @@ def test_batches(root: Path) -> None:
 
 
 @pytest.mark.filterwarnings('ignore:.*does not name', 'ignore:.*matches nothing')
-def test_statistics_of_much_data_are_of_some_of_it(
+def test_statistics_of_large_data_are_computed_from_a_subset(
     root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(raster_archive, '_MOST_WINDOWS', 20)
@@ -97,7 +97,7 @@ def test_statistics_of_much_data_are_of_some_of_it(
     train = some.train_dataset
     assert isinstance(train, RasterArchive)
     whole = archive_statistics(map(train.__getitem__, range(len(train))), train.bands, some.sensors)
-    # As near as samples of one landscape are.
+    # Within the variation between samples of a landscape.
     mean, std = (torch.tensor([whole[b][k] for b in train.bands]) for k in ('mean', 'std'))
     assert (some.mean - mean).abs().lt(0.5 * std).all()
     again = module(root, table=str(root / 'again.parquet'), statistics='compute')
@@ -106,7 +106,7 @@ def test_statistics_of_much_data_are_of_some_of_it(
 
 
 @pytest.mark.filterwarnings('ignore:.*does not name', 'ignore:.*matches nothing')
-def test_kept_statistics_are_of_these_files_and_definitions(
+def test_cached_statistics_are_invalidated_by_changes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / 'table.csv'
@@ -125,7 +125,7 @@ def test_kept_statistics_are_of_these_files_and_definitions(
     first = mean()
     assert torch.equal(mean(), first)
     assert len(list(tmp_path.glob('table.statistics-*.yaml'))) == 1
-    # The table stays as it is.
+    # The table is unchanged.
     write_raster(tmp_path / '1.tif', 3 * dn((13, 16, 16)))
     second = mean()
     assert not torch.equal(second, first)
@@ -136,7 +136,7 @@ def test_kept_statistics_are_of_these_files_and_definitions(
 
 
 @pytest.mark.filterwarnings('ignore:.*does not name', 'ignore:.*matches nothing')
-def test_fitting_says_what_it_is_of(root: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_fitting_logs_the_number_of_samples(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level('INFO'):
         module(root).setup('fit')
     counts = [re.findall(r'(\w+): (\d+) samples of (\d+) places', m) for m in caplog.messages]
@@ -146,7 +146,7 @@ def test_fitting_says_what_it_is_of(root: Path, caplog: pytest.LogCaptureFixture
 
 
 @pytest.mark.filterwarnings('ignore:.*does not name', 'ignore:.*matches nothing')
-def test_splits_are_apart(root: Path) -> None:
+def test_splits_are_disjoint(root: Path) -> None:
     data = module(root)
     for stage in ('fit', 'test', 'predict'):
         data.setup(stage)

@@ -23,7 +23,7 @@ type Sample = dict[str, Tensor]
 
 
 class Numbers(Dataset[Sample]):
-    """Samples that know their number, and what each generator drew for them."""
+    """Samples with their index and random numbers from each generator."""
 
     def __init__(self, length: int = 24) -> None:
         self.length = length
@@ -66,7 +66,7 @@ class NumbersDataModule(ResumableDataModule):
 
 
 class Recorder(LightningModule):
-    """Keeps what each step of each epoch was given."""
+    """Module that records the batches of each epoch."""
 
     def __init__(self, early_setup: bool = True, file: Path | None = None) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Recorder(LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         if self.early_setup:
-            # As schedules do: Lightning then makes the loaders before it reads the loops' state.
+            # Like schedules do. Lightning then makes the loaders before it restores the loops.
             assert self.trainer.estimated_stepping_batches > 0
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
@@ -117,7 +117,7 @@ def make_trainer(path: Path, **kwargs: Any) -> Trainer:
     seed=st.integers(0, 2**32),
     epoch=st.integers(0, 1000),
 )
-def test_processes_share_the_samples_out(
+def test_samples_are_distributed_to_the_ranks(
     length: int, processes: int, seed: int, epoch: int
 ) -> None:
     dataset = Numbers(max(length, processes))
@@ -128,7 +128,7 @@ def test_processes_share_the_samples_out(
         shares.append(list(sampler))
         assert len(shares[-1]) == len(sampler) == len(dataset) // processes
     dealt = [int(number) for share in shares for number in share]
-    # No sample twice; all of them but what cannot be dealt out evenly.
+    # No sample occurs twice, and only the remainder of an even distribution is left out.
     assert len(set(dealt)) == len(dealt) == len(dataset) - len(dataset) % processes
     assert set(dealt) <= set(range(len(dataset)))
 
@@ -140,7 +140,7 @@ def test_processes_share_the_samples_out(
     after=st.integers(1, 4),
     data=st.data(),
 )
-def test_an_epoch_goes_on_with_another_number_of_processes(
+def test_an_epoch_resumes_with_another_number_of_ranks(
     length: int, batch_size: int, before: int, after: int, data: st.DataObject
 ) -> None:
     def samplers(processes: int) -> list[ResumableSampler]:
@@ -162,7 +162,7 @@ def test_an_epoch_goes_on_with_another_number_of_processes(
     assert len(seen) + len(rest) > length - after
 
 
-def test_order_is_a_matter_of_seed_and_epoch() -> None:
+def test_the_order_depends_on_seed_and_epoch() -> None:
     def order(seed: int, epoch: int, shuffle: bool = True) -> list[int]:
         sampler = ResumableSampler(Numbers(50), seed, shuffle)
         sampler.set_epoch(epoch)
@@ -185,7 +185,7 @@ def test_a_new_epoch_starts_at_its_start() -> None:
     assert len(list(sampler)) == 10
 
 
-def test_too_few_samples_for_the_processes() -> None:
+def test_too_few_samples_for_the_ranks() -> None:
     with pytest.raises(ValueError, match='2 samples are too few for 3 ranks'):
         ResumableSampler(Numbers(2), num_replicas=3, rank=0)
 
@@ -193,7 +193,7 @@ def test_too_few_samples_for_the_processes() -> None:
 # -- random numbers -------------------------------------------------------------------------------
 
 
-def test_what_is_drawn_depends_on_the_visit_alone() -> None:
+def test_random_numbers_only_depend_on_seed_epoch_and_sample() -> None:
     dataset = Seeded(Numbers(5))
     first = dataset[Visit(3, epoch=1, seed=7)]['drawn']
     torch.manual_seed(1)
@@ -205,7 +205,7 @@ def test_what_is_drawn_depends_on_the_visit_alone() -> None:
     assert torch.equal(dataset[Visit(3)]['drawn'], dataset[3]['drawn'])
 
 
-def test_generators_are_left_as_they_were() -> None:
+def test_the_state_of_generators_is_restored() -> None:
     def draw() -> list[float]:
         return [torch.rand(()).item(), np.random.rand(), random.random()]  # noqa: NPY002
 
@@ -249,13 +249,13 @@ def test_workers_give_the_samples_of_a_single_process(
         return list(epochs(datamodule.train_dataloader()))
 
     alone = loaded()
-    # Persistent workers keep their copy of the dataset over both epochs.
+    # Persistent workers keep their copy of the data set in the second epoch.
     assert loaded(num_workers=num_workers, start_method=start_method) == alone
     assert {epoch for epoch, _, _ in alone} == {0, 1}
     assert alone[0] != alone[4]
 
 
-def test_loader_goes_on_in_a_loop_of_ones_own() -> None:
+def test_the_loader_resumes_without_a_trainer() -> None:
     def make_loader() -> ResumableLoader:
         sampler = ResumableSampler(Numbers(10), seed=2)
         return ResumableLoader(Numbers(10), batch_size=3, sampler=sampler, collate_fn=stack_samples)
@@ -277,7 +277,9 @@ def test_loader_goes_on_in_a_loop_of_ones_own() -> None:
 
 
 @pytest.mark.parametrize(('length', 'batches'), [(7, 3), (1, 1), (4, 2)])
-def test_only_a_batch_that_is_not_the_only_one_is_dropped(length: int, batches: int) -> None:
+def test_an_incomplete_batch_is_dropped_unless_it_is_the_only_one(
+    length: int, batches: int
+) -> None:
     datamodule = NumbersDataModule(length=length)
     datamodule.setup('fit')
     assert len(list(datamodule.train_dataloader())) == batches
@@ -313,7 +315,7 @@ class Save(Callback):
         self._save(trainer, 'epoch_end')
 
 
-# Epoch and steps that an interrupted run has done; 12 batches an epoch.
+# Epoch and steps that an interrupted run has completed, with 12 batches per epoch.
 POINTS = [
     ('batch_end', 0, 5, (0, 5)),
     ('batch_end', 2, 7, (2, 7)),
@@ -327,7 +329,7 @@ POINTS = [
 
 @pytest.mark.parametrize(('hook', 'epoch', 'batch', 'done'), POINTS)
 @pytest.mark.parametrize('early_setup', [False, True])
-def test_resumed_run_sees_what_an_unbroken_one_would(
+def test_a_resumed_run_sees_the_samples_of_an_uninterrupted_run(
     tmp_path: Path, hook: str, epoch: int, batch: int, done: tuple[int, int], early_setup: bool
 ) -> None:
     whole = Recorder(early_setup)
@@ -339,7 +341,7 @@ def test_resumed_run_sees_what_an_unbroken_one_would(
     assert save.saved
 
     resumed = Recorder(early_setup)
-    # The seed is that of the run, not of the one who goes on with it.
+    # The seed is that of the original run.
     make_trainer(tmp_path).fit(
         resumed, NumbersDataModule(seed=99), ckpt_path=checkpoint, weights_only=True
     )
@@ -362,7 +364,7 @@ def test_resumed_with_workers_and_part_of_an_epoch(tmp_path: Path) -> None:
     assert resumed.seen == whole.seen[13:]
 
 
-def test_lightning_has_nothing_to_warn_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_lightning_issues_no_warnings(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     checkpoint = tmp_path / 'half.ckpt'
     make_trainer(tmp_path, callbacks=[Save(checkpoint, 'batch_end', 0, 5)]).fit(
         Recorder(), NumbersDataModule()
@@ -373,7 +375,7 @@ def test_lightning_has_nothing_to_warn_of(tmp_path: Path, recwarn: pytest.Warnin
     assert not [w for w in recwarn if 'resum' in str(w.message)]
 
 
-def test_a_second_fit_starts_afresh(tmp_path: Path) -> None:
+def test_a_second_fit_starts_at_the_beginning(tmp_path: Path) -> None:
     datamodule = NumbersDataModule()
     seen = []
     for _ in range(2):
@@ -391,8 +393,8 @@ def test_overfitting_a_few_batches(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
-def test_two_processes_train_on_samples_of_their_own(tmp_path: Path) -> None:
-    """A real run on two processes, interrupted and resumed, without a word of samplers."""
+def test_two_ranks_train_on_different_samples(tmp_path: Path) -> None:
+    """A real run on two ranks, interrupted and resumed, without warnings about samplers."""
 
     def fit(name: str, *callbacks: Callback, **kwargs: Any) -> list[list[tuple[str, set[int]]]]:
         file = tmp_path / name
@@ -419,7 +421,7 @@ def test_two_processes_train_on_samples_of_their_own(tmp_path: Path) -> None:
 
 
 def test_checkpoint_callback_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
-    """As a run would be set up: ModelCheckpoint every n steps, then resumed from its file."""
+    """A typical run: ModelCheckpoint every n steps, and resuming from its file."""
     keep = ModelCheckpoint(tmp_path, every_n_train_steps=17, save_top_k=-1)
     whole, resumed = Recorder(), Recorder()
     make_trainer(tmp_path, callbacks=[keep], enable_checkpointing=True).fit(

@@ -20,7 +20,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(root)
 
 
-def test_samples_of_the_skies(tree: str) -> None:
+def test_samples_with_clear_and_cloudy_skies(tree: str) -> None:
     for sky, pairs in (('clear', 4), ('cloudy', 4), ('both', 8)):
         datamodule = SEN12MSCRDataModule(tree, 2, sky=sky)  # type: ignore[arg-type]
         datamodule.setup('fit')

@@ -41,7 +41,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Spy(LightningModule):
-    """A model that keeps what it is given."""
+    """Model that keeps its inputs."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ def make_trainer(**kwargs: Any) -> Trainer:
 @pytest.mark.parametrize(
     ('batch_size', 'sizes'), [(2, [2, 2]), (5, [5]), (8, [5])], ids=['drop', 'exact', 'short']
 )
-def test_only_a_batch_that_is_not_the_only_one_is_dropped(
+def test_an_incomplete_batch_is_dropped_unless_it_is_the_only_one(
     tree: Path, batch_size: int, sizes: list[int]
 ) -> None:
     model = Spy()
@@ -89,7 +89,7 @@ def test_only_a_batch_that_is_not_the_only_one_is_dropped(
     assert [len(batch['image']) for batch in model.batches['train']] == sizes
 
 
-def test_what_reaches_the_model_is_normalised_band_by_band(tree: Path) -> None:
+def test_the_input_of_the_model_is_normalised_by_band(tree: Path) -> None:
     bands = ('B8A', 'VV')
     datamodule = SEN12MSCRTSDataModule(str(tree), bands=bands)
     model = Spy()
@@ -106,7 +106,7 @@ def test_what_reaches_the_model_is_normalised_band_by_band(tree: Path) -> None:
 
 
 def test_torchgeo_undoes_the_normalisation_for_plots(tree: Path) -> None:
-    """As TorchGeo's tasks do at validation: denormalise the batch, plot one sample."""
+    """TorchGeo's tasks denormalise a batch in validation, and plot a sample."""
     datamodule = SEN12MSCRTSDataModule(str(tree))
     model = Spy()
     make_trainer().validate(model, datamodule, verbose=False)
@@ -165,14 +165,14 @@ def test_random_windows_are_parts_of_their_patches(tree: Path) -> None:
             assert torch.equal(image, pairs[i]['image'][:, row : row + 16, col : col + 16])
             places.add((row, col))
     assert len(places) > 10
-    # Patches that are smaller than the window are read whole.
+    # Patches that are smaller than the window are read completely.
     datamodule = SEN12MSCRTSDataModule(str(tree), patch_size=64)
     datamodule.setup('fit')
     assert next(iter(datamodule.train_dataloader()))['image'].shape[-2:] == (SIZE, SIZE)
 
 
 @pytest.mark.parametrize(('start_method', 'num_workers'), [('fork', 2), ('spawn', 1)])
-def test_windows_depend_on_seed_epoch_and_pair_alone(
+def test_windows_only_depend_on_seed_epoch_and_pair(
     tree: Path, start_method: StartMethod, num_workers: int
 ) -> None:
     def draw(seed: int, **kwargs: Any) -> list[Tensor]:
@@ -183,7 +183,7 @@ def test_windows_depend_on_seed_epoch_and_pair_alone(
         loader = datamodule.train_dataloader()
         assert isinstance(loader.sampler, ResumableSampler)
         samples = []
-        # Workers stay for the second epoch.
+        # Workers are persistent.
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)
             samples += [torch.cat([b['transform'].flatten(), b['image'].flatten()]) for b in loader]
@@ -223,8 +223,8 @@ def test_torchgeo_samplers_with_workers(
         assert torch.equal(one['transform'], other['transform'])
 
 
-def test_lightning_shares_the_pairs_among_processes(tree: Path) -> None:
-    """Lightning can put its distributed sampler in for evaluation: numbers are all it takes."""
+def test_lightning_distributes_the_pairs_to_ranks(tree: Path) -> None:
+    """Lightning can replace the sampler by a distributed one in evaluation."""
     datamodule = SEN12MSCRTSDataModule(str(tree))
     datamodule.setup('test')
     dataset = datamodule.test_dataloader().dataset
@@ -232,7 +232,7 @@ def test_lightning_shares_the_pairs_among_processes(tree: Path) -> None:
     assert torch.equal(dataset[1]['image'], SEN12MSCRTS(tree, 'test')[1]['image'])
 
 
-def test_dates_of_a_patch_together(tmp_path: Path) -> None:
+def test_dates_of_a_patch_are_combined(tmp_path: Path) -> None:
     for time_step in range(3):
         for patch in range(2):
             key = PairKey('ROIs1868', 36, patch, time_step)

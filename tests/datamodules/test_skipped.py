@@ -25,7 +25,7 @@ TRAIN, DATES = 4, 2
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """Four places of two dates to train on, and two pairs to validate on."""
+    """Four training places with two dates each, and two validation pairs."""
     for patch in range(TRAIN):
         for step in range(DATES):
             write_pair(tmp_path, PairKey('ROIs1868', 36, patch, step), GRID)
@@ -39,7 +39,7 @@ def break_file(path: Path) -> None:
 
 
 class Model(LightningModule):
-    """Notes the files of its batches."""
+    """Module that records the files of its batches."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,13 +74,13 @@ def make_trainer(epochs: int = 1) -> Trainer:
 
 
 @pytest.mark.parametrize('workers', [0, 2])
-def test_each_epoch_tells_once_what_it_skipped(tree: Path, workers: int) -> None:
+def test_skipped_files_are_reported_once_per_epoch(tree: Path, workers: int) -> None:
     datamodule = SEN12MSCRTSDataModule(
         str(tree), batch_size=2, num_workers=workers, on_error='skip', seed=1
     )
     SEN12MSCRTS(tree, 'all')
     train, val = SEN12MSCRTS(tree), SEN12MSCRTS(tree, 'val')
-    # They break after the pairs were found.
+    # The files are damaged after the pairs have been found.
     setup = datamodule.setup
 
     def break_later(stage: str) -> None:
@@ -107,7 +107,7 @@ def test_each_epoch_tells_once_what_it_skipped(tree: Path, workers: int) -> None
         assert counts[split] == pairs.failures
 
 
-def test_nothing_is_told_of_sound_files(tree: Path) -> None:
+def test_intact_files_are_not_reported(tree: Path) -> None:
     for on_error in ('raise', 'skip'):
         trainer = make_trainer()
         with warnings.catch_warnings(record=True) as caught:
@@ -132,7 +132,7 @@ def test_files_of_a_batch(tree: Path, patch_size: int | None, n_dates: int | Non
     assert len(seen) == {None: 16, 1: 8, 2: 16}[n_dates]
     val = SEN12MSCRTS(tree, 'val')
     assert model.files['val'] == [[str(p) for i in range(2) for p in val.files_of(i)]]
-    # Outside of a run: those of training; of a batch from elsewhere none.
+    # Without a running loop, those of training; for other batches, none.
     datamodule.setup('fit')
     assert datamodule.files({'image': torch.zeros(1)}) == []
 
@@ -150,7 +150,7 @@ def test_files_of_a_wrapped_data_set(tree: Path) -> None:
 
 
 def report(rank: int, tree: str, port: int, told: 'multiprocessing.Queue[list[str]]') -> None:
-    """One process of two, of which the second skips a file."""
+    """Run one of two ranks, the second of which skips a file."""
     os.environ |= {'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
     dist.init_process_group('gloo', rank=rank, world_size=2)
     pairs = SEN12MSCRTS(tree, on_error='skip')
@@ -169,7 +169,7 @@ def report(rank: int, tree: str, port: int, told: 'multiprocessing.Queue[list[st
     dist.destroy_process_group()
 
 
-def test_one_process_tells_for_all(tree: Path) -> None:
+def test_one_rank_reports_for_all(tree: Path) -> None:
     SEN12MSCRTS(tree)
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))

@@ -1,4 +1,4 @@
-"""Workers that stop answering end the run, and the message names the file."""
+"""A stalled worker ends the run with a message that names the file."""
 
 import os
 import time
@@ -13,7 +13,7 @@ from geofm.datamodules.stalled import Watched, WatchedLoader
 
 
 class Files(Dataset[Sample]):
-    """One file a sample."""
+    """Data set with one file per sample."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
@@ -27,8 +27,8 @@ class Files(Dataset[Sample]):
 
 
 @pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='needs a file that hangs')
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    """The other worker goes on; the one that hangs is killed."""
+def test_a_stalled_file_is_named(tmp_path: Path) -> None:
+    """The stalled worker is killed."""
     files = [tmp_path / f'{i}.tif' for i in range(6)]
     for path in files:
         path.write_bytes(b'x')
@@ -46,7 +46,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     assert time.monotonic() - start < 30
 
 
-def test_without_workers_nothing_is_noted(tmp_path: Path) -> None:
+def test_without_workers_nothing_is_recorded(tmp_path: Path) -> None:
     path = tmp_path / '0.tif'
     path.write_bytes(b'x')
     assert len(list(WatchedLoader(Watched(Files([path]), 0)))) == 1

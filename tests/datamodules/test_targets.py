@@ -13,7 +13,7 @@ from geofm.datamodules.targets import check_targets
 
 
 class Images(Dataset[dict[str, Tensor]]):
-    """Noise with the labels given."""
+    """Noise with given labels."""
 
     def __init__(self, labels: Tensor) -> None:
         self.labels = labels
@@ -40,7 +40,7 @@ def fit(folder: Path, labels: Tensor, **kwargs: Any) -> None:
     trainer.fit(task, datamodule=data)
 
 
-def test_labels_that_are_no_class_of_the_task_are_named_before_a_step(tmp_path: Path) -> None:
+def test_labels_that_are_not_a_class_of_the_task_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'labels contain \[3, 5\].*set num_classes to 6 or more'):
         fit(tmp_path, torch.tensor([0, 3, 5, 2]))
     with pytest.raises(ValueError, match=r'labels contain \[-1\].*number classes from 0'):
@@ -57,11 +57,11 @@ def test_labels_that_are_no_class_of_the_task_are_named_before_a_step(tmp_path: 
         )
 
 
-def test_labels_with_an_axis_of_length_one_are_trained_on(tmp_path: Path) -> None:
+def test_labels_with_an_axis_of_length_one_are_accepted(tmp_path: Path) -> None:
     fit(tmp_path, torch.tensor([[0], [1], [2], [2]]))
 
 
-def test_masks_may_hold_classes_and_what_is_ignored() -> None:
+def test_masks_may_contain_classes_and_the_ignored_value() -> None:
     mask = torch.tensor([[[0, 1], [2, 255]]])
     task = {'num_classes': 3, 'num_labels': None, 'ignore_index': 255}
     assert check_targets({'mask': mask}, task)['mask'] is mask
@@ -71,7 +71,7 @@ def test_masks_may_hold_classes_and_what_is_ignored() -> None:
         check_targets({'mask': mask}, {**task, 'num_classes': 2})
 
 
-def test_what_is_not_a_class_is_left_alone() -> None:
+def test_targets_that_are_not_classes_are_not_checked() -> None:
     height = torch.full((1, 2, 2), 1234.5)
     assert check_targets({'mask': height}, {'num_classes': 3})['mask'] is height
     labels = torch.tensor([7, -1])

@@ -1,4 +1,4 @@
-"""What data modules move to a device that knows no float64, such as Apple's GPUs."""
+"""Transfer of batches to a device without float64, such as Apple's GPUs."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ MODULES: list[BaseDataModule] = [
 
 @pytest.fixture
 def moved(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
-    """Tensors that are moved, all of which must be known to the device."""
+    """Tensors that are moved. They must not be float64."""
     tensors: list[Tensor] = []
     to = torch.Tensor.to
 
@@ -53,7 +53,7 @@ def places() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize('module', MODULES, ids=lambda module: type(module).__name__)
-def test_places_stay_where_they_are(module: BaseDataModule, moved: list[Tensor]) -> None:
+def test_georeferences_stay_on_the_host(module: BaseDataModule, moved: list[Tensor]) -> None:
     batch = places()
     result = module.transfer_batch_to_device(batch, torch.device('cpu'), 0)
     assert list(result) == list(batch)
@@ -78,7 +78,7 @@ def test_batches_of_real_pairs(tmp_path: Any, moved: list[Tensor]) -> None:
 
 
 def test_pixels_keep_their_precision() -> None:
-    """As with precision 64-true."""
+    """For example with precision 64-true."""
     image = torch.zeros(2, 15, 4, 4, dtype=torch.float64)
     batch = {**places(), 'image': image}
     assert tensors_to(batch, 'cpu').keys() == {'image', 'label'}

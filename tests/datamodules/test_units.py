@@ -1,4 +1,4 @@
-"""Values in another unit are told of in the first batches that are trained on."""
+"""Warnings of values in another unit in the first training batches."""
 
 import warnings
 from collections.abc import Callable
@@ -78,7 +78,7 @@ def test_any_data_set(tmp_path: Path, change: Callable[[Tensor], Tensor], said: 
 
 @pytest.fixture
 def shifted(tmp_path: Path) -> Path:
-    """Four pairs whose S2 has 1,000 added, as of processing baseline 04.00."""
+    """Four pairs with the offset of processing baseline 04.00 in Sentinel-2."""
     root = tmp_path / 'tree'
     for patch in range(4):
         grid = grid_at(32632, 500_000 + 10 * SIZE * patch, 5_300_000)

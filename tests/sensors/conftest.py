@@ -7,6 +7,6 @@ from ..registry import kept_registry
 
 @pytest.fixture(autouse=True)
 def same_registry() -> Iterator[None]:
-    """Forget the sensors that a test registers."""
+    """Unregister the sensors of a test."""
     with kept_registry():
         yield

@@ -1,4 +1,4 @@
-"""--sensors, and the key of a training configuration."""
+"""The option --sensors, and the key in training configurations."""
 
 from pathlib import Path
 

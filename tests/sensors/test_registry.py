@@ -96,7 +96,7 @@ def test_defaults_follow_the_quantity(planet: Sensor) -> None:
     assert backscatter.drawing.channels == ('HH',)
 
 
-def test_a_difference_is_drawn_of_two_bands() -> None:
+def test_a_picture_may_show_the_difference_of_two_bands() -> None:
     assert SENTINEL1.drawing.terms == (('VV', None), ('VH', None), ('VV', 'VH'))
     assert SENTINEL1.drawing.bands == ('VV', 'VH')
 
@@ -105,11 +105,11 @@ def test_a_difference_is_drawn_of_two_bands() -> None:
 def test_definitions_survive_yaml(key: str) -> None:
     plain = yaml.safe_load(yaml.safe_dump(SENSORS[key].to_dict()))
     assert Sensor.from_dict(plain) == SENSORS[key]
-    # From a checkpoint that has the same sensor.
+    # E.g. from a checkpoint with the same sensor.
     assert register_sensor(Sensor.from_dict(plain)) == SENSORS[key]
 
 
-def test_two_definitions_of_a_key_are_an_error(planet: Sensor) -> None:
+def test_two_definitions_with_the_same_key_are_an_error(planet: Sensor) -> None:
     other = Sensor.from_dict({**planet.to_dict(), 'title': 'Another', 'scale': 1.0})
     with pytest.raises(SensorError, match=r"'PlanetScope'.*'Another' differs in title, scale"):
         register_sensor(other)
@@ -187,12 +187,12 @@ plain_values = st.recursive(
 
 
 @given(st.sampled_from(sorted(RGB.to_dict())), plain_values)
-def test_no_value_of_a_field_is_another_error(field: str, value: Any) -> None:
+def test_any_value_of_a_field_is_valid_or_a_sensor_error(field: str, value: Any) -> None:
     with suppress(SensorError):
         assert isinstance(Sensor.from_dict({**RGB.to_dict(), field: value}), Sensor)
 
 
-def test_a_spawned_worker_learns_the_added_sensors(planet: Sensor) -> None:
+def test_a_spawned_worker_knows_the_added_sensors(planet: Sensor) -> None:
     dataset: Any = TensorDataset(torch.zeros(1))
     carried = pickle.dumps(Seeded(dataset))
     script = (

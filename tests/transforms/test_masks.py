@@ -11,7 +11,7 @@ from scipy import ndimage, stats
 from geofm.transforms import block_masks
 
 
-def test_share_of_images_and_range_of_ratios() -> None:
+def test_fraction_of_images_and_range_of_ratios() -> None:
     torch.manual_seed(0)
     n_images, grid = 64, (14, 14)
     masks = block_masks(n_images, grid, 0.5, (0.1, 0.5))
@@ -21,27 +21,27 @@ def test_share_of_images_and_range_of_ratios() -> None:
     ratios = (masked[masked > 0] / (14 * 14)).sort().values
     assert len(ratios) == 32
     assert ratios.max() <= 0.5
-    # One ratio a slice: the sorted ratios follow the slices' edges, less what a block may miss.
+    # One ratio per interval. Blocks may leave out the last token.
     edges = torch.linspace(0.1, 0.5, 33)
     assert (ratios <= edges[1:] + 1e-6).all()
     assert (ratios >= edges[:-1] - 0.03).all()
 
 
-def test_masked_images_lie_anywhere() -> None:
+def test_masked_images_are_at_random_positions() -> None:
     torch.manual_seed(0)
     hits = torch.stack([block_masks(8, (6, 6), 0.5).any(1) for _ in range(100)]).float().mean(0)
     assert ((hits > 0.3) & (hits < 0.7)).all()
 
 
 @pytest.mark.parametrize(('n_images', 'probability'), [(2, 0.3), (1, 0.5), (3, 0.5), (2, 0.1)])
-def test_probability_holds_for_small_batches(n_images: int, probability: float) -> None:
+def test_probability_is_correct_for_small_batches(n_images: int, probability: float) -> None:
     torch.manual_seed(0)
     n_draws = 400
     masked = sum(
         int(block_masks(n_images, (4, 4), probability, (0.3, 0.5)).any(1).sum())
         for _ in range(n_draws)
     )
-    # Binomial at worst: 4 standard deviations.
+    # Four standard deviations of a binomial distribution as an upper bound.
     total = n_images * n_draws
     spread = 4 * (total * probability * (1 - probability)) ** 0.5
     assert abs(masked - total * probability) < spread
@@ -137,10 +137,10 @@ def dinov2_mask(rng: random.Random, grid: tuple[int, int], target: int) -> np.nd
 
 @pytest.mark.parametrize('grid', [(14, 14), (12, 16), (7, 5)])
 @pytest.mark.parametrize('ratio', [0.12, 0.3, 0.5, 0.9])
-def test_masks_are_dinov2s_token_by_token(
+def test_masks_equal_those_of_dinov2_for_the_same_random_numbers(
     grid: tuple[int, int], ratio: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the same draws, in the same order; beyond a half, no block covers more than that."""
+    """With the same random numbers in the same order. Blocks cover at most half of the image."""
     seed = random.seed
     for number in range(60):
         monkeypatch.setattr(random, 'seed', lambda _, number=number: seed(number))
@@ -150,7 +150,7 @@ def test_masks_are_dinov2s_token_by_token(
 
 
 def pieces(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """Number of connected pieces, and height, width and tokens of the largest."""
+    """Return the number of connected regions, and height, width and tokens of the largest."""
     labels, count = ndimage.label(mask)
     largest = int(np.bincount(labels.flat)[1:].argmax())
     rows, columns = ndimage.find_objects(labels)[largest] or (slice(0), slice(0))
@@ -163,8 +163,10 @@ def pieces(mask: np.ndarray) -> tuple[int, int, int, int]:
 
 
 @pytest.mark.parametrize(('grid', 'ratio'), [((14, 14), 0.1), ((12, 16), 0.3), ((14, 14), 0.5)])
-def test_masks_are_distributed_as_dinov2s(grid: tuple[int, int], ratio: float) -> None:
-    """Tokens hidden, pieces, and the shape of the largest piece, by two-sample tests."""
+def test_masks_have_the_distribution_of_those_of_dinov2(
+    grid: tuple[int, int], ratio: float
+) -> None:
+    """Two-sample tests of masked tokens, regions, and the shape of the largest region."""
     torch.manual_seed(0)
     n, rng = 1200, random.Random(0)
     target = int(ratio * grid[0] * grid[1])
@@ -180,14 +182,14 @@ def test_masks_are_distributed_as_dinov2s(grid: tuple[int, int], ratio: float) -
         assert stats.ks_2samp(shapes[:, column], expected[:, column]).pvalue > 1e-3
     aspects = [np.log(x[:, 1] / x[:, 2]) for x in (shapes, expected)]
     assert stats.ks_2samp(*aspects).pvalue > 1e-3
-    # Every token is hidden as often as in DINOv2's: more in the middle than at the edges.
+    # Each token is masked as often as in DINOv2: more often in the centre than at the edges.
     ours_map, theirs_map = ours.mean(axis=0), theirs.mean(axis=0)
     spread = np.sqrt(2 * theirs_map * (1 - theirs_map) / n)
     assert (abs(ours_map - theirs_map) < 5 * spread).all()
 
 
-def test_numbers_hidden_are_uniform_in_each_slice() -> None:
-    """Of 2 x 8 crops, half are masked; each of the eight draws in its own eighth of the range."""
+def test_numbers_of_masked_tokens_are_uniform_in_each_interval() -> None:
+    """Half of 2 x 8 crops are masked, each with a ratio from its own eighth of the range."""
     torch.manual_seed(0)
     grid, draws = (14, 14), 150
     counts = torch.stack([block_masks(16, grid, 0.5, (0.1, 0.5)).sum(dim=1) for _ in range(draws)])
@@ -196,7 +198,7 @@ def test_numbers_hidden_are_uniform_in_each_slice() -> None:
     edges = np.linspace(0.1, 0.5, 9)
     for i in range(8):
         shares = ordered[:, i].numpy()
-        # A token of 196 may be cut off, and one more not have found room.
+        # A token of 196 may be lost by rounding down, and another one because it does not fit.
         assert (shares <= edges[i + 1]).all()
         assert (shares > edges[i] - 2.1 / 196).all()
         uniform = stats.uniform(edges[i] - 0.5 / 196, 0.05)

@@ -30,7 +30,7 @@ def _coordinates(batch: int, height: int, width: int) -> tuple[Tensor, Tensor, T
 
 
 def _solve(crops: Tensor, by_x: Tensor, by_y: Tensor, first: int, second: int) -> Tensor:
-    """Ground position (N, 2, S, S) that two bands of crops encode."""
+    """Return the position on the ground (N, 2, S, S) that two bands of crops encode."""
     n_crops = len(crops) // len(by_x)
     channels = [first, second]
     matrix = torch.stack([by_x[:, channels], by_y[:, channels]], dim=-1).repeat(n_crops, 1, 1)
@@ -40,7 +40,7 @@ def _solve(crops: Tensor, by_x: Tensor, by_y: Tensor, first: int, second: int) -
 
 
 def _expected_position(boxes: Tensor, flips: Tensor, size: int) -> Tensor:
-    """Centre of each crop pixel on the ground, (N, 2, S, S), by plain arithmetic."""
+    """Compute the centre of each crop pixel on the ground, (N, 2, S, S)."""
     grids = []
     for (left, top, right, bottom), (flip_x, flip_y) in zip(
         boxes.tolist(), flips.tolist(), strict=True
@@ -64,13 +64,13 @@ def test_all_bands_show_the_same_ground(height: int, width: int) -> None:
     ):
         from_s1 = _solve(views, by_x, by_y, *S1)
         expected = _expected_position(boxes, flips, views.shape[-1])
-        # Every band is the function of the position that Sentinel-1 encodes: same ground.
+        # Each band is a function of the position that Sentinel-1 encodes.
         n_crops = len(views) // 3
         every = by_x.repeat(n_crops, 1)[..., None, None] * from_s1[:, :1]
         every = every + by_y.repeat(n_crops, 1)[..., None, None] * from_s1[:, 1:]
         assert (every - views).abs().max() < 2e-3
-        # And that ground is where the box and the flips say; within 3 pixels of the border the
-        # filter is cut off, which pulls positions inwards.
+        # The position is that of the box and flips, except within 3 pixels of the border, where
+        # the filter is cut off.
         inner = slice(6, -6)
         error = (from_s1 - expected)[..., inner, inner].abs().max()
         assert error < 0.1
@@ -105,14 +105,14 @@ def test_shapes_and_order() -> None:
         torch.testing.assert_close(views.mean((1, 2, 3)), image_of_crop)
 
 
-def test_boxes_have_the_asked_area_and_shape() -> None:
+def test_boxes_have_the_requested_area_and_aspect_ratio() -> None:
     torch.manual_seed(0)
     batch = {'image': torch.zeros(100, 2, 96, 96)}
     crops = MultiCrop(('VV', 'VH'), 32, 16, photometry=False)(batch)
     for boxes, (low, high) in ((crops.global_boxes, (0.32, 1)), (crops.local_boxes, (0.05, 0.32))):
         assert (boxes[:, :2] >= 0).all()
         assert (boxes[:, 2:] <= 96).all()
-        # Boxes reach both borders.
+        # Some boxes are next to each border.
         assert (boxes[:, :2].amin(0) == 0).all()
         assert (boxes[:, 2:].amax(0) == 96).all()
         width, height = (boxes[:, 2:] - boxes[:, :2]).unbind(1)
@@ -143,7 +143,7 @@ def test_crops_without_enough_valid_ground_are_drawn_again() -> None:
 
 
 def test_crops_with_enough_valid_ground_are_not_drawn_again() -> None:
-    # Choosing among tries that all will do would favour the middle of the image.
+    # Choosing among several valid tries would favour the centre of the image.
     torch.manual_seed(0)
     valid = torch.ones(64, 64, 64, dtype=torch.bool)
     valid[:, :, ::8] = False
@@ -206,7 +206,7 @@ def test_blur_is_as_frequent_as_in_dinov2() -> None:
         sharp_globals = crop_and_resize(images, crops.global_boxes, crops.global_flips, 32)
         sharp_locals = crop_and_resize(images, crops.local_boxes, crops.local_flips, 32)
         blurred = (crops.globals - sharp_globals)[:, channels].abs().amax((1, 2, 3)) > 1e-3
-        # Standard deviations near 0.1 leave an image as it is: 0.1 of 1.9 pixels, 0.1 of 0.9.
+        # Standard deviations near 0.1 have no effect: 0.1 of 1.9 pixels, 0.1 of 0.9.
         assert blurred[:200].float().mean() > 0.75
         assert 0.03 < blurred[200:].float().mean() < 0.17
         blurred = (crops.locals - sharp_locals)[:, channels].abs().amax((1, 2, 3)) > 1e-3
@@ -221,7 +221,7 @@ def test_any_bands(bands: tuple[str, ...]) -> None:
     crop.photometry = torch.nn.Identity()  # type: ignore[assignment]
     crops = crop({'image': images})
     sharp = crop_and_resize(images, crops.global_boxes, crops.global_flips, 32)
-    # Blurred or not, a band of a crop resembles that band of the box and no other.
+    # A band of a crop is most similar to the same band in the box, even if it is blurred.
     for channel in range(len(bands)):
         blurred, expected = crops.globals[:, channel].flatten(), sharp[:, channel].flatten()
         assert torch.corrcoef(torch.stack([blurred, expected]))[0, 1] > 0.5
@@ -256,7 +256,7 @@ def test_masked_are_the_places_of_the_masks_and_anchors_the_crops_without_photom
     torch.testing.assert_close(crops.anchors, crops.globals)
 
 
-def test_input_stays_as_it_is() -> None:
+def test_the_input_is_not_changed() -> None:
     images = torch.randn(2, len(BANDS), 40, 40)
     before = images.clone()
     MultiCrop(BANDS, 32, 16)({'image': images})
@@ -276,7 +276,7 @@ def test_no_local_crops() -> None:
     assert crops.local_dates is None
 
 
-def test_nothing_to_save() -> None:
+def test_the_state_is_empty() -> None:
     assert not MultiCrop(BANDS).state_dict()
 
 
@@ -301,7 +301,7 @@ def test_wrong_number_of_channels() -> None:
 
 
 def dated_batch(n_images: int, n_dates: int, size: int = 48) -> dict[str, torch.Tensor]:
-    """Images that tell, in each pixel, its row, its column, the image and the date."""
+    """Images whose pixels encode row, column, image and date."""
     rows = torch.arange(size, dtype=torch.float32).view(size, 1).expand(size, size)
     image = torch.arange(n_images, dtype=torch.float32).view(-1, 1, 1, 1)
     date = torch.arange(n_dates, dtype=torch.float32).view(1, -1, 1, 1)
@@ -326,7 +326,7 @@ def test_global_crops_take_the_dates_in_turn_and_local_ones_at_random(n_dates: i
     for views, dates in ((crops.globals, crops.global_dates), (crops.locals, crops.local_dates)):
         assert dates is not None
         for k, view in enumerate(views):
-            # All bands of a crop are of one image and one date, and that date goes with it.
+            # All bands of a crop are of one image and date, and the crop has this date.
             image, date = round(view[2].mean().item()), round(view[3].mean().item())
             torch.testing.assert_close(view[2], torch.full((16, 16), float(image)))
             torch.testing.assert_close(view[3], torch.full((16, 16), float(date)))
@@ -338,7 +338,7 @@ def test_global_crops_take_the_dates_in_turn_and_local_ones_at_random(n_dates: i
 
 
 def test_crops_of_several_dates_show_the_ground_of_their_boxes() -> None:
-    """The ramps of two dates, cut by the boxes, are where the boxes say, in every band."""
+    """Ramps of two dates are cropped at the positions of the boxes, in all bands."""
     torch.manual_seed(0)
     crop = MultiCrop(('VV', 'VH', 'B03', 'B02'), 16, 16, n_local=4, photometry=False)
     crops = crop(dated_batch(3, 2))
@@ -363,7 +363,7 @@ def test_crops_of_several_dates_show_the_ground_of_their_boxes() -> None:
             )
 
 
-def test_one_date_is_as_no_axis_of_dates() -> None:
+def test_one_date_is_equivalent_to_no_axis_of_dates() -> None:
     batch = {
         'image': torch.randn(3, len(BANDS), 40, 40),
         'valid': torch.rand(3, 40, 40) < 0.7,
@@ -391,7 +391,7 @@ def test_valid_ground_is_that_of_the_date() -> None:
 
 
 def test_crops_of_several_dates_are_the_same_on_an_accelerator() -> None:
-    """Where the host must not wait, whole images are resized; the crops are the same."""
+    """On accelerators whole images are resized, with the same result."""
     torch.manual_seed(0)
     images = torch.randn(6, 3, 20, 24)
     boxes = torch.tensor([[0, 0, 24, 20], [3, 2, 17, 19], [5, 0, 9, 13], [0, 7, 20, 20]] * 2)

@@ -55,7 +55,7 @@ def test_invalid_ground_is_zero() -> None:
     assert torch.equal(without['image'], batch['image'])
 
 
-def test_input_and_other_entries_stay_as_they_are() -> None:
+def test_input_and_other_entries_are_not_changed() -> None:
     image = _raw(2)
     valid = torch.ones(2, 6, 5, dtype=torch.bool)
     image[0, 0, 0, 0] = float('nan')

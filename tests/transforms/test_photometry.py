@@ -19,11 +19,11 @@ S2 = [BANDS.index(band) for band in SENTINEL2.band_names]
 
 
 def _changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """Channels of crops that differ, (N, C)."""
+    """Return which channels of crops differ, (N, C)."""
     return (before != after).flatten(2).any(2)
 
 
-def test_each_touches_its_own_sensor_alone() -> None:
+def test_each_transform_only_changes_its_own_sensor() -> None:
     torch.manual_seed(0)
     gain, offset = ReflectanceGain(BANDS, probability=1.0)(50)
     assert (gain[:, S1] == 1).all()
@@ -52,7 +52,7 @@ def test_probabilities() -> None:
         (speckled.flatten(1).any(1), 0.5),
     ):
         assert hits.float().mean() == pytest.approx(probability, abs=0.05)
-    # A crop's polarisations are speckled together, but not alike.
+    # Both polarisations of a crop have speckle, but not the same speckle.
     assert torch.equal(speckled[:, 0], speckled[:, 1])
 
 
@@ -66,7 +66,7 @@ def test_reflectance_gain_is_one_of_reflectance() -> None:
     torch.testing.assert_close(after, (gain[:, S2] * reflectance), rtol=1e-4, atol=1e-5)
     assert after.min() >= 0.25 * 0.8 * 0.95 - 1e-4
     assert after.max() <= 0.25 * 1.2 * 1.05 + 1e-4
-    # The bands of a crop vary together, and a little on their own.
+    # Gains of the bands of a crop are similar, but not equal.
     shared = gain[:, S2].mean(1)
     assert shared.std() > 3 * (gain[:, S2] - shared[:, None]).std() > 0
 
@@ -185,7 +185,7 @@ def test_same_seed_same_crops() -> None:
     assert torch.equal(*results)
 
 
-def test_half_precision_stays() -> None:
+def test_half_precision_is_kept() -> None:
     crops = torch.randn(6, len(BANDS), 8, 8, dtype=torch.bfloat16)
     assert Photometry(BANDS)(crops).dtype == torch.bfloat16
 

@@ -73,7 +73,7 @@ def test_whole_pixels_of_same_size_are_copied() -> None:
 
 
 def test_boxes_may_lie_between_pixels() -> None:
-    # A straight line stays a straight line, away from the ends where the filter is cut off.
+    # A ramp stays a ramp, except near the ends, where the filter is cut off.
     ramp = torch.arange(64.0).expand(1, 1, 64, 64)
     box = torch.tensor([[10.25, 4.0, 42.25, 36.0]])
     crop = crop_and_resize(ramp, box, torch.zeros(1, 2, dtype=torch.bool), 32)
@@ -112,7 +112,7 @@ def test_blur_makes_no_denormal_numbers() -> None:
     torch.testing.assert_close(weights.sum(-1), torch.ones(50, 96))
 
 
-def test_nothing_outside_the_box_matters() -> None:
+def test_pixels_outside_the_box_have_no_effect() -> None:
     images = torch.randn(1, 2, 40, 40)
     box = torch.tensor([[8, 12, 30, 31]])
     flips = torch.zeros(1, 2, dtype=torch.bool)
