@@ -1,12 +1,13 @@
 # `make demo` and `make test` need nothing but make and a Python >= 3.12.
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types check docs clean
+.PHONY: help install demo test lint types check docs lowest clean
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 SEED ?= 0
+LOWEST_TESTS ?= tests/tasks/test_dinov2.py tests/datasets/table/test_layout.py tests/datasets/pairs
 
 # The first interpreter that really runs (a pyenv shim may not), is new enough and can make a venv.
 define FIND_PYTHON
@@ -31,6 +32,7 @@ help:
 	@echo 'make demo      write sample data, pretrain, evaluate, draw; prints the time of each step'
 	@echo 'make test      lint, types and tests'
 	@echo 'make docs      the documentation site, in site/'
+	@echo 'make lowest    a smoke test with the oldest versions that pyproject.toml allows'
 
 install: $(STAMP)
 
@@ -59,10 +61,18 @@ check: install
 test: lint
 	$(MAKE) --jobs=2 types check
 
+# The oldest versions that pyproject.toml allows, without extras. Downloads some GB.
+lowest: install
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt uv
+	$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(VENV)-lowest
+	$(BIN)/uv pip install --quiet --python $(VENV)-lowest/bin/python --resolution lowest-direct \
+	  --editable . 'pytest>=8.3' 'hypothesis>=6.100'
+	$(VENV)-lowest/bin/python -m pytest --quiet $(LOWEST_TESTS)
+
 # Every link and every docstring's name is checked.
 docs: install
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[docs]'
 	$(BIN)/mkdocs build --strict --quiet
 
 clean:
-	rm -rf $(VENV) build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-lowest build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
