@@ -328,5 +328,5 @@ def test_options_out_of_range(
 
 
 def test_blocks_smaller_than_a_metre() -> None:
-    with pytest.raises(ValueError, match='the smallest are'):
+    with pytest.raises(ValueError, match='must be at least'):
         Blocks(1e-9)

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from geofm.atomic import atomic_file
-from geofm.datasets.catalogue import UNNAMED, Catalogue, Scenes, look_at_values, update_catalogue
+from geofm.datasets.catalogue import UNNAMED, Catalogue, Scenes, sample_values, update_catalogue
 from geofm.datasets.pairs import (
     Draft,
     Listing,
@@ -93,7 +93,7 @@ def _check_values(catalogue: Catalogue) -> None:
                 f'{" ".join(sensor.band_names)}, in this order'
             )
         some = files.sample(min(len(files), _CHECKED), random_state=0)['path'].tolist()
-        values = [look_at_values(catalogue.root / path, key) for path in some]
+        values = [sample_values(catalogue.root / path, key) for path in some]
         wrong = [i for i, part in enumerate(values) if wrong_unit(part, sensor) is not None]
         # A single file may be all cloud.
         if len(wrong) > max(1, len(some) // 4) or len(wrong) == len(some) > 0:

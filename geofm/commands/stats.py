@@ -7,11 +7,17 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 
 from geofm.commands.data import is_table
-from geofm.datasets import SEN12MSCR, SEN12MSCRTS, SplitRule, dataset_statistics, write_statistics
+from geofm.datasets import (
+    SEN12MSCR,
+    SEN12MSCRTS,
+    Split,
+    SplitRule,
+    dataset_statistics,
+    write_statistics,
+)
 from geofm.datasets.archive import table_statistics
 from geofm.datasets.pairs import list_scenes
 from geofm.printing import say
-from geofm.sen12ms import Split
 
 
 def stats(

@@ -28,7 +28,7 @@ from geofm.datasets import (
     write_statistics,
 )
 from geofm.datasets.archive import Archive, Edge, open_archive
-from geofm.datasets.memory import give_back
+from geofm.datasets.memory import release_memory
 from geofm.datasets.pairs import MIN_OVERLAP, OnError
 from geofm.datasets.table import file_of, index_folder, open_table
 from geofm.printing import warn
@@ -198,7 +198,7 @@ class RasterArchiveDataModule(MatchedDataModule):
         super().setup(stage)
         if stage == 'fit':
             self._say_samples()
-            give_back()
+            release_memory()
 
     @rank_zero_only
     def _say_samples(self) -> None:

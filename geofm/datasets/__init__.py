@@ -24,7 +24,7 @@ from geofm.datasets.shards import (
     upload_shards,
     write_shards,
 )
-from geofm.datasets.splitting import SplitRule, split_tree
+from geofm.datasets.splitting import Split, SplitRule, split_tree
 from geofm.datasets.statistics import (
     BandStatistics,
     dataset_statistics,
@@ -56,6 +56,7 @@ __all__ = (
     'ShardError',
     'Shards',
     'Sky',
+    'Split',
     'SplitRule',
     'Visit',
     'colours',

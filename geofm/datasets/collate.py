@@ -1,4 +1,4 @@
-"""Batches of samples whose sizes differ."""
+"""Collate samples of different sizes."""
 
 from collections.abc import Iterable
 
@@ -13,19 +13,19 @@ PIXEL_KEYS = ('image', 'valid', 'mask')
 
 
 def pad_and_stack(samples: Iterable[Sample], ignore_index: int = -1) -> Sample:
-    """Stack samples, the smaller ones padded at the bottom and right.
+    """Stack samples, and pad the smaller ones at the bottom and right.
 
-    Nothing is resampled: a pixel keeps its value, row and column. Samples of one size are
-    stacked as they are.
+    Nothing is resampled: each pixel keeps its value, row and column. Samples that all have the same
+    size are stacked without padding.
 
     Args:
-        samples: Samples with 'image' (C, H, W) and, optionally, 'valid' bool (H, W), 'mask'
-            (H, W) and entries of other kinds, which must have one shape.
+        samples: Samples with 'image' (C, H, W) and, optionally, 'valid' bool (H, W) and 'mask' (H,
+            W). Any other entry must have the same shape in all samples.
         ignore_index: Value of 'mask' in the padding.
 
     Returns:
-        One sample with a leading axis. In the padding 'image' is 0 and 'valid' False; 'valid' is
-        added if sizes differ and no sample has it.
+        One sample whose entries have a leading batch axis. In the padding, 'image' is 0 and 'valid'
+        is False. If sizes differ and no sample has 'valid', it is added.
     """
     samples = list(samples)
     heights, widths = zip(*(sample['image'].shape[-2:] for sample in samples), strict=True)
@@ -36,7 +36,7 @@ def pad_and_stack(samples: Iterable[Sample], ignore_index: int = -1) -> Sample:
 
 
 def _pad_sample(sample: Sample, size: tuple[int, int], ignore_index: int) -> Sample:
-    """A sample padded to a size."""
+    """Pad a sample to a height and width."""
     image = sample['image']
     valid = torch.ones(image.shape[-2:], dtype=torch.bool, device=image.device)
     fill = {'image': 0, 'valid': False, 'mask': ignore_index}
@@ -47,6 +47,6 @@ def _pad_sample(sample: Sample, size: tuple[int, int], ignore_index: int) -> Sam
 
 
 def _pad_to(pixels: Tensor, size: tuple[int, int], value: float) -> Tensor:
-    """Pixels (..., H, W) with rows below and columns to the right, up to a size."""
+    """Append rows below and columns to the right of pixels (..., H, W) up to a size."""
     height, width = pixels.shape[-2:]
     return pad(pixels, (0, size[1] - width, 0, size[0] - height), value=value)

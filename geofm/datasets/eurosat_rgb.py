@@ -1,4 +1,4 @@
-"""EuroSAT's RGB images out of one zip, split by place."""
+"""RGB images of EuroSAT, read from one zip file and split by location."""
 
 import csv
 import io
@@ -20,24 +20,24 @@ from torchgeo.datasets.utils import Sample
 #: Bands of the images, in the order of their channels.
 BANDS = ('B04', 'B03', 'B02')
 
-#: DN of a grey level: the images are DN x 255 / 2,750, clipped.
+#: DN per grey level. The images are DN x 255 / 2,750, clipped to 255.
 DN_PER_LEVEL = 2750 / 255
 
-#: Fractions of the cells that validate and test.
+#: Fractions of the cells used for validation and test.
 _SHARES = {'val': 0.2, 'test': 0.2}
 
 Cell = tuple[int, int]
 
 
 class EuroSATRGB(NonGeoDataset):
-    """Real Sentinel-2 patches of ten classes of land cover, as DN of three bands.
+    """EuroSAT's Sentinel-2 patches of ten land-cover classes, as DN of three bands.
 
-    Patches lie side by side, so a random split puts neighbours into training and test. Here whole
-    cells of one degree go to one split.
+    Patches are adjacent on the ground, so a random split would put neighbouring patches into both
+    training and test. Here each cell of one degree belongs to one split.
 
-    `EuroSAT <https://github.com/phelber/EuroSAT>`_: Helber et al., 2019. The zip holds
-    ``<Class>/<Class>_<number>.jpg``, 64 x 64 px of 10 m, Level-1C; ``latlon.csv`` beside it the
-    columns path, label, latitude and longitude (WGS84).
+    `EuroSAT <https://github.com/phelber/EuroSAT>`_: Helber et al., 2019. The zip file contains
+    Level-1C images named ``<Class>/<Class>_<number>.jpg``, 64 x 64 pixels of 10 m. ``latlon.csv``
+    in the same folder has the columns path, label, latitude and longitude (WGS84).
     """
 
     def __init__(
@@ -47,13 +47,13 @@ class EuroSATRGB(NonGeoDataset):
         transforms: Callable[[Sample], Sample] | None = None,
         seed: int = 0,
     ) -> None:
-        """Initialize a new EuroSATRGB instance: the images are decoded once, into memory.
+        """Initialize a new EuroSATRGB instance and decode the images into memory.
 
         Args:
             root: Folder with ``eurosat_rgb.zip`` and ``latlon.csv``.
-            split: Which cells: three fifths are for training.
-            transforms: What to do to each sample.
-            seed: Seed of the split.
+            split: One of 'train' (60 % of the cells), 'val' (20 %) and 'test' (20 %).
+            transforms: Applied to each sample.
+            seed: Seed of the random split.
 
         Raises:
             DatasetNotFoundError: If a file is missing.
@@ -75,14 +75,14 @@ class EuroSATRGB(NonGeoDataset):
         self.transforms = transforms
 
     def __len__(self) -> int:
-        """Number of patches."""
+        """Return the number of patches."""
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample:
-        """A patch.
+        """Return a patch.
 
         Args:
-            index: Its number.
+            index: Index of the patch.
 
         Returns:
             ``image`` in DN, float32 (3, 64, 64), bands :data:`BANDS`; ``label``, int64 ().
@@ -93,15 +93,15 @@ class EuroSATRGB(NonGeoDataset):
 
 
 def cells_of_split(cells: set[Cell], split: str, seed: int) -> set[Cell]:
-    """Cells of a split, drawn at random.
+    """Draw the cells of a split at random.
 
     Args:
-        cells: All cells: floor of latitude and longitude.
+        cells: All cells, each the floor of latitude and longitude in degrees.
         split: 'train', 'val' or 'test'.
         seed: Seed of the draw.
 
     Returns:
-        Those of the split.
+        The cells of the split.
     """
     ordered = sorted(cells)
     order = np.random.default_rng(seed).permutation(len(ordered))
@@ -115,6 +115,7 @@ def cells_of_split(cells: set[Cell], split: str, seed: int) -> set[Cell]:
 
 
 def _read_places(path: Path) -> list[tuple[str, str, Cell]]:
+    """Read path, label and cell of each patch."""
     try:
         with path.open(newline='') as file:
             return [
@@ -127,11 +128,12 @@ def _read_places(path: Path) -> list[tuple[str, str, Cell]]:
             ]
     except (KeyError, ValueError) as error:
         raise ValueError(
-            f'{path}: needs the columns path, label, latitude, longitude: {error}'
+            f'{path}: must have the columns path, label, latitude, longitude: {error}'
         ) from error
 
 
 def _read_images(path: Path, names: list[str], split: str) -> npt.NDArray[np.uint8]:
+    """Decode images of a zip file, uint8 (N, H, W, 3)."""
     images = []
     try:
         with zipfile.ZipFile(path) as file:

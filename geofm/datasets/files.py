@@ -1,4 +1,4 @@
-"""Which files are behind a sample, for any data set that can tell."""
+"""Find the files that a sample is read from, for any data set that lists them."""
 
 import os
 from collections.abc import Iterable, Mapping, Sized
@@ -7,20 +7,20 @@ from typing import Any
 
 from torch.utils.data import Subset
 
-#: Attributes in which TorchGeo's and torchvision's data sets list a sample's files, by number.
+#: Attributes in which data sets of TorchGeo and torchvision list the files of each sample.
 _LISTS = ('files', 'samples', 'imgs')
 
 
 def files_of(dataset: Any, index: int) -> list[Path]:
-    """Find the files behind a sample.
+    """Find the files that a sample is read from.
 
     Args:
-        dataset: A data set: one of this project's, a subset, or one that lists its files, a path
-            or several for each of its samples, as many of TorchGeo's and torchvision's do.
-        index: Number of the sample.
+        dataset: A data set of geofm, a subset, or a data set that lists one or more paths per
+            sample, as many of TorchGeo and torchvision do.
+        index: Index of the sample.
 
     Returns:
-        The files; none if the data set does not tell.
+        The files; an empty list if the data set does not list them.
 
     Raises:
         IndexError: If there is no such sample.
@@ -30,7 +30,7 @@ def files_of(dataset: Any, index: int) -> list[Path]:
     if isinstance(dataset, Subset):
         return files_of(dataset.dataset, dataset.indices[index])
     for name in _LISTS:
-        # Files of a GeoDataset are not by sample; as a property they are listed anew each time.
+        # vars() skips the property of a GeoDataset, whose files are not listed by sample.
         listed = vars(dataset).get(name)
         if isinstance(listed, list) and isinstance(dataset, Sized) and len(listed) == len(dataset):
             return [Path(path) for path in _paths(listed[index])]
@@ -38,7 +38,7 @@ def files_of(dataset: Any, index: int) -> list[Path]:
 
 
 def _paths(entry: Any) -> Iterable[str | os.PathLike[str]]:
-    """Paths among what a data set notes of a sample."""
+    """Return the paths in an entry of such a list."""
     if isinstance(entry, str | os.PathLike):
         return [entry]
     parts = entry.values() if isinstance(entry, Mapping) else entry

@@ -17,23 +17,23 @@ from torchgeo.datasets import NonGeoDataset
 from torchgeo.datasets.utils import Path, Sample
 
 from geofm.datasets.sen12mscrts import SEN12MSCRTS
+from geofm.datasets.splitting import Split
 from geofm.grid import Grid
 from geofm.rasters import open_raster
 from geofm.sample import LAND_COVER, SCENES, land_cover_path
-from geofm.sen12ms import Split
 from geofm.sensors import BANDS
 
-#: Which time steps to use: all of them, or those that Sentinel-2 sees without clouds.
+#: Which time steps to use: all, or those without clouds in Sentinel-2.
 Dates = Literal['all', 'clear']
 
-#: Largest fraction of a patch that clouds may hide on a clear date.
+#: Largest cloud-covered fraction of a patch on a clear date.
 CLEAR = 0.02
 
 _LOG = logging.getLogger(__name__)
 
 
 class _Item(NamedTuple):
-    """A window of a pair: its place and its label."""
+    """A window of a pair, and its label."""
 
     pair: int
     row: int
@@ -44,14 +44,14 @@ class _Item(NamedTuple):
 class SampleLandCover(NonGeoDataset):
     """Land cover of windows of the sample data that ``geofm sample-data`` generates.
 
-    Every patch is cut into windows that do not overlap, on each of its time steps. A window's
-    label is the class that covers most of it, its mask the classes of its pixels. The data are
-    generated: they serve to try things out, and no result on them is science.
+    Every patch is cut into windows that do not overlap, at each of its time steps. The label of a
+    window is the class that covers most of it; its mask holds the class of each pixel. The data are
+    synthetic: they are for trying things out, and results on them have no scientific meaning.
 
     Attributes:
         classes: Names of the classes.
-        index: One row a window, with the columns pair (row of ``pairs.index``), row, col, label.
-        left_out: Number of windows left out because no class covers enough of them.
+        index: One row per window, with the columns pair (row of ``pairs.index``), row, col, label.
+        left_out: Number of windows left out because no class covers at least *min_purity* of them.
         pairs: The pairs of scenes that the windows are read from.
     """
 
@@ -72,19 +72,20 @@ class SampleLandCover(NonGeoDataset):
         Args:
             paths: Folders written by ``geofm sample-data``.
             split: One of 'train', 'val', 'test' or 'all'.
-            window: Height and width of a window in pixels; what is left at the right and bottom
-                of a patch is not used.
-            min_purity: Fraction of a window, 0 to 1, that its class must cover; other windows are
-                left out and counted in :attr:`left_out`. 0 keeps all, e.g. for segmentation.
-            bands: Names of the bands to return, in the order to return them.
-            transforms: Applied to each sample, last.
-            dates: 'all' time steps, or only the 'clear' ones.
+            window: Height and width of a window in pixels. A remainder at the right and bottom of a
+                patch is not used.
+            min_purity: Smallest fraction of a window, 0 to 1, that its class must cover. Windows
+                below it are left out and counted in :attr:`left_out`. 0 keeps all windows, e.g. for
+                segmentation.
+            bands: Names of the bands to return, in this order.
+            transforms: Applied to each sample after everything else.
+            dates: Use 'all' time steps, or only the 'clear' ones.
 
         Raises:
             BandError: If a band is unknown or given twice.
             DatasetNotFoundError: If no S1 or S2 file is found.
             ValueError: If an argument is out of range, a land-cover map or the table of scenes is
-                missing or does not fit, or no window is left.
+                missing or does not match the data, or no window is left.
         """
         if dates not in get_args(Dates):
             raise ValueError(f"unknown dates '{dates}': choose from {list(get_args(Dates))}")
@@ -105,10 +106,10 @@ class SampleLandCover(NonGeoDataset):
         if self.index.empty:
             raise ValueError(
                 f"{self.paths}: no window of {window} pixels in split '{split}', dates '{dates}' "
-                f'has {min_purity:.0%} of one class; ask for less'
+                f'is at least {min_purity:.0%} one class; lower min_purity'
             )
         _LOG.info(
-            '%s: %d windows; %d left out, less than %.0f %% of one class',
+            '%s: %d windows; %d left out, as less than %.0f %% of each is one class',
             self.paths,
             len(self),
             self.left_out,
@@ -116,21 +117,21 @@ class SampleLandCover(NonGeoDataset):
         )
 
     def __len__(self) -> int:
-        """Number of windows."""
+        """Return the number of windows."""
         return len(self.index)
 
     def __getitem__(self, index: int) -> Sample:
         """Read a window.
 
         Args:
-            index: Number of the window.
+            index: Index of the window.
 
         Returns:
             The sample of :meth:`SEN12MSCRTS.read_pair` for the window, with
 
-            * mask: int64 (H, W), class of each pixel, a position in :attr:`classes`
+            * mask: int64 (H, W), class of each pixel as an index into :attr:`classes`
             * label: int64 (), the class that covers most of it
-            * index: int64 (), number of the window
+            * index: int64 (), index of the window
 
         Raises:
             IndexError: If there is no such window.
@@ -148,10 +149,10 @@ class SampleLandCover(NonGeoDataset):
         return sample if self.transforms is None else self.transforms(sample)
 
     def files_of(self, index: int) -> list[FilePath]:
-        """Files behind a sample.
+        """Return the files that a sample is read from.
 
         Args:
-            index: Number of the window, 'index' of the sample.
+            index: Index of the window, 'index' of the sample.
 
         Returns:
             The files of both sensors and the land-cover map.
@@ -160,18 +161,18 @@ class SampleLandCover(NonGeoDataset):
         return [*self.pairs.files_of(pair), self._land_cover_of(pair)]
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Draw a sample, with the names of its classes.
+        """Draw a sample, with a legend of its classes.
 
         Args:
             sample: A sample of this dataset, in raw units.
-            show_titles: Whether to write a title above each panel.
-            suptitle: Title of the figure; the label, and the prediction if any, by default.
+            show_titles: Whether to show a title above each panel.
+            suptitle: Title of the figure. Default: the label, and the prediction if there is one.
 
         Returns:
             The figure.
 
         Raises:
-            RGBBandsMissingError: If the dataset has neither B04, B03, B02 nor VV, VH.
+            RGBBandsMissingError: If the dataset has neither B04, B03 and B02 nor VV and VH.
         """
         if suptitle is None:
             named = [
@@ -180,7 +181,7 @@ class SampleLandCover(NonGeoDataset):
                 if key in sample and sample[key].numel() == 1
             ]
             suptitle = ', '.join(named) or None
-        # A label's prediction is a name; the panels show maps.
+        # Labels and their predictions are in the title; the panels show images and maps only.
         maps = {
             key: value
             for key, value in sample.items()
@@ -191,7 +192,7 @@ class SampleLandCover(NonGeoDataset):
         return fig
 
     def _name_classes(self, fig: Figure) -> None:
-        """Give each class of the maps in a figure its colour, and a legend."""
+        """Give each class of the maps in a figure its colour, and add a legend."""
         colors = np.array([land_cover.color for land_cover in LAND_COVER]) / 255
         shown: set[int] = set()
         for image in (image for ax in fig.axes for image in ax.images):
@@ -208,7 +209,7 @@ class SampleLandCover(NonGeoDataset):
             fig.legend(handles=patches, loc='outside lower center', ncols=len(patches))
 
     def _items(self) -> list[_Item]:
-        """Windows of all pairs, with their labels; those that are mixed are counted."""
+        """Return the labelled windows of all pairs; count those left out."""
         items = []
         kept = np.ones(len(self.pairs), bool) if self.dates == 'all' else self._clear()
         windows: dict[FilePath, list[tuple[int, int, int]]] = {}
@@ -222,7 +223,7 @@ class SampleLandCover(NonGeoDataset):
         return items
 
     def _windows(self, path: FilePath, pair: int) -> list[tuple[int, int, int]]:
-        """Row, column and label of the windows of a patch; the label is -1 where mixed."""
+        """Return row, column and label of the windows of a patch; the label is -1 where mixed."""
         land_cover = _read_land_cover(path)
         row = self.pairs.index.iloc[pair]
         with open_raster(path) as src, open_raster(row.s2) as s2:
@@ -234,19 +235,19 @@ class SampleLandCover(NonGeoDataset):
         return [(int(y) * self.window, int(x) * self.window, int(labels[y, x])) for y, x in places]
 
     def _land_cover_of(self, pair: int) -> FilePath:
-        """Path of the land-cover map of a pair."""
+        """Return the path of the land-cover map of a pair."""
         row = self.pairs.index.iloc[pair]
         return land_cover_path(FilePath(row.s2).parents[4], (row.season, row.roi), row.patch)
 
     def _clear(self) -> npt.NDArray[np.bool_]:
-        """Whether Sentinel-2 sees the ground of each pair."""
+        """Return for each pair whether its Sentinel-2 image is free of clouds."""
         place = ['season', 'roi', 'patch', 'time_step']
         clear: set[tuple[object, ...]] = set()
         for root in {FilePath(s2).parents[4] for s2 in self.pairs.index.s2}:
             if not (root / SCENES).is_file():
                 raise ValueError(
                     f"{root / SCENES}: not found, so clear dates are not known; 'geofm "
-                    "sample-data' writes it with the data"
+                    "sample-data' writes this file with the data"
                 )
             scenes = pd.read_csv(root / SCENES)
             rows = scenes.loc[scenes.cloud_cover <= CLEAR, place]
@@ -261,7 +262,7 @@ class SampleLandCover(NonGeoDataset):
 def window_labels(
     land_cover: npt.NDArray[np.uint8], window: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Class that covers most of each window of a map; of several, the first.
+    """Return the class that covers most of each window of a map; of several, the first.
 
     Args:
         land_cover: Class values, shape (H, W).
@@ -278,16 +279,16 @@ def window_labels(
 
 
 def _read_land_cover(path: FilePath, window: Window | None = None) -> npt.NDArray[np.uint8]:
-    """Class values of a map, or of a window of it."""
+    """Read the class values of a map, or of a window of it."""
     if not path.is_file():
         raise ValueError(
-            f"{path}: no land-cover map; it comes with the data that 'geofm sample-data' writes"
+            f"{path}: land-cover map not found; 'geofm sample-data' writes it with the data"
         )
     with open_raster(path) as src:
         land_cover = src.read(1, window=window)
     if land_cover.max() >= len(LAND_COVER):
         raise ValueError(
-            f'{path}: value {land_cover.max()} is none of the {len(LAND_COVER)} classes; the map '
-            "is not one that 'geofm sample-data' writes"
+            f'{path}: value {land_cover.max()} is not one of the {len(LAND_COVER)} classes; the '
+            "map was not written by 'geofm sample-data'"
         )
     return land_cover

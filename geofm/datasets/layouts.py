@@ -1,4 +1,4 @@
-"""Layouts that are built in, by name."""
+"""Built-in layouts by name."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from geofm.printing import printable
 from geofm.sensors import RGB
 from geofm.suggestions import did_you_mean
 
-#: Pictures in folders of any depth, such as those of ImageNet, ``train/n01440764/name.JPEG``. A
-#: folder ``train``, ``val`` or ``test`` at the top is the split. The folder of a picture is its
-#: label, if it has one: part of the name of the place.
+#: Images in folders of any depth, as in ImageNet, ``train/n01440764/name.JPEG``. Each image is a
+#: place, named by its path. A top folder ``train``, ``val`` or ``test`` is the split. The folder of
+#: an image can serve as its label.
 IMAGES_LAYOUT = Layout(
     (
         Files(
@@ -30,16 +30,16 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def find_layout(name: str | Path) -> Layout:
-    """Find a layout.
+    """Find a layout by name or file.
 
     Args:
-        name: Name of a built-in layout, or a YAML file.
+        name: Name of a built-in layout, or path of a YAML file.
 
     Returns:
         The layout.
 
     Raises:
-        LayoutError: If it is neither, or the file is no layout.
+        LayoutError: If it is neither, or the file is not a layout.
     """
     text = str(name)
     if text in LAYOUTS:

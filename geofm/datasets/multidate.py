@@ -15,20 +15,20 @@ from geofm.datasets.memory.shared_array import SharedArray
 from geofm.datasets.pairs.dataset import MOST_SKIPPED, MatchedDataset
 from geofm.datasets.pairs.reading import BrokenFileError
 
-#: Entries of a sample that differ between dates.
+#: Entries of a sample that have one value per date.
 DATED = ('image', 'valid', 'dates')
 
 
 class MultiDate(Dataset[Sample]):
-    """k dates of each place: season as an augmentation.
+    """k dates of each place, so that the season acts as an augmentation.
 
-    A sample is a place and not a match, so an epoch sees each place once, at k of its dates. These
-    are drawn at random from PyTorch's generator, in random order and none twice; of a place
-    with fewer than k dates, all are taken and repeated. All dates of a place lie on one grid:
-    should the files of a place lie on several, each of these is a place of its own.
+    A sample is a place and not a match, so an epoch shows each place once, at k of its dates. The
+    dates are drawn from PyTorch's global generator without replacement, in random order. If a place
+    has fewer than k dates, all are used and then repeated. All dates of a sample share one grid: if
+    the files of a place are on several grids, each grid counts as a separate place.
 
     Attributes:
-        dataset: What is read, of which each place has one or more matches.
+        dataset: Dataset with one or more matches per place.
         n_dates: Number of dates in a sample.
     """
 
@@ -36,7 +36,7 @@ class MultiDate(Dataset[Sample]):
         """Initialize a new MultiDate instance.
 
         Args:
-            dataset: The pairs.
+            dataset: Dataset with one or more matches per place.
             n_dates: Number of dates in a sample, k.
 
         Raises:
@@ -47,26 +47,26 @@ class MultiDate(Dataset[Sample]):
         self.dataset = dataset
         self.n_dates = n_dates
         numbers = dataset.matches.places()
-        # Pairs of a place side by side: place i has pairs order[starts[i]:starts[i + 1]].
+        # Pairs are grouped by place: place i has the pairs order[starts[i]:starts[i + 1]].
         order = np.argsort(numbers, kind='stable')
         self._order = SharedArray(order.astype(np.int32))
         starts = np.searchsorted(numbers[order], np.arange(numbers.max() + 2))
         self._starts = SharedArray(starts.astype(np.int32))
 
     def __len__(self) -> int:
-        """Number of places."""
+        """Return the number of places."""
         return len(self._starts.array) - 1
 
     @property
     def index(self) -> gpd.GeoDataFrame:
-        """One row a place: the first of its pairs in the index of the pairs."""
+        """One row per place: the first of its pairs in the index of the pairs."""
         return self.dataset.index.iloc[self._order.array[self._starts.array[:-1]]]
 
     def shape_of(self, index: SupportsIndex) -> tuple[int, int]:
-        """Size of a place.
+        """Return the size of a place.
 
         Args:
-            index: Number of the place.
+            index: Index of the place.
 
         Returns:
             Height and width in pixels.
@@ -74,13 +74,13 @@ class MultiDate(Dataset[Sample]):
         return self.dataset.shape_of(int(self._pairs(index)[0]))
 
     def files_of(self, index: SupportsIndex) -> list[Path]:
-        """Files of a place, of all its dates.
+        """Return the files of a place at all its dates.
 
         Args:
-            index: Number of the place, 'index' of a sample.
+            index: Index of the place, 'index' of a sample.
 
         Returns:
-            The files; those of one sample are the files of its 'pairs' in :attr:`dataset`.
+            The files. Those of one sample are the files of its 'pairs' in :attr:`dataset`.
 
         Raises:
             IndexError: If there is no such place.
@@ -88,10 +88,10 @@ class MultiDate(Dataset[Sample]):
         return [path for pair in self._pairs(index) for path in self.dataset.files_of(pair)]
 
     def __getitem__(self, index: int) -> Sample:
-        """Read k dates of a place, whole.
+        """Read k dates of a whole place.
 
         Args:
-            index: Number of the place.
+            index: Index of the place.
 
         Returns:
             The sample, see :meth:`read_pair`.
@@ -105,17 +105,17 @@ class MultiDate(Dataset[Sample]):
         """Read k dates of a place, or of a window of it.
 
         Args:
-            position: Number of the place.
-            window: Window of the patch, in whole pixels; all of it by default.
+            position: Index of the place.
+            window: Window of the patch, in whole pixels. Default: the whole patch.
 
         Returns:
-            A sample as of :meth:`geofm.datasets.SEN12MSCRTS.read_pair`, but for
+            A sample like that of :meth:`geofm.datasets.SEN12MSCRTS.read_pair`, except for
 
             * image: float32 (k, C, H, W)
             * valid: bool (k, H, W)
             * dates: int64 (k, S)
-            * index: int64 (), number of the place
-            * pairs: int64 (k,), numbers of the matches
+            * index: int64 (), index of the place
+            * pairs: int64 (k,), indices of the matches
 
         Raises:
             IndexError: If there is no such place.
@@ -125,14 +125,14 @@ class MultiDate(Dataset[Sample]):
             try:
                 return self._read(position, window)
             except BrokenFileError as err:
-                # Another date would do, another place in its stead would not: all dates of a
-                # sample show one place.
+                # All dates of a sample show one place, so the whole place is replaced, not one
+                # date.
                 self.dataset.note_failure(err)
                 position = self._another(position)
         return self._read(position, window)
 
     def _read(self, position: int, window: Window | None) -> Sample:
-        """Read dates of this place and no other."""
+        """Read dates of this place, without replacing it on failure."""
         pairs = self._pairs(position)
         order = pairs[torch.randperm(len(pairs)).numpy()]
         chosen = np.resize(order, self.n_dates)
@@ -145,14 +145,14 @@ class MultiDate(Dataset[Sample]):
         return {**samples[0], **stacked, **numbers}
 
     def _pairs(self, index: SupportsIndex) -> npt.NDArray[np.int32]:
-        """Numbers of the pairs of a place."""
+        """Return the indices of the pairs of a place."""
         position = index.__index__()
         if not 0 <= position < len(self):
             raise IndexError(f'place {position} of {len(self)}: out of range')
         return self._order.array[slice(*self._starts.array[position : position + 2])]
 
     def _another(self, position: int) -> int:
-        """Another place of the same size, drawn at random."""
+        """Draw another place of the same size at random."""
         sizes = self.dataset.matches.sizes(self._order.array[self._starts.array[:-1]])
         like = (sizes == sizes[position]).all(axis=1)
         places = np.flatnonzero(like)
@@ -163,8 +163,8 @@ class MultiDate(Dataset[Sample]):
 
         Args:
             sample: A sample of this dataset, in raw units.
-            *args: Arguments passed to the plot method of the pairs.
-            **kwargs: Keyword arguments passed to it.
+            *args: Arguments of the plot method of :attr:`dataset`.
+            **kwargs: Keyword arguments of that method.
 
         Returns:
             The figure.

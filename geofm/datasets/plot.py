@@ -1,4 +1,4 @@
-"""Pictures of samples, each sensor drawn in its own way."""
+"""Draw samples, each sensor in its own way."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,18 +15,18 @@ from torchgeo.datasets.utils import Sample
 from geofm.sensors import SENSORS, Sensor, sensor_channels
 from geofm.stretch import stretch as percentile_stretch
 
-#: Grey of pixels without data.
+#: Grey level of invalid pixels.
 NO_DATA = 0.5
 
 
 def stretch(
     channels: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float32]:
-    """Make a picture of channels, each stretched between percentiles.
+    """Stretch channels between percentiles to brightness.
 
     Args:
-        channels: Values, shape (K, H, W), three for a picture in colours.
-        valid: Where they mean something, shape (H, W); elsewhere the picture is grey.
+        channels: Values, shape (K, H, W), with K = 3 for a colour image.
+        valid: Mask of valid pixels, shape (H, W). Other pixels are grey.
 
     Returns:
         Brightness in [0, 1], shape (H, W, K).
@@ -38,7 +38,7 @@ def stretch(
 def compose(
     image: npt.NDArray[np.float32], bands: Sequence[str], sensor: Sensor
 ) -> npt.NDArray[np.float32] | None:
-    """Channels of a sensor's picture, as :attr:`geofm.sensors.Sensor.drawing` says.
+    """Compute the channels of a sensor's image from :attr:`geofm.sensors.Sensor.drawing`.
 
     Args:
         image: Raw values, shape (C, H, W).
@@ -46,8 +46,8 @@ def compose(
         sensor: The sensor.
 
     Returns:
-        One or three channels, shape (1 or 3, H, W): bands, or differences of two; None if a band
-        that is needed is not there.
+        One or three channels, shape (1 or 3, H, W), that are bands or differences of two bands;
+        None if a band is missing.
     """
     if not set(sensor.picture_bands) <= set(bands):
         return None
@@ -63,16 +63,16 @@ def compose(
 def colours(
     channels: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_], sensor: Sensor
 ) -> npt.NDArray[np.float32]:
-    """Picture of channels as of :func:`compose`.
+    """Colour the channels of a sensor's image.
 
     Args:
-        channels: One or three channels, shape (1 or 3, H, W).
-        valid: Where they mean something, shape (H, W); elsewhere the picture is grey.
+        channels: Channels as returned by :func:`compose`, shape (1 or 3, H, W).
+        valid: Mask of valid pixels, shape (H, W). Other pixels are grey.
         sensor: The sensor.
 
     Returns:
-        Colours in [0, 1], shape (H, W, 3): three channels are red, green and blue; one is drawn
-        with the sensor's colour map.
+        Colours in [0, 1], shape (H, W, 3). Three channels are red, green and blue; one channel is
+        drawn with the sensor's colour map.
     """
     picture = stretch(channels, valid)
     if len(channels) == 3:
@@ -83,15 +83,15 @@ def colours(
 
 
 def drawing_order(bands: Sequence[str], reference: str | None = None) -> list[Sensor]:
-    """Sensors of some bands in the order in which they are drawn.
+    """Return the sensors of some bands in the order in which they are drawn.
 
     Args:
         bands: Names of the channels.
-        reference: Key of the sensor whose grid is used; by default that of
+        reference: Name of the sensor whose grid is used. Default: that of
             :func:`geofm.sensors.reference_sensor`.
 
     Returns:
-        The sensors, that with the reference grid first.
+        The sensors, starting with the one of the reference grid.
     """
     sensors = [SENSORS[key] for key in sensor_channels(bands)]
     return sorted(sensors, key=lambda s: (s.name != reference, -s.grid_priority))
@@ -105,23 +105,23 @@ def plot_pair(
     show_titles: bool = True,
     suptitle: str | None = None,
 ) -> Figure:
-    """Draw a picture of each sensor, and where given mask and prediction.
+    """Draw an image per sensor, and mask and prediction if the sample has them.
 
     Args:
-        sample: One sample: 'image' (C, H, W) in raw units, and if given 'valid' (H, W), 'mask'
-            (H, W) and 'prediction' (H, W). A 'label' or 'prediction' that is one number is
-            written above the first panel.
+        sample: Sample with 'image' (C, H, W) in raw units and optionally 'valid' (H, W), 'mask' (H,
+            W) and 'prediction' (H, W). A scalar 'label' or 'prediction' is shown in the title of
+            the first panel.
         bands: Names of the channels.
-        cmap: Colours of the classes of mask and prediction.
-        show_titles: Whether to write a title above each panel.
+        cmap: Colour map of mask and prediction.
+        show_titles: Whether to show a title above each panel.
         suptitle: Title of the figure.
 
     Returns:
         The figure.
 
     Raises:
-        RGBBandsMissingError: If no sensor has all bands that its picture needs, e.g. B04, B03,
-            B02 of Sentinel-2.
+        RGBBandsMissingError: If no sensor has all bands needed for its image, e.g. B04, B03 and B02
+            of Sentinel-2.
     """
     image = sample['image'].detach().cpu().float().numpy()
     valid = np.isfinite(image).all(axis=0)
@@ -143,7 +143,7 @@ def plot_pair(
         if key in sample and sample[key].squeeze().ndim == 2
     }
     panels |= {title: classes.squeeze() for title, classes in maps.items()}
-    # One range for both maps, so that a class has one colour.
+    # Use the same range for both maps, so that a class has the same colour in both.
     top = max((int(classes.max()) for classes in maps.values()), default=0)
 
     fig, axes = plt.subplots(
@@ -151,7 +151,7 @@ def plot_pair(
     )
     for ax, (title, picture) in zip(axes[0], panels.items(), strict=True):
         if title in maps:
-            # Ignored pixels are negative and stay blank.
+            # Ignored pixels are negative and left blank.
             picture = np.ma.masked_less(picture, 0)
             ax.imshow(picture, cmap=cmap, vmin=0, vmax=max(top, 1), interpolation='nearest')
         else:

@@ -1,4 +1,4 @@
-"""Land cover of SatlasPretrain as masks that TorchGeo's SemanticSegmentation takes."""
+"""Land cover of SatlasPretrain as masks for TorchGeo's SemanticSegmentation."""
 
 import hashlib
 from collections.abc import Callable
@@ -12,17 +12,18 @@ from torch import Tensor
 from torchgeo.datasets import SatlasPretrain
 from torchgeo.datasets.utils import Path, Sample
 
-#: Columns and rows of Web Mercator tiles that are held out together: neighbours look alike.
+#: Side, in Web Mercator tiles, of the blocks that are held out as a whole, since neighbours look
+#: alike.
 _BLOCK = 8
 
-#: Samples to learn from, or held out.
+#: Samples for training, for validation, or all.
 Part = Literal['train', 'val', 'all']
 
 
 class SatlasLandCover(SatlasPretrain):
-    """Images of SatlasPretrain with their land cover, of the tiles that have one.
+    """Tiles of SatlasPretrain that have land cover, with their images.
 
-    'mask' int64 (H, W) holds 12 classes, of which 0 means that nothing is known there.
+    'mask', int64 (H, W), has 12 classes. 0 means unknown.
     """
 
     #: Names of the classes.
@@ -56,22 +57,22 @@ class SatlasLandCover(SatlasPretrain):
 
         Args:
             root: Folder of the data.
-            part: 'train', 'val' or 'all'. Blocks of 8 x 8 tiles are in one part as a whole.
-            val: Fraction of the blocks in 'val', 0 to 1; the same ones each time.
+            part: 'train', 'val' or 'all'. Each block of 8 x 8 tiles is in one part.
+            val: Fraction of the blocks in 'val', 0 to 1. The selection is deterministic.
             images: Image products.
-            split: List of tiles.
-            good_images: List of the images of each tile.
-            image_times: Times of the images.
+            split: Name of the list of tiles.
+            good_images: Name of the list of the images of each tile.
+            image_times: Name of the list of the times of the images.
             transforms: Applied to each sample.
 
         Raises:
-            DatasetNotFoundError: If *root* has no such data.
+            DatasetNotFoundError: If the data are not in *root*.
             ValueError: If an argument is out of range, or the part has no tile with land cover.
         """
         if part not in get_args(Part):
             raise ValueError(f"unknown part '{part}': choose from {list(get_args(Part))}")
         if not 0 <= val < 1:
-            raise ValueError(f'val must be a fraction of 0 to less than 1, not {val}')
+            raise ValueError(f'val must be a fraction of at least 0 and less than 1, not {val}')
         super().__init__(root, split, good_images, image_times, images, ('land_cover',), transforms)
         static = FilePath(root) / 'static'
         kept = [
@@ -91,10 +92,10 @@ class SatlasLandCover(SatlasPretrain):
         """Read a sample.
 
         Args:
-            index: Number of the sample.
+            index: Index of the sample.
 
         Returns:
-            As of SatlasPretrain, with 'mask' of the size of the images.
+            The sample of SatlasPretrain, with 'mask' in the size of the images.
         """
         transforms, self.transforms = self.transforms, None
         try:
@@ -105,11 +106,11 @@ class SatlasLandCover(SatlasPretrain):
         return sample if transforms is None else transforms(sample)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Draw the land cover of a sample, and what was predicted of it.
+        """Draw the land cover of a sample, and the prediction if there is one.
 
         Args:
-            sample: Sample with 'mask' and perhaps 'prediction', (H, W).
-            show_titles: Whether each map has a title.
+            sample: Sample with 'mask' and optionally 'prediction', (H, W).
+            show_titles: Whether to show a title above each panel.
             suptitle: Title of the figure.
 
         Returns:
@@ -128,7 +129,7 @@ class SatlasLandCover(SatlasPretrain):
 
 
 def _resized(mask: Tensor, size: int) -> Tensor:
-    """A mask in the size of the images, by the nearest pixel."""
+    """Resize a mask to the size of the images, by the nearest pixel."""
     if tuple(mask.shape) == (size, size):
         return mask
     rows, cols = ((torch.arange(size) * side // size) for side in mask.shape)
@@ -136,6 +137,6 @@ def _resized(mask: Tensor, size: int) -> Tensor:
 
 
 def _draw(col: int, row: int) -> float:
-    """A number from 0 to 1 that is always the same for a block."""
+    """Return a number from 0 to 1 that is a fixed hash of a block."""
     digest = hashlib.blake2b(f'{col} {row}'.encode(), digest_size=4).digest()
     return int.from_bytes(digest) / 2**32

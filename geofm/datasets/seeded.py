@@ -1,4 +1,4 @@
-"""Random numbers that depend on seed, epoch and sample alone."""
+"""Random numbers that depend only on seed, epoch and sample."""
 
 import random
 from collections.abc import Iterator, Sized
@@ -14,10 +14,11 @@ from geofm.sensors import added_sensors, register_sensor
 
 
 class Visit(int):
-    """Number of a sample that knows the epoch it is drawn in.
+    """Index of a sample, with the epoch and the seed that it is read with.
 
-    To a dataset it is a plain int; :class:`Seeded` asks it for more. So workers, which have copies
-    of the dataset of their own, learn the epoch with each sample, however long they live.
+    A DataLoader passes nothing but the index to its workers, and persistent workers keep their copy
+    of the dataset over all epochs. The epoch must therefore come with the index. As a Visit is an
+    int, it works with any dataset and sampler; only :class:`Seeded` uses epoch and seed.
 
     Attributes:
         epoch: The epoch.
@@ -28,10 +29,10 @@ class Visit(int):
     seed: int
 
     def __new__(cls, index: int, epoch: int = 0, seed: int = 0) -> 'Visit':
-        """Make a visit.
+        """Create a new Visit.
 
         Args:
-            index: Number of the sample.
+            index: Index of the sample.
             epoch: The epoch.
             seed: Seed of the run.
 
@@ -48,11 +49,11 @@ class Visit(int):
 
 
 class Seeded(Dataset[Sample]):
-    """A dataset whose random numbers depend on seed, epoch and sample alone.
+    """Dataset whose random numbers depend only on seed, epoch and sample.
 
-    What the dataset and its transforms draw from Python's, NumPy's and PyTorch's global
-    generators is then the same whatever the number of workers, how they are started, what was
-    drawn before, and whether the run was resumed. The generators are left as they were.
+    Draws of the dataset and its transforms from the global generators of Python, NumPy and PyTorch
+    do not depend on the number of workers, their start method, earlier draws, or whether the run
+    was resumed. The state of the generators is restored after each sample.
     """
 
     def __init__(self, dataset: Dataset[Sample]) -> None:
@@ -64,7 +65,7 @@ class Seeded(Dataset[Sample]):
         self.dataset = dataset
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process that is spawned knows the built-in sensors only.
+        # A spawned worker process knows only the built-in sensors.
         return {**self.__dict__, 'sensors': added_sensors()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,7 +74,7 @@ class Seeded(Dataset[Sample]):
         self.__dict__.update(state)
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         assert isinstance(self.dataset, Sized)
         return len(self.dataset)
 
@@ -81,7 +82,7 @@ class Seeded(Dataset[Sample]):
         """Read a sample.
 
         Args:
-            index: A :class:`Visit`; a plain number is one of epoch 0 and seed 0.
+            index: A :class:`Visit`. A plain integer means epoch 0 and seed 0.
 
         Returns:
             The sample.
@@ -94,15 +95,16 @@ class Seeded(Dataset[Sample]):
 
 @contextmanager
 def _seeded(*keys: int) -> Iterator[None]:
-    """Seed the global generators of the CPU, and put them back afterwards."""
-    # Transforms of TorchGeo and of others draw from NumPy's legacy generator.
+    """Seed the global generators of the CPU, and restore them afterwards."""
+    # Some transforms, such as TorchGeo's, draw from NumPy's legacy generator.
     state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
-    # SeedSequence mixes the keys, so that neighbours share nothing. It takes no negative ones.
+    # SeedSequence mixes the keys, so that streams of similar keys are independent. Keys must not be
+    # negative.
     words = np.random.SeedSequence([key % 2**64 for key in keys]).generate_state(4, np.uint32)
     first, second, high, low = (int(word) for word in words)
     random.seed(first)
     np.random.seed(second)  # noqa: NPY002
-    # Not torch.manual_seed, which would also wake the accelerator in each worker.
+    # torch.manual_seed would also initialise the accelerator in each worker.
     torch.default_generator.manual_seed(high << 32 | low)
     try:
         yield

@@ -1,4 +1,4 @@
-"""SEN12MS-CR-TS: pairs of Sentinel-1 and Sentinel-2 patches, each read on its own grid."""
+"""SEN12MS-CR-TS: pairs of Sentinel-1 and Sentinel-2 patches."""
 
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -9,17 +9,17 @@ from torchgeo.datasets import DatasetNotFoundError
 from torchgeo.datasets.utils import Path, Sample
 
 from geofm.datasets.catalogue.scenes import Rows, Scenes
-from geofm.datasets.memory.release import give_back
 from geofm.datasets.pairs.dataset import EmptySplitError, MatchedDataset, OnError
-from geofm.datasets.pairs.inputs import Listing, list_scenes, sound
+from geofm.datasets.pairs.inputs import Listing, list_scenes, without_problems
 from geofm.datasets.pairs.pairing import AnyPairing, Pairing, pair_scenes
 from geofm.datasets.pairs.skipped import Reason
 from geofm.datasets.pairs.table import MIN_OVERLAP, Draft, PairTable, Period, check_overlap
+from geofm.datasets.splitting import Split
 from geofm.printing import warn
-from geofm.sen12ms import PIXEL_SIZE, REGIONS, Roi, Split, split_of
+from geofm.sen12ms import PIXEL_SIZE, REGIONS, Roi, split_of
 from geofm.sensors import BANDS, SENSORS, BandError, check_bands, sensor_of
 
-#: Bands of the other sensors.
+#: For each sensor, the bands that are not its own.
 _NOT_OF = {
     key: [band for band in BANDS if band not in sensor.band_names]
     for key, sensor in SENSORS.items()
@@ -35,40 +35,38 @@ class SEN12MSCRTS(MatchedDataset):
     10,000, uint16). The dates of S1 and S2 in a time step differ by some days. About half of
     the S2 observations are cloudy.
 
-    Files lie as in
-    ``ROIs2017/32/S1/4/s1_ROIs2017_32_ImgNo_4_2018-02-28_patch_12.tif`` and
-    ``ROIs2017/32/S2/4/s2_ROIs2017_32_ImgNo_4_2018-02-24_patch_12.tif``. An S1 and an S2 file are
-    a pair if their names have season, ROI, patch and time step in common; folders are not looked
-    at. Files that make no pair are left out, counted in :attr:`skipped` and reported in one
-    warning: S1 without S2 and the reverse, two files for one place (none of them is used),
-    names that say nothing, and bad files of all kinds, see
-    :class:`geofm.datasets.catalogue.inspection.Problem`.
+    The files are ``ROIs2017/32/S1/4/s1_ROIs2017_32_ImgNo_4_2018-02-28_patch_12.tif`` and
+    ``ROIs2017/32/S2/4/s2_ROIs2017_32_ImgNo_4_2018-02-24_patch_12.tif``. An S1 and an S2 file are a
+    pair if season, ROI, patch and time step in their names are equal. Folders are ignored. Other
+    files are left out, counted in :attr:`skipped` and reported in one warning: S1 without S2 and
+    the reverse, several files with the same sensor, place and time step (none of them is used),
+    other names, and files with problems, see :class:`geofm.datasets.catalogue.inspection.Problem`.
 
-    Every folder has a catalogue of its files, see :mod:`geofm.datasets.catalogue`, beside the data
-    or, if these are read-only, in the user's cache. It is made when the folder is first opened, as
-    ``geofm index`` does, and files that it marks as bad are left out. The catalogue of a small
-    folder (see :data:`geofm.datasets.catalogue.catalogue.SMALL`) is updated each time the folder is
-    opened. For a larger folder no file is opened, and a catalogue that is older than the data is
-    used with a warning.
+    Every folder has a catalogue of its files, see :mod:`geofm.datasets.catalogue`. It is in the
+    folder or, if this is read-only, in the user's cache. It is created when the folder is first
+    opened, or by ``geofm index``. Files with a problem in the catalogue are left out. The catalogue
+    of a small folder (see :data:`geofm.datasets.catalogue.catalogue.SMALL`) is updated each time
+    the folder is opened. For a larger folder no file is opened, and a catalogue that is older than
+    the data is used with a warning.
 
-    Bands are known by the descriptions in the files, whatever their order. A file without
-    descriptions must have all bands of its sensor, in the order of the data set. Files of Level-2A,
-    which have no B10, are read if *bands* does not ask for it; a file that lacks a band is left
-    out. A scale and an offset that a file states are applied. Values are S1 in dB and S2 in DN:
-    files that are evidently in another unit are marked as bad.
+    Bands are identified by their descriptions in the files. A file without descriptions must have
+    all bands of its sensor, in the order of the data set. Files that lack a requested band are left
+    out; hence Level-2A files, which have no B10, are read only if *bands* does not include it.
+    Scale and offset of a file are applied. Values are in dB for S1 and in DN for S2. Files that are
+    clearly in another unit have a problem in the catalogue.
 
-    Every patch is read on the grid of its S2 file, whatever CRS the other patches have, so its
-    pixels are those of the file, bit for bit. S1 is warped (bilinear, in dB) only where its own
-    grid is another one. Interpolating decibels rather than power keeps the statistics of
-    the speckle that the normalisation is made for, and one bright scatterer from spreading.
+    Every patch is read on the grid of its S2 file, so that S2 is never resampled. S1 is warped
+    (bilinear, in dB) only if it is on another grid. Interpolating decibels instead of power
+    preserves the speckle statistics that the normalisation expects, and keeps bright scatterers
+    from spreading.
 
-    Splits are by ROI, after the official lists.
+    Splits are by ROI, from the official lists.
 
     If you use this dataset in your research, please cite the following paper:
 
     * https://doi.org/10.1109/TGRS.2022.3146246
 
-    The pairs are kept in arrays that worker processes share, see
+    The pairs are stored in arrays that worker processes share, see
     :class:`geofm.datasets.pairs.table.PairTable`.
 
     Attributes:
@@ -80,7 +78,7 @@ class SEN12MSCRTS(MatchedDataset):
     all_bands = BANDS
     filename_glob = '*.tif'
     _res = (PIXEL_SIZE, PIXEL_SIZE)
-    #: First and last day of all pairs, if names do not say when they were taken.
+    #: First and last day of all pairs, if the file names have no dates.
     _period: Period | None = None
 
     def __init__(
@@ -102,43 +100,43 @@ class SEN12MSCRTS(MatchedDataset):
         """Initialize a new SEN12MSCRTS instance.
 
         Args:
-            paths: Folders to search, or files; or a list of pairs ``[[s1, s2], ...]`` in a file
-                ``.json``, as of ``geofm index --pairs-json``, with paths relative to that file
-                or absolute; or a catalogue ``.parquet`` of ``geofm index --output``.
-            split: One of 'train', 'val', 'test' or 'all'. ROIs that are not on the official
-                lists are in 'train'.
-            regions: World regions to keep: 'africa', 'america', 'asiaEast', 'asiaWest',
-                'europa'. Default: all, and ROIs that are not on the official list.
-            bands: Names of the bands to return, in the order to return them; all bands of the
-                sensors by default.
-            transforms: Applied to each sample, last.
-            sensors: 's1' and 's2', or one of them. A sample of one sensor needs no partner; its
-                date of the other is missing.
-            pairing: 'time_step': S1 and S2 of the same time step; 'nearest': each S2 with the S1
-                of the same patch that is nearest in time, whatever its time step.
-            max_day_gap: Most days between S1 and S2.
-            max_cloud_cover: Largest share, 0 to 1, of S2 that clouds may cover. It must be known:
-                ``geofm index --clouds`` works it out. An S2 whose cover is unknown is left out.
+            paths: Folders to search, or files; or a file ``.json`` with a list of pairs ``[[s1,
+                s2], ...]``, as written by ``geofm index --pairs-json``, with paths that are
+                absolute or relative to that file; or a catalogue ``.parquet`` written by ``geofm
+                index --output``.
+            split: One of 'train', 'val', 'test' or 'all'. ROIs that are not on the official lists
+                are in 'train'.
+            regions: World regions to keep: 'africa', 'america', 'asiaEast', 'asiaWest', 'europa'.
+                Default: all regions, and ROIs that are not on the official list.
+            bands: Names of the bands to return, in this order. Default: all bands of the sensors.
+            transforms: Applied to each sample after everything else.
+            sensors: 's1' and 's2', or one of them. With one sensor, each file is a sample, and the
+                date of the other sensor is missing.
+            pairing: 'time_step' pairs S1 and S2 of the same time step. 'nearest' pairs each S2 with
+                the S1 of the same patch that is nearest in time.
+            max_day_gap: Maximum number of days between S1 and S2.
+            max_cloud_cover: Largest cloud-covered fraction of S2, 0 to 1. It is computed by ``geofm
+                index --clouds``. S2 files without a known cloud cover are left out.
             dates: First and last day, e.g. ('2018-03-01', '2018-05-31'), within which the
                 acquisitions must lie.
-            on_error: What to do if a file cannot be read: 'raise' an error that names it; or
-                'skip' the pair: read another one of the same size in its place, drawn at random
-                from PyTorch's generator, and count that in :attr:`failures`.
-            catalogue: Catalogue of the folder *paths*, if it does not lie beside the data or in
-                the user's cache.
-            min_overlap: Least fraction, 0 to 1, of the ground of an S2 file that the S1 file of its
-                pair must cover. Pairs below are left out and counted in :attr:`skipped`. The
-                fraction of each pair is the column 'overlap' of :attr:`index`; pixels that S1
-                does not cover are not valid.
+            on_error: What to do if a file cannot be read: 'raise' an error that names the file, or
+                'skip' the pair. A skipped pair is replaced by another one of the same size, drawn
+                from PyTorch's global generator, and counted in :attr:`failures`.
+            catalogue: Catalogue of the folder *paths*, if it is neither in the folder nor in the
+                user's cache.
+            min_overlap: Smallest fraction of an S2 file, 0 to 1, that the S1 file of its pair must
+                cover. Pairs below it are left out and counted in :attr:`skipped`. The fraction of
+                each pair is the column 'overlap' of :attr:`index`. Pixels that S1 does not cover
+                are not valid.
 
         Raises:
-            BandError: If a band is unknown, given twice, or not of the sensors.
+            BandError: If a band is unknown, given twice, or not a band of the sensors.
             DatasetNotFoundError: If no S1 or S2 file is found.
-            EmptySplitError: If there are files, but no pair for *split* and *regions*; a
+            EmptySplitError: If there are files, but no pair for *split* and *regions*. It is a
                 ValueError.
             ValueError: If *split*, a region or another name is unknown, an argument is out of
-                range, cloud cover is asked for and not known, or a catalogue or list of pairs
-                cannot be used.
+                range, *max_cloud_cover* is given but no cloud cover is known, or a catalogue or
+                list of pairs cannot be used.
         """
         if split not in get_args(Split):
             raise ValueError(f"unknown split '{split}': choose from {list(get_args(Split))}")
@@ -163,7 +161,7 @@ class SEN12MSCRTS(MatchedDataset):
         if max_cloud_cover is not None and not 0 <= max_cloud_cover <= 1:
             raise ValueError(f'max_cloud_cover must be from 0 to 1, not {max_cloud_cover}')
         if max_cloud_cover is not None and 's2' not in self.sensors:
-            raise ValueError("max_cloud_cover is of S2, but sensors are only 's1'")
+            raise ValueError("max_cloud_cover needs S2, but sensors has only 's1'")
         self.min_overlap = check_overlap(min_overlap)
         self.pairing = pairing
         self.max_day_gap = max_day_gap
@@ -171,7 +169,6 @@ class SEN12MSCRTS(MatchedDataset):
         self.dates = None if dates is None else _check_dates(dates)
         self.catalogue = catalogue
         self.matches = self._scan()
-        give_back()
 
     @property
     def unpaired(self) -> int:
@@ -179,20 +176,19 @@ class SEN12MSCRTS(MatchedDataset):
         return self.skipped.count(Reason.ONLY_S1, Reason.ONLY_S2)
 
     def _keeps(self, roi: Roi) -> bool:
-        """Whether a ROI is in the split and the regions asked for."""
+        """Check whether a ROI is in the requested split and regions."""
         in_split = self.split == 'all' or self._split_of(roi) == self.split
         return in_split and (
             self.regions is None or any(roi in REGIONS[region] for region in self.regions)
         )
 
     def _split_of(self, roi: Roi) -> str:
-        """Split of a ROI."""
+        """Return the split of a ROI."""
         return split_of(*roi)
 
     def _scan(self) -> PairTable:
         """Find the pairs."""
         draft, rois = self._draft()
-        give_back()
         pairs = draft.complete(self.skipped, self._period, self.min_overlap)
         self.skipped.warn()
         if said := pairs.partial_overlap():
@@ -202,13 +198,13 @@ class SEN12MSCRTS(MatchedDataset):
         if not len(pairs):
             there = ', '.join(f'{roi[0]}/{roi[1]} ({self._split_of(roi)})' for roi in rois)
             raise EmptySplitError(
-                f"{self.paths}: no pair for split='{self.split}'{self._filters()}; ROIs there: "
+                f"{self.paths}: no pair for split='{self.split}'{self._filters()}; existing ROIs: "
                 f'{there}' + (f'; files left out: {self.skipped}' if self.skipped else '')
             )
         return pairs
 
     def _draft(self) -> tuple[Draft, list[Roi]]:
-        """The pairs, by the names of the files, and all ROIs that there are."""
+        """Return the pairs by file name, and all ROIs that exist."""
         listing = list_scenes(self.paths, self.catalogue)
         scenes = listing.scenes
         rows = listing.rows(dated=self._period is None)
@@ -216,12 +212,12 @@ class SEN12MSCRTS(MatchedDataset):
         there = np.unique(codes)
         rois = [(scenes.seasons[code >> 32], code & 0xFFFFFFFF) for code in there.tolist()]
         rows = rows[np.isin(codes, there[[self._keeps(roi) for roi in rois]])]
-        listing.note_bad(rows, self.skipped)
+        listing.record_problems(rows, self.skipped)
         rows = self._with_bands(scenes, rows)
         return Draft.of(scenes, self._filter(scenes, self._pair(listing, rows))), rois
 
     def _with_bands(self, scenes: Scenes, rows: Rows) -> Rows:
-        """Files that have the bands that are asked for."""
+        """Select the files that have the requested bands."""
         lacking = np.zeros(len(rows), bool)
         names = scenes.names[rows]
         for number, layout in enumerate(scenes.layouts):
@@ -234,22 +230,22 @@ class SEN12MSCRTS(MatchedDataset):
         return rows[~lacking]
 
     def _pair(self, listing: Listing, kept: Rows) -> dict[str, Rows]:
-        """Files of each pair, by sensor."""
+        """Return the files of each pair, by sensor."""
         if listing.pairs is None:
             return pair_scenes(listing.scenes, kept, self.sensors, self._pairing, self.skipped)
         if len(self.sensors) == 1:
-            raise ValueError(f'{self.paths}: lists pairs, but sensors are only {self.sensors}')
+            raise ValueError(f'{self.paths}: lists pairs, but sensors has only {self.sensors}')
         in_kept = np.isin(listing.pairs['s2'], kept)
         pairs = {sensor: files[in_kept] for sensor, files in listing.pairs.items()}
-        return sound(listing.scenes, pairs)
+        return without_problems(listing.scenes, pairs)
 
     @property
     def _pairing(self) -> AnyPairing:
-        """How files are paired."""
+        """Method by which files are paired."""
         return self.pairing
 
     def _filter(self, scenes: Scenes, files: dict[str, Rows]) -> dict[str, Rows]:
-        """The pairs whose days and clouds are as asked for."""
+        """Select the pairs with the requested dates and cloud cover."""
         days = {s: scenes.day[rows].astype(np.int64) for s, rows in files.items()}
         kept = np.ones(len(files[max(files)]), bool)
         if self.max_day_gap is not None and len(days) == 2:
@@ -261,13 +257,13 @@ class SEN12MSCRTS(MatchedDataset):
         if self.max_cloud_cover is not None:
             if np.isnan(scenes.cloud_cover).all():
                 raise ValueError(
-                    f"{self.paths}: cloud cover is not known; 'geofm index --clouds' works it out"
+                    f"{self.paths}: cloud cover is not known; run 'geofm index --clouds'"
                 )
             kept &= scenes.cloud_cover[files['s2']] <= self.max_cloud_cover
         return {sensor: rows[kept] for sensor, rows in files.items()}
 
     def _filters(self) -> str:
-        """The filters that are set, for an error."""
+        """Describe the filters that are set, for an error."""
         given = {
             'regions': self.regions and list(self.regions),
             'max_day_gap': self.max_day_gap,
@@ -278,24 +274,24 @@ class SEN12MSCRTS(MatchedDataset):
 
 
 def _check_sensors(sensors: Sequence[str]) -> tuple[str, ...]:
-    """Sensors in canonical order."""
+    """Return the sensors in canonical order."""
     if isinstance(sensors, str) or not sensors or not set(sensors) <= set(SENSORS):
         raise ValueError(f'sensors {sensors!r} must be a list of names from {list(SENSORS)}')
     return tuple(sensor for sensor in SENSORS if sensor in sensors)
 
 
 def _bands_of(sensors: Sequence[str], bands: Sequence[str] | None) -> tuple[str, ...]:
-    """Bands to return, all of them of the sensors."""
+    """Return the bands to return, which must be bands of the sensors."""
     available = [band for sensor in sensors for band in SENSORS[sensor].band_names]
     bands = available if bands is None else check_bands(bands)
     others = [band for band in bands if band not in available]
     if others:
-        raise BandError(f'bands {others} are not of the sensors {list(sensors)}: leave them out')
+        raise BandError(f'bands {others} are not bands of the sensors {list(sensors)}: remove them')
     return tuple(bands)
 
 
 def _check_dates(dates: Sequence[str]) -> tuple[np.datetime64, np.datetime64]:
-    """First and last day."""
+    """Parse the first and last day."""
     try:
         first, last = (np.datetime64(day, 'D') for day in dates)
     except ValueError as err:

@@ -1,7 +1,7 @@
-"""Samples in shards: large files of many samples each, in litdata's format.
+"""Shards, large files of many samples each, in the format of litdata.
 
-A sample is one run of bytes in a shard, and is read by its range. One file is opened, or asked of a
-server, where an archive has one file per sensor or even band.
+A sample is a contiguous range of bytes in a shard, so that reading it takes one request. Reading a
+sample of an archive takes a request per file, with one file per sensor or even per band.
 """
 
 import json
@@ -25,36 +25,36 @@ from geofm.datasets.pairs.reading import BrokenFileError
 from geofm.datasets.seeded import Seeded
 from geofm.sensors import sensor_channels
 
-#: Types of pixels, from small to large, that an image may be stored as without loss.
+#: Data types, from small to large, in which an image may be stored without loss.
 _NARROW = (torch.uint8, torch.uint16, torch.int16)
 
-#: What goes before the key of a sensor in the name of its pixels.
+#: Prefix of the names of tensors with the pixels of a sensor.
 _PIXELS = 'image.'
 
-#: Bytes of a shard, unless a sample has more.
+#: Size of a shard in bytes, unless a sample is larger.
 SHARD_BYTES = 64 * 2**20
 
 
 #: File that lists the shards of a folder.
 INDEX = 'index.json'
 
-#: Bytes of an offset in a shard.
+#: Size of an offset in a shard in bytes.
 _UINT32 = 4
 
 _NO_LIBRARY = "shards need the library {}: pip install 'geofm[shards]'"
 
 
 class ShardError(ValueError):
-    """A folder of shards that cannot be used."""
+    """A folder of shards cannot be used."""
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What the samples of shards have in common.
+    """Metadata shared by all samples of shards.
 
     Attributes:
         bands: Names of the channels of 'image'.
-        sensors: Sensors of a sample, in the order of 'present'.
+        sensors: Names of the sensors, in the order of 'present'.
     """
 
     bands: tuple[str, ...]
@@ -62,12 +62,12 @@ class Contents:
 
 
 def pack(sample: Sample, contents: Contents, files: Iterable[str | Path] = ()) -> bytes:
-    """Bytes of a sample, in the format of safetensors.
+    """Serialise a sample in the format of safetensors.
 
     Args:
-        sample: Tensors by name, with 'image' float32 (C, H, W). Pixels are stored in the smallest
-            type that holds the values of their sensor exactly.
-        contents: What the samples have in common.
+        sample: Tensors by name, with 'image' float32 (C, H, W). The pixels of each sensor are
+            stored in the smallest data type that represents them exactly.
+        contents: Metadata of all samples.
         files: Files that the sample was read from.
 
     Returns:
@@ -85,7 +85,7 @@ def pack(sample: Sample, contents: Contents, files: Iterable[str | Path] = ()) -
 
 
 def unpack(content: bytes) -> Sample:
-    """The sample of :func:`pack`, bit for bit.
+    """Restore a sample from the bytes of :func:`pack`, bit for bit.
 
     Args:
         content: The bytes.
@@ -94,7 +94,7 @@ def unpack(content: bytes) -> Sample:
         The sample.
 
     Raises:
-        ShardError: If they are not those of a sample.
+        ShardError: If the bytes are not a sample.
     """
     bands = _about(content)['bands']
     sample = load(content)
@@ -107,10 +107,10 @@ def unpack(content: bytes) -> Sample:
 
 
 def _narrowed(pixels: Tensor) -> Tensor:
-    """Pixels in the smallest type that holds them exactly."""
+    """Convert pixels to the smallest data type that represents them exactly."""
     for dtype in _NARROW:
         narrow = pixels.to(torch.int32).to(dtype) if pixels.isfinite().all() else None
-        # Bit for bit: -0 is not 0.
+        # Compare bits, as -0.0 equals 0.0.
         if narrow is not None and torch.equal(
             narrow.float().view(torch.int32), pixels.contiguous().view(torch.int32)
         ):
@@ -119,22 +119,22 @@ def _narrowed(pixels: Tensor) -> Tensor:
 
 
 def _about(content: bytes) -> dict[str, Any]:
-    """What a sample says of itself."""
+    """Return the metadata of a sample."""
     try:
         length = int.from_bytes(content[:8], 'little')
         header = json.loads(content[8 : 8 + length])
         about: dict[str, Any] = json.loads(header['__metadata__']['geofm'])
     except (ValueError, KeyError, TypeError) as error:
-        raise ShardError('not a sample of geofm shard') from error
+        raise ShardError("not a sample written by 'geofm shard'") from error
     return about
 
 
 class Shards(Dataset[Sample]):
-    """Samples of shards, as ``geofm shard`` writes them, by number.
+    """Samples of shards that ``geofm shard`` has written.
 
-    The samples equal those of the archive that the shards were written from, bit for bit and in
-    the same order. Each process opens the shards for itself. Workers that read from a URL must be
-    started by forkserver or spawn, as :class:`geofm.datamodules.ShardsDataModule` does.
+    The samples are those of the archive that the shards were written from, bit for bit and in the
+    same order. Each process opens the shards separately. Workers that read from a URL must be
+    started with forkserver or spawn, as :class:`geofm.datamodules.ShardsDataModule` does.
 
     Attributes:
         root: Folder of the shards.
@@ -151,18 +151,18 @@ class Shards(Dataset[Sample]):
 
         Raises:
             ModuleNotFoundError: If *root* is a URL and the extra ``shards`` is not installed.
-            ShardError: If there are no shards of ``geofm shard``.
+            ShardError: If the folder has no shards written by ``geofm shard``.
         """
         self.root = root
         self.storage_options = dict(storage_options or {})
         self._reader: tuple[int, _Reader] | None = None
-        # Not this process's own reader: forked workers must not inherit its connections.
+        # This reader is not kept, as forked workers must not inherit its connections.
         opened = _Reader(root, self.storage_options)
         self._length = len(opened)
         try:
             about = _about(opened.read(0))
         except Exception as error:
-            raise ShardError(f'{root}: no shards of geofm shard ({error})') from error
+            raise ShardError(f'{root}: not written by `geofm shard` ({error})') from error
         self.contents = Contents(tuple(about['bands']), tuple(about['sensors']))
 
     @property
@@ -171,7 +171,7 @@ class Shards(Dataset[Sample]):
         return self.contents.bands
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return self._length
 
     def __getstate__(self) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Shards(Dataset[Sample]):
         """Read a sample.
 
         Args:
-            index: Its number.
+            index: Index of the sample.
 
         Returns:
             The sample, see :meth:`geofm.datasets.RasterArchive.read_pair`.
@@ -193,10 +193,10 @@ class Shards(Dataset[Sample]):
         return {**unpack(self._bytes(index)), 'index': torch.tensor(index.__index__())}
 
     def files_of(self, index: SupportsIndex) -> list[Path]:
-        """Files that a sample was read from when the shards were made.
+        """Return the files that a sample was read from when the shards were written.
 
         Args:
-            index: Its number.
+            index: Index of the sample.
 
         Returns:
             Their paths.
@@ -204,7 +204,7 @@ class Shards(Dataset[Sample]):
         return [Path(file) for file in _about(self._bytes(index))['files']]
 
     def _bytes(self, index: SupportsIndex) -> bytes:
-        """Bytes of a sample."""
+        """Return the bytes of a sample."""
         position = index.__index__()
         if not -len(self) <= position < len(self):
             raise IndexError(f'sample {position} of {len(self)}: out of range')
@@ -223,7 +223,7 @@ class _Folder:
         self.root = root
 
     def read(self, file: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes of a file from *start* to before *end*."""
+        """Read a file from byte *start* up to, not including, *end*."""
         with (self.root / file).open('rb') as stream:
             stream.seek(start)
             return stream.read(-1 if end is None else end - start)
@@ -232,7 +232,7 @@ class _Folder:
 class _ObjectStore:
     """Byte ranges of the objects below a URL."""
 
-    #: Process in which obstore runs: its threads do not survive a fork.
+    #: ID of the process in which obstore runs. Its threads do not survive a fork.
     process: ClassVar[int | None] = None
 
     def __init__(self, url: str, options: Mapping[str, Any]) -> None:
@@ -246,17 +246,17 @@ class _ObjectStore:
         self.store = self.obstore.store.from_url(url, **options)
 
     def read(self, file: str, start: int = 0, end: int | None = None) -> bytes:
-        """Bytes of an object from *start* to before *end*."""
+        """Read an object from byte *start* up to, not including, *end*."""
         if end is None:
             return bytes(self.obstore.get(self.store, file).bytes())
         return bytes(self.obstore.get_range(self.store, file, start=start, end=end))
 
 
 class _Reader:
-    """Reader of litdata's files of bytes that makes one ranged read per sample.
+    """Reader of litdata's binary files that makes one ranged read per sample.
 
-    A file starts with the number of its samples and their offsets, all of them uint32. litdata's
-    own reader reads the offsets of each sample again; this one keeps those of a file.
+    A file starts with the number of its samples and their offsets, all of them uint32. This reader
+    keeps the offsets of a file, while that of litdata reads them again for each sample.
     """
 
     def __init__(self, root: str, storage_options: Mapping[str, Any]) -> None:
@@ -264,7 +264,7 @@ class _Reader:
 
         Raises:
             ModuleNotFoundError: If *root* is a URL and the extra ``shards`` is not installed.
-            ShardError: If there is no index, or one of another format.
+            ShardError: If there is no index, or it has another format.
         """
         try:
             self._files = (
@@ -277,10 +277,12 @@ class _Reader:
         except ModuleNotFoundError:
             raise
         except Exception as error:
-            raise ShardError(f'{root}: no shards ({error}); geofm shard writes them') from error
+            raise ShardError(
+                f'{root}: no shards found ({error}); write them with `geofm shard`'
+            ) from error
         plain = not config.get('compression') and not config.get('encryption')
         if config.get('data_format') != ['bytes'] or not plain or not self._names:
-            raise ShardError(f'{root}: no shards of geofm shard (another format of litdata)')
+            raise ShardError(f'{root}: not written by `geofm shard` (the litdata format differs)')
         for name in self._names:
             if Path(name).name != name:
                 raise ShardError(f'{root}: {INDEX} names {name!r}, which is not in the folder')
@@ -290,7 +292,7 @@ class _Reader:
         return int(self._ends[-1])
 
     def read(self, index: int) -> bytes:
-        """Bytes of a sample, by its number."""
+        """Read the bytes of a sample by its index."""
         number = int(np.searchsorted(self._ends, index, side='right'))
         first = int(self._ends[number - 1]) if number else 0
         count = int(self._ends[number]) - first
@@ -298,11 +300,11 @@ class _Reader:
             header = self._range(number, _UINT32, _UINT32 * (2 + count))
             self._offsets[number] = np.frombuffer(header, '<u4').astype(np.int64)
         start, end = self._offsets[number][index - first : index - first + 2].tolist()
-        # litdata writes the size of the bytes before them.
+        # litdata writes the number of bytes before the bytes.
         return self._range(number, start + _UINT32, end)
 
     def _range(self, number: int, start: int, end: int) -> bytes:
-        """Bytes of a shard from *start* to before *end*."""
+        """Read a shard from byte *start* up to, not including, *end*."""
         content = self._files.read(self._names[number], start, end)
         if len(content) != end - start:
             raise ShardError(f'{self._names[number]} ends before byte {end}')
@@ -310,12 +312,12 @@ class _Reader:
 
 
 def is_remote(root: str) -> bool:
-    """Whether a folder of shards is a URL, not a path."""
+    """Check whether a folder of shards is a URL and not a path."""
     return '://' in root
 
 
 def _obstore() -> Any:
-    """The library, which is an extra."""
+    """Import obstore, which is an optional dependency."""
     try:
         import obstore
     except ModuleNotFoundError as error:
@@ -324,7 +326,7 @@ def _obstore() -> Any:
 
 
 def _litdata() -> Any:
-    """The library, which is an extra and takes a second to import."""
+    """Import litdata, which is an optional dependency and takes a second to import."""
     try:
         import litdata
     except ModuleNotFoundError as error:
@@ -333,7 +335,7 @@ def _litdata() -> Any:
 
 
 class _Packed(Dataset[Any]):
-    """Bytes of the samples of an archive; of those that cannot be read, the error."""
+    """Bytes of the samples of an archive, or the error message if one cannot be read."""
 
     def __init__(self, archive: RasterArchive) -> None:
         self.archive = archive
@@ -353,16 +355,16 @@ class _Packed(Dataset[Any]):
 def write_shards(
     archive: RasterArchive, folder: Path, num_workers: int = 0, shard_bytes: int = SHARD_BYTES
 ) -> list[str]:
-    """Write the samples of an archive as shards, in their order.
+    """Write the samples of an archive as shards, in order.
 
     Args:
-        archive: The samples.
-        folder: Folder to write; all of it, or nothing if that fails.
-        num_workers: Number of processes that read. The shards do not depend on it.
+        archive: The archive.
+        folder: Folder to write. It is written atomically.
+        num_workers: Number of processes that read the archive. The shards do not depend on it.
         shard_bytes: Size of a shard in bytes.
 
     Returns:
-        The errors about samples that cannot be read, and are left out.
+        The error messages of samples that cannot be read and are left out.
 
     Raises:
         FileExistsError: If the folder exists and is not empty.
@@ -391,12 +393,12 @@ def write_shards(
 
 
 def upload_shards(folder: Path, url: str) -> None:
-    """Copy shards to object storage; the index last, without which they are no shards.
+    """Copy shards to object storage, and the index last, so that partial copies are not usable.
 
     Args:
         folder: Folder of the shards.
-        url: Address of their folder there, e.g. ``s3://bucket/shards/train``. Credentials are those
-            of the environment, as for obstore.
+        url: URL of the destination folder, e.g. ``s3://bucket/shards/train``. Credentials are taken
+            from the environment by obstore.
     """
     obstore = _obstore()
     store = obstore.store.from_url(url)

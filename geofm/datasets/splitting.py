@@ -1,4 +1,4 @@
-"""Splits for training, validation and testing, none of which shows ground of another."""
+"""Training, validation and test splits that do not share ground."""
 
 import math
 import os
@@ -19,10 +19,13 @@ from geofm.datasets.catalogue.scan import folders_below
 from geofm.printing import warn
 from geofm.sen12ms import PatchName, Roi, SceneName, sen12mscr_split_of, split_of
 
-#: Names of the splits, and of the folders of a tree.
+#: A split, or all samples.
+Split = Literal['train', 'val', 'test', 'all']
+
+#: Names of the splits, and of their folders.
 SPLITS = ('train', 'val', 'test')
 
-# Land-cover maps go with the ROI that they show.
+# Land-cover maps belong to the split of their ROI.
 _LAND_COVER = (
     re.compile(r'lc_(ROIs\d{4})_(\d+)_patch_\d+\.tif', re.ASCII),
     re.compile(r'(ROIs\d{4}_[a-z]+)_lc_(\d+)_p\d+\.tif', re.ASCII),
@@ -30,13 +33,13 @@ _LAND_COVER = (
 
 
 def roi_of(path: str | os.PathLike[str]) -> Roi | None:
-    """ROI that a file shows, by its name.
+    """Return the ROI of a file from its name.
 
     Args:
         path: Path of a scene or land-cover map of either data set.
 
     Returns:
-        Season (as in the name) and number, or None for other names.
+        Season (as in the name) and number; None for other names.
     """
     scene = SceneName.parse(path)
     if scene is not None:
@@ -52,33 +55,33 @@ def roi_of(path: str | os.PathLike[str]) -> Roi | None:
 
 
 def official_splits(rois: Iterable[Roi]) -> dict[Roi, str]:
-    """Splits after the official lists.
+    """Return the official splits of ROIs.
 
     Args:
         rois: ROIs of either data set.
 
     Returns:
-        'train', 'val' or 'test' for each of them.
+        'train', 'val' or 'test' for each ROI.
     """
     return {roi: (sen12mscr_split_of if '_' in roi[0] else split_of)(*roi) for roi in rois}
 
 
 def random_splits(rois: Iterable[Roi], val: float, test: float, seed: int) -> dict[Roi, str]:
-    """Splits drawn at random.
+    """Draw splits at random.
 
     Args:
-        rois: ROIs of either data set. The same number and seed of season is the same place in
-            both, so these stay together.
-        val: Fraction of the ROIs, 0 to 1, for validation; rounded to the nearest number of ROIs,
-            but at least one if it is not 0.
-        test: Share for testing.
+        rois: ROIs of either data set. ROIs of the two data sets with the same season seed and
+            number are the same place, and get the same split.
+        val: Fraction of the ROIs for validation, 0 to 1, rounded to the nearest number of ROIs. If
+            it is not 0, at least one ROI is used.
+        test: Fraction for the test split.
         seed: Seed.
 
     Returns:
-        'train', 'val' or 'test' for each of them.
+        'train', 'val' or 'test' for each ROI.
 
     Raises:
-        ValueError: If a share is not from 0 to 1, or nothing is left to train on.
+        ValueError: If a fraction is not from 0 to 1, or nothing is left for training.
     """
     check_shares(val, test)
     rois = list(rois)
@@ -89,29 +92,29 @@ def random_splits(rois: Iterable[Roi], val: float, test: float, seed: int) -> di
     ]
     if sum(counts) >= len(places):
         raise ValueError(
-            f'val={val} and test={test} of {len(places)} ROIs leave none to train on: ask for less'
+            f'val={val} and test={test} of {len(places)} ROIs leave none for training: lower them'
         )
     names = ['val'] * counts[0] + ['test'] * counts[1]
     drawn = {places[i]: name for i, name in zip(order, names, strict=False)}
     return {roi: drawn.get(_place(roi), 'train') for roi in rois}
 
 
-#: By the column ``split`` of the table, by place, or by blocks on the ground.
+#: Split by the column ``split`` of the table, by place, or by blocks on the ground.
 SplitBy = Literal['column', 'place', 'blocks']
 
 
 @dataclass(frozen=True)
 class SplitRule:
-    """How the samples of a table of rasters are split.
+    """Rule by which the samples of a table of rasters are split.
 
     Attributes:
-        by: 'column': by the column ``split`` of the table; 'place': all dates and windows of a
-            place together, and places that overlap on the ground too; 'blocks': by square blocks on
-            the ground, without the samples that cross into a block of another split.
-        val: Fraction of the samples, 0 to 1, for validation; about that, since places and blocks
-            stay whole, but at least one of them if it is not 0.
-        test: Share for testing.
-        seed: Seed of the draw.
+        by: 'column' uses the column ``split`` of the table. 'place' keeps all dates and windows of
+            a place together, and also places that overlap on the ground. 'blocks' uses square
+            blocks on the ground, and leaves out samples that extend into a block of another split.
+        val: Fraction of the samples for validation, 0 to 1. It is approximate, as places and blocks
+            are not divided. If it is not 0, at least one place or block is used.
+        test: Fraction for the test split.
+        seed: Random seed.
         block_km: Side of the blocks in kilometres.
     """
 
@@ -128,57 +131,55 @@ class SplitRule:
             ValueError: If one is out of range.
         """
         if self.by not in get_args(SplitBy):
-            raise ValueError(
-                f"split by '{self.by}' is unknown: choose from {list(get_args(SplitBy))}"
-            )
+            raise ValueError(f"unknown split by '{self.by}': choose from {list(get_args(SplitBy))}")
         check_shares(self.val, self.test)
 
 
 def check_shares(val: float, test: float) -> None:
-    """Check shares for validation and testing.
+    """Check the fractions for validation and test.
 
     Args:
-        val: Share for validation.
-        test: Share for testing.
+        val: Fraction for validation.
+        test: Fraction for the test split.
 
     Raises:
         ValueError: If one is not from 0 to 1.
     """
     if not (0 <= val <= 1 and 0 <= test <= 1):
-        raise ValueError(f'val and test must be shares from 0 to 1, not {val} and {test}')
+        raise ValueError(f'val and test must be fractions from 0 to 1, not {val} and {test}')
 
 
 def draw_groups(
     order: npt.NDArray[Any], weights: npt.NDArray[Any], val: float, test: float
 ) -> npt.NDArray[np.int8]:
-    """Deal groups of samples out to the splits.
+    """Assign groups of samples to the splits.
 
     Args:
-        order: A number of each group that the draw goes by, such as a hash of its name and the
-            seed, shape (G,). A group keeps its number when others are added, so that splits of a
-            growing archive hardly change.
+        order: Number by which the groups are ordered, shape (G,), such as a hash of name and seed.
+            It does not change when other groups are added, so that the splits of a growing archive
+            hardly change.
         weights: Number of samples in each group, shape (G,).
         val: Fraction of the samples for validation.
         test: Fraction of the samples for testing.
 
     Returns:
-        Position in :data:`SPLITS` for each group, int8 (G,).
+        Index into :data:`SPLITS` for each group, int8 (G,).
 
     Raises:
-        ValueError: If nothing is left to train on.
+        ValueError: If nothing is left for training.
     """
     ranked = np.argsort(order, kind='stable')
-    # A group goes to the split in whose share its middle lies.
+    # A group belongs to the split whose fraction contains the middle of the group.
     middle = (np.cumsum(weights[ranked]) - weights[ranked] / 2) / max(weights.sum(), 1)
     needed = int(val > 0) + int(test > 0)
     if len(order) <= needed:
         raise ValueError(
-            f'val={val} and test={test} of {len(order)} groups of samples leave none to train on '
+            f'val={val} and test={test} of {len(order)} groups of samples leave none for training '
             '(places that overlap on the ground are one group): split by smaller blocks, such as '
-            f'{{by: blocks, block_km: 1, val: {val}, test: {test}}}, or hold nothing back with '
+            f'{{by: blocks, block_km: 1, val: {val}, test: {test}}}, or hold out nothing with '
             'val: 0 and test: 0'
         )
-    # One group at least for each split that is asked for, and for training.
+    # Each requested split and training get at least one group.
     n_val = max(int((middle < val).sum()), int(val > 0))
     n_val = min(n_val, len(order) - 1 - int(test > 0))
     n_test = max(int((middle < val + test).sum()) - n_val, int(test > 0))
@@ -199,31 +200,33 @@ def split_tree(
     """Write the folders ``train``, ``val`` and ``test`` with the files of a tree.
 
     Args:
-        root: The tree.
-        dest: Folder to write; it must not exist. It is whole, or not there at all.
-        copy: Whether to copy the files rather than to link to them.
-        shares: Fractions of ROIs for validation and testing, drawn at random; by default, the
-            official lists.
-        seed: Seed of the draw.
+        root: Root folder of the tree.
+        dest: Folder to write, which must not exist. It is written atomically.
+        copy: Whether to copy the files instead of linking to them.
+        shares: Fractions of the ROIs for validation and test, drawn at random. Default: the
+            official splits.
+        seed: Random seed.
 
     Returns:
-        Number of files of each split.
+        Number of files per split.
 
     Raises:
-        ValueError: If *dest* exists or lies in the tree, there is no scene, or the shares are no
-            shares.
+        ValueError: If *dest* exists or is in the tree, the tree has no scene, or a fraction is out
+            of range.
     """
     root, dest = root.resolve(), dest.absolute()
     if dest.exists() or dest.is_symlink():
-        raise ValueError(f'{dest}: exists already; delete it or name another folder')
+        raise ValueError(f'{dest}: already exists; delete it or choose another folder')
     if dest.parent.resolve().is_relative_to(root):
-        raise ValueError(f'{dest}: lies in the tree that is to be split; name a folder outside')
+        raise ValueError(f'{dest}: is in the tree to be split; choose a folder outside')
     found = {path: roi for path in _rasters(root) if (roi := roi_of(path)) is not None}
     files = {path: roi for path, roi in found.items() if os.path.isfile(path)}  # noqa: PTH113
     if odd := [path for path in found if path not in files]:
-        warn(f'left out: {len(odd)} entries that are no files (broken links, pipes), e.g. {odd[0]}')
+        warn(
+            f'left out: {len(odd)} entries that are not files (broken links, pipes), e.g. {odd[0]}',
+        )
     if not files:
-        raise ValueError(f'{root}: no scene of SEN12MS-CR-TS or SEN12MS-CR')
+        raise ValueError(f'{root}: no scene of SEN12MS-CR-TS or SEN12MS-CR found')
     rois = sorted(set(files.values()))
     splits = official_splits(rois) if shares is None else random_splits(rois, *shares, seed)
     with atomic_folder(dest) as part:
@@ -240,12 +243,12 @@ def split_tree(
 
 
 def _place(roi: Roi) -> Roi:
-    """ROI under the name that both data sets share: without the season's name."""
+    """Return a ROI under the name that both data sets share, without the name of the season."""
     return roi[0].split('_')[0], roi[1]
 
 
 def _rasters(root: Path) -> list[Path]:
-    """Rasters of a tree, in order."""
+    """Return the sorted rasters of a tree."""
     found = []
     for folder, _, entries in folders_below(root):
         if entries is None:

@@ -1,4 +1,4 @@
-"""Statistics of each band over a dataset, in one pass and little memory."""
+"""Statistics of each band over a dataset, in one pass and with little memory."""
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,15 +15,16 @@ from geofm.atomic import atomic_file
 from geofm.sensors import BandError, check_bands, sensor_of
 from geofm.units import UnitWatch
 
-#: Percentiles that are worked out.
+#: Percentiles that are computed.
 PERCENTILES = (1, 2, 5, 25, 50, 75, 95, 98, 99)
 
 
 class BandStatistics:
-    """Mean, standard deviation and percentiles of bands, sample by sample.
+    """Running mean, standard deviation and percentiles of bands.
 
-    Moments are merged after Chan, Golub & LeVeque, "Updating Formulae and a Pairwise Algorithm for
-    Computing Sample Variances", 1979, which does not lose digits as sums of squares do.
+    Moments are merged by the algorithm of Chan, Golub & LeVeque, "Updating Formulae and a Pairwise
+    Algorithm for Computing Sample Variances", 1979, which is numerically stable, unlike sums of
+    squares.
 
     Attributes:
         bands: Names of the bands.
@@ -51,7 +52,7 @@ class BandStatistics:
 
         Args:
             image: Raw values, shape (C, H, W).
-            valid: Where they count, bool (H, W).
+            valid: Mask of valid pixels, bool (H, W).
         """
         values = image[:, valid].double().numpy()
         count = values.shape[1]
@@ -70,16 +71,17 @@ class BandStatistics:
             counts += np.bincount(bins, minlength=histogram.bins)
 
     def result(self) -> dict[str, dict[str, Any]]:
-        """The statistics.
+        """Return the statistics.
 
         Returns:
-            For each band ``unit``, ``mean``, ``std`` and ``percentiles`` by their number.
+            For each band, ``unit``, ``mean``, ``std`` and ``percentiles`` (a dict from percentage
+            to value).
 
         Raises:
             ValueError: If there is no valid pixel.
         """
         if not self.pixels:
-            raise ValueError('no valid pixel: there is nothing to take statistics of')
+            raise ValueError('no valid pixel: statistics cannot be computed')
         std = np.sqrt(self._squares / self.pixels)
         return {
             band: {
@@ -92,7 +94,7 @@ class BandStatistics:
         }
 
     def _percentiles(self, i: int) -> dict[int, float]:
-        """Smallest values that so many percent of the pixels do not exceed."""
+        """Return the smallest values that are not exceeded by so many percent of the pixels."""
         first, width = self._bins[i].first, self._bins[i].width
         shares: npt.NDArray[np.float64] = self._counts[i].cumsum() / self.pixels
         return {
@@ -104,13 +106,13 @@ class BandStatistics:
 def dataset_statistics(
     samples: Iterable[Mapping[str, Tensor]], bands: Sequence[str], source: str = 'data set'
 ) -> dict[str, dict[str, Any]]:
-    """Statistics of the valid pixels of samples.
+    """Compute statistics of the valid pixels of samples.
 
     Args:
-        samples: Samples with 'image' (C, H, W) and 'valid' (H, W), as of
+        samples: Samples with 'image' (C, H, W) and 'valid' (H, W), as returned by
             :meth:`geofm.datasets.SEN12MSCRTS.read_pair`.
         bands: Names of the channels.
-        source: Name of the data set, for a warning if its values look to be in another unit.
+        source: Name of the data set, for a warning if its values seem to be in another unit.
 
     Returns:
         See :meth:`BandStatistics.result`.
@@ -133,7 +135,7 @@ def write_statistics(
     Args:
         file: File to write.
         bands: See :meth:`BandStatistics.result`.
-        about: What they are of.
+        about: Description of the data, written before the statistics.
     """
     content = {**about, 'bands': {name: dict(values) for name, values in bands.items()}}
     with atomic_file(file) as part:
@@ -141,24 +143,24 @@ def write_statistics(
 
 
 def read_statistics(file: str | os.PathLike[str], bands: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of bands from a file.
+    """Read mean and standard deviation of bands from a file.
 
     Args:
-        file: YAML file, as of ``geofm stats``.
-        bands: Names of the bands, in the order to return them.
+        file: YAML file written by ``geofm stats``.
+        bands: Names of the bands to return, in this order.
 
     Returns:
         Mean and standard deviation, float32 tensors of shape (C,).
 
     Raises:
         BandError: If the file lacks a band.
-        ValueError: If it is no such file.
+        ValueError: If the file cannot be read as statistics.
     """
     try:
         known = yaml.safe_load(Path(file).read_text())['bands']
         missing = [band for band in bands if band not in known]
         if missing:
-            raise BandError(f'{file}: has no statistics of the bands {missing}')
+            raise BandError(f'{file}: statistics of the bands {missing} are missing')
         mean, std = (
             torch.tensor([float(known[band][name]) for band in bands]) for name in ('mean', 'std')
         )

@@ -1,4 +1,4 @@
-"""Batches on their way to the device."""
+"""Move batches to a device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Entries that a model or a loss takes, whatever their precision.
+#: Entries that are inputs of a model or a loss, whatever their precision.
 _TAKEN = ('image', 'valid', 'mask', 'label')
 
 
 def stays_on_host(key: str, value: Any) -> bool:
-    """Whether an entry of a batch says where its pixels lie, which no device needs to know.
+    """Check whether an entry of a batch holds coordinates, which stay on the host.
 
-    Coordinates are float64, which some devices, e.g. Apple's GPUs, do not have.
+    Coordinates are float64, which some devices, e.g. Apple GPUs, do not support.
 
     Args:
         key: Name of the entry.
@@ -33,7 +33,7 @@ def tensors_to(batch: Mapping[str, Any], device: torch.device | str) -> dict[str
         device: The device.
 
     Returns:
-        Its tensors; those for which :func:`stays_on_host` are left out.
+        Its tensors, without those for which :func:`stays_on_host` is true.
     """
     return {
         key: value.to(device)

@@ -10,26 +10,26 @@ from torchgeo.datasets.utils import Sample
 
 
 class Pairs(Protocol):
-    """Patches of which windows can be read."""
+    """Dataset of patches that can be read by window."""
 
     def __len__(self) -> int:
-        """Number of patches."""
+        """Return the number of patches."""
 
     def shape_of(self, index: SupportsIndex) -> tuple[int, int]:
-        """Height and width of a patch."""
+        """Return height and width of a patch."""
 
     def files_of(self, index: SupportsIndex) -> list[Path]:
-        """Files of a patch."""
+        """Return the files of a patch."""
 
     def read_pair(self, position: int, window: Window | None = None) -> Sample:
         """Read a window of a patch."""
 
 
 class RandomWindows(Dataset[Sample]):
-    """One window of each patch, at a random place that is drawn anew each time.
+    """One window of each patch, at a position that is drawn again each time.
 
-    Places come from PyTorch's generator: :class:`~geofm.datasets.seeded.Seeded` makes them
-    a matter of seed, epoch and patch.
+    Positions are drawn from PyTorch's global generator. :class:`~geofm.datasets.seeded.Seeded`
+    makes them depend only on seed, epoch and patch.
     """
 
     def __init__(self, dataset: Pairs, size: int) -> None:
@@ -37,21 +37,21 @@ class RandomWindows(Dataset[Sample]):
 
         Args:
             dataset: The patches.
-            size: Height and width of the windows in pixels. A patch that is smaller is read
-                whole along that axis.
+            size: Height and width of the windows in pixels. Along an axis in which a patch is
+                smaller, the window spans the whole patch.
         """
         self.dataset = dataset
         self.size = size
 
     def __len__(self) -> int:
-        """Number of patches."""
+        """Return the number of patches."""
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> Sample:
         """Read a random window of a patch.
 
         Args:
-            index: Number of the patch.
+            index: Index of the patch.
 
         Returns:
             The sample, see :meth:`geofm.datasets.SEN12MSCRTS.read_pair`.
@@ -68,10 +68,10 @@ class RandomWindows(Dataset[Sample]):
         return self.dataset.read_pair(index, Window(first_col, first_row, width, height))
 
     def files_of(self, index: SupportsIndex) -> list[Path]:
-        """Files behind a window.
+        """Return the files that a window is read from.
 
         Args:
-            index: Number of the patch, 'index' of the sample.
+            index: Index of the patch, 'index' of the sample.
 
         Returns:
             The files.

@@ -1,14 +1,14 @@
-"""Land-cover classes of the generated sample data: the one place that names and colours them."""
+"""Names and colours of the land-cover classes of the generated sample data."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class LandCoverClass:
-    """A class of the land-cover maps; its value in a map is its position in `LAND_COVER`.
+    """Class of the land-cover maps. Its value in a map is its index in `LAND_COVER`.
 
     Attributes:
-        name: Name for people.
+        name: Display name.
         color: Red, green and blue, 0 to 255.
     """
 
@@ -29,13 +29,13 @@ LAND_COVER: tuple[LandCoverClass, ...] = (
 
 
 def class_value(name: str) -> int:
-    """Value of a class in the land-cover maps.
+    """Return the value of a class in the land-cover maps.
 
     Args:
         name: Name of the class.
 
     Returns:
-        Its position in `LAND_COVER`.
+        Its index in `LAND_COVER`.
 
     Raises:
         ValueError: If there is no such class.

@@ -1,4 +1,4 @@
-"""Files of the sample data: rasters, and the manifest that tells complete data from others."""
+"""Files of the sample data: rasters, and a manifest by which complete data are recognised."""
 
 import datetime
 import json
@@ -13,32 +13,32 @@ import rasterio
 from geofm.grid import Grid
 from geofm.sample.classes import LAND_COVER
 
-#: Name of the file that says what the data were made with, and the size of each file.
+#: Name of the file with the parameters of the data and the size of each file.
 MANIFEST = 'sample.json'
 
 
 def read_same_data(dest: Path, wanted: dict[str, Any]) -> dict[str, Any]:
-    """Read the manifest of data that were written before.
+    """Read the manifest of existing data, and check that they are the requested data.
 
     Args:
         dest: Folder of the data.
-        wanted: What the data must have been made with.
+        wanted: Parameters that the data must have been generated with.
 
     Returns:
         The manifest.
 
     Raises:
-        ValueError: If the folder holds anything else, other sample data, or damaged ones.
+        ValueError: If the folder has other content, other sample data, or damaged sample data.
     """
     advice = 'nothing was written: choose another folder, or delete this one'
     try:
         found = json.loads((dest / MANIFEST).read_text())
         files = found.pop('files')
     except (OSError, ValueError, KeyError, AttributeError, TypeError):
-        raise ValueError(f'{dest}: there already, and not sample data of geofm; {advice}') from None
+        raise ValueError(f'{dest}: exists and is not sample data of geofm; {advice}') from None
     if found != wanted:
         other = {k: v for k, v in found.items() if v != wanted.get(k)}
-        raise ValueError(f'{dest}: sample data made otherwise ({other}); {advice}')
+        raise ValueError(f'{dest}: holds other sample data ({other}); {advice}')
     if broken := [name for name, size in files.items() if _size(dest / name) != size]:
         raise ValueError(
             f'{dest}: sample data with {len(broken)} files missing or changed, e.g. {broken[0]}; '
@@ -52,11 +52,11 @@ def _size(path: Path) -> int | None:
 
 
 def write_manifest(root: Path, made_with: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest of a folder, when all its other files are written.
+    """Write the manifest of a folder after all its other files.
 
     Args:
         root: The folder.
-        made_with: What the data were made with.
+        made_with: Parameters that the data were generated with.
 
     Returns:
         The manifest: *made_with*, and the size in bytes of each file.
@@ -72,7 +72,7 @@ def _sizes(root: Path) -> dict[str, int]:
 
 
 def date_in_2018(day: int) -> datetime.date:
-    """Date of a day of the year 2018.
+    """Return the date of a day of the year 2018.
 
     Args:
         day: Day of the year, from 1.
@@ -86,12 +86,12 @@ def date_in_2018(day: int) -> datetime.date:
 def write_raster(
     path: Path, image: npt.NDArray[Any], grid: Grid, names: Sequence[str] | None = None
 ) -> None:
-    """Write a GeoTIFF as those of SEN12MS-CR-TS are: not compressed, pixel by pixel, no nodata.
+    """Write an uncompressed, pixel-interleaved GeoTIFF without nodata, as SEN12MS-CR-TS has.
 
     Args:
-        path: The file; its folder is made if need be.
+        path: The file. Its folder is created if necessary.
         image: Pixels of shape (C, H, W).
-        grid: Where they lie.
+        grid: Grid of the pixels.
         names: Descriptions of the bands.
     """
     with _create(path, image, grid) as dst:
@@ -101,12 +101,12 @@ def write_raster(
 
 
 def write_land_cover(path: Path, image: npt.NDArray[np.uint8], grid: Grid) -> None:
-    """Write a land-cover map with its colours, and its classes as tags.
+    """Write a land-cover map with a colour table, and its classes as tags.
 
     Args:
-        path: The file; its folder is made if need be.
+        path: The file. Its folder is created if necessary.
         image: Class values of shape (1, H, W).
-        grid: Where they lie.
+        grid: Grid of the pixels.
     """
     with _create(path, image, grid) as dst:
         dst.write(image)

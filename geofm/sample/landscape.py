@@ -1,4 +1,4 @@
-"""A landscape: which surface lies where, and how it varies from place to place."""
+"""Generate landscapes: which surface is where, and how it varies in space."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from geofm.sample.surfaces import SURFACES, Floats, surface_classes, surface_ind
 
 type Ints = npt.NDArray[np.int64]
 
-# What grows on fields: winter crops, summer crops, grass; of each the more common one first.
+# Surfaces of fields by use: winter crops, summer crops, grass. The more common surface is first.
 _FIELD_SURFACES = np.array(
     [
         [surface_index(name) for name in names]
@@ -17,34 +17,35 @@ _FIELD_SURFACES = np.array(
     ]
 )
 
-# Side, in pixels, of the ground that the lengths below are meant for. Smaller ground gets the same
-# landscape in small, so that a small set shows all classes too.
+# Side, in pixels, of a landscape for which the lengths below are defined. For smaller landscapes
+# they are scaled down, so that small data sets have all classes too.
 _REFERENCE = 512
 _RELIEF = 170.0
 _DISTRICT = 120.0
 # Mean and standard deviation of the elevation, in metres.
 _MEAN_ELEVATION, _ELEVATION_RANGE = 240.0, 45.0
-# More than the fields of a district along either axis.
+# Upper bound of the number of fields of a district along one axis.
 _FIELDS = 4096
 
 
 @dataclass(frozen=True)
 class Landscape:
-    """Ground of one region of interest.
+    """Ground of a region of interest.
 
-    A unit is a piece of ground that is uniform but for its texture: a field, a building plot,
-    or all of one natural surface.
+    A unit is an area with uniform properties except for its texture: a field, a building plot, or
+    the total area of a natural surface.
 
     Attributes:
         land_cover: Class values, uint8 of shape (H, W).
         unit: Unit of each pixel, of shape (H, W).
-        surface: Surface of each unit, a position in `SURFACES`.
-        delay: Days by which the season of each unit is late.
+        surface: Surface of each unit, as an index into `SURFACES`.
+        delay: Delay of the season of each unit in days.
         gain: Relative brightness of each unit.
         brightness: Relative brightness of each pixel, of shape (H, W).
-        vigour: What the green fraction of each pixel departs from its unit's, of shape (H, W).
-        backscatter: What the backscatter of each pixel departs from its unit's, in dB, (H, W).
-        slope: How much each pixel faces south, of shape (H, W), of standard deviation 1 on land.
+        vigour: Deviation of the green fraction of each pixel from its unit's, of shape (H, W).
+        backscatter: Deviation of the backscatter of each pixel from its unit's in dB, of shape (H,
+            W).
+        slope: Southward slope of each pixel, of shape (H, W), with standard deviation 1 on land.
         elevation: Height above sea level of each pixel in metres, of shape (H, W).
     """
 
@@ -63,17 +64,16 @@ class Landscape:
 def smooth_noise(
     rng: np.random.Generator, shape: tuple[int, int], length: float, power: float = 3.0
 ) -> Floats:
-    """Gaussian random field with a power-law spectrum; it wraps around at the edges.
+    """Draw a Gaussian random field with a power-law spectrum that wraps at the edges.
 
     Args:
-        rng: Source of randomness.
+        rng: Random generator.
         shape: Height and width.
         length: Wavelength in pixels beyond which the spectrum is flat.
-        power: Exponent by which the spectrum falls at shorter wavelengths: the larger, the
-            smoother.
+        power: Exponent of the decay of the spectrum at shorter wavelengths. Larger is smoother.
 
     Returns:
-        Field of mean 0 and standard deviation 1.
+        Field with mean 0 and standard deviation 1.
     """
     white = np.fft.rfft2(rng.standard_normal(shape, np.float32))
     frequency = np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None, :])
@@ -83,9 +83,9 @@ def smooth_noise(
     return (field / field.std()).astype(np.float32)
 
 
-def _lowest(field: Floats, among: npt.NDArray[np.bool_], share: float) -> npt.NDArray[np.bool_]:
-    """Pixels of *among* with the lowest values, as many as *share* of all pixels."""
-    count = min(round(share * field.size), int(among.sum()))
+def _lowest(field: Floats, among: npt.NDArray[np.bool_], fraction: float) -> npt.NDArray[np.bool_]:
+    """Select the pixels of *among* with the lowest values, up to a fraction of all pixels."""
+    count = min(round(fraction * field.size), int(among.sum()))
     if count == 0:
         return np.zeros_like(among)
     threshold = np.partition(field[among], count - 1)[count - 1]
@@ -100,7 +100,7 @@ def _rotated(rows: Floats, cols: Floats, angle: npt.ArrayLike) -> tuple[Floats, 
 
 
 class _Painter:
-    """Draws the ground of one region of interest, one kind of land after the other."""
+    """Draws the ground of a region of interest, one kind of land after another."""
 
     def __init__(self, rng: np.random.Generator, shape: tuple[int, int]) -> None:
         self.rng = rng
@@ -109,7 +109,7 @@ class _Painter:
         self.rows, self.cols = np.mgrid[: shape[0], : shape[1]].astype(np.float32)
         self.surface = np.full(shape, -1)
         self.piece = np.zeros(shape, np.int64)
-        # The land cover where it isn't that of the surface: a hedge belongs to its field.
+        # Hedges have a surface of their own but the land cover of their field.
         self.hedge = np.zeros(shape, bool)
         self.stripes = np.zeros(shape, np.float32)
         self.relief = smooth_noise(rng, shape, _RELIEF * self.scale)
@@ -125,10 +125,10 @@ class _Painter:
         self.surface[where & self.free] = surface_index(name)
 
     def water(self) -> None:
-        """Lakes in the hollows, and a river that winds through the region."""
+        """Paint lakes in the hollows, and a meandering river."""
         self.paint(_lowest(self.relief, self.free, self.rng.uniform(0.07, 0.14)), 'water')
         across, along = _rotated(self.rows, self.cols, self.rng.uniform(0, np.pi))
-        # Meanders: the straight line is displaced by smooth noise and by waves.
+        # Meanders: displace a straight line by smooth noise and by waves.
         across -= np.median(across)
         across += 34 * self.scale * self.noise(130)
         across += 22 * self.scale * np.sin(along / (38 * self.scale) + self.rng.uniform(0, 6))
@@ -136,7 +136,7 @@ class _Painter:
         self.paint(np.abs(across) < np.maximum(width, 1.2) * max(self.scale, 0.5), 'water')
 
     def wetland(self) -> None:
-        """Marsh and swamp forest on low ground."""
+        """Paint marsh and swamp forest on low ground."""
         low = 0.4 * self.relief + self.noise(_RELIEF)
         wet = _lowest(low, self.free, self.rng.uniform(0.09, 0.14))
         swamp = self.noise(130) > 0
@@ -144,7 +144,7 @@ class _Painter:
         self.paint(wet, 'marsh')
 
     def heights(self) -> None:
-        """Bare rock and sand where the ground is highest."""
+        """Paint bare rock and sand on the highest ground."""
         high = -self.relief + 0.35 * self.noise(60, 2.5)
         bare = _lowest(high, self.free, self.rng.uniform(0.08, 0.13))
         rock = self.noise(170) > self.rng.uniform(-0.7, 0.7)
@@ -152,7 +152,7 @@ class _Painter:
         self.paint(bare, 'sand')
 
     def town(self) -> None:
-        """A town with a grid of streets, its blocks split into houses and gardens."""
+        """Paint a town with a grid of streets whose blocks are divided into houses and gardens."""
         free = np.argwhere(self.free)
         row, col = free[self.rng.integers(len(free))]
         distance = np.hypot(self.rows - row, self.cols - col) / (_DISTRICT * self.scale)
@@ -171,14 +171,14 @@ class _Painter:
         self.paint(town, 'gardens')
 
     def forest(self) -> None:
-        """Woods with natural edges, conifers on the higher ground."""
+        """Paint woods with natural edges, with conifers on higher ground."""
         woods = _lowest(self.noise(140, 2.7), self.free, self.rng.uniform(0.13, 0.2))
         conifers = self.relief + 0.6 * self.noise(100) > self.rng.uniform(-0.3, 0.6)
         self.paint(woods & conifers, 'conifers')
         self.paint(woods, 'broad-leaved forest')
 
     def farmland(self) -> None:
-        """Fields in districts: each has its direction, field size and main use."""
+        """Paint fields in districts, each with an orientation, a field size and a main use."""
         district = self._districts()
         count = int(district.max()) + 1
         angle = self.rng.uniform(0, np.pi, count)
@@ -198,12 +198,12 @@ class _Painter:
         self.piece[land] = index[land]
         edge = np.minimum(np.mod(v, height), np.mod(u, width)) < 1.0
         self.hedge = land & edge & (self.rng.random(count) < 0.6)[district]
-        # Rows of the crop and the tracks of machines run along a field.
+        # Crop rows and tramlines run along a field.
         crops = land & (use < 2)[index]
         self.stripes[crops] = np.sin(2 * np.pi * v / 3.6)[crops]
 
     def _districts(self) -> Ints:
-        # Only what generates samples needs it.
+        # Imported here, as only the generation of samples needs it.
         from scipy.spatial import cKDTree
 
         step = _DISTRICT * self.scale
@@ -218,10 +218,10 @@ class _Painter:
         return np.asarray(nearest, np.int64).reshape(self.shape)
 
     def _uses(self, count: int, district: Ints) -> Ints:
-        """Use of each field, given its district: a row of `_FIELD_SURFACES`."""
+        """Return the use of each field, given its district: a row of `_FIELD_SURFACES`."""
         of_district = self.rng.permutation(np.arange(count) % len(_FIELD_SURFACES))
         use = of_district[district]
-        # One field in seven is used otherwise than its district.
+        # One field in seven has another use than its district.
         other = self.rng.random(len(use)) < 0.14
         return np.where(other, self.rng.integers(0, len(_FIELD_SURFACES), len(use)), use)
 
@@ -231,7 +231,7 @@ class _Painter:
         return (-rise / rise.std()).astype(np.float32)
 
     def finish(self) -> Landscape:
-        """Textures, and the units with their own properties."""
+        """Add textures, and draw the properties of the units."""
         land_cover = surface_classes()[self.surface]
         surface = np.where(self.hedge, surface_index('broad-leaved forest'), self.surface)
         keys, unit = np.unique(self.piece * len(SURFACES) + surface, return_inverse=True)
@@ -246,7 +246,7 @@ class _Painter:
         vigour = speckled * surface_values('mottle')[surface]
         rough = 0.7 * self.noise(0) + 0.7 * self.noise(12, 2)
         backscatter = rough * surface_values('roughness')[surface]
-        # Corners of buildings that face the radar send back much more than all else.
+        # Building corners that face the radar are much brighter than anything else.
         corners = (surface == surface_index('roofs')) & (self.rng.random(self.shape) < 0.06)
         backscatter = backscatter + corners * self.rng.uniform(6, 18, self.shape)
         return Landscape(
@@ -267,7 +267,7 @@ def draw_landscape(rng: np.random.Generator, shape: tuple[int, int]) -> Landscap
     """Draw the ground of a region of interest.
 
     Args:
-        rng: Source of randomness; the same state gives the same ground.
+        rng: Random generator. The same state gives the same landscape.
         shape: Height and width in pixels of 10 m.
 
     Returns:

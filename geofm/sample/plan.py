@@ -1,4 +1,4 @@
-"""What there is of a region of interest: its patches and its dates."""
+"""Patches and dates of a region of interest."""
 
 import math
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from rasterio.transform import Affine
 from geofm.grid import Grid
 from geofm.sen12ms import PIXEL_SIZE, Roi, region_of
 
-#: ROIs of the default set: eight of the official train split, three of val, three of test.
+#: Default ROIs: eight of the official train split, three of val and three of test.
 DEFAULT_ROIS: tuple[Roi, ...] = (
     ('ROIs1868', 36),
     ('ROIs1868', 121),
@@ -28,11 +28,11 @@ DEFAULT_ROIS: tuple[Roi, ...] = (
     ('ROIs2017', 108),
 )
 
-#: Patches in a row of a ROI of SEN12MS-CR-TS, which has as many rows.
+#: Number of patches per row, and of rows, of a ROI of SEN12MS-CR-TS.
 PATCHES_PER_ROW = 20
 
-# West, south, east and north of dry land in each world region. All of it lies in the north, so
-# that the seasons of the surfaces hold.
+# West, south, east and north of an area of land in each world region, all on the northern
+# hemisphere, for which the seasons of the surfaces are defined.
 _LAND = {
     'africa': (0.0, 34.0, 8.0, 36.0),
     'america': (-100.0, 38.0, -88.0, 44.0),
@@ -40,19 +40,19 @@ _LAND = {
     'asiaWest': (62.0, 38.0, 72.0, 42.0),
     'europa': (5.0, 47.0, 20.0, 51.0),
 }
-# Fraction of the dates that are overcast, and that are clouded over in part.
+# Fractions of overcast and of partly cloudy dates.
 _OVERCAST, _PARTLY = 0.1, 0.35
 
 
 @dataclass(frozen=True)
 class Patch:
-    """Where a patch lies.
+    """Location of a patch.
 
     Attributes:
-        number: Its number in the region.
-        rows: Its rows of the region's ground.
-        cols: Its columns of the region's ground.
-        grid: Its pixels on the Earth.
+        number: Number of the patch in the region.
+        rows: Rows of the patch in the landscape.
+        cols: Columns of the patch in the landscape.
+        grid: Georeferenced grid of the patch.
     """
 
     number: int
@@ -66,9 +66,9 @@ class Date:
     """Dates of one time step.
 
     Attributes:
-        s1: Day of 2018 of Sentinel-1, 1 to 365.
-        s2: Day of 2018 of Sentinel-2, 1 to 365.
-        cover: Fraction of Sentinel-2's sky that clouds cover, 0 to 1.
+        s1: Day of the year of Sentinel-1 in 2018, 1 to 365.
+        s2: Day of the year of Sentinel-2 in 2018, 1 to 365.
+        cover: Cloud-covered fraction of the Sentinel-2 image, 0 to 1.
     """
 
     s1: int
@@ -77,12 +77,12 @@ class Date:
 
 
 def randomness(seed: int, roi: Roi, *purpose: int) -> np.random.Generator:
-    """Source of randomness of its own for each use, so that no draw depends on earlier ones.
+    """Return a separate random generator for each use, so that uses are independent.
 
     Args:
         seed: Seed of the data set.
         roi: Region of interest.
-        *purpose: Numbers that tell one use from the others.
+        *purpose: Numbers that identify the use.
 
     Returns:
         The generator.
@@ -91,7 +91,7 @@ def randomness(seed: int, roi: Roi, *purpose: int) -> np.random.Generator:
 
 
 def patches_of(roi: Roi, count: int, size: int) -> list[Patch]:
-    """Patches of a region side by side, in a block as square as can be.
+    """Return adjacent patches of a region that form an approximately square block.
 
     Args:
         roi: Region of interest.
@@ -99,10 +99,10 @@ def patches_of(roi: Roi, count: int, size: int) -> list[Patch]:
         size: Height and width of a patch in pixels.
 
     Returns:
-        The patches, from the upper left on, row by row.
+        The patches, row by row from the upper left.
     """
     west, south, east, north = _LAND[str(region_of(*roi))]
-    rng = randomness(0, roi, 5)  # a place does not move with the seed
+    rng = randomness(0, roi, 5)  # the location does not depend on the seed
     left = round(rng.uniform(west, east) / PIXEL_SIZE) * PIXEL_SIZE
     top = round(rng.uniform(south, north) / PIXEL_SIZE) * PIXEL_SIZE
     transform = Affine(PIXEL_SIZE, 0, left, 0, -PIXEL_SIZE, top)
@@ -117,19 +117,19 @@ def patches_of(roi: Roi, count: int, size: int) -> list[Patch]:
 
 
 def dates_of(rng: np.random.Generator, time_steps: int) -> list[Date]:
-    """Dates spread over the year; Sentinel-1 comes one to five days before or after.
+    """Draw dates over the year, with Sentinel-1 one to five days before or after Sentinel-2.
 
     Args:
         rng: Source of randomness.
         time_steps: Number of dates, at most 30.
 
     Returns:
-        The dates, in order of those of Sentinel-2.
+        The dates, sorted by that of Sentinel-2.
     """
     spacing = 365 / time_steps
     days = (np.arange(time_steps) + 0.5 + rng.uniform(-0.25, 0.25, time_steps)) * spacing
     gaps = np.concatenate([rng.permutation([-5, -4, -3, -2, -1, 1, 2, 3, 4, 5]) for _ in range(3)])
-    # Stratified, so that no region is clouded over on all of a few dates.
+    # Stratified, so that no region with few dates is cloudy on all of them.
     luck = (rng.permutation(time_steps) + rng.random(time_steps)) / time_steps
     dates = []
     for day, gap, draw in zip(days, gaps, luck, strict=False):

@@ -1,4 +1,4 @@
-"""What Sentinel-1 and Sentinel-2 see of a landscape on one day."""
+"""Simulate the Sentinel-1 and Sentinel-2 images of a landscape on a day."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from geofm.sample.landscape import Landscape, smooth_noise
 from geofm.sample.surfaces import Floats, green_fraction, spectra, surface_index, surface_values
 from geofm.sensors import SENTINEL2
 
-#: Equivalent number of looks of a Sentinel-1 IW GRD product in high resolution.
+#: Equivalent number of looks of a high-resolution Sentinel-1 IW GRD product.
 LOOKS = 4.4
 
 # Centre wavelengths in micrometres of Sentinel-2's bands (ESA).
@@ -19,8 +19,8 @@ _WAVELENGTH = np.array(
 )
 #: Native pixel sizes in metres of Sentinel-2's bands (ESA).
 NATIVE_PIXEL_SIZES = (60, 10, 10, 10, 20, 20, 20, 10, 20, 60, 60, 20, 20)
-# Brightness of a thick cloud of water droplets, relative to the blue band: white up to the near
-# infrared, dark where water absorbs.
+# Brightness of a thick water cloud relative to the blue band: white up to the near infrared, dark
+# where water absorbs.
 _CLOUD = np.array(
     [1.0, 1.0, 0.97, 0.99, 1.0, 1.02, 1.03, 1.0, 1.05, 0.5, 0.03, 0.62, 0.42], np.float32
 )
@@ -30,12 +30,12 @@ _WATER_VAPOUR = SENTINEL2.band_names.index('B09')
 
 @dataclass(frozen=True)
 class Region:
-    """What stays the same at a place from one date to the next.
+    """Properties of a region that do not change between dates.
 
     Attributes:
-        tint: Factor of each Sentinel-2 band and surface, of shape (surfaces, 13): soils, plants
-            and roofs differ from region to region.
-        incidence: What the angle of incidence adds to all Sentinel-1 backscatter, in dB.
+        tint: Factor per surface and Sentinel-2 band, of shape (surfaces, 13), since soils, plants
+            and roofs differ between regions.
+        incidence: Offset of all Sentinel-1 backscatter due to the incidence angle, in dB.
     """
 
     tint: Floats
@@ -52,7 +52,7 @@ def draw_region(rng: np.random.Generator) -> Region:
         The region.
     """
     shape = (len(surface_values('grain')), len(SENTINEL2.bands))
-    # Brightness, a slope over the wavelengths, and little from band to band.
+    # Overall brightness, a slope over the wavelengths, and small differences between bands.
     slope = (_WAVELENGTH - _WAVELENGTH.mean()) / _WAVELENGTH.std()
     tint = 0.05 * rng.standard_normal((shape[0], 1)) + 0.015 * rng.standard_normal(shape)
     tint = tint + 0.03 * rng.standard_normal((shape[0], 1)) * slope
@@ -60,14 +60,14 @@ def draw_region(rng: np.random.Generator) -> Region:
 
 
 def sentinel1(rng: np.random.Generator, landscape: Landscape, region: Region, day: float) -> Floats:
-    """Sentinel-1 image of a landscape.
+    """Simulate a Sentinel-1 image of a landscape.
 
-    Speckle is multiplicative and gamma distributed, with `LOOKS` looks and independent from
-    pixel to pixel and between the polarisations.
+    Speckle is multiplicative and gamma distributed with `LOOKS` looks. It is independent between
+    pixels and polarisations.
 
     Args:
         rng: Source of randomness.
-        landscape: The ground.
+        landscape: The landscape.
         region: Properties of the region.
         day: Day of the year.
 
@@ -77,7 +77,7 @@ def sentinel1(rng: np.random.Generator, landscape: Landscape, region: Region, da
     kind = landscape.surface
     green = green_fraction(kind, day - landscape.delay)
     moisture = rng.uniform(-2.5, 2.5) * surface_values('moisture')[kind]
-    # Wind roughens water, and its VV more than its VH.
+    # Wind roughens water, which raises VV more than VH.
     wind = rng.gamma(1.2, 1.3) * (kind == surface_index('water'))
     growth = surface_values('growth')[kind]
     image = np.empty((2, *landscape.unit.shape), np.float32)
@@ -91,13 +91,13 @@ def sentinel1(rng: np.random.Generator, landscape: Landscape, region: Region, da
 
 
 def _reflectance(landscape: Landscape, region: Region, day: float) -> Floats:
-    """Spectra of the ground before light and air change them, of shape (13, H, W)."""
+    """Compute the spectra of the ground without illumination and atmosphere, (13, H, W)."""
     kind = landscape.surface
     bare, green = (spectrum * region.tint for spectrum in spectra(day))
     fraction = green_fraction(kind, day - landscape.delay)[:, None]
     change = (green - bare)[kind] * landscape.gain[:, None]
     level = bare[kind] * landscape.gain[:, None] + change * fraction
-    # Where the vegetation is sparse its density cannot vary by much.
+    # Sparse vegetation varies little in density.
     change = change * np.minimum(1, 0.25 + fraction)
     image = np.empty((len(SENTINEL2.bands), *landscape.unit.shape), np.float32)
     for band in range(len(image)):
@@ -109,7 +109,7 @@ def _reflectance(landscape: Landscape, region: Region, day: float) -> Floats:
 def _clouds(
     rng: np.random.Generator, shape: tuple[int, int], cover: float
 ) -> tuple[Floats, Floats]:
-    """Opacity of the clouds and of their shadows, 0 to 1, each of shape (H, W)."""
+    """Draw the opacity of clouds and of their shadows, 0 to 1, each of shape (H, W)."""
     if cover <= 0:
         return np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     field = smooth_noise(rng, shape, min(shape) / 4, 2.2)
@@ -122,25 +122,25 @@ def _clouds(
 def sentinel2(
     rng: np.random.Generator, landscape: Landscape, region: Region, day: float, cover: float
 ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.bool_]]:
-    """Sentinel-2 image of a landscape.
+    """Simulate a Sentinel-2 image of a landscape.
 
     Args:
         rng: Source of randomness.
-        landscape: The ground.
+        landscape: The landscape.
         region: Properties of the region.
         day: Day of the year.
-        cover: Fraction of the sky that clouds cover, 0 to 1.
+        cover: Cloud-covered fraction, 0 to 1.
 
     Returns:
-        Level-1C digital numbers, uint16 of shape (13, H, W), and where clouds hide the ground,
-        of shape (H, W).
+        Level-1C digital numbers, uint16 of shape (13, H, W), and a cloud mask, bool of shape (H,
+        W).
     """
     # Only what generates samples needs it.
     from scipy.ndimage import uniform_filter
 
     shape = landscape.unit.shape
     image = _reflectance(landscape, region, day)
-    # The sun stands in the south, lower in winter, and lights slopes that face it.
+    # The sun is in the south, lower in winter, and illuminates slopes that face it.
     winter = -np.cos(2 * np.pi * (day - 172) / 365.25)
     light = 1 + landscape.brightness + 0.03 * (1.5 + winter) * landscape.slope
     gain = rng.uniform(0.87, 1.13)
@@ -154,9 +154,9 @@ def sentinel2(
         pixels += haze[band] if band != _CIRRUS else 0
         pixels += opacity * (_CLOUD[band] * top - pixels)
         if size > 10:
-            # An odd width, so that no band is shifted against the others.
+            # The width must be odd, or the band would be shifted against the others.
             uniform_filter(pixels, size // 10 | 1, output=pixels, mode='nearest')
         pixels *= 1 + 0.012 * rng.standard_normal(shape, np.float32)
         pixels += 4 * rng.standard_normal(shape, np.float32)
-    # Level-1C keeps 1 for the darkest ground: 0 would say that nothing was measured.
+    # The darkest value of Level-1C is 1, as 0 is nodata.
     return np.clip(np.rint(image), 1, 65535).astype(np.uint16), opacity > 0.3

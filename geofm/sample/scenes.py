@@ -1,4 +1,4 @@
-"""Sample data as an archive of scenes: not in the layout of SEN12MS-CR-TS, and with elevation."""
+"""Sample data as an archive of scenes with elevation, not in the layout of SEN12MS-CR-TS."""
 
 import datetime
 import json
@@ -35,13 +35,14 @@ from geofm.sample.scene import NATIVE_PIXEL_SIZES, draw_region, sentinel1, senti
 from geofm.sen12ms import Roi, region_of
 from geofm.sensors import SENSORS
 
-#: One file per scene, or one file per band at the band's own pixel size.
+#: One file per scene, or one file per band at the native pixel size of the band.
 SceneFiles = Literal['scene', 'band']
 
-#: Pixel size of the elevation model in units of Sentinel-2's 10 m.
+#: Pixel size of the elevation model in multiples of 10 m.
 _DEM_FACTOR = 3
 
-#: All pixel sizes divide a scene into whole pixels if its side is a multiple of this.
+#: The side of a scene must be a multiple of this, so that it is a whole number of pixels of every
+#: size.
 _STEP = 6
 
 _FORMAT = 2
@@ -59,10 +60,10 @@ points.geojson           {points} points with the class of their pixel
 stac.json                STAC items of the scenes of both sensors, if they have one file each
 """
 
-#: Points of known land cover, of all places together.
+#: Total number of points with known land cover.
 _POINTS = 200
 
-#: What STAC items say of a sensor.
+#: Properties of the STAC items of each sensor.
 _STAC_PROPERTIES = {
     's1': {'constellation': 'sentinel-1', 'sar:product_type': 'GRD'},
     's2': {'constellation': 'sentinel-2', 'processing:level': 'L1C'},
@@ -77,25 +78,25 @@ def write_sample_scenes(
     size: int = 480,
     seed: int = 0,
 ) -> Path:
-    """Write generated scenes of Sentinel-1 and Sentinel-2, an elevation model and land cover.
+    """Write generated scenes of Sentinel-1 and Sentinel-2, elevation and land cover.
 
-    The landscapes are those of :func:`~geofm.datasets.write_sample_data`, as one folder per place
-    and in the place's UTM zone. The same arguments give the same bytes.
+    The landscapes are those of :func:`~geofm.datasets.write_sample_data`, in one folder per place
+    and in the UTM zone of the place. The same arguments give identical files.
 
     Args:
-        dest: Folder to write. If it holds the same data already, nothing is written.
-        files: 'scene': all bands of a scene in one file, on one grid; 'band': one file per band,
-            those of Sentinel-2 with pixels of 10, 20 or 60 m.
-        rois: Regions of interest, of those on the official list of SEN12MS-CR-TS.
-        dates: Number of dates of each sensor and place, 1 to 30.
+        dest: Folder to write. If it already holds the same data, nothing is written.
+        files: 'scene' for one file with all bands of a scene on one grid; 'band' for one file per
+            band, with pixels of 10, 20 or 60 m for Sentinel-2.
+        rois: Regions of interest from the official list of SEN12MS-CR-TS.
+        dates: Number of dates per sensor and place, 1 to 30.
         size: Height and width of a scene in pixels of 10 m, a multiple of 6.
-        seed: Seed of all that is random.
+        seed: Random seed.
 
     Returns:
         The folder.
 
     Raises:
-        ValueError: If an argument is out of range, or *dest* holds anything else.
+        ValueError: If an argument is out of range, or *dest* has other content.
     """
     if size < _STEP * 8 or size % _STEP:
         raise ValueError(f'size must be a multiple of {_STEP}, {_STEP * 8} or more, not {size}')
@@ -164,7 +165,7 @@ def _write_place(root: Path, roi: Roi, files: SceneFiles, dates: int, size: int,
 
 
 def _write_points(root: Path, seed: int) -> None:
-    """Write points of known land cover, spread over the places, as GeoJSON."""
+    """Write points of known land cover in all places as GeoJSON."""
     rng = np.random.default_rng([seed, _POINTS])
     files = sorted(root.glob('*/land_cover.tif'))
     features = []
@@ -208,7 +209,7 @@ def _write_stac(root: Path) -> None:
 
 
 def _utm_grid(roi: Roi, size: int) -> Grid:
-    """Grid of a place: pixels of 10 m in the UTM zone of its north-west corner."""
+    """Return the grid of a place: pixels of 10 m in the UTM zone of its north-west corner."""
     corner = patches_of(roi, 1, 1)[0].grid.transform
     zone = int((corner.c + 180) // 6) + 1
     crs = CRS.from_epsg(32600 + zone)
@@ -218,13 +219,13 @@ def _utm_grid(roi: Roi, size: int) -> Grid:
 
 
 def _coarser_grid(grid: Grid, factor: int) -> Grid:
-    """The same ground in larger pixels."""
+    """Return a grid of the same ground with larger pixels."""
     transform = grid.transform @ Affine.scale(factor)
     return Grid(grid.crs, transform, grid.height // factor, grid.width // factor)
 
 
 def _coarser(image: npt.NDArray[Any], factor: int) -> npt.NDArray[Any]:
-    """Means of blocks of pixels, in the type of the image."""
+    """Average blocks of pixels, and keep the data type."""
     if factor == 1:
         return image
     height, width = (side // factor for side in image.shape)

@@ -1,17 +1,17 @@
-"""What the generated ground is made of: spectra, seasons and backscatter.
+"""Spectra, seasons and backscatter of the surfaces of the generated landscapes.
 
-The numbers are of realistic size, and nothing more than that. Spectra are Sentinel-2 Level-1C
-digital numbers (top-of-atmosphere reflectance x 10,000) of the order of the class means of EuroSAT
-(Helber et al., 2019, https://doi.org/10.1109/JSTARS.2019.2918242). Seasons of the crops, and how
-their backscatter follows them, are modelled after the Sentinel-1 and Sentinel-2 profiles of Veloso
-et al. (2017, https://doi.org/10.1016/j.rse.2017.07.015); the bright double bounce of vegetation
-that stands in water after Tsyganskaya et al. (2018, https://doi.org/10.1080/01431161.2017.1420938).
+The numbers are realistic in magnitude only. Spectra are Sentinel-2 Level-1C digital numbers
+(top-of-atmosphere reflectance x 10,000) similar to the class means of EuroSAT (Helber et al., 2019,
+https://doi.org/10.1109/JSTARS.2019.2918242). The seasons of crops and their backscatter are
+modelled after the Sentinel-1 and Sentinel-2 profiles of Veloso et al. (2017,
+https://doi.org/10.1016/j.rse.2017.07.015), and the bright double bounce of flooded vegetation after
+Tsyganskaya et al. (2018, https://doi.org/10.1080/01431161.2017.1420938).
 
-Some pairs are alike to one sensor on purpose, so that a model gains from having both:
+Some surfaces look alike to one of the sensors on purpose, so that a model benefits from using both:
 
-- Sentinel-2 sees marsh like meadow, swamp forest like broad-leaved forest, and rock like the
-  average of a town; Sentinel-1 tells each pair apart by its double bounce.
-- Sentinel-1 sees sand like water, and grassland like crops; their spectra differ.
+- For Sentinel-2, marsh looks like meadow, swamp forest like broad-leaved forest, and rock like the
+  average of a town. Sentinel-1 distinguishes each pair by the double bounce.
+- For Sentinel-1, sand looks like water, and grassland like crops. Their spectra differ.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ _MATERIALS: dict[str, tuple[int, ...]] = {
     'sand': (1700, 1640, 1780, 2020, 2220, 2400, 2500, 2550, 2720, 850, 14, 3150, 2700),
 }
 
-# Green fraction over the days of the year, linear between the points and periodic.
+# Green fraction by day of the year, interpolated linearly and periodically.
 _SEASONS: dict[str, tuple[tuple[int, float], ...]] = {
     'none': ((1, 0.0),),
     'evergreen': ((1, 0.92), (170, 1.0), (300, 0.95)),
@@ -55,21 +55,21 @@ _SEASONS: dict[str, tuple[tuple[int, float], ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Surface:
-    """A kind of ground.
+    """Type of surface.
 
     Attributes:
-        name: Name for people.
+        name: Name of the surface.
         land_cover: Name of the land-cover class it belongs to.
-        background: Material that shows where nothing is green.
-        green: Material of its vegetation.
-        season: How much of it is green over the year.
-        vv: Backscatter VV in dB where nothing is green.
-        vh: Backscatter VH in dB where nothing is green.
-        growth: What full vegetation adds to VV and to VH, in dB.
-        moisture: Fraction of the change by soil moisture that it shows.
-        grain: Standard deviation of its brightness from pixel to pixel, relative.
-        mottle: Standard deviation of its green fraction over some hundred metres.
-        roughness: Standard deviation of its backscatter from place to place, in dB.
+        background: Material without vegetation.
+        green: Material of the vegetation.
+        season: Key of the green fraction over the year.
+        vv: VV backscatter in dB without vegetation.
+        vh: VH backscatter in dB without vegetation.
+        growth: Increase of VV and VH with full vegetation, in dB.
+        moisture: Sensitivity to soil moisture, 0 to 1.
+        grain: Relative standard deviation of the brightness between pixels.
+        mottle: Standard deviation of the green fraction over a few hundred metres.
+        roughness: Standard deviation of the backscatter in space, in dB.
     """
 
     name: str
@@ -117,45 +117,45 @@ SURFACES: tuple[Surface, ...] = (
             roughness=0.8),
 )  # fmt: skip
 
-#: Days of the year on which rapeseed flowers, and turns yellow.
+#: First and last day of the year on which rapeseed flowers, which turns it yellow.
 FLOWERING = (110, 140)
 
 
 def surface_index(name: str) -> int:
-    """Position of a surface in `SURFACES`.
+    """Return the index of a surface in `SURFACES`.
 
     Args:
         name: Name of the surface.
 
     Returns:
-        Its position.
+        Its index.
     """
     return [surface.name for surface in SURFACES].index(name)
 
 
 def surface_classes() -> npt.NDArray[np.uint8]:
-    """Land-cover class of every surface.
+    """Return the land-cover class of every surface.
 
     Returns:
-        Class values, one for each of `SURFACES`.
+        Class values, one per entry of `SURFACES`.
     """
     return np.array([class_value(surface.land_cover) for surface in SURFACES], np.uint8)
 
 
 def surface_values(attribute: str) -> Floats:
-    """One number of every surface.
+    """Return a numeric attribute of every surface.
 
     Args:
         attribute: Name of a numeric attribute of `Surface`.
 
     Returns:
-        Array with one entry for each of `SURFACES`; a pair gives a second axis.
+        Array with one entry per entry of `SURFACES`; attributes that are pairs add a second axis.
     """
     return np.array([getattr(surface, attribute) for surface in SURFACES], np.float32)
 
 
 def spectra(day: float) -> tuple[Floats, Floats]:
-    """Spectra between which a surface changes with its green fraction.
+    """Return the spectra of every surface without and with vegetation.
 
     Args:
         day: Day of the year, 1 to 366.
@@ -172,11 +172,11 @@ def spectra(day: float) -> tuple[Floats, Floats]:
 
 
 def green_fraction(surface: npt.NDArray[np.integer], day: npt.NDArray[np.floating]) -> Floats:
-    """Fraction of the ground that vegetation covers.
+    """Return the fraction of the ground that is covered by vegetation.
 
     Args:
-        surface: Positions in `SURFACES`.
-        day: Day of the year for each of them; it may lie beyond the year.
+        surface: Indices into `SURFACES`.
+        day: Day of the year for each of them. Days beyond a year wrap around.
 
     Returns:
         Fractions, 0 to 1, of the same shape.

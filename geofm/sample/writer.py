@@ -1,4 +1,4 @@
-"""Writing generated sample data as a tree of files laid out like SEN12MS-CR-TS."""
+"""Write generated sample data in the layout of SEN12MS-CR-TS."""
 
 import csv
 import math
@@ -28,7 +28,7 @@ from geofm.sen12ms import PairKey, Roi, SceneName, region_of
 SCENES = 'scenes.csv'
 SCENE_COLUMNS = ('season', 'roi', 'patch', 'time_step', 's1_date', 's2_date', 'cloud_cover')
 
-# Counts up whenever the same arguments give other files.
+# Must be incremented whenever the same arguments give different files.
 _FORMAT = 1
 _MAX_TIME_STEPS = 30
 _MIN_SIZE = 16
@@ -52,16 +52,16 @@ sample.json                            what the set was made with, and the size 
 
 @dataclass(frozen=True)
 class SampleDataSummary:
-    """What `write_sample_data` wrote, or found.
+    """Summary of the data that `write_sample_data` wrote or found.
 
     Attributes:
         path: Folder of the data.
         rois: Number of regions of interest.
-        patches: Number of patches, over all regions.
+        patches: Number of patches in all regions.
         pairs: Number of S1 and S2 pairs.
         files: Number of files.
         size: Size of all files in bytes.
-        reused: Whether the data were there already.
+        reused: Whether the data already existed.
     """
 
     path: Path
@@ -83,26 +83,25 @@ def write_sample_data(
 ) -> SampleDataSummary:
     """Write generated data in the layout of SEN12MS-CR-TS, with land-cover maps.
 
-    The ground of each region is a made-up landscape, seen by both sensors on made-up dates of
-    2018. The same arguments give the same bytes, and a region is the same whatever other
-    regions are written. The folder appears at once when all is written; an interrupted run
-    leaves none.
+    Each region is a generated landscape, with images of both sensors on random dates of 2018. The
+    same arguments give identical files, and a region does not depend on the other regions that are
+    written. The folder is written atomically: an interrupted run leaves nothing.
 
     Args:
-        dest: Folder to write. If it holds the same data already, nothing is written.
-        rois: Regions of interest, of those on the official list.
-        patches_per_roi: Patches of a region, 1 to 400, in a block as square as can be. They are
-            numbered as in the real data: 20 to a row.
-        time_steps: Time steps of each patch, 1 to 30.
-        size: Height and width of a patch in pixels. The real data have 256.
-        seed: Seed of all that is random.
+        dest: Folder to write. If it already holds the same data, nothing is written.
+        rois: Regions of interest from the official list.
+        patches_per_roi: Number of patches per region, 1 to 400, in an approximately square block.
+            They are numbered as in the published data, with 20 per row.
+        time_steps: Number of time steps per patch, 1 to 30.
+        size: Height and width of a patch in pixels. It is 256 in the published data.
+        seed: Random seed.
 
     Returns:
-        What the folder holds.
+        Summary of the data in the folder.
 
     Raises:
-        ValueError: If an argument is out of range, or *dest* is a file or a folder that holds
-            anything else.
+        ValueError: If an argument is out of range, or *dest* is a file or a folder with other
+            content.
     """
     _check(rois, patches_per_roi, time_steps, size, seed)
     dest = Path(dest)
@@ -126,7 +125,7 @@ def write_sample_data(
 
 
 def land_cover_path(root: Path, roi: Roi, patch: int) -> Path:
-    """Where the land-cover map of a patch lies.
+    """Return the path of the land-cover map of a patch.
 
     Args:
         root: Folder of the data.
@@ -186,7 +185,7 @@ def _write_source(root: Path, made_with: dict[str, Any]) -> None:
 def _write_tree(
     root: Path, rois: Sequence[Roi], patches_per_roi: int, time_steps: int, size: int, seed: int
 ) -> Iterator[None]:
-    """Write all files but the manifest, and yield after each time step of a region."""
+    """Write all files except the manifest; yield after each time step of a region."""
     with (root / SCENES).open('w', newline='') as file:
         scenes = csv.writer(file, lineterminator='\n')
         scenes.writerow(SCENE_COLUMNS)
@@ -199,7 +198,7 @@ def _write_tree(
 def _write_roi(
     root: Path, roi: Roi, patches_per_roi: int, time_steps: int, size: int, seed: int
 ) -> Iterator[list[tuple[object, ...]]]:
-    """Write the files of a region, and yield the rows of `SCENES` of each time step."""
+    """Write the files of a region; yield the rows of `SCENES` of each time step."""
     patches = patches_of(roi, patches_per_roi, size)
     shape = max(p.rows.stop for p in patches), max(p.cols.stop for p in patches)
     landscape = draw_landscape(randomness(seed, roi, 0), shape)

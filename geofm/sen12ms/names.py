@@ -10,10 +10,10 @@ from typing import NamedTuple, Self
 #: Pixel size of SEN12MS-CR-TS in degrees, along both axes.
 PIXEL_SIZE = 8.983152841195215e-05
 
-#: Time step that stands for each sky in the index.
+#: Value of 'time_step' in the index of SEN12MS-CR for clear and cloudy images.
 TIME_STEP = {'clear': 0, 'cloudy': 1}
 
-#: Largest number in a file name. Names with larger numbers are not of these data sets.
+#: Largest number that is accepted in a file name.
 LARGEST_NUMBER = 2**31 - 1
 
 _SCENE_NAME = re.compile(
@@ -24,13 +24,13 @@ _SCENE_NAME = re.compile(
 
 
 class PairKey(NamedTuple):
-    """What the S1 and the S2 file of a pair have in common; keys sort as the pairs do.
+    """What the S1 and the S2 file of a pair have in common. Keys sort like the pairs.
 
     Attributes:
         season: Season folder, e.g. ``'ROIs2017'``.
         roi: Number of the ROI.
         patch: Number of the patch in the ROI.
-        time_step: Number of the time step, 0 to 29 in the real data set.
+        time_step: Number of the time step, 0 to 29 in the published data set.
     """
 
     season: str
@@ -41,7 +41,7 @@ class PairKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SceneName:
-    """What the name of a file says.
+    """Content of a file name of SEN12MS-CR-TS.
 
     Attributes:
         sensor: ``'s1'`` or ``'s2'``.
@@ -55,13 +55,13 @@ class SceneName:
 
     @classmethod
     def parse(cls, path: str | os.PathLike[str]) -> Self | None:
-        """Read a file's name; its folders say nothing that the name does not.
+        """Parse a file name. Folders are ignored.
 
         Args:
             path: Path of the file.
 
         Returns:
-            What the name says, or None if it is not the name of an S1 or S2 patch.
+            Content of the name, or None if it is not the name of an S1 or S2 patch.
         """
         match = _SCENE_NAME.fullmatch(PurePath(path).name)
         if match is None:
@@ -77,13 +77,13 @@ class SceneName:
 
     @property
     def filename(self) -> str:
-        """The name itself, e.g. ``s1_ROIs2017_32_ImgNo_4_2018-02-28_patch_12.tif``."""
+        """File name, e.g. ``s1_ROIs2017_32_ImgNo_4_2018-02-28_patch_12.tif``."""
         season, roi, patch, time_step = self.key
         return f'{self.sensor}_{season}_{roi}_ImgNo_{time_step}_{self.date}_patch_{patch}.tif'
 
     @property
     def folder(self) -> str:
-        """Folder of the file below the root of the tree, e.g. ``ROIs2017/32/S1/4``."""
+        """Folder of the file below the root of the data set, e.g. ``ROIs2017/32/S1/4``."""
         season, roi, _, time_step = self.key
         return f'{season}/{roi}/{self.sensor.upper()}/{time_step}'
 
@@ -96,7 +96,7 @@ _FILE_NAME = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class PatchName:
-    """What the name of a file of SEN12MS-CR says.
+    """Content of a file name of SEN12MS-CR.
 
     Attributes:
         season: Seed and season, e.g. ``'ROIs1868_summer'``.
@@ -112,13 +112,13 @@ class PatchName:
 
     @classmethod
     def parse(cls, path: str | os.PathLike[str]) -> Self | None:
-        """Read a file's name; its folders say nothing that the name does not.
+        """Parse a file name. Folders are ignored.
 
         Args:
             path: Path of the file.
 
         Returns:
-            What the name says, or None if it is not the name of an S1 or S2 patch.
+            Content of the name, or None if it is not the name of an S1 or S2 patch.
         """
         match = _FILE_NAME.fullmatch(PurePath(path).name)
         if match is None:
@@ -130,10 +130,10 @@ class PatchName:
 
     @property
     def filename(self) -> str:
-        """The name itself, e.g. ``ROIs1868_summer_s1_19_p30.tif``."""
+        """File name, e.g. ``ROIs1868_summer_s1_19_p30.tif``."""
         return f'{self.season}_{self.kind}_{self.roi}_p{self.patch}.tif'
 
     @property
     def folder(self) -> str:
-        """Folder of the file below the root of the tree, e.g. ``ROIs1868_summer_s1/s1_19``."""
+        """Folder below the root of the data set, e.g. ``ROIs1868_summer_s1/s1_19``."""
         return f'{self.season}_{self.kind}/{self.kind}_{self.roi}'

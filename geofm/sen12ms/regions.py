@@ -1,20 +1,13 @@
-"""The regions of interest (ROIs) of SEN12MS-CR-TS, its official splits and its world regions.
+"""Regions of interest (ROIs), official splits and world regions of the data sets.
 
-The lists are those published with the data set's own loader (Ebel et al., "SEN12MS-CR-TS: A
-Remote Sensing Data Set for Multi-modal Multi-temporal Cloud Removal", IEEE TGRS 2022,
-github.com/PatrickTUM/SEN12MS-CR-TS). A ROI belongs to one split, so that no ground is both trained
-and tested on.
+The lists are those published with the authors' loader (Ebel et al., "SEN12MS-CR-TS: A Remote
+Sensing Data Set for Multi-modal Multi-temporal Cloud Removal", IEEE TGRS 2022,
+github.com/PatrickTUM/SEN12MS-CR-TS). Each ROI belongs to one split, so that training and test areas
+are disjoint.
 """
-
-from typing import Literal, get_args
 
 #: A ROI: season folder and number, as in ``('ROIs2017', 32)``.
 type Roi = tuple[str, int]
-
-#: Names of the splits; ``'all'`` is every ROI.
-Split = Literal['train', 'val', 'test', 'all']
-
-SPLITS: tuple[str, ...] = get_args(Split)
 
 #: Numbers of the ROIs of each season.
 ROIS: dict[str, tuple[int, ...]] = {
@@ -46,12 +39,12 @@ ROIS: dict[str, tuple[int, ...]] = {
     'ROIs2017': (8, 22, 25, 32, 49, 61, 63, 69, 75, 103, 108, 115, 116, 117, 130, 140, 146),
 }
 
-#: ROIs of the official val split.
+#: ROIs of the official val split of SEN12MS-CR-TS.
 VAL_ROIS: frozenset[Roi] = frozenset(
     {('ROIs1868', 17), ('ROIs1868', 127), ('ROIs1970', 65), ('ROIs2017', 22), ('ROIs2017', 117)}
 )
 
-#: ROIs of the official test split.
+#: ROIs of the official test split of SEN12MS-CR-TS.
 TEST_ROIS: frozenset[Roi] = frozenset(
     {
         ('ROIs1158', 106),
@@ -70,9 +63,9 @@ TEST_ROIS: frozenset[Roi] = frozenset(
     }
 )
 
-# The published train list of asiaWest names ROIs1970/115 and ROIs1970/130, which do not exist;
-# ROIs2017/115 and ROIs2017/130 do, and are what is meant.
-#: World region of every ROI; spelt as published.
+# The published train list of asiaWest names ROIs1970/115 and ROIs1970/130, which do not exist.
+# ROIs2017/115 and ROIs2017/130 exist and are used instead.
+#: World region of every ROI, with the published spelling.
 REGIONS: dict[str, frozenset[Roi]] = {
     'africa': frozenset(
         {
@@ -151,15 +144,15 @@ REGIONS: dict[str, frozenset[Roi]] = {
 
 
 def split_of(season: str, roi: int) -> str:
-    """Split that a ROI belongs to.
+    """Return the split of a ROI of SEN12MS-CR-TS.
 
     Args:
         season: Season folder, e.g. ``'ROIs2017'``.
         roi: Number of the ROI.
 
     Returns:
-        ``'val'`` or ``'test'`` for the ROIs of the official lists and ``'train'`` for all others,
-        those of one's own data included.
+        ``'val'`` or ``'test'`` for the ROIs of the official lists, and ``'train'`` for all other
+        ROIs, including those of other data.
     """
     if (season, roi) in VAL_ROIS:
         return 'val'
@@ -167,7 +160,7 @@ def split_of(season: str, roi: int) -> str:
 
 
 def region_of(season: str, roi: int) -> str | None:
-    """World region that a ROI lies in.
+    """Return the world region of a ROI.
 
     Args:
         season: Season folder, e.g. ``'ROIs2017'``.
@@ -179,7 +172,7 @@ def region_of(season: str, roi: int) -> str | None:
     return next((name for name, rois in REGIONS.items() if (season, roi) in rois), None)
 
 
-#: ROIs of the official val split, by season and number.
+#: ROIs of the official val split of SEN12MS-CR, by season and number.
 SEN12MSCR_VAL_ROIS: frozenset[Roi] = frozenset(
     {
         ('ROIs1158', 17),
@@ -195,7 +188,7 @@ SEN12MSCR_VAL_ROIS: frozenset[Roi] = frozenset(
     }
 )
 
-#: ROIs of the official test split.
+#: ROIs of the official test split of SEN12MS-CR.
 SEN12MSCR_TEST_ROIS: frozenset[Roi] = frozenset(
     {
         ('ROIs1158', 31),
@@ -213,11 +206,11 @@ SEN12MSCR_TEST_ROIS: frozenset[Roi] = frozenset(
 
 
 def sen12mscr_split_of(season: str, roi: int) -> str:
-    """Split that a ROI of SEN12MS-CR belongs to.
+    """Return the split of a ROI of SEN12MS-CR.
 
-    SEN12MS-CR-TS shows some of the same ROIs. Those that it holds out and that are on no list of
-    SEN12MS-CR (ROIs1868/100 is one, as the authors say) are held out here too, so that a model
-    trained on one set can be tested on the other.
+    SEN12MS-CR and SEN12MS-CR-TS share some ROIs. ROIs that SEN12MS-CR-TS holds out and that are on
+    no list of SEN12MS-CR (the authors name ROIs1868/100) are held out here too, so that a model
+    trained on one data set can be tested on the other.
 
     Args:
         season: Seed and season, e.g. ``'ROIs1868_summer'``.

@@ -187,9 +187,9 @@ def test_too_few_labels_are_left_out(folder: Path) -> None:
 def test_errors(folder: Path) -> None:
     with pytest.raises(LabelError, match="give 'path'"):
         archive(folder, {'file': 'x.gpkg'})
-    with pytest.raises(LabelError, match='no file fits'):
+    with pytest.raises(LabelError, match='no file matches'):
         archive(folder, {'path': str(folder / '*.png')})
-    with pytest.raises(LabelError, match='say which classes'):
+    with pytest.raises(LabelError, match='need the argument classes'):
         archive(folder, 'dem.elevation')
     with pytest.raises(LabelError, match='columns are kind, height'):
         archive(folder, fields(folder, 'crop'))
@@ -201,7 +201,7 @@ def test_errors(folder: Path) -> None:
     feature = {'type': 'Feature', 'properties': {'class': 'a'}, 'geometry': away}
     file = folder / 'away.geojson'
     file.write_text(json.dumps({'type': 'FeatureCollection', 'features': [feature]}))
-    with pytest.raises(ValueError, match='Check that the labels lie on the scenes'):
+    with pytest.raises(ValueError, match='Check that labels and scenes overlap'):
         archive(folder, {'path': str(file)})
 
 

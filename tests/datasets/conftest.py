@@ -11,7 +11,7 @@ STEP = SIZE * PIXEL_SIZE
 
 @pytest.fixture(scope='session')
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four ROIs in three CRSs: 2 x 2 patches x 2 dates (train, EPSG:4326), and UTM patches."""
+    """Four ROIs in three CRSs: 2 x 2 patches x 2 dates in EPSG:4326 (train), and UTM patches."""
     root = tmp_path_factory.mktemp('crts')
     for patch in range(4):
         grid = grid_at(4326, 11.98 + patch % 2 * STEP, 47.5 - patch // 2 * STEP)

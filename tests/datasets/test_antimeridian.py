@@ -1,4 +1,4 @@
-"""Pairs on both sides of 180 degrees: index, catalogue and queries."""
+"""Pairs on both sides of the antimeridian: index, catalogue and queries."""
 
 import json
 from datetime import date
@@ -16,7 +16,7 @@ from geofm.datasets.catalogue.catalogue import CATALOGUE_NAME
 from geofm.sen12ms import PairKey
 from tests.datasets.tree import SIZE, grid_at, write_pair
 
-#: Upper left corner of each pair: on the line, just west, just east, and on the other side.
+#: Upper left corner of each pair: on the antimeridian, just west, just east, and on the other side.
 PLACES = {
     'across': (32760, 820_130.0),
     'west': (32760, 819_000.0),
@@ -31,7 +31,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> SEN12MSCRTS:
     root = tmp_path_factory.mktemp('fiji')
     for number, (epsg, x) in enumerate(PLACES.values()):
         y = LATITUDE if epsg == 4326 else 8_173_373.0
-        # Each at a ROI of the training split of its own.
+        # Each pair is in another ROI of the training split.
         key = PairKey('ROIs1868', (36, 56, 85, 114)[number], 0, 0)
         write_pair(root, key, grid_at(epsg, x, y), date(2018, 2, 28), date(2018, 2, 24))
     return SEN12MSCRTS(root, split='all')
@@ -41,7 +41,7 @@ def roi(dataset: SEN12MSCRTS, number: int) -> str:
     return dict(zip((36, 56, 85, 114), PLACES, strict=True))[int(dataset.index.iloc[number].roi)]
 
 
-def test_no_outline_goes_around_the_globe(dataset: SEN12MSCRTS) -> None:
+def test_outlines_do_not_span_the_globe(dataset: SEN12MSCRTS) -> None:
     bounds = dataset.index.bounds
     assert (bounds.maxx - bounds.minx).max() < 0.01
     assert (bounds.maxx > 180).sum() == 1
@@ -58,7 +58,7 @@ def test_each_row_gives_its_own_pair(dataset: SEN12MSCRTS) -> None:
         for shift in (360, -360):
             again = dataset[left + shift : right + shift, bottom:top]
             assert again['index'] == number
-        # West greater than east, as RFC 7946 has it.
+        # West is greater than east, as in RFC 7946.
         again = dataset[left : right - 360, bottom:top]
         assert again['index'] == number
         assert again['image'].shape[-2:] == (SIZE, SIZE)
@@ -75,13 +75,13 @@ def test_each_row_gives_its_own_pair(dataset: SEN12MSCRTS) -> None:
         (11.9, 12.1, 'africa'),
     ],
 )
-def test_a_query_finds_what_lies_there(
+def test_a_query_finds_the_pairs_at_its_location(
     dataset: SEN12MSCRTS, west: float, east: float, expected: str
 ) -> None:
     assert roi(dataset, int(dataset[west:east, -17.0:-16.0]['index'])) == expected
 
 
-def test_a_query_where_nothing_lies_finds_nothing(dataset: SEN12MSCRTS) -> None:
+def test_a_query_without_pairs_finds_nothing(dataset: SEN12MSCRTS) -> None:
     for west, east in ((100.0, 170.0), (-170.0, 5.0), (170.0, 175.0), (-175.0, -170.0)):
         with pytest.raises(IndexError, match='not found'):
             dataset[west:east, -17.0:-16.0]

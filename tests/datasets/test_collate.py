@@ -19,7 +19,7 @@ def make_sample(height: int, width: int, *keys: str) -> dict[str, Tensor]:
     return {key: sample[key] for key in keys or sample}
 
 
-def test_equal_sizes_are_stacked_as_they_are() -> None:
+def test_samples_of_equal_size_are_stacked_without_padding() -> None:
     samples = [make_sample(4, 5) for _ in range(3)]
     batch, expected = pad_and_stack(samples), stack_samples(samples)
     assert batch.keys() == expected.keys()
@@ -31,7 +31,7 @@ sizes = st.tuples(st.integers(1, 9), st.integers(1, 9))
 
 
 @given(st.lists(sizes, min_size=1, max_size=4))
-def test_pixels_keep_value_and_place_and_the_rest_is_invalid(shapes: list[tuple[int, int]]) -> None:
+def test_padding_is_invalid_and_pixels_keep_their_position(shapes: list[tuple[int, int]]) -> None:
     samples = [make_sample(*shape) for shape in shapes]
     batch = pad_and_stack(samples)
     rows, cols = (max(lengths) for lengths in zip(*shapes, strict=True))

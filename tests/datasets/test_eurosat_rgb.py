@@ -17,7 +17,7 @@ from geofm.datasets.eurosat_rgb import cells_of_split
 
 
 def write(root: Path, patches: int = 40) -> None:
-    """Patches of one colour each, two to a cell."""
+    """Patches of one colour each, two per cell."""
     rng = np.random.default_rng(0)
     with zipfile.ZipFile(root / 'eurosat_rgb.zip', 'w') as archive:
         rows = []
@@ -58,7 +58,7 @@ def test_samples_are_dn_by_band(tmp_path: Path) -> None:
     assert latitude == number // 2 - 3
     sample = dataset[3]
     assert sample['image'].shape == (3, 64, 64)
-    # B04, B03, B02; JPEG is exact to two levels.
+    # B04, B03, B02. JPEG is accurate to two levels.
     expected = torch.tensor([200.0, number, 20.0]) * 2750 / 255
     assert (sample['image'].mean(dim=(1, 2)) - expected).abs().max() < 2 * 2750 / 255
     assert dataset.classes[int(sample['label'])] == label
@@ -80,7 +80,7 @@ def test_splits_part_the_cells(cells: set[tuple[int, int]], seed: int) -> None:
     assert all(parts)
 
 
-def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError):
         EuroSATRGB(tmp_path)
     write(tmp_path)
@@ -90,5 +90,5 @@ def test_what_is_missing_or_broken_is_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r'eurosat_rgb\.zip: cannot be read'):
         EuroSATRGB(tmp_path)
     (tmp_path / 'latlon.csv').write_text('path,label\na,b\n')
-    with pytest.raises(ValueError, match=r'latlon\.csv: needs the columns'):
+    with pytest.raises(ValueError, match=r'latlon\.csv: must have the columns'):
         EuroSATRGB(tmp_path)

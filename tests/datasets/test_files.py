@@ -13,7 +13,7 @@ from geofm.sensors import BANDS
 
 
 class Listed(Dataset[Sample]):
-    """Samples that are the number of their file."""
+    """Dataset whose samples are the number of their file."""
 
     def __init__(self, files: list[object]) -> None:
         self.files = files
@@ -73,7 +73,7 @@ def test_any_data_set_that_lists_its_files() -> None:
     part = NamedBands(Subset(listed, [3, 0]), BANDS)
     assert part[1]['index'] == 1
     assert names(part.files_of(1)) == ['a.tif']
-    # A list that is not one of samples says nothing.
+    # A list of another length than the dataset is ignored.
     assert files_of(Listed(['archive.zip']), 0) == []
     assert files_of(torch.utils.data.TensorDataset(torch.zeros(3)), 0) == []
 

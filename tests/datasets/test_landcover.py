@@ -20,8 +20,8 @@ from torchgeo.datasets import stack_samples
 
 from geofm.datasets.landcover import SampleLandCover, window_labels
 from geofm.datasets.sen12mscrts import SEN12MSCRTS
+from geofm.datasets.splitting import Split
 from geofm.sample import DEFAULT_ROIS, LAND_COVER, write_sample_data
-from geofm.sen12ms import Split
 from geofm.sensors import BANDS
 
 WINDOW = 16
@@ -37,7 +37,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_root(tmp_path: Path) -> Path:
-    """A small set to damage."""
+    """A small data set that the test may damage."""
     rois = DEFAULT_ROIS[:1]
     return write_sample_data(tmp_path / 'data', rois, 2, 2, size=32).path
 
@@ -156,7 +156,7 @@ def features(root: Path) -> dict[str, tuple[Array, Array]]:
     [KNeighborsClassifier(5), LogisticRegression(max_iter=2000)],
     ids=['5-NN', 'logistic regression'],
 )
-def test_each_sensor_tells_something_that_the_other_does_not(
+def test_each_sensor_has_information_of_its_own(
     features: dict[str, tuple[Array, Array]], classifier: Any
 ) -> None:
     x, y = features['train']
@@ -188,7 +188,7 @@ def test_plot_names_classes_and_gives_them_their_colours(root: Path) -> None:
 
 
 @pytest.mark.parametrize('damage', ['missing', 'moved', 'resized', 'value'])
-def test_a_map_that_does_not_fit_is_named(own_root: Path, damage: str) -> None:
+def test_a_map_that_does_not_match_is_named(own_root: Path, damage: str) -> None:
     path = next(own_root.rglob('LC/*patch_1.tif'))
     if damage == 'missing':
         path.unlink()
@@ -203,7 +203,7 @@ def test_a_map_that_does_not_fit_is_named(own_root: Path, damage: str) -> None:
         with rasterio.open(path, 'w', **profile) as dst:
             dst.write(pixels)
     message = {
-        'missing': r'no land-cover map.*geofm sample-data',
+        'missing': r'land-cover map not found.*geofm sample-data',
         'moved': 'not on the pixel grid of .*s2_',
         'resized': 'not on the pixel grid of .*s2_',
         'value': 'value 99',

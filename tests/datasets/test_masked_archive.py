@@ -1,4 +1,4 @@
-"""A table of rasters of which one band is the target."""
+"""A table of rasters with a band that is the target."""
 
 from collections.abc import Iterator
 from pathlib import Path

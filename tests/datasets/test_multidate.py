@@ -12,7 +12,7 @@ from tests.datasets.tree import SIZE, grid_at, write_pair
 
 @pytest.fixture(scope='module')
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> SEN12MSCRTS:
-    """Three patches of one ROI with 4, 1 and 2 dates; of the last, each on a grid of its own."""
+    """Three patches with 4, 1 and 2 dates. The dates of the last one are on two grids."""
     root = tmp_path_factory.mktemp('crts')
 
     def write(patch: int, time_step: int, x: float) -> None:
@@ -21,7 +21,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> SEN12MSCRTS:
         write_pair(root, key, grid_at(4326, x, 47.5), day, day + timedelta(days=2))
 
     for time_step in range(4):
-        # Rounding, as real files have it.
+        # Rounding as in real files.
         write(0, time_step, 7 + time_step * 1e-10 * PIXEL_SIZE)
     write(1, 0, 7.1)
     write(2, 0, 7.2)

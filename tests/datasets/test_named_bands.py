@@ -16,7 +16,7 @@ from geofm.datasets import NamedBands
 from geofm.sensors import BANDS, BandError
 from geofm.units import UnitWarning
 
-#: As TorchGeo yields them.
+#: Band names in the order of TorchGeo.
 EUROSAT = (
     'B01',
     'B02',
@@ -37,7 +37,7 @@ SATLAS = ('B04', 'B03', 'B02', 'B05', 'B06', 'B07', 'B08', 'B11', 'B12')
 
 
 class Labelled(Dataset[Any]):
-    """Images each channel of which holds one number."""
+    """Dataset of images with a constant number per channel."""
 
     def __init__(self, **images: list[float]) -> None:
         self.images = images
@@ -54,7 +54,7 @@ class Labelled(Dataset[Any]):
 
 
 def values(sample: dict[str, Tensor]) -> list[float]:
-    """The number that each channel holds."""
+    """Return the number of each channel."""
     assert sample['image'].shape[-2:] == (2, 3)
     assert (sample['image'] == sample['image'][..., :1, :1]).all()
     return sample['image'][..., 0, 0].tolist()
@@ -62,7 +62,7 @@ def values(sample: dict[str, Tensor]) -> list[float]:
 
 @given(st.permutations(BANDS), st.lists(st.sampled_from(BANDS), min_size=1, unique=True))
 def test_bands_are_matched_by_name(source: list[str], wanted: list[str]) -> None:
-    # Each band holds its canonical number, wherever the data have it.
+    # Each band has its canonical number, at whatever position in the data.
     dataset = Labelled(image=[float(BANDS.index(band) + 1) for band in source])
     sample = NamedBands(dataset, source, wanted)[0]
     assert values(sample) == [BANDS.index(band) + 1 for band in wanted]
@@ -71,7 +71,7 @@ def test_bands_are_matched_by_name(source: list[str], wanted: list[str]) -> None
     assert values(NamedBands(dataset, source)[0]) == list(range(1, 16))
 
 
-def test_a_band_that_is_not_there_is_named() -> None:
+def test_a_missing_band_is_named() -> None:
     dataset = Labelled(image=[1.0, 2.0])
     with pytest.raises(BandError, match=r"missing bands \['B8A', 'B10'\].*\['B04', 'B03'\]"):
         NamedBands(dataset, ['B04', 'B03'], ['B03', 'B8A', 'B10'])
@@ -112,11 +112,11 @@ def test_units() -> None:
     scaled = NamedBands(dataset, names, ['B04', 'VH', 'VV'], {'B04': 10_000}, 'power')[0]
     assert values(scaled) == pytest.approx([2500, -20, 20])
     assert values(NamedBands(dataset, names, scale=2)[0]) == pytest.approx([200, 0.02, 0.5])
-    # Whatever the data set keeps for itself stays as it is.
+    # The sample of the wrapped data set is not modified.
     assert dataset[0]['image'][2, 0, 0] == 0.25
 
 
-def test_where_there_are_no_data() -> None:
+def test_pixels_without_data_are_invalid() -> None:
     class Holes(Labelled):
         def __getitem__(self, index: int) -> dict[str, Tensor]:
             image = torch.ones(4, 2, 3)
@@ -129,7 +129,7 @@ def test_where_there_are_no_data() -> None:
     names = ['VV', 'VH', 'B04', 'B03']
     expected = torch.tensor([[False, True, True], [False, True, True]])
     assert torch.equal(NamedBands(Holes(), names)[0]['valid'], expected)
-    # What is missing in a band that nobody wants is missing all the same.
+    # Missing data in a band that is not requested make the pixel invalid too.
     assert torch.equal(NamedBands(Holes(), names, ['B04'])[0]['valid'], expected)
     expected[1, 1] = False
     for index in range(2):
@@ -142,7 +142,7 @@ def test_where_there_are_no_data() -> None:
     [
         ({'s1_unit': 'amplitude'}, 's1_unit'),
         ({'scale': 0}, 'scale must be positive'),
-        ({'scale': {'B03': 2}}, r"scale of bands \['B03'\]"),
+        ({'scale': {'B03': 2}}, r"scale has unknown bands \['B03'\]"),
     ],
 )
 def test_bad_arguments(arguments: dict[str, Any], message: str) -> None:
@@ -169,7 +169,7 @@ def test_eurosat_has_b8a_last(shared_data: Path) -> None:
 
 
 def test_bigearthnet_has_vh_first(shared_data: Path) -> None:
-    """The stand-in's VV is 123 everywhere, its VH is not."""
+    """In the stand-in, VV is 123 everywhere, and VH is not."""
     root = shared_data / 'torchgeo' / 'bigearthnet'
     raw = BigEarthNet(str(root / 'v1'), bands='all')
     sample = NamedBands(raw, BIGEARTHNET, ['VV', 'VH', 'B12'])[0]
@@ -182,7 +182,7 @@ def test_satlas_has_an_image_for_each_sensor(shared_data: Path) -> None:
     raw = SatlasPretrain(str(shared_data / 'torchgeo' / 'satlas'), images=['sentinel2'], labels=[])
     sample = NamedBands(raw, {'image_sentinel2': SATLAS})[0]
     assert sample['image'].shape == (9, 512, 512)
-    # The stand-in's images are 0, as where the real ones have no data.
+    # The images of the stand-in are 0, like real images without data.
     assert not sample['valid'].any()
 
 
@@ -194,7 +194,7 @@ def test_bigearthnet_v2(shared_data: Path) -> None:
 
 
 class Backscatter(Dataset[Any]):
-    """Sentinel-1 in a unit, the first image of a swath's edge: all fill."""
+    """Sentinel-1 in a given unit. The first image is at the edge of a swath: fill only."""
 
     def __init__(self, unit: str) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -218,14 +218,12 @@ class Backscatter(Dataset[Any]):
             'dB',
             "s1_unit='dB' .*: values of Sentinel-1 GRD .* look like linear power, not dB",
         ),
-        ('dB', 'power', "look like dB, not power: leave out s1_unit='power'"),
+        ('dB', 'power', "look like dB, not power: remove s1_unit='power'"),
         ('dB', 'dB', None),
         ('power', 'power', None),
     ],
 )
-def test_backscatter_in_another_unit_than_said_is_told_once(
-    unit: str, said: Any, message: str | None
-) -> None:
+def test_backscatter_in_another_unit_warns_once(unit: str, said: Any, message: str | None) -> None:
     data = NamedBands(Backscatter(unit), ['VV', 'VH'], s1_unit=said)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter('always')

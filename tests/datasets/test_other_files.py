@@ -1,4 +1,4 @@
-"""Files that are not like those of the data set: other bands, masks, scales, units, damage."""
+"""Files that differ from those of the data set: other bands, masks, scales, units, damage."""
 
 from collections.abc import Callable, Sequence
 from datetime import date
@@ -55,18 +55,18 @@ def test_level_2a_is_read_without_b10(tmp_path: Path, pair: tuple[Path, Path]) -
     np.testing.assert_array_equal(image[2:], pixels)
     assert valid.all()
     assert len(SEN12MSCRTS(tmp_path, 'all', bands=L2A)) == 2
-    with pytest.warns(UserWarning, match='1 without some of the bands that are asked for'):
+    with pytest.warns(UserWarning, match='1 without some of the requested bands'):
         ds = SEN12MSCRTS(tmp_path, 'all')
     assert ds.index['patch'].tolist() == [1]
     assert ds.skipped.count(Reason.BANDS) == 1
 
 
-def test_if_no_file_has_the_bands_that_is_said(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+def test_missing_bands_in_all_files_are_reported(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     write_raster(pair[1], random_pixels('s2', GRID, 0)[:12], GRID)
     describe(pair[1], L2A)
     with (
         pytest.warns(UserWarning, match='left out'),
-        pytest.raises(EmptySplitError, match='without some of the bands'),
+        pytest.raises(EmptySplitError, match='without some of the requested bands'),
     ):
         SEN12MSCRTS(tmp_path, 'all')
 
@@ -96,7 +96,7 @@ def test_a_file_that_loses_a_band_after_the_scan(tmp_path: Path, pair: tuple[Pat
         ds[0]
 
 
-# What is not data
+# Nodata
 
 
 def hidden() -> Array:
@@ -153,8 +153,8 @@ def test_a_nodata_value_of_0_in_one_band_of_s2_is_a_measurement(
 
 
 @pytest.mark.parametrize('beyond', [3e38, -9999.0, 1e30, np.nan, -np.inf])
-def test_warped_pixels_are_not_mixed_with_what_is_no_data(tmp_path: Path, beyond: float) -> None:
-    """S1 half a pixel off: what lies beside a pixel without data keeps its level."""
+def test_warped_pixels_are_not_mixed_with_nodata(tmp_path: Path, beyond: float) -> None:
+    """With S1 shifted by half a pixel, neighbours of invalid pixels keep their level."""
     write_pair(tmp_path, KEY, GRID)
     s1 = next(tmp_path.rglob('s1_*.tif'))
     pixels = np.full((2, SIZE, SIZE), -12, 'float32')
@@ -166,7 +166,7 @@ def test_warped_pixels_are_not_mixed_with_what_is_no_data(tmp_path: Path, beyond
 
 
 def splice(path: Path) -> None:
-    """Random bytes among the pixels, as of a broken disk."""
+    """Random bytes among the pixels, as from a broken disk."""
     content = bytearray(path.read_bytes())
     junk = np.random.default_rng(0).bytes(len(content) // 3)
     content[len(content) // 2 : len(content) // 2 + len(junk)] = junk
@@ -176,7 +176,7 @@ def splice(path: Path) -> None:
 def test_spliced_files(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     splice(pair[0])
     assert inspect(pair[0], 's1').problem == Problem.DAMAGED
-    # A scan that saw none of it leaves the rest.
+    # Damage that the scan does not detect leaves the other pixels valid.
     update_catalogue(tmp_path)
     pixels = random_pixels('s1', GRID, 0)
     pixels[0, 7, 9], pixels[1, 8, 9] = 3e38, -101
@@ -217,7 +217,7 @@ def scaled(path: Path) -> None:
         dst.scales, dst.offsets = [1e-4] * count, [-0.1] * count
 
 
-def test_a_scale_that_a_file_states_is_applied(tmp_path: Path, pair: tuple[Path, Path]) -> None:
+def test_the_scale_of_a_file_is_applied(tmp_path: Path, pair: tuple[Path, Path]) -> None:
     expected, _ = read(tmp_path)
     scaled(pair[1])
     image, valid = read(tmp_path)
@@ -258,7 +258,7 @@ def test_files_in_another_unit_are_refused(
     assert inspect(path, ('s1', 's2')[which]).problem == problem
 
 
-# Files that are something else, and memory
+# Files of other kinds, and memory
 
 
 def test_a_virtual_raster_that_is_named_tif_is_not_opened(pair: tuple[Path, Path]) -> None:

@@ -17,7 +17,7 @@ TILES = [[7149, 3246], [1234, 5678]]
 
 @pytest.fixture
 def satlas(shared_data: Path, tmp_path: Path) -> Path:
-    """The stand-in with land cover that is not all unknown, of both tiles."""
+    """The stand-in with known land cover in both tiles."""
     root = tmp_path / 'satlas'
     root.mkdir()
     source = shared_data / 'torchgeo' / 'satlas'
@@ -68,7 +68,7 @@ def test_the_config_trains_two_steps(satlas: Path, tmp_path: Path) -> None:
         [
             'fit',
             f'--config={CONFIG}',
-            # Without a checkpoint nothing names the nine bands of one of our backbones.
+            # Without a checkpoint, the nine bands of the backbone must be named.
             '--model.init_args.model=unet',
             '--model.init_args.backbone=resnet18',
             f'{data}.train_dataset.init_args.root={satlas}',

@@ -26,7 +26,7 @@ from tests.datasets.tree import grid_at, random_pixels, write_raster
 
 SEASONS = ('ROIs1158_spring', 'ROIs1868_summer', 'ROIs1970_fall', 'ROIs2017_winter')
 
-#: Half a patch: as far as neighbours are from each other.
+#: Distance of neighbouring patches: half a patch.
 STRIDE = 160.0
 
 
@@ -54,11 +54,11 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for patch in range(3):
             grid = grid_at(epsg, x + patch * STRIDE, 5_300_000)
             write_patch(root, season, roi, patch, grid, every)
-    # One with a clear S2 only, one without S2, one without S1.
+    # One patch with a clear S2 only, one without S2, one without S1.
     write_patch(root, 'ROIs1868_summer', 36, 7, grid_at(32632, 510_000, 5_300_000), every[:2])
     write_patch(root, 'ROIs1868_summer', 36, 8, grid_at(32632, 511_000, 5_300_000), every[:1])
     write_patch(root, 'ROIs1868_summer', 36, 9, grid_at(32632, 512_000, 5_300_000), every[1:])
-    # The land-cover maps of SEN12MS may lie beside.
+    # The land-cover maps of SEN12MS may be in the same folder.
     grid = grid_at(32632, 500_000, 5_300_000)
     land_cover = np.ones((4, grid.height, grid.width), dtype='uint16')
     name = 'ROIs1868_summer_lc_36_p0.tif'
@@ -117,7 +117,7 @@ def test_pairs(tree: Path) -> None:
 def test_files_without_a_partner_are_reported(tree: Path) -> None:
     with pytest.warns(UserWarning, match='S1 without S2.*S2 without S1'):
         dataset = SEN12MSCR(tree)
-    # p8 has no S2; p9 no S1, but two S2.
+    # p8 has no S2; p9 has two S2 but no S1.
     assert dataset.unpaired == 3
     assert len(dataset.skipped) == 3
 
@@ -132,7 +132,7 @@ def test_samples_are_those_of_the_files(tree: Path) -> None:
             assert sample['crs'].item() == s2.crs.to_epsg()
             assert sample['bounds'].tolist() == list(s2.bounds)
         assert np.array_equal(sample['image'].numpy(), expected)
-        # The names say no date.
+        # The names have no date.
         assert sample['dates'].tolist() == [NO_DATE, NO_DATE]
 
 
@@ -142,7 +142,7 @@ def test_a_pair_is_found_by_its_place(tree: Path) -> None:
     for i, row in enumerate(dataset.index.itertuples()):
         left, bottom, right, top = row.geometry.bounds
         found = dataset[left:right, bottom:top, pd.Timestamp('2018-01-01') : pd.Timestamp('2019')]
-        # The box of a UTM patch in degrees is a bit larger than the patch.
+        # The bounds of a UTM patch in degrees are slightly larger than the patch.
         assert torch.equal(found['image'], dataset[i]['image'])
 
 
@@ -151,7 +151,7 @@ def test_no_ground_of_one_split_is_in_another(tree: Path) -> None:
     splits = {split: SEN12MSCR(tree, split).index for split in ('train', 'val', 'test')}
     everything = SEN12MSCR(tree, 'all').index
     assert sum(map(len, splits.values())) == len(everything)
-    # Neighbours do overlap, so this is no matter of course.
+    # Neighbours overlap, so the splits must keep them apart.
     assert everything.iloc[0].geometry.overlaps(everything.iloc[2].geometry)
     for name, index in splits.items():
         for other, other_index in splits.items():
@@ -166,7 +166,7 @@ def test_official_splits() -> None:
     assert sen12mscr_split_of('ROIs1868_summer', 19) == 'val'
     assert sen12mscr_split_of('ROIs1158_spring', 31) == 'test'
     assert sen12mscr_split_of('ROIs1868_summer', 36) == 'train'
-    # The same number in another season is another place.
+    # The same number in another season is a different place.
     assert sen12mscr_split_of('ROIs1970_fall', 19) == 'train'
     assert sen12mscr_split_of('ROIs1868_summer', 100) == 'test'
 
@@ -176,7 +176,8 @@ def test_no_roi_is_trained_on_in_one_set_and_held_out_in_the_other() -> None:
     for season, rois in ROIS.items():
         for roi in rois:
             here, there = sen12mscr_split_of(seasons[season], roi), split_of(season, roi)
-            # Held out there is held out here; what is held out by both is so in the same split.
+            # ROIs held out by SEN12MS-CR-TS are held out here, in the same split if both hold them
+            # out.
             assert there in ('train', here), (season, roi)
 
 
@@ -210,7 +211,7 @@ def link(root: Path, source: Path, name: PatchName) -> Path:
 
 
 def test_real_files_are_read_bit_for_bit(shared_data: Path, tmp_path: Path) -> None:
-    """Real S2, clear and cloudy, by their own names; S1 is generated, for they have none."""
+    """Real S2, clear and cloudy, with their names. S1 is generated, as the samples have none."""
     files = shared_data / 'real' / 'sen12mscr_pairs_oriolac'
     sources = sorted(files.rglob('ROIs1868_summer_s2*.tif'))
     assert len(sources) == 2
@@ -244,7 +245,7 @@ def test_real_s1_alone_makes_no_pair(shared_data: Path) -> None:
 
 
 def test_real_triplet(shared_data: Path, tmp_path: Path) -> None:
-    """ROIs1970_fall 139, patch 839, that lies among the real trees under another name."""
+    """ROIs1970_fall 139, patch 839, which is among the real trees under another name."""
     source = shared_data / 'real' / 'crts_layout' / 'ROIs2017' / '22'
     (clear,), (cloudy,) = ((source / 'S2' / str(t)).glob('*.tif') for t in range(2))
     (s1,) = (source / 'S1' / '0').glob('*.tif')
@@ -259,7 +260,7 @@ def test_real_triplet(shared_data: Path, tmp_path: Path) -> None:
 
 
 def test_overlap_of_neighbours_is_that_of_the_real_set() -> None:
-    """Bounds of p139 and p140 of ROIs1970_fall 136, read off the real files."""
+    """Bounds of p139 and p140 of ROIs1970_fall 136, from the real files."""
     grids = [
         Grid(CRS.from_epsg(32639), Affine(10, 0, left, 0, -10, 6101701.16275), 256, 256)
         for left in (592975.26603, 594255.26603)

@@ -56,7 +56,7 @@ DAY = date(2018, 2, 28)
 
 
 def file_pixels(row: pd.Series) -> npt.NDArray[np.float32]:
-    """The pixels of both files of a pair."""
+    """Return the pixels of both files of a pair."""
     with rasterio.open(row['s1']) as s1, rasterio.open(row['s2']) as s2:
         return np.concatenate((s1.read().astype('float32'), s2.read().astype('float32')))
 
@@ -107,7 +107,7 @@ def test_the_name_of_the_real_data_set() -> None:
         's1_ROIs2017_٣٢_ImgNo_4_2018-02-28_patch_12.tif',
     ],
 )
-def test_other_names_say_nothing(name: str) -> None:
+def test_other_names_are_not_parsed(name: str) -> None:
     assert SceneName.parse(name) is None
 
 
@@ -138,7 +138,7 @@ def test_listings_that_would_mislead_zip_and_sort(tmp_path: Path) -> None:
         write_pair(tmp_path, key, grid, *(date(2018, 1, day) for day in days))
     lone_s2 = write_scene(tmp_path, 's2', KEY._replace(patch=2), grid, DAY)
     lone_s1 = write_scene(tmp_path, 's1', KEY._replace(patch=10), grid, DAY)
-    # Same patch and date, other time step, ROI or season: no partners.
+    # Files with the same patch and date but another time step, ROI or season are not partners.
     lone = [
         write_scene(tmp_path, 's2', KEY._replace(patch=10, time_step=1), grid, DAY),
         write_scene(tmp_path, 's2', KEY._replace(patch=10, roi=56), grid, DAY),
@@ -156,7 +156,7 @@ def test_listings_that_would_mislead_zip_and_sort(tmp_path: Path) -> None:
         np.testing.assert_array_equal(ds[i]['image'], file_pixels(ds.index.iloc[i]))
 
 
-def test_two_files_for_one_place_are_not_guessed_between(tmp_path: Path) -> None:
+def test_two_files_with_the_same_key_are_left_out(tmp_path: Path) -> None:
     grid = grid_at(32632, 500000, 5300000)
     write_pair(tmp_path, KEY, grid)
     write_pair(tmp_path, KEY._replace(patch=1), grid)
@@ -164,12 +164,12 @@ def test_two_files_for_one_place_are_not_guessed_between(tmp_path: Path) -> None
     with pytest.warns(UserWarning, match='2 another file has the same'):
         ds = SEN12MSCRTS(tmp_path)
     assert ds.index['patch'].tolist() == [1]
-    # The S2 is no file without a partner: it has two.
+    # The S2 is not reported as a file without a partner, as it has two.
     assert (ds.skipped.count(Reason.AMBIGUOUS), len(ds.skipped)) == (2, 2)
 
 
-def test_two_trees_that_hold_one_place(tmp_path: Path) -> None:
-    """Two files, or one that is reached by two paths."""
+def test_two_trees_with_the_same_place(tmp_path: Path) -> None:
+    """Two files, or one file that is reached through two paths."""
     grid = grid_at(32632, 500000, 5300000)
     for folder in ('a', 'b'):
         write_pair(tmp_path / folder, KEY, grid)
@@ -226,13 +226,13 @@ def test_a_list_of_files(tree: Path) -> None:
         SEN12MSCRTS([*files, tree / 'nothing.tif'], 'all')
 
 
-def test_an_empty_split_says_what_is_there(tree: Path) -> None:
+def test_an_empty_split_lists_the_existing_rois(tree: Path) -> None:
     with pytest.raises(EmptySplitError, match=r"split='val'.*\['america'\].*ROIs2017/22 \(val\)"):
         SEN12MSCRTS(tree, 'val', ['america'])
     assert issubclass(EmptySplitError, ValueError)
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_no_files(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError, match=tmp_path.name):
         SEN12MSCRTS(tmp_path)
 
@@ -252,7 +252,7 @@ def test_bad_arguments(tree: Path) -> None:
 
 
 def check_every_pair(ds: SEN12MSCRTS) -> None:
-    """By number and by its own place and time a pair is what its files say, bit for bit."""
+    """A pair read by index, and by its place and time, has the pixels of its files, bit for bit."""
     for i in range(len(ds)):
         row = ds.index.iloc[i]
         for sample in (ds[i], query_whole(ds, i)):
@@ -301,7 +301,7 @@ def test_numbers_count_from_both_ends(tree: Path) -> None:
             ds[number]
 
 
-def test_bands_by_name_in_the_order_asked_for(tree: Path) -> None:
+def test_bands_by_name_in_the_requested_order(tree: Path) -> None:
     bands = ('B8A', 'VH', 'B02')
     image = SEN12MSCRTS(tree, bands=bands)[0]['image']
     whole = SEN12MSCRTS(tree)[0]['image']
@@ -371,7 +371,7 @@ def test_aligned_boxes_give_their_size_and_pixels(tree: Path) -> None:
 
 @given(st.floats(-0.49, 0.49), st.floats(-0.49, 0.49))
 def test_boxes_out_of_step_with_the_pixels_keep_their_size(dx: float, dy: float) -> None:
-    """The lattice of a sampler starts at the dataset's corner, not at every patch's."""
+    """The lattice of a sampler starts at the corner of the dataset, not at that of each patch."""
     ds = TREES['train']
     left, _, _, top = ds.index.geometry.iloc[0].bounds
     x, y = left + (8 + dx) * PIXEL_SIZE, top - (8 + dy) * PIXEL_SIZE
@@ -384,12 +384,12 @@ TREES: dict[str, SEN12MSCRTS] = {}
 
 @pytest.fixture(autouse=True)
 def train_set(tree: Path) -> None:
-    """The training set for tests that hypothesis repeats."""
+    """The training set, for tests that hypothesis repeats."""
     TREES.setdefault('train', SEN12MSCRTS(tree))
 
 
 def test_the_pair_that_fits_best_in_space_then_time_then_order(tree: Path) -> None:
-    """Compare with looking at every row."""
+    """Compare with a search through all rows."""
     ds = SEN12MSCRTS(tree, 'all')
     rng = np.random.default_rng(0)
     xmin, ymin, xmax, ymax = shapely.unary_union(ds.index.geometry.array[:8]).bounds
@@ -426,14 +426,14 @@ def test_the_pair_that_fits_best_in_space_then_time_then_order(tree: Path) -> No
     assert checked == set(range(8))
 
 
-def test_time_steps_whose_intervals_nest_are_told_apart(tmp_path: Path) -> None:
+def test_nested_time_intervals_are_distinguished(tmp_path: Path) -> None:
     grid = grid_at(32632, 500000, 5300000)
     write_pair(tmp_path, KEY, grid, date(2018, 1, 1), date(2018, 1, 20))
     write_pair(tmp_path, KEY._replace(time_step=1), grid, date(2018, 1, 5), date(2018, 1, 6))
     check_every_pair(SEN12MSCRTS(tmp_path))
 
 
-def test_boxes_beside_all_patches_find_nothing(tree: Path) -> None:
+def test_boxes_outside_all_patches_find_nothing(tree: Path) -> None:
     ds = SEN12MSCRTS(tree)
     left, bottom, right, top = ds.index.geometry.iloc[0].bounds
     with pytest.raises(IndexError, match='not found'):
@@ -449,7 +449,7 @@ def test_resampling_is_refused(tree: Path) -> None:
 
 def test_gridded_sampler_draws_every_pixel_once(tree: Path) -> None:
     ds = SEN12MSCRTS(tree, regions=['america'])
-    # The hair's breadth keeps the sampler from rounding up to one more row and column.
+    # The tolerance keeps the sampler from rounding up to one more row and column.
     sampler = GriddedPatchSampler(ds, size=16 + 1e-6, stride=16) @ SequentialTimestampSampler(ds)
     loader = DataLoader(ds, batch_size=4, sampler=sampler, collate_fn=stack_samples)
     images = torch.cat([batch['image'] for batch in loader])
@@ -460,7 +460,7 @@ def test_gridded_sampler_draws_every_pixel_once(tree: Path) -> None:
 
 
 def test_random_sampler_gives_patches_of_its_size(tmp_path: Path) -> None:
-    """Also where places are out of step with each other by part of a pixel."""
+    """Also if places are shifted against each other by part of a pixel."""
     write_pair(tmp_path, KEY, grid_at(4326, 12, 47))
     write_pair(
         tmp_path,
@@ -484,7 +484,7 @@ GROUND = CRS.from_epsg(32632)
 
 
 def ground_pattern(grid: Grid) -> npt.NDArray[np.float64]:
-    """A smooth function of the ground position, at the centres of the pixels."""
+    """Evaluate a smooth function of the ground position at the centres of the pixels."""
     rng = np.random.default_rng(1)
     rows, cols = np.mgrid[0 : grid.height, 0 : grid.width] + 0.5
     xs, ys = grid.transform @ (cols.ravel(), rows.ravel())
@@ -522,7 +522,7 @@ def displacement(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> tupl
 
 
 def around(grid: Grid, epsg: int, pixel: float) -> Grid:
-    """A grid in another CRS that covers a grid with some pixels to spare."""
+    """Return a grid in another CRS that covers a grid with a margin of some pixels."""
     crs = CRS.from_epsg(epsg)
     left, bottom, right, top = transform_bounds(grid.crs, crs, *grid.bounds, densify_pts=21)
     left, top = left - 4.3 * pixel, top + 3.6 * pixel
@@ -558,7 +558,7 @@ def test_s1_on_another_grid_shows_the_ground_of_s2(
     assert sample['valid'][8:-8, 8:-8].all()
     assert np.abs(displacement(red, vv)).max() < 0.2
     assert np.abs(displacement(red, vh)).max() < 0.2
-    # A window is read at the place that it has in the whole.
+    # A window is read at its position in the whole patch.
     window = ds.read_pair(0, Window(10, 20, 30, 24))
     expected = sample['image'][:, 20:44, 10:40]
     torch.testing.assert_close(window['image'], expected, atol=0.3, rtol=0)
@@ -572,7 +572,7 @@ def test_the_measure_of_displacement_is_exact_enough() -> None:
         assert measured == pytest.approx((rows, cols), abs=0.03)
 
 
-def test_ground_that_a_moved_s1_does_not_show_is_invalid(tmp_path: Path) -> None:
+def test_ground_not_covered_by_a_shifted_s1_is_invalid(tmp_path: Path) -> None:
     grid = grid_at(32632, 700000, 5300000)
     shifted = Grid(grid.crs, grid.transform @ Affine.translation(10, 0), *grid.shape)
     write_scene(tmp_path, 's1', KEY, shifted, DAY)
@@ -607,19 +607,22 @@ def test_fill_is_invalid_and_single_zeros_are_not(tmp_path: Path, nodata: float 
 
 
 @pytest.mark.parametrize('nodata', [None, -9999.0])
-def test_fill_does_not_bleed_when_s1_is_warped(tmp_path: Path, nodata: float | None) -> None:
+def test_fill_does_not_affect_neighbours_when_s1_is_warped(
+    tmp_path: Path, nodata: float | None
+) -> None:
     sample = pair_with_gaps(tmp_path, grid_at(32632, 700000 - 4, 5300000 + 4), nodata)
     image, valid = sample['image'], sample['valid']
     assert not valid[:, 5:7].any()
     assert valid[18:, 9:-1].all()
-    # Drawn between -30 and 5; a mean with 0 or -9999 would show in VH beside the gap.
+    # Values are between -30 and 5. Averaging with 0 or -9999 would be visible in VH next to the
+    # gap.
     vv_vh = image[:2, :, 3][:, valid[:, 3]]
     assert vv_vh.numel() > 0
     assert vv_vh.min() >= -30
     assert valid.float().mean() > 0.6
 
 
-def test_nodata_of_one_polarisation_does_not_bleed(tmp_path: Path) -> None:
+def test_nodata_of_one_polarisation_does_not_affect_neighbours(tmp_path: Path) -> None:
     grid = grid_at(32632, 700000, 5300000)
     s1 = random_pixels('s1', grid, 1)
     s1[1, :, 4:8] = -9999
@@ -641,7 +644,7 @@ def test_not_a_number_is_invalid(tmp_path: Path) -> None:
     assert invalid.nonzero().tolist() == [[3, 4], [5, 6]]
 
 
-# Files that are not what they should be
+# Invalid files
 
 
 @pytest.fixture
@@ -698,7 +701,7 @@ def test_truncated_files_are_named_when_read(two_pairs: Path, sensor: str) -> No
     assert ds[1]['valid'].all()
 
 
-def test_files_that_have_gone_are_named(two_pairs: Path) -> None:
+def test_missing_files_are_named(two_pairs: Path) -> None:
     ds = SEN12MSCRTS(two_pairs)
     path = Path(ds.index['s2'].iloc[0])
     path.unlink()
@@ -709,7 +712,7 @@ def test_files_that_have_gone_are_named(two_pairs: Path) -> None:
 # Pictures
 
 
-def test_plot_draws_what_is_there(tree: Path) -> None:
+def test_plot_draws_the_available_bands(tree: Path) -> None:
     ds = SEN12MSCRTS(tree)
     sample = unbind_samples(stack_samples([ds[0], ds[1]]))[1]
     sample['valid'][:9] = False
@@ -763,7 +766,7 @@ def test_scene_path_is_the_layout(tmp_path: Path) -> None:
 
 
 def test_an_index_may_be_set(tree: Path) -> None:
-    """As TorchGeo's splitters do: some rows, repeated, with outlines of their own."""
+    """Like TorchGeo's splitters: some rows, repeated, with other outlines."""
     ds = SEN12MSCRTS(tree, 'all')
     whole = [ds[i]['image'] for i in range(len(ds))]
     rows = [5, 0, 10, 5]

@@ -1,4 +1,4 @@
-"""Samples in shards, beside the archive that they were made of."""
+"""Samples of shards compared with the archive that they were written from."""
 
 import json
 import multiprocessing
@@ -29,7 +29,7 @@ SPLIT = {'by': 'place', 'val': 0.2, 'test': 0.0}
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A table of small scenes, and shards of its windows that the command has written."""
+    """A table of small scenes, and shards of its windows written by the command."""
     folder = tmp_path_factory.mktemp('shards')
     sample_table(folder / 'scenes', size=120, dates=2).write(folder / 'table.parquet')
     command = ['shard', str(folder / 'table.parquet'), str(folder / 'out'), '--window_size', '64']
@@ -47,7 +47,7 @@ def check_same(one: Sample, other: Sample) -> None:
     assert one.keys() == other.keys()
     for key, value in one.items():
         assert value.dtype == other[key].dtype
-        # Bits, not numbers: NaN is NaN, and -0 is not 0.
+        # Compare bits, not numbers: NaN equals NaN, and -0.0 differs from 0.0.
         ours, theirs = (v.contiguous().reshape(-1).view(torch.uint8) for v in (value, other[key]))
         assert torch.equal(ours, theirs), key
 
@@ -84,7 +84,7 @@ def test_the_epoch_of_shards_is_that_of_the_files(folder: Path) -> None:
 
 
 class Ranges(SimpleHTTPRequestHandler):
-    """Serves a folder and its files' ranges, and counts the requests."""
+    """Server of the files of a folder and their ranges that counts the requests."""
 
     requests: ClassVar[list[str]] = []
 
@@ -119,7 +119,7 @@ def test_one_request_per_sample_of_a_server(folder: Path) -> None:
     Ranges.requests.clear()
     for i in range(len(local)):
         check_same(shards[i], local[i])
-    # Besides one per sample: the index, and the offsets of each shard.
+    # One request per sample, and requests for the index and the offsets of each shard.
     files = len(list((folder / 'out' / 'train').glob('*.bin')))
     assert len(Ranges.requests) == len(local) + files + 1
     sensors = ['s1', 's2', 'dem']
@@ -134,7 +134,7 @@ def test_one_request_per_sample_of_a_server(folder: Path) -> None:
     server.shutdown()
 
 
-def test_shards_are_litdata_s(folder: Path) -> None:
+def test_litdata_reads_the_shards(folder: Path) -> None:
     from litdata.streaming import StreamingDataset
     from litdata.streaming.serializers import BytesSerializer
 
@@ -145,7 +145,7 @@ def test_shards_are_litdata_s(folder: Path) -> None:
         check_same({**unpack(bytes(theirs[i])), 'index': torch.tensor(i)}, ours[i])
 
 
-def test_values_are_stored_as_small_as_they_are_exact() -> None:
+def test_values_are_stored_in_the_smallest_exact_type() -> None:
     contents = Contents(('VV', 'B02', 'dem.elevation'), ('s1', 's2', 'dem'))
     image = torch.zeros(3, 2, 2)
     image[0] = torch.tensor([[-1.5, float('nan')], [float('inf'), -0.0]])
@@ -174,7 +174,7 @@ def test_samples_that_cannot_be_read_are_left_out_and_named(folder: Path, tmp_pa
     assert torch.equal(shards[2]['image'], archive[3]['image'])
 
 
-def test_what_is_no_shards(folder: Path, tmp_path: Path) -> None:
+def test_invalid_shards_are_errors(folder: Path, tmp_path: Path) -> None:
     from litdata.streaming.writer import BinaryWriter
 
     with pytest.raises(ShardError, match='no shards'):
@@ -188,7 +188,7 @@ def test_what_is_no_shards(folder: Path, tmp_path: Path) -> None:
     writer[0] = Evil()
     writer.done()
     writer.merge()
-    with pytest.raises(ShardError, match='no shards of geofm shard'):
+    with pytest.raises(ShardError, match='not written by `geofm shard`'):
         Shards(str(tmp_path / 'evil'))
     assert not (tmp_path / 'run').exists()
     outside = tmp_path / 'outside'

@@ -32,7 +32,7 @@ def test_official_splits_are_those_of_the_dataset(tree: Path, tmp_path: Path) ->
         assert counts[name] == len(files)
     links = list((tmp_path / 'out').rglob('*.tif'))
     assert all(link.is_symlink() and link.resolve().is_relative_to(tree) for link in links)
-    # What was split is found again.
+    # The split folders can be opened as data sets.
     assert len(SEN12MSCRTS(tmp_path / 'out' / 'train', 'all')) == len(SEN12MSCRTS(tree))
 
 
@@ -44,7 +44,7 @@ def test_copies(tree: Path, tmp_path: Path) -> None:
         assert path.read_bytes() == source.read_bytes()
 
 
-def test_land_cover_goes_along(tree: Path, tmp_path: Path) -> None:
+def test_land_cover_maps_are_in_the_split_of_their_roi(tree: Path, tmp_path: Path) -> None:
     classes = np.zeros((1, SIZE, SIZE), 'uint8')
     name = 'ROIs2017/22/LC/lc_ROIs2017_22_patch_2.tif'
     lc = write_raster(tmp_path / 'in' / name, classes, grid_at(32632, 700000, 5300000))
@@ -86,12 +86,12 @@ def test_seeds_differ() -> None:
 
 def test_bad_arguments(tree: Path, tmp_path: Path) -> None:
     (tmp_path / 'there').mkdir()
-    for dest, message in ((tmp_path / 'there', 'exists'), (tree / 'out', 'lies in the tree')):
+    for dest, message in ((tmp_path / 'there', 'exists'), (tree / 'out', 'is in the tree')):
         with pytest.raises(ValueError, match=message):
             split_tree(tree, dest)
     with pytest.raises(ValueError, match='no scene'):
         split_tree(tmp_path / 'there', tmp_path / 'out')
-    with pytest.raises(ValueError, match='none to train on'):
+    with pytest.raises(ValueError, match='none for training'):
         split_tree(tree, tmp_path / 'out', shares=(0.5, 0.5))
     with pytest.raises(ValueError, match='0 to 1'):
         split_tree(tree, tmp_path / 'out', shares=(1.5, 0))
@@ -111,7 +111,7 @@ def test_links_are_followed_once_and_odd_files_named(tree: Path, tmp_path: Path)
     os.mkfifo(scene.with_name(f'{stem}_90.tif'))
     scene.with_name(f'{stem}_91.tif').symlink_to(f'{stem}_91.tif')
     for copy in (False, True):
-        with pytest.warns(UserWarning, match=rf'2 entries that are no files.*{stem}_90.tif'):
+        with pytest.warns(UserWarning, match=rf'2 entries that are not files.*{stem}_90.tif'):
             assert split_tree(root, tmp_path / f'out{copy}', copy) == counts
 
 

@@ -17,7 +17,7 @@ from geofm.datasets.statistics import (
 from geofm.sensors import BANDS, BandError
 
 
-def test_they_are_those_of_all_pixels_at_once(tree: Path) -> None:
+def test_statistics_equal_those_of_all_pixels_at_once(tree: Path) -> None:
     ds = SEN12MSCRTS(tree)
     samples = [ds[i] for i in range(len(ds))]
     for sample in samples:
@@ -35,7 +35,7 @@ def test_they_are_those_of_all_pixels_at_once(tree: Path) -> None:
             assert found[band]['percentiles'][p] == pytest.approx(exact, abs=width / 2 + 1e-5)
 
 
-def test_large_offsets_cost_no_digits() -> None:
+def test_statistics_are_accurate_for_large_offsets() -> None:
     values = torch.tensor([[[1e4, 1e4 + 1, 1e4 + 2]]])
     statistics = BandStatistics(['B02'])
     for _ in range(1000):
@@ -50,7 +50,7 @@ def test_nothing_valid_is_an_error() -> None:
         statistics.result()
 
 
-def test_the_data_module_takes_them(tree: Path, tmp_path: Path) -> None:
+def test_the_data_module_uses_the_statistics(tree: Path, tmp_path: Path) -> None:
     ds = SEN12MSCRTS(tree)
     found = dataset_statistics((ds[i] for i in range(len(ds))), BANDS)
     file = tmp_path / 'statistics.yaml'
@@ -65,7 +65,7 @@ def test_the_data_module_takes_them(tree: Path, tmp_path: Path) -> None:
     assert torch.allclose(normalised['image'], torch.ones(2, 1, 1))
 
 
-def test_files_that_are_none(tmp_path: Path) -> None:
+def test_invalid_statistics_files_are_errors(tmp_path: Path) -> None:
     file = tmp_path / 'a.yaml'
     with pytest.raises(ValueError, match='geofm stats'):
         read_statistics(file, BANDS)

@@ -71,8 +71,8 @@ def is_plain(path: Path) -> bool:
     return True
 
 
-def test_headers_that_are_alike_keep_what_is_their_own(tmp_path: Path) -> None:
-    # What is found again of another file must be what would be read of this one.
+def test_similar_headers_keep_their_own_transform(tmp_path: Path) -> None:
+    # A header cached for another file must equal the header of this file.
     profiles: list[dict[str, Any]] = [
         {},
         {'transform': Affine(20, 0, 400000, 0, -20, 5200000)},
@@ -94,7 +94,7 @@ def test_headers_that_are_alike_keep_what_is_their_own(tmp_path: Path) -> None:
         assert part == dataclasses.replace(whole, end=0, used=0)
 
 
-def test_a_directory_elsewhere_in_the_file_is_measured_anew(tmp_path: Path) -> None:
+def test_a_directory_at_another_position_is_measured_again(tmp_path: Path) -> None:
     path = write(tmp_path / 'a.tif')
     content = bytearray(path.read_bytes())
     (start,) = struct.unpack_from('<I', content, 4)
@@ -110,9 +110,7 @@ def test_a_directory_elsewhere_in_the_file_is_measured_anew(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize('change', [0, 1])
-def test_a_window_of_strips_that_are_not_side_by_side_is_left_to_gdal(
-    tmp_path: Path, change: int
-) -> None:
+def test_a_window_of_strips_with_gaps_is_left_to_gdal(tmp_path: Path, change: int) -> None:
     path = write(tmp_path / 'a.tif', blockysize=8)
     content = bytearray(path.read_bytes())
     with path.open('rb') as file:
@@ -123,7 +121,7 @@ def test_a_window_of_strips_that_are_not_side_by_side_is_left_to_gdal(
         window = read_window(path, header, file.fileno(), (3, 5, 20, 15))
     assert window is not None
     np.testing.assert_array_equal(window, expected)
-    # The second strip lies where the third one does, or is left out of the file.
+    # The second strip is at the offset of the third one, or is missing in the file.
     offsets = struct.pack('<3I', *header.strips)
     other = header.strips[2] if change else 0
     at = content.index(offsets)
@@ -178,7 +176,7 @@ def test_other_files_are_left_to_rasterio(tmp_path: Path, profile: dict[str, Any
     check_against_rasterio(path)
 
 
-def test_a_pixel_that_is_a_point_is_left_to_rasterio(tmp_path: Path) -> None:
+def test_pixel_is_point_is_left_to_rasterio(tmp_path: Path) -> None:
     path = write(tmp_path / 'a.tif')
     with rasterio.open(path, 'r+') as dst:
         dst.update_tags(AREA_OR_POINT='Point')
@@ -202,7 +200,7 @@ def test_real_files(shared_data: Path) -> None:
         check_against_rasterio(path)
 
 
-def test_what_is_no_raster(tmp_path: Path) -> None:
+def test_files_that_are_not_rasters(tmp_path: Path) -> None:
     path = tmp_path / 'a.tif'
     path.write_bytes(b'no tiff')
     with pytest.raises(ValueError, match='cannot be read as a raster'):
@@ -229,10 +227,10 @@ KINDS: list[dict[str, Any]] = [
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(kind=st.sampled_from(KINDS), data=st.data())
-def test_what_is_accepted_rasterio_reads_alike(
+def test_accepted_headers_equal_those_of_rasterio(
     tmp_path: Path, kind: dict[str, Any], data: st.DataObject
 ) -> None:
-    """Any change to the bytes of the header of a good file."""
+    """Change any bytes of the header of a valid file."""
     path = write(tmp_path / 'a.tif', **kind)
     content = bytearray(path.read_bytes())
     order = '>' if content[:1] == b'M' else '<'
@@ -245,7 +243,7 @@ def test_what_is_accepted_rasterio_reads_alike(
             st.integers(0, 255) | st.sampled_from([content[at] ^ 1 << bit for bit in range(8)])
         )
     path.write_bytes(content)
-    # A file that is found to be too short is not read.
+    # A file that is too short is not read.
     if is_plain(path) and read_header(path).end <= len(content):
         check_against_rasterio(path)
 
@@ -254,8 +252,8 @@ def test_what_is_accepted_rasterio_reads_alike(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(data=st.data())
-def test_broken_headers_are_never_more_than_not_plain(tmp_path: Path, data: st.DataObject) -> None:
-    """Any bytes, and any change to the bytes of a good file."""
+def test_broken_headers_raise_no_other_error(tmp_path: Path, data: st.DataObject) -> None:
+    """Parse any bytes, and a valid file with any bytes changed."""
     good = tmp_path / 'good.tif'
     if not good.exists():
         write(good)

@@ -1,9 +1,9 @@
-"""What a spawned worker reads with must not import what training needs."""
+"""The modules that a spawned worker reads with must not import those needed for training."""
 
 import subprocess
 import sys
 
-#: Modules of which a worker needs none; each takes tens of megabytes.
+#: Modules that a worker does not need. Each takes tens of megabytes.
 HEAVY = ('lightning', 'kornia', 'timm', 'lightly', 'torchmetrics', 'scipy', 'sklearn')
 
 

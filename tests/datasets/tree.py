@@ -1,4 +1,4 @@
-"""Small trees in the layout of SEN12MS-CR-TS."""
+"""Write small data sets in the layout of SEN12MS-CR-TS."""
 
 from datetime import date
 from pathlib import Path
@@ -20,7 +20,7 @@ type Array = npt.NDArray[np.generic]
 
 
 def grid_at(epsg: int, x: float, y: float, size: int = SIZE, pixel: float | None = None) -> Grid:
-    """A square grid with its upper left corner at (x, y)."""
+    """Return a square grid with its upper left corner at (x, y)."""
     pixel = pixel or (PIXEL_SIZE if epsg == 4326 else 10.0)
     return Grid(
         CRS.from_epsg(epsg), Affine.translation(x, y) @ Affine.scale(pixel, -pixel), size, size

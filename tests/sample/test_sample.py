@@ -49,7 +49,7 @@ def contents(root: Path) -> dict[str, bytes]:
 
 
 def clear_pairs(root: Path) -> Iterator[tuple[Array, Array, Array, str]]:
-    """S1, S2, land cover and the S2 date of the pairs without a cloud."""
+    """S1, S2, land cover and the S2 date of the pairs without clouds."""
     scenes = pd.read_csv(root / 'scenes.csv')
     for scene in scenes[scenes.cloud_cover == 0].itertuples():
         folder = root / str(scene.season) / str(scene.roi)
@@ -110,7 +110,7 @@ def test_format_is_that_of_a_real_file(root: Path, shared_data: Path) -> None:
         assert (a.transform.a, a.transform.e) == (b.transform.a, b.transform.e)
 
 
-def test_patches_lie_side_by_side_twenty_to_a_row(root: Path) -> None:
+def test_patches_are_adjacent_with_twenty_per_row(root: Path) -> None:
     with rasterio.open(next(root.rglob('lc_ROIs1868_36_patch_0.tif'))) as src:
         origin, pixel = src.transform, src.transform.a
     numbers = set()
@@ -127,7 +127,7 @@ def test_patches_lie_side_by_side_twenty_to_a_row(root: Path) -> None:
     assert numbers == {0, 1, 20, 21}
 
 
-def test_official_splits_are_there() -> None:
+def test_the_default_rois_are_in_all_splits() -> None:
     counts = pd.Series([split_of(*roi) for roi in DEFAULT_ROIS]).value_counts()
     assert counts.to_dict() == {'train': 8, 'val': 3, 'test': 3}
 
@@ -142,12 +142,12 @@ def test_values_range_as_in_the_real_data(root: Path) -> None:
     assert s2.min() > 0
     assert np.percentile(s2[:, 1], 99.9) > 10_000
     assert s2.max() < 28_000
-    # The dispersion of bands is that of real scenes of some clouds: visible 800 to 3000 DN.
+    # The dispersion of bands is that of real scenes with some clouds: visible 800 to 3000 DN.
     assert 800 < s2[:, 3].std() < 3000
     assert s2[:, SENTINEL2.band_names.index('B10')].mean() < 300
 
 
-def test_a_part_of_the_dates_is_clouded_over_and_the_table_knows(root: Path) -> None:
+def test_some_dates_are_cloudy_as_the_table_states(root: Path) -> None:
     scenes = pd.read_csv(root / 'scenes.csv')
     covers = scenes.groupby(['season', 'roi', 'time_step']).cloud_cover.mean()
     assert 0.2 < ((covers > 0.05) & (covers < 0.8)).mean() < 0.5
@@ -175,7 +175,7 @@ def test_land_cover_map_has_names_and_colours_and_all_classes(root: Path) -> Non
     assert (shares / shares.sum() > 0.04).all()
 
 
-def test_both_sensors_show_the_ground_of_the_map(root: Path) -> None:
+def test_both_sensors_agree_with_the_map(root: Path) -> None:
     red, nir = (SENTINEL2.band_names.index(band) for band in ('B04', 'B08'))
     backscatter = defaultdict(list)
     ndvi = defaultdict(list)
@@ -243,7 +243,7 @@ def test_same_seed_gives_the_same_bytes_whatever_else_is_written(tmp_path: Path)
     assert contents(tmp_path / 'd') == a
 
 
-def test_writing_again_reuses_what_is_there(tmp_path: Path) -> None:
+def test_writing_again_reuses_existing_data(tmp_path: Path) -> None:
     arguments: dict[str, Any] = {'rois': DEFAULT_ROIS[:1], 'size': 16, 'time_steps': 1}
     first = write_sample_data(tmp_path / 'data', **arguments)
     times = {path: path.stat().st_mtime_ns for path in first.path.rglob('*')}
@@ -261,7 +261,7 @@ def test_an_empty_folder_is_filled(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('damage', ['foreign', 'seed', 'missing', 'cut', 'manifest', 'file'])
-def test_what_is_there_is_never_overwritten(tmp_path: Path, damage: str) -> None:
+def test_existing_files_are_never_overwritten(tmp_path: Path, damage: str) -> None:
     dest = tmp_path / 'data'
     arguments: dict[str, Any] = {'rois': DEFAULT_ROIS[:1], 'size': 16, 'time_steps': 1}
     if damage == 'file':
@@ -324,7 +324,7 @@ def test_arguments_out_of_range_are_refused(tmp_path: Path, arguments: dict[str,
     assert not any(tmp_path.iterdir())
 
 
-def test_source_and_manifest_say_what_the_data_are(root: Path) -> None:
+def test_source_and_manifest_describe_the_data(root: Path) -> None:
     manifest = json.loads((root / 'sample.json').read_text())
     assert (manifest['seed'], manifest['size'], len(manifest['rois'])) == (0, SIZE, 14)
     files = contents(root)

@@ -36,7 +36,7 @@ def test_each_place_has_both_sensors_elevation_and_land_cover(scenes: Path) -> N
             assert dem.crs.is_projected
             assert dem.res == (30, 30)
             assert 0 < dem.read().min() < dem.read().max() < 600
-            # The zone is the one that the place lies in.
+            # The UTM zone is that of the place.
             west, _, east, _ = transform_bounds(dem.crs, 'EPSG:4326', *dem.bounds)
             zone = int(str(dem.crs.to_epsg())[-2:])
             assert (zone - 1) * 6 - 180 <= west < east <= zone * 6 - 180 + 0.1
@@ -70,9 +70,9 @@ def test_the_same_arguments_give_the_same_bytes_and_others_are_refused(
     for file in scenes.rglob('*.tif'):
         assert (again / file.relative_to(scenes)).read_bytes() == file.read_bytes()
     assert write_sample_scenes(scenes, 'scene', ROIS, 2, 96) == scenes
-    with pytest.raises(ValueError, match='made otherwise'):
+    with pytest.raises(ValueError, match='holds other sample data'):
         write_sample_scenes(scenes, 'band', ROIS, 2, 96)
-    with pytest.raises(ValueError, match='made otherwise'):
+    with pytest.raises(ValueError, match='holds other sample data'):
         write_sample_data(scenes)
     with pytest.raises(ValueError, match='multiple of 6'):
         write_sample_scenes(tmp_path / 'other', size=100)

@@ -20,7 +20,7 @@ def test_every_roi_lies_in_one_region() -> None:
     assert all(not a & b for a, b in combinations(REGIONS.values(), 2))
 
 
-def test_the_wrong_names_of_the_published_list_are_not_taken_over() -> None:
+def test_errors_of_the_published_list_are_corrected() -> None:
     assert {('ROIs1970', 115), ('ROIs1970', 130)}.isdisjoint(ALL)
     assert {('ROIs2017', 115), ('ROIs2017', 130)} <= REGIONS['asiaWest']
 

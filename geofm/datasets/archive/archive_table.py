@@ -1,4 +1,4 @@
-"""Windows of a table of rasters and the observations that match them."""
+"""Table of windows of rasters and the observations that match them."""
 
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -21,20 +21,20 @@ from geofm.datasets.table import NO_TIME, Observations, RasterTable
 from geofm.grid import Grid
 from geofm.sensors import SENSORS, date_columns
 
-#: Interval of samples of which no date is known: as long as pandas can express.
+#: Interval of samples without a known date: the longest that pandas supports.
 _ANY_TIME = ('1678-01-01', '2261-12-31')
 
 type Int32 = npt.NDArray[np.int32]
 
 
 class Archive(NamedTuple):
-    """A table of rasters and its observations.
+    """Table of rasters with its observations.
 
     Attributes:
         table: The table.
-        observations: Its rows in groups.
-        main: Row of each observation whose grid it is read on.
-        folder: Where the arrays of the table are mapped from; None if they are this process's own.
+        observations: Rows of the table, grouped by observation.
+        main: Row on whose grid each observation is read.
+        folder: Folder from which the arrays of the table are memory-mapped; None if they are not.
     """
 
     table: RasterTable
@@ -53,22 +53,22 @@ class Archive(NamedTuple):
             The archive.
 
         Raises:
-            TableError: If two rows are of the same place, sensor, time and bands.
+            TableError: If two rows have the same place, sensor, time and bands.
         """
         observations = Observations.of(table)
         return cls(table, observations, SharedArray(observations.main_rows(table)))
 
 
 class ArchiveTable(MatchTable):
-    """Windows of observations of a reference sensor, with the observations that match them.
+    """Windows of observations of a reference sensor, with the matching observations.
 
     Attributes:
-        archive: What the samples are of.
-        sensors: Keys of the sensors of the columns of dates.
-        matched: Keys of the sensors that are matched, in the order of :meth:`observations`.
-        reference: The sensor that gives the grids, one of *matched*.
+        archive: The archive.
+        sensors: Names of the sensors of the columns of dates.
+        matched: Names of the matched sensors, in the order of the observations.
+        reference: The sensor on whose grids samples are read, one of *matched*.
         window_size: Height and width of the windows in pixels; None for whole observations.
-        n_places: Number of places, where it has been counted.
+        n_places: Number of places, if it has been counted.
     """
 
     n_places: int | None = None
@@ -86,14 +86,14 @@ class ArchiveTable(MatchTable):
         """Initialize a new ArchiveTable instance.
 
         Args:
-            archive: What the samples are of.
-            matched: Keys of the sensors that are matched.
-            reference: The sensor that gives the grids.
-            observations: Number of the observation of each sensor, -1 where there is none, (N, S).
+            archive: The archive.
+            matched: Names of the matched sensors.
+            reference: The sensor on whose grids samples are read.
+            observations: Index of the observation of each sensor, -1 where missing, (N, S).
             offsets: First row and column of each window, (N, 2).
-            overlap: Least fraction of each window that the other sensors cover, (N,).
-            window_size: Height and width of the windows in pixels; smaller where the observation
-                is. None for whole observations.
+            overlap: Smallest fraction of each window that another sensor covers, (N,).
+            window_size: Height and width of the windows in pixels. Windows of smaller observations
+                are smaller. None for whole observations.
         """
         self.archive = archive
         self.sensors = date_columns(matched)
@@ -106,30 +106,30 @@ class ArchiveTable(MatchTable):
         self._overlap = SharedArray(overlap)
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self._observations.array)
 
     def rows_of(self, position: int, sensor: str) -> npt.NDArray[np.integer[Any]] | None:
-        """Rows of the table that a sample is read from.
+        """Return the rows of the table that a sample is read from.
 
         Args:
-            position: Number of the sample.
-            sensor: Key of the sensor.
+            position: Index of the sample.
+            sensor: Name of the sensor.
 
         Returns:
-            Numbers of the rows; None if the sample lacks the sensor.
+            Indices of the rows; None if the sensor is missing.
         """
         number = int(self._observations.array[position, self.matched.index(sensor)])
         return None if number < 0 else self.archive.observations.rows(number)
 
     def paths(self, position: int, sensor: str) -> list[str]:
-        """As of :meth:`MatchTable.paths`."""
+        """See :meth:`MatchTable.paths`."""
         rows = self.rows_of(position, sensor)
         found = [] if rows is None else [self.archive.table.path(int(row)) for row in rows]
         return list(dict.fromkeys(found))
 
     def scene(self, position: int) -> tuple[Grid | None, int, Extent]:
-        """As of :meth:`MatchTable.scene`."""
+        """See :meth:`MatchTable.scene`."""
         table = self.archive.table
         row = int(self._main_rows(position))
         epsg, height, width = int(table.epsg[row]), int(table.height[row]), int(table.width[row])
@@ -142,7 +142,7 @@ class ArchiveTable(MatchTable):
         return grid, epsg, Extent(first_row, first_col, height, width)
 
     def days(self, position: int) -> npt.NDArray[np.int64]:
-        """As of :meth:`MatchTable.days`; sensors that do not change have no date."""
+        """See :meth:`MatchTable.days`. Static sensors have no date."""
         days = self._days(np.array([position]))[0].astype(np.int64)
         days[days == NO_DAY] = np.iinfo(np.int64).min
         every = np.full(len(self.sensors), np.iinfo(np.int64).min)
@@ -150,15 +150,15 @@ class ArchiveTable(MatchTable):
         return every
 
     def reference_observations(self) -> Int32:
-        """Number of the observation of the reference sensor of each sample.
+        """Return the observation of the reference sensor of each sample.
 
         Returns:
-            Numbers, int32 (N,).
+            Indices of observations, int32 (N,).
         """
         return np.ascontiguousarray(self._observations.array[:, self._main])
 
     def count_places(self) -> int:
-        """Number of places, where an observation that names none is a place of its own."""
+        """Count the places. An observation without a place counts as one."""
         if self.n_places is not None:
             return self.n_places
         place = self._places()
@@ -166,18 +166,18 @@ class ArchiveTable(MatchTable):
         return len(np.unique(place[place >= 0])) + len(np.unique(lone))
 
     def main_rows(self) -> npt.NDArray[np.integer[Any]]:
-        """Row of the table that gives the grid of each sample.
+        """Return the row of the table on whose grid each sample is read.
 
         Returns:
-            Numbers of rows, (N,).
+            Indices of rows, (N,).
         """
         return np.asarray(self._main_rows(slice(None)))
 
     def scene_corners(self, scenes: Rows) -> npt.NDArray[np.float64]:
-        """Corners of whole observations in longitude and latitude.
+        """Return the corners of whole observations in longitude and latitude.
 
         Args:
-            scenes: Numbers of the observations.
+            scenes: Indices of the observations.
 
         Returns:
             See :func:`geofm.datasets.footprints.corners`.
@@ -187,16 +187,16 @@ class ArchiveTable(MatchTable):
         return corners(table.epsg[rows].astype(np.int32), table.transform[rows], shape)
 
     def sizes(self, rows: Rows | slice) -> npt.NDArray[np.int32]:
-        """As of :meth:`MatchTable.sizes`."""
+        """See :meth:`MatchTable.sizes`."""
         table, main = self.archive.table, self._main_rows(rows)
         sizes = np.stack((table.height[main], table.width[main]), axis=1).astype(np.int32)
         return sizes if self.window_size is None else np.minimum(sizes, self.window_size)
 
     def transforms(self, rows: Rows | slice) -> npt.NDArray[np.float64]:
-        """Transforms of samples.
+        """Return the transforms of samples.
 
         Args:
-            rows: Numbers of the samples.
+            rows: Indices of the samples.
 
         Returns:
             Affine coefficients a to f, float64 (N, 6).
@@ -205,27 +205,28 @@ class ArchiveTable(MatchTable):
         return shifted(transform, *self._offsets.array[rows].T)
 
     def epsg(self, rows: Rows | slice) -> npt.NDArray[np.int32]:
-        """EPSG codes of samples.
+        """Return the EPSG codes of samples.
 
         Args:
-            rows: Numbers of the samples.
+            rows: Indices of the samples.
 
         Returns:
-            Codes, -1 where there is none, (N,).
+            Codes, -1 where there is no CRS, (N,).
         """
         return self.archive.table.epsg[self._main_rows(rows)].astype(np.int32)
 
     def corners(self, rows: Rows | slice, crs: pyproj.CRS) -> npt.NDArray[np.float64]:
-        """As of :meth:`MatchTable.corners`."""
+        """See :meth:`MatchTable.corners`."""
         return corners(self.epsg(rows), self.transforms(rows), self.sizes(rows), crs)
 
     def spans(self, rows: Rows | slice) -> tuple[Any, Any]:
-        """As of :meth:`MatchTable.spans`."""
+        """See :meth:`MatchTable.spans`."""
         return day_spans(self._days(rows), _ANY_TIME)
 
     def starts(self) -> Rows:
-        """As of :meth:`MatchTable.starts`: the first sample of each window of a place."""
-        # A place may be on several grids, whose windows of one number are on different ground.
+        """See :meth:`MatchTable.starts`. Returns the first sample of each window of a place."""
+        # The grids of a place may differ, so that windows with the same offset are on different
+        # ground.
         keys = [self._places(), *self._offsets.array.T]
         new = np.zeros(len(self), bool)
         new[:1] = True
@@ -235,9 +236,9 @@ class ArchiveTable(MatchTable):
         return np.flatnonzero(new)
 
     def places(self) -> npt.NDArray[np.int64]:
-        """As of :meth:`MatchTable.places`.
+        """See :meth:`MatchTable.places`.
 
-        Where no place is given, it is the ground: samples on the same pixels are one place.
+        Samples without a place that are on the same pixels are one place.
         """
         transform, epsg = self.transforms(slice(None)), self.epsg(slice(None))
         sizes = self.sizes(slice(None))
@@ -261,22 +262,22 @@ class ArchiveTable(MatchTable):
         return number_grids(number, transform, epsg, *sizes.T)
 
     def select(self, frame: gpd.GeoDataFrame) -> 'ArchiveTable':
-        """As of :meth:`MatchTable.select`, by the column ``sample``."""
+        """See :meth:`MatchTable.select`. Rows are selected by the column ``sample``."""
         return self.take(frame['sample'].to_numpy())
 
     @property
     def arrays(self) -> tuple[Int32, Int32, npt.NDArray[np.float32]]:
-        """Observations, offsets and overlap of the samples, as the constructor takes them."""
+        """Observations, offsets and overlap of the samples, as arguments of the constructor."""
         return self._observations.array, self._offsets.array, self._overlap.array
 
     def take(self, rows: npt.NDArray[np.integer[Any]]) -> 'ArchiveTable':
-        """Choose samples.
+        """Select samples.
 
         Args:
-            rows: Their numbers.
+            rows: Indices of the samples.
 
         Returns:
-            A table of those samples.
+            A table of these samples.
         """
         observations, offsets, overlap = (array[rows] for array in self.arrays)
         return ArchiveTable(
@@ -290,19 +291,18 @@ class ArchiveTable(MatchTable):
         )
 
     def frame(self, crs: pyproj.CRS) -> gpd.GeoDataFrame:
-        """The samples as TorchGeo's samplers want them.
+        """Return the samples as the index of a GeoDataset.
 
         Args:
             crs: CRS of the geometries.
 
         Returns:
-            One row per sample: a column with the path for each sensor, named by its key (the first
-            one of several, missing where the sample lacks the sensor), and its day
-            (``KEY_date``); ``place``; ``row`` and ``col``, the first pixel of the window in the
-            file of the reference sensor; ``epsg``, ``transform`` (a, b, c, d, e, f), ``height`` and
-            ``width`` of the window; ``overlap``, the least fraction of it that the other sensors
-            cover; ``sample``, its number; the outline in *crs*; and as index the interval in which
-            all were taken.
+            One row per sample. The columns are the first path for each sensor, named like the
+            sensor (missing if the sample lacks it), and its day (``NAME_date``); ``place``; ``row``
+            and ``col``, the first pixel of the window in the file of the reference sensor;
+            ``epsg``, ``transform`` (a, b, c, d, e, f), ``height`` and ``width`` of the window;
+            ``overlap``, the smallest fraction of the window that another sensor covers; ``sample``,
+            its index; and the outline in *crs*. The index is the time interval of all files.
         """
         every = slice(None)
         table, days = self.archive.table, self._days(every)
@@ -322,14 +322,15 @@ class ArchiveTable(MatchTable):
             'width': sizes[:, 1].astype(np.int64),
             'overlap': self._overlap.array.astype(np.float64),
             'sample': np.arange(len(self)),
-            # Samplers of TorchGeo draw from the bounds of each, so that none may be cut in two.
+            # TorchGeo's samplers draw from the bounds of each outline, so outlines must not be cut
+            # in two.
             'geometry': shapes_on_ground(self.corners(every, crs), crs, cut=False),
         }
         intervals = as_intervals(*self.spans(every))
         return gpd.GeoDataFrame(columns, index=intervals, geometry='geometry', crs=crs)
 
     def _first_paths(self, sensor: int) -> list[str | None]:
-        """First path of a sensor of each sample."""
+        """Return the first path of a sensor for each sample."""
         found: dict[int, str] = {}
         observations, table = self.archive.observations, self.archive.table
         for number in np.unique(self._observations.array[:, sensor]).tolist():
@@ -338,16 +339,16 @@ class ArchiveTable(MatchTable):
         return [found.get(number) for number in self._observations.array[:, sensor].tolist()]
 
     def _main_rows(self, rows: Any) -> Any:
-        """Row of the table that gives the grid, of samples."""
+        """Return the rows of the table on whose grids samples are read."""
         return self.archive.main.array[self._observations.array[rows, self._main]]
 
     def _places(self) -> Int32:
-        """Number of the place of each sample, -1 where none is given."""
+        """Return the place of each sample, -1 where there is none."""
         reference = self._observations.array[:, self._main]
         return np.asarray(self.archive.observations.place[reference], np.int32)
 
     def _days(self, rows: Rows | slice) -> Int32:
-        """Day of each sensor of samples, (N, S)."""
+        """Return the day of each sensor of samples, (N, S)."""
         numbers = self._observations.array[rows]
         times = self.archive.observations.time[numbers]
         unknown = (numbers < 0) | (times == NO_TIME)

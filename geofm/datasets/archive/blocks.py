@@ -1,4 +1,4 @@
-"""Blocks of the Earth's surface of about one size, and which of them boxes touch."""
+"""Blocks of equal size on the Earth's surface, and the blocks that boxes intersect."""
 
 import math
 from typing import Any
@@ -8,13 +8,13 @@ import numpy.typing as npt
 
 from geofm.lonlat import CIRCLE
 
-#: Kilometres along a meridian from pole to pole, of a sphere with the Earth's mean radius.
+#: Length of a meridian from pole to pole in kilometres, on a sphere with the Earth's mean radius.
 _MERIDIAN_KM = math.pi * 6371.0088
 
-#: Smallest blocks: a metre. There is a number in memory for each row of them around the globe.
+#: Smallest side of a block: a metre. Memory is needed for each row of blocks.
 _LEAST_KM = 0.001
 
-#: Boxes that touch more blocks than this are larger than the blocks by far.
+#: Maximum number of blocks that a box may intersect.
 _MOST_BLOCKS = 10_000
 
 type Doubles = npt.NDArray[np.float64]
@@ -23,11 +23,12 @@ type Doubles = npt.NDArray[np.float64]
 class Blocks:
     """Blocks that cover the globe without overlap.
 
-    Bands of latitude of equal height are cut into as many columns as make the blocks about square
-    at that latitude, so that blocks have about one area everywhere.
+    Bands of latitude with equal height are divided into columns so that the blocks are
+    approximately square at that latitude. Hence all blocks have about the same area.
 
     Attributes:
-        side_km: Side of a block in kilometres, of which a whole number fits from pole to pole.
+        side_km: Side of a block in kilometres, rounded so that a whole number fits from pole to
+            pole.
     """
 
     def __init__(self, side_km: float) -> None:
@@ -37,12 +38,12 @@ class Blocks:
             side_km: Side of a block in kilometres.
 
         Raises:
-            ValueError: If it is not a positive number, or smaller than a metre.
+            ValueError: If *side_km* is not a positive number, or smaller than a metre.
         """
         if not side_km > 0 or not math.isfinite(side_km):
             raise ValueError(f'block_km must be a positive number of kilometres, not {side_km}')
         if side_km < _LEAST_KM:
-            raise ValueError(f'blocks of {side_km:g} km: the smallest are of {_LEAST_KM:g} km')
+            raise ValueError(f'block_km must be at least {_LEAST_KM:g} km, not {side_km:g} km')
         bands = max(round(_MERIDIAN_KM / side_km), 1)
         self.side_km = _MERIDIAN_KM / bands
         self._height = 180 / bands
@@ -50,16 +51,16 @@ class Blocks:
         self._columns = np.maximum(np.round(2 * bands * np.cos(middle)), 1).astype(np.int64)
 
     def touched(self, boxes: Doubles) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """Find the blocks that boxes touch.
+        """Find the blocks that boxes intersect.
 
         Args:
             boxes: West, south, east and north in degrees, shape (N, 4); east may be beyond 180.
 
         Returns:
-            Codes of blocks, and for each box where its codes begin, which every box has.
+            Codes of blocks, and the index of the first code of each box. Each box has at least one.
 
         Raises:
-            ValueError: If a box touches thousands of blocks.
+            ValueError: If a box intersects thousands of blocks.
         """
         west, south, east, north = boxes.T
         bands = len(self._columns)
@@ -84,8 +85,8 @@ class Blocks:
         return codes, np.searchsorted(box[pair], np.arange(len(boxes)))
 
 
-def margined(boxes: Doubles) -> Doubles:
-    """Widen boxes around corners so that they hold the edges too, which are curved.
+def widened(boxes: Doubles) -> Doubles:
+    """Widen boxes around corners so that they also contain the curved edges.
 
     Args:
         boxes: West, south, east and north in degrees of the corners of grids, shape (N, 4).
@@ -96,7 +97,8 @@ def margined(boxes: Doubles) -> Doubles:
     west, south, east, north = boxes.T
     highest = np.minimum(np.maximum(np.abs(south), np.abs(north)), 89.9)
     side = np.maximum((east - west) * np.cos(np.radians(highest)), north - south)
-    # A straight line of length L bows by up to L^2 tan(latitude) / 8 from a parallel, in radians.
+    # A straight line of length L deviates from a parallel by up to L^2 tan(latitude) / 8, in
+    # radians.
     bow = np.radians(side) ** 2 * (1 + np.tan(np.radians(highest))) / 8
     margin = np.degrees(bow) + 1e-9
     wide = margin / np.cos(np.radians(highest))
@@ -106,7 +108,7 @@ def margined(boxes: Doubles) -> Doubles:
 def _ranges(
     first: npt.NDArray[np.int64], count: npt.NDArray[np.int64]
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
-    """Number of each range, and its members, of ranges of integers one after the other."""
+    """Return the owner and the members of consecutive integer ranges."""
     owner = np.repeat(np.arange(len(first)), count)
     offset = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
     return owner, first[owner] + offset

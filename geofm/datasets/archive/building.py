@@ -1,4 +1,4 @@
-"""From a table of rasters to samples: windows of the reference sensor and what matches them."""
+"""Build samples from a table of rasters: windows of the reference sensor and their matches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,23 +16,23 @@ from geofm.sensors import SENSORS, sensor_channels
 
 type Mask = npt.NDArray[np.bool_]
 
-#: Bands that are noted in one integer.
+#: Number of bands per integer bit mask.
 _BITS = 62
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What samples are made of.
+    """Definition of samples.
 
     Attributes:
-        sensors: Keys of the sensors, in canonical order.
-        reference: The sensor that gives the grids.
+        sensors: Names of the sensors, in canonical order.
+        reference: The sensor on whose grids samples are read.
         bands: Names of the channels.
-        allow_missing: Sensors that a sample may lack.
+        allow_missing: Sensors that may be missing in a sample.
         window_size: Height and width of the windows in pixels; None for whole observations.
-        edge: What becomes of the rest at the edge of an observation.
-        max_day_gap: Most days between an observation and that of the reference sensor.
-        min_overlap: Least fraction, 0 to 1, of a window that each sensor must cover.
+        edge: Treatment of the remainder at the edge of an observation.
+        max_day_gap: Maximum number of days between an observation and that of the reference sensor.
+        min_overlap: Smallest fraction of a window, 0 to 1, that each sensor must cover.
     """
 
     sensors: tuple[str, ...]
@@ -50,15 +50,15 @@ def build_samples(archive: Archive, selection: Selection, left_out: LeftOut) -> 
 
     Args:
         archive: A table and its observations.
-        selection: What samples are made of.
-        left_out: Takes what is left out.
+        selection: Definition of the samples.
+        left_out: Receives counts of what is left out.
 
     Returns:
-        The samples, those of a place next to each other.
+        The samples, in which those of a place are adjacent.
 
     Raises:
-        TableError: If the table has no row of a sensor, a file is not scanned, or files of a place
-            do not go together.
+        TableError: If the table has no row of a sensor, a file is not scanned, or the grids of
+            files of a place are incompatible.
     """
     _note_problems(archive.table, left_out)
     groups = {key: _observations_of(archive, key, selection, left_out) for key in selection.sensors}
@@ -80,7 +80,7 @@ def build_samples(archive: Archive, selection: Selection, left_out: LeftOut) -> 
     if len(windows.scene) > len(scenes.place):
         order = order[_by_place(scenes, windows.take(order))]
     elif kept.all():
-        # Millions of samples are not copied.
+        # Avoid a copy of millions of samples.
         order = slice(None)
     offsets = np.stack((windows.row[order], windows.col[order]), axis=1)
     return ArchiveTable(
@@ -101,7 +101,7 @@ def _match(
     rule: Rule,
     overlap: npt.NDArray[np.float32],
 ) -> npt.NDArray[np.int32]:
-    """Observation of a group for each window, -1 where there is none; lowers *overlap*."""
+    """Return the observation of a group for each window, or -1; update *overlap* to the minimum."""
     chosen, covered = match_windows(*of, _frames(archive, group), rule)
     found = chosen >= 0
     np.minimum(overlap, covered, out=overlap, where=found)
@@ -110,7 +110,7 @@ def _match(
 
 
 def _note_problems(table: RasterTable, left_out: LeftOut) -> None:
-    """Note the files that the table says are bad."""
+    """Record the files with a problem."""
     for code, problem in enumerate(table.problems):
         bad = np.flatnonzero(table.problem == code)
         if len(bad):
@@ -123,9 +123,9 @@ def _note_lone_places(
     selection: Selection,
     left_out: LeftOut,
 ) -> None:
-    """Note the places of other sensors that the reference sensor does not show."""
+    """Record the places that have other sensors but not the reference sensor."""
     place = archive.observations.place
-    # The last one is for observations that name no place, and may show any.
+    # The last entry is for observations without a place, which may match any place.
     shown = np.zeros(len(archive.table.places) + 1, bool)
     shown[place[groups[selection.reference]]] = True
     if shown[-1]:
@@ -135,8 +135,8 @@ def _note_lone_places(
         lone = numbers[~shown[place[numbers]]]
         if len(lone):
             left_out.add(
-                f'places with {key} but without {selection.reference}, which gives the grid '
-                '(reference=... chooses another sensor)',
+                f'places with {key} but without the reference sensor {selection.reference} '
+                '(choose another one with reference=...)',
                 len(np.unique(place[lone])),
                 archive.table.path(int(archive.main.array[lone[0]])),
             )
@@ -145,7 +145,7 @@ def _note_lone_places(
 def _observations_of(
     archive: Archive, key: str, selection: Selection, left_out: LeftOut
 ) -> npt.NDArray[np.int32]:
-    """Numbers of the observations of a sensor that have the bands asked for."""
+    """Return the observations of a sensor that have the requested bands."""
     table, observations = archive.table, archive.observations
     of_sensor = np.zeros(len(observations), bool)
     if key in table.sensors:
@@ -161,13 +161,13 @@ def _observations_of(
     if len(unknown):
         row = int(main[unknown[0]])
         raise TableError(
-            f"{table.source}: row {row + 1}: {table.path(row)} is not scanned; 'geofm index' on "
-            'the table finds the size and place of each file'
+            f"{table.source}: row {row + 1}: {table.path(row)} is not scanned; run 'geofm index' "
+            'on the table'
         )
     lacks = ~_has_bands(archive, numbers, selection.bands, key)
     if lacks.any():
         example = table.path(int(main[np.flatnonzero(lacks)[0]]))
-        reason = f'observations of {key} without some of the bands that are asked for'
+        reason = f'observations of {key} without some of the requested bands'
         left_out.add(reason, int(lacks.sum()), example)
     return numbers[~lacks]
 
@@ -175,21 +175,22 @@ def _observations_of(
 def _has_bands(
     archive: Archive, numbers: npt.NDArray[np.int32], bands: Sequence[str], key: str
 ) -> Mask:
-    """Whether observations have all bands of a sensor that are asked for, as the table says."""
+    """Return whether observations have all requested bands of a sensor, as far as known."""
     table, observations = archive.table, archive.observations
     wanted = [bands[i] for i in sensor_channels(bands)[key]]
     band = table.band[observations.order]
     if not len(band):
         return np.ones(0, bool)
     complete = np.ones(len(numbers), bool)
-    # One bit per band of a 64-bit integer, for any number of bands.
+    # Use one bit per band, in as many integers as necessary.
     for first in range(0, len(wanted), _BITS):
         part = wanted[first : first + _BITS]
         masks = [
             sum(1 << i for i, name in enumerate(part) if name in names)
             for names in table.band_lists
         ]
-        # Of a file about whose bands the table says nothing, reading will tell.
+        # If the table does not list the bands of a file, assume that it has all; reading will
+        # check.
         every = (1 << len(part)) - 1
         has = np.array([*masks, every], np.int64)[band]
         together = np.bitwise_or.reduceat(has, observations.first)
@@ -198,15 +199,15 @@ def _has_bands(
 
 
 def available_bands(table: RasterTable, key: str) -> tuple[str, ...]:
-    """Bands of a sensor that files of a table have.
+    """Return the bands of a sensor that the files of a table have.
 
     Args:
         table: The table.
-        key: Key of the sensor.
+        key: Name of the sensor.
 
     Returns:
-        Names of the channels in the order of the sensor: those that the table names, or all if it
-        does not say which bands a file has.
+        Names of the channels in the order of the sensor: those that the table lists, or all if it
+        does not list the bands of a file.
     """
     every = SENSORS[key].band_names
     if key not in table.sensors:
@@ -219,7 +220,7 @@ def available_bands(table: RasterTable, key: str) -> tuple[str, ...]:
 
 
 def _frames(archive: Archive, numbers: npt.NDArray[np.int32]) -> Frames:
-    """Where and when observations were taken."""
+    """Return place and time of observations."""
     place, time = archive.observations.place[numbers], archive.observations.time[numbers]
     return Frames(place, time, archive.main.array[numbers], archive.table)
 
@@ -227,7 +228,7 @@ def _frames(archive: Archive, numbers: npt.NDArray[np.int32]) -> Frames:
 def _check_grids(
     archive: Archive, others: npt.NDArray[np.int32], references: npt.NDArray[np.int32]
 ) -> None:
-    """Refuse matches whose files have no grid in common."""
+    """Raise an error if matched files have incompatible grids."""
     table = archive.table
     matched = others >= 0
     others, references = others[matched], references[matched]
@@ -253,7 +254,7 @@ def _check_grids(
 def _complete(
     archive: Archive, numbers: npt.NDArray[np.int32], selection: Selection, left_out: LeftOut
 ) -> Mask:
-    """Whether windows have all sensors that they need."""
+    """Return which windows have all required sensors."""
     kept = np.ones(len(numbers), bool)
     main = archive.main.array[numbers[:, selection.sensors.index(selection.reference)]]
     for i, key in enumerate(selection.sensors):
@@ -266,7 +267,7 @@ def _complete(
             )
             reason = (
                 f'samples without {key} of the place{days} that covers '
-                f'{selection.min_overlap:.0%} or more, which allow_missing=[{key!r}] keeps'
+                f'{selection.min_overlap:.0%} or more (allow_missing=[{key!r}] keeps them)'
             )
             left_out.add(reason, len(gone), archive.table.path(int(main[gone[0]])))
             kept[gone] = False
@@ -274,9 +275,9 @@ def _complete(
 
 
 def _by_place(scenes: Frames, windows: Windows) -> npt.NDArray[np.intp]:
-    """Order of windows by place, then by window, then by date."""
+    """Return the order of windows by place, then by window, then by date."""
     place = scenes.place[windows.scene].astype(np.int64)
-    # What has no place stays together by scene, after all places.
+    # Windows without a place are grouped by scene, after all places.
     lone = place < 0
     place[lone] = windows.scene[lone] + place.max(initial=0) + 1
     time = scenes.time[windows.scene]

@@ -1,8 +1,8 @@
-"""Samples of a table of rasters of any sensors as a TorchGeo data set."""
+"""Samples of a table of rasters of any sensors as a TorchGeo dataset."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pyproj
@@ -19,7 +19,7 @@ from geofm.datasets.footprints import SEARCH_CRS, extents
 from geofm.datasets.pairs.dataset import EmptySplitError, MatchedDataset, OnError
 from geofm.datasets.pairs.reading import BrokenFileError, Place, Target, read_plain
 from geofm.datasets.pairs.table import MIN_OVERLAP, check_overlap
-from geofm.datasets.splitting import SPLITS, SplitRule
+from geofm.datasets.splitting import SPLITS, Split, SplitRule
 from geofm.datasets.table import RasterTable, read_observation
 from geofm.rasters import RASTER_ERRORS
 from geofm.sensors import (
@@ -31,33 +31,30 @@ from geofm.sensors import (
     sensor_channels,
 )
 
-#: One of the splits, or all samples.
-Split = Literal['train', 'val', 'test', 'all']
-
 
 class RasterArchive(MatchedDataset):
-    """Samples of a table of rasters: any sensors, any file layout, scenes of any size.
+    """Samples of a table of rasters, for any sensors, file layout and scene size.
 
-    Each observation of the reference sensor is a sample, or with *window_size* a regular grid of
-    windows of it. Observations of the other sensors are matched to it: of the same ``place`` of the
-    table or, where that names none, by their footprints; the nearest in time. Sensors that do not
-    change (such as an elevation model) and files without a date match any date. Everything is read
-    on the grid of the reference sensor: pixel by pixel where a file has that grid, otherwise warped
-    by the method of its sensor.
+    Each observation of the reference sensor is a sample, or is divided into a regular grid of
+    windows of *window_size*. It is matched with the observations of the other sensors that are
+    nearest in time, among those with the same ``place`` in the table or, if the place is missing,
+    among those whose footprints overlap it. Static sensors (such as an elevation model) and files
+    without a date match any date. All files are read on the grid of the reference sensor. Files on
+    another grid are warped by the resampling method of their sensor.
 
-    Files without a CRS are matched by ``place`` alone and must have one size per place. Their
-    samples have no 'bounds', 'transform' and 'crs', and cannot be read by slices.
+    Files without a CRS are matched by ``place`` only, and must have the same size within a place.
+    Their samples have no 'bounds', 'transform' and 'crs', and cannot be read by slices.
 
-    Samples that lack a sensor are left out, unless *allow_missing* names it. What is left out is
+    Samples with a missing sensor are left out, unless it is in *allow_missing*. What is left out is
     counted in :attr:`skipped` and reported in one warning.
 
     The columns of :attr:`index` are described at
     :meth:`geofm.datasets.archive.archive_table.ArchiveTable.frame`. Its CRS is that of the
-    reference files if they have one in common, otherwise EPSG:4326.
+    reference files if they all have the same, and EPSG:4326 otherwise.
 
     Attributes:
         table: The table.
-        sensors: Sensors of a sample, in canonical order.
+        sensors: Names of the sensors, in canonical order.
         reference: The sensor that gives the grid.
         bands: Names of the channels of 'image'.
         split: The split.
@@ -85,35 +82,36 @@ class RasterArchive(MatchedDataset):
         """Initialize a new RasterArchive instance.
 
         Args:
-            table: A table of rasters, or its file, as ``geofm index`` writes it. A large one is
-                read once per machine: see :mod:`geofm.datasets.archive.mapping`.
-            sensors: Keys of the sensors, in any order.
-            bands: Names of the bands to return, in the order to return them, some of each sensor;
-                by default all bands of the sensors that the files of the table have.
-            reference: The sensor that gives the grid; by default as of
+            table: A table of rasters, or its file, as written by ``geofm index``. A large table is
+                read once per machine, see :mod:`geofm.datasets.archive.mapping`.
+            sensors: Names of the sensors, in any order.
+            bands: Names of the bands to return, in this order, with at least one per sensor.
+                Default: all bands of the sensors that the files of the table have.
+            reference: The sensor on whose grid samples are read. Default: that of
                 :func:`geofm.sensors.reference_sensor`.
             split: One of 'train', 'val', 'test' or 'all'.
-            split_by: How samples are split, a :class:`~geofm.datasets.splitting.SplitRule` or its
-                fields. By default by the column 'split' of the table; all samples are in 'train' if
-                it has none.
-            window_size: Height and width in pixels of the windows that are laid over each
-                observation of the reference sensor; whole observations by default.
-            edge: What becomes of the rest at the lower and right edge: 'shift' the last window
-                inwards, so that it overlaps its neighbour, or 'drop' the rest.
-            max_day_gap: Most days between an observation and that of the reference sensor.
-            min_overlap: Least fraction, 0 to 1, of a sample's ground that each sensor must cover.
-            allow_missing: Sensors that a sample may lack. Samples then have 'present', and 0 in the
-                channels of a sensor that is missing.
-            transforms: Applied to each sample, last.
-            on_error: What to do if a file cannot be read: 'raise' an error that names it; or
-                'skip' the sample: read another one of the same size in its place, drawn at random
-                from PyTorch's generator, and count that in :attr:`failures`.
+            split_by: Rule by which samples are split, a
+                :class:`~geofm.datasets.splitting.SplitRule` or its fields. Default: by the column
+                'split' of the table; if there is none, all samples are in 'train'.
+            window_size: Height and width, in pixels, of the windows into which each observation of
+                the reference sensor is divided. Default: whole observations.
+            edge: Treatment of a remainder at the lower and right edge: 'shift' the last window
+                inwards, so that it overlaps its neighbour, or 'drop' the remainder.
+            max_day_gap: Maximum number of days between an observation and that of the reference
+                sensor.
+            min_overlap: Smallest fraction of a sample, 0 to 1, that each sensor must cover.
+            allow_missing: Sensors that may be missing in a sample. Samples then have 'present', and
+                the channels of missing sensors are 0.
+            transforms: Applied to each sample after everything else.
+            on_error: What to do if a file cannot be read: 'raise' an error that names the file, or
+                'skip' the sample. A skipped sample is replaced by another one of the same size,
+                drawn from PyTorch's global generator, and counted in :attr:`failures`.
 
         Raises:
-            BandError: If a band is unknown, given twice, or not of the sensors.
-            EmptySplitError: If there is no sample in *split*; a ValueError.
-            SensorError: If a sensor is unknown; a ValueError.
-            TableError: If the table cannot be used; a ValueError.
+            BandError: If a band is unknown, given twice, or not a band of the sensors.
+            EmptySplitError: If there is no sample in *split*. It is a ValueError.
+            SensorError: If a sensor is unknown. It is a ValueError.
+            TableError: If the table cannot be used. It is a ValueError.
             ValueError: If another argument is out of range.
         """
         for name, value, known in (
@@ -161,26 +159,26 @@ class RasterArchive(MatchedDataset):
 
     @property
     def is_georeferenced(self) -> bool:
-        """Whether samples lie on the ground; files without a CRS do not."""
+        """Whether the files have a CRS, so that samples have a location."""
         return bool((self.matches.epsg(np.arange(min(len(self), 1))) > 0).all())
 
     def __str__(self) -> str:
-        """What the data set holds."""
+        """Describe the dataset."""
         if self.is_georeferenced:
             return super().__str__()
         return f'{type(self).__name__} Dataset\n    type: NonGeoDataset\n    size: {len(self)}'
 
     def _check_ground(self) -> None:
-        """Refuse what needs to know where samples lie."""
+        """Raise an error if samples have no location."""
         if not self.is_georeferenced:
             raise ValueError(
-                f'{self.table.source}: its files have no CRS, so samples lie nowhere on the '
-                'ground: read them by their number, dataset[0], with a plain PyTorch sampler; or '
+                f'{self.table.source}: its files have no CRS, so samples have no '
+                'location: read them by their index, dataset[0], with a plain PyTorch sampler; or '
                 'assign a CRS to the files and index them again'
             )
 
     def _matches(self, archive: Archive, selection: Selection) -> tuple[ArchiveTable, LeftOut]:
-        """The samples of the split, and what is left out."""
+        """Find the samples of the split, and what is left out."""
 
         def every() -> tuple[ArchiveTable, LeftOut]:
             left_out = LeftOut()
@@ -196,7 +194,7 @@ class RasterArchive(MatchedDataset):
         return find_samples(archive, selection, (self.split, self.split_by), in_split)
 
     def _in_split(self, samples: ArchiveTable, left_out: LeftOut) -> ArchiveTable:
-        """The samples of the split."""
+        """Select the samples of the split."""
         every = len(samples)
         if self.split != 'all' and every:
             rule = self.split_by
@@ -209,20 +207,20 @@ class RasterArchive(MatchedDataset):
                 _note_crossing(samples, codes, rule, left_out)
             samples = samples.take(np.flatnonzero(codes == SPLITS.index(self.split)))
         if not len(samples):
-            why = f"in split='{self.split}'" if every else 'that has all sensors'
+            why = f"in split='{self.split}'" if every else 'with all sensors'
             raise EmptySplitError(
                 f'{self.table.source}: no sample {why}; {every} in all splits'
                 + (f'; left out: {left_out}' if left_out else '')
                 + (
                     ''
                     if self.split_by or self.table.split is not None or not every
-                    else "; say how to split (split_by), or give the table a column 'split'"
+                    else "; set split_by, or add a column 'split' to the table"
                 )
             )
         return samples
 
     def _choose_crs(self) -> None:
-        """Index in the CRS of the files, if there is one, at their resolution."""
+        """Choose CRS and resolution of the index: those of the files if they have a common CRS."""
         if not self.is_georeferenced:
             self._res = (1.0, 1.0)
             return
@@ -240,7 +238,7 @@ class RasterArchive(MatchedDataset):
     def _read(
         self, position: int, sensor: str, bands: tuple[str, ...], place: Place, target: Target
     ) -> bool:
-        """Read the bands of a sensor; whether the sample has it."""
+        """Read the bands of a sensor, and return whether the sample has it."""
         rows = self.matches.rows_of(position, sensor)
         if rows is None:
             return False
@@ -259,7 +257,7 @@ class RasterArchive(MatchedDataset):
         return True
 
     def _is_plain(self, rows: Any, sensor: str) -> bool:
-        """Whether a plain TIFF would have the values of the sensor, all bands in their order."""
+        """Check whether the file may be an ordinary TIFF with all bands of the sensor in order."""
         table, definition = self.table, SENSORS[sensor]
         if len(rows) != 1 or not definition.fills_zero or definition.nodata:
             return False
@@ -272,16 +270,16 @@ class RasterArchive(MatchedDataset):
         path = table.path(row)
         return path.lower().endswith(('.tif', '.tiff')) and os.path.lexists(path)
 
-    def _refuse_empty(self, position: int, place: Place) -> None:
-        """Samples without a valid pixel stay: scenes have margins without data."""
+    def _check_not_empty(self, position: int, place: Place) -> None:
+        """Accept samples without a valid pixel, as scenes have margins without data."""
 
 
 def _note_crossing(samples: ArchiveTable, codes: Any, rule: SplitRule, left_out: LeftOut) -> None:
-    """Note the samples that are in no split."""
+    """Record the samples that are in no split."""
     gone = np.flatnonzero(codes < 0)
     if len(gone):
         reasons = {
-            'blocks': 'samples that cross into a block of another split',
+            'blocks': 'samples that extend into a block of another split',
             'column': 'samples without a split in the table',
         }
         paths = samples.paths(int(gone[0]), samples.reference)
@@ -289,24 +287,24 @@ def _note_crossing(samples: ArchiveTable, codes: Any, rule: SplitRule, left_out:
 
 
 def _check_reference(reference: str | None, sensors: tuple[str, ...]) -> str:
-    """The sensor that gives the grid."""
+    """Return the reference sensor."""
     if reference is None:
         return reference_sensor(sensors)
     if reference not in sensors:
-        raise ValueError(f"reference '{reference}' is none of the sensors {list(sensors)}")
+        raise ValueError(f"reference '{reference}' is not one of the sensors {list(sensors)}")
     return reference
 
 
 def _check_missing(
     allow_missing: Sequence[str], sensors: tuple[str, ...], reference: str
 ) -> tuple[str, ...]:
-    """Sensors that samples may lack."""
+    """Return the sensors that may be missing."""
     if isinstance(allow_missing, str) or not set(allow_missing) <= set(sensors) - {reference}:
         raise ValueError(
             f'allow_missing {allow_missing!r} must be a list of sensors other than the reference '
             f"'{reference}': choose from {[key for key in sensors if key != reference]}"
             + (
-                f'; to let samples lack {reference}, name another sensor as reference'
+                f'; to allow a missing {reference}, choose another reference'
                 if reference in allow_missing
                 else ''
             )
@@ -317,7 +315,7 @@ def _check_missing(
 def _bands_of(
     table: RasterTable, sensors: tuple[str, ...], bands: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """Bands to return, some of each sensor."""
+    """Return the bands to return, which must include each sensor."""
     if bands is None:
         return tuple(band for key in sensors for band in available_bands(table, key))
     names = check_bands(bands)
@@ -325,8 +323,8 @@ def _bands_of(
     if given != set(sensors):
         others = sorted(given - set(sensors))
         raise BandError(
-            f'bands are of the sensors {others}, which are not in sensors={list(sensors)}'
+            f'some bands are of the sensors {others}, which are not in sensors={list(sensors)}'
             if others
-            else f'no bands of {sorted(set(sensors) - given)}: add some, or leave the sensors out'
+            else f'no bands of {sorted(set(sensors) - given)}: add some, or remove the sensors'
         )
     return names

@@ -1,4 +1,4 @@
-"""Samples of a table of rasters with labels of one's own."""
+"""Samples of a table of rasters with labels."""
 
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -15,40 +15,39 @@ from rich.progress import track
 from torch import Tensor
 from torchgeo.datasets.utils import Path, Sample
 
-from geofm.datasets.archive.dataset import Split
 from geofm.datasets.archive.left_out import LeftOut
 from geofm.datasets.archive.masked import IGNORE, TargetArchive
 from geofm.datasets.labels import LabelError, LabelSource, open_labels
 from geofm.datasets.labels.source import check_values
 from geofm.datasets.pairs.dataset import EmptySplitError
 from geofm.datasets.plot import plot_pair
-from geofm.datasets.splitting import SplitRule
+from geofm.datasets.splitting import Split, SplitRule
 from geofm.datasets.table import RasterTable
 from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend
 from geofm.sensors import sensor_of
 
-#: What is to be told: the class or a number of each pixel, the classes that occur in a sample, or
-#: the one that covers most of it.
+#: Type of the target: the class or a number of each pixel, the classes that occur in a sample, or
+#: the class that covers most of it.
 Target = Literal['segmentation', 'regression', 'multilabel', 'majority']
 
-#: What a configuration says of a class map: how many classes, their names, or name to value.
+#: Classes in a configuration: their number, their names, or a mapping from name to value.
 type Classes = int | Sequence[str] | Mapping[str, Any]
 
 type _Labels = npt.NDArray[np.uint8] | npt.NDArray[np.float32]
 
 
 class LabelledArchive(TargetArchive):
-    """Samples of a table of rasters with labels of one's own.
+    """Samples of a table of rasters with labels.
 
     Labels are read on the grid of each sample, from a file of polygons, points or pixels, or from a
-    band of the table. Samples without any label are left out, and counted in :attr:`skipped`.
+    band of the table. Samples without labels are left out, and counted in :attr:`skipped`.
 
     Attributes:
-        target: What is to be told.
+        target: Type of the target.
         ignore_index: Value of 'mask' where there is no label.
-        counts: How often each output occurs, int64 (L,): pixels of 'segmentation', samples of
-            'multilabel' and 'majority'; empty for 'regression'.
+        counts: Frequency of each class, int64 (L,): number of pixels for 'segmentation', and number
+            of samples for 'multilabel' and 'majority'. Empty for 'regression'.
         skipped: Number of samples left out.
     """
 
@@ -71,34 +70,35 @@ class LabelledArchive(TargetArchive):
 
         Args:
             table: A table of rasters, or its file.
-            sensors: Keys of the sensors of 'image'.
+            sensors: Names of the sensors of 'image'.
             labels: Arguments of :func:`geofm.datasets.labels.open_labels`, e.g.
                 ``{'path': 'labels.gpkg', 'column': 'class'}``; or a band of the table, e.g.
                 ``'landcover.class'``.
-            classes: The classes, as for :meth:`geofm.legend.Legend.of`; by default those of the
-                file. Labels in a band of the table need them.
-            target: 'segmentation' or 'regression': 'mask' (H, W); 'multilabel' or 'majority':
-                'label', one of a whole sample.
-            ignore_index: Value of 'mask' where there is no label, of 'segmentation'.
-            min_labelled: Samples are left out of which less than this fraction, 0 to 1, is
-                labelled; at least one pixel always must be.
-            bands: Names of the channels of 'image'; by default all of the sensors.
+            classes: The classes, see :meth:`geofm.legend.Legend.of`. Default: those of the file.
+                Required for labels in a band of the table.
+            target: 'segmentation' and 'regression' give a 'mask' (H, W); 'multilabel' and
+                'majority' give a 'label' of the whole sample.
+            ignore_index: Value of 'mask' where there is no label, for 'segmentation'.
+            min_labelled: Smallest labelled fraction of a sample, 0 to 1. Samples below it, or
+                without any labelled pixel, are left out.
+            bands: Names of the channels of 'image'. Default: all of the sensors.
             split: One of 'train', 'val', 'test' or 'all'.
-            split_by: How samples are split, as for :class:`~geofm.datasets.RasterArchive`.
-            reference: The sensor that gives the grid; by default the reference of *sensors*.
+            split_by: Rule by which samples are split, see :class:`~geofm.datasets.RasterArchive`.
+            reference: The sensor on whose grid samples are read. Default: the reference of
+                *sensors*.
             **kwargs: Further arguments of :class:`~geofm.datasets.RasterArchive`.
 
         Raises:
             BandError: If a band is unknown, or the labels are a band of 'image'.
-            EmptySplitError: If no sample of the split has a label; a ValueError.
-            LabelError: If the labels cannot be used; a ValueError.
-            ValueError: As from :class:`~geofm.datasets.RasterArchive`, or if another argument is
-                out of range, or *ignore_index* is the value of a class.
+            EmptySplitError: If no sample of the split has a label. It is a ValueError.
+            LabelError: If the labels cannot be used. It is a ValueError.
+            ValueError: See :class:`~geofm.datasets.RasterArchive`. Also if another argument is out
+                of range, or *ignore_index* is the value of a class.
         """
         if target not in get_args(Target):
             raise ValueError(f"unknown target '{target}': choose from {list(get_args(Target))}")
         if not 0 <= min_labelled <= 1:
-            raise ValueError(f'min_labelled must be a fraction of 0 to 1, not {min_labelled}')
+            raise ValueError(f'min_labelled must be a fraction from 0 to 1, not {min_labelled}')
         self.target: Target = target
         self.ignore_index = ignore_index
         self.min_labelled = min_labelled
@@ -106,7 +106,7 @@ class LabelledArchive(TargetArchive):
         self._source = _open(labels, legend)
         mask = labels if isinstance(labels, str) else None
         if mask is not None and legend is None and target != 'regression':
-            raise LabelError(f"labels '{mask}': say which classes there are (classes)")
+            raise LabelError(f"labels '{mask}' need the argument classes")
         super().__init__(table, sensors, mask, bands, split, split_by, reference, **kwargs)
         self._legend = legend
         self._check_ignored()
@@ -125,7 +125,7 @@ class LabelledArchive(TargetArchive):
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Name of each output of a network."""
+        """Name of each output of a model."""
         legend = self.legend
         return () if legend is None else tuple(legend.name(i) for i in range(legend.size))
 
@@ -133,22 +133,22 @@ class LabelledArchive(TargetArchive):
         """Read a sample.
 
         Args:
-            index: Number of the sample.
+            index: Index of the sample.
 
         Returns:
-            As of :meth:`RasterArchive.read_pair`, and the target:
+            The sample, see :meth:`RasterArchive.read_pair`, with the target:
 
-            * 'segmentation': 'mask' int64 (H, W), values of classes or :attr:`ignore_index`
+            * 'segmentation': 'mask' int64 (H, W), class values or :attr:`ignore_index`
             * 'regression': 'mask' float32 (H, W), NaN where there is no label
             * 'multilabel': 'label' int64 (L,), 1 for the classes that occur
-            * 'majority': 'label' int64 (), the class of most labelled pixels
+            * 'majority': 'label' int64 (), the most frequent class of labelled pixels
 
-            Labels of pixels where a sensor has no data do not count in a 'mask', unless the sample
-            has no others.
+            Pixels where a sensor has no data are treated as unlabelled in a 'mask', unless the
+            sample has no other labels.
         """
         sample = self.read_image(index)
         sample.pop('target', None)
-        # Where a broken file is skipped, this is the number of another sample.
+        # If a broken file was skipped, this is the index of another sample.
         labels = self.labels_of(int(sample['index']))
         if self.target in ('multilabel', 'majority'):
             return {**sample, 'label': torch.from_numpy(self._label(labels))}
@@ -161,17 +161,17 @@ class LabelledArchive(TargetArchive):
         return {**sample, 'mask': torch.from_numpy(mask)}
 
     def labels_of(self, position: int) -> _Labels:
-        """Labels of a sample, whether or not its sensors have data.
+        """Return the labels of a sample, including pixels where sensors have no data.
 
         Args:
-            position: Number of the sample.
+            position: Index of the sample.
 
         Returns:
-            Values of classes uint8 (H, W), :data:`~geofm.legend.NO_CLASS` where there is no label;
-            for 'regression' numbers float32 (H, W), NaN there.
+            Class values, uint8 (H, W), :data:`~geofm.legend.NO_CLASS` where there is no label. For
+            'regression', numbers, float32 (H, W), NaN where there is no label.
 
         Raises:
-            LabelError: If they cannot be read.
+            LabelError: If the labels cannot be read.
         """
         if self._source is None:
             return self._band_of(position)
@@ -181,15 +181,16 @@ class LabelledArchive(TargetArchive):
         return self._source.classes_on(grid)
 
     def balanced_weights(self) -> Tensor:
-        """Weights by which rare classes count as much as frequent ones.
+        """Return class weights that give rare classes the same total weight as frequent ones.
 
         Returns:
-            float32 (L,): samples (or pixels) / (classes * those of the class), as scikit-learn's
-            'balanced'; 1 for outputs without a sample. For 'multilabel': samples without the class
-            / those with it, as 'pos_weight' of PyTorch's BCEWithLogitsLoss.
+            Weights, float32 (L,): number of samples (or pixels) / (number of classes * number of
+            those of the class), like 'balanced' in scikit-learn; 1 for classes that do not occur.
+            For 'multilabel': number of samples without the class / number of those with it, for
+            'pos_weight' of PyTorch's BCEWithLogitsLoss.
 
         Raises:
-            ValueError: If the target are no classes.
+            ValueError: If the target is 'regression'.
         """
         if self.target == 'regression':
             raise ValueError('class weights are for classes, not for regression')
@@ -197,7 +198,7 @@ class LabelledArchive(TargetArchive):
         occurs = counts > 0
         if self.target == 'multilabel':
             weights = (len(self) - counts) / counts
-            # A class that is everywhere has no negatives, and would count for nothing.
+            # A class that occurs in every sample has no negatives, and would get the weight 0.
             occurs &= counts < len(self)
         else:
             weights = counts.sum() / (occurs.sum() * counts)
@@ -207,8 +208,8 @@ class LabelledArchive(TargetArchive):
         """Draw a sample: its sensors, its mask in the colours of the classes, and a prediction.
 
         Args:
-            sample: A sample of this data set, in raw units.
-            show_titles: Whether to write a title above each panel.
+            sample: A sample of this dataset, in raw units.
+            show_titles: Whether to show a title above each panel.
             suptitle: Title of the figure.
 
         Returns:
@@ -230,23 +231,23 @@ class LabelledArchive(TargetArchive):
     # -- labels ----------------------------------------------------------------------------------
 
     def _check_ignored(self) -> None:
-        """Check that pixels without a label differ from those of every class."""
+        """Check that *ignore_index* is not the value of a class."""
         if self.target == 'segmentation' and self.legend is not None:
             known = dict(zip(self.legend.values, self.legend.names, strict=True))
             if self.ignore_index in known:
                 raise ValueError(
                     f'ignore_index {self.ignore_index} is the value of the class '
-                    f"'{known[self.ignore_index]}': pixels without a label would be of that class; "
+                    f"'{known[self.ignore_index]}': pixels without a label would get that class; "
                     f'leave ignore_index at {IGNORE}, in the data and in the task'
                 )
 
     def _keep_labelled(self) -> npt.NDArray[np.int64]:
-        """Leave out samples without labels; how often each output occurs in the others."""
+        """Leave out samples without labels; return the frequency of each class in the others."""
         samples = len(self)
         size = 0 if self.legend is None else self.legend.size
         kept = np.zeros(samples, bool)
         counts = np.zeros(size, np.int64)
-        # Several dates of a place have the same labels.
+        # All dates of a place have the same labels.
         seen: dict[Any, tuple[bool, npt.NDArray[np.int64]]] = {}
         positions = range(samples)
         for i in track(positions, 'Reading labels') if samples > 500 else positions:
@@ -264,7 +265,7 @@ class LabelledArchive(TargetArchive):
         if not kept.any():
             raise EmptySplitError(
                 f'{self.archive.table.source}: left out: {self.skipped}; none is left. Check that '
-                'the labels lie on the scenes'
+                'labels and scenes overlap on the ground'
             )
         if len(gone):
             self.archive.matches = self.archive.matches.take(np.flatnonzero(kept))
@@ -272,7 +273,7 @@ class LabelledArchive(TargetArchive):
         return counts
 
     def _count(self, labels: _Labels, size: int) -> tuple[bool, npt.NDArray[np.int64]]:
-        """Whether labels are enough, and how often each output occurs."""
+        """Return whether labels are sufficient, and the frequency of each class."""
         known = _known(labels)
         enough = bool(known.any() and known.mean() >= self.min_labelled)
         counts = np.zeros(size, np.int64)
@@ -287,7 +288,7 @@ class LabelledArchive(TargetArchive):
         return enough, counts
 
     def _label(self, labels: _Labels) -> npt.NDArray[np.int64]:
-        """Label of a whole sample."""
+        """Return the label of a whole sample."""
         assert self.legend is not None
         pixels = _pixels(labels, self.legend.size)
         if self.target == 'multilabel':
@@ -295,7 +296,7 @@ class LabelledArchive(TargetArchive):
         return np.asarray(pixels.argmax(), np.int64)
 
     def _place(self, position: int) -> tuple[Any, ...]:
-        """What samples of the same pixels have in common."""
+        """Return a key that is common to samples on the same pixels."""
         grid, epsg, extent = self.archive.matches.scene(position)
         return epsg, extent, None if grid is None else tuple(grid.transform)
 
@@ -304,13 +305,13 @@ class LabelledArchive(TargetArchive):
         if scene is None:
             assert self._source is not None
             raise LabelError(
-                f'{self.files_of(position)[0]}: no CRS, so that {self._source.path} cannot be laid '
-                'on it; give the labels as a band of the table'
+                f'{self.files_of(position)[0]}: no CRS, so that {self._source.path} cannot be read '
+                'on its grid; give the labels as a band of the table'
             )
         return scene.crop(*extent)
 
     def _band_of(self, position: int) -> _Labels:
-        """Labels that are a band of the table."""
+        """Read labels from a band of the table."""
         assert self.mask is not None
         alone = copy(self.archive)
         alone.bands, alone.sensors = (self.mask,), (sensor_of(self.mask).name,)
@@ -322,19 +323,19 @@ class LabelledArchive(TargetArchive):
         known = known & (values != NO_CLASS)
         (path, *_) = alone.matches.paths(position, alone.sensors[0])
         check_values(
-            FilePath(path), values[known], self._legend, 'add them, or give a nodata value'
+            FilePath(path), values[known], self._legend, 'add these classes, or set a nodata value'
         )
         return np.where(known, values, NO_CLASS).astype(np.uint8)
 
 
 def _open(labels: str | Mapping[str, Any], legend: Legend | None) -> LabelSource | None:
-    """The file of labels; None if they are a band of the table."""
+    """Open the file of labels; None if they are a band of the table."""
     if isinstance(labels, str):
         return None
     known = {'path', 'column', 'all_touched'}
     if 'path' not in labels or set(labels) - known:
         raise LabelError(
-            f"labels {dict(labels)}: give 'path', and 'column' and 'all_touched' if need be; or "
+            f"labels {dict(labels)}: give 'path', and optionally 'column' and 'all_touched'; or "
             "the name of a band of the table, such as 'landcover.class'"
         )
     return open_labels(**labels, legend=legend)
@@ -345,6 +346,6 @@ def _known(labels: _Labels) -> npt.NDArray[np.bool_]:
 
 
 def _pixels(labels: _Labels, size: int) -> npt.NDArray[np.int64]:
-    """Number of pixels of each class."""
+    """Count the pixels of each class."""
     values = labels[labels != NO_CLASS].astype(np.uint8)
     return np.bincount(values, minlength=size).astype(np.int64)

@@ -1,4 +1,4 @@
-"""What is left out of the samples of an archive, and why."""
+"""Samples and files that are left out of an archive, and the reasons."""
 
 from dataclasses import dataclass, field
 
@@ -10,19 +10,20 @@ class LeftOut:
     """Number of samples or files that are left out, by reason.
 
     Attributes:
-        counts: How many, for each reason that occurred.
-        examples: The first file for each reason.
+        counts: Number for each reason that occurred.
+        examples: First file for each reason.
     """
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
     def add(self, reason: str, count: int, example: str) -> None:
-        """Note what is left out.
+        """Record what is left out.
 
         Args:
-            reason: What and why, after the number, e.g. 'samples without ...'.
-            count: How many; with 0 nothing is noted.
+            reason: What is left out and why, e.g. 'samples without ...'. It is printed after the
+                number.
+            count: The number. If it is 0, nothing is recorded.
             example: The first file.
         """
         if count:
@@ -30,17 +31,17 @@ class LeftOut:
             self.examples.setdefault(reason, example)
 
     def __len__(self) -> int:
-        """Number of all that is left out."""
+        """Return the total number."""
         return sum(self.counts.values())
 
     def __str__(self) -> str:
-        """Counts and the first example of each reason."""
+        """Return count and first example of each reason."""
         return '; '.join(
             f'{count} {reason} (first: {self.examples[reason]})'
             for reason, count in self.counts.items()
         )
 
     def warn(self) -> None:
-        """Report what is left out in one warning, if anything is."""
+        """Warn about what is left out, if there is anything."""
         if self.counts:
             warn(f'left out: {self}')

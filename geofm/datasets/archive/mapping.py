@@ -1,7 +1,7 @@
-"""Large archives, whose table and samples the processes of a machine map from files.
+"""Memory-map the arrays of large archives, which are shared by all processes of a machine.
 
-They are made once, in a folder beside the table that is named after what it is made of: the table's
-path, size and time.
+The arrays are created once, in a folder next to the table. The name of the folder contains a hash
+of the path, size and modification time of the table.
 """
 
 import dataclasses
@@ -24,10 +24,10 @@ from geofm.datasets.table.fields import PARQUET
 from geofm.datasets.table.scanning import open_table
 from geofm.sensors import SENSORS
 
-#: Tables with fewer rows are read by each process, in less than a second and 200 MB.
+#: Tables with fewer rows are read by each process, which takes less than a second and 200 MB.
 LEAST_ROWS = 1_000_000
 
-# Changes whenever folders made before must not be used any more.
+# Must be changed whenever existing folders can no longer be used.
 _FORMAT = 1
 
 
@@ -36,15 +36,14 @@ def open_archive(table: Archive | RasterTable | str) -> Archive:
 
     Args:
         table: The table, or its file. The arrays of a large GeoParquet file are mapped from a
-            folder beside it, which is made first where there is none. An archive is returned as it
-            is.
+            folder next to it, which is created if necessary. An archive is returned as it is.
 
     Returns:
         The archive.
 
     Raises:
         FileNotFoundError: If there is no such table.
-        TableError: If it is wrong, or a file that has not been scanned yet is gone.
+        TableError: If the table is invalid, or a file that has not been scanned yet is missing.
     """
     if isinstance(table, Archive):
         return table
@@ -76,16 +75,16 @@ def find_samples(
     of: tuple[Any, ...],
     find: Callable[[], tuple[ArchiveTable, LeftOut]],
 ) -> tuple[ArchiveTable, LeftOut]:
-    """Find samples of an archive; those of a mapped one are found once and mapped.
+    """Find the samples of an archive, once for all processes if the archive is mapped.
 
     Args:
         archive: The archive.
-        selection: What samples are made of.
-        of: What else they depend on.
-        find: Finds the samples, and what is left out.
+        selection: Definition of the samples.
+        of: Further values that the samples depend on.
+        find: Function that finds the samples and what is left out.
 
     Returns:
-        What *find* returns.
+        The result of *find*.
     """
     if archive.folder is None:
         return find()
@@ -116,12 +115,12 @@ def find_samples(
 
 
 def _folder(table: Path) -> Path | None:
-    """Folder of the arrays of a table; None if it is small, or of a format that has no length."""
+    """Return the folder of the arrays of a table; None if it is small or not Parquet."""
     try:
         if table.suffix.lower() not in PARQUET or pq.read_metadata(table).num_rows < LEAST_ROWS:
             return None
     except (OSError, pa.ArrowException):
-        # Whoever reads it says what is wrong.
+        # Reading the table will raise a clear error.
         return None
     state = table.stat()
     digest = _digest(_FORMAT, table.resolve(), state.st_size, state.st_mtime_ns)
@@ -129,17 +128,17 @@ def _folder(table: Path) -> Path | None:
 
 
 def _remove_earlier(folder: Path) -> None:
-    """Remove the arrays of what the table was before; who has mapped them keeps them."""
+    """Remove the arrays of earlier versions of the table. Mapped files stay readable."""
     for other in folder.parent.glob(f'{folder.name.rpartition("-")[0]}-*'):
         if other != folder:
             shutil.rmtree(other, ignore_errors=True)
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    """Fields of a dataclass, as they are."""
+    """Return the fields of a dataclass without copying."""
     return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
 
 
 def _digest(*of: Any) -> str:
-    """A short name of values."""
+    """Return a short hash of values."""
     return hashlib.sha256(repr(of).encode()).hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Samples of a table of rasters with a mask of classes that is one of the rasters."""
+"""Samples of a table of rasters with a target that is a band of the table."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path as FilePath
@@ -8,8 +8,8 @@ import torch
 from torch.utils.data import Dataset
 from torchgeo.datasets.utils import Path, Sample
 
-from geofm.datasets.archive.dataset import RasterArchive, Split
-from geofm.datasets.splitting import SplitRule
+from geofm.datasets.archive.dataset import RasterArchive
+from geofm.datasets.splitting import Split, SplitRule
 from geofm.datasets.table import RasterTable
 from geofm.sensors import (
     BandError,
@@ -21,7 +21,7 @@ from geofm.sensors import (
     sensor_of,
 )
 
-#: Class of pixels without one.
+#: Class value of pixels without a class.
 IGNORE = 255
 
 
@@ -29,10 +29,10 @@ class TargetArchive(Dataset[Sample]):
     """Samples of a table of rasters with a target, which may be one of its bands.
 
     Attributes:
-        archive: The data set of the sensors and, if it is one of its bands, the target.
-        sensors: Sensors of 'image', in canonical order.
+        archive: The dataset of the sensors, and of the target if it is a band of the table.
+        sensors: Names of the sensors of 'image', in canonical order.
         bands: Names of the channels of 'image'.
-        mask: Name of the band that is the target; None if it comes from elsewhere.
+        mask: Name of the band that is the target; None if it is not a band of the table.
     """
 
     def __init__(
@@ -50,24 +50,25 @@ class TargetArchive(Dataset[Sample]):
 
         Args:
             table: A table of rasters, or its file.
-            sensors: Keys of the sensors of 'image'.
+            sensors: Names of the sensors of 'image'.
             mask: Name of the band that is the target, e.g. ``'landcover.class'``, or None.
-            bands: Names of the channels of 'image'; by default all of the sensors.
+            bands: Names of the channels of 'image'. Default: all of the sensors.
             split: One of 'train', 'val', 'test' or 'all'.
-            split_by: How samples are split, as for :class:`~geofm.datasets.RasterArchive`.
-            reference: The sensor that gives the grid; by default the reference of *sensors*.
+            split_by: Rule by which samples are split, see :class:`~geofm.datasets.RasterArchive`.
+            reference: The sensor on whose grid samples are read. Default: the reference of
+                *sensors*.
             **kwargs: Further arguments of :class:`~geofm.datasets.RasterArchive`.
 
         Raises:
             BandError: If a band is unknown, or the mask is a band of 'image'.
-            ValueError: As from :class:`~geofm.datasets.RasterArchive`.
+            ValueError: See :class:`~geofm.datasets.RasterArchive`.
         """
         self.sensors = canonical_order(sensors)
         self.bands = bands_of(self.sensors) if bands is None else check_bands(bands)
         self.mask = None if mask is None else check_bands([mask])[0]
         if self.mask is not None and self.mask in self.bands:
             raise BandError(
-                f"the mask '{self.mask}' is one of the bands of the image: leave it out"
+                f"the mask '{self.mask}' is one of the bands of the image: remove it from bands"
             )
         targets = [] if self.mask is None else [self.mask]
         every = canonical_order([*self.sensors, *(sensor_of(band).name for band in targets)])
@@ -87,18 +88,18 @@ class TargetArchive(Dataset[Sample]):
         self._present = [every.index(key) for key in self.sensors]
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.archive)
 
     def read_image(self, index: SupportsIndex) -> Sample:
         """Read a sample without a target.
 
         Args:
-            index: Number of the sample.
+            index: Index of the sample.
 
         Returns:
-            As of :meth:`RasterArchive.read_pair`, of the sensors of 'image' alone; and 'target'
-            float32 (H, W), if it is a band of the table.
+            The sample, see :meth:`RasterArchive.read_pair`, with the sensors of 'image' only, and
+            with 'target', float32 (H, W), if it is a band of the table.
         """
         sample = dict(self.archive[index])
         if self.mask is not None:
@@ -112,10 +113,10 @@ class TargetArchive(Dataset[Sample]):
         return sample
 
     def files_of(self, index: int) -> list[FilePath]:
-        """Files behind a sample.
+        """Return the files that a sample is read from.
 
         Args:
-            index: Number of the sample.
+            index: Index of the sample.
 
         Returns:
             Their paths.
@@ -126,8 +127,8 @@ class TargetArchive(Dataset[Sample]):
 class MaskedArchive(TargetArchive):
     """Samples of a table of rasters, one band of which is the target.
 
-    The raster of classes is a sensor of the table like the others, most often a user's own with
-    ``quantity: other``, ``resampling: nearest`` and ``static: true``.
+    The raster of classes is a sensor of the table like the others. It is usually defined by the
+    user with ``quantity: other``, ``resampling: nearest`` and ``static: true``.
 
     Attributes:
         mask: Name of the band of classes.
@@ -139,11 +140,12 @@ class MaskedArchive(TargetArchive):
         """Read a sample.
 
         Args:
-            index: Number of the sample.
+            index: Index of the sample.
 
         Returns:
-            As of :meth:`RasterArchive.read_pair`, 'image' without the band of classes, and 'mask'
-            int64 (H, W), :data:`IGNORE` where a sensor or the classes have no data.
+            The sample, see :meth:`RasterArchive.read_pair`, in which 'image' lacks the band of
+            classes, with 'mask', int64 (H, W), :data:`IGNORE` where a sensor or the classes have no
+            data.
         """
         sample = self.read_image(index)
         classes = torch.where(sample['valid'], sample.pop('target'), IGNORE)

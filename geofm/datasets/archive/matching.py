@@ -1,4 +1,4 @@
-"""Which observation of another sensor goes with each window of the reference sensor."""
+"""Match windows of the reference sensor with observations of other sensors."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -19,26 +19,26 @@ type Ints = npt.NDArray[np.integer[Any]]
 DAY = 86_400_000_000
 _SECOND = 1_000_000
 
-#: Gap of an observation whose date does not matter, or is not known: after all with a date.
+#: Gap of an observation whose date is irrelevant or unknown. It ranks after all known gaps.
 _ANY = np.iinfo(np.int64).max - 1
 
-#: Scenes and windows that are looked at together.
+#: Number of scenes and windows that are processed at once.
 _AT_ONCE = 1 << 16
 
-#: Coverages that differ by less are equal.
+#: Difference below which coverages are considered equal.
 _TOLERANCE = 1e-5
 
 
 @dataclass(frozen=True)
 class Frames:
-    """Where and when observations were taken.
+    """Locations and times of observations.
 
     Attributes:
-        place: Number of the place, -1 if none is given, (K,).
+        place: Number of the place, -1 if there is none, (K,).
         time: Microseconds since 1970-01-01, :data:`NO_TIME` where unknown, int64 (K,).
-        row: Row of the table whose grid an observation is read on, (K,).
-        table: What :attr:`row` numbers. A copy of the grids of all observations would take most
-            of the memory of a match.
+        row: Row of the table on whose grid an observation is read, (K,).
+        table: Table that :attr:`row` refers to. A copy of the grids would take most of the memory
+            of matching.
     """
 
     place: Ints
@@ -48,7 +48,7 @@ class Frames:
 
     @property
     def epsg(self) -> Ints:
-        """EPSG codes, -1 where there is none, (K,)."""
+        """EPSG codes, -1 where there is no CRS, (K,)."""
         return self.table.epsg[self.row]
 
     @property
@@ -62,23 +62,23 @@ class Frames:
         return np.stack((self.table.height[self.row], self.table.width[self.row]), axis=1)
 
     def take(self, numbers: Ints) -> 'Frames':
-        """Choose observations.
+        """Select observations.
 
         Args:
-            numbers: Their numbers.
+            numbers: Indices of the observations.
 
         Returns:
-            Those observations.
+            The selected observations.
         """
         return Frames(self.place[numbers], self.time[numbers], self.row[numbers], self.table)
 
 
 class GridTable(Protocol):
-    """A table of grids, such as :class:`~geofm.datasets.table.RasterTable`, a row per raster."""
+    """Table of grids with a row per raster, such as :class:`~geofm.datasets.table.RasterTable`."""
 
     @property
     def epsg(self) -> Ints:
-        """EPSG codes, -1 where there is none, (N,)."""
+        """EPSG codes, -1 where there is no CRS, (N,)."""
 
     @property
     def transform(self) -> npt.NDArray[np.float64]:
@@ -86,20 +86,20 @@ class GridTable(Protocol):
 
     @property
     def height(self) -> Ints:
-        """Numbers of rows of pixels, (N,)."""
+        """Numbers of rows, (N,)."""
 
     @property
     def width(self) -> Ints:
-        """Numbers of columns of pixels, (N,)."""
+        """Numbers of columns, (N,)."""
 
 
 class Rule(NamedTuple):
-    """How observations are matched.
+    """Rule by which observations are matched.
 
     Attributes:
         ignores_date: Whether any date matches, as for an elevation model.
-        max_day_gap: Most days between the two; None for any number.
-        min_overlap: Least fraction, 0 to 1, of the window that must be covered.
+        max_day_gap: Maximum number of days between the two; None for any number.
+        min_overlap: Smallest fraction of the window, 0 to 1, that must be covered.
     """
 
     ignores_date: bool
@@ -112,18 +112,18 @@ def match_windows(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Find the best observation of another sensor for each window.
 
-    That is the one of the same place, or without a place one that covers enough of the window,
-    whose date is nearest. Of several of the same gap in time it is the one that covers most; of
-    several still, the first.
+    It is the observation with the nearest date among those of the same place or, for observations
+    without a place, among those that cover enough of the window. If several have the same date
+    difference, the one that covers most is chosen, and otherwise the first.
 
     Args:
         scenes: Observations of the reference sensor.
-        windows: Windows of them.
+        windows: Windows of *scenes*.
         others: Observations of the other sensor.
-        rule: How they are matched.
+        rule: Rule by which they are matched.
 
     Returns:
-        Number of the observation for each window, -1 where there is none; and the fraction of the
+        Index of the observation for each window, -1 where there is none; and the fraction of the
         window that it covers.
     """
     chosen = nearest_at_place(scenes, others, rule)[windows.scene]
@@ -138,7 +138,7 @@ def match_windows(
     chosen[too_little & (chosen >= 0)] = -1
     lone = np.flatnonzero(~by_place & (scenes.epsg > 0))
     if len(lone):
-        # What has a place of its own shows that place.
+        # Two observations with different places do not match.
         free = np.flatnonzero((others.epsg > 0) & np.isfinite(others.transform).all(axis=1))
         scene, other = _overlapping(scenes, others, lone, free)
         same = (scenes.place[scene] < 0) | (others.place[other] < 0)
@@ -155,11 +155,12 @@ def nearest_at_place(scenes: Frames, others: Frames, rule: Rule) -> npt.NDArray[
     Args:
         scenes: Observations of the reference sensor.
         others: Observations of the other sensor.
-        rule: How they are matched.
+        rule: Rule by which they are matched.
 
     Returns:
-        Number of the observation for each scene, -1 where there is none: the earlier of two as
-        near; one without a date if none with a date is near enough.
+        Index of the observation for each scene, -1 where there is none. Of two that are equally
+        near, it is the earlier. If no observation with a date is near enough, it is one without a
+        date.
     """
     chosen = np.full(len(scenes.place), -1, np.int32)
     known = np.flatnonzero(others.place >= 0).astype(np.int32)
@@ -167,7 +168,7 @@ def nearest_at_place(scenes: Frames, others: Frames, rule: Rule) -> npt.NDArray[
     if not len(known) or not len(wanted):
         return chosen
     first, last = _first_and_last(scenes.time, others.time)
-    # Place and time as one number, so that one search finds both.
+    # Combine place and time to one number, so that one search suffices.
     span = (last - first) // _SECOND + 2
     keys = np.empty(len(known), np.int64)
     for start in range(0, len(known), _AT_ONCE):
@@ -188,10 +189,10 @@ class _PlaceIndex(NamedTuple):
 
     Attributes:
         others: All observations.
-        known: Numbers of those that have a place, sorted.
-        keys: Place and second of each of them as one number, ascending.
+        known: Indices of the observations with a place, sorted.
+        keys: Place and second of each of them combined to one number, ascending.
         start: Earliest time, in microseconds since 1970-01-01.
-        span: More than the latest second; a place times this is the first key of the place.
+        span: Larger than the latest second. The first key of a place is the place times *span*.
     """
 
     others: Frames
@@ -207,9 +208,9 @@ class _PlaceIndex(NamedTuple):
 
         Args:
             scenes: Observations of the reference sensor.
-            wanted: Numbers of those to look at.
-            rule: How they are matched.
-            chosen: Takes the number of the observation for each scene.
+            wanted: Indices of the scenes to match.
+            rule: Rule by which they are matched.
+            chosen: Receives the index of the observation for each scene.
         """
         others, known, keys, start, span = self
         places = scenes.place[wanted].astype(np.int64)
@@ -217,7 +218,7 @@ class _PlaceIndex(NamedTuple):
         found = first < len(known)
         found[found] = others.place[known[first[found]]] == places[found]
         wanted, places, first = wanted[found], places[found], first[found]
-        # The first one has no date, if any has none.
+        # Observations without a date sort first.
         undated = (others.time[known[first]] == NO_TIME) | rule.ignores_date
         free = undated | (scenes.time[wanted] == NO_TIME)
         chosen[wanted[free]] = known[first[free]]
@@ -236,18 +237,18 @@ class _PlaceIndex(NamedTuple):
 
 
 def _first_and_last(*times: npt.NDArray[np.int64]) -> tuple[int, int]:
-    """Earliest and latest of all times that are known; 0 and 0 if none is."""
+    """Return earliest and latest of all known times; 0 and 0 if none is known."""
     largest = np.iinfo(np.int64).max
     earliest = [int(t.min(initial=largest, where=t != NO_TIME)) for t in times]
-    # A missing time is the least number.
+    # A missing time is the smallest integer.
     latest = [int(t.max(initial=NO_TIME)) for t in times]
     return (0, 0) if max(latest) == NO_TIME else (min(earliest), max(latest))
 
 
 def _seconds(times: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.int64]:
-    """Times as small numbers from 1 on, 0 for a missing one.
+    """Convert times to small numbers from 1, and missing times to 0.
 
-    To the second: with a place in front, microseconds would not fit into 64 bits.
+    Seconds are used since microseconds combined with a place would not fit into 64 bits.
     """
     missing = times == NO_TIME
     seconds = np.where(missing, start, times)
@@ -261,7 +262,7 @@ def _seconds(times: npt.NDArray[np.int64], start: int) -> npt.NDArray[np.int64]:
 def _gaps(
     scenes: Frames, others: Frames, scene: Ints, other: Ints, rule: Rule
 ) -> npt.NDArray[np.int64]:
-    """Time between observations; without a date :data:`_ANY`, and more if it is too long."""
+    """Return time gaps: :data:`_ANY` without a date, and more if the gap is too long."""
     here, there = scenes.time[scene], others.time[other]
     undated = (here == NO_TIME) | (there == NO_TIME) | rule.ignores_date
     here, there = np.where(undated, 0, here), np.where(undated, 0, there)
@@ -275,7 +276,7 @@ def _gaps(
 def _overlapping(
     scenes: Frames, others: Frames, lone: Ints, free: Ints
 ) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp]]:
-    """Numbers of scenes and of the others that may touch them on the ground."""
+    """Return pairs of scenes and other observations that may overlap on the ground."""
     tree = shapely.STRtree(_shapes(others.take(free)))
     found = [np.zeros((2, 0), np.intp)]
     for part in _parts(lone):
@@ -286,7 +287,7 @@ def _overlapping(
 
 
 def _shapes(frames: Frames) -> npt.NDArray[np.object_]:
-    """Footprints in longitude and latitude."""
+    """Return footprints in longitude and latitude."""
     points = corners(frames.epsg.astype(np.int32), frames.transform, frames.shape.astype(np.int32))
     return shapes_on_ground(points, SEARCH_CRS)
 
@@ -299,7 +300,7 @@ def _match_by_ground(
     pairs: tuple[Ints, Ints],
     result: tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]],
 ) -> None:
-    """Match windows with what covers them, the nearest date first; changes *result*."""
+    """Match windows with observations that cover them, nearest first; modifies *result*."""
     scene, other = pairs
     gap = _gaps(scenes, others, scene, other, rule)
     near = gap <= _ANY
@@ -310,15 +311,15 @@ def _match_by_ground(
     starts = np.searchsorted(scene, np.arange(len(scenes.place) + 1))
     turn, end = starts[:-1][windows.scene], starts[1:][windows.scene]
     best_gap = np.full(len(turn), -1, np.int64)
-    # Each round tries one more observation for the windows that have none yet.
+    # Each round tries the next observation for the remaining windows.
     left = np.flatnonzero(turn < end)
     while len(left):
         for part in _parts(left):
             number = turn[part]
-            share = coverage(scenes, windows.take(part), others.take(other[number]))
-            better = (share >= rule.min_overlap - _TOLERANCE) & (share > covered[part] + _TOLERANCE)
+            found = coverage(scenes, windows.take(part), others.take(other[number]))
+            better = (found >= rule.min_overlap - _TOLERANCE) & (found > covered[part] + _TOLERANCE)
             rows = part[better]
-            chosen[rows], covered[rows] = other[number[better]], share[better]
+            chosen[rows], covered[rows] = other[number[better]], found[better]
             best_gap[rows] = gap[number[better]]
         turn[left] += 1
         left = left[turn[left] < end[left]]
@@ -328,27 +329,27 @@ def _match_by_ground(
 
 
 def coverage(scenes: Frames, windows: Windows, others: Frames) -> npt.NDArray[np.float32]:
-    """Fraction of each window that an observation covers.
+    """Compute the fraction of each window that an observation covers.
 
     Args:
-        scenes: Observations that the windows are of.
+        scenes: Observations of the reference sensor.
         windows: The windows.
-        others: One observation for each window.
+        others: One observation per window.
 
     Returns:
-        Fractions from 0 to 1; 1 where neither is georeferenced.
+        Fractions from 0 to 1. They are 1 where neither is georeferenced.
     """
     covered = np.ones(len(windows.scene), np.float32)
     frames = scenes.take(windows.scene)
     epsg, own, other_epsg, other = frames.epsg, frames.transform, others.epsg, others.transform
-    # Most often both are on one grid, of which the window is a part.
+    # In most cases both have the same grid, so that the window is covered.
     same = (epsg == other_epsg) & (own == other).all(axis=1)
     same &= (frames.shape == others.shape).all(axis=1)
     if same.all():
         return covered
     transform = shifted(own, windows.row, windows.col)
     placed = ~same & (epsg > 0) & (other_epsg > 0)
-    # On upright grids of one CRS, boxes say it all.
+    # On upright grids in the same CRS, comparing boxes suffices.
     upright = placed & (epsg == other_epsg)
     for t in (transform, other):
         upright &= (t[:, 1] == 0) & (t[:, 3] == 0)
@@ -361,9 +362,9 @@ def coverage(scenes: Frames, windows: Windows, others: Frames) -> npt.NDArray[np
         low, high = np.maximum(ours[0], theirs[0]), np.minimum(ours[1], theirs[1])
         shared = np.maximum(high - low, 0).prod(axis=1)
         share = shared / (ours[1] - ours[0]).prod(axis=1)
-        # Rounding of coordinates is no gap.
+        # Ignore rounding of coordinates.
         covered[rows] = np.where(share > 1 - 1e-6, 1, share)
-        # Longitudes of two grids may be a turn of the globe apart.
+        # Longitudes of two grids may differ by 360 degrees, so check again without overlap.
         near = share > 0
     rest = placed.copy()
     rest[rows[near]] = False
@@ -381,7 +382,7 @@ def coverage(scenes: Frames, windows: Windows, others: Frames) -> npt.NDArray[np
     return covered
 
 
-#: What :func:`overlaps` needs to know of a window.
+#: Fields of a window that :func:`overlaps` needs.
 _GRID = np.dtype(
     [('transform', np.float64, 6), ('epsg', np.int32), ('height', np.int32), ('width', np.int32)]
 )
@@ -390,12 +391,12 @@ _GRID = np.dtype(
 def _boxes(
     transform: npt.NDArray[np.float64], shape: Ints
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Lowest and highest x and y of upright grids, shape (N, 2) each."""
+    """Return lowest and highest x and y of upright grids, shape (N, 2) each."""
     one = transform[:, [2, 5]]
     other = one + transform[:, [0, 4]] * shape[:, ::-1]
     return np.minimum(one, other), np.maximum(one, other)
 
 
 def _parts(rows: Ints) -> list[npt.NDArray[np.integer[Any]]]:
-    """Numbers in parts that are small enough to be looked at together."""
+    """Split indices into parts that are small enough to be processed at once."""
     return [rows[i : i + _AT_ONCE] for i in range(0, len(rows), _AT_ONCE)]

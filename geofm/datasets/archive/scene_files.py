@@ -1,4 +1,4 @@
-"""One GeoTIFF per sensor of a place of a table, on one grid: input of the map commands."""
+"""Write the observations of a place as one GeoTIFF per sensor, as input of the map commands."""
 
 import datetime
 import warnings
@@ -19,16 +19,16 @@ from geofm.datasets.table import NO_TIME, RasterTable
 from geofm.sensors import SENSORS, date_columns, reference_sensor
 from geofm.suggestions import did_you_mean
 
-#: Height and width of the windows that are read at a time, in pixels.
+#: Height and width of the windows that are read at once, in pixels.
 _BLOCK = 512
 
 
 class SceneFiles(NamedTuple):
-    """What :func:`write_scene` wrote.
+    """Result of :func:`write_scene`.
 
     Attributes:
-        files: GeoTIFF of each sensor, by its key.
-        dates: Date of each sensor that has one, as YYYY-MM-DD.
+        files: GeoTIFF of each sensor, by its name.
+        dates: Date of each sensor with a date, as YYYY-MM-DD.
     """
 
     files: dict[str, Path]
@@ -40,22 +40,22 @@ def write_scene(
 ) -> SceneFiles:
     """Write the observations of a place as one GeoTIFF per sensor, all on one grid.
 
-    Files with one band each, several dates or any other format become plain rasters with band
-    descriptions: float32 in the unit of the sensor, NaN where there are no data in any sensor.
-    Pixels are those of the files where these lie on the grid of the reference sensor.
+    Files of any format, with one or several bands or dates, become plain rasters with band
+    descriptions: float32 in the unit of the sensor, NaN where any sensor has no data. Files that
+    are on the grid of the reference sensor are not resampled.
 
     Args:
         table: Scanned table of rasters.
         place: Name of the place.
-        output: Folder to write; it must not exist or be empty.
-        date: Day as YYYY-MM-DD; the observation of the reference sensor nearest to it is taken.
-            Default: the first.
+        output: Folder to write. It must not exist or must be empty.
+        date: Day as YYYY-MM-DD. The nearest observation of the reference sensor is used. Default:
+            the first observation.
 
     Returns:
         The files.
 
     Raises:
-        ValueError: If the table has no such place, its files have no CRS, or *date* is no date.
+        ValueError: If the table has no such place, its files have no CRS, or *date* is not a date.
     """
     archive = _archive_of(table, place)
     position = _nearest(archive, date)
@@ -102,7 +102,7 @@ def write_scene(
 
 
 def _archive_of(table: RasterTable, place: str) -> RasterArchive:
-    """All observations of a place, with whichever sensors it has."""
+    """Return all observations of a place, with the sensors that it has."""
     names = [table.places[i] for i in range(len(table.places))]
     if place not in names:
         known = ', '.join(names[:5]) + (', ...' if len(names) > 5 else '')
@@ -117,19 +117,19 @@ def _archive_of(table: RasterTable, place: str) -> RasterArchive:
     keys = [part.sensors[code] for code in np.unique(part.sensor)]
     others = [key for key in keys if key != reference_sensor(keys)]
     with warnings.catch_warnings():
-        # What other dates of the place lack does not matter.
+        # Ignore sensors that are missing on other dates of the place.
         warnings.simplefilter('ignore')
         return RasterArchive(part, keys, split='all', allow_missing=others, min_overlap=0)
 
 
 def _nearest(archive: RasterArchive, date: str | None) -> int:
-    """Number of the sample that is nearest to a date."""
+    """Return the index of the sample that is nearest to a date."""
     if date is None:
         return 0
     try:
         day = np.datetime64(datetime.date.fromisoformat(date), 'D')
     except ValueError as error:
-        raise ValueError(f"date '{date}' must be a day such as 2018-02-28") from error
+        raise ValueError(f"date '{date}' must be a day like 2018-02-28") from error
     numbers = archive.matches.reference_observations()
     times = archive.matches.archive.observations.time[numbers]
     days = times.astype('datetime64[us]').astype('datetime64[D]')
@@ -139,7 +139,7 @@ def _nearest(archive: RasterArchive, date: str | None) -> int:
 
 
 def _dates(archive: RasterArchive, position: int, keys: list[str]) -> dict[str, str]:
-    """Dates of the sensors that have one."""
+    """Return the dates of the sensors with a date."""
     columns = date_columns(archive.sensors)
     days = archive.matches.days(position).astype('datetime64[D]')
     named = dict(zip(columns, days, strict=True))
@@ -153,7 +153,7 @@ def _windows(height: int, width: int) -> Iterator[Window]:
 
 
 def _read(archive: RasterArchive, position: int, window: Window) -> npt.NDArray[np.float32]:
-    """All bands of a window, NaN where they have no data."""
+    """Read all bands of a window, with NaN where they have no data."""
     sample = archive.read_pair(position, window)
     image: npt.NDArray[np.float32] = sample['image'].numpy()
     image[:, ~sample['valid'].numpy()] = np.nan

@@ -1,4 +1,4 @@
-"""Splits of the samples of an archive in which no ground is in two of them."""
+"""Split the samples of an archive so that splits do not share ground."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ import pandas as pd
 import shapely
 
 from geofm.datasets.archive.archive_table import ArchiveTable
-from geofm.datasets.archive.blocks import Blocks, margined
+from geofm.datasets.archive.blocks import Blocks, widened
 from geofm.datasets.footprints import SEARCH_CRS, extents, shapes_on_ground
 from geofm.datasets.splitting import SPLITS, SplitRule, draw_groups
 
-#: Samples that are worked on together.
+#: Number of samples that are processed at once.
 _AT_ONCE = 1 << 16
 
-#: Least shared area, as a fraction of the smaller of two samples, that counts as overlap. Edges
-#: that are straight in one CRS are not in another, by less than this.
+#: Smallest shared area, as a fraction of the smaller of two samples, that counts as overlap. The
+#: effect of edges that are curved in another CRS is smaller than this.
 _TOUCH = 1e-3
 
 type Codes = npt.NDArray[np.int8]
@@ -27,15 +27,15 @@ def split_samples(samples: ArchiveTable, rule: SplitRule) -> Codes:
 
     Args:
         samples: The samples.
-        rule: How they are split.
+        rule: Rule by which they are split.
 
     Returns:
-        Position in :data:`~geofm.datasets.splitting.SPLITS`, int8 (N,); -1 for a sample that
-        crosses into a block of another split, or that the table gives no split.
+        Index into :data:`~geofm.datasets.splitting.SPLITS`, int8 (N,); -1 for a sample that extends
+        into a block of another split, or has no split in the table.
 
     Raises:
-        ValueError: If the table has no column 'split', a split has another name, samples without
-            CRS are to be split by blocks, or nothing is left to train on.
+        ValueError: If the table has no column 'split', a split has an unknown name, samples without
+            a CRS are split by blocks, or nothing is left for training.
     """
     if rule.by == 'column':
         return _by_column(samples)
@@ -47,11 +47,11 @@ def split_samples(samples: ArchiveTable, rule: SplitRule) -> Codes:
 
 
 def _by_column(samples: ArchiveTable) -> Codes:
-    """Splits as the table gives them."""
+    """Return the splits of the table."""
     table = samples.archive.table
     if table.split is None:
         raise ValueError(
-            f"{table.source}: no column 'split': add one, or split by place or by blocks"
+            f"{table.source}: has no column 'split': add one, or split by place or by blocks"
         )
     unknown = sorted(set(table.splits) - {*SPLITS, ''})
     if unknown:
@@ -61,7 +61,7 @@ def _by_column(samples: ArchiveTable) -> Codes:
 
 
 def _by_blocks(samples: ArchiveTable, rule: SplitRule) -> Codes:
-    """Splits by blocks on the ground."""
+    """Split by blocks on the ground."""
     if (samples.epsg(slice(None)) <= 0).any():
         raise ValueError(
             f'{samples.archive.table.source}: rasters without a CRS cannot be split by blocks: '
@@ -73,7 +73,7 @@ def _by_blocks(samples: ArchiveTable, rule: SplitRule) -> Codes:
     total = 0
     for first in range(0, len(samples), _AT_ONCE):
         rows = slice(first, min(first + _AT_ONCE, len(samples)))
-        boxes = margined(extents(samples.corners(rows, SEARCH_CRS), SEARCH_CRS))
+        boxes = widened(extents(samples.corners(rows, SEARCH_CRS), SEARCH_CRS))
         code, start = blocks.touched(boxes)
         codes.append(code)
         starts.append(start + total)
@@ -88,13 +88,13 @@ def _by_blocks(samples: ArchiveTable, rule: SplitRule) -> Codes:
 def _place_groups(
     samples: ArchiveTable,
 ) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.uint64]]:
-    """Group of each sample, and a number of each group that does not depend on the others."""
+    """Group samples, and return a number per group that does not depend on the others."""
     scenes, scene = _distinct_scenes(samples)
     place = samples.archive.observations.place[scenes]
     links = [_same_place(place), _overlaps(samples, scenes)]
     one, other = np.concatenate(links, axis=1)
     size = (len(scenes), len(scenes))
-    # Worker processes read without it.
+    # Imported here, as worker processes do not need it.
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -106,7 +106,7 @@ def _place_groups(
 
 
 def _distinct_scenes(samples: ArchiveTable) -> tuple[Any, Any]:
-    """One observation for each place and grid, and its number for each sample."""
+    """Return one observation per place and grid, and its index for each sample."""
     reference = samples.reference_observations()
     unique, number = np.unique(reference, return_inverse=True)
     table, main = samples.archive.table, samples.archive.main.array[unique]
@@ -115,7 +115,7 @@ def _distinct_scenes(samples: ArchiveTable) -> tuple[Any, Any]:
     for name in ('epsg', 'height', 'width'):
         keys[name] = getattr(table, name)[main]
     if (keys['epsg'] <= 0).any():
-        # Without a CRS, what has no place of its own is one.
+        # An observation without a CRS and without a place is a group by itself.
         lone = (keys['epsg'] <= 0) & (keys['place'] < 0)
         keys['lone'] = np.where(lone, np.arange(len(keys)), -1)
     same = keys.groupby(list(keys.columns), sort=False, dropna=False).ngroup().to_numpy()
@@ -124,14 +124,14 @@ def _distinct_scenes(samples: ArchiveTable) -> tuple[Any, Any]:
 
 
 def _same_place(place: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Pairs of scenes of one place, a chain of each place."""
+    """Return pairs of scenes of the same place that form a chain per place."""
     order = np.argsort(place, kind='stable')
     same = (place[order][1:] == place[order][:-1]) & (place[order][1:] >= 0)
     return np.stack([order[:-1][same], order[1:][same]])
 
 
 def _overlaps(samples: ArchiveTable, scenes: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
-    """Pairs of scenes that share ground."""
+    """Return pairs of scenes that share ground."""
     table, main = samples.archive.table, samples.archive.main.array[scenes]
     placed = np.flatnonzero(table.epsg[main] > 0)
     shapes = shapes_on_ground(samples.scene_corners(scenes[placed]), SEARCH_CRS)
@@ -150,7 +150,7 @@ def _overlaps(samples: ArchiveTable, scenes: npt.NDArray[Any]) -> npt.NDArray[np
 
 
 def _scene_keys(samples: ArchiveTable, scenes: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
-    """A number of each scene by the name of its place, or where it lies, or else its file."""
+    """Return a number per scene from its place, or else its location, or else its file."""
     archive = samples.archive
     place = archive.observations.place[scenes]
     keys = np.zeros(len(scenes), np.uint64)
@@ -159,7 +159,7 @@ def _scene_keys(samples: ArchiveTable, scenes: npt.NDArray[Any]) -> npt.NDArray[
     keys[named] = pd.util.hash_array(names)
     placed = ~named & (archive.table.epsg[archive.main.array[scenes]] > 0)
     middle = samples.scene_corners(scenes[placed]).mean(axis=1)
-    # To some metres, so that rounding does not matter.
+    # Round to about ten metres, so that rounding errors do not matter.
     x, y = np.round((middle + 360) * 1e4).astype(np.uint64).T
     keys[placed] = _mix(x * np.uint64(10**8) + y, 0)
     lone = ~named & ~placed
@@ -169,7 +169,7 @@ def _scene_keys(samples: ArchiveTable, scenes: npt.NDArray[Any]) -> npt.NDArray[
 
 
 def _mix(keys: npt.NDArray[Any], seed: int) -> npt.NDArray[np.uint64]:
-    """Hash numbers together with a seed, by the finaliser of SplitMix64."""
+    """Hash numbers together with a seed by the finaliser of SplitMix64."""
     start = np.random.SeedSequence(seed % 2**64).generate_state(1, np.uint64)[0]
     with np.errstate(over='ignore'):
         x = keys.astype(np.uint64) + start

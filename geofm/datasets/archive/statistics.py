@@ -1,4 +1,4 @@
-"""Statistics of the bands of a table of rasters, sensor by sensor."""
+"""Band statistics of a table of rasters, per sensor."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -11,28 +11,28 @@ from rasterio.windows import Window
 from torch.utils.data import DataLoader, Dataset
 from torchgeo.datasets.utils import Path, Sample
 
-from geofm.datasets.archive.dataset import RasterArchive, Split
+from geofm.datasets.archive.dataset import RasterArchive
 from geofm.datasets.pairs.dataset import EmptySplitError
 from geofm.datasets.seeded import Seeded
-from geofm.datasets.splitting import SplitRule
+from geofm.datasets.splitting import Split, SplitRule
 from geofm.datasets.statistics import dataset_statistics
 from geofm.datasets.table import RasterTable, open_table, read_observation
 
-#: Side of the parts in which scenes are read, in pixels.
+#: Side of the parts in which scenes are read in pixels.
 _SIDE = 1024
 
-#: Shows how far a loop is: takes the loop, what it does and its length.
+#: Function that shows the progress of a loop, given the iterable, a description and the length.
 type Track = Callable[[Iterable[Any], str, int], Iterable[Any]]
 
 
 class ScenesInParts(Dataset[Sample]):
-    """All pixels of the observations of one sensor, each once, in parts that fit into memory."""
+    """All pixels of the observations of a sensor, in parts that fit into memory."""
 
     def __init__(self, archive: RasterArchive) -> None:
         """Initialize a new ScenesInParts instance.
 
         Args:
-            archive: Data set of one sensor, without windows.
+            archive: Dataset of one sensor, without windows.
         """
         self.archive = archive
         (self.sensor,) = archive.sensors
@@ -45,14 +45,14 @@ class ScenesInParts(Dataset[Sample]):
             ]
 
     def __len__(self) -> int:
-        """Number of parts."""
+        """Return the number of parts."""
         return len(self.parts)
 
     def __getitem__(self, index: Any) -> Sample:
         """Read a part.
 
         Args:
-            index: Number of the part.
+            index: Index of the part.
 
         Returns:
             The part with 'image' float32 (C, H, W) and 'valid' bool (H, W).
@@ -73,26 +73,26 @@ def table_statistics(
     num_workers: int = 0,
     track: Track | None = None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
-    """Statistics of all bands of a table, over the valid pixels of each sensor's own files.
+    """Compute statistics of all bands of a table over the valid pixels of each sensor.
 
-    Sensors are not matched to one another, and each is read on its own grid. Bands of several files
-    are brought to the finest grid among these.
+    Sensors are not matched, and each is read on its own grid. If the bands of an observation are in
+    several files, they are read on the finest of their grids.
 
     Args:
         table: A table of rasters, or its file.
-        split: The split to look at.
-        split_by: How samples are split; by default by the column 'split' of the table.
+        split: The split to read.
+        split_by: Rule by which samples are split. Default: by the column 'split' of the table.
         num_workers: Number of processes that read.
-        track: Shows how far the reading is.
+        track: Function that shows the progress.
 
     Returns:
-        For each band ``unit``, ``mean``, ``std`` and ``percentiles``, see
+        For each band, ``unit``, ``mean``, ``std`` and ``percentiles``, see
         :meth:`geofm.datasets.statistics.BandStatistics.result`; and the number of observations of
         each sensor.
 
     Raises:
-        EmptySplitError: If no sensor has an observation in the split; a ValueError.
-        TableError: If the table cannot be used; a ValueError.
+        EmptySplitError: If no sensor has an observation in the split. It is a ValueError.
+        TableError: If the table cannot be used. It is a ValueError.
         ValueError: If a sensor has no valid pixel, or a file cannot be read.
     """
     opened = open_table(table if isinstance(table, RasterTable) else os.fspath(table))
@@ -107,7 +107,7 @@ def table_statistics(
             empty = error
             continue
         parts = ScenesInParts(archive)
-        # Seeded carries sensors that a user has added to processes that are spawned.
+        # Seeded passes user-defined sensors to spawned processes.
         loader: Iterable[Any] = DataLoader(Seeded(parts), batch_size=None, num_workers=num_workers)
         if track is not None:
             loader = track(loader, f'Reading {key}', len(parts))

@@ -1,4 +1,4 @@
-"""A regular grid of windows over scenes of any size."""
+"""Divide scenes of any size into a regular grid of windows."""
 
 from typing import Any, Literal, NamedTuple
 
@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 type Int32 = npt.NDArray[np.int32]
 
-#: What becomes of the rest at the lower and right edge of a scene: the last window is shifted
-#: inwards and overlaps its neighbour, or the rest is dropped.
+#: Treatment of a remainder at the lower and right edge of a scene: the last window is shifted
+#: inwards and overlaps its neighbour, or the remainder is dropped.
 Edge = Literal['shift', 'drop']
 
 
@@ -16,7 +16,7 @@ class Windows(NamedTuple):
     """Windows of scenes.
 
     Attributes:
-        scene: Number of the scene, int32 (N,), ascending.
+        scene: Index of the scene, int32 (N,), ascending.
         row: First row, int32 (N,).
         col: First column, int32 (N,).
         height: Number of rows, int32 (N,).
@@ -30,25 +30,26 @@ class Windows(NamedTuple):
     width: Int32
 
     def take(self, kept: npt.NDArray[Any]) -> 'Windows':
-        """Choose windows.
+        """Select windows.
 
         Args:
-            kept: A mask, or their numbers.
+            kept: A mask, or the indices of the windows.
 
         Returns:
-            Those windows.
+            The selected windows.
         """
         return Windows(*(column[kept] for column in self))
 
 
 def window_grid(sizes: npt.NDArray[Any], size: int | None, edge: Edge = 'shift') -> Windows:
-    """Lay windows over scenes.
+    """Divide scenes into windows.
 
     Args:
         sizes: Height and width of each scene in pixels, shape (K, 2).
         size: Height and width of the windows in pixels; None for one window of the whole scene.
-        edge: What becomes of the rest at the lower and right edge. With 'shift', a scene that is
-            smaller than a window along an axis is taken whole along it; with 'drop', it has none.
+        edge: Treatment of a remainder at the lower and right edge. Along an axis in which a scene
+            is smaller than a window, 'shift' gives a window of the size of the scene, and 'drop'
+            gives no window.
 
     Returns:
         The windows, scene by scene and row by row.
@@ -74,7 +75,7 @@ def window_grid(sizes: npt.NDArray[Any], size: int | None, edge: Edge = 'shift')
 def shifted(
     transform: npt.NDArray[np.float64], row: npt.NDArray[Any], col: npt.NDArray[Any]
 ) -> npt.NDArray[np.float64]:
-    """Transforms of parts of grids.
+    """Return the transforms of parts of grids.
 
     Args:
         transform: Affine coefficients a to f of the grids, shape (N, 6).

@@ -1,7 +1,7 @@
 """The catalogue: a table of the files below a folder, with what they show and their problems."""
 
 from geofm.datasets.catalogue.catalogue import Catalogue, in_cache, update_catalogue
-from geofm.datasets.catalogue.inspection import UNNAMED, look_at_values
+from geofm.datasets.catalogue.inspection import UNNAMED, sample_values
 from geofm.datasets.catalogue.scenes import Scenes
 
 __all__ = (
@@ -9,6 +9,6 @@ __all__ = (
     'Catalogue',
     'Scenes',
     'in_cache',
-    'look_at_values',
+    'sample_values',
     'update_catalogue',
 )

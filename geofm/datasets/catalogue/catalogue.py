@@ -1,7 +1,7 @@
-"""A catalogue of all files below a folder: what they show, and whether they are sound.
+"""The catalogue of the files below a folder: what they show, and what is wrong with them.
 
-It is one GeoParquet file with one row a file. Reading it takes a second where opening a million
-files takes an hour. :func:`update_catalogue` makes it, and brings it up to date.
+A catalogue is a GeoParquet file with one row per file. Reading it takes about a second, where
+opening a million files would take an hour. :func:`update_catalogue` creates and updates it.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ from geofm.datasets.catalogue.columns import (
 )
 from geofm.datasets.catalogue.inspection import GAPS
 from geofm.datasets.catalogue.scan import (
-    as_listing,
     changed,
     file_state,
     in_threads,
+    listing_table,
     renew,
     scan_rows,
     walk,
@@ -46,47 +46,48 @@ from geofm.locking import locked_name
 from geofm.printing import warn
 from geofm.sensors import SENTINEL2
 
-#: Name of the catalogue beside the data.
+#: File name of a catalogue in the folder of the data.
 CATALOGUE_NAME = '.geofm-catalogue.parquet'
 
-#: Folder of catalogues of data that are read-only, below the user's cache.
+#: Folder in the user's cache for the catalogues of read-only data.
 CACHE_FOLDER = 'geofm'
 
-#: Threads that read files by default: on a network file system a file is mostly waited for.
+#: Default number of threads that read files. On a network file system most of the time is latency.
 JOBS = 8
 
-#: Clouds take a tenth of a second a file; the catalogue is saved each time so many are done.
+#: Number of files after which computed cloud covers are saved. A file takes about 0.1 s.
 CLOUDS_AT_ONCE = 1000
 
-#: Files from which a catalogue is used as it is: to look at each file would take a second.
+#: Number of files from which a catalogue is used without checking every file, which would take a
+#: second or more.
 SMALL = 5000
 
-#: How catalogues are read: pages whose checksum is wrong are an error.
+#: Arguments for reading Parquet: a page with a wrong checksum is an error.
 _CHECKED: dict[str, Any] = {'page_checksum_verification': True}
 
-#: Rows that are written together, and that are read together.
+#: Number of rows per row group, and per batch when reading.
 GROUP, AT_ONCE = 1 << 16, 1 << 14
 
 
 class CatalogueError(ValueError):
-    """A file is no catalogue that can be used here."""
+    """A file is not a catalogue, or cannot be used as one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """All files below a folder.
+    """Catalogue of the files below a folder.
 
     Attributes:
         root: The folder.
-        file: Where the catalogue lies.
-        table: One row a file, sorted by path: ``path`` (below the root), ``size`` (bytes),
+        file: Path of the catalogue.
+        table: One row per file, sorted by path: ``path`` (below the root), ``size`` (bytes),
             ``mtime`` (ns), ``sensor``, ``season``, ``roi``, ``patch``, ``time_step``, ``date``,
             ``epsg``, affine coefficients ``a`` to ``f``, ``width``, ``height``, ``bands`` (their
-            number), ``dtype``, ``cloud_cover`` (0 to 1), ``gaps`` (whether pixels without data
-            were seen), ``names`` (of the bands, separated by spaces, '' if the file gives none),
-            ``problem`` (a :class:`~geofm.datasets.catalogue.inspection.Problem`). Where
-            nothing is known, integers are -1 and others missing.
-        folders: Time at which each folder was last changed (ns).
+            number), ``dtype``, ``cloud_cover`` (0 to 1), ``gaps`` (whether pixels without data were
+            found), ``names`` (of the bands, separated by spaces; '' if the file has none),
+            ``problem`` (a :class:`~geofm.datasets.catalogue.inspection.Problem`). Unknown integers
+            are -1, other unknown values are missing.
+        folders: Modification time of each folder (ns).
     """
 
     root: Path
@@ -100,20 +101,20 @@ class Catalogue:
 
         Args:
             file: The catalogue.
-            root: The folder that it is of.
+            root: Folder of the files.
 
         Returns:
             The catalogue.
 
         Raises:
-            CatalogueError: If the file is no catalogue, or damaged.
+            CatalogueError: If the file is not a catalogue or is damaged.
         """
         state = read_state(file, root)
-        with _damage_named(file, root), pq.ParquetFile(file, **_CHECKED) as stored:
+        with _naming_file(file, root), pq.ParquetFile(file, **_CHECKED) as stored:
             return cls(root, file, from_arrow(stored.read(STORED)), state.folders)
 
     def source(self) -> Source:
-        """The rows, for :class:`~geofm.datasets.catalogue.scenes.Scenes`.
+        """Return the rows as a source for :class:`~geofm.datasets.catalogue.scenes.Scenes`.
 
         Returns:
             The source.
@@ -122,11 +123,11 @@ class Catalogue:
         return Source(str(self.root), lambda columns: iter(facts.select(columns).to_batches()))
 
     def problems(self) -> pd.DataFrame:
-        """What is wrong with files.
+        """Summarise the problems of the files.
 
         Returns:
-            One row a kind of problem: ``problem``, ``files`` (their number), ``first`` (the first
-            one's path).
+            One row per kind of problem, with the columns ``problem``, ``files`` (number of files)
+            and ``first`` (path of the first one).
         """
         kinds = self.table['problem'].where(
             self.table['problem'].notna() | ~self.table['gaps'], GAPS
@@ -136,22 +137,22 @@ class Catalogue:
         return groups.agg(files='size', first='first').reset_index()
 
     def write(self) -> None:
-        """Write the catalogue: all of it, or nothing if that fails or is interrupted."""
+        """Write the catalogue atomically."""
         state = {'folders': self.folders, 'root': str(self.root.resolve())}
         table = to_arrow(self.table, state)
         with atomic_file(self.file) as part:
-            # Small groups of rows, which need not be in memory all at a time.
+            # Small row groups, so that a reader does not need the whole file in memory.
             pq.write_table(
                 table, part, compression='zstd', row_group_size=GROUP, write_page_checksum=True
             )
 
 
 class State(NamedTuple):
-    """What a catalogue says of itself.
+    """Metadata of a catalogue.
 
     Attributes:
-        root: The folder that it is of.
-        folders: Time at which each folder was last changed (ns).
+        root: Folder of the files.
+        folders: Modification time of each folder (ns).
         rows: Number of files.
     """
 
@@ -161,27 +162,27 @@ class State(NamedTuple):
 
     @property
     def is_stale(self) -> bool:
-        """Whether files came or went since; files changed in place are not noticed.
+        """Whether files were added or removed since; files changed in place are not noticed.
 
-        Only the times of the folders are looked at, which takes some microseconds each.
+        Only the modification times of the folders are checked, which takes microseconds per folder.
         """
         return any(changed(self.root, name, mtime) for name, mtime in self.folders.items())
 
 
 def read_state(file: Path, root: Path | None = None) -> State:
-    """Read what a catalogue says of itself.
+    """Read the metadata of a catalogue.
 
     Args:
         file: The catalogue.
-        root: The folder that it is of; by default the one that it was made of.
+        root: Folder of the files. Default: the folder that the catalogue was made from.
 
     Returns:
-        The state.
+        The metadata.
 
     Raises:
-        CatalogueError: If the file is no catalogue, or damaged, or its folder is not there.
+        CatalogueError: If the file is not a catalogue or is damaged, or its folder does not exist.
     """
-    with _damage_named(file, root):
+    with _naming_file(file, root):
         footer = pq.read_metadata(file)
         state = json.loads(footer.metadata[b'geofm'])
         version = int(state['version'])
@@ -193,39 +194,39 @@ def read_state(file: Path, root: Path | None = None) -> State:
         is_there = folder.is_dir()
     if version != VERSION:
         raise CatalogueError(
-            f'{file}: a catalogue of version {version}, but this is version {VERSION} of the '
-            f'format; {_remake(root)}'
+            f'{file}: has version {version} of the catalogue format, but this geofm reads version '
+            f'{VERSION}; {_advice(root)}'
         )
     if not is_there:
         raise CatalogueError(
-            f'{file}: a catalogue of {folder}, which is not there; give the folder as paths and '
-            f'this file as catalogue'
+            f'{file}: is the catalogue of {folder}, which does not exist; give the folder as '
+            f"'paths' and this file as 'catalogue'"
         )
     return State(folder, folders, footer.num_rows)
 
 
 @contextmanager
-def _damage_named(file: Path, root: Path | None) -> Iterator[None]:
-    """Say what reading a file that is no catalogue, or damaged, may raise."""
+def _naming_file(file: Path, root: Path | None) -> Iterator[None]:
+    """Turn any error of reading a file into a CatalogueError that names the file."""
     try:
         yield
     except Exception as error:
-        # A dozen kinds of error, by what is damaged.
+        # Damaged files raise about a dozen types of error.
         reason = ' '.join(str(error).split())[:200] or type(error).__name__
         raise CatalogueError(
-            f'{file}: not a catalogue, or damaged ({reason}); {_remake(root)}'
+            f'{file}: is not a catalogue, or is damaged ({reason}); {_advice(root)}'
         ) from error
 
 
-def _remake(root: Path | None) -> str:
-    return f"'geofm index {root or 'FOLDER'}' makes it anew"
+def _advice(root: Path | None) -> str:
+    return f"recreate it with 'geofm index {root or 'FOLDER'}'"
 
 
 def open_catalogue(root: Path) -> Source:
-    """Open the catalogue of a folder; make it if there is none.
+    """Open the catalogue of a folder, and create it if there is none.
 
-    One of fewer than :data:`SMALL` files is brought up to date, which takes milliseconds. A larger
-    one is used as it is, with a warning if it is stale.
+    A catalogue of fewer than :data:`SMALL` files is updated, which takes milliseconds. A larger one
+    is used as it is, with a warning if it is stale.
 
     Args:
         root: The folder.
@@ -234,7 +235,7 @@ def open_catalogue(root: Path) -> Source:
         The rows of its files.
 
     Raises:
-        CatalogueError: If the file that lies there is no catalogue, or damaged.
+        CatalogueError: If the file of that name is not a catalogue or is damaged.
     """
     file = find_catalogue(root)
     before = None
@@ -245,14 +246,14 @@ def open_catalogue(root: Path) -> Source:
     made = _updated(root, file or _writable(root), before, JOBS)
     if made is not before and made.table['sensor'].notna().any():
         if before is not None and made.table is not before.table:
-            _warn(f'{file}: was older than the data, and is now up to date')
+            warn(f'{file}: was older than the data and has been updated')
         try:
             made.write()
         except OSError as err:
-            _warn(f'{root}: all headers are read each time, for no catalogue can be kept ({err})')
+            warn(f'{root}: no catalogue can be saved, so all headers are read each time ({err})')
         else:
             if len(made.table) >= SMALL:
-                # In less memory than the table takes.
+                # Takes less memory than the table.
                 return open_file(made.file, root)
     return made.source()
 
@@ -262,45 +263,33 @@ def open_file(file: Path, root: Path | None = None) -> Source:
 
     Args:
         file: The catalogue.
-        root: The folder that it is of; by default the one that it was made of.
+        root: Folder of the files. Default: the folder that the catalogue was made from.
 
     Returns:
         The rows of its files.
 
     Raises:
-        CatalogueError: If the file is no catalogue, or damaged, or its folder is not there.
+        CatalogueError: If the file is not a catalogue or is damaged, or its folder does not exist.
     """
     state = read_state(file, root)
     if state.is_stale:
-        _warn(
-            f'{file}: older than the data: files came or went since. It is used as it is; '
-            f"'geofm index {state.root}' brings it up to date"
+        warn(
+            f'{file}: is older than the data: files were added or removed. It is used as it is; '
+            f"update it with 'geofm index {state.root}'"
         )
 
     def batches(columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        with _damage_named(file, root):
-            with _system_memory():
-                stored = pq.ParquetFile(
-                    file, memory_map=True, read_dictionary=NAMES, pre_buffer=False, **_CHECKED
-                )
+        with _naming_file(file, root):
+            stored = pq.ParquetFile(
+                file, memory_map=True, read_dictionary=NAMES, pre_buffer=False, **_CHECKED
+            )
             yield from stored.iter_batches(AT_ONCE, columns=columns, use_threads=False)
 
     return Source(str(state.root), batches)
 
 
-@contextmanager
-def _system_memory() -> Iterator[None]:
-    """Let Arrow use memory that goes back to the system, unlike that of its own pool."""
-    before = pa.default_memory_pool()
-    pa.set_memory_pool(pa.system_memory_pool())
-    try:
-        yield
-    finally:
-        pa.set_memory_pool(before)
-
-
 def scan_files(paths: Sequence[str]) -> Source:
-    """Read the headers of files that need not lie together.
+    """Read the headers of files in any folders.
 
     Args:
         paths: The files.
@@ -309,13 +298,8 @@ def scan_files(paths: Sequence[str]) -> Source:
         Their rows.
     """
     rows = [(path, *file_state(path)) for path in paths]
-    facts = facts_to_arrow(scan_rows(Path(), as_listing(rows), JOBS))
+    facts = facts_to_arrow(scan_rows(Path(), listing_table(rows), JOBS))
     return Source('', lambda columns: iter(facts.select(columns).to_batches()))
-
-
-def _warn(message: str) -> None:
-    """Warn whoever made the dataset."""
-    warn(message)
 
 
 def find_catalogue(root: Path) -> Path | None:
@@ -325,13 +309,13 @@ def find_catalogue(root: Path) -> Path | None:
         root: The folder.
 
     Returns:
-        The one beside the data, or else the one in the cache, or None.
+        Path of the catalogue in the folder, or else of that in the cache; None if there is neither.
     """
     return next((file for file in (beside(root), in_cache(root)) if file.is_file()), None)
 
 
 def beside(root: Path) -> Path:
-    """Where the catalogue of a folder lies, beside the data.
+    """Return the path of a folder's catalogue in the folder itself.
 
     Args:
         root: The folder.
@@ -343,7 +327,7 @@ def beside(root: Path) -> Path:
 
 
 def in_cache(root: Path) -> Path:
-    """Where the catalogue of a read-only folder lies.
+    """Return the path of a folder's catalogue in the user's cache.
 
     Args:
         root: The folder.
@@ -359,26 +343,25 @@ def in_cache(root: Path) -> Path:
 def update_catalogue(
     root: Path, output: Path | None = None, jobs: int = JOBS, clouds: bool = False
 ) -> Catalogue:
-    """Make the catalogue of a folder, or bring it up to date.
+    """Create or update the catalogue of a folder.
 
-    Only files that are new, or whose size or time of change differ, are read. A file that is gone
-    loses its row. A file that is no catalogue, or damaged, is replaced. Until the new catalogue is
-    whole, the old one stays as it is.
+    Only files that are new, or whose size or modification time differs, are read. Rows of deleted
+    files are removed. A damaged catalogue is replaced. The new catalogue is written atomically.
 
     Args:
         root: The folder.
-        output: Where the catalogue is to lie; by default beside the data, or in the user's cache
-            if the folder cannot be written to.
-        jobs: Number of threads that read.
-        clouds: Whether to work out the cloud cover of the S2 files that have none yet.
+        output: Path of the catalogue. Default: in the folder, or in the user's cache if the folder
+            is not writable.
+        jobs: Number of threads.
+        clouds: Whether to compute the cloud cover of S2 files for which it is not known yet.
 
     Returns:
         The catalogue.
 
     Raises:
-        ValueError: If there is no such folder, *jobs* is below 1, or s2cloudless is needed and
-            missing.
-        LockedError: If another process is writing the same catalogue.
+        ValueError: If the folder does not exist, *jobs* is below 1, or s2cloudless is needed but
+            not installed.
+        LockedError: If another process is writing this catalogue.
     """
     if not root.is_dir():
         raise ValueError(f'{root}: no such folder')
@@ -400,7 +383,7 @@ def update_catalogue(
 
 
 def _updated(root: Path, file: Path, before: Catalogue | None, jobs: int) -> Catalogue:
-    """The catalogue as it should be; the one before if nothing changed."""
+    """Return the updated catalogue; the old one if nothing changed."""
     listing, folders = walk(root)
     table, is_new = renew(root, empty_table() if before is None else before.table, listing, jobs)
     if before is not None and not is_new and folders == before.folders:
@@ -409,12 +392,12 @@ def _updated(root: Path, file: Path, before: Catalogue | None, jobs: int) -> Cat
 
 
 def _writable(root: Path) -> Path:
-    """Where a new catalogue of a folder can be written."""
-    # A superuser may write to what is meant to be left alone.
+    """Return a path at which a new catalogue of a folder can be written."""
+    # The superuser may write to a folder whose permissions forbid it.
     if not root.stat().st_mode & 0o222:
         return in_cache(root)
     try:
-        # Asking for permission alone does not tell a file system that is mounted read-only.
+        # Permissions do not reveal a file system that is mounted read-only.
         with temporary_file(beside(root)) as probe:
             probe.touch()
     except OSError:
@@ -423,7 +406,7 @@ def _writable(root: Path) -> Path:
 
 
 def _add_clouds(catalogue: Catalogue, jobs: int) -> None:
-    """Work out the cloud cover of S2 files that have none, and save it now and then."""
+    """Compute the cloud cover of S2 files without one, and save it at intervals."""
     table = catalogue.table
     todo = table.index[
         (table['sensor'] == SENTINEL2.name) & table['problem'].isna() & table['cloud_cover'].isna()
@@ -441,7 +424,7 @@ def _add_clouds(catalogue: Catalogue, jobs: int) -> None:
 
 
 def _cloud_cover(path: Path) -> float:
-    """Cloud cover, NaN for a file that breaks."""
+    """Return the cloud cover, or NaN if the file cannot be read."""
     try:
         return cloud_cover(path)
     except RasterioError:

@@ -1,7 +1,7 @@
 """Cloud cover of Sentinel-2 images, by s2cloudless.
 
 Zupanc, "Improving Cloud Detection with Machine Learning", 2017
-(github.com/sentinel-hub/sentinel2-cloud-detector). The model ships with the package.
+(github.com/sentinel-hub/sentinel2-cloud-detector). The model is part of the s2cloudless package.
 """
 
 import os
@@ -16,13 +16,13 @@ from geofm.rasters import RASTER_ERRORS, open_raster
 from geofm.sensor_rasters import SensorBands
 from geofm.sensors import SENTINEL2, band_indices
 
-#: What s2cloudless expects: reflectance from 0 to 1, of DN = reflectance x 10,000.
+#: s2cloudless expects reflectance from 0 to 1. DN = reflectance x 10,000.
 _DN_PER_REFLECTANCE = 10_000
 
 
 @cache
 def _detector() -> Any:
-    """The detector, with the settings of its authors for 10 m pixels."""
+    """Return the detector, with its authors' settings for 10 m pixels."""
     try:
         s2cloudless = import_module('s2cloudless')
     except ImportError as err:
@@ -35,13 +35,13 @@ def _detector() -> Any:
 
 
 def cloud_cover(path: str | os.PathLike[str]) -> float:
-    """Fraction of an image that clouds cover.
+    """Compute the fraction of an image that is covered by clouds.
 
     Args:
-        path: A Sentinel-2 Level-1C file, 13 bands in DN.
+        path: A Sentinel-2 Level-1C file with 13 bands in DN.
 
     Returns:
-        Share from 0 to 1 of the pixels that have data; NaN if none has.
+        Fraction, 0 to 1, of the valid pixels; NaN if no pixel is valid.
 
     Raises:
         RasterioError: If the file cannot be read, or lacks a band.

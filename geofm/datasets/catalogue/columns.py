@@ -1,4 +1,4 @@
-"""The catalogue's table in memory, and as GeoParquet stores it."""
+"""Columns of the catalogue in memory and in its GeoParquet file."""
 
 import json
 from collections.abc import Mapping
@@ -10,13 +10,19 @@ import pandas as pd
 import pyarrow as pa
 import shapely
 
-from geofm.datasets.footprints import SEARCH_CRS, corners, extents, shapes_on_ground
+from geofm.datasets.footprints import (
+    SEARCH_CRS,
+    corners,
+    extents,
+    geoparquet_metadata,
+    shapes_on_ground,
+)
 from geofm.lonlat import bounding_box
 
-#: Affine coefficients, one column each while in memory.
+#: Columns of the affine coefficients in memory.
 AFFINE = ['a', 'b', 'c', 'd', 'e', 'f']
 
-#: Version of the format.
+#: Version of the file format.
 VERSION = 2
 
 _FACTS = pa.schema(
@@ -43,13 +49,13 @@ _FACTS = pa.schema(
     ]
 )
 
-#: Columns that are stored, but for the geometry, which the others tell.
+#: Stored columns, except the geometry, which is derived from the others.
 STORED = list(_FACTS.names)
 
-#: Columns whose values are few, and may be read as such.
+#: Columns with few distinct values, which can be read as dictionaries.
 NAMES = ['sensor', 'season', 'names', 'problem']
 
-#: Columns in memory, in order, with their types; -1 and NaN where nothing is known.
+#: Columns in memory, in order, with their types. Unknown values are -1 or NaN.
 COLUMNS: dict[str, Any] = {
     'path': 'str',
     'size': np.int64,
@@ -76,7 +82,7 @@ _INTEGERS = [name for name, kind in COLUMNS.items() if kind is np.int32]
 
 
 def empty_table() -> pd.DataFrame:
-    """A table without rows.
+    """Return a table without rows.
 
     Returns:
         The table.
@@ -85,13 +91,13 @@ def empty_table() -> pd.DataFrame:
 
 
 def facts_to_arrow(table: pd.DataFrame) -> pa.Table:
-    """Table with all columns that are stored but the geometry.
+    """Convert a table to Arrow, without the geometry.
 
     Args:
-        table: As it is in memory.
+        table: Table in memory.
 
     Returns:
-        Columns of Arrow.
+        The Arrow table.
     """
     arrays = []
     for field in _FACTS:
@@ -108,80 +114,74 @@ def facts_to_arrow(table: pd.DataFrame) -> pa.Table:
 
 
 def to_arrow(table: pd.DataFrame, state: Mapping[str, Any]) -> pa.Table:
-    """Table as GeoParquet stores it, https://geoparquet.org/releases/v1.0.0/.
+    """Convert a table to Arrow as GeoParquet, https://geoparquet.org/releases/v1.0.0/.
 
     Args:
-        table: As it is in memory.
-        state: What else is to be kept, as JSON has it.
+        table: Table in memory.
+        state: Further metadata to store, as JSON values.
 
     Returns:
         The table with its metadata.
     """
     shape = table[['height', 'width']].to_numpy()
-    # None for rows without CRS and for those whose corners lie nowhere.
+    # None for rows without a CRS and for rows whose corners have no position.
     points = corners(table['epsg'].to_numpy(), table[AFFINE].to_numpy(), shape)
-    # Cut at 180 degrees, which GeoParquet's readers expect.
+    # Readers of GeoParquet expect outlines that are cut at 180 degrees.
     shapes = shapes_on_ground(points, SEARCH_CRS)
     known = shapely.is_geometry(shapes)
     box = bounding_box(extents(points[known], SEARCH_CRS)) if known.any() else None
-    geometry = {
-        'encoding': 'WKB',
-        'geometry_types': geometry_types(shapes[known]),
-        'crs': SEARCH_CRS.to_json_dict(),
-        **({} if box is None else {'bbox': list(box)}),
-    }
-    geo = {'version': '1.0.0', 'primary_column': 'geometry', 'columns': {'geometry': geometry}}
+    geo = geoparquet_metadata(geometry_types(shapes[known]), box)
     stored = facts_to_arrow(table).append_column(
         'geometry', pa.array(shapely.to_wkb(shapes), pa.binary())
     )
     content = {'version': VERSION, **state}
-    return stored.replace_schema_metadata({'geo': json.dumps(geo), 'geofm': json.dumps(content)})
+    return stored.replace_schema_metadata({'geo': geo, 'geofm': json.dumps(content)})
 
 
 def check_schema(schema: pa.Schema) -> None:
-    """Check that a file has all columns that are stored, with their types.
+    """Check that a file has all stored columns, with their types.
 
     Args:
         schema: Schema of the file.
 
     Raises:
-        ValueError: If it does not.
+        ValueError: If a column is missing or has another type.
     """
     types = dict(zip(schema.names, schema.types, strict=True))
     if missing := [field.name for field in _FACTS if field.name not in types]:
-        raise ValueError(f'it has no {missing}')
+        raise ValueError(f'the columns {missing} are missing')
     for field in _FACTS:
         if types[field.name] != field.type:
             raise ValueError(f"'{field.name}' is {types[field.name]}, not {field.type}")
 
 
 def geometry_types(shapes: npt.NDArray[np.object_]) -> list[str]:
-    """Types of geometries, as GeoParquet lists them.
+    """List the types of geometries as GeoParquet does.
 
     Args:
         shapes: Geometries.
 
     Returns:
-        Their names, each once; those of outlines if there is none.
+        Their names without duplicates; that of outlines if there is no geometry.
     """
     return sorted({shape.geom_type for shape in shapes}) or ['Polygon']
 
 
 def from_arrow(stored: pa.Table) -> pd.DataFrame:
-    """Table as it is in memory.
+    """Convert an Arrow table to a table in memory.
 
     Args:
         stored: The columns :data:`STORED`.
 
     Returns:
-        A column for each of :data:`COLUMNS`.
+        Table with the columns :data:`COLUMNS`.
     """
     columns: dict[str, Any] = {}
     for name in stored.column_names:
         column = stored.column(name)
         if name == 'transform':
             values = column.combine_chunks()
-            # Not flatten(), which leaves out those that are missing.
+            # flatten() would leave out missing values.
             flat = values.values.to_numpy(zero_copy_only=False).reshape(-1, 6)
             rows = np.where(values.is_null().to_numpy(zero_copy_only=False)[:, None], np.nan, flat)
             columns.update({axis: rows[:, i] for i, axis in enumerate(AFFINE)})

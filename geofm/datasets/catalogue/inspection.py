@@ -1,4 +1,4 @@
-"""Is a file of a sensor what it should be?"""
+"""Check whether a file is a valid image of its sensor."""
 
 import os
 from collections.abc import Iterator
@@ -25,38 +25,38 @@ from geofm.sensors import SENSORS, BandError, Sensor
 from geofm.units import WrongUnit, some_values, wrong_unit
 from geofm.validity import Bools, mark_beyond_limits
 
-#: Where rows are looked at, as fractions of the height.
+#: Rows that are inspected, as fractions of the height.
 _ROWS = (0.1, 0.5, 0.9)
 
-#: GDAL's word for no transform.
+#: Transform that GDAL reports if there is none.
 _NO_TRANSFORM: tuple[float, ...] = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
-#: Bytes of pixels beyond which a file must be large itself, and how many bytes of pixels it may
-#: have for each of its own. Images with something in them are not compressed as far as that.
+#: A file with more than this many bytes of pixels must not be compressed by more than this factor.
+#: Real images are never compressed so far.
 _MANY_BYTES, _MOST_EXPANSION = 1 << 26, 200
 
-#: Values that are read at a time.
+#: Number of values read at a time.
 _AT_ONCE = 1 << 22
 
-#: No coordinate of the Earth is as large, in degrees, metres or feet.
+#: Larger than any coordinate on Earth, in degrees, metres or feet.
 _FARTHEST = 1e9
 
-#: Bytes after the last one that the header speaks of which writers leave behind.
+#: Number of bytes that writers may leave after the last byte the header refers to.
 _LEFT_OVER = 64
 
-#: Fill is one value, or a few. A file has random bytes among its pixels if so many different values
-#: are beyond the limits of the sensor, in so large a fraction of them.
+#: Fill values are one or a few. A file is considered damaged if more distinct values than this are
+#: outside the limits of the sensor, in more than this fraction of the pixels.
 _MOST_FILLS, _MOST_BEYOND = 8, 0.01
 
-#: Names of the bands of a file that does not name them.
+#: Value for the band names of a file that does not name its bands.
 UNNAMED = ''
 
 
 class Problem(StrEnum):
-    """Why a file must not be used."""
+    """Reason why a file must not be used."""
 
     NAME = 'name is not that of a scene'
-    EMPTY = 'no bytes'
+    EMPTY = 'empty file'
     PERMISSION = 'no permission to read'
     UNREADABLE = 'not readable as a raster'
     TRUNCATED = 'shorter than its header says'
@@ -64,9 +64,9 @@ class Problem(StrEnum):
     TOO_LARGE = 'more pixels than its bytes can hold'
     BAND_COUNT = 'wrong number of bands'
     DTYPE = 'wrong type of pixels'
-    SCALE = 'states a scale that leads to no unit of the sensor'
+    SCALE = 'its scale leads to no unit of the sensor'
     NO_EPSG = 'no CRS with an EPSG code'
-    TRANSFORM = 'transform that leads to no place on the ground'
+    TRANSFORM = 'transform that is not a position on the ground'
     DUPLICATE = 'another file has the same sensor, ROI, patch and time step'
     NO_DATA = 'every pixel is NaN, masked, nodata or beyond the range of the sensor'
     ZEROS = 'every pixel is 0'
@@ -87,20 +87,20 @@ _UNITS = {
 }
 
 
-#: What the table of problems says of files that are used, their invalid pixels masked.
+#: Text in the table of problems for files that are used, with invalid pixels masked.
 GAPS = 'some pixels are NaN or nodata (used: they are masked)'
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What was found out about a file.
+    """Result of inspecting a file.
 
     Attributes:
         header: Its header, if it could be read.
-        problem: Why it must not be used, None if it may be.
-        gaps: Whether pixels without data were seen in the rows that were looked at.
-        names: Names of its bands, separated by spaces, as the file gives them; :data:`UNNAMED` if
-            it does not, and the order of the sensor is assumed.
+        problem: Why it must not be used; None if it can be used.
+        gaps: Whether the inspected rows have pixels without data.
+        names: Names of its bands in the file, separated by spaces; :data:`UNNAMED` if the file has
+            none, and the order of the sensor is assumed.
     """
 
     header: Header | None
@@ -110,14 +110,14 @@ class Finding:
 
 
 def inspect(path: str | os.PathLike[str], sensor: str) -> Finding:
-    """Look at the header and at some rows of a file, and at all of it if these look bad.
+    """Inspect the header and some rows of a file, and all rows if these look wrong.
 
     Args:
         path: Path of the file.
-        sensor: Key of the sensor.
+        sensor: Name of the sensor.
 
     Returns:
-        What was found; no error is raised for a file, whatever its bytes are.
+        The finding. No error is raised, whatever the file contains.
     """
     header = None
     try:
@@ -141,20 +141,20 @@ def inspect(path: str | os.PathLike[str], sensor: str) -> Finding:
         return Finding(header, Problem.UNREADABLE)
 
 
-def look_at_values(path: str | os.PathLike[str], sensor: str) -> npt.NDArray[np.float32]:
-    """Read some values of a file, to tell their unit by.
+def sample_values(path: str | os.PathLike[str], sensor: str) -> npt.NDArray[np.float32]:
+    """Read some values of a file, to determine their unit.
 
     Args:
         path: Path of the file.
-        sensor: Key of the sensor.
+        sensor: Name of the sensor.
 
     Returns:
-        Values as of :func:`geofm.units.some_values`; none if the file cannot be read.
+        Values as selected by :func:`geofm.units.some_values`; none if the file cannot be read.
     """
     try:
         with open_raster(path) as src:
             bands = SensorBands.of(src, SENSORS[sensor])
-            rows = [Window(0, int(share * src.height), src.width, 1) for share in _ROWS]
+            rows = [Window(0, int(fraction * src.height), src.width, 1) for fraction in _ROWS]
             values = [some_values(bands.read(src, row)[0], bands.sensor) for row in rows]
     except RASTER_ERRORS:
         return np.empty(0, np.float32)
@@ -164,7 +164,7 @@ def look_at_values(path: str | os.PathLike[str], sensor: str) -> npt.NDArray[np.
 def _inspect_plain(
     path: str | os.PathLike[str], descriptor: int, header: Header, sensor: Sensor, size: int
 ) -> Finding:
-    """Look at an ordinary file, whose bands are in the order of the sensor."""
+    """Inspect an ordinary file, whose bands are in the order of the sensor."""
     if header.bands != len(sensor.bands):
         return Finding(header, Problem.BAND_COUNT)
     problem = _header_problem(header, size)
@@ -174,22 +174,22 @@ def _inspect_plain(
     if header.strips is None or header.rows_per_strip * header.width * header.bands > _AT_ONCE:
         with open_raster(path) as src:
             return inspect_bands(src, header, bands)
-    rows = [int(share * header.height) for share in _ROWS]
+    rows = [int(fraction * header.height) for fraction in _ROWS]
     strips = sorted({row // header.rows_per_strip for row in rows})
-    look = _Look(bands, header)
+    inspection = _Inspection(bands, header)
     for strip in strips:
         numbers = np.moveaxis(read_rows(descriptor, header, strip), -1, 0)
         valid = np.ones(numbers.shape[1:], bool)
-        look.add(numbers, bands.convert(numbers, valid, header.nodata), valid)
-    if look.problem is None:
-        return look.finding()
-    # A few rows are no proof.
+        inspection.add(numbers, bands.convert(numbers, valid, header.nodata), valid)
+    if inspection.problem is None:
+        return inspection.finding()
+    # A few rows are not enough to reject a file.
     with open_raster(path) as src:
         return inspect_bands(src, header, bands, all_rows=True)
 
 
 def _inspect_any(src: DatasetReader, header: Header, sensor: Sensor, size: int) -> Finding:
-    """Look at a file through GDAL."""
+    """Inspect a file through GDAL."""
     try:
         bands = SensorBands.of(src, sensor)
     except BandError:
@@ -203,10 +203,10 @@ def _inspect_any(src: DatasetReader, header: Header, sensor: Sensor, size: int) 
 
 
 def _header_problem(header: Header, size: int) -> Problem | None:
-    """What is wrong with a header."""
+    """Return what is wrong with a header, if anything."""
     if header.epsg is None:
         return Problem.NO_EPSG
-    if not leads_somewhere(header.transform):
+    if not is_on_earth(header.transform):
         return Problem.TRANSFORM
     if size < header.end:
         return Problem.TRUNCATED
@@ -216,14 +216,14 @@ def _header_problem(header: Header, size: int) -> Problem | None:
     return Problem.TOO_LARGE if pixels > max(_MANY_BYTES, _MOST_EXPANSION * size) else None
 
 
-def leads_somewhere(transform: tuple[float, ...]) -> bool:
-    """Whether a transform can be inverted and stays within what any CRS of the Earth covers.
+def is_on_earth(transform: tuple[float, ...]) -> bool:
+    """Check that a transform is invertible and within the coordinates of any CRS on Earth.
 
     Args:
         transform: Affine coefficients a to f.
 
     Returns:
-        Whether it does.
+        Whether it is.
     """
     a, b, _, d, e, _ = transform
     return (
@@ -236,33 +236,33 @@ def leads_somewhere(transform: tuple[float, ...]) -> bool:
 def inspect_bands(
     src: DatasetReader, header: Header, bands: SensorBands, all_rows: bool = False
 ) -> Finding:
-    """Look at some rows of an open raster, and at all of it if these look bad.
+    """Inspect some rows of an open raster, and all rows if these look wrong.
 
     Args:
         src: The raster.
         header: Its header.
-        bands: Which bands of it to look at.
-        all_rows: Whether to look at all rows in any case.
+        bands: Bands to inspect.
+        all_rows: Whether to inspect all rows in any case.
 
     Returns:
-        What was found.
+        The finding.
     """
     if not all_rows:
-        look = _Look(bands, header)
-        for share in _ROWS:
-            row = Window(0, int(share * src.height), src.width, 1)
-            look.add(*bands.numbers_and_values(src, row))
-        if look.problem is None:
-            return look.finding()
-    # A few rows are no proof.
-    look = _Look(bands, header)
+        inspection = _Inspection(bands, header)
+        for fraction in _ROWS:
+            row = Window(0, int(fraction * src.height), src.width, 1)
+            inspection.add(*bands.numbers_and_values(src, row))
+        if inspection.problem is None:
+            return inspection.finding()
+    # A few rows are not enough to reject a file.
+    inspection = _Inspection(bands, header)
     for window in _windows(src):
-        look.add(*bands.numbers_and_values(src, window))
-    return look.finding()
+        inspection.add(*bands.numbers_and_values(src, window))
+    return inspection.finding()
 
 
 def _windows(src: DatasetReader) -> Iterator[Window]:
-    """Windows of a file that are read one after the other, in whole blocks where possible."""
+    """Yield windows that cover a file, in whole blocks where possible."""
     height, width = src.block_shapes[0]
     cols = max(width, _AT_ONCE // (height * src.count) // width * width)
     rows = max(1, _AT_ONCE // (min(cols, src.width) * src.count) // height) * height
@@ -271,8 +271,8 @@ def _windows(src: DatasetReader) -> Iterator[Window]:
             yield Window(col, row, min(cols, src.width - col), min(rows, src.height - row))
 
 
-class _Look:
-    """What was seen of a file so far."""
+class _Inspection:
+    """What the windows of a file that were read so far show."""
 
     def __init__(self, bands: SensorBands, header: Header) -> None:
         self._bands, self._header = bands, header
@@ -283,7 +283,7 @@ class _Look:
         self._some: list[npt.NDArray[np.float32]] = []
 
     def add(self, numbers: npt.NDArray[Any], values: npt.NDArray[np.float32], valid: Bools) -> None:
-        """Look at a window: numbers of the file, values (C, H, W), and which are valid."""
+        """Inspect a window: numbers of the file, values (C, H, W), and which are valid."""
         sensor = self._bands.sensor
         self._pixels += valid.size
         with np.errstate(invalid='ignore'):
@@ -317,13 +317,13 @@ class _Look:
 
     @property
     def _is_right_type(self) -> bool:
-        """Whether pixels are of a type that the sensor's files may have."""
+        """Whether the data type is one that files of the sensor may have."""
         dtype = self._header.dtype
-        # Whole numbers may stand for decibels if the file says how.
+        # Integers may encode decibels if the file has a scale.
         scaled = self._bands.scale is not None and np.dtype(dtype).kind in 'iu'
         types = self._bands.sensor.dtypes
         return scaled or not types or dtype in types
 
     def finding(self) -> Finding:
-        """What was found out about the file."""
+        """Return the result."""
         return Finding(self._header, self.problem, self._gaps)

@@ -18,25 +18,24 @@ from geofm.datasets.catalogue.columns import COLUMNS
 from geofm.datasets.catalogue.inspection import Finding, Problem, inspect
 from geofm.sen12ms import TIME_STEP, PatchName, SceneName
 
-#: Files from which a scan takes seconds, so that progress is shown.
+#: Number of files from which a progress bar is shown, since the scan takes seconds.
 PROGRESS_FROM = 2000
 
-#: What is known of a file's place and time.
+#: Columns that identify the place and time of a file.
 KEY = ['season', 'roi', 'patch', 'time_step']
 
 
 def walk(root: Path) -> tuple[pd.DataFrame, dict[str, int]]:
     """List the scenes below a folder.
 
-    Hidden files and folders are left out, and land-cover maps, which share the tree.
+    Hidden files and folders are left out, as are land-cover maps, which are in the same tree.
 
     Args:
         root: The folder.
 
     Returns:
-        ``path`` (below the root), ``size`` (bytes) and ``mtime`` (ns) of each file, -1 for what
-        cannot be looked at; and the time at which each folder was last changed, for
-        :func:`changed`.
+        ``path`` (below the root), ``size`` (bytes) and ``mtime`` (ns) of each file, -1 where they
+        cannot be read; and the modification time of each folder, for :func:`changed`.
     """
     rows: list[tuple[str, int, int]] = []
     folders: dict[str, int] = {}
@@ -47,42 +46,42 @@ def walk(root: Path) -> tuple[pd.DataFrame, dict[str, int]]:
             rows.append((folder, -1, -1))
             continue
         rows += [(prefix + e.name, *file_state(e)) for e in entries if _is_scene(e.name)]
-    # The catalogue itself changes the root: that counts by its entries.
+    # Writing the catalogue changes the modification time of the root, so use its entries instead.
     folders[''] = _entries(root)
-    return as_listing(rows), folders
+    return listing_table(rows), folders
 
 
 def folders_below(
     root: Path, whole: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, int, list[os.DirEntry[str]] | None]]:
-    """Walk a folder and those below it, through links too, each of them once.
+    """Walk a folder and its subfolders, also through links, visiting each folder once.
 
-    Hidden folders are left out. A folder that is reached by a link and without one is walked where
-    it lies.
+    Hidden folders are left out. A folder that is reached both directly and through a link is
+    visited under its direct path.
 
     Args:
         root: The folder.
-        whole: Endings, in lower case, of names of folders that are taken for files.
+        whole: Suffixes, in lower case, of folders that are treated as files.
 
     Yields:
-        Path below the root, time of change (ns), and all entries that are no folders, in the order
-        of their names; None if the folder cannot be read.
+        Path below the root, modification time (ns), and the entries that are not folders, sorted by
+        name; None instead of the entries if the folder cannot be read.
     """
     seen: set[tuple[int, int]] = set()
-    # Links come last.
+    # Links are followed last.
     waiting, links = [''], list[str]()
     while waiting or links:
         folder = waiting.pop() if waiting else links.pop(0)
         path = os.path.join(root, folder) if folder else str(root)  # noqa: PTH118 - in the loop
         state = os.stat(path)  # noqa: PTH116
         if (state.st_dev, state.st_ino) in seen:
-            # A link to a folder above, or two links to one folder.
+            # A link to a parent folder, or a second link to one folder.
             continue
         seen.add((state.st_dev, state.st_ino))
         prefix = f'{folder}/' if folder else ''
         try:
             with os.scandir(path) as found:
-                # Arrow and Parquet have no place for other names, and no scene has one.
+                # Arrow and Parquet cannot store names that are not UTF-8, and no scene has one.
                 entries = sorted((e for e in found if _is_text(e.name)), key=lambda e: e.name)
         except PermissionError:
             yield folder, state.st_mtime_ns, None
@@ -91,36 +90,36 @@ def folders_below(
         for entry in entries:
             if not _is_folder(entry) or entry.name.lower().endswith(whole):
                 files.append(entry)
-            # Snapshots and caches hold copies, which are no scenes of their own.
+            # Hidden folders such as snapshots and caches hold copies of scenes.
             elif not entry.name.startswith('.'):
                 (links if entry.is_symlink() else waiting).append(prefix + entry.name)
         yield folder, state.st_mtime_ns, files
 
 
-def as_listing(rows: list[tuple[str, int, int]]) -> pd.DataFrame:
-    """Table of files.
+def listing_table(rows: list[tuple[str, int, int]]) -> pd.DataFrame:
+    """Make a table of files.
 
     Args:
-        rows: Path, size and time of change of each.
+        rows: Path, size and modification time of each file.
 
     Returns:
-        Columns ``path``, ``size`` and ``mtime``.
+        Table with the columns ``path``, ``size`` and ``mtime``.
     """
     listing = pd.DataFrame(rows, columns=['path', 'size', 'mtime'])
     return listing.astype({'path': 'str', 'size': np.int64, 'mtime': np.int64})
 
 
 def file_state(path: 'str | os.DirEntry[str]') -> tuple[int, int]:
-    """Size and time of change of a file.
+    """Return size and modification time of a file.
 
     Args:
         path: The file.
 
     Returns:
-        Bytes and nanoseconds; -1 if it cannot be looked at, or is no regular file but a pipe, say.
+        Bytes and nanoseconds; -1 if they cannot be read, or it is not a regular file.
     """
     try:
-        # An entry of a folder may know without asking the system.
+        # A DirEntry may have cached the result.
         state = os.stat(path) if isinstance(path, str) else path.stat()  # noqa: PTH116
     except OSError:
         return -1, -1
@@ -128,15 +127,15 @@ def file_state(path: 'str | os.DirEntry[str]') -> tuple[int, int]:
 
 
 def changed(root: Path, folder: str, mtime: int) -> bool:
-    """Whether something came into a folder or left it.
+    """Check whether entries were added to a folder or removed from it.
 
     Args:
-        root: The folder that was walked.
+        root: Folder that was walked.
         folder: A folder below it.
-        mtime: What :func:`walk` noted of that folder.
+        mtime: Value that :func:`walk` returned for that folder.
 
     Returns:
-        Whether it has changed; files changed in place are not noticed.
+        Whether entries were added or removed. Files changed in place are not noticed.
     """
     try:
         if not folder:
@@ -147,7 +146,7 @@ def changed(root: Path, folder: str, mtime: int) -> bool:
 
 
 def _is_text(name: str) -> bool:
-    """Whether a name is UTF-8."""
+    """Check whether a name is UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -156,7 +155,7 @@ def _is_text(name: str) -> bool:
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether an entry is a folder or a link to one; a link to itself is none."""
+    """Check whether an entry is a folder or a link to one; a link to itself is neither."""
     try:
         return entry.is_dir()
     except OSError:
@@ -164,12 +163,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_scene(name: str) -> bool:
-    """Whether a file is one of those that are catalogued; land-cover maps share the tree."""
+    """Check whether a file belongs in the catalogue; land-cover maps in the tree do not."""
     return name.endswith('.tif') and not name.startswith(('.', 'lc_')) and '_lc_' not in name
 
 
 def _entries(root: Path) -> int:
-    """A number that changes when a scene or folder of the root comes or goes."""
+    """Return a number that changes when a scene or folder is added to the root or removed."""
     with os.scandir(root) as entries:
         names = sorted(
             e.name
@@ -183,13 +182,13 @@ def _entries(root: Path) -> int:
 def renew(
     root: Path, old: pd.DataFrame, listing: pd.DataFrame, jobs: int
 ) -> tuple[pd.DataFrame, bool]:
-    """Bring a table of files up to date.
+    """Update a table of files.
 
     Args:
         root: Folder of the files.
-        old: The table, see :class:`geofm.datasets.catalogue.Catalogue`.
-        listing: The files that there are, as of :func:`geofm.datasets.catalogue.scan.walk`.
-        jobs: Number of threads that read.
+        old: The table, see :class:`geofm.datasets.catalogue.catalogue.Catalogue`.
+        listing: The existing files, as returned by :func:`walk`.
+        jobs: Number of threads.
 
     Returns:
         The new table, and whether it differs from the old one.
@@ -198,7 +197,7 @@ def renew(
     known = where >= 0
     for column in ('size', 'mtime'):
         known[known] = old[column].to_numpy()[where[known]] == listing[column].to_numpy()[known]
-    # Neither time nor size tell when a permission is given.
+    # A new permission changes neither modification time nor size.
     unsure = old['problem'].isin([Problem.PERMISSION, Problem.UNREADABLE]).to_numpy()
     known[known] = ~unsure[where[known]]
     scanned = scan_rows(root, listing[~known], jobs)
@@ -211,15 +210,15 @@ def renew(
 
 
 def scan_rows(root: Path, listing: pd.DataFrame, jobs: int) -> pd.DataFrame:
-    """Read the headers and some rows of files.
+    """Read the headers and some pixels of files.
 
     Args:
         root: Folder of the files.
         listing: The files.
-        jobs: Number of threads that read.
+        jobs: Number of threads.
 
     Returns:
-        Rows of a table.
+        Table with one row per file.
     """
     items = zip(repeat(root), *(listing[c] for c in listing), strict=False)
     rows = _progress(
@@ -231,15 +230,15 @@ def scan_rows(root: Path, listing: pd.DataFrame, jobs: int) -> pd.DataFrame:
 
 
 def in_threads(function: Callable[[Any], Any], items: Iterator[Any], jobs: int) -> Iterator[Any]:
-    """Call a function in threads, each of which gets many items at a time.
+    """Call a function in threads, with many items per task.
 
     Args:
         function: The function.
-        items: What to call it with.
+        items: Its arguments, one per call.
         jobs: Number of threads.
 
     Yields:
-        Its results, in order.
+        The results, in order.
     """
     work = list(items)
     chunks = [work[i : i + 64] for i in range(0, len(work), 64)]
@@ -249,12 +248,12 @@ def in_threads(function: Callable[[Any], Any], items: Iterator[Any], jobs: int) 
 
 
 def _progress(items: Iterator[Any], description: str, total: int) -> list[Any]:
-    """Collect results behind a progress bar."""
+    """Collect results and show a progress bar."""
     return list(track(items, description=description, total=total, disable=total < PROGRESS_FROM))
 
 
 def _row(item: tuple[Path, str, int, int]) -> tuple[Any, ...]:
-    """Row of a file."""
+    """Return the row of a file."""
     root, path, size, mtime = item
     name = _parse(path)
     if size < 0:
@@ -284,7 +283,7 @@ type _Place = tuple[str, str, int, int, int, date | None]
 
 
 def _parse(path: str) -> _Place | None:
-    """Sensor, season, ROI, patch, time step and date from a name of either data set."""
+    """Parse sensor, season, ROI, patch, time step and date from a name of either data set."""
     scene = SceneName.parse(path)
     if scene is not None:
         return scene.sensor, *scene.key, scene.date
@@ -296,19 +295,19 @@ def _parse(path: str) -> _Place | None:
 
 
 def mark_duplicates(root: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Mark files that have one key; which of them is meant is not ours to guess.
+    """Mark files with the same key as duplicates, since none can be preferred.
 
     Args:
         root: Folder of the files.
         table: The files.
 
     Returns:
-        The table with these problems only.
+        The table with exactly these files marked as duplicates.
     """
     problem = table['problem'].mask(table['problem'] == Problem.DUPLICATE)
     named = table[table['sensor'].notna()]
     twice = named[named.duplicated(['sensor', *KEY], keep=False)]
-    # A file reached by two paths is one file: the second path is not another one.
+    # Two paths may lead to the same file, which is then not a duplicate of itself.
     real = twice['path'].map(lambda path: os.path.realpath(root / path))
     again = twice[real.duplicated(keep=False)]
     one = twice[~real.duplicated()].duplicated(['sensor', *KEY], keep=False)

@@ -1,4 +1,4 @@
-"""The files that a dataset can draw on, in as little memory as they need."""
+"""The scenes of catalogues as compact arrays."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ import pyarrow.compute as pc
 from geofm.datasets.memory.path_list import PathList
 from geofm.sensors import DEFAULT_SENSORS
 
-#: Numbers of the sensors.
+#: Index of each sensor.
 SENSOR_NUMBERS = {key: number for number, key in enumerate(DEFAULT_SENSORS)}
 
-#: Day of a file whose name says none.
+#: Day of a file whose name has no date.
 NO_DAY = int(np.iinfo(np.int32).min)
 
-#: Columns of a catalogue that say what a file shows and whether it is sound.
+#: Columns of a catalogue that describe a file and its problems.
 _FACTS = (
     'path',
     'sensor',
@@ -32,21 +32,21 @@ _FACTS = (
     'problem',
 )
 
-#: Columns that say where its pixels lie.
+#: Columns that describe the grid of a file.
 _GRID = ('epsg', 'transform', 'height', 'width')
 
 type Int32 = npt.NDArray[np.int32]
 
-#: Numbers of files or pairs.
+#: Indices of files or pairs.
 type Rows = npt.NDArray[np.integer[Any]]
 
 
 class Source(NamedTuple):
-    """Where rows of files come from.
+    """Source of rows that describe files.
 
     Attributes:
-        root: Folder to which the paths are relative; '' if they are whole.
-        batches: Gives columns of the rows, some at a time, each time from the start.
+        root: Folder that paths are relative to; '' if they are complete.
+        batches: Function that iterates over batches of the named columns, from the first row.
     """
 
     root: str
@@ -54,11 +54,11 @@ class Source(NamedTuple):
 
 
 class Grids(NamedTuple):
-    """Grids of files that follow each other.
+    """Grids of consecutive files.
 
     Attributes:
-        first: Number of the first file.
-        epsg: EPSG code, shape (N,); -1 where not known.
+        first: Index of the first file.
+        epsg: EPSG code, shape (N,); -1 where unknown.
         transform: Affine coefficients a to f, shape (N, 6).
         shape: Height and width, shape (N, 2).
     """
@@ -71,23 +71,24 @@ class Grids(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenes:
-    """What is known of files, an array for each fact.
+    """Facts about files, one array per fact.
 
     Attributes:
-        sources: Where it comes from.
+        sources: Sources of the rows.
         paths: Path of each file.
-        sensor: Number of the sensor, -1 if the name says nothing.
-        season: Number of the season, a position in :attr:`seasons`; -1 if the name says nothing.
+        sensor: Index of the sensor; -1 if the file name cannot be parsed.
+        season: Index into :attr:`seasons`; -1 if the file name cannot be parsed.
         roi: Number of the ROI.
         patch: Number of the patch.
         time_step: Number of the time step.
-        day: Days since 1970-01-01, :data:`NO_DAY` if the name says none.
-        cloud_cover: 0 to 1, NaN where not known.
-        names: Which bands the file has, a position in :attr:`layouts`.
-        problem: Why the file must not be used, a position in :attr:`problems`; -1 if it may be.
+        day: Days since 1970-01-01; :data:`NO_DAY` if the name has no date.
+        cloud_cover: Cloud-covered fraction, 0 to 1; NaN where unknown.
+        names: Index into :attr:`layouts`.
+        problem: Index into :attr:`problems`; -1 if the file can be used.
         seasons: Names of the seasons, sorted.
-        problems: What the problems are.
-        layouts: Names of the bands, separated by spaces, of each kind of file; '' if it gives none.
+        problems: Reasons why files must not be used.
+        layouts: Band names that occur in files, separated by spaces; '' for files without band
+            names.
     """
 
     sources: Sequence[Source]
@@ -107,10 +108,10 @@ class Scenes:
 
     @classmethod
     def read(cls, sources: Sequence[Source]) -> 'Scenes':
-        """Read the facts.
+        """Read the facts of all files.
 
         Args:
-            sources: Where from.
+            sources: Sources of the rows.
 
         Returns:
             The files of all sources, in order.
@@ -129,7 +130,7 @@ class Scenes:
 
         found = PathList(paths())
         parts.append({name: np.empty(0, kind) for name, kind in _KINDS.items()})
-        # Column by column, so that no fact is in memory twice for long.
+        # Column by column, so that only one column is in memory twice at a time.
         columns = {name: np.concatenate([part.pop(name) for part in parts]) for name in _KINDS}
         columns['season'], names = seasons.sorted(columns['season'])
         return cls(
@@ -142,40 +143,40 @@ class Scenes:
         )
 
     def __len__(self) -> int:
-        """Number of files."""
+        """Return the number of files."""
         return len(self.sensor)
 
     def places(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        """A number for the season, ROI and patch of files, sorted as these.
+        """Return a number per season, ROI and patch of files, sorted like these.
 
         Args:
-            rows: Numbers of the files.
+            rows: Indices of the files.
 
         Returns:
-            The numbers, not negative.
+            The numbers, which are not negative.
         """
         return _pack([self.season[rows], self.roi[rows], self.patch[rows]])
 
     def keys(self, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.int64]:
-        """A number for the season, ROI, patch and time step of files, sorted as these.
+        """Return a number per season, ROI, patch and time step of files, sorted like these.
 
         Args:
-            rows: Numbers of the files.
+            rows: Indices of the files.
 
         Returns:
-            The numbers, not negative.
+            The numbers, which are not negative.
         """
         return _pack([self.season[rows], self.roi[rows], self.patch[rows], self.time_step[rows]])
 
 
 def read_grids(sources: Sequence[Source]) -> Iterator[Grids]:
-    """Read the grids of all files, which together would take much memory.
+    """Read the grids of all files in batches, as together they would take much memory.
 
     Args:
-        sources: Where from.
+        sources: Sources of the rows.
 
     Yields:
-        Grids of some files at a time.
+        Grids of consecutive files.
     """
     first = 0
     for source in sources:
@@ -203,13 +204,13 @@ _KINDS = {
 
 
 class _Names:
-    """Numbers of names, in the order in which they come."""
+    """Numbers given to names in order of first occurrence."""
 
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
 
     def of(self, column: pa.Array) -> Int32:
-        """Numbers of a column of names, -1 where there is none."""
+        """Return the numbers of a column of names, -1 where missing."""
         if not pa.types.is_dictionary(column.type):
             column = column.dictionary_encode()
         names = column.dictionary.to_pylist()
@@ -218,7 +219,7 @@ class _Names:
         return np.array([*ours, -1], np.int32)[codes]
 
     def sorted(self, numbers: npt.NDArray[np.generic]) -> tuple[Int32, tuple[str, ...]]:
-        """Numbers in the order of the names, and the names."""
+        """Renumber in the order of the sorted names; return the numbers and the names."""
         names = sorted(self.numbers)
         place = np.full(len(names) + 1, -1, np.int32)
         for rank, name in enumerate(names):
@@ -229,7 +230,7 @@ class _Names:
 def _facts(
     batch: pa.RecordBatch, seasons: _Names, problems: _Names, layouts: _Names
 ) -> dict[str, npt.NDArray[np.generic]]:
-    """Columns of a batch as arrays."""
+    """Convert the columns of a batch to arrays."""
     sensors = _Names()
     sensors.numbers = dict(SENSOR_NUMBERS)
     day = batch.column('date').cast(pa.int32()).fill_null(NO_DAY)
@@ -246,14 +247,14 @@ def _facts(
 
 
 def _integers(column: pa.Array) -> Int32:
-    """A column of integers, -1 where missing."""
-    # A copy: the batch it is part of is large.
+    """Convert a column of integers, with -1 where missing."""
+    # Copy, as a view would keep the whole batch in memory.
     return np.array(column.fill_null(-1).to_numpy(zero_copy_only=False), np.int32)
 
 
 def _affine(column: pa.FixedSizeListArray) -> npt.NDArray[np.float64]:
-    """Affine coefficients, shape (N, 6), NaN where missing."""
-    # Not flatten(), which leaves out those that are missing.
+    """Return affine coefficients, shape (N, 6), NaN where missing."""
+    # flatten() would leave out missing values.
     flat = column.values.slice(6 * column.offset, 6 * len(column))
     rows = flat.to_numpy(zero_copy_only=False).reshape(-1, 6)
     if column.null_count:
@@ -263,14 +264,14 @@ def _affine(column: pa.FixedSizeListArray) -> npt.NDArray[np.float64]:
 
 
 def _pack(columns: Sequence[Int32]) -> npt.NDArray[np.int64]:
-    """One number for several, in the order of these."""
+    """Combine columns into one number per row that sorts like the columns."""
     sizes = [int(column.max(initial=0)) + 2 for column in columns]
     packed = np.zeros(len(columns[0]), np.int64)
     count = 1
     for column, size in zip(columns, sizes, strict=True):
         count *= size
         if count >= 2**62:
-            # No real numbers are so large; what occurs can be counted.
+            # Avoid an overflow, which real data do not cause: number the values that occur.
             packed = np.unique(packed, return_inverse=True)[1].astype(np.int64)
             count = (int(packed.max(initial=0)) + 1) * size
         packed *= size

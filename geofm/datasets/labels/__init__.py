@@ -1,4 +1,4 @@
-"""Labels of one's own: files of polygons, points or pixels, and what they say on a grid."""
+"""Labels from files of polygons, points or pixels, on any grid."""
 
 from geofm.datasets.labels.reading import (
     LabelGrid,

@@ -17,7 +17,7 @@ from geofm.legend import NO_CLASS, Legend, LegendError, MapClass
 
 
 class MosaicLabels(LabelSource):
-    """Labels in several files, e.g. a raster per scene; where they overlap, later files win.
+    """Labels in several files, e.g. one raster per scene. Where they overlap, later files win.
 
     Attributes:
         path: The first file.
@@ -32,7 +32,7 @@ class MosaicLabels(LabelSource):
         """
         self.sources = tuple(sources)
         self.path = self.sources[0].path
-        # Features have an index of their own.
+        # Files of features have a spatial index themselves.
         rasters = [isinstance(source, RasterLabels) for source in self.sources]
         self._always = np.flatnonzero(~np.array(rasters)).tolist()
         places = np.full(len(rasters), shapely.Point(), object)
@@ -51,7 +51,7 @@ class MosaicLabels(LabelSource):
         """The classes of all files.
 
         Raises:
-            LabelError: If a class is not the same in all of them.
+            LabelError: If a class value has different names in different files.
         """
         classes: dict[int, MapClass] = {}
         for source in self.sources:
@@ -59,16 +59,16 @@ class MosaicLabels(LabelSource):
                 other = classes.setdefault(c.value, c)
                 if other.name != c.name:
                     raise LabelError(
-                        f"{source.path}: the value {c.value} is '{c.name}', which is "
-                        f"'{other.name}' in other files; name the classes with their values"
+                        f"{source.path}: the value {c.value} is '{c.name}', but "
+                        f"'{other.name}' in other files; give the classes with their values"
                     )
         try:
             return Legend(tuple(classes.values()))
         except LegendError as error:
-            raise LabelError(f'{self.path} and others: {error}; name the classes') from error
+            raise LabelError(f'{self.path} and others: {error}; give the classes') from error
 
     def classes_on(self, grid: Grid) -> npt.NDArray[np.uint8]:
-        """Classes on a grid."""
+        """Return the classes on a grid."""
         values = np.full(grid.shape, NO_CLASS, np.uint8)
         for source in self._near(grid):
             found = source.classes_on(grid)
@@ -76,7 +76,7 @@ class MosaicLabels(LabelSource):
         return values
 
     def numbers_on(self, grid: Grid) -> npt.NDArray[np.float32]:
-        """Numbers on a grid."""
+        """Return the numbers on a grid."""
         values = np.full(grid.shape, np.nan, np.float32)
         for source in self._near(grid):
             found = source.numbers_on(grid)
@@ -84,30 +84,30 @@ class MosaicLabels(LabelSource):
         return values
 
     def _near(self, grid: Grid) -> list[LabelSource]:
-        """The files that may have labels on a grid."""
+        """Return the files that may have labels on a grid."""
         found: Any = self._places.query(_place(grid), predicate='intersects')
         return [self.sources[i] for i in sorted({*self._always, *found.tolist()})]
 
 
 def _place(grid: Grid) -> Any:
-    """Outline of a grid in longitude and latitude, cut at 180 degrees."""
-    # Raises an error where the CRS has no place on the Earth.
+    """Return the outline of a grid in longitude and latitude, cut at 180 degrees."""
+    # Raises an error if the grid has no position on the Earth.
     grid.footprint(lonlat.LONLAT)
     (outline,) = lonlat.outlines(lonlat.boundary(grid)[None])
     return shapely.Point() if outline is None else outline
 
 
 def files_at(path: str | Path | Sequence[str | Path]) -> list[Path]:
-    """Files that a configuration names.
+    """Return the files that a path or pattern of a configuration stands for.
 
     Args:
-        path: A file, a pattern such as ``'masks/*.tif'``, or several.
+        path: A file, a pattern such as ``'masks/*.tif'``, or a list of these.
 
     Returns:
-        The files, those of a pattern sorted.
+        The files. Those of a pattern are sorted.
 
     Raises:
-        LabelError: If a pattern fits no file, or none is named.
+        LabelError: If no file matches a pattern, or the list is empty.
     """
     names = [path] if isinstance(path, str | Path) else list(path)
     files: list[Path] = []
@@ -116,10 +116,10 @@ def files_at(path: str | Path | Sequence[str | Path]) -> list[Path]:
             root = Path(name.anchor)
             found = sorted(root.glob(str(name.relative_to(root))))
             if not found:
-                raise LabelError(f'{name}: no file fits this pattern')
+                raise LabelError(f'{name}: no file matches this pattern')
             files += found
         else:
             files.append(name)
     if not files:
-        raise LabelError('labels: no file is named')
+        raise LabelError('labels: no file is given')
     return files

@@ -1,4 +1,4 @@
-"""Rasters of classes or numbers."""
+"""Labels from rasters of classes or numbers."""
 
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,12 @@ from geofm.grid import Grid, read_on_grid
 from geofm.legend import NO_CLASS, Legend, LegendError
 from geofm.rasters import open_raster
 
-#: Pixels that are read at once to see which values occur.
+#: Number of pixels read at once to find the values that occur.
 _AT_ONCE = 1 << 24
 
 
 class RasterLabels(LabelSource):
-    """A raster of one band of classes or numbers.
+    """Labels from a raster with one band of classes or numbers.
 
     Attributes:
         path: The file.
@@ -31,8 +31,8 @@ class RasterLabels(LabelSource):
 
         Args:
             path: The file.
-            legend: The classes; by default those in its tags, else of its colour table, else the
-                values that occur.
+            legend: The classes. Default: those in the tags of the file, or else those of its colour
+                table and the values that occur.
 
         Raises:
             LabelError: If the file cannot be used.
@@ -41,7 +41,7 @@ class RasterLabels(LabelSource):
         self._legend = legend
         with self._open() as src:
             if src.count != 1:
-                raise LabelError(f'{path}: {src.count} bands; a raster of labels has one')
+                raise LabelError(f'{path}: has {src.count} bands; a raster of labels must have one')
             try:
                 self.grid = Grid.of(src)
             except ValueError as error:
@@ -56,7 +56,7 @@ class RasterLabels(LabelSource):
             try:
                 tagged = Legend.from_tags(src.tags())
             except LegendError as error:
-                raise LabelError(f'{self.path}: its legend is damaged: {error}') from error
+                raise LabelError(f'{self.path}: its legend is invalid: {error}') from error
             if tagged is not None:
                 return tagged
             colors = _color_table(src)
@@ -72,14 +72,14 @@ class RasterLabels(LabelSource):
         )
 
     def classes_on(self, grid: Grid) -> npt.NDArray[np.uint8]:
-        """Classes on a grid: those of the nearest pixels."""
+        """Return the classes of the nearest pixels on a grid."""
         numbers = self.numbers_on(grid)
         known = np.isfinite(numbers) & (numbers != NO_CLASS)
         check_values(self.path, numbers[known], self._legend, _REMEDY)
         return np.where(known, numbers, NO_CLASS).astype(np.uint8)
 
     def numbers_on(self, grid: Grid) -> npt.NDArray[np.float32]:
-        """Numbers on a grid: those of the nearest pixels."""
+        """Return the numbers of the nearest pixels on a grid."""
         try:
             with self._open() as src:
                 pixels, valid = read_on_grid(src, grid, Resampling.nearest)
@@ -88,7 +88,7 @@ class RasterLabels(LabelSource):
         return np.where(valid, pixels[0], np.float32(np.nan))
 
     def _values(self, src: DatasetReader) -> set[int]:
-        """Values of classes that occur."""
+        """Return the class values that occur."""
         rows = max(1, _AT_ONCE // src.width)
         found: set[int] = set()
         grid = Grid.of(src)
@@ -105,13 +105,13 @@ class RasterLabels(LabelSource):
 
 
 _REMEDY = (
-    'if such pixels have no label, make it the nodata value of the file '
-    '(`rio edit-info --nodata VALUE FILE`), otherwise mend classes'
+    'if such pixels have no label, make this value the nodata value of the file '
+    '(`rio edit-info --nodata VALUE FILE`), otherwise correct the classes'
 )
 
 
 def _color_table(src: DatasetReader) -> dict[int, tuple[int, int, int]]:
-    """Colours of classes; TIFF fills up its table with black."""
+    """Return the colours of classes. TIFF pads its table with black, which is ignored."""
     try:
         table = src.colormap(1)
     except ValueError:
@@ -121,5 +121,5 @@ def _color_table(src: DatasetReader) -> dict[int, tuple[int, int, int]]:
         for value, color in table.items()
         if value not in (NO_CLASS, src.nodata) and any(color[:3])
     }
-    # A ramp of colours for numbers is no legend.
+    # A full table is a colour ramp for numbers and not a legend.
     return colors if len(colors) < NO_CLASS - 1 else {}

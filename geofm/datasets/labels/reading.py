@@ -1,4 +1,4 @@
-"""Reading labels of any kind."""
+"""Read labels of any kind."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from geofm.legend import NO_CLASS, Legend
 
 @dataclass(frozen=True)
 class LabelGrid:
-    """Labels burnt on a grid.
+    """Labels on a grid.
 
     Attributes:
-        values: Values of classes (H, W), :data:`~geofm.legend.NO_CLASS` where there is no label.
+        values: Class values (H, W), :data:`~geofm.legend.NO_CLASS` where there is no label.
         legend: The classes.
     """
 
@@ -35,7 +35,7 @@ class LabelPoints:
 
     Attributes:
         geometry: The points (N,), in the CRS of the file.
-        values: Value of the class of each (N,).
+        values: Class value of each point (N,).
         legend: The classes.
     """
 
@@ -51,15 +51,14 @@ def open_labels(
     legend: Legend | None = None,
     all_touched: bool = False,
 ) -> LabelSource:
-    """Open a file of labels, to read it on several grids.
+    """Open labels for reading on several grids.
 
     Args:
-        path: A raster, or features: GeoPackage, GeoJSON, GeoParquet or shapefile; or several of
-            them, or a pattern such as ``'masks/*.tif'``. Where they overlap, later ones win.
-        column: Column of the features that holds the class; by default ``'class'``, or the only
-            one.
-        legend: The classes; by default those that the file has.
-        all_touched: Whether polygons take all pixels that they touch, instead of those whose
+        path: A raster, or features in a GeoPackage, GeoJSON, GeoParquet or shapefile; or several
+            files, or a pattern such as ``'masks/*.tif'``. Where they overlap, later ones win.
+        column: Column of the features with the class. Default: ``'class'``, or the only column.
+        legend: The classes. Default: those of the file.
+        all_touched: Whether polygons label all pixels that they touch, instead of those whose
             centre they cover.
 
     Returns:
@@ -76,7 +75,7 @@ def _open(path: Path, column: str | None, legend: Legend | None, all_touched: bo
     if path.suffix.lower() in VECTOR_SUFFIXES:
         return VectorLabels(path, column, legend, all_touched)
     if column is not None:
-        raise LabelError(f"{path}: a raster has no column '{column}'; leave it out")
+        raise LabelError(f"{path}: a raster has no columns; remove column '{column}'")
     return RasterLabels(path, legend)
 
 
@@ -90,18 +89,18 @@ def read_labels(
 ) -> LabelGrid:
     """Read labels on a grid.
 
-    Features are brought to the CRS of the grid; where they overlap, later ones win; a point takes
-    the pixel that it lies in. Of a raster each pixel takes the nearest value.
+    Features are transformed to the CRS of the grid. Where they overlap, later ones win. A point
+    labels the pixel that contains it. Rasters are resampled by the nearest neighbour.
 
     Args:
-        path: A raster, or features: GeoPackage, GeoJSON, GeoParquet or shapefile.
+        path: A raster, or features in a GeoPackage, GeoJSON, GeoParquet or shapefile.
         grid: The grid.
-        column: Column of the features that holds the class, a name or a whole number of 0 to 254;
-            by default ``'class'``, or the only one.
-        legend: The classes. By default those that the file has: the names of the column in
-            alphabetical order, or its numbers; the legend in the tags of a raster, else its colour
-            table and the values that occur.
-        all_touched: Whether polygons take all pixels that they touch, instead of those whose
+        column: Column of the features with the class, which is a name or an integer from 0 to 254.
+            Default: ``'class'``, or the only column.
+        legend: The classes. Default for features: the names in the column in alphabetical order, or
+            its numbers. Default for rasters: the legend in the tags, or else the colour table and
+            the values that occur.
+        all_touched: Whether polygons label all pixels that they touch, instead of those whose
             centre they cover.
 
     Returns:
@@ -115,8 +114,8 @@ def read_labels(
     if (values == NO_CLASS).all():
         left, bottom, right, top = grid.bounds
         raise LabelError(
-            f'{path}: no label lies on the grid ({grid.crs}, x {left:g} to {right:g}, y '
-            f'{bottom:g} to {top:g}); check its CRS and that it is of the same place'
+            f'{path}: no label on the grid ({grid.crs}, x {left:g} to {right:g}, y '
+            f'{bottom:g} to {top:g}); check that its CRS is right and that it covers this place'
         )
     return LabelGrid(values, source.legend)
 
@@ -128,20 +127,20 @@ def read_points(
 
     Args:
         path: Points in a GeoPackage, GeoJSON, GeoParquet or shapefile.
-        column: As for :func:`read_labels`.
-        legend: As for :func:`read_labels`.
+        column: See :func:`read_labels`.
+        legend: See :func:`read_labels`.
 
     Returns:
-        The points; several of one feature are several points.
+        The points. Each point of a MultiPoint is listed separately.
 
     Raises:
-        LabelError: If the file cannot be used, or has other features than points.
+        LabelError: If the file cannot be used, or has features that are not points.
     """
     source = VectorLabels(Path(path), column, legend)
     kinds = sorted(set(source.frame.geometry.geom_type) - {'Point', 'MultiPoint'})
     if kinds:
         raise LabelError(
-            f'{path}: holds {", ".join(kinds)}; points are needed, e.g. of '
+            f'{path}: has {", ".join(kinds)}, but only points can be used, e.g. from '
             'GeoSeries.sample_points or representative_point'
         )
     points = source.frame.geometry.explode(index_parts=False)

@@ -1,4 +1,4 @@
-"""What files of labels have in common."""
+"""Base class of label files."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
@@ -12,11 +12,11 @@ from geofm.legend import NO_CLASS, Legend
 
 
 class LabelError(ValueError):
-    """A file of labels that cannot be used."""
+    """A file of labels cannot be used."""
 
 
 class LabelSource(ABC):
-    """A file of labels, read on any grid.
+    """File of labels that can be read on any grid.
 
     Attributes:
         path: The file.
@@ -26,7 +26,7 @@ class LabelSource(ABC):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that hold the labels."""
+        """The files that contain the labels."""
         return (self.path,)
 
     @property
@@ -35,46 +35,46 @@ class LabelSource(ABC):
         """The classes.
 
         Raises:
-            LabelError: If the labels are no classes.
+            LabelError: If the labels are not classes.
         """
 
     @abstractmethod
     def classes_on(self, grid: Grid) -> npt.NDArray[np.uint8]:
-        """Classes on a grid.
+        """Return the classes on a grid.
 
         Args:
             grid: The grid.
 
         Returns:
-            Values of classes (H, W), :data:`~geofm.legend.NO_CLASS` where there is no label.
+            Class values (H, W), :data:`~geofm.legend.NO_CLASS` where there is no label.
 
         Raises:
-            LabelError: If a value is no class.
+            LabelError: If a value is not that of a class.
         """
 
     @abstractmethod
     def numbers_on(self, grid: Grid) -> npt.NDArray[np.float32]:
-        """Numbers on a grid, in the unit of the file.
+        """Return the numbers on a grid, in the unit of the file.
 
         Args:
             grid: The grid.
 
         Returns:
-            Numbers (H, W), NaN where there is none.
+            Numbers (H, W), NaN where there is no label.
 
         Raises:
-            LabelError: If the labels are no numbers.
+            LabelError: If the labels are not numbers.
         """
 
 
 def legend_of_values(values: Iterable[int]) -> Legend:
-    """A legend of classes that have no names.
+    """Make a legend for classes without names.
 
     Args:
-        values: Their values, 0 to 254.
+        values: Class values, 0 to 254.
 
     Returns:
-        The legend; the name of value 7 is ``'class 7'``.
+        The legend. The name of value 7 is ``'class 7'``.
     """
     return Legend.of({f'class {int(value)}': int(value) for value in values})
 
@@ -82,16 +82,16 @@ def legend_of_values(values: Iterable[int]) -> Legend:
 def check_values(
     path: Path, values: npt.NDArray[np.floating], legend: Legend | None, remedy: str
 ) -> None:
-    """Check that numbers are values of classes.
+    """Check that numbers are class values.
 
     Args:
         path: The file, for the message.
-        values: Numbers of any shape, all finite.
-        legend: The classes; None for any whole numbers of 0 to 254.
-        remedy: What to do about numbers that are none.
+        values: Finite numbers of any shape.
+        legend: The classes; None for any integers from 0 to 254.
+        remedy: Advice at the end of the error message.
 
     Raises:
-        LabelError: If a number is not the value of a class.
+        LabelError: If a number is not a class value.
     """
     found = np.unique(values)
     good = (found == np.round(found)) & (found >= 0) & (found < NO_CLASS)
@@ -102,6 +102,6 @@ def check_values(
         return
     shown = ', '.join(f'{value:g}' for value in wrong[:5]) + (', ...' if len(wrong) > 5 else '')
     if legend is None:
-        raise LabelError(f'{path}: {shown}: classes are whole numbers of 0 to 254; {remedy}')
+        raise LabelError(f'{path}: {shown}: class values must be integers from 0 to 254; {remedy}')
     classes = ', '.join(f'{c.value} {c.name}' for c in legend.classes)
-    raise LabelError(f'{path}: {shown}: none of the classes ({classes}); {remedy}')
+    raise LabelError(f'{path}: {shown}: not among the classes ({classes}); {remedy}')

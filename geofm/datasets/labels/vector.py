@@ -1,4 +1,4 @@
-"""Polygons, lines and points with a class or a number."""
+"""Labels from polygons, lines and points with a class or a number."""
 
 import json
 from collections.abc import Sequence
@@ -21,28 +21,28 @@ from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend, LegendError
 from geofm.printing import warn
 
-#: Suffixes of files of features.
+#: Suffixes of files with features.
 VECTOR_SUFFIXES = ('.gpkg', '.geojson', '.json', '.parquet', '.geoparquet', '.shp')
 
-#: Column that is taken if none is named.
+#: Default column.
 COLUMN = 'class'
 
-#: How files start that GDAL opens. It chooses a driver by content, and some drivers, such as
-#: virtual ones, read other files.
+#: First bytes of files that GDAL may open. GDAL chooses a driver by content, and some drivers, such
+#: as virtual ones, read further files.
 _STARTS = {'.gpkg': b'SQLite format 3\x00', '.shp': b'\x00\x00\x27\x0a'}
 
-#: Copies of the features in other CRSs that are kept.
+#: Number of copies of the features in other CRSs that are cached.
 _COPIES = 4
 
 
 class VectorLabels(LabelSource):
-    """Features with a class or a number.
+    """Labels from features with a class or a number.
 
     Attributes:
         path: The file.
         column: The column of classes or numbers.
-        frame: The features that have a geometry and a value, in the order of the file.
-        all_touched: Whether polygons take all pixels that they touch, instead of those whose
+        frame: The features with a geometry and a value, in the order of the file.
+        all_touched: Whether polygons label all pixels that they touch, instead of those whose
             centre they cover.
     """
 
@@ -57,10 +57,10 @@ class VectorLabels(LabelSource):
 
         Args:
             path: The file.
-            column: The column; by default ``'class'``, or the only one.
-            legend: The classes. By default those of the column: numbers as they are, names in
-                alphabetical order.
-            all_touched: Whether polygons take all pixels that they touch.
+            column: The column. Default: ``'class'``, or the only column.
+            legend: The classes. Default: those of the column, which are its numbers, or its names
+                in alphabetical order.
+            all_touched: Whether polygons label all pixels that they touch.
 
         Raises:
             LabelError: If the file cannot be used.
@@ -90,7 +90,7 @@ class VectorLabels(LabelSource):
                 return Legend.of(sorted(set(map(str, values))))
             except LegendError as error:
                 raise LabelError(
-                    f"{self.path}: column '{self.column}' cannot be classes: {error}; "
+                    f"{self.path}: column '{self.column}' cannot be used as classes: {error}; "
                     f'{self._remedy}'
                 ) from error
         numbers = values.to_numpy(np.float64)
@@ -99,14 +99,14 @@ class VectorLabels(LabelSource):
 
     @property
     def _remedy(self) -> str:
-        return f"mend the column '{self.column}', or the classes"
+        return f"correct the column '{self.column}' or the classes"
 
     @cached_property
     def values(self) -> npt.NDArray[np.uint8]:
-        """Value of the class of each feature (N,).
+        """Class value of each feature (N,).
 
         Raises:
-            LabelError: If a feature has no class of the legend.
+            LabelError: If the class of a feature is not in the legend.
         """
         column = self.frame[self.column]
         if _is_number(column):
@@ -119,36 +119,36 @@ class VectorLabels(LabelSource):
         if unknown:
             raise LabelError(
                 f"{self.path}: column '{self.column}' has {', '.join(map(repr, unknown[:5]))}"
-                f'{", ..." if len(unknown) > 5 else ""}: none of the classes {", ".join(known)}; '
+                f'{", ..." if len(unknown) > 5 else ""}: not among the classes {", ".join(known)}; '
                 f'{self._remedy}'
             )
         return names.map(known).to_numpy(np.uint8)
 
     @cached_property
     def numbers(self) -> npt.NDArray[np.float32]:
-        """The number of each feature (N,).
+        """Number of each feature (N,).
 
         Raises:
-            LabelError: If the column holds text.
+            LabelError: If the column contains text.
         """
         column = self.frame[self.column]
         if not _is_number(column):
             raise LabelError(
-                f"{self.path}: column '{self.column}' holds {str(column.iloc[0])!r}, not numbers; "
-                'name a column of numbers'
+                f"{self.path}: column '{self.column}' has {str(column.iloc[0])!r}, not numbers; "
+                'choose a column of numbers'
             )
         return column.to_numpy(np.float32)
 
     def classes_on(self, grid: Grid) -> npt.NDArray[np.uint8]:
-        """Classes on a grid; where features overlap, that of the later one."""
+        """Return the classes on a grid. Where features overlap, the later one wins."""
         return self._burn(grid, self.values, NO_CLASS)
 
     def numbers_on(self, grid: Grid) -> npt.NDArray[np.float32]:
-        """Numbers on a grid; where features overlap, that of the later one."""
+        """Return the numbers on a grid. Where features overlap, the later one wins."""
         return self._burn(grid, self.numbers, np.nan)
 
     def touching(self, grid: Grid) -> npt.NDArray[np.int64]:
-        """Numbers of the features whose geometry meets a grid, ascending."""
+        """Return the sorted indices of the features that intersect a grid."""
         box = shapely.Polygon(grid.footprint())
         found = self._geometry(grid).sindex.query(box, predicate='intersects')
         return np.sort(np.asarray(found, np.int64))
@@ -167,11 +167,11 @@ class VectorLabels(LabelSource):
         return burnt
 
     def _geometry(self, grid: Grid) -> gpd.GeoSeries:
-        """The geometries in the CRS of a grid; empty where they have no place in it."""
+        """Return the geometries in the CRS of a grid, empty where they have no position in it."""
         if grid.crs is None:
             raise LabelError(f'{self.path}: the grid to burn it on has no CRS')
         wkt = grid.crs.to_wkt()
-        # Longitudes of a grid may run on beyond 180 degrees.
+        # Longitudes of a grid may continue beyond 180 degrees.
         turns = lonlat.turns(grid.bounds.left, grid.bounds.right) if grid.crs.is_geographic else ()
         key = (wkt, turns)
         if key not in self._copies:
@@ -185,19 +185,19 @@ class VectorLabels(LabelSource):
         return self._copies[key]
 
     def _warn_of_lost(self, lost: npt.NDArray[np.bool_], grid: Grid) -> None:
-        """Warn of polygons and lines that cannot be brought to the CRS of a grid."""
-        # Points that have no place in it lie far away.
+        """Warn of polygons and lines that cannot be transformed to the CRS of a grid."""
+        # Points without a position in the CRS are far away, so that no warning is needed.
         wide = lost & (shapely.get_dimensions(self.frame.geometry.to_numpy()) > 0)
         if wide.any():
             warn(
-                f'{self.path}: {wide.sum()} of {len(wide)} features have no place in {grid.crs} '
-                'and are left out: check their CRS and the order of their coordinates, and cut '
-                'them to the surroundings of the scenes'
+                f'{self.path}: {wide.sum()} of {len(wide)} features cannot be transformed to '
+                f'{grid.crs} and are left out: check their CRS and the order of their coordinates, '
+                'and clip them to the surroundings of the scenes',
             )
 
 
 def _repeated(geometry: gpd.GeoSeries, turns: Sequence[int]) -> gpd.GeoSeries:
-    """Each feature at several longitudes that are whole turns apart."""
+    """Repeat each feature at longitudes that are whole turns apart."""
     parts = [geometry.translate(xoff=lonlat.CIRCLE * turn).to_numpy() for turn in turns]
     return gpd.GeoSeries(shapely.geometrycollections(np.stack(parts, axis=1)), crs=geometry.crs)
 
@@ -206,17 +206,17 @@ def read_features(path: Path) -> gpd.GeoDataFrame:
     """Read a file of features.
 
     Args:
-        path: GeoPackage, GeoJSON, GeoParquet or shapefile; not trusted.
+        path: GeoPackage, GeoJSON, GeoParquet or shapefile. Its content is not trusted.
 
     Returns:
         The features, in the order of the file.
 
     Raises:
-        LabelError: If it cannot be read, has no CRS or no features.
+        LabelError: If the file cannot be read, or has no CRS or no features.
     """
     suffix = path.suffix.lower()
     if suffix not in VECTOR_SUFFIXES:
-        raise LabelError(f'{path}: no file of features; give one of {", ".join(VECTOR_SUFFIXES)}')
+        raise LabelError(f'{path}: not a file of features; use one of {", ".join(VECTOR_SUFFIXES)}')
     if not path.is_file():
         raise LabelError(f'{path}: no such file')
     try:
@@ -243,7 +243,7 @@ def read_features(path: Path) -> gpd.GeoDataFrame:
     ) as error:
         raise LabelError(f'{path}: cannot be read as features: {error}') from error
     if not isinstance(frame, gpd.GeoDataFrame) or not len(frame):
-        raise LabelError(f'{path}: holds no features with a geometry')
+        raise LabelError(f'{path}: has no features with a geometry')
     if frame.crs is None:
         raise LabelError(f'{path}: no CRS; assign one, e.g. with GeoDataFrame.set_crs')
     return frame
@@ -252,12 +252,12 @@ def read_features(path: Path) -> gpd.GeoDataFrame:
 def _read_by_gdal(path: Path, suffix: str) -> Any:
     with path.open('rb') as stream:
         if not stream.read(len(_STARTS[suffix])) == _STARTS[suffix]:
-            raise LabelError(f'{path}: its content is not what {suffix} promises')
+            raise LabelError(f'{path}: its content is not that of a {suffix} file')
     layers = [name for name, kind in gpd.list_layers(path).itertuples(index=False) if kind]
     if len(layers) != 1:
         raise LabelError(
-            f'{path}: {len(layers)} layers of features ({", ".join(layers)}); one is needed: write '
-            'it to a file of its own, e.g. with GeoDataFrame.to_file'
+            f'{path}: has {len(layers)} layers ({", ".join(layers)}), but must have one: write '
+            'it to a separate file, e.g. with GeoDataFrame.to_file'
         )
     return gpd.read_file(path, layer=layers[0])
 
@@ -265,11 +265,12 @@ def _read_by_gdal(path: Path, suffix: str) -> Any:
 def _read_geojson(path: Path) -> gpd.GeoDataFrame:
     content = json.loads(path.read_text(encoding='utf-8-sig'))
     if not isinstance(content, dict) or content.get('type') != 'FeatureCollection':
-        raise LabelError(f'{path}: no FeatureCollection of GeoJSON')
-    # RFC 7946 knows longitude and latitude alone; its predecessor named a CRS, as GDAL still does.
+        raise LabelError(f'{path}: not a GeoJSON FeatureCollection')
+    # RFC 7946 allows only longitude and latitude. Its predecessor had a CRS, which GDAL still
+    # writes.
     named = content.get('crs')
     crs = 'OGC:CRS84' if named is None else named['properties']['name']
-    # Not GeoDataFrame.from_features: it keeps no features without properties.
+    # GeoDataFrame.from_features would drop features without properties.
     features = content['features']
     geometry = [
         None if f.get('geometry') is None else shapely.geometry.shape(f['geometry'])
@@ -286,7 +287,7 @@ def _choose_column(path: Path, frame: gpd.GeoDataFrame, column: str | None) -> s
     if column is None:
         if COLUMN in columns or len(columns) == 1:
             return COLUMN if COLUMN in columns else columns[0]
-        raise LabelError(f'{path}: name the column of classes: {there}')
+        raise LabelError(f'{path}: the column of classes must be given: {there}')
     if column not in columns:
         raise LabelError(f"{path}: no column '{column}': {there}")
     return column

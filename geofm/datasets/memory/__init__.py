@@ -1,5 +1,5 @@
 """Arrays and lists of paths that the processes of a machine share."""
 
-from geofm.datasets.memory.release import give_back
+from geofm.datasets.memory.release import release_memory
 
-__all__ = ('give_back',)
+__all__ = ('release_memory',)

@@ -1,4 +1,4 @@
-"""Arrays in a folder that the processes of a machine map, instead of each having its own copy."""
+"""Arrays that are stored in a folder and memory-mapped by all processes of a machine."""
 
 import json
 import os
@@ -10,33 +10,33 @@ import numpy as np
 
 from geofm.atomic import atomic_folder
 from geofm.datasets.memory.path_list import PathList
-from geofm.datasets.memory.release import give_back
+from geofm.datasets.memory.release import release_memory
 from geofm.locking import locked_name
 from geofm.printing import warn
 
-#: Values by name: arrays, lists of paths, tuples, mappings, texts, numbers and None.
+#: Values by name: arrays, lists of paths, tuples, mappings, strings, numbers and None.
 type Values = Mapping[str, Any]
 
-#: File of everything that is no array.
+#: File of all values that are not arrays.
 _PLAIN = 'values.json'
 
-# Keys that stand for an array or a list of paths.
+# Keys that mark an array or a list of paths.
 _ARRAY, _PATHS = '.array', '.paths'
 
 
 def mapped(folder: Path, make: Callable[[], Values]) -> Values:
-    """Map values from a folder; the first process to ask makes them while the others wait.
+    """Map values from a folder. The first process to ask creates them while the others wait.
 
     Args:
-        folder: The folder. What it holds must not depend on anything but its name.
-        make: Makes the values.
+        folder: The folder. Its name must identify its content.
+        make: Function that creates the values.
 
     Returns:
-        The values, whose arrays cannot be written to and are in the page cache once for all
-        processes. If the folder cannot be written, they are those that were made.
+        The values. Their arrays are read-only and in the page cache once for all processes. If the
+        folder cannot be written, the created values themselves are returned.
 
     Raises:
-        Exception: Whatever *make* raises; nothing is kept then.
+        Exception: Any error of *make*. Nothing is stored then.
     """
     if folder.exists():
         return _read(folder)
@@ -46,15 +46,15 @@ def mapped(folder: Path, make: Callable[[], Values]) -> Values:
     with locked_name(folder, wait=True):
         if not folder.exists():
             values = make()
-            if not _kept(folder, values):
+            if not _stored(folder, values):
                 return values
             del values
-            give_back()
+            release_memory()
     return _read(folder)
 
 
-def _kept(folder: Path, values: Values) -> bool:
-    """Write values to a folder; whether that was possible."""
+def _stored(folder: Path, values: Values) -> bool:
+    """Write values to a folder, and return whether that was possible."""
     try:
         with atomic_folder(folder) as part:
             arrays: list[np.ndarray] = []
@@ -70,8 +70,8 @@ def _kept(folder: Path, values: Values) -> bool:
 
 def _warn(folder: Path, why: object) -> None:
     warn(
-        f'{folder}: cannot be written, so that each process keeps a copy of its own ({why}); put '
-        'the table in a folder that can be written to'
+        f'{folder}: cannot be written, so each process keeps its own copy ({why}); put '
+        'the table in a writable folder',
     )
 
 
@@ -82,7 +82,7 @@ def _read(folder: Path) -> Values:
 
 
 def _encoded(value: Any, arrays: list[Any]) -> Any:
-    """What JSON can hold of a value; its arrays are appended to a list."""
+    """Convert a value to JSON types, and append its arrays to a list."""
     if isinstance(value, np.ndarray):
         arrays.append(value)
         return {_ARRAY: len(arrays) - 1}
@@ -94,7 +94,7 @@ def _encoded(value: Any, arrays: list[Any]) -> Any:
 
 
 def _decoded(value: Any, folder: Path) -> Any:
-    """A value of what JSON held of it."""
+    """Restore a value from JSON types."""
     if isinstance(value, list):
         return tuple(_decoded(entry, folder) for entry in value)
     if not isinstance(value, dict):

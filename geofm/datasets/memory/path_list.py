@@ -1,9 +1,7 @@
-"""A million paths in some megabytes."""
+"""Lists of paths that take little memory."""
 
 import zlib
-from collections import deque
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
@@ -13,15 +11,17 @@ import pyarrow.compute as pc
 
 from geofm.datasets.memory.shared_array import SharedArray
 
-#: Paths that are compressed together. Neighbours have most of their text in common.
+#: Number of paths that are compressed together. Neighbouring paths share most of their text.
 BLOCK = 64
 
 
 class PathList:
-    """Paths by number, compressed in blocks.
+    """List of paths, compressed in blocks.
 
-    The paths of SEN12MS-CR-TS take 60 MB as text and 4 MB here. Looking one up takes some 10
-    microseconds, however many there are.
+    The 930,000 paths of SEN12MS-CR-TS take 4 MB instead of 80 MB as text, and are compressed in
+    0.2 s. As text, opening this data set would need 94 MiB more memory (a peak of 1,138 instead of
+    1,044 MiB, of which imports take 887 MiB). Looking up a path takes about 10 microseconds for any
+    length.
     """
 
     def __init__(self, texts: Iterable[pa.StringArray]) -> None:
@@ -32,21 +32,14 @@ class PathList:
         """
         blocks: list[bytes] = []
         self._length = 0
-        # Of a part that is no multiple of a block, the rest goes with the next one.
+        # The paths of a part that do not fill a block are compressed with the next part.
         rest = pa.array([], pa.string())
-        with ThreadPoolExecutor(2) as pool:
-            # A part is compressed while the next ones are read.
-            waiting: deque[Future[list[bytes]]] = deque()
-            for part in texts:
-                self._length += len(part)
-                rest = pa.concat_arrays([rest, part]) if len(rest) else part
-                whole = len(rest) - len(rest) % BLOCK
-                waiting.append(pool.submit(_compressed, rest[:whole]))
-                rest = rest[whole:]
-                if len(waiting) > 4:
-                    blocks += waiting.popleft().result()
-            for done in waiting:
-                blocks += done.result()
+        for part in texts:
+            self._length += len(part)
+            rest = pa.concat_arrays([rest, part]) if len(rest) else part
+            whole = len(rest) - len(rest) % BLOCK
+            blocks += _compressed(rest[:whole])
+            rest = rest[whole:]
         blocks += _compressed(rest)
         ends = np.cumsum([0, *map(len, blocks)])
         self._ends = SharedArray(ends.astype(np.int64))
@@ -54,7 +47,7 @@ class PathList:
 
     @classmethod
     def of(cls, paths: Sequence[str]) -> 'PathList':
-        """Make a list.
+        """Make a list from strings.
 
         Args:
             paths: The paths.
@@ -68,11 +61,11 @@ class PathList:
     def of_parts(
         cls, length: int, ends: npt.NDArray[np.int64], content: npt.NDArray[np.uint8]
     ) -> 'PathList':
-        """Make a list of what :attr:`parts` gave.
+        """Restore a list from :attr:`parts`.
 
         Args:
             length: Number of paths.
-            ends: Where each block ends.
+            ends: End of each block.
             content: The blocks.
 
         Returns:
@@ -84,18 +77,18 @@ class PathList:
 
     @property
     def parts(self) -> tuple[int, npt.NDArray[np.int64], npt.NDArray[np.uint8]]:
-        """Number of paths, where each block ends, and the blocks."""
+        """Number of paths, end of each block, and the blocks."""
         return self._length, self._ends.array, self._content.array
 
     def __len__(self) -> int:
-        """Number of paths."""
+        """Return the number of paths."""
         return self._length
 
     def __getitem__(self, number: int) -> str:
-        """A path.
+        """Return a path.
 
         Args:
-            number: Its number, from 0.
+            number: Index of the path, from 0.
 
         Returns:
             The path.
@@ -109,10 +102,10 @@ class PathList:
         return self._block(block)[place]
 
     def take(self, numbers: npt.NDArray[np.integer]) -> list[str]:
-        """Several paths.
+        """Return several paths.
 
         Args:
-            numbers: Their numbers.
+            numbers: Indices of the paths.
 
         Returns:
             The paths.
@@ -127,18 +120,18 @@ class PathList:
         return found
 
     def _block(self, number: int) -> list[str]:
-        """Paths of a block."""
+        """Decompress the paths of a block."""
         start, end = self._ends.array[number : number + 2].tolist()
         text = zlib.decompress(self._content.array[start:end].tobytes())
-        # A path has no such character.
+        # NUL separates paths, as it cannot be part of one.
         return text.decode().split('\0')
 
 
 def _compressed(texts: pa.StringArray) -> list[bytes]:
-    """Blocks of paths."""
+    """Compress blocks of paths."""
     if not len(texts):
         return []
-    # A path has no such character; Arrow joins many times faster than Python does.
+    # Join by NUL, which cannot be part of a path, in Arrow, which is many times faster than Python.
     joined = pc.binary_join_element_wise(texts, '', '\0')
     offsets = np.frombuffer(joined.buffers()[1], np.int32)[joined.offset :][: len(joined) + 1]
     content = memoryview(joined.buffers()[2])

@@ -1,4 +1,4 @@
-"""Which files of several sensors show the same ground, and reading them on one grid."""
+"""Match files of several sensors that show the same ground, and read them on one grid."""
 
 from geofm.datasets.pairs.dataset import MatchedDataset, OnError
 from geofm.datasets.pairs.inputs import Listing, list_scenes

@@ -1,4 +1,4 @@
-"""Files of several sensors as a TorchGeo data set, matched and read on the grid of one of them."""
+"""Matched files of several sensors as a TorchGeo dataset, read on the grid of one sensor."""
 
 from collections.abc import Callable
 from functools import lru_cache
@@ -22,7 +22,7 @@ from geofm.datasets.footprints import SEARCH_CRS
 from geofm.datasets.pairs.failures import FailureLog
 from geofm.datasets.pairs.intersection import PairIntersection
 from geofm.datasets.pairs.matches import Extent, MatchTable
-from geofm.datasets.pairs.reading import BrokenFileError, Place, Target, read_file, refuse_empty
+from geofm.datasets.pairs.reading import BrokenFileError, Place, Target, check_not_empty, read_file
 from geofm.datasets.pairs.search import FrameSearch, TableSearch, best_pair
 from geofm.datasets.pairs.skipped import Skipped
 from geofm.datasets.plot import plot_pair
@@ -30,31 +30,33 @@ from geofm.lonlat import CIRCLE, near
 from geofm.sensor_rasters import MOST_VALUES
 from geofm.sensors import RGB_BANDS, SENSORS, sensor_channels
 
-#: What to do about a file that cannot be read any more.
+#: What to do if a file cannot be read.
 OnError = Literal['raise', 'skip']
 
-#: Pairs that are tried in place of one that cannot be read, before that is an error all the same.
+#: Number of replacements that are tried for a sample that cannot be read, before an error is
+#: raised.
 MOST_SKIPPED = 10
 
 
 class EmptySplitError(ValueError):
-    """There are data, but none of the split and with the filters asked for."""
+    """No samples are left for the requested split and filters, although there are data."""
 
 
 class MatchedDataset(GeoDataset):
-    """Observations of several sensors that show the same ground, read on the grid of one of them.
+    """Matched observations of several sensors, read on the grid of one of them.
 
-    Which observations match, a subclass finds out. The table of the matches is made of arrays that
+    Subclasses determine which observations match. The table of matches consists of arrays that
     worker processes share, see :class:`geofm.datasets.pairs.matches.MatchTable`.
 
     Attributes:
-        matches: The table. A subclass sets it.
-        sensors: Sensors of a sample, in canonical order.
-        reference: The sensor that gives the grid.
+        matches: The table of matches, which subclasses set.
+        sensors: Names of the sensors, in canonical order.
+        reference: The sensor on whose grid samples are read.
         bands: Names of the channels of 'image'.
-        allow_missing: Sensors that a sample may lack. If there are any, samples have 'present'.
-        transforms: Applied to each sample, last.
-        on_error: What is done about a file that cannot be read.
+        allow_missing: Sensors that may be missing in a sample. If there are any, samples have
+            'present'.
+        transforms: Applied to each sample after everything else.
+        on_error: What to do if a file cannot be read: 'raise' or 'skip'.
         skipped: The files left out, by reason.
     """
 
@@ -73,7 +75,7 @@ class MatchedDataset(GeoDataset):
         """Initialize a new MatchedDataset instance.
 
         Args:
-            transforms: Applied to each sample, last.
+            transforms: Applied to each sample after everything else.
             on_error: What to do if a file cannot be read.
         """
         self.transforms = transforms
@@ -85,47 +87,47 @@ class MatchedDataset(GeoDataset):
         self._search_in(SEARCH_CRS)
 
     def __getstate__(self) -> dict[str, Any]:
-        """State for a copy or a worker, which make the index and the search again if need be."""
+        """Return the state for a copy or a worker process, without index and search."""
         state = {**self.__dict__, '_search': None}
         if not self._is_set:
             state['_frame'] = None
         if get_spawning_popen() is not None:
-            # A worker reads, and what was left out may be many names.
+            # Workers do not need the list of skipped files, which may be long.
             state['skipped'] = Skipped()
         return state
 
     @property
     def pairs(self) -> Any:
-        """The table of the matches, under the name of data sets of two sensors."""
+        """Alias of :attr:`matches`, for data sets of two sensors."""
         return self.matches
 
     def __and__(self, other: GeoDataset) -> PairIntersection:
-        """Join the matches with another data set, such as a raster of labels.
+        """Join the matches with another dataset, such as a raster of labels.
 
         Args:
             other: A RasterDataset or VectorDataset.
 
         Returns:
-            Both, read on the grid of each match.
+            A dataset that reads both on the grid of each match.
 
         Raises:
-            RuntimeError: If the data sets have no ground or no time in common.
+            RuntimeError: If the datasets do not overlap in space and time.
             TypeError: If *other* is neither a RasterDataset nor a VectorDataset.
         """
         return PairIntersection(self, other)
 
     def __len__(self) -> int:
-        """Number of samples."""
+        """Return the number of samples."""
         return len(self.matches)
 
     @property
     def index(self) -> gpd.GeoDataFrame:
-        """One row per sample, matches of one place next to each other.
+        """Table with one row per sample, in which matches of one place are adjacent.
 
-        It is made when it is first asked for, as TorchGeo's samplers do, and is not needed to read
-        samples by number. Columns as in the ``frame`` method of :attr:`matches`: the geometry is
-        the outline of the grid, the interval reaches from the earliest to the latest day. To change
-        it, set another one: its rows are then the samples.
+        It is created on first access, e.g. by TorchGeo's samplers. Reading samples by index does
+        not need it. The columns are those of the ``frame`` method of :attr:`matches`: the geometry
+        is the outline of the grid, and the interval reaches from the earliest to the latest day.
+        Assigning another table replaces the samples by its rows.
         """
         self._check_ground()
         if self._frame is None:
@@ -140,7 +142,7 @@ class MatchedDataset(GeoDataset):
 
     @property
     def crs(self) -> pyproj.CRS:
-        """CRS of the index. Samples are read in their own, whatever this is."""
+        """CRS of the index. Samples are read in their own CRS."""
         return self._crs
 
     @crs.setter
@@ -150,7 +152,7 @@ class MatchedDataset(GeoDataset):
             self._frame = self._frame.to_crs(self._crs) if self._is_set else None  # type: ignore[union-attr]
 
     def _search_in(self, crs: pyproj.CRS) -> None:
-        """Search in a CRS from now on."""
+        """Set the CRS of spatial queries."""
         self._crs = crs
         self._native_crs = CRS.from_user_input(crs)
         self._search: TableSearch | FrameSearch | None = None
@@ -158,14 +160,14 @@ class MatchedDataset(GeoDataset):
 
     @property
     def bounds(self) -> tuple[slice, slice, slice]:
-        """Bounds of all samples: x, y and time."""
+        """Bounds of all samples in x, y and time."""
         self._check_ground()
         if self._bounds is None:
             left, bottom, right, top = self._searched().bounds
             start, stop = self._searched().spans(np.arange(len(self)))
             when = slice(pd.Timestamp(start.min()), pd.Timestamp(stop.max()), 1)
             self._bounds = slice(left, right), slice(bottom, top), when
-        # The resolution may be set.
+        # The resolution may have been set since.
         steps = zip(self._bounds, (*self.res, 1), strict=True)
         x, y, t = (slice(axis.start, axis.stop, step) for axis, step in steps)
         return x, y, t
@@ -176,24 +178,24 @@ class MatchedDataset(GeoDataset):
         return 0 if self._failures is None else len(self._failures.read())
 
     def failed(self, start: int = 0) -> list[str]:
-        """Files that could not be read and were replaced, only with ``on_error='skip'``.
+        """Return the files that could not be read and were replaced, for ``on_error='skip'``.
 
         Args:
-            start: Number of those to leave out, in the order in which they failed.
+            start: Number of files to leave out, in order of failure.
 
         Returns:
-            The files; one that was tried several times as often.
+            The files. A file is listed each time that it could not be read.
         """
         return [] if self._failures is None else self._failures.read(start)
 
     def files_of(self, index: SupportsIndex) -> list[Path]:
-        """Files behind a sample.
+        """Return the files that a sample is read from.
 
         Args:
-            index: Number of the sample, its 'index'.
+            index: Index of the sample, its 'index'.
 
         Returns:
-            The files of its sensors.
+            The files of all sensors.
 
         Raises:
             IndexError: If there is no such sample.
@@ -203,10 +205,10 @@ class MatchedDataset(GeoDataset):
         return [Path(path) for files in paths for path in files]
 
     def shape_of(self, index: SupportsIndex) -> tuple[int, int]:
-        """Size of a sample.
+        """Return the size of a sample.
 
         Args:
-            index: Number of the sample.
+            index: Index of the sample.
 
         Returns:
             Height and width in pixels.
@@ -215,30 +217,32 @@ class MatchedDataset(GeoDataset):
         return extent.height, extent.width
 
     def __getitem__(self, index: SupportsIndex | GeoSlice) -> Sample:
-        """Read a sample by its number or by place and time.
+        """Read a sample by its index or by place and time.
 
-        Among the samples that a slice touches in space and time, the one is read that it overlaps
-        most in space; of several (the dates of a place) the one whose interval is most
-        like the slice's (intersection over union); of several still, the first in the index. So
-        the bounds and interval of a row of the index give its own sample, whole.
+        Given a slice, the sample that overlaps it most in space is read, among those that intersect
+        it in space and time. If several overlap it equally, such as the dates of a place, the
+        sample whose interval is most similar to that of the slice (by intersection over union) is
+        read, and otherwise the first in the index. Hence the bounds and interval of a row of the
+        index give the whole sample of that row.
 
-        The box is projected into the CRS of that sample and read as a window of the nearest whole
-        number of pixels (one at least), placed at the nearest pixel and clipped to the
-        sample: nothing is resampled. A box of k x k pixels gives k x k in samples in the CRS of the
-        index, and fewer or more elsewhere, e.g. in UTM, whose pixels are not squares of degrees.
+        The box is transformed to the CRS of the sample and read as a window without resampling. The
+        size of the window is rounded to whole pixels (at least one), its position to the nearest
+        pixel, and it is clipped to the sample. A box of k x k pixels gives k x k pixels if the
+        sample is in the CRS of the index, and fewer or more otherwise, e.g. in UTM, whose pixels
+        are not square in degrees.
 
         Args:
-            index: Number of the sample, or [xmin:xmax, ymin:ymax, tmin:tmax] in the CRS of the
-                dataset. Of longitudes, xmax may be beyond 180, or less than xmin: the box then
-                crosses 180 degrees.
+            index: Index of the sample, or [xmin:xmax, ymin:ymax, tmin:tmax] in the CRS of the
+                dataset. For longitudes, xmax may be beyond 180 or less than xmin if the box crosses
+                the antimeridian.
 
         Returns:
             The sample, see :meth:`read_pair`.
 
         Raises:
             IndexError: If there is no such sample.
-            ValueError: If the slice has a step that is not the resolution of the dataset, or a
-                file cannot be read.
+            ValueError: If the slice has a step other than the resolution of the dataset, or a file
+                cannot be read.
         """
         if isinstance(index, SupportsIndex):
             return self.read_pair(self._position(index))
@@ -247,8 +251,8 @@ class MatchedDataset(GeoDataset):
         for axis, given, own in (('x', x.step, self.res[0]), ('y', y.step, self.res[1])):
             if given is not None and given != own:
                 raise ValueError(
-                    f'{axis} step {given} asks for resampling, but samples are read on their own '
-                    f'grid: leave the step away and resample the sample'
+                    f'{axis} step {given} needs resampling, but samples are read on their own '
+                    f'grid: remove the step and resample the sample'
                 )
         box = (x.start, y.start, x.stop, y.stop)
         when = pd.Timestamp(t.start), pd.Timestamp(t.stop)
@@ -261,26 +265,26 @@ class MatchedDataset(GeoDataset):
         """Read a sample, or a window of it, on the grid of its reference file.
 
         Args:
-            position: Number of the sample, a row of the index.
-            window: Window of the sample, in whole pixels; all of it by default.
+            position: Index of the sample, a row of the index.
+            window: Window of the sample, in whole pixels. Default: the whole sample.
 
         Returns:
             A dictionary of tensors:
 
-            * image: float32 (C, H, W), in the unit of each sensor, channels as in :attr:`bands`;
-              0 in the channels of a sensor that the sample lacks
-            * valid: bool (H, W), True where all sensors that are there have data, by the rule of
-              :mod:`geofm.validity` and the masks of the files. Values elsewhere mean nothing and
-              may be NaN.
-            * dates: int64 (S,), days since 1970-01-01, one per sensor of the table of the matches
-            * present: bool (S,), one per sensor of :attr:`sensors`: whether the sample has it.
-              Only if :attr:`allow_missing` names any.
+            * image: float32 (C, H, W), in the unit of each sensor, with the channels :attr:`bands`;
+              0 in the channels of a missing sensor
+            * valid: bool (H, W), True where all sensors that are present have data, by the rules of
+              :mod:`geofm.validity` and the masks of the files. Other values are meaningless and may
+              be NaN.
+            * dates: int64 (S,), days since 1970-01-01, one per sensor of the table of matches
+            * present: bool (S,), whether the sample has each sensor of :attr:`sensors`; only if
+              :attr:`allow_missing` is not empty
             * bounds: float64 (4,), left, bottom, right, top in the CRS of the sample
             * transform: float64 (6,), affine coefficients a, b, c, d, e, f
             * crs: int64 (), EPSG code
-            * index: int64 (), number of the sample that was read, for :meth:`files_of`
+            * index: int64 (), index of the sample that was read, for :meth:`files_of`
 
-            Without 'bounds', 'transform' and 'crs' where the files are not georeferenced.
+            If the files are not georeferenced, 'bounds', 'transform' and 'crs' are missing.
 
         Raises:
             IndexError: If there is no such sample.
@@ -297,32 +301,32 @@ class MatchedDataset(GeoDataset):
         return self.read_or_raise(position, window)
 
     def note_failure(self, error: BrokenFileError) -> None:
-        """Count a file that could not be read and was replaced by another.
+        """Record a file that could not be read and was replaced by another.
 
         Args:
-            error: What was raised.
+            error: The error.
         """
         assert self._failures is not None
         self._failures.add(error.path)
 
     def _another(self, position: int) -> int:
-        """Another sample of the same size, drawn at random."""
+        """Draw another sample of the same size at random."""
         sizes = self.matches.sizes(slice(None))
         like = np.flatnonzero((sizes == sizes[position]).all(axis=1))
         return int(like[int(torch.randint(len(like), ()))])
 
     def read_or_raise(self, position: int, window: Window | None = None) -> Sample:
-        """Read this sample and no other, whatever is to be done about errors.
+        """Read this sample, without replacing it on failure.
 
         Args:
-            position: Number of the sample.
-            window: As of :meth:`read_pair`.
+            position: Index of the sample.
+            window: See :meth:`read_pair`.
 
         Returns:
             The sample, see :meth:`read_pair`.
 
         Raises:
-            BrokenFileError: If a file cannot be read; a ValueError.
+            BrokenFileError: If a file cannot be read. It is a ValueError.
             ValueError: If the window is not inside the sample, or too large.
         """
         scene, epsg, extent = self.matches.scene(position)
@@ -337,7 +341,7 @@ class MatchedDataset(GeoDataset):
         is_all = scene is None or (scene.height, scene.width) == extent[2:]
         grid = scene if scene is None or is_all else scene.crop(*extent)
         place = Place(grid, epsg, extent)
-        # Not zeros, which would write all pixels twice.
+        # np.zeros would write all pixels twice.
         image = np.empty((len(self.bands), extent.height, extent.width), dtype=np.float32)
         valid = np.ones(image.shape[1:], dtype=bool)
         present = []
@@ -350,8 +354,8 @@ class MatchedDataset(GeoDataset):
             if not isinstance(channels, slice):
                 image[channels] = target
         if window is None and not valid.any():
-            # A window may well lie in a gap, what the scan found sound may not.
-            self._refuse_empty(position, place)
+            # A window may be in a gap, but a whole sample must have a valid pixel.
+            self._check_not_empty(position, place)
         sample: Sample = {
             'image': torch.from_numpy(image),
             'valid': torch.from_numpy(valid),
@@ -367,73 +371,73 @@ class MatchedDataset(GeoDataset):
         return sample if self.transforms is None else self.transforms(sample)
 
     def _part(self, position: int, extent: Extent, window: Window) -> Extent:
-        """Part of the reference file that a window of a sample is."""
+        """Return the part of the reference file that a window of a sample covers."""
         if not _is_inside(window, extent):
             raise ValueError(
-                f'{self._name(position)}: {window} is not made of whole pixels inside '
+                f'{self._name(position)}: {window} does not consist of whole pixels inside '
                 f'{extent.height} rows and {extent.width} columns'
             )
         col, row, width, height = (int(v) for v in window.flatten())
         return Extent(extent.row + row, extent.col + col, height, width)
 
     def _name(self, position: int) -> str:
-        """The reference file of a sample, for an error."""
+        """Return the reference file of a sample, for error messages."""
         return next(iter(self.matches.paths(position, self.reference)), f'sample {position}')
 
     def _read(
         self, position: int, sensor: str, bands: tuple[str, ...], place: Place, target: Target
     ) -> bool:
-        """Read the bands of a sensor; whether the sample has it."""
+        """Read the bands of a sensor, and return whether the sample has it."""
         paths = self.matches.paths(position, sensor)
         for path in paths:
             read_file(path, bands, SENSORS[sensor], place, target, sensor != self.reference)
         return bool(paths)
 
-    def _refuse_empty(self, position: int, place: Place) -> None:
-        """Refuse a sample without a valid pixel, if that is because of one of its files."""
+    def _check_not_empty(self, position: int, place: Place) -> None:
+        """Raise an error if a file is the reason why a sample has no valid pixel."""
         for sensor in self.sensors:
             for path in self.matches.paths(position, sensor):
-                refuse_empty(path, SENSORS[sensor], place)
+                check_not_empty(path, SENSORS[sensor], place)
 
     def plot(self, sample: Sample, show_titles: bool = True, suptitle: str | None = None) -> Figure:
-        """Draw a sample: true colour, S1 composite, and where given mask and prediction.
+        """Draw a sample: an image per sensor, and mask and prediction if given.
 
         Args:
             sample: A sample of this dataset, in raw units.
-            show_titles: Whether to write a title above each panel.
+            show_titles: Whether to show a title above each panel.
             suptitle: Title of the figure.
 
         Returns:
             The figure.
 
         Raises:
-            RGBBandsMissingError: If the dataset has neither B04, B03, B02 nor VV, VH.
+            RGBBandsMissingError: If the dataset has neither B04, B03 and B02 nor VV and VH.
         """
         return plot_pair(
             sample, self.bands, cmap=self.cmap, show_titles=show_titles, suptitle=suptitle
         )
 
     def _position(self, index: SupportsIndex) -> int:
-        """Number of a sample, counted from the start."""
+        """Return the index of a sample, counted from the start."""
         position = index.__index__()
         if not -len(self) <= position < len(self):
             raise IndexError(f'sample {position} of {len(self)}: out of range')
         return position % len(self)
 
     def _check_ground(self) -> None:
-        """Refuse to search by place, if samples lie nowhere on the ground."""
+        """Raise an error if samples cannot be searched by place. Overridden."""
 
     def _complete(self, index: GeoSlice) -> tuple[slice, slice, slice]:
-        """Slices with every start and stop given."""
+        """Return slices in which every start and stop is given."""
         if isinstance(index, tuple) and len(index) == 3:
             x, y, t = index
             if None not in (x.start, x.stop, y.start, y.stop, t.start, t.stop):
                 return x, y, t
-        # Only here: to find the bounds of the dataset takes time in proportion to its size.
+        # Only if needed, as finding the bounds of a large dataset takes time.
         return self._disambiguate_slice(index)
 
     def _searched(self) -> TableSearch | FrameSearch:
-        """The search among all samples, made when it is first needed."""
+        """Return the search among all samples, which is created on first use."""
         if self._search is None:
             frame = self._frame if self._is_set else None
             self._search = (
@@ -442,7 +446,7 @@ class MatchedDataset(GeoDataset):
         return self._search
 
     def _window(self, position: int, box: tuple[float, float, float, float]) -> Window:
-        """Window of a sample that a box in the CRS of the dataset overlaps."""
+        """Return the window of a sample that a box in the CRS of the dataset overlaps."""
         grid = self.matches.grid(position)
         crs = self._native_crs
         if crs.is_geographic and box[0] > box[2]:
@@ -451,7 +455,7 @@ class MatchedDataset(GeoDataset):
             box if crs == grid.crs else transform_bounds(crs, grid.crs, *box, densify_pts=21)
         )
         if grid.crs.is_geographic:
-            # The patch and the box may be given on different turns around the globe.
+            # Longitudes of the patch and of the box may differ by 360 degrees.
             middle, _ = grid.transform @ (grid.width / 2, grid.height / 2)
             shift = float(near((left + right) / 2, middle)) - (left + right) / 2
             left, right = left + shift, right + shift
@@ -463,7 +467,7 @@ class MatchedDataset(GeoDataset):
 
 @lru_cache(maxsize=64)
 def _channels(bands: tuple[str, ...], sensor: str) -> tuple[tuple[str, ...], Any]:
-    """Bands of a sensor, and their channels: a slice, or else their numbers."""
+    """Return the bands of a sensor, and their channels as a slice if possible, else as a list."""
     channels = sensor_channels(bands).get(sensor, [])
     names = tuple(bands[i] for i in channels)
     first, count = (channels[0], len(channels)) if channels else (0, 0)
@@ -473,21 +477,21 @@ def _channels(bands: tuple[str, ...], sensor: str) -> tuple[tuple[str, ...], Any
 
 
 def _clip(start: float, stop: float, size: int) -> tuple[int, int]:
-    """First pixel and number of pixels, at the nearest whole pixels and inside the patch.
+    """Return first pixel and number of pixels, rounded to whole pixels and clipped to the patch.
 
-    The number is rounded, not the end: samplers step on a lattice that starts at the corner of
-    the dataset, on which the patches of other ROIs are out of step by part of a pixel, and they
-    must get the size that they ask for all the same.
+    The number of pixels is rounded, and not the end: boxes of samplers are on a lattice that starts
+    at the corner of the dataset and is shifted by part of a pixel against the patches of other
+    ROIs. They must still give windows of the requested size.
     """
     first = round(start)
     last = first + round(stop - start)
-    # What overlaps by less than half a pixel gets that pixel.
+    # A box that overlaps the patch by less than half a pixel gets one pixel.
     first, last = min(max(first, 0), size - 1), min(last, size)
     return first, max(last - first, 1)
 
 
 def _is_inside(window: Window, extent: Extent) -> bool:
-    """Whether a window is one or more whole pixels of a part."""
+    """Check whether a window consists of whole pixels inside a part of a file."""
     col, row, width, height = window.flatten()
     return (
         all(float(v).is_integer() for v in (col, row, width, height))
@@ -496,5 +500,5 @@ def _is_inside(window: Window, extent: Extent) -> bool:
     )
 
 
-#: The name of data sets of pairs before there were more than two sensors.
+#: Earlier name of the class, from when data sets had two sensors.
 PairDataset = MatchedDataset

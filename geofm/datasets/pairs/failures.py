@@ -1,4 +1,4 @@
-"""Files that could not be read, counted exactly whoever read them."""
+"""Record files that could not be read, in all processes."""
 
 import os
 import tempfile
@@ -8,11 +8,11 @@ from pathlib import Path
 
 
 class FailureLog:
-    """A list of files that all processes of this machine add to.
+    """List of files that all processes of a machine append to.
 
-    It is a file, one line a failure: what is appended to a file in one piece is never lost or
-    mixed with what others append, so the count is exact without a lock, by fork and by spawn.
-    The file goes when the list in the process that made it does.
+    The list is a file with one line per failure. A line is appended in one write, which is atomic,
+    so that the count is exact without a lock, for forked and spawned workers. The file is deleted
+    together with the list in the process that created it.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class FailureLog:
         weakref.finalize(self, _remove, name, os.getpid())
 
     def add(self, path: str) -> None:
-        """Note a file.
+        """Append a file.
 
         Args:
             path: The file.
@@ -35,13 +35,13 @@ class FailureLog:
             os.close(descriptor)
 
     def read(self, start: int = 0) -> list[str]:
-        """Files noted so far.
+        """Return the files recorded so far.
 
         Args:
-            start: Number of those to leave out.
+            start: Number of files to leave out.
 
         Returns:
-            The others, in the order in which they were noted.
+            The remaining files, in order of failure.
         """
         with suppress(FileNotFoundError):
             return Path(self._file).read_text().splitlines()[start:]
@@ -49,6 +49,6 @@ class FailureLog:
 
 
 def _remove(name: str, process: int) -> None:
-    """Delete the file, in the process that made it."""
+    """Delete the file, if this is the process that created it."""
     if os.getpid() == process:
         Path(name).unlink(missing_ok=True)

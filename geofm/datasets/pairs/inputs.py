@@ -1,4 +1,4 @@
-"""The scenes that a dataset can draw on: of folders, a catalogue, files, or a list of pairs."""
+"""Find the scenes of a dataset: in folders, a catalogue, single files, or a list of pairs."""
 
 import json
 import os
@@ -20,35 +20,35 @@ type AnyPath = str | os.PathLike[str]
 
 @dataclass(frozen=True)
 class Listing:
-    """Files, and which of them are pairs if a list says so.
+    """Files, and the pairs among them if these are given by a list.
 
     Attributes:
         scenes: The files.
-        pairs: Numbers of the files of each pair, by sensor; None if they are to be found.
+        pairs: Indices of the files of each pair, by sensor; None if the pairs are not given.
     """
 
     scenes: Scenes
     pairs: dict[str, Rows] | None = None
 
     def rows(self, dated: bool) -> Rows:
-        """Files of one data set.
+        """Select the files of one data set.
 
         Args:
-            dated: Whether it is SEN12MS-CR-TS, whose names say a date, or SEN12MS-CR.
+            dated: True for SEN12MS-CR-TS, whose file names have a date; False for SEN12MS-CR.
 
         Returns:
-            Their numbers, those of bad files included.
+            Indices of the files, including files with problems.
         """
         scenes = self.scenes
         named = (scenes.sensor >= 0) & ((scenes.day != NO_DAY) == dated)
         return np.flatnonzero(named).astype(np.int32)
 
-    def note_bad(self, rows: Rows, skipped: Skipped) -> None:
-        """Note the files that must not be used.
+    def record_problems(self, rows: Rows, skipped: Skipped) -> None:
+        """Record the files that must not be used.
 
         Args:
-            rows: Numbers of the files that are wanted.
-            skipped: Takes those of them that are bad, and files whose names say nothing.
+            rows: Indices of the requested files.
+            skipped: Receives those of them with problems, and files whose names cannot be parsed.
         """
         scenes = self.scenes
         wanted: npt.NDArray[np.bool_] = scenes.sensor < 0
@@ -60,18 +60,18 @@ class Listing:
                 skipped.add(_REASONS.get(problem, Reason.BAD), *scenes.paths.take(files))
 
 
-# The table that ``geofm index`` prints tells the rest apart.
+# All other problems count as BAD. The table that ``geofm index`` prints distinguishes them.
 _REASONS = {str(reason): reason for reason in Reason} | {str(Problem.NAME): Reason.NAME}
 
 
 def list_scenes(paths: AnyPath | Iterable[AnyPath], catalogue: AnyPath | None = None) -> Listing:
-    """Find scenes.
+    """Find the scenes of a dataset.
 
     Args:
         paths: Folders or files; or the path of a list of pairs (``.json``) or of a catalogue
             (``.parquet``).
-        catalogue: The catalogue of the one folder that *paths* is, if it does not lie where it is
-            looked for.
+        catalogue: Catalogue of *paths*, which must be one folder, if it is not at one of the
+            default locations.
 
     Returns:
         The scenes.
@@ -85,7 +85,7 @@ def list_scenes(paths: AnyPath | Iterable[AnyPath], catalogue: AnyPath | None = 
             return list_scenes(paths[0], catalogue)
     if catalogue is not None:
         if not isinstance(paths, str | os.PathLike) or not Path(paths).is_dir():
-            raise ValueError(f'catalogue {catalogue} is of one folder, but paths is {paths}')
+            raise ValueError(f'catalogue {catalogue} needs one folder as paths, not {paths}')
         return Listing(Scenes.read([open_file(Path(catalogue), Path(paths))]))
     if isinstance(paths, str | os.PathLike):
         if os.fspath(paths).endswith('.json'):
@@ -103,13 +103,13 @@ def list_scenes(paths: AnyPath | Iterable[AnyPath], catalogue: AnyPath | None = 
 
 
 def _read_pairs(file: Path) -> Listing:
-    """Scenes of a list of pairs."""
+    """Read the scenes of a list of pairs."""
     try:
         content = json.loads(file.read_text())
         pairs = [(str(s1), str(s2)) for s1, s2 in content]
     except (OSError, ValueError, TypeError) as err:
         raise ValueError(f'{file}: not a list [[s1, s2], ...] of paths ({err})') from err
-    # Relative to the list, so that both can be moved together.
+    # Paths are relative to the list, so that list and data can be moved together.
     numbers: dict[str, int] = {}
     rows = [
         [numbers.setdefault(str(file.parent / p), len(numbers)) for p in pair] for pair in pairs
@@ -132,15 +132,15 @@ def _read_pairs(file: Path) -> Listing:
     return Listing(scenes, {sensor: files[order] for sensor, files in found.items()})
 
 
-def sound(scenes: Scenes, pairs: dict[str, Rows]) -> dict[str, Rows]:
-    """Pairs of which no file is bad.
+def without_problems(scenes: Scenes, pairs: dict[str, Rows]) -> dict[str, Rows]:
+    """Select the pairs without a file that has problems.
 
     Args:
         scenes: The files.
-        pairs: Numbers of the files of each pair, by sensor.
+        pairs: Indices of the files of each pair, by sensor.
 
     Returns:
-        The pairs that are left.
+        The remaining pairs.
     """
     kept = np.logical_and.reduce([scenes.problem[rows] < 0 for rows in pairs.values()])
     return {sensor: rows[kept] for sensor, rows in pairs.items()}

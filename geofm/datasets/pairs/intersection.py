@@ -1,4 +1,4 @@
-"""Pairs and another TorchGeo data set, such as a raster of labels, on the grid of each pair."""
+"""Join pairs with another TorchGeo dataset, such as a raster of labels."""
 
 import copy
 from collections.abc import Callable
@@ -12,16 +12,16 @@ from rasterio.vrt import WarpedVRT
 from torchgeo.datasets import GeoDataset, IntersectionDataset, RasterDataset, VectorDataset
 from torchgeo.datasets.utils import GeoSlice, Path, Sample, concat_samples
 
-#: Entries of a sample that say where it lies: those of the pair stay.
+#: Entries of a sample that describe its location. Those of the pair are kept.
 _PLACED = ('bounds', 'transform', 'crs', 'index')
 
 
 class PairIntersection(IntersectionDataset):
-    """Pairs and another data set, of the same ground.
+    """Intersection of pairs and another dataset, read on the grid of each pair.
 
-    TorchGeo reads both data sets on a grid in the CRS of the first one. A pair is read on its own
-    grid instead, whatever the CRS of the index, so the other data set is warped onto that
-    grid: channels and labels lie on the same pixels.
+    TorchGeo reads both datasets on a grid in the CRS of the first one. Here a pair is read on its
+    own grid, and the other dataset is warped onto that grid, so that channels and labels are on the
+    same pixels.
     """
 
     def __init__(
@@ -34,13 +34,13 @@ class PairIntersection(IntersectionDataset):
         """Initialize a new PairIntersection instance.
 
         Args:
-            pairs: The pairs, a :class:`~geofm.datasets.pairs.dataset.PairDataset`.
-            other: What to read with them, a RasterDataset or VectorDataset.
+            pairs: The pairs, a :class:`~geofm.datasets.pairs.dataset.MatchedDataset`.
+            other: The other dataset, a RasterDataset or VectorDataset.
             spatial_only: Whether to ignore dates.
-            transforms: Applied to each sample, last.
+            transforms: Applied to each sample after everything else.
 
         Raises:
-            RuntimeError: If the data sets have no ground or no time in common.
+            RuntimeError: If the datasets do not overlap in space and time.
             TypeError: If *other* is neither a RasterDataset nor a VectorDataset.
         """
         if not isinstance(other, RasterDataset | VectorDataset):
@@ -53,18 +53,18 @@ class PairIntersection(IntersectionDataset):
         self._in_crs: dict[int, GeoDataset] = {}
 
     def __getitem__(self, index: GeoSlice) -> Sample:
-        """Read a pair and what the other data set has on its pixels.
+        """Read a pair and the other dataset on its pixels.
 
         Args:
-            index: [xmin:xmax, ymin:ymax, tmin:tmax] in the CRS of the pairs' index.
+            index: [xmin:xmax, ymin:ymax, tmin:tmax] in the CRS of the index of the pairs.
 
         Returns:
             The sample of the pair, see
-            :meth:`geofm.datasets.pairs.dataset.PairDataset.read_pair`, with the entries of the
-            other data set. 'image' of both is concatenated along the channels.
+            :meth:`geofm.datasets.pairs.dataset.MatchedDataset.read_pair`, with the entries of the
+            other dataset. If both have an 'image', these are concatenated along the channels.
 
         Raises:
-            IndexError: If there is no such pair, or the other data set has nothing there.
+            IndexError: If there is no such pair, or the other dataset has no data there.
             ValueError: If the grid of the pair is rotated.
         """
         sample = self.datasets[0][index]
@@ -80,14 +80,15 @@ class PairIntersection(IntersectionDataset):
         return joined if self.transforms is None else self.transforms(joined)
 
     def _read_other(self, sample: Sample, t: slice) -> Sample:
-        """Sample of the other data set on the grid of a pair."""
+        """Read the other dataset on the grid of a pair."""
         transform = Affine(*sample['transform'].tolist())
         if transform.b or transform.d:
             raise ValueError(
-                f'pair {int(sample["index"])} lies on a rotated grid, on which TorchGeo cannot '
-                'read other data sets: warp its files to an upright grid first'
+                f'pair {int(sample["index"])} is on a rotated grid, on which TorchGeo cannot '
+                'read other datasets: warp its files to a north-up grid first'
             )
-        # TorchGeo's rows run south and its columns east; the grid of a pair may run otherwise.
+        # TorchGeo returns rows from north to south and columns from west to east. The grid of a
+        # pair may have other directions.
         axes = [axis for axis, flip in ((-2, transform.e > 0), (-1, transform.a < 0)) if flip]
         left, bottom, right, top = sample['bounds'].tolist()
         res = abs(transform.a), abs(transform.e)
@@ -103,10 +104,10 @@ class PairIntersection(IntersectionDataset):
         }
 
     def _other_in(self, epsg: int) -> GeoDataset:
-        """The other data set, read in a CRS."""
+        """Return the other dataset in a CRS."""
         if epsg not in self._in_crs:
             other = copy.copy(self.datasets[1])
-            # Open files are those of one grid.
+            # Cached files are warped to one grid and cannot be reused.
             other.cache = False  # type: ignore[attr-defined]
             other.index = other.index.to_crs(pyproj.CRS(epsg))
             self._in_crs[epsg] = other
@@ -114,10 +115,10 @@ class PairIntersection(IntersectionDataset):
 
 
 def _warp_to(other: RasterDataset, transform: Affine, height: int, width: int) -> None:
-    """Have a data set read its files on one grid.
+    """Make a dataset read its files on a given grid.
 
-    TorchGeo warps a file to a grid that GDAL chooses and resamples that to the grid asked for,
-    which puts labels up to a pixel of theirs off.
+    TorchGeo warps a file to a grid chosen by GDAL, and resamples the result to the requested grid,
+    which shifts labels by up to one of their pixels.
     """
 
     def load(filepath: Path, crs: pyproj.CRS | None = None) -> WarpedVRT:

@@ -1,4 +1,4 @@
-"""Which files go together: what reading and searching need to know, for any data set."""
+"""Tables of files that show the same ground, as needed for reading and searching."""
 
 from abc import ABC, abstractmethod
 from functools import lru_cache
@@ -15,7 +15,7 @@ from geofm.grid import Grid
 
 
 class Extent(NamedTuple):
-    """Part of a file, in whole pixels.
+    """Part of a file in whole pixels.
 
     Attributes:
         row: First row.
@@ -31,50 +31,50 @@ class Extent(NamedTuple):
 
 
 class MatchTable(ABC):
-    """Files of several sensors that show the same ground, by number of the match.
+    """Matches of files of several sensors that show the same ground.
 
-    A match has at most one observation of each sensor. The reference sensor gives its grid. Matches
-    of one place are next to each other.
+    A match has at most one observation of each sensor. Its grid is that of the reference sensor.
+    Matches of one place are adjacent in the table.
 
     Attributes:
-        sensors: Keys of the sensors, in the order of :meth:`days`.
+        sensors: Names of the sensors, in the order of :meth:`days`.
     """
 
     sensors: tuple[str, ...]
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of matches."""
+        """Return the number of matches."""
 
     @abstractmethod
     def paths(self, position: int, sensor: str) -> list[str]:
-        """Files of a sensor.
+        """Return the files of a sensor.
 
         Args:
-            position: Number of the match.
-            sensor: Key of the sensor.
+            position: Index of the match.
+            sensor: Name of the sensor.
 
         Returns:
-            Their paths, several if there is one file per band; none if the match lacks the sensor.
+            Their paths: several if there is one file per band, none if the sensor is missing.
         """
 
     @abstractmethod
     def scene(self, position: int) -> tuple[Grid | None, int, Extent]:
-        """Where the pixels of a match lie.
+        """Return the location of the pixels of a match.
 
         Args:
-            position: Number of the match.
+            position: Index of the match.
 
         Returns:
-            Grid of the reference file, None if it is not georeferenced; the EPSG code of its CRS;
+            Grid of the reference file (None if it is not georeferenced), the EPSG code of its CRS,
             and the part of the file that belongs to the match.
         """
 
     def grid(self, position: int) -> Grid:
-        """Grid of a match.
+        """Return the grid of a match.
 
         Args:
-            position: Number of the match.
+            position: Index of the match.
 
         Returns:
             The grid.
@@ -84,27 +84,27 @@ class MatchTable(ABC):
         """
         grid, _, extent = self.scene(position)
         if grid is None:
-            raise ValueError(f'match {position} has no CRS: read it by its number')
+            raise ValueError(f'match {position} has no CRS: read it by its index')
         return grid.crop(*extent)
 
     @abstractmethod
     def days(self, position: int) -> npt.NDArray[np.int64]:
-        """Days of the observations.
+        """Return the days of the observations.
 
         Args:
-            position: Number of the match.
+            position: Index of the match.
 
         Returns:
-            Days since 1970-01-01, one per sensor; what NumPy makes of a missing date (the least
-            int64) where unknown.
+            Days since 1970-01-01, one per sensor. Unknown days are the smallest int64, as NumPy
+            converts NaT.
         """
 
     @abstractmethod
     def sizes(self, rows: Rows | slice) -> npt.NDArray[np.int32]:
-        """Sizes of matches.
+        """Return the sizes of matches.
 
         Args:
-            rows: Numbers of the matches.
+            rows: Indices of the matches.
 
         Returns:
             Height and width in pixels, shape (N, 2).
@@ -112,10 +112,10 @@ class MatchTable(ABC):
 
     @abstractmethod
     def corners(self, rows: Rows | slice, crs: pyproj.CRS) -> npt.NDArray[np.float64]:
-        """Corners of matches.
+        """Return the corners of matches.
 
         Args:
-            rows: Numbers of the matches.
+            rows: Indices of the matches.
             crs: CRS of the corners.
 
         Returns:
@@ -124,40 +124,40 @@ class MatchTable(ABC):
 
     @abstractmethod
     def spans(self, rows: Rows | slice) -> tuple[Any, Any]:
-        """When matches were taken.
+        """Return the time spans of matches.
 
         Args:
-            rows: Numbers of the matches.
+            rows: Indices of the matches.
 
         Returns:
-            From the start of the earliest day to the end of the latest one, datetime64[us].
+            Start of the earliest day and end of the latest day, datetime64[us].
         """
 
     @abstractmethod
     def starts(self) -> Rows:
-        """Number of the first match of each run that lies close together, for a search."""
+        """Return the index of the first match of each run of neighbouring matches."""
 
     @abstractmethod
     def places(self) -> npt.NDArray[np.int64]:
-        """Number of the place and grid of each match, from 0, in the order of first occurrence."""
+        """Number the place and grid of each match from 0, in order of first occurrence."""
 
     @abstractmethod
     def frame(self, crs: pyproj.CRS) -> gpd.GeoDataFrame:
-        """The matches as TorchGeo's samplers want them.
+        """Return the matches as the index of a GeoDataset.
 
         Args:
             crs: CRS of the geometries.
 
         Returns:
-            One row per match, see the index of the data set.
+            One row per match, see the index of the dataset.
         """
 
     @abstractmethod
     def select(self, frame: gpd.GeoDataFrame) -> Self:
-        """Make a table of the rows of an index.
+        """Make a table from rows of an index.
 
         Args:
-            frame: As of :meth:`frame`, in any order, rows left out or repeated.
+            frame: Rows of :meth:`frame`, in any order and possibly repeated.
 
         Returns:
             The matches.
@@ -166,7 +166,7 @@ class MatchTable(ABC):
 
 @lru_cache(maxsize=256)
 def crs_of(epsg: int) -> CRS:
-    """CRS of an EPSG code; making one takes longer than everything else about a file.
+    """Return the CRS of an EPSG code, cached since creating one is slow.
 
     Args:
         epsg: The code.

@@ -1,4 +1,4 @@
-"""Which file of one sensor goes with which file of the other, by what their names say."""
+"""Pair the files of two sensors by their names."""
 
 import os
 from collections.abc import Sequence
@@ -10,10 +10,11 @@ import numpy.typing as npt
 from geofm.datasets.catalogue.scenes import SENSOR_NUMBERS, Rows, Scenes
 from geofm.datasets.pairs.skipped import Reason, Skipped
 
-#: By the time step of the data set, or each S2 with the S1 of the same patch nearest in time.
+#: Pair by the time step of the data set, or pair each S2 with the S1 of the same patch nearest in
+#: time.
 Pairing = Literal['time_step', 'nearest']
 
-#: How SEN12MS-CR is paired: each S2 with the S1 of its patch, of which there is one.
+#: SEN12MS-CR is paired by 'patch': each S2 with the only S1 of its patch.
 type AnyPairing = Pairing | Literal['patch']
 
 
@@ -24,22 +25,22 @@ def pair_scenes(
 
     Args:
         scenes: The files.
-        rows: Numbers of those that are considered, bad ones included: what would be the partner
-            of a bad file is left out, but is no file without a partner.
-        sensors: The sensors that a sample needs, in the order of :data:`SENSOR_NUMBERS`; the last
-            one is the reference. With one of them, each of its files is a sample of its own.
-        pairing: 'time_step'; 'nearest': each S2 with the S1 of the same patch whose day is
-            nearest, the earlier of two, and an S1 may go with several S2; 'patch': each S2 with
-            the one S1 of its patch.
-        skipped: Takes the sound files that have no partner, and those that share all of sensor,
-            place and time step.
+        rows: Indices of the files to consider, including those with problems. The partner of a file
+            with problems is left out, but not reported as a file without a partner.
+        sensors: The required sensors, in the order of :data:`SENSOR_NUMBERS`. The last one is the
+            reference. If there is only one, each of its files is a sample.
+        pairing: 'time_step' pairs S1 and S2 of the same time step. 'nearest' pairs each S2 with the
+            S1 of the same patch whose day is nearest, or the earlier of two; an S1 may be paired
+            with several S2. 'patch' pairs each S2 with the only S1 of its patch.
+        skipped: Receives files without a partner, and files that have sensor, place and time step
+            in common.
 
     Returns:
-        Numbers of the files of each pair, by sensor. Sorted by season, ROI, patch and time step
-        (of S2, if needed).
+        Indices of the files of each pair, by sensor, sorted by season, ROI, patch and time step (of
+        S2).
     """
     rows = rows[np.isin(scenes.sensor[rows], [SENSOR_NUMBERS[sensor] for sensor in sensors])]
-    # By key, then by sensor.
+    # Sort by key, then by sensor.
     numbers = scenes.keys(rows) * 2 + scenes.sensor[rows]
     order = np.argsort(numbers, kind='stable')
     rows, numbers = rows[order], numbers[order]
@@ -65,9 +66,9 @@ def pair_scenes(
 def _double(
     scenes: Scenes, rows: Rows, numbers: npt.NDArray[np.int64], skipped: Skipped
 ) -> npt.NDArray[np.bool_]:
-    """Whether files must go because others have the same number, by which they are sorted."""
+    """Return which files must be left out because others have the same number. Input is sorted."""
     gone = np.zeros(len(rows), bool)
-    # Runs of equal numbers.
+    # Find runs of equal numbers.
     starts = np.flatnonzero(np.diff(numbers, prepend=-1))
     ends = np.append(starts[1:], len(rows))
     for start, end in zip(*(edge[ends - starts > 1] for edge in (starts, ends)), strict=True):
@@ -75,7 +76,7 @@ def _double(
         real = [os.path.realpath(path) for path in paths]
         gone[start:end] = True
         if len(set(real)) == 1:
-            # One file reached by several paths.
+            # All paths lead to the same file.
             gone[start] = False
         else:
             skipped.add(Reason.AMBIGUOUS, *paths)
@@ -83,8 +84,8 @@ def _double(
 
 
 def _equal(links: npt.NDArray[np.int64], s1: Rows, s2: Rows) -> Rows:
-    """For each S2 the S1 with the same link, -1 if there is none."""
-    # Sorted already, as keys are; places too, which are the first part of the key.
+    """Return for each S2 the S1 with the same link, or -1 if there is none."""
+    # Links are sorted, as they are keys or places, and places are the first part of the key.
     where = np.searchsorted(links[s1], links[s2])
     there = where < len(s1)
     there[there] = links[s1[where[there]]] == links[s2[there]]
@@ -96,8 +97,8 @@ def _equal(links: npt.NDArray[np.int64], s1: Rows, s2: Rows) -> Rows:
 def _nearest(
     places: npt.NDArray[np.int64], days: npt.NDArray[np.int32], s1: Rows, s2: Rows
 ) -> Rows:
-    """For each S2 the S1 of its place that is nearest in time, -1 if there is none."""
-    # Places and days as one number, so that one search finds both.
+    """Return for each S2 the S1 of its place that is nearest in time, or -1 if there is none."""
+    # Combine place and day to one number, so that one search suffices.
     numbers = np.unique(places, return_inverse=True)[1].astype(np.int64)
     when = days.astype(np.int64) - int(days.min(initial=0))
     times = numbers * (int(when.max(initial=0)) + 1) + when
@@ -125,7 +126,7 @@ def _report(
     reason: Reason,
     skipped: Skipped,
 ) -> None:
-    """Note files that have no partner, unless theirs is a bad file."""
+    """Record files without a partner, unless their partner is a file with problems."""
     lone = lone[~np.isin(links[lone], links[bad])]
     if len(lone):
         skipped.add(reason, *scenes.paths.take(rows[lone]))

@@ -1,4 +1,4 @@
-"""Reading files of a sensor on a grid, with errors that name the file."""
+"""Read files of a sensor on a grid, with errors that name the file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ from geofm.validity import mark_beyond_limits, mark_nodata, stays_within
 
 
 class BrokenFileError(ValueError):
-    """A file that the index has cannot be read any more.
+    """A file of the index cannot be read.
 
     Attributes:
         path: The file.
@@ -29,7 +29,7 @@ class BrokenFileError(ValueError):
 
         Args:
             path: The file.
-            reason: What is wrong with it.
+            reason: The reason.
         """
         super().__init__(path, reason)
         self.path = path
@@ -37,22 +37,22 @@ class BrokenFileError(ValueError):
     def __str__(self) -> str:
         path, reason = self.args
         return (
-            f'{path}: cannot be read ({reason}); fetch the file again, or delete it and make the '
-            f'dataset anew, which then leaves the pair out'
+            f'{path}: cannot be read ({reason}); restore the file, or delete it and create the '
+            f'dataset again, which then leaves out the sample'
         )
 
 
-#: Where pixels go, (C, H, W), and where it is noted that they are not valid, (H, W).
+#: Arrays that receive pixels, (C, H, W), and in which invalid pixels are marked, (H, W).
 type Target = tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]
 
 
 class Place(NamedTuple):
-    """Where pixels are read.
+    """Location of the pixels to read.
 
     Attributes:
-        grid: Grid of the pixels, None if the files are not georeferenced.
+        grid: Grid of the pixels; None if the files are not georeferenced.
         epsg: EPSG code of the grid.
-        extent: Which part of the reference file that is.
+        extent: Part of the reference file.
     """
 
     grid: Grid | None
@@ -68,20 +68,20 @@ def read_file(
     target: Target,
     may_warp: bool = False,
 ) -> None:
-    """Read bands of a window of a georeferenced file.
+    """Read bands of a georeferenced file on a grid.
 
     Args:
         path: The file.
-        bands: Names of the bands to read, of *sensor*. All bands that the file has decide which
-            pixels are valid.
+        bands: Names of the bands of *sensor* to read. Which pixels are valid is determined from all
+            bands of the file.
         sensor: Sensor of the file.
-        place: Where to read.
-        target: Where pixels go.
-        may_warp: Whether the file may lie on another grid than the reference file.
+        place: Location to read.
+        target: Arrays that receive the pixels.
+        may_warp: Whether the file may be on another grid than the reference file.
 
     Raises:
-        BrokenFileError: If the file cannot be read, lacks a band, or must not be warped and lies
-            elsewhere.
+        BrokenFileError: If the file cannot be read, lacks a band, or is on another grid and must
+            not be warped.
     """
     grid, extent = place.grid, place.extent
     assert grid is not None
@@ -89,8 +89,8 @@ def read_file(
         if not read_plain(path, bands, sensor, place, target):
             with open_raster(path) as src:
                 if not may_warp and not _is_part(grid, extent, Grid.of(src)):
-                    # GDAL would stretch what it finds to the window, or read other ground.
-                    raise OSError('its pixels no longer lie where they did when it was scanned')
+                    # GDAL would resample the pixels, or read another place.
+                    raise OSError('its grid has changed since it was scanned')
                 known = SensorBands.of(src, sensor)
                 picks = band_indices(bands, list(known.indices))
                 values, valid = known.read_on(src, grid)
@@ -101,27 +101,28 @@ def read_file(
 
 
 def _is_part(grid: Grid, extent: Extent, of: Grid) -> bool:
-    """Whether a grid is the part of another one that it should be."""
+    """Check whether a grid is the expected part of another grid."""
     window = grid.window_in(of)
     return window is not None and (window.row_off, window.col_off) == extent[:2]
 
 
-def refuse_empty(path: str, sensor: Sensor, place: Place) -> None:
-    """Refuse a file that has nothing to show where it lies on the grid of a sample.
+def check_not_empty(path: str, sensor: Sensor, place: Place) -> None:
+    """Raise an error if a file has no valid pixel at the location of a sample.
 
     Args:
         path: The file.
         sensor: Sensor of the file.
-        place: Where the sample lies.
+        place: Location of the sample.
 
     Raises:
-        BrokenFileError: If no pixel is valid. Files like that are none of an index.
+        BrokenFileError: If no pixel is valid. The scan leaves out such files, so the file has
+            changed.
     """
     grid = place.grid
     assert grid is not None
     with open_raster(path) as src:
         if grid.window_in(Grid.of(src)) is None:
-            # What is warped may just miss the ground.
+            # A file on another grid may just miss the sample.
             return
     image = np.empty((0, *grid.shape), np.float32)
     valid = np.ones(grid.shape, bool)
@@ -135,19 +136,19 @@ def refuse_empty(path: str, sensor: Sensor, place: Place) -> None:
 def read_plain(
     path: str, bands: Sequence[str], sensor: Sensor, place: Place, target: Target
 ) -> bool:
-    """Read from a file whose pixels lie there as they are, on the very grid.
+    """Read an ordinary file that is on the requested grid, without GDAL.
 
-    This takes less time than GDAL does.
+    This is faster than GDAL.
 
     Args:
         path: The file.
-        bands: As of :func:`read_file`.
+        bands: See :func:`read_file`.
         sensor: Sensor of the file.
-        place: Where to read.
-        target: Where pixels go.
+        place: Location to read.
+        target: Arrays that receive the pixels.
 
     Returns:
-        Whether the file is one of those; others are not read.
+        Whether the file could be read in this way.
 
     Raises:
         OSError: If the file cannot be read.
@@ -178,7 +179,7 @@ def read_plain(
     values = image if is_all else np.empty((header.bands, height, width), np.float32)
     with np.errstate(over='ignore'):
         if width == header.width and values.flags.c_contiguous:
-            # Whole rows are one long row, which NumPy copies faster.
+            # Treat whole rows as one long row, which NumPy copies faster.
             values.reshape(header.bands, -1)[:] = pixels.reshape(-1, header.bands).T
         else:
             values[:] = np.moveaxis(pixels, -1, 0)

@@ -1,4 +1,4 @@
-"""Finding pairs by place and time."""
+"""Search samples by place and time."""
 
 from typing import Any, Protocol
 
@@ -14,10 +14,10 @@ from geofm.datasets.footprints import extents, shapes_on_ground
 from geofm.datasets.pairs.matches import MatchTable
 from geofm.lonlat import CIRCLE, near
 
-#: Areas of overlap closer than this, relative to the larger, count as equal.
+#: Relative difference below which areas of overlap are considered equal.
 _AREA_TOLERANCE = 1e-6
 
-#: Pairs whose corners are worked out together.
+#: Number of pairs whose corners are computed at once.
 _AT_ONCE = 1 << 16
 
 #: Left, bottom, right and top.
@@ -25,10 +25,11 @@ type Box = tuple[float, float, float, float]
 
 
 class Search(Protocol):
-    """Outlines and times of pairs.
+    """Spatial index of pairs, with their times.
 
     Attributes:
-        bounds: Of all pairs. Of longitudes, that of pairs across 180 degrees runs on beyond it.
+        bounds: Bounds of all pairs. Longitudes of pairs across the antimeridian continue beyond
+            180.
         crs: CRS of the outlines.
     """
 
@@ -36,22 +37,22 @@ class Search(Protocol):
     crs: CRS
 
     def near(self, box: shapely.Polygon) -> Rows:
-        """Numbers of pairs that may touch a box, sorted; none that does is missing."""
+        """Return the sorted indices of all pairs that touch a box, and possibly of more pairs."""
 
     def shapes(self, rows: Rows) -> npt.NDArray[np.object_]:
-        """Outlines of pairs."""
+        """Return the outlines of pairs."""
 
     def spans(self, rows: Rows) -> tuple[Any, Any]:
-        """Start and end of pairs."""
+        """Return start and end of pairs."""
 
 
 class TableSearch:
     """Search in a table of matches.
 
-    The tree has an entry for each run of matches of one place, of which there are far fewer.
+    The tree has one entry per run of matches of a place, so that it is much smaller than the table.
 
     Attributes:
-        bounds: Of all pairs.
+        bounds: Bounds of all pairs.
     """
 
     def __init__(self, table: MatchTable, crs: CRS) -> None:
@@ -65,7 +66,7 @@ class TableSearch:
         self.crs = crs
         self._starts = np.append(table.starts(), len(table))
         boxes = self._boxes()
-        # Of places that lie nowhere in the CRS there is nothing to find.
+        # Places without a position in the CRS cannot be found.
         there = np.isfinite(boxes).all(axis=1)
         shapes = np.full(len(boxes), None, dtype=object)
         shapes[there] = shapely.box(*boxes[there].T)
@@ -74,23 +75,23 @@ class TableSearch:
         self.bounds: Box = (*low.tolist(), *high.tolist())
 
     def near(self, box: shapely.Polygon) -> Rows:
-        """Find pairs.
+        """Find pairs in a box.
 
         Args:
-            box: Where.
+            box: Bounds of the query.
 
         Returns:
-            Numbers of the pairs of all places whose bounds touch the box, sorted.
+            Sorted indices of the pairs of all places whose bounds touch the box.
         """
         places = np.sort(self._tree.query(box))
         parts = [np.arange(*self._starts[place : place + 2]) for place in places.tolist()]
         return np.concatenate([np.zeros(0, np.intp), *parts])
 
     def shapes(self, rows: Rows) -> npt.NDArray[np.object_]:
-        """Outlines of pairs.
+        """Return the outlines of pairs.
 
         Args:
-            rows: Numbers of the pairs.
+            rows: Indices of the pairs.
 
         Returns:
             Polygons.
@@ -98,25 +99,25 @@ class TableSearch:
         return shapes_on_ground(self.table.corners(rows, self.crs), self.crs, cut=False)
 
     def spans(self, rows: Rows) -> tuple[Any, Any]:
-        """When pairs were taken.
+        """Return the time spans of pairs.
 
         Args:
-            rows: Numbers of the pairs.
+            rows: Indices of the pairs.
 
         Returns:
-            Start and end of each.
+            Start and end of each pair.
         """
         return self.table.spans(rows)
 
     def _boxes(self) -> npt.NDArray[np.float64]:
-        """Bounds of each place, shape (places, 4)."""
+        """Compute the bounds of each place, shape (places, 4)."""
         boxes = np.empty((len(self.table), 4))
         for first in range(0, len(self.table), _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
             boxes[part] = extents(self.table.corners(part, self.crs), self.crs)
         starts = self._starts[:-1]
         if self.crs.is_geographic:
-            # A place may have pairs on both sides of 180 degrees.
+            # A place may have pairs on both sides of the antimeridian.
             first_west = np.repeat(boxes[starts, 0], np.diff(self._starts))
             shift = near(boxes[:, 0], first_west) - boxes[:, 0]
             boxes[:, [0, 2]] += shift[:, None]
@@ -130,7 +131,7 @@ class TableSearch:
 
 
 class FrameSearch:
-    """Search in an index that was set from outside, whose outlines may be any."""
+    """Search in an index that was assigned by the user and may have any outlines."""
 
     def __init__(self, frame: gpd.GeoDataFrame) -> None:
         """Initialize a new FrameSearch instance.
@@ -143,21 +144,21 @@ class FrameSearch:
         self.bounds: Box = tuple(frame.total_bounds.tolist())
 
     def near(self, box: shapely.Polygon) -> Rows:
-        """Find pairs.
+        """Find pairs in a box.
 
         Args:
-            box: Where.
+            box: Bounds of the query.
 
         Returns:
-            Numbers of the pairs that touch the box, sorted.
+            Sorted indices of the pairs that touch the box.
         """
         return np.sort(self.frame.sindex.query(box, predicate='intersects'))
 
     def shapes(self, rows: Rows) -> npt.NDArray[np.object_]:
-        """Outlines of pairs.
+        """Return the outlines of pairs.
 
         Args:
-            rows: Numbers of the pairs.
+            rows: Indices of the pairs.
 
         Returns:
             Polygons.
@@ -165,32 +166,32 @@ class FrameSearch:
         return self.frame.geometry.array[rows].to_numpy()
 
     def spans(self, rows: Rows) -> tuple[Any, Any]:
-        """When pairs were taken.
+        """Return the time spans of pairs.
 
         Args:
-            rows: Numbers of the pairs.
+            rows: Indices of the pairs.
 
         Returns:
-            Start and end of each.
+            Start and end of each pair.
         """
         spans = self.frame.index[rows]
         return spans.left.to_numpy('datetime64[us]'), spans.right.to_numpy('datetime64[us]')
 
 
 def best_pair(search: Search, box: Box, start: pd.Timestamp, stop: pd.Timestamp) -> int | None:
-    """Find the pair that best answers a query.
+    """Find the pair that best matches a query.
 
     Args:
         search: The pairs.
-        box: Where. Longitudes may run on beyond 180 degrees, or left may be greater than right: the
-            box then crosses 180 degrees.
-        start: From when.
-        stop: Until when.
+        box: Bounds of the query. If it crosses the antimeridian, longitudes may be beyond 180, or
+            left may be greater than right.
+        start: Start of the query.
+        stop: End of the query.
 
     Returns:
-        Number of the pair that overlaps the box most among those that touch it in space and time;
-        of several, the one whose interval is most like that asked for (intersection over union);
-        of several still, the first. None if there is none.
+        Index of the pair that overlaps the box most among those that intersect the query in space
+        and time. Ties are broken by the similarity of the interval (intersection over union), and
+        then by order. None if there is no such pair.
     """
     boxes = _turns(box, search)
     first, last = (time.to_datetime64().astype('datetime64[us]') for time in (start, stop))
@@ -199,7 +200,7 @@ def best_pair(search: Search, box: Box, start: pd.Timestamp, stop: pd.Timestamp)
     left, right = search.spans(rows)
     rows = rows[(left <= last) & (right >= first) & (first <= last)]
     shapes = search.shapes(rows)
-    # Not intersection(), which takes ten times as long where edges are all but the same.
+    # shapely.intersection takes ten times as long where edges are almost identical.
     areas = sum(
         np.nan_to_num(shapely.area(shapely.clip_by_rect(shapes, *turned))) for turned in boxes
     )
@@ -213,7 +214,7 @@ def best_pair(search: Search, box: Box, start: pd.Timestamp, stop: pd.Timestamp)
 
 
 def _turns(box: Box, search: Search) -> list[Box]:
-    """A box, and the same box a turn of the globe on or back, as far as there may be pairs."""
+    """Return a box, and its copies shifted by 360 degrees as far as there may be pairs."""
     if not search.crs.is_geographic:
         return [box]
     left, bottom, right, top = box

@@ -1,4 +1,4 @@
-"""Files that are left out of a data set, and why."""
+"""Files that are left out of a data set, and the reasons."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -7,7 +7,7 @@ from geofm.printing import warn
 
 
 class Reason(StrEnum):
-    """Why files are left out of the pairs."""
+    """Reason why files are left out of the pairs."""
 
     NAME = 'not named like a scene of SEN12MS-CR-TS'
     ONLY_S1 = 'S1 without S2'
@@ -19,7 +19,7 @@ class Reason(StrEnum):
     DTYPE = 'wrong type of pixels'
     APART = 'S1 and S2 overlap too little on the ground'
     BAD = 'marked as bad in the catalogue'
-    BANDS = 'without some of the bands that are asked for'
+    BANDS = 'without some of the requested bands'
 
 
 @dataclass
@@ -27,27 +27,27 @@ class Skipped:
     """Files that were left out, by reason.
 
     Attributes:
-        files: Paths for each reason that occurred. One file stands for a pair that is left out
-            because of that file.
+        files: Paths for each reason that occurred. For a pair that is left out, only the file that
+            causes it is listed.
     """
 
     files: dict[Reason, list[str]] = field(default_factory=dict)
 
     def add(self, reason: Reason, *paths: str) -> None:
-        """Note files that are left out.
+        """Record files that are left out.
 
         Args:
-            reason: Why.
+            reason: The reason.
             *paths: The files.
         """
         self.files.setdefault(reason, []).extend(paths)
 
     def __len__(self) -> int:
-        """Number of files noted."""
+        """Return the number of files."""
         return sum(len(paths) for paths in self.files.values())
 
     def count(self, *reasons: Reason) -> int:
-        """Number of files left out for any of the reasons.
+        """Return the number of files left out for any of the given reasons.
 
         Args:
             *reasons: The reasons.
@@ -58,12 +58,12 @@ class Skipped:
         return sum(len(self.files.get(reason, ())) for reason in reasons)
 
     def __str__(self) -> str:
-        """Counts and the first example of each reason."""
+        """Return the count and the first example of each reason."""
         return '; '.join(
             f'{len(paths)} {reason} (first: {paths[0]})' for reason, paths in self.files.items()
         )
 
     def warn(self) -> None:
-        """Report what was left out in one warning, if anything was."""
+        """Warn about the files left out, if there are any."""
         if self.files:
             warn(f'files left out: {self}')

@@ -1,4 +1,4 @@
-"""All that reading needs to know of half a million pairs, in arrays that processes share."""
+"""Table of pairs, in arrays that worker processes share."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,17 +31,17 @@ from geofm.lonlat import near
 
 
 def record_type(sensors: int) -> np.dtype[np.void]:
-    """Type of the records of a table.
+    """Return the data type of the records of a table.
 
     Args:
         sensors: Number of sensors, S.
 
     Returns:
-        A structured type: the grid of the reference file (``transform``, ``epsg``, ``height``,
-        ``width``); what the names say (``season``, ``roi``, ``patch``, ``time_step``); for each
-        sensor the number of its file in a list of paths (``file``) and its day (``day``), shape
-        (S,); and ``overlap``, the least fraction of the grid that a file of another sensor covers,
-        1 for a single sensor.
+        A structured type with the grid of the reference file (``transform``, ``epsg``, ``height``,
+        ``width``); the content of the file names (``season``, ``roi``, ``patch``, ``time_step``);
+        for each sensor the index of its file in a list of paths (``file``) and its day (``day``),
+        shape (S,); and ``overlap``, the smallest fraction of the grid that a file of another sensor
+        covers (1 for a single sensor).
     """
     return np.dtype(
         [
@@ -61,28 +61,28 @@ def record_type(sensors: int) -> np.dtype[np.void]:
     )
 
 
-#: Records of pairs of the data sets whose sensors the file names tell.
+#: Type of the records of SEN12MS-CR-TS and SEN12MS-CR.
 PAIR = record_type(len(SENSOR_NUMBERS))
 
-#: Least fraction of the grid of a match that a file must cover, unless told otherwise.
+#: Default of the smallest fraction of the grid of a match that a file must cover.
 MIN_OVERLAP = 0.5
 
-#: What a pair shows, but for the date.
+#: Fields that identify the place of a pair.
 PLACE = ('season', 'roi', 'patch')
 
-#: Number of a file that is missing from a pair.
+#: Index of a missing file.
 _NONE = -1
 
-#: First and last day of pairs whose files do not say when they were taken.
+#: First and last day of pairs whose file names have no date.
 Period = tuple[str, str]
 
 
 class PairTable(MatchTable):
-    """Pairs of files, by number.
+    """Table of pairs of files.
 
     Attributes:
-        sensors: Keys of the sensors.
-        reference: The sensor whose files give the grids.
+        sensors: Names of the sensors.
+        reference: The sensor on whose grids pairs are read.
         seasons: Names of the seasons.
     """
 
@@ -98,12 +98,13 @@ class PairTable(MatchTable):
         """Initialize a new PairTable instance.
 
         Args:
-            records: The pairs, of type :func:`record_type`, those of one place side by side.
+            records: The pairs, of type :func:`record_type`, in which those of one place are
+                adjacent.
             paths: Paths of the files.
             seasons: Names of the seasons.
             period: First and last day of pairs without dates.
-            sensors: Keys of the sensors, as many as *records* has files.
-            reference: The sensor whose files give the grids; the last one by default.
+            sensors: Names of the sensors, as many as *records* has files.
+            reference: The sensor on whose grids pairs are read. Default: the last one.
         """
         self._records = SharedArray(records)
         self._paths = paths
@@ -113,10 +114,10 @@ class PairTable(MatchTable):
         self.reference = self.sensors[-1] if reference is None else reference
 
     def select(self, frame: gpd.GeoDataFrame) -> 'PairTable':
-        """Make a table of the rows of an index.
+        """Make a table from rows of an index.
 
         Args:
-            frame: As of :meth:`frame`, in any order, rows left out or repeated.
+            frame: Rows of :meth:`frame`, in any order and possibly repeated.
 
         Returns:
             The pairs.
@@ -142,7 +143,7 @@ class PairTable(MatchTable):
         )
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Return the number of pairs."""
         return len(self.records)
 
     @property
@@ -151,51 +152,51 @@ class PairTable(MatchTable):
         return self._records.array
 
     def path(self, position: int, sensor: str) -> str | None:
-        """Path of a file.
+        """Return the path of a file.
 
         Args:
-            position: Number of the pair.
-            sensor: Key of the sensor.
+            position: Index of the pair.
+            sensor: Name of the sensor.
 
         Returns:
-            The path, None if the pair has no such file.
+            The path; None if the sensor is missing.
         """
         number = int(self.records[position]['file'][self.sensors.index(sensor)])
         return None if number == _NONE else self._paths[number]
 
     def paths(self, position: int, sensor: str) -> list[str]:
-        """As of :meth:`MatchTable.paths`."""
+        """See :meth:`MatchTable.paths`."""
         path = self.path(position, sensor)
         return [] if path is None else [path]
 
     def scene(self, position: int) -> tuple[Grid, int, Extent]:
-        """As of :meth:`MatchTable.scene`; a pair is a whole file."""
+        """See :meth:`MatchTable.scene`. A pair is a whole file."""
         record = self.records[position]
         epsg, height, width = (int(record[name]) for name in ('epsg', 'height', 'width'))
         transform = Affine(*record['transform'].tolist())
         return Grid(crs_of(epsg), transform, height, width), epsg, Extent(0, 0, height, width)
 
     def days(self, position: int) -> npt.NDArray[np.int64]:
-        """As of :meth:`MatchTable.days`."""
+        """See :meth:`MatchTable.days`."""
         days = self.records[position]['day'].astype(np.int64)
         return np.where(days == NO_DAY, np.iinfo(np.int64).min, days)
 
     def sizes(self, rows: Rows | slice) -> npt.NDArray[np.int32]:
-        """As of :meth:`MatchTable.sizes`."""
+        """See :meth:`MatchTable.sizes`."""
         part = self.records[rows]
         return np.stack((part['height'], part['width']), axis=1)
 
     def corners(self, rows: Rows | slice, crs: pyproj.CRS) -> npt.NDArray[np.float64]:
-        """As of :meth:`MatchTable.corners`."""
+        """See :meth:`MatchTable.corners`."""
         part = self.records[rows]
         return corners(part['epsg'], part['transform'], self.sizes(rows), crs)
 
     def spans(self, rows: Rows | slice) -> tuple[Any, Any]:
-        """As of :meth:`MatchTable.spans`."""
+        """See :meth:`MatchTable.spans`."""
         return day_spans(self.records[rows]['day'], self._period)
 
     def starts(self) -> Rows:
-        """As of :meth:`MatchTable.starts`: the first pair of each patch."""
+        """See :meth:`MatchTable.starts`. Returns the first pair of each patch."""
         new = np.zeros(len(self), bool)
         new[:1] = True
         for name in PLACE:
@@ -204,7 +205,7 @@ class PairTable(MatchTable):
         return np.flatnonzero(new)
 
     def places(self) -> npt.NDArray[np.int64]:
-        """As of :meth:`MatchTable.places`."""
+        """See :meth:`MatchTable.places`."""
         records = self.records
         columns = pd.DataFrame({name: records[name] for name in PLACE})
         patch = columns.groupby(list(PLACE), sort=False).ngroup().to_numpy()
@@ -212,10 +213,11 @@ class PairTable(MatchTable):
         return number_grids(patch, records['transform'], *grids)
 
     def partial_overlap(self) -> str | None:
-        """Describe the pairs in which a file does not cover all of the grid.
+        """Describe the pairs in which a file covers only a part of the grid.
 
         Returns:
-            Their number, and the least overlap with the file that has it; None if there are none.
+            Text with their number, the smallest overlap and its file; None if there are no such
+            pairs.
         """
         overlap = self.records['overlap']
         partial = np.flatnonzero(overlap < 1)
@@ -224,24 +226,24 @@ class PairTable(MatchTable):
         least = int(partial[np.argmin(overlap[partial])])
         others = [sensor for sensor in self.sensors if sensor != self.reference]
         return (
-            f'{len(partial)} of {len(self)} pairs: {" or ".join(others).upper()} covers only a '
-            f'part of the {self.reference.upper()} patch, pixels elsewhere are not valid (least: '
+            f'{len(partial)} of {len(self)} pairs: {" or ".join(others).upper()} covers only '
+            f'part of the {self.reference.upper()} patch, other pixels are not valid (smallest: '
             f'{overlap[least]:.1%}, {self.path(least, others[0])})'
         )
 
     def frame(self, crs: pyproj.CRS) -> gpd.GeoDataFrame:
-        """The pairs as TorchGeo's samplers want them.
+        """Return the pairs as the index of a GeoDataset.
 
         Args:
             crs: CRS of the geometries.
 
         Returns:
-            One row per pair: a column with the path for each sensor, named by its key (missing for
-            a sensor that the pair does not have), ``season``, ``roi``, ``patch``, ``time_step``,
-            and the day of each sensor (``s1_date`` and so on); ``epsg``, ``transform`` (a, b, c, d,
-            e, f), ``height`` and ``width`` of the grid; ``overlap``, the fraction of the grid that
-            the files of the other sensors cover; the outline of the grid in *crs*; and as index the
-            interval in which all were taken.
+            One row per pair. The columns are the path for each sensor, named like the sensor
+            (missing if the pair lacks it); ``season``, ``roi``, ``patch`` and ``time_step``; the
+            day of each sensor (``s1_date`` and so on); ``epsg``, ``transform`` (a, b, c, d, e, f),
+            ``height`` and ``width`` of the grid; ``overlap``, the fraction of the grid that the
+            files of the other sensors cover; and the outline of the grid in *crs*. The index is the
+            time interval of all files.
         """
         records, every = self.records, slice(None)
         transforms = np.empty(len(self), dtype=object)
@@ -258,14 +260,15 @@ class PairTable(MatchTable):
             'transform': transforms,
             **{name: records[name].astype(np.int64) for name in ('height', 'width')},
             'overlap': records['overlap'].astype(np.float64),
-            # Samplers of TorchGeo draw from the bounds of each, so that none may be cut in two.
+            # TorchGeo's samplers draw from the bounds of each outline, so outlines must not be cut
+            # in two.
             'geometry': shapes_on_ground(self.corners(every, crs), crs, cut=False),
         }
         intervals = as_intervals(*self.spans(every))
         return gpd.GeoDataFrame(columns, index=intervals, geometry='geometry', crs=crs)
 
     def _column(self, sensor: str) -> Any:
-        """Paths of a sensor."""
+        """Return the paths of a sensor."""
         numbers = self.records['file'][:, self.sensors.index(sensor)]
         if not (numbers == _NONE).any():
             return pd.array(self._paths.take(numbers), dtype='str')
@@ -273,14 +276,14 @@ class PairTable(MatchTable):
 
 
 def day_spans(days: npt.NDArray[np.int32], period: Period | None) -> tuple[Any, Any]:
-    """When matches were taken.
+    """Return the time spans of matches.
 
     Args:
         days: Day of each observation, :data:`NO_DAY` where unknown, shape (N, S).
-        period: First and last day of matches of which no day is known.
+        period: First and last day of matches without a known day.
 
     Returns:
-        From the start of the earliest day to the end of the latest one, datetime64[us].
+        Start of the earliest day and end of the latest day, datetime64[us].
     """
     known = days != NO_DAY
     first = np.where(known, days, np.iinfo(np.int32).max).min(axis=1).astype(np.int64)
@@ -290,13 +293,13 @@ def day_spans(days: npt.NDArray[np.int32], period: Period | None) -> tuple[Any, 
         for edge, day in zip((first, last), period, strict=True):
             edge[unknown] = np.datetime64(day, 'D').astype(np.int64)
     start, stop = (edge.astype('datetime64[D]') for edge in (first, last))
-    # A date means the whole day, to its last microsecond, as in TorchGeo.
+    # A date stands for the whole day up to its last microsecond, as in TorchGeo.
     whole = np.timedelta64(86_400_000_000 - 1, 'us')
     return start.astype('datetime64[us]'), stop.astype('datetime64[us]') + whole
 
 
 def as_dates(days: npt.NDArray[np.int32]) -> npt.NDArray[np.datetime64]:
-    """Days as pandas has them.
+    """Convert days to dates.
 
     Args:
         days: Days since 1970-01-01, :data:`NO_DAY` where unknown.
@@ -310,7 +313,7 @@ def as_dates(days: npt.NDArray[np.int32]) -> npt.NDArray[np.datetime64]:
 
 
 def as_intervals(start: Any, stop: Any) -> pd.IntervalIndex:
-    """Intervals of an index, as TorchGeo has them.
+    """Make the intervals of an index as in TorchGeo.
 
     Args:
         start: Starts, datetime64[us].
@@ -331,18 +334,19 @@ def number_grids(
     """Number matches by their place and grid.
 
     Args:
-        place: Number of the place of each match, numbered from 0 in the order of first occurrence.
+        place: Number of the place of each match, from 0 in order of first occurrence.
         transform: Affine coefficients a to f, shape (N, 6).
-        *others: What else must be equal, such as the EPSG code and the size.
+        *others: Further values that must be equal, such as EPSG code and size.
 
     Returns:
-        Numbers from 0, in the order of first occurrence.
+        Numbers from 0, in order of first occurrence.
     """
     first = np.unique(place, return_index=True)[1][place]
     pixel = pixel_size(transform[first])[:, None]
-    # Files of one grid differ by rounding alone: by less than the tolerance from the first one.
+    # Transforms of files on one grid differ only by rounding, less than the tolerance from the
+    # first.
     off = (transform - transform[first]) / pixel
-    # Without a grid, the place is all that there is.
+    # Matches without a grid are numbered by place only.
     off = np.nan_to_num(off)
     keys = pd.DataFrame(np.round(off / ALIGNMENT_TOLERANCE / 2).astype(np.int64))
     keys['place'] = place
@@ -360,7 +364,7 @@ class Draft:
         records: The pairs, of type :func:`record_type`.
         paths: Paths of the files.
         seasons: Names of the seasons.
-        grids: Reads the grids of the files.
+        grids: Function that reads the grids of the files.
     """
 
     records: npt.NDArray[np.void]
@@ -370,17 +374,17 @@ class Draft:
 
     @classmethod
     def of(cls, scenes: Scenes, files: Mapping[str, Rows]) -> 'Draft':
-        """Note what names say of pairs.
+        """Make pairs from the content of file names.
 
         Args:
             scenes: The files.
-            files: Numbers of the files of each pair, by sensor.
+            files: Indices of the files of each pair, by sensor.
 
         Returns:
-            The pairs. The files need not be kept, which take as much memory as these.
+            The pairs. They do not refer to *scenes*, so that its memory can be freed.
         """
         sensors = tuple(SENSOR_NUMBERS)
-        # The last sensor says what a pair shows, where there is one.
+        # Season, ROI, patch and time step are those of the last sensor that a pair has.
         main = files[next(sensor for sensor in reversed(sensors) if sensor in files)]
         records = np.zeros(len(main), record_type(len(sensors)))
         for name in ('season', 'roi', 'patch', 'time_step'):
@@ -393,16 +397,16 @@ class Draft:
     def complete(
         self, skipped: Skipped, period: Period | None = None, min_overlap: float = MIN_OVERLAP
     ) -> PairTable:
-        """Read where pairs lie.
+        """Read the grids of the pairs.
 
         Args:
-            skipped: Takes the other file of each pair whose files share too little ground.
+            skipped: Receives the file of the other sensor of each pair that overlaps too little.
             period: First and last day of pairs without dates.
-            min_overlap: Least fraction of the grid that the other files must cover, 0 to 1. A pair
-                without any common ground is left out even for 0.
+            min_overlap: Smallest fraction of the grid that the other files must cover, 0 to 1. A
+                pair without common ground is left out even if this is 0.
 
         Returns:
-            The other pairs.
+            The remaining pairs.
         """
         records = self.records
         records['overlap'] = 1
@@ -413,11 +417,11 @@ class Draft:
             records['transform'][rows] = grids.transform
             records['height'][rows], records['width'][rows] = grids.shape.T
         for sensor in others:
-            # Read once more rather than kept, which would take as much memory as the table.
+            # Reading the grids again takes less memory than keeping them.
             for rows, grids in self._by_file(sensor):
                 covered = overlaps(grids, records[rows])
                 records['overlap'][rows] = np.minimum(records['overlap'][rows], covered)
-            # Moved by exactly half a patch is an overlap of a half, whatever the rounding.
+            # A shift by exactly half a patch must count as an overlap of one half despite rounding.
             gone = (records['overlap'] < min_overlap - 1e-5) | (records['overlap'] == 0)
             if gone.any():
                 skipped.add(Reason.APART, *self.paths.take(records['file'][gone, sensor]))
@@ -426,7 +430,7 @@ class Draft:
         return PairTable(records, self.paths, self.seasons, period, reference=main)
 
     def _by_file(self, sensor: int) -> Iterator[tuple[Rows, Grids]]:
-        """Numbers of some pairs and the grids of their files, until all pairs had their turn."""
+        """Yield indices of pairs and the grids of their files, until all pairs are covered."""
         files = np.ascontiguousarray(self.records['file'][:, sensor])
         order = np.argsort(files, kind='stable').astype(np.int32)
         for first, epsg, transform, shape in self.grids():
@@ -437,10 +441,10 @@ class Draft:
 
 
 def check_overlap(min_overlap: float) -> float:
-    """Check a least overlap.
+    """Check the smallest overlap.
 
     Args:
-        min_overlap: Fraction of a pair's grid.
+        min_overlap: Fraction of the grid of a pair.
 
     Returns:
         The fraction.
@@ -454,18 +458,19 @@ def check_overlap(min_overlap: float) -> float:
 
 
 def overlaps(grids: Grids, pairs: npt.NDArray[np.void]) -> npt.NDArray[np.float32]:
-    """Fraction of each pair's grid that a file covers.
+    """Compute the fraction of each pair's grid that a file covers.
 
     Args:
         grids: Grids of the files, one per pair.
         pairs: The pairs, of type :func:`record_type`.
 
     Returns:
-        Fractions from 0 to 1, shape (N,); exactly 1 where the file has the grid of the pair.
+        Fractions from 0 to 1, shape (N,). They are exactly 1 where the file has the grid of the
+        pair.
     """
     covered = np.ones(len(pairs), np.float32)
     shape = np.stack((pairs['height'], pairs['width']), axis=1)
-    # On one grid corners differ by rounding alone, which is far less than a pixel.
+    # Corners of the same grid differ only by rounding, which is far less than a pixel.
     tolerance = ALIGNMENT_TOLERANCE * pixel_size(pairs['transform'])[:, None]
     other = (np.abs(grids.transform - pairs['transform']) > tolerance).any(axis=1)
     other |= (grids.epsg != pairs['epsg']) | (grids.shape != shape).any(axis=1)
@@ -474,20 +479,20 @@ def overlaps(grids: Grids, pairs: npt.NDArray[np.void]) -> npt.NDArray[np.float3
         crs = pyproj.CRS(int(epsg))
         points = corners(grids.epsg[rows], grids.transform[rows], grids.shape[rows], crs)
         if crs.is_geographic:
-            # Longitudes of the grid may run on beyond 180 degrees.
+            # Longitudes of the grid may continue beyond 180 degrees.
             points[..., 0] = near(points[..., 0], pairs['transform'][rows, 2, None])
         covered[rows] = _covered(points, pairs['transform'][rows], shape[rows])
     return covered
 
 
 def pixel_size(transform: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Side of a pixel, the longer one if it is not square.
+    """Return the side of a pixel, or the longer side if it is not square.
 
     Args:
         transform: Affine coefficients a to f, shape (N, 6).
 
     Returns:
-        Sides in units of the CRS, shape (N,), whatever the orientation of the grid.
+        Sides in units of the CRS, shape (N,), for any orientation of the grid.
     """
     a, b, _, d, e, _ = np.moveaxis(transform, -1, 0)
     return np.maximum(np.hypot(a, d), np.hypot(b, e))
@@ -498,8 +503,8 @@ def _covered(
     transform: npt.NDArray[np.float64],
     shape: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.float64]:
-    """Fraction of grids (N) inside quadrilaterals whose corners (N, 4, 2) are in their CRS."""
-    # In pixels of the grid: numbers are small, and the grid is an upright box.
+    """Compute the fraction of grids (N) inside quadrilaterals (N, 4, 2) in their CRS."""
+    # Use pixel coordinates, in which numbers are small and the grid is an upright box.
     a, b, c, d, e, f = (transform[:, i, None] for i in range(6))
     x, y = points[..., 0] - c, points[..., 1] - f
     with np.errstate(invalid='ignore'):
@@ -508,5 +513,5 @@ def _covered(
     valid = shapely.make_valid(quads)
     height, width = shape.T
     common = shapely.area(shapely.intersection(valid, shapely.box(0, 0, width, height)))
-    # No outline: a corner lies nowhere in the CRS of the grid.
+    # NaN where a corner has no position in the CRS of the grid.
     return np.nan_to_num(common / (height * width)).clip(0, 1)

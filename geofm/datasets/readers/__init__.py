@@ -1,1 +1,1 @@
-"""Readers of pixels: one protocol for GeoTIFFs, arrays and products as they are delivered."""
+"""Readers of file formats with a common protocol: GDAL rasters, arrays and Sentinel-2 products."""

@@ -1,4 +1,4 @@
-"""Arrays as rasters: what NPY, HDF5, netCDF and Zarr files have in common."""
+"""Read arrays of NPY, HDF5, netCDF and Zarr files as rasters."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from geofm.sensors import SENSORS, Sensor
 
 _ADDRESS = re.compile(r'(?:netcdf|hdf5|zarr):"([^"]+)"(?::/*(.*?))?((?::\d+)*)', re.IGNORECASE)
 
-#: Names of variables that are coordinates or describe the CRS.
+#: Names of variables with coordinates or the CRS, which are not images.
 _COORDINATES = {
     'x',
     'y',
@@ -31,12 +31,12 @@ _COORDINATES = {
     'crs',
 }
 
-#: Largest deviation from an even spacing of coordinates, as a fraction of it.
+#: Largest deviation of coordinates from regular spacing, as a fraction of the spacing.
 _EVEN = 0.01
 
 
 class Array(Protocol):
-    """An array in a file."""
+    """Array in a file."""
 
     shape: tuple[int, ...]
     ndim: int
@@ -44,31 +44,31 @@ class Array(Protocol):
     attrs: Mapping[str, Any]
 
     def __getitem__(self, key: Any) -> Any:
-        """Part of the array."""
+        """Read a part of the array."""
 
 
 class Group(Protocol):
-    """A group of arrays in a file."""
+    """Group of arrays in a file."""
 
     attrs: Mapping[str, Any]
 
     def __getitem__(self, name: str) -> Any:
-        """An array or group."""
+        """Return an array or group."""
 
     def __iter__(self) -> Iterator[str]:
-        """Names of its members."""
+        """Iterate over the names of the members."""
 
     def __contains__(self, name: object) -> bool:
-        """Whether it has a member."""
+        """Check whether a member exists."""
 
 
 class ArrayAddress(NamedTuple):
-    """An array in a file, or a part of one.
+    """Address of an array in a file, or of a part of it.
 
     Attributes:
         file: The file.
-        name: Name of the array, with its groups; '' if it is to be found.
-        lead: Indices of its first dimensions.
+        name: Name of the array including its groups; '' to choose it automatically.
+        lead: Indices into its first dimensions.
     """
 
     file: str
@@ -77,7 +77,7 @@ class ArrayAddress(NamedTuple):
 
     @classmethod
     def parse(cls, address: str) -> 'ArrayAddress':
-        """Understand an address.
+        """Parse an address.
 
         Args:
             address: A file, or ``HDF5:"file.h5"://group/array``, ``ZARR:"store.zarr":/array:3``
@@ -95,17 +95,17 @@ class ArrayAddress(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """A band of an array.
+    """Band of an array.
 
     Attributes:
         array: The array.
-        lead: Indices of all dimensions but rows and columns.
-        last: Whether the last of *lead* comes after rows and columns.
+        lead: Indices into all dimensions except rows and columns.
+        last: Whether the last index of *lead* is for a dimension after rows and columns.
         description: Name of the band.
-        scale: Factor of its numbers.
-        offset: What is added to them.
-        unit: Unit after that.
-        nodata: Number that means "no data".
+        scale: Factor of the stored numbers.
+        offset: Offset, added after scaling.
+        unit: Unit of the result.
+        nodata: Nodata value.
     """
 
     array: Array
@@ -119,12 +119,12 @@ class Layer:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns."""
+        """Number of rows and columns."""
         rows, cols = self.array.shape[-3:-1] if self.last else self.array.shape[-2:]
         return rows, cols
 
     def read(self, rows: slice, cols: slice) -> npt.NDArray[Any]:
-        """Numbers of a window."""
+        """Read the numbers of a window."""
         if self.last:
             key = (*self.lead[:-1], rows, cols, self.lead[-1])
         else:
@@ -146,18 +146,18 @@ class ArraySource:
         """Initialize a new ArraySource instance.
 
         Args:
-            name: Its address.
+            name: Address of the raster.
             driver: Name of the format.
-            layers: Its bands, all of one shape.
+            layers: Bands, all of the same shape.
             georeference: CRS and transform; None if it is not georeferenced.
-            file: What is to be closed in the end.
+            file: Open file, which is closed with the source.
 
         Raises:
-            ValueError: If the bands have several shapes, or there are none.
+            ValueError: If the bands have different shapes, or there are none.
         """
         shapes = {layer.shape for layer in layers}
         if len(shapes) != 1:
-            raise ValueError(f'{name}: bands of several shapes: {sorted(shapes)}')
+            raise ValueError(f'{name}: bands have different shapes: {sorted(shapes)}')
         self.name, self.driver, self._layers, self._file = name, driver, list(layers), file
         self.height, self.width = next(iter(shapes))
         self.count = n = len(self._layers)
@@ -174,7 +174,7 @@ class ArraySource:
         self.block_shapes: Sequence[tuple[int, int]] = [(min(256, self.height), self.width)] * n
 
     def read(self, indexes: Any, *, window: Window | None = None) -> npt.NDArray[Any]:
-        """Numbers of bands, counted from 1, of a window in whole pixels inside the raster."""
+        """Read the numbers of bands, counted from 1, in a window of whole pixels."""
         rows, cols = slice(0, self.height), slice(0, self.width)
         if window is not None:
             col, row, width, height = (int(side) for side in window.flatten())
@@ -184,7 +184,7 @@ class ArraySource:
         layers = [self._layers[i - 1] for i in indexes]
         together = _adjacent(layers)
         if together is not None:
-            # One read where bands lie side by side, since they may share a compressed chunk.
+            # Read adjacent bands at once, as they may share a compressed chunk.
             first, lead = layers[0], (*layers[0].lead[:-1],)
             pixels = np.asarray(
                 first.array[(*lead, rows, cols, together)]
@@ -197,11 +197,11 @@ class ArraySource:
         return np.stack([layer.read(rows, cols) for layer in layers])
 
     def read_masks(self, indexes: Any, *, window: Window | None = None) -> npt.NDArray[np.uint8]:
-        """Mask of a band: arrays have none."""
+        """Return a mask that is valid everywhere, as arrays have none."""
         return np.full(self.read(indexes, window=window).shape, 255, np.uint8)
 
     def tags(self, bidx: int = 0, ns: str | None = None) -> dict[str, str]:
-        """Further metadata: none."""
+        """Return further metadata, which arrays do not have."""
         return {}
 
     def close(self) -> None:
@@ -211,7 +211,7 @@ class ArraySource:
 
 
 def _adjacent(layers: Sequence[Layer]) -> slice | None:
-    """Bands of one array as a range, if they are about as many as the range has."""
+    """Return the range of bands of one array, unless less than half of the range is needed."""
     first = layers[0] if layers else None
     if first is None or not first.lead or len(layers) == 1:
         return None
@@ -234,12 +234,13 @@ def layers_of(
     name: str,
     names: Sequence[str] | None = None,
 ) -> list[Layer]:
-    """Bands of an array.
+    """Return the bands of an array.
 
     Args:
-        array: The array, with two or three dimensions after *lead*; more are bands, too.
-        lead: Indices of its first dimensions.
-        sensor: Its sensor, if known: an axis with as many entries as it has bands is that of bands.
+        array: The array, with two or more dimensions after *lead*: rows, columns and bands. Further
+            dimensions are treated as bands.
+        lead: Indices into its first dimensions.
+        sensor: Sensor, if known. The axis whose length is its number of bands is the band axis.
         name: Address, for errors.
         names: Names of its bands.
 
@@ -247,7 +248,7 @@ def layers_of(
         Its bands.
 
     Raises:
-        ValueError: If it has too few dimensions, or an index is out of range.
+        ValueError: If the array has too few dimensions, or an index is out of range.
     """
     rest = array.shape[len(lead) :]
     if any(i >= n for i, n in zip(lead, array.shape, strict=False)) or len(rest) < 2:
@@ -259,7 +260,7 @@ def layers_of(
     if len(rest) == 2:
         return [Layer(array, lead, False, names[0] if names else None, *facts)]
     if len(rest) > 3:
-        # Whatever comes before bands: the first of each.
+        # Flatten all dimensions before the band axis.
         more = [(*lead, *index) for index in np.ndindex(rest[:-3])]
         return [layer for index in more for layer in layers_of(array, index, sensor, name, names)]
     last = _is_last(rest, sensor, names)
@@ -269,7 +270,7 @@ def layers_of(
 
 
 def _is_last(shape: tuple[int, ...], sensor: Sensor | None, names: Sequence[str] | None) -> bool:
-    """Whether bands are the last of three axes."""
+    """Check whether the last of three axes is the band axis."""
     counts = [len(names)] if names else [] if sensor is None else [len(sensor.bands)]
     for count in counts:
         if (shape[0] == count) != (shape[2] == count):
@@ -278,7 +279,7 @@ def _is_last(shape: tuple[int, ...], sensor: Sensor | None, names: Sequence[str]
 
 
 def _facts(attrs: Mapping[str, Any]) -> tuple[float, float, str | None, float | None]:
-    """Scale, offset, unit and nodata by the CF conventions."""
+    """Return scale, offset, unit and nodata by the CF conventions."""
     fill = attrs.get('_FillValue', attrs.get('missing_value'))
     unit = attrs.get('units')
     return (
@@ -300,20 +301,20 @@ def _text(value: Any) -> str:
 
 
 def choose(group: Group, name: str, sensor: Sensor | None, address: str) -> list[str]:
-    """Arrays of a group to read.
+    """Choose the arrays of a group to read.
 
     Args:
         group: The group.
-        name: Name of an array; '' if it is to be found.
-        sensor: The sensor that is wanted.
+        name: Name of an array; '' to choose automatically.
+        sensor: The requested sensor.
         address: Address, for errors.
 
     Returns:
-        Names: that of the array that is called like the sensor or 'bands', or of those that are
-        called like bands of the sensor, or of the only one.
+        Names of the arrays: the one named like the sensor or 'bands', or else those named like
+        bands of the sensor, or else the only array.
 
     Raises:
-        ValueError: If it cannot be told.
+        ValueError: If the choice is ambiguous.
     """
     if name:
         if name not in group:
@@ -330,14 +331,14 @@ def choose(group: Group, name: str, sensor: Sensor | None, address: str) -> list
             return bands
     if len(images) != 1:
         raise ValueError(
-            f'{address}: holds {", ".join(images) or "no array of rows and columns"}; name an '
+            f'{address}: has {", ".join(images) or "no array of rows and columns"}; name an '
             f'array like the sensor, or give one as HDF5:"FILE"://NAME or ZARR:"FILE":/NAME'
         )
     return images
 
 
 def _images(group: Group, prefix: str = '', depth: int = 3) -> list[str]:
-    """Arrays with rows and columns below a group."""
+    """List the arrays with rows and columns below a group."""
     found = []
     for name in sorted(group):
         member = group[name]
@@ -357,16 +358,16 @@ def open_group(
     Args:
         group: The group.
         address: Address, for messages.
-        where: Its parts.
-        key: Key of the sensor that is wanted.
+        where: The parsed address.
+        key: Name of the requested sensor.
         driver: Name of the format.
-        file: What is to be closed in the end.
+        file: Open file, which is closed with the source.
 
     Returns:
         The raster.
 
     Raises:
-        ValueError: If it cannot be told which arrays are meant, or they are no raster.
+        ValueError: If the choice of arrays is ambiguous, or they are not a raster.
     """
     sensor = None if key is None else SENSORS[key]
     layers, place = [], None
@@ -387,22 +388,23 @@ def _named(layer: Layer, name: str) -> Layer:
 
 
 def _band_names(group: Group) -> list[str] | None:
-    """Names in the coordinate of bands."""
+    """Return the names in the band coordinate."""
     if 'band' not in group or group['band'].ndim != 1:
         return None
     return [v.decode() if isinstance(v, bytes) else str(v) for v in group['band'][:].tolist()]
 
 
 def georeference(group: Group, array: Array, lead: tuple[int, ...]) -> tuple[CRS, Affine] | None:
-    """CRS and transform of an array by the CF conventions.
+    """Return CRS and transform of an array by the CF conventions.
 
     Args:
-        group: The group that it is in, with its coordinates ``x`` and ``y``.
+        group: The group of the array, with its coordinates ``x`` and ``y``.
         array: The array.
-        lead: Indices of its first dimensions, which coordinates may have, too.
+        lead: Indices into its first dimensions, which coordinates may have too.
 
     Returns:
-        CRS and transform; None if there is no CRS, or no evenly spaced coordinates.
+        CRS and transform; None if there is no CRS, or coordinates are missing or not regularly
+        spaced.
     """
     crs = _crs(group, array, lead)
     for x_name, y_name in (('x', 'y'), ('lon', 'lat'), ('longitude', 'latitude')):
@@ -417,7 +419,7 @@ def georeference(group: Group, array: Array, lead: tuple[int, ...]) -> tuple[CRS
 
 
 def _axis(array: Array, lead: tuple[int, ...]) -> tuple[float, float] | None:
-    """First value and spacing of a coordinate."""
+    """Return first value and spacing of a coordinate."""
     values = np.asarray(array[lead[: array.ndim - 1]] if array.ndim > 1 else array[:], np.float64)
     if values.ndim != 1 or len(values) < 2:
         return None
@@ -429,7 +431,7 @@ def _axis(array: Array, lead: tuple[int, ...]) -> tuple[float, float] | None:
 
 
 def _crs(group: Group, array: Array, lead: tuple[int, ...]) -> CRS | None:
-    """CRS of an array."""
+    """Return the CRS of an array."""
     mapping = array.attrs.get('grid_mapping', group.attrs.get('grid_mapping'))
     names = [_text(mapping)] if mapping is not None else []
     for name in (*names, 'spatial_ref', 'crs'):
@@ -451,7 +453,7 @@ def _crs(group: Group, array: Array, lead: tuple[int, ...]) -> CRS | None:
 
 
 def _parse_crs(value: Any) -> CRS | None:
-    """A CRS from WKT, an EPSG code, or what else names one."""
+    """Parse a CRS from WKT, an EPSG code or another definition."""
     text = _text(value)
     if text in ('0', ''):
         return None

@@ -1,4 +1,4 @@
-"""HDF5 and netCDF-4 files, by h5py."""
+"""Read HDF5 and netCDF-4 files with h5py."""
 
 import datetime
 import re
@@ -18,26 +18,26 @@ _UNITS = re.compile(r'(seconds|minutes|hours|days)\s+since\s+(.+)', re.IGNORECAS
 
 
 class Hdf5Reader:
-    """Arrays in HDF5 files, and variables of netCDF-4 files with their coordinates."""
+    """Reader of arrays in HDF5 files, and of variables of netCDF-4 files."""
 
     def accepts(self, address: str) -> bool:
-        """Tell by the name.
+        """Check whether this reader is responsible for an address.
 
         Args:
             address: Absolute path or address.
 
         Returns:
-            Whether it is an HDF5 or netCDF file, or a part of one.
+            Whether it is an HDF5 or netCDF file, or an array in one.
         """
         start = address.lower()
         return start.startswith(('hdf5:', 'netcdf:')) or start.endswith(_ENDINGS)
 
     def open_source(self, address: str, sensor: str | None = None) -> Source:
-        """Open a raster; netCDF-3 is left to GDAL.
+        """Open a raster. netCDF-3 files are read by GDAL.
 
         Args:
             address: Absolute path or address.
-            sensor: Key of the sensor to read.
+            sensor: Name of the sensor to read.
 
         Returns:
             The open raster.
@@ -47,7 +47,7 @@ class Hdf5Reader:
             ValueError: If it cannot be read.
         """
         where = ArrayAddress.parse(address)
-        with open(where.file, 'rb'):  # noqa: PTH123 - says what is wrong
+        with open(where.file, 'rb'):  # noqa: PTH123 - raises a clear error
             pass
         if not h5py.is_hdf5(where.file):
             return cast(Source, open_raster(address))
@@ -63,7 +63,7 @@ class Hdf5Reader:
 
 
 def dates_of(file: str, name: str) -> npt.NDArray[np.datetime64]:
-    """Times of a time coordinate.
+    """Read the times of a time coordinate.
 
     Args:
         file: A netCDF-4 or HDF5 file.
@@ -74,7 +74,7 @@ def dates_of(file: str, name: str) -> npt.NDArray[np.datetime64]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If there is no such coordinate, or its unit is none of the CF conventions.
+        ValueError: If there is no such coordinate, or its unit does not follow the CF conventions.
     """
     with h5py.File(file, 'r') as content:
         if name not in content:
@@ -85,12 +85,12 @@ def dates_of(file: str, name: str) -> npt.NDArray[np.datetime64]:
     match = _UNITS.fullmatch(text.strip())
     if match is None:
         raise ValueError(
-            f"{file}: unit of '{name}' is '{text}', not such as 'days since 2018-01-01'"
+            f"{file}: unit of '{name}' is '{text}', but must be like 'days since 2018-01-01'"
         )
     try:
         since = datetime.datetime.fromisoformat(match[2].strip())
     except ValueError as error:
-        raise ValueError(f"{file}: unit of '{name}' is '{text}': no date") from error
+        raise ValueError(f"{file}: unit of '{name}' is '{text}', not a valid date") from error
     start = np.datetime64(since.replace(tzinfo=None), 'us')
     factor = {'seconds': 1, 'minutes': 60, 'hours': 3600, 'days': 86_400}[match[1].lower()]
     steps = np.round(np.asarray(values, np.float64) * factor * 1e6)
@@ -98,7 +98,7 @@ def dates_of(file: str, name: str) -> npt.NDArray[np.datetime64]:
 
 
 def variables_of(file: str) -> list[str]:
-    """Names of the arrays with rows and columns of a file.
+    """List the arrays of a file with three or more dimensions.
 
     Args:
         file: A netCDF-4 or HDF5 file.

@@ -1,4 +1,4 @@
-"""NumPy's own files."""
+"""Read NumPy files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,10 +12,10 @@ from geofm.sensors import SENSORS
 
 
 class NpyReader:
-    """Images in ``.npy`` files: (H, W), (C, H, W) or (H, W, C), without CRS."""
+    """Reader of images in ``.npy`` files: (H, W), (C, H, W) or (H, W, C), without CRS."""
 
     def accepts(self, address: str) -> bool:
-        """Tell by the name.
+        """Check whether this reader is responsible for an address.
 
         Args:
             address: Absolute path.
@@ -30,31 +30,32 @@ class NpyReader:
 
         Args:
             address: Absolute path.
-            sensor: Key of its sensor. The axis with as many entries as the sensor has bands is
-                that of bands; if none or both have, the first one, unless the last is shorter.
+            sensor: Name of the sensor. The axis whose length is its number of bands is the band
+                axis. If that is ambiguous, it is the first axis, unless the last one is shorter.
 
         Returns:
             The open raster.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it is no array of numbers.
+            ValueError: If the file is not an array of numbers.
         """
         try:
-            # Only what is read comes into memory; objects could run code.
+            # Map the file, so that only the parts that are read are loaded. Pickled objects could
+            # run code.
             array = np.load(address, mmap_mode='r', allow_pickle=False)
         except FileNotFoundError:
             raise
         except (OSError, ValueError, EOFError) as error:
             raise ValueError(f'{address}: cannot be read as NPY ({error})') from error
         if not isinstance(array, np.ndarray) or array.dtype.kind not in 'biuf':
-            raise ValueError(f'{address}: an array of {array.dtype}, not of numbers')
+            raise ValueError(f'{address}: holds an array of {array.dtype}, not of numbers')
         known = None if sensor is None else SENSORS[sensor]
         return ArraySource(address, 'NPY', layers_of(_Plain(array), (), known, address))
 
 
 class _Plain:
-    """An array without attributes."""
+    """Array without attributes."""
 
     def __init__(self, array: npt.NDArray[Any]) -> None:
         self._array = array

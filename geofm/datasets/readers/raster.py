@@ -1,4 +1,4 @@
-"""Rasters that GDAL reads."""
+"""Read rasters with GDAL."""
 
 import warnings
 from typing import Any, cast
@@ -12,19 +12,19 @@ from geofm.datasets.readers.source import Source
 from geofm.rasters import open_raster
 from geofm.sensors import SENSORS
 
-# Pictures without a CRS are read on purpose; whoever needs one checks for it.
+# Images without a CRS are supported. Code that needs a CRS checks for it.
 warnings.filterwarnings('ignore', category=NotGeoreferencedWarning, module=r'geofm\.rasters')
 
 
 class RasterReader:
-    """GeoTIFF and whatever else :func:`geofm.rasters.open_raster` opens, also from servers.
+    """Reader of GeoTIFF and other formats of :func:`geofm.rasters.open_raster`, also remote.
 
-    A file with ground control points in place of a transform, as of Sentinel-1 GRD, is warped onto
-    a grid of their CRS.
+    A file with ground control points instead of a transform, such as Sentinel-1 GRD, is warped onto
+    a grid in their CRS.
     """
 
     def accepts(self, address: str) -> bool:
-        """Any address.
+        """Accept any address.
 
         Args:
             address: Absolute path or address.
@@ -39,7 +39,8 @@ class RasterReader:
 
         Args:
             address: Absolute path or address.
-            sensor: Key of its sensor, whose method of resampling is used if it must be warped.
+            sensor: Name of the sensor, whose resampling method is used if the raster must be
+                warped.
 
         Returns:
             The open raster.
@@ -52,7 +53,7 @@ class RasterReader:
         gcps, crs = src.gcps
         if src.crs is not None or not gcps or crs is None:
             return cast(Source, src)
-        # Scenes in radar geometry or unprojected: on the grid that GDAL suggests for them.
+        # Unprojected scenes, e.g. in radar geometry, are warped onto the grid that GDAL suggests.
         method = Resampling.bilinear if sensor is None else Resampling[SENSORS[sensor].resampling]
         try:
             return _Warped(src, src_crs=crs, crs=crs, resampling=method, add_alpha=True)
@@ -62,13 +63,13 @@ class RasterReader:
 
 
 class _Warped(WarpedVRT):
-    """A raster that is warped as it is read, and closed with its file."""
+    """Raster that is warped on reading, and closed together with its file."""
 
     def __init__(self, src: DatasetReader, **options: Any) -> None:
         super().__init__(src, **options)
         self._file = src
 
     def close(self) -> None:
-        """Close it and its file."""
+        """Close the raster and its file."""
         super().close()
         self._file.close()

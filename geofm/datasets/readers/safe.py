@@ -1,4 +1,4 @@
-"""Sentinel-2 products as they are delivered: SAFE folders, and zip files of them."""
+"""Sentinel-2 products in their delivery format: SAFE folders, and zip files of them."""
 
 import datetime
 import os
@@ -9,39 +9,22 @@ from pathlib import Path
 from typing import NamedTuple
 from xml.etree import ElementTree as ET
 
-from geofm.sensors import Sensor
+from geofm.sensors import SENTINEL2, Sensor
 
 _BAND_FILE = re.compile(r'_(B\w\w)(?:_(\d\d)m)?\.(?:jp2|tiff?)$', re.IGNORECASE)
 _METADATA = re.compile(r'(?:^|/)MTD_MSI(?:L1C|L2A)\.xml$', re.IGNORECASE)
 
-#: Bands by the numbers that the metadata give them.
-_NUMBERED = (
-    'B01',
-    'B02',
-    'B03',
-    'B04',
-    'B05',
-    'B06',
-    'B07',
-    'B08',
-    'B8A',
-    'B09',
-    'B10',
-    'B11',
-    'B12',
-)
-
-#: Largest metadata file that is read, in bytes.
+#: Maximum size of a metadata file in bytes.
 _MOST_BYTES = 1 << 24
 
 
 class ProductBand(NamedTuple):
-    """A band of a product.
+    """Band of a product.
 
     Attributes:
-        band: Name of its channel.
-        path: Its file: path below the product, or in the zip file.
-        offset: What is to be added to its DN.
+        band: Name of the channel.
+        path: Path of its file in the product folder or zip file.
+        offset: Offset to add to its DN.
     """
 
     band: str
@@ -50,13 +33,13 @@ class ProductBand(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A product.
+    """Sentinel-2 product.
 
     Attributes:
         name: Name of the product.
-        time: When it was taken; None if the metadata do not say.
-        scale: Factor that makes DN = reflectance x 10,000 of the numbers.
-        bands: Its bands, each in the finest resolution there is.
+        time: Acquisition time; None if the metadata do not have it.
+        scale: Factor that converts the stored numbers to DN = reflectance x 10,000.
+        bands: Its bands, each at the finest available resolution.
     """
 
     name: str
@@ -66,7 +49,7 @@ class Product(NamedTuple):
 
 
 def is_product(path: str) -> bool:
-    """Whether a name is that of a product of Sentinel-2.
+    """Check whether a name is that of a Sentinel-2 product.
 
     Args:
         path: Path of a folder or zip file.
@@ -83,14 +66,15 @@ def read_product(path: str | Path, sensor: Sensor) -> Product:
 
     Args:
         path: SAFE folder or zip file.
-        sensor: Its sensor.
+        sensor: The sensor.
 
     Returns:
         The product.
 
     Raises:
         FileNotFoundError: If there is no such product.
-        ValueError: If it has no file of a band of the sensor, or its metadata cannot be read.
+        ValueError: If the product has no file of a band of the sensor, or its metadata cannot be
+            read.
     """
     file = Path(path)
     if not file.exists():
@@ -106,7 +90,7 @@ def read_product(path: str | Path, sensor: Sensor) -> Product:
 
 
 def _product(file: Path, names: list[str], read: Callable[[str], bytes], sensor: Sensor) -> Product:
-    """The product of some files."""
+    """Make a product from the names of its files."""
     metadata = next((name for name in names if _METADATA.search(name)), None)
     time, scale, offsets = None, 1.0, dict[str, float]()
     if metadata is not None:
@@ -122,7 +106,7 @@ def _product(file: Path, names: list[str], read: Callable[[str], bytes], sensor:
             finest[band] = resolution, name, match[1].upper()
     if not finest:
         raise ValueError(
-            f'{file}: no file of a band of {sensor.title} in IMG_DATA; give a complete product'
+            f'{file}: no file of a band of {sensor.title} in IMG_DATA; the product is incomplete'
         )
     bands = tuple(
         ProductBand(band, finest[band][1], offsets.get(finest[band][2], 0.0))
@@ -133,7 +117,7 @@ def _product(file: Path, names: list[str], read: Callable[[str], bytes], sensor:
 
 
 def _facts(file: Path, content: bytes) -> tuple[datetime.datetime | None, float, dict[str, float]]:
-    """Time, scale and offsets in the metadata of a product."""
+    """Return time, scale and offsets from the metadata of a product."""
     try:
         if len(content) > _MOST_BYTES:
             raise ValueError(f'{len(content):,} bytes')
@@ -142,7 +126,7 @@ def _facts(file: Path, content: bytes) -> tuple[datetime.datetime | None, float,
         for element in root.iter():
             tag, text = element.tag.rpartition('}')[2], (element.text or '').strip()
             if tag in ('RADIO_ADD_OFFSET', 'BOA_ADD_OFFSET'):
-                offsets[_NUMBERED[int(element.attrib['band_id'])]] = float(text)
+                offsets[SENTINEL2.band_names[int(element.attrib['band_id'])]] = float(text)
             elif tag in ('QUANTIFICATION_VALUE', 'BOA_QUANTIFICATION_VALUE'):
                 scale = 10_000 / float(text)
             elif tag == 'PRODUCT_START_TIME' and text:

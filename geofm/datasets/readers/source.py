@@ -1,4 +1,4 @@
-"""What a reader gives: an open raster of any format."""
+"""Protocols of open rasters and of their readers."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol, cast
@@ -15,25 +15,25 @@ from geofm.grid import Grid
 
 
 class Source(Protocol):
-    """An open raster: the part of :class:`rasterio.io.DatasetReader` that is needed to read it.
+    """Open raster: the part of :class:`rasterio.io.DatasetReader` that is needed to read it.
 
     Attributes:
-        name: Its address, for messages.
+        name: Address, for messages.
         driver: Name of the format.
         count: Number of bands.
         height: Number of rows.
         width: Number of columns.
         crs: CRS; None if it is not georeferenced.
         transform: Affine map from pixels to the CRS.
-        dtypes: Pixel type of each band.
-        descriptions: What the file says of each band.
-        scales: Factor of each band's numbers.
-        offsets: What is added to them after scaling.
+        dtypes: Data type of each band.
+        descriptions: Description of each band in the file.
+        scales: Factor of the stored numbers of each band.
+        offsets: Offset of each band, added after scaling.
         units: Unit of each band after scaling.
         nodatavals: Nodata value of each band.
-        colorinterp: Meaning of each band as a colour; alpha is no data band.
-        mask_flag_enums: Kinds of masks of each band.
-        block_shapes: Rows and columns that are stored together, of each band.
+        colorinterp: Colour interpretation of each band. An alpha band is not a data band.
+        mask_flag_enums: Mask flags of each band.
+        block_shapes: Rows and columns of the storage blocks of each band.
     """
 
     name: str
@@ -54,23 +54,23 @@ class Source(Protocol):
     block_shapes: Sequence[tuple[int, int]]
 
     def read(self, indexes: Any, *, window: Window | None = None) -> npt.NDArray[Any]:
-        """Numbers of bands, counted from 1, of a window in whole pixels inside the raster."""
+        """Read the numbers of bands, counted from 1, in a window of whole pixels."""
 
     def read_masks(self, indexes: Any, *, window: Window | None = None) -> npt.NDArray[np.uint8]:
-        """Mask of a band, 0 where it has no data."""
+        """Read the mask of a band, 0 where it has no data."""
 
     def tags(self, bidx: int = 0) -> dict[str, str]:
-        """Further metadata of a band, or of the file."""
+        """Return further metadata of a band, or of the file."""
 
     def close(self) -> None:
         """Close the file."""
 
 
 class Reader(Protocol):
-    """A format of files. Adding one is a module with a reader, listed in ``readers.opening``."""
+    """Reader of a file format. To add one, write a module, and list it in ``readers.opening``."""
 
     def accepts(self, address: str) -> bool:
-        """Tell by the name alone whether this reader is for an address.
+        """Check by the name alone whether this reader is responsible for an address.
 
         Args:
             address: Absolute path or address.
@@ -84,19 +84,19 @@ class Reader(Protocol):
 
         Args:
             address: Absolute path or address.
-            sensor: Key of the sensor to read, for files that hold several.
+            sensor: Name of the sensor to read, for files with several sensors.
 
         Returns:
             The open raster.
 
         Raises:
             FileNotFoundError: If there is no such file.
-            ValueError: If it cannot be read; one line that names the file.
+            ValueError: If it cannot be read. The message is one line that names the file.
         """
 
 
 def grid_of(source: Source) -> Grid | None:
-    """Grid of a raster.
+    """Return the grid of a raster.
 
     Args:
         source: The raster.
@@ -110,7 +110,7 @@ def grid_of(source: Source) -> Grid | None:
 
 
 def as_dataset(source: Source) -> DatasetReader:
-    """Hand a source to a function that is made for rasterio's datasets.
+    """Cast a source, for functions that are typed for rasterio's datasets.
 
     Args:
         source: The source.
@@ -122,9 +122,9 @@ def as_dataset(source: Source) -> DatasetReader:
 
 
 class SourceView:
-    """Some bands of a source, with numbers that mean something else than the file says.
+    """Selected bands of a source, with other metadata than the file has.
 
-    It is a :class:`Source` itself.
+    A view is a :class:`Source` itself.
     """
 
     def __init__(
@@ -140,11 +140,11 @@ class SourceView:
 
         Args:
             source: The source.
-            bands: Indices of its bands, from 0.
-            scale: Scale in place of the file's; the offset is then 0 if none is given.
-            offset: Offset in place of the file's.
-            unit: Unit in place of the file's.
-            nodata: Nodata value in place of the file's.
+            bands: Indices of the selected bands, from 0.
+            scale: Scale that replaces that of the file. The offset is then 0 unless it is given.
+            offset: Offset that replaces that of the file.
+            unit: Unit that replaces that of the file.
+            nodata: Nodata value that replaces that of the file.
         """
         self._source, self._bands = source, list(bands)
         for name in ('name', 'driver', 'height', 'width', 'crs', 'transform'):
@@ -181,15 +181,15 @@ class SourceView:
     block_shapes: Sequence[tuple[int, int]]
 
     def read(self, indexes: Any, *, window: Window | None = None) -> npt.NDArray[Any]:
-        """Numbers of bands, as of :meth:`Source.read`."""
+        """Read the numbers of bands, see :meth:`Source.read`."""
         return self._source.read(self._numbers(indexes), window=window)
 
     def read_masks(self, indexes: Any, *, window: Window | None = None) -> npt.NDArray[np.uint8]:
-        """Mask of a band, as of :meth:`Source.read_masks`."""
+        """Read the mask of a band, see :meth:`Source.read_masks`."""
         return self._source.read_masks(self._numbers(indexes), window=window)
 
     def tags(self, bidx: int = 0, ns: str | None = None) -> dict[str, str]:
-        """Further metadata of a band, or of the file."""
+        """Return further metadata of a band, or of the file."""
         return self._source.tags(self._numbers(bidx) if bidx else 0)
 
     def close(self) -> None:
@@ -197,7 +197,7 @@ class SourceView:
         self._source.close()
 
     def _numbers(self, indexes: Any) -> Any:
-        """Numbers of the bands in the source."""
+        """Return the numbers of bands in the source."""
         if isinstance(indexes, int):
             return self._bands[indexes - 1] + 1
         return [self._bands[i - 1] + 1 for i in indexes]

@@ -1,14 +1,13 @@
-"""What the header of a GeoTIFF says, read without opening the file as a raster.
+"""Parse the headers of ordinary GeoTIFF files without GDAL.
 
-Opening a file with GDAL takes about a millisecond, parsing the first kilobytes of an ordinary one
-some ten microseconds; with a million files that is the difference between a quarter of an hour and
-a minute. Only what is plain is parsed here: classic TIFF (not BigTIFF), one image without a mask,
-tags that are all known here and say what they ordinarily do, bands without names, scale and offset,
-north-up or affine. For all else :func:`parse_header` says that it does not know, and
-:func:`read_header` asks rasterio. What the keys of the CRS mean, GDAL is asked once for each set of
-them.
+Opening a file with GDAL takes about a millisecond, while parsing the first kilobytes of an ordinary
+file takes about ten microseconds. For a million files, that is a quarter of an hour compared to a
+minute. Only ordinary files are parsed here: classic TIFF (not BigTIFF), one image without a mask,
+only known tags with common values, bands without names, scale and offset, and an affine transform.
+For all other files :func:`parse_header` raises an error, and :func:`read_header` uses rasterio. The
+CRS is decoded by GDAL, once per set of geokeys.
 
-The format: TIFF 6.0 (Adobe, 1992) and OGC GeoTIFF 1.1 (OGC 19-008r4).
+The format is specified in TIFF 6.0 (Adobe, 1992) and OGC GeoTIFF 1.1 (OGC 19-008r4).
 """
 
 import math
@@ -29,7 +28,8 @@ from rasterio.transform import Affine
 
 from geofm.rasters import open_raster
 
-#: Bytes read at first; the header of a SEN12MS-CR-TS file, with offsets of strips, has about 5 kB.
+#: Number of bytes read first. The header of a SEN12MS-CR-TS file with its strip offsets has about 5
+#: kB.
 HEAD = 8192
 
 _KINDS = {1: 'uint', 2: 'int', 3: 'float'}
@@ -44,7 +44,8 @@ _GEO_KEYS, _GEO_DOUBLES, _GEO_TEXT, _METADATA, _NODATA = 34735, 34736, 34737, 42
 _TEXT, _SHORT, _LONG, _DOUBLE = 2, 3, 4, 12
 _FORMATS = {_TEXT: 's', _SHORT: 'H', _LONG: 'I', _DOUBLE: 'd'}
 
-#: Types that the values of each tag may have. Other tags may change what the file means.
+#: Allowed types of the values of each tag. A file with another tag is not ordinary, as the tag may
+#: change its meaning.
 _TYPES = {
     **dict.fromkeys((_WIDTH, _HEIGHT, _ROWS_PER_STRIP, _TILE_WIDTH, _TILE_HEIGHT), (_SHORT, _LONG)),
     **dict.fromkeys((_STRIP_OFFSETS, _STRIP_SIZES, _TILE_OFFSETS, _TILE_SIZES), (_SHORT, _LONG)),
@@ -56,28 +57,28 @@ _TYPES = {
 
 _RASTER_TYPE = 1025
 
-#: None, LZW, deflate: what every GDAL can read.
+#: None, LZW and deflate, which every build of GDAL can read.
 _COMPRESSIONS = (1, 5, 8)
 
-#: Numbers whose text means the same to everybody.
+#: Numbers whose text form is unambiguous.
 _NUMBER = re.compile(rb'-?\d{1,15}(\.\d{1,9})?|nan')
 
-#: Entries of a directory beyond which a file is not an ordinary one.
+#: Maximum number of directory entries of an ordinary file.
 _MOST_ENTRIES = 256
-#: Bytes of one tag's value beyond which a file is not an ordinary one.
+#: Maximum size in bytes of the value of a tag of an ordinary file.
 _MOST_BYTES = 1 << 24
 
 
-#: Files beside a file that change what GDAL makes of it: masks, and metadata of all kinds.
+#: Suffixes of sidecar files that change how GDAL reads a file: masks and metadata.
 _SIDECARS = ('.msk', '.aux.xml')
 
 
-#: Headers that are kept to be found again.
+#: Number of headers that are cached.
 _MOST_SEEN = 256
 
 
 class NotPlainError(Exception):
-    """The header has something that is not parsed here, or is none."""
+    """The file is not an ordinary GeoTIFF that is parsed here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,18 +89,17 @@ class Header:
         width: Number of columns.
         height: Number of rows.
         bands: Number of bands.
-        dtype: NumPy's name of the type of the pixels.
-        epsg: EPSG code of the CRS, None if it has none.
+        dtype: NumPy name of the data type.
+        epsg: EPSG code of the CRS; None if there is none.
         transform: Affine coefficients a, b, c, d, e, f.
-        nodata: Value that means no data, None if not given.
-        end: Number of bytes that the file must have at least for all pixels to be there; 0 where
-            not known.
-        used: Number of bytes up to the last one that the header speaks of; 0 where not known.
-        strips: Offset of each strip of rows, if the pixels are uncompressed, in strips of whole
-            rows, interleaved by pixel; otherwise None.
+        nodata: Nodata value; None if there is none.
+        end: Minimum size of the file in bytes so that it contains all pixels; 0 if unknown.
+        used: Number of bytes up to the last byte that the header refers to; 0 if unknown.
+        strips: Offset of each strip, if the pixels are uncompressed, in strips of whole rows, and
+            interleaved by pixel; otherwise None.
         rows_per_strip: Number of rows in a strip.
-        side_by_side: Whether the strips lie one after the other, without gaps.
-        big_endian: Byte order.
+        side_by_side: Whether the strips are contiguous in the file.
+        big_endian: Whether the byte order is big-endian.
     """
 
     width: int
@@ -117,7 +117,8 @@ class Header:
     big_endian: bool = False
 
 
-#: Headers by all bytes that they follow from but their transforms, and whether they are measured.
+#: Cached headers. The key is all bytes that determine a header except its transform, and whether it
+#: is measured.
 _SEEN: dict[tuple[tuple[bytes, ...], bool], Header] = {}
 
 
@@ -132,7 +133,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 
     Raises:
         OSError: If the file cannot be read.
-        RasterioError: If its bands are of several types.
+        RasterioError: If its bands have different data types.
         ValueError: If it is not a raster.
     """
     with Path(path).open('rb', buffering=0) as file:
@@ -148,27 +149,28 @@ def parse_header(path: str | os.PathLike[str], descriptor: int, measure: bool = 
     """Parse the header of an ordinary GeoTIFF.
 
     Args:
-        path: Path of the file, beside which others may lie.
+        path: Path of the file, to check for sidecar files.
         descriptor: Descriptor of the open file.
-        measure: Whether to work out :attr:`Header.end` and :attr:`Header.used`, which takes a look
-            at each strip. Reading does without.
+        measure: Whether to compute :attr:`Header.end` and :attr:`Header.used`, which inspects every
+            strip and is not needed for reading.
 
     Returns:
         The header.
 
     Raises:
-        NotPlainError: If the file is not an ordinary GeoTIFF; rasterio may know it all the same.
+        NotPlainError: If the file is not an ordinary GeoTIFF. rasterio may still be able to read
+            it.
     """
     name = os.fspath(path)
-    # Unlike os.path.exists, this raises and catches nothing where there is no such file.
+    # Faster than os.path.exists, which raises and catches an error if there is no such file.
     if any(os.access(name + suffix, os.F_OK) for suffix in _SIDECARS):
-        raise NotPlainError('files beside it')
+        raise NotPlainError('sidecar files')
     try:
         tags = _Tags(descriptor)
         content = tags.content()
         if content is None:
             return _header(tags, measure)
-        # Files of an archive are most often alike but for where they lie.
+        # The headers of files of an archive are mostly identical except for the transform.
         header = _SEEN.get((content, measure))
         if header is not None:
             return replace(header, transform=_transform(tags))
@@ -190,7 +192,7 @@ def read_rows(descriptor: int, header: Header, strip: int) -> npt.NDArray[np.gen
         strip: Number of the strip.
 
     Returns:
-        Pixels, shape (rows, W, C); a strip that the file leaves out is 0.
+        Pixels, shape (rows, W, C). A strip that is missing in a sparse file is 0.
 
     Raises:
         ValueError: If the file ends within the strip.
@@ -209,7 +211,7 @@ def read_rows(descriptor: int, header: Header, strip: int) -> npt.NDArray[np.gen
 def read_window(
     path: str | os.PathLike[str], header: Header, descriptor: int, window: tuple[int, int, int, int]
 ) -> npt.NDArray[np.generic] | None:
-    """Read a window in one go, if the rows lie one after the other in the file.
+    """Read a window at once, if its rows are contiguous in the file.
 
     Args:
         path: Path of the file, for errors.
@@ -218,7 +220,7 @@ def read_window(
         window: First column, first row, width and height.
 
     Returns:
-        Pixels, shape (height, width, C); None if the rows do not lie so.
+        Pixels, shape (height, width, C); None if the rows are not contiguous.
 
     Raises:
         OSError: If the file ends before the window does.
@@ -229,7 +231,7 @@ def read_window(
     strips = header.strips
     if not strips or not strips[0] or not header.side_by_side:
         return None
-    # Into memory of NumPy, which is handed out again: bytes of this size come from the system anew.
+    # NumPy reuses freed memory, while a bytes object of this size is newly allocated by the system.
     content = np.empty(stride * height, np.uint8)
     length = os.preadv(descriptor, [content], strips[0] + stride * row)
     if length < content.size:
@@ -239,7 +241,7 @@ def read_window(
 
 
 class _Tags:
-    """The first directory of tags of a TIFF file."""
+    """First directory of tags of a TIFF file."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -257,19 +259,20 @@ class _Tags:
         self.used = start + 2 + 12 * count + 4
 
     def content(self) -> tuple[bytes, ...] | None:
-        """All bytes that the header follows from but its transform; None if it is a long one."""
+        """Return all bytes that determine the header except its transform; None if it is long."""
         head = self._head
         if any(stop > len(head) for _, stop in self._spans):
             return None
-        # With where the directory lies, which the length of the file is measured by.
+        # The first bytes include the position of the directory, which determines
+        # :attr:`Header.used`.
         return head[:8], self._raw, *[head[start:stop] for start, stop in self._spans]
 
     def __contains__(self, tag: int) -> bool:
-        """Whether a tag is given."""
+        """Check whether a tag is present."""
         return tag in self._entries
 
     def get(self, tag: int, count: int | None = None) -> tuple[Any, ...]:
-        """All values of a tag; none if it is not given. It must have so many, if it is."""
+        """Return all values of a tag, or none if it is missing; check their number if given."""
         if tag not in self._entries:
             return ()
         kind, number, inline = self._entries[tag]
@@ -286,31 +289,31 @@ class _Tags:
         return struct.unpack_from(self._order + code, inline)
 
     def integer(self, tag: int, default: int | None = None) -> int:
-        """The one value of a tag."""
+        """Return the only value of a tag."""
         value = next(iter(self.get(tag, 1)), default)
         if value is None:
             raise NotPlainError(f'no tag {tag}')
         return int(value)
 
     def same(self, tag: int, count: int, default: int) -> int:
-        """The value that a tag has once for each band."""
+        """Return the value of a tag that is equal for all bands."""
         values = set(self.get(tag, count)) or {default}
         if len(values) != 1:
             raise NotPlainError(f'bands differ in tag {tag}')
         return int(values.pop())
 
     def text(self, tag: int) -> bytes:
-        """The text of a tag, up to its end."""
+        """Return the text of a tag."""
         (text,) = self.get(tag) or (b'',)
         return bytes(text)
 
     def _unpack(self, code: str, position: int) -> tuple[Any, ...]:
-        """Values at a place in the file."""
+        """Unpack values at a position of the file."""
         content = self._bytes(position, struct.calcsize('=' + code))
         return struct.unpack(self._order + code, content)
 
     def _bytes(self, position: int, size: int) -> bytes:
-        """Bytes at a place in the file, fewer if it ends there."""
+        """Return bytes at a position of the file, or fewer at its end."""
         if position + size <= len(self._head):
             return self._head[position : position + size]
         return os.pread(self._descriptor, size, position)
@@ -318,7 +321,7 @@ class _Tags:
 
 @lru_cache(maxsize=256)
 def _entries_of(order: str, raw: bytes) -> tuple[dict[int, tuple[Any, ...]], list[tuple[int, int]]]:
-    """Entries of a directory, and where values lie that do not fit in; not those of transforms."""
+    """Return the entries of a directory, and the ranges of longer values except transforms."""
     count = len(raw) // 12
     *entries, following = struct.unpack(order + 'HHI4s' * count + 'I', raw)
     if following:
@@ -338,14 +341,14 @@ def _entries_of(order: str, raw: bytes) -> tuple[dict[int, tuple[Any, ...]], lis
 
 
 def _header(tags: _Tags, measure: bool) -> Header:
-    """Header from the tags of a file."""
+    """Make a header from the tags of a file."""
     width, height, bands = tags.integer(_WIDTH), tags.integer(_HEIGHT), tags.integer(_BANDS, 1)
     if not 0 < width < 1 << 31 or not 0 < height < 1 << 31 or not bands:
         raise NotPlainError('no pixels')
     colours = {1: 1, 2: 3}.get(tags.integer(_PHOTOMETRIC), 0)
     extra = tags.get(_EXTRA, bands - colours) if bands != colours else ()
     if not 0 < colours <= bands or any(extra) or (bands == colours) != (_EXTRA not in tags):
-        raise NotPlainError('bands that are colours')
+        raise NotPlainError('colour bands')
     kind = _KINDS.get(tags.same(_SAMPLE_FORMAT, bands, 1), '')
     dtype = f'{kind}{tags.same(_BITS, bands, 1)}'
     if dtype not in ('uint8', 'int8', 'uint16', 'int16', 'uint32', 'int32', 'float32', 'float64'):
@@ -353,13 +356,13 @@ def _header(tags: _Tags, measure: bool) -> Header:
     compression, planar = tags.integer(_COMPRESSION, 1), tags.integer(_PLANAR, 1)
     predictor = tags.integer(_PREDICTOR, 1)
     if compression not in _COMPRESSIONS or planar not in (1, 2) or predictor not in (1, 2, 3):
-        raise NotPlainError('compressed or interleaved in a way of its own')
+        raise NotPlainError('unusual compression or interleaving')
     planes = bands if planar == 2 else 1
     tiled = _TILE_OFFSETS in tags
     if tiled:
         rows, cols = tags.integer(_TILE_HEIGHT), tags.integer(_TILE_WIDTH)
         if not rows or not cols or rows % 16 or cols % 16 or _STRIP_OFFSETS in tags:
-            raise NotPlainError('tiles of an odd size')
+            raise NotPlainError('unusual tile size')
     else:
         rows, cols = min(tags.integer(_ROWS_PER_STRIP, height), height), width
         if not rows or _TILE_WIDTH in tags or _TILE_HEIGHT in tags:
@@ -368,7 +371,7 @@ def _header(tags: _Tags, measure: bool) -> Header:
     offsets = tags.get(_TILE_OFFSETS if tiled else _STRIP_OFFSETS, blocks)
     sizes = tags.get(_TILE_SIZES if tiled else _STRIP_SIZES, blocks)
     if not offsets or not sizes:
-        raise NotPlainError('no offsets of the pixels')
+        raise NotPlainError('no strip or tile offsets')
     stated = sizes
     plain = not tiled and compression == 1 and planes == 1
     if compression == 1 and not tiled:
@@ -377,9 +380,9 @@ def _header(tags: _Tags, measure: bool) -> Header:
         last = height - (strips - 1) * rows
         needed = ((rows * row,) * (strips - 1) + (last * row,)) * planes
         if 0 in offsets:
-            # A strip at 0 is left out of the file.
+            # A strip with offset 0 is missing in a sparse file.
             needed = tuple(n if at else 0 for n, at in zip(needed, offsets, strict=True))
-        # The sizes that the file states may be wrong; what the pixels need is known.
+        # The sizes in the file may be wrong, but the sizes of uncompressed strips are known.
         plain &= sizes == needed
         sizes = needed
     if b'role' in tags.text(_METADATA):
@@ -408,20 +411,20 @@ def _header(tags: _Tags, measure: bool) -> Header:
 
 
 def _epsg(tags: _Tags) -> int | None:
-    """EPSG code of the CRS."""
+    """Return the EPSG code of the CRS."""
     keys = tags.get(_GEO_KEYS)
     if len(keys) < 4:
         raise NotPlainError('no CRS')
-    # A point at the pixel's centre moves the grid by half a pixel, or not: GDAL has options.
+    # Whether PixelIsPoint shifts the grid by half a pixel depends on an option of GDAL.
     types = [keys[i + 3] for i in range(4, len(keys) - 3, 4) if keys[i] == _RASTER_TYPE]
     if types not in ([], [1]):
-        raise NotPlainError('pixel is point')
+        raise NotPlainError('PixelIsPoint')
     return _meaning(keys, tags.get(_GEO_DOUBLES), tags.text(_GEO_TEXT))
 
 
 @lru_cache(maxsize=1024)
 def _meaning(keys: tuple[int, ...], doubles: tuple[float, ...], text: bytes) -> int | None:
-    """EPSG code that GDAL finds in the keys of a file."""
+    """Return the EPSG code that GDAL decodes from the geokeys of a file."""
     shorts = struct.pack(f'<{len(keys)}H', *keys)
     values = {
         **{tag: (_SHORT, 1, struct.pack('<H', 1)) for tag in (_WIDTH, _HEIGHT, _COMPRESSION)},
@@ -437,7 +440,7 @@ def _meaning(keys: tuple[int, ...], doubles: tuple[float, ...], text: bytes) -> 
         **({_GEO_DOUBLES: (_DOUBLE, len(doubles), _doubles(doubles))} if doubles else {}),
         **({_GEO_TEXT: (_TEXT, len(text), text)} if text else {}),
     }
-    # A pixel of one byte at 8, then the directory, then what does not fit into it.
+    # Write a TIFF with a pixel of one byte at offset 8, then the directory, then longer values.
     start, entries, rest = 10, b'', b''
     after = start + 2 + 12 * len(values) + 4
     for tag, (kind, count, content) in sorted(values.items()):
@@ -453,12 +456,12 @@ def _meaning(keys: tuple[int, ...], doubles: tuple[float, ...], text: bytes) -> 
 
 
 def _doubles(values: tuple[float, ...]) -> bytes:
-    """Numbers as a file has them."""
+    """Encode numbers as in a file."""
     return struct.pack(f'<{len(values)}d', *values)
 
 
 def _transform(tags: _Tags) -> tuple[float, ...]:
-    """Affine coefficients."""
+    """Return the affine coefficients."""
     scale, ties, matrix = tags.get(_PIXEL_SCALE), tags.get(_TIEPOINTS), tags.get(_MATRIX)
     if not all(map(math.isfinite, (*scale, *ties, *matrix))):
         raise NotPlainError('no affine transform')
@@ -471,7 +474,7 @@ def _transform(tags: _Tags) -> tuple[float, ...]:
 
 
 def _nodata(tags: _Tags, dtype: np.dtype[Any]) -> float | None:
-    """The nodata value."""
+    """Return the nodata value."""
     if _NODATA not in tags:
         return None
     text = tags.text(_NODATA).partition(b'\0')[0].rstrip(b' ')
@@ -488,7 +491,7 @@ def _nodata(tags: _Tags, dtype: np.dtype[Any]) -> float | None:
 
 
 def header_of(src: DatasetReader) -> Header:
-    """Header as GDAL reads it.
+    """Return the header of an open raster.
 
     Args:
         src: Open raster.
@@ -497,10 +500,10 @@ def header_of(src: DatasetReader) -> Header:
         The header.
 
     Raises:
-        RasterioError: If its bands are of several types.
+        RasterioError: If its bands have different data types.
     """
     if len(set(src.dtypes)) != 1:
-        raise RasterioError(f'{src.name}: bands of several types')
+        raise RasterioError(f'{src.name}: bands have different data types')
     return Header(
         src.width,
         src.height,

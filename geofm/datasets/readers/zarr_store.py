@@ -1,4 +1,4 @@
-"""Zarr stores: a folder, or one zip file."""
+"""Read Zarr stores, which are a folder or a zip file."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -8,10 +8,10 @@ from geofm.datasets.readers.source import Source
 
 
 class ZarrReader:
-    """Arrays in ``.zarr`` folders and ``.zarr.zip`` files."""
+    """Reader of arrays in ``.zarr`` folders and ``.zarr.zip`` files."""
 
     def accepts(self, address: str) -> bool:
-        """Tell by the name.
+        """Check whether this reader is responsible for an address.
 
         Args:
             address: Absolute path or address.
@@ -28,7 +28,7 @@ class ZarrReader:
         Args:
             address: The store, or ``ZARR:"store.zarr.zip":/array:3`` for index 3 of the first
                 dimension of an array.
-            sensor: Key of the sensor to read.
+            sensor: Name of the sensor to read.
 
         Returns:
             The open raster.
@@ -37,7 +37,7 @@ class ZarrReader:
             FileNotFoundError: If there is no such store.
             ValueError: If it cannot be read.
         """
-        # It takes a second.
+        # Importing zarr takes a second.
         import zarr
         from zarr.storage import LocalStore, ZipStore
 
@@ -50,7 +50,7 @@ class ZarrReader:
             store = LocalStore(path, read_only=True) if path.is_dir() else ZipStore(path, mode='r')
             group = zarr.open(store, mode='r')
         except Exception as error:
-            # A dozen kinds of error, by what is damaged.
+            # Damaged stores raise about a dozen types of error.
             if store is not None:
                 store.close()
             raise ValueError(f'{path}: cannot be read as Zarr ({error})') from error
@@ -64,6 +64,6 @@ class ZarrReader:
 
 
 class _Members(dict[str, Any]):
-    """A store that is one array, as a group."""
+    """Store that consists of one array, as a group."""
 
-    attrs: dict[str, Any] = {}  # noqa: RUF012 - it is never written to
+    attrs: dict[str, Any] = {}  # noqa: RUF012 - it is never modified

@@ -1,4 +1,4 @@
-"""A table of rasters: one row per file, or per band of a file, of any sensors."""
+"""Table of rasters of any sensors, with one row per file or per band of a file."""
 
 from geofm.datasets.table.address import file_of
 from geofm.datasets.table.error import TableError

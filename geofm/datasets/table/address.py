@@ -1,14 +1,14 @@
-"""Addresses of rasters in a table: files, parts of files, and files on servers."""
+"""Addresses of rasters in a table: files, parts of files, and remote files."""
 
 import os
 import re
 
-#: A GDAL subdataset: format, file, and what of it.
+#: GDAL subdataset: format, file, and part of the file.
 _SUBDATASET = re.compile(r'(netcdf|hdf5|zarr):(?:"([^"]+)"|([^":]+))(:.+)?', re.IGNORECASE)
 
 _ARCHIVE = re.compile(r'/vsi(zip|tar|gzip)/(?!/)(.+)', re.IGNORECASE)
 
-#: The slash tells an address from a file whose name has a colon; of two, pathlib keeps one.
+#: The slash distinguishes a URL from a file name with a colon. pathlib merges two slashes into one.
 _SCHEME = re.compile(r'[a-z][a-z0-9+.-]+:/|/vsi', re.IGNORECASE)
 
 
@@ -16,9 +16,9 @@ def resolve(path: str, root: str) -> str:
     """Make a path of a table absolute.
 
     Args:
-        path: A path relative to the table's folder or absolute; a file in an archive,
-            ``/vsizip/archive.zip/scene.tif`` (two slashes before an absolute path, as in GDAL); a
-            part of a container, ``NETCDF:"file.nc":B02``; or an address, ``https://...``,
+        path: A path that is absolute or relative to the folder of the table; a file in an archive,
+            ``/vsizip/archive.zip/scene.tif`` (with two slashes before an absolute path, as in
+            GDAL); a part of a container, ``NETCDF:"file.nc":B02``; or a URL, ``https://...``,
             ``s3://...`` or ``/vsi...``.
         root: Folder of the table.
 
@@ -36,15 +36,15 @@ def resolve(path: str, root: str) -> str:
 
 
 def relative(path: str, old: str, new: str) -> str:
-    """Make a path of a table fit for a table in another folder.
+    """Convert a path of a table for a table in another folder.
 
     Args:
-        path: The path, as of :func:`resolve`.
-        old: Absolute folder that it is relative to.
+        path: The path, as described in :func:`resolve`.
+        old: Absolute folder of the old table.
         new: Absolute folder of the new table.
 
     Returns:
-        A path relative to *new* if the file is there or below, else the absolute path.
+        A path relative to *new* if the file is in that folder or below, else the absolute path.
     """
     if old == new:
         return path
@@ -58,14 +58,14 @@ def relative(path: str, old: str, new: str) -> str:
 
 
 def file_of(address: str) -> str | None:
-    """File on this machine that an address needs.
+    """Return the local file that an address needs.
 
     Args:
-        address: Address as of :func:`resolve`.
+        address: Address as returned by :func:`resolve`.
 
     Returns:
-        The file, or for one in an archive the first part of its path that is not a folder; None if
-        it is on a server.
+        The file. For a file in an archive, it is the archive: the first part of the path that is
+        not a folder. None for remote files.
     """
     if match := _SUBDATASET.fullmatch(address):
         return match[2] or match[3]
@@ -75,7 +75,7 @@ def file_of(address: str) -> str | None:
 
 
 def _archive(path: str) -> str:
-    """The archive in a path that leads into it."""
+    """Return the archive in a path that leads into it."""
     parts = path.split('/')
     for i in range(2, len(parts) + 1):
         start = '/'.join(parts[:i])

@@ -1,4 +1,4 @@
-"""Columns of a table of rasters, from Arrow to NumPy, with errors that name the row."""
+"""Convert columns of a table of rasters from Arrow to NumPy, with errors that name the row."""
 
 import datetime
 import math
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from geofm.datasets.table.error import TableError, row_error
 from geofm.printing import printable
 
-#: Time of a row without one: NumPy's NaT as int64.
+#: Time of a row without a time: NumPy's NaT as int64.
 NO_TIME = int(np.datetime64('NaT').astype(np.int64))
 
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
@@ -22,10 +22,10 @@ _MICROSECOND = datetime.timedelta(microseconds=1)
 
 
 class Coded(NamedTuple):
-    """A column of few distinct texts.
+    """Column with few distinct texts.
 
     Attributes:
-        codes: Index into *values* of each row, int32 (N,); -1 where the row has none.
+        codes: Index into *values* for each row, int32 (N,); -1 where the row has no text.
         values: The distinct texts.
     """
 
@@ -34,18 +34,18 @@ class Coded(NamedTuple):
 
 
 def text_codes(column: pa.ChunkedArray, name: str, source: str) -> Coded:
-    """Read a column of texts.
+    """Convert a column of texts.
 
     Args:
-        column: The column; whole numbers are taken for texts.
+        column: The column. Integers are converted to texts.
         name: Name of the column.
         source: File of the table, for errors.
 
     Returns:
-        The texts without surrounding blanks; none where they are empty.
+        The texts without surrounding blanks. Empty texts are missing.
 
     Raises:
-        TableError: If the column has another type, or a text has a NUL character.
+        TableError: If the column has another type, or a text contains a NUL character.
     """
     encoded = as_text(column, name, source)
     if not pa.types.is_dictionary(encoded.type):
@@ -60,7 +60,7 @@ def text_codes(column: pa.ChunkedArray, name: str, source: str) -> Coded:
     new = again.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
     codes = raw if np.array_equal(new, np.arange(len(new))) else np.append(new, -1)[raw]
     values = again.dictionary
-    # A dictionary may have texts that no row has.
+    # A dictionary may have texts that do not occur in any row.
     used = np.bincount(codes + 1, minlength=len(values) + 1)[1:] > 0
     if not used.all():
         codes = np.append(np.cumsum(used) - 1, -1)[codes]
@@ -68,16 +68,16 @@ def text_codes(column: pa.ChunkedArray, name: str, source: str) -> Coded:
     bad = pc.match_substring(values, '\0').to_numpy(zero_copy_only=False).astype(bool)
     if bad.any():
         raise row_error(
-            source, first_row(np.append(bad, False)[codes]), f'{name} has a NUL character'
+            source, first_row(np.append(bad, False)[codes]), f'{name} contains a NUL character'
         )
     return Coded(codes.astype(np.int32, copy=False), values)
 
 
 def as_text(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
-    """Bring a column to strings.
+    """Convert a column to strings.
 
     Args:
-        column: The column, of texts or whole numbers.
+        column: The column, of texts or integers.
         name: Name of the column.
         source: File of the table, for errors.
 
@@ -94,30 +94,30 @@ def as_text(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
     if pa.types.is_large_string(inner) or pa.types.is_string_view(inner):
         return column.cast(pa.string())
     if pa.types.is_floating(inner):
-        # pandas makes floating-point numbers of integers where some are missing.
+        # pandas converts integers to floating-point numbers if some are missing.
         try:
             return column.cast(pa.int64()).cast(pa.string())
         except pa.ArrowInvalid:
             return column.cast(pa.string())
     if pa.types.is_integer(inner) or pa.types.is_null(inner):
         return column.cast(pa.string())
-    raise TableError(f"{source}: column '{name}' is of type {kind}, but texts are expected")
+    raise TableError(f"{source}: column '{name}' has the type {kind}, but must have texts")
 
 
 def parse_values(
     column: pa.ChunkedArray, name: str, source: str, parse: Callable[[str], Any], expected: str
 ) -> tuple[npt.NDArray[np.int32], list[Any]]:
-    """Read a column of texts that stand for something else.
+    """Convert a column of texts by a function.
 
     Args:
         column: The column.
         name: Name of the column.
         source: File of the table, for errors.
-        parse: Makes a value of a text; a ValueError means that it cannot.
-        expected: What is expected, for the error.
+        parse: Function that converts a text, and raises ValueError if it is invalid.
+        expected: Description of a valid text, for errors.
 
     Returns:
-        Codes as of :class:`Coded`, and the values of these codes.
+        Codes as in :class:`Coded`, and the values of these codes.
 
     Raises:
         TableError: If a text cannot be parsed.
@@ -137,7 +137,7 @@ def parse_values(
 
 
 def numbers(column: pa.ChunkedArray, name: str, source: str) -> npt.NDArray[np.float64]:
-    """Read a column of numbers.
+    """Convert a column of numbers.
 
     Args:
         column: The column, of numbers or texts.
@@ -145,14 +145,14 @@ def numbers(column: pa.ChunkedArray, name: str, source: str) -> npt.NDArray[np.f
         source: File of the table, for errors.
 
     Returns:
-        The numbers, float64 (N,); NaN where there is none.
+        The numbers, float64 (N,); NaN where missing.
 
     Raises:
-        TableError: If a text is no number, or the column has another type.
+        TableError: If a text is not a number, or the column has another type.
     """
     kind = column.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
-        # Through the values, since Arrow refuses integers that float64 does not hold exactly.
+        # A safe cast fails for integers that float64 cannot represent exactly.
         filled = column.cast(pa.float64(), safe=False)
         return np.array(filled.to_numpy(), np.float64)
     codes, values = parse_values(column, name, source, _number, 'a number')
@@ -160,7 +160,7 @@ def numbers(column: pa.ChunkedArray, name: str, source: str) -> npt.NDArray[np.f
 
 
 def _number(text: str) -> float:
-    # Python also takes '1_000'.
+    # Python would accept '1_000'.
     if '_' in text:
         raise ValueError(text)
     return float(text)
@@ -169,7 +169,7 @@ def _number(text: str) -> float:
 def integers(
     column: pa.ChunkedArray, name: str, source: str, lowest: int, highest: int, missing: int = -1
 ) -> npt.NDArray[np.int64]:
-    """Read a column of whole numbers.
+    """Convert a column of integers.
 
     Args:
         column: The column, of numbers or texts.
@@ -177,13 +177,13 @@ def integers(
         source: File of the table, for errors.
         lowest: Smallest number allowed.
         highest: Largest number allowed.
-        missing: What a row without a number gets.
+        missing: Value for rows without a number.
 
     Returns:
         The numbers, int64 (N,).
 
     Raises:
-        TableError: If one is not whole, or out of range.
+        TableError: If a number is not an integer, or out of range.
     """
     values = numbers(column, name, source)
     missed = np.isnan(values)
@@ -194,28 +194,29 @@ def integers(
         raise row_error(
             source,
             row,
-            f'{name} {values[row]:g} is not a whole number from {lowest:,} to {highest:,}',
+            f'{name} {values[row]:g} is not an integer from {lowest:,} to {highest:,}',
         )
     return np.where(missed, missing, values).astype(np.int64)
 
 
 def times(column: pa.ChunkedArray, name: str, source: str) -> npt.NDArray[np.int64]:
-    """Read a column of dates or times.
+    """Convert a column of dates or times.
 
     Args:
-        column: The column: timestamps, dates, or texts by ISO 8601. Times without a zone are UTC.
+        column: The column, of timestamps, dates, or ISO 8601 texts. Times without a time zone are
+            UTC.
         name: Name of the column.
         source: File of the table, for errors.
 
     Returns:
-        Microseconds since 1970-01-01 UTC, int64 (N,); :data:`NO_TIME` where there is none.
+        Microseconds since 1970-01-01 UTC, int64 (N,); :data:`NO_TIME` where missing.
 
     Raises:
-        TableError: If a text is no date, or the column has another type.
+        TableError: If a text is not a date, or the column has another type.
     """
     kind = column.type
     if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        # The zone is how a time is written; what is stored is UTC.
+        # Arrow stores UTC; the time zone is only for display.
         try:
             exact = column.cast(pa.timestamp('us', kind.tz if hasattr(kind, 'tz') else None), False)
             plain = exact.cast(pa.int64())
@@ -229,7 +230,7 @@ def times(column: pa.ChunkedArray, name: str, source: str) -> npt.NDArray[np.int
 
 
 def _microseconds(text: str) -> int:
-    # Numbers of pandas, NaT.
+    # Missing values as written by pandas.
     if text in ('NaT', 'nan', 'None'):
         return NO_TIME
     moment = datetime.datetime.fromisoformat(text)
@@ -239,24 +240,24 @@ def _microseconds(text: str) -> int:
 
 
 def first_row(mask: npt.NDArray[np.bool_]) -> int:
-    """First row where something holds.
+    """Return the first row where a mask is True.
 
     Args:
-        mask: Where it holds, (N,).
+        mask: The mask, (N,).
 
     Returns:
-        Its index; 0 if it holds nowhere.
+        Index of the row; 0 if the mask is False everywhere.
     """
     return int(np.argmax(mask)) if mask.size else 0
 
 
 def shorten(text: str) -> str:
-    """Shorten a text so that it fits into a message of one line.
+    """Shorten a text to fit into a message of one line.
 
     Args:
         text: The text.
 
     Returns:
-        At most 80 characters, all of them printable.
+        At most 80 printable characters.
     """
     return printable(text if len(text) <= 80 else text[:77] + '...')

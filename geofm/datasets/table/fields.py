@@ -1,11 +1,11 @@
-"""Reading the fields of a table of rasters from a file.
+"""Read the fields of a table of rasters from a file.
 
-Required columns: ``path``, ``sensor``, ``datetime`` (ISO 8601; empty where there is none).
-Optional: ``place``, ``band`` (one name, or those of all bands of the file separated by blanks, with
-'-' for a band that is not used), ``index`` (number of the band in the file, from 1), ``scene``
-(which rows without a place belong together), ``scale``, ``offset``, ``unit``, ``nodata``,
-``cloud_cover`` (0 to 1), ``split``. Scanned: ``crs``, ``transform``, ``height``, ``width``,
-``west``, ``south``, ``east``, ``north``, ``problem``. Other columns are not read.
+Required columns are ``path``, ``sensor`` and ``datetime`` (ISO 8601, or empty). Optional columns
+are ``place``, ``band`` (one name, or the names of all bands of the file separated by blanks, with
+'-' for unused bands), ``index`` (number of the band in the file, from 1), ``scene`` (common to rows
+without a place that belong together), ``scale``, ``offset``, ``unit``, ``nodata``, ``cloud_cover``
+(0 to 1) and ``split``. Scanning adds ``crs``, ``transform``, ``height``, ``width``, ``west``,
+``south``, ``east``, ``north`` and ``problem``. Other columns are ignored.
 """
 
 import math
@@ -49,7 +49,7 @@ OPTIONAL = (
     *('split', 'crs', 'transform', 'height', 'width', 'west', 'south', 'east', 'north', 'problem'),
 )
 
-#: Endings of GeoParquet files.
+#: Suffixes of GeoParquet files.
 PARQUET = ('.parquet', '.geoparquet')
 
 _MOST_CODES = {np.dtype(np.int8): 127, np.dtype(np.int16): 32767}
@@ -66,14 +66,15 @@ def read_fields(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        TableError: If it is no table of rasters; one line that names the row and what to do.
+        TableError: If the file is not a table of rasters. The message is one line that names the
+            row and says what to do.
     """
     source = printable(path)
     if not path.is_file():
-        raise FileNotFoundError(f'{source}: no such file; `geofm index` makes a table of a folder')
+        raise FileNotFoundError(f'{source}: no such file; `geofm index` creates a table')
     kind = path.suffix.lower()
     if kind not in (*PARQUET, '.csv'):
-        raise TableError(f'{source}: a table ends in .csv, .parquet or .geoparquet')
+        raise TableError(f'{source}: a table must end in .csv, .parquet or .geoparquet')
     try:
         columns: Columns = CsvColumns(path) if kind == '.csv' else ParquetColumns(path)
     except (pa.ArrowException, ValueError, OSError) as error:
@@ -87,20 +88,21 @@ def fields_of(columns: Columns, source: str, root: str) -> dict[str, Any]:
 
     Args:
         columns: The columns.
-        source: Where they are from, for messages.
+        source: Source of the columns, for messages.
         root: Absolute folder that relative paths start from.
 
     Returns:
         The fields by name.
 
     Raises:
-        TableError: If they are no table of rasters; one line that names the row and what to do.
+        TableError: If they are not a table of rasters. The message is one line that names the row
+            and says what to do.
     """
     _check_names(columns, source)
     try:
         return _Fields(columns, source, root).read()
     except pa.ArrowException as error:
-        raise TableError(f'{source}: damaged: {_one_line(error)}') from error
+        raise TableError(f'{source}: is damaged: {_one_line(error)}') from error
 
 
 def _one_line(error: Exception) -> str:
@@ -108,7 +110,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _check_names(columns: Columns, source: str) -> None:
-    """Check that the columns that are needed are there, once."""
+    """Check that required columns exist, and that no column exists twice."""
     names = columns.names
     for name in REQUIRED:
         if name not in names:
@@ -121,17 +123,17 @@ def _check_names(columns: Columns, source: str) -> None:
             )
     for name in (*REQUIRED, *OPTIONAL):
         if names.count(name) > 1:
-            raise TableError(f"{source}: column '{name}' is there twice; remove one")
+            raise TableError(f"{source}: column '{name}' exists twice; remove one")
 
 
 class _Fields:
-    """Reads the fields of a table one after the other."""
+    """Reader of the fields of a table."""
 
     def __init__(self, columns: Columns, source: str, root: str) -> None:
         self._columns, self._source, self._root = columns, source, root
 
     def read(self) -> dict[str, Any]:
-        """All fields."""
+        """Read all fields."""
         sensors, sensor = self._sensors()
         band_lists, band = self._bands(sensors, sensor)
         places = self._codes('place')
@@ -173,11 +175,11 @@ class _Fields:
         }
 
     def _sensors(self) -> tuple[list[Sensor], npt.NDArray[np.int8]]:
-        """Sensors, and which of them each row has."""
+        """Return the sensors, and the index of the sensor of each row."""
         codes, keys = self._codes('sensor')
         if (codes < 0).any():
             raise row_error(
-                self._source, first_row(codes < 0), f'no sensor; known are {", ".join(SENSORS)}'
+                self._source, first_row(codes < 0), f'has no sensor; known are {", ".join(SENSORS)}'
             )
         names = keys.to_pylist()
         for code, key in enumerate(names):
@@ -188,21 +190,21 @@ class _Fields:
                     f"unknown sensor '{shorten(key)}': known are {', '.join(SENSORS)}; define "
                     f'others in a YAML file (--sensors){did_you_mean(key, SENSORS)}',
                 )
-        # In canonical order, whatever the order of the rows.
+        # In canonical order, independent of the order of the rows.
         ordered = [sensor for key, sensor in SENSORS.items() if key in names]
         if len(ordered) > 127:
-            raise TableError(f'{self._source}: more than 127 sensors; make several tables')
+            raise TableError(f'{self._source}: has more than 127 sensors; split the table')
         new = np.array([ordered.index(SENSORS[key]) for key in names], np.int8)
         return ordered, new[codes] if len(new) else codes.astype(np.int8)
 
     def _bands(
         self, sensors: list[Sensor], sensor: npt.NDArray[np.int8]
     ) -> tuple[tuple[tuple[str, ...], ...], npt.NDArray[np.int16]]:
-        """Lists of bands, and which of them each row has."""
+        """Return the lists of bands, and the index of the list of each row."""
         if 'band' not in self._columns.names:
             return (), np.full(self._columns.rows, -1, np.int16)
         codes, texts = self._codes('band')
-        # A text may mean different bands of different sensors.
+        # The meaning of a text depends on the sensor.
         pairs = codes.astype(np.int64) * len(sensors) + sensor
         found, firsts, inverse = np.unique(pairs, return_index=True, return_inverse=True)
         lists: dict[tuple[str, ...], int] = {}
@@ -213,11 +215,11 @@ class _Fields:
             names = self._band_list(row, texts[int(codes[row])].as_py(), sensors[sensor[row]])
             new[i] = lists.setdefault(names, len(lists))
         if len(lists) > 32767:
-            raise TableError(f'{self._source}: more than 32,767 different lists of bands')
+            raise TableError(f'{self._source}: has more than 32,767 different lists of bands')
         return tuple(lists), new[inverse].astype(np.int16)
 
     def _band_list(self, row: int, text: str, sensor: Sensor) -> tuple[str, ...]:
-        """Bands that a text names."""
+        """Parse a list of band names."""
         names = []
         for part in text.replace(',', ' ').split():
             name = '-' if part == '-' else sensor.find_band(part)
@@ -234,7 +236,9 @@ class _Fields:
             names.append(name)
         if not any(name != '-' for name in names):
             raise row_error(
-                self._source, row, 'band names no band; leave it empty for all bands of the file'
+                self._source,
+                row,
+                'the band list has no band; leave it empty for all bands of the file',
             )
         return tuple(names)
 
@@ -244,11 +248,11 @@ class _Fields:
         band: npt.NDArray[np.int16],
         band_lists: tuple[tuple[str, ...], ...],
     ) -> None:
-        """A row with an index has one band."""
+        """Check that rows with an index have one band."""
         many = np.array([*(len(names) > 1 for names in band_lists), False])
         if (bad := (index > 0) & many[band]).any():
             raise row_error(
-                self._source, first_row(bad), 'an index goes with one band; make a row of each band'
+                self._source, first_row(bad), 'an index needs one band; write a row per band'
             )
 
     def _is_part(
@@ -258,13 +262,13 @@ class _Fields:
         sensors: list[Sensor],
         sensor: npt.NDArray[np.int8],
     ) -> npt.NDArray[np.bool_]:
-        """Which rows are one of several bands of a scene."""
+        """Return which rows are one of several bands of a scene."""
         single = np.array([*(sum(n != '-' for n in names) == 1 for names in band_lists), False])
         several = np.array([*(len(s.bands) > 1 for s in sensors), False])
         return np.asarray(single[band] & several[sensor])
 
     def _paths(self) -> Iterator[pa.StringArray]:
-        """Paths in parts."""
+        """Yield the paths in parts."""
         start = 0
         for part in self._columns.batches('path'):
             texts = as_text(part, 'path', self._source).cast(pa.string())
@@ -274,12 +278,12 @@ class _Fields:
             )
             if pc.any(bad).as_py():
                 row = start + first_row(bad.to_numpy())
-                raise row_error(self._source, row, 'no path, or one with a NUL character')
+                raise row_error(self._source, row, 'has no path, or a path with a NUL character')
             yield from texts.chunks
             start += len(texts)
 
     def _scene(self, parts: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32] | None:
-        """Which rows without a place are of one scene: those in one folder, if not told."""
+        """Return the scene of rows without a place: by default, the folder of the file."""
         if 'scene' in self._columns.names:
             return self._codes('scene').codes
         if not parts.any():
@@ -291,13 +295,13 @@ class _Fields:
         return codes
 
     def _codes(self, name: str) -> Coded:
-        """A column of texts; none if it is absent."""
+        """Read a column of texts; all are missing if there is no such column."""
         if name not in self._columns.names:
             return Coded(np.full(self._columns.rows, -1, np.int32), pa.array([], pa.string()))
         return text_codes(self._columns.column(name), name, self._source)
 
     def _few(self, name: str, dtype: type[Any]) -> tuple[tuple[str, ...], npt.NDArray[Any]]:
-        """A column of few distinct texts."""
+        """Read a column with few distinct texts."""
         codes, values = self._codes(name)
         if len(values) > _MOST_CODES[np.dtype(dtype)]:
             raise TableError(
@@ -307,7 +311,7 @@ class _Fields:
         return tuple(values.to_pylist()), codes.astype(dtype)
 
     def _optional(self, name: str) -> npt.NDArray[np.float64] | None:
-        """A column of numbers, None if it is absent."""
+        """Read a column of numbers; None if there is no such column."""
         if name not in self._columns.names:
             return None
         return numbers(self._columns.column(name), name, self._source)
@@ -315,7 +319,7 @@ class _Fields:
     def _numbers(
         self, name: str, is_good: Callable[[Any], Any], expected: str
     ) -> npt.NDArray[np.float64] | None:
-        """A column of numbers that must be finite, among others."""
+        """Read a column of finite numbers that meet a condition."""
         values = self._optional(name)
         if values is not None:
             bad = np.isinf(values) | (~np.isnan(values) & ~np.asarray(is_good(values)))
@@ -325,7 +329,7 @@ class _Fields:
         return values
 
     def _cloud_cover(self) -> npt.NDArray[np.float32] | None:
-        """Fraction of clouds."""
+        """Read the cloud-covered fraction."""
         values = self._optional('cloud_cover')
         if values is None:
             return None
@@ -335,20 +339,20 @@ class _Fields:
             raise row_error(
                 self._source,
                 row,
-                f'cloud_cover {values[row]:g} is not a share from 0 to 1; divide percentages by '
+                f'cloud_cover {values[row]:g} is not a fraction from 0 to 1; divide percentages by '
                 '100',
             )
         return values.astype(np.float32)
 
     def _whole(self, name: str, lowest: int, highest: int, dtype: type[Any]) -> npt.NDArray[Any]:
-        """A column of whole numbers; -1 where there is none."""
+        """Read a column of integers; -1 where missing."""
         if name not in self._columns.names:
             return np.full(self._columns.rows, -1, dtype)
         column = self._columns.column(name)
         return integers(column, name, self._source, lowest, highest).astype(dtype)
 
     def _grids(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float64], Any]:
-        """EPSG codes, transforms, and height and width."""
+        """Read EPSG codes, transforms, and heights and widths."""
         rows = self._columns.rows
         epsg = np.full(rows, -1, np.int32)
         if 'crs' in self._columns.names:
@@ -375,7 +379,7 @@ class _Fields:
         return epsg, transform, shape
 
     def _transform(self) -> npt.NDArray[np.float64]:
-        """Affine coefficients of each row."""
+        """Read the affine coefficients of each row."""
         if not self._columns.rows:
             return np.empty((0, 6))
         kind = next(iter(self._columns.batches('transform'))).type
@@ -389,8 +393,8 @@ class _Fields:
             )
             return np.array([*values, [math.nan] * 6], np.float64)[codes]
         if not pa.types.is_floating(kind.value_type) and not pa.types.is_integer(kind.value_type):
-            raise TableError(f"{self._source}: column 'transform' is of {kind}, not of numbers")
-        # In parts, for they take half a gigabyte at ten million rows.
+            raise TableError(f"{self._source}: column 'transform' has the type {kind}, not numbers")
+        # Read in parts, as ten million rows take half a gigabyte.
         found = np.full((self._columns.rows, 6), np.nan)
         start = 0
         for part in self._columns.batches('transform'):
@@ -399,7 +403,7 @@ class _Fields:
                 lengths = pc.fill_null(pc.list_value_length(chunk), 6).to_numpy()
                 if (lengths != 6).any():
                     raise TableError(
-                        f"{self._source}: column 'transform' is not of six numbers each"
+                        f"{self._source}: column 'transform' must have six numbers per row"
                     )
                 flat = chunk.filter(known).flatten().cast(pa.float64())
                 rows = np.flatnonzero(known.to_numpy(zero_copy_only=False)) + start
@@ -410,7 +414,7 @@ class _Fields:
     def _bounds(
         self, epsg: npt.NDArray[np.int32], transform: npt.NDArray[np.float64], shape: Any
     ) -> npt.NDArray[np.float64]:
-        """West, south, east and north."""
+        """Read west, south, east and north."""
         names = ('west', 'south', 'east', 'north')
         if not set(names) & set(self._columns.names):
             points = corners(epsg, transform, np.stack(shape, axis=1))
@@ -419,7 +423,7 @@ class _Fields:
         bounds = np.full((self._columns.rows, 4), np.nan)
         for i, name in enumerate(names):
             if name not in self._columns.names:
-                raise TableError(f"{self._source}: no column '{name}' beside the other bounds")
+                raise TableError(f"{self._source}: other bounds need the column '{name}'")
             bounds[:, i] = numbers(self._columns.column(name), name, self._source)
         west, south, east, north = bounds.T
         missing = np.isnan(bounds)
@@ -437,7 +441,7 @@ class _Fields:
 
 
 def _extents(points: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Bounds of files, NaN where corners are not known."""
+    """Compute the bounds of files, NaN where corners are unknown."""
     bounds = np.full((len(points), 4), np.nan)
     known = np.isfinite(points).all(axis=(1, 2))
     if known.any():

@@ -1,4 +1,4 @@
-"""Columns of CSV and Parquet files."""
+"""Read columns of CSV and Parquet files."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,38 +8,38 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
 
-#: Texts that repeat, which Parquet stores once.
+#: Columns with repeated texts, which are read as dictionaries.
 _REPEATED = ['sensor', 'place', 'scene', 'band', 'unit', 'split', 'crs', 'problem']
 
-#: Paths are taken from Parquet so many at a time.
+#: Number of rows per batch.
 _BATCH = 1 << 16
 
 
 class Columns(Protocol):
-    """The columns of a file."""
+    """Columns of a file."""
 
     names: list[str]
     rows: int
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """All of a column."""
+        """Return a column."""
 
     def batches(self, name: str) -> Iterator[pa.ChunkedArray]:
-        """A column in parts."""
+        """Yield a column in parts."""
 
 
 class CsvColumns:
-    """The columns of a CSV file, as texts."""
+    """Columns of a CSV file, as texts."""
 
     def __init__(self, path: Path) -> None:
-        """Read the file."""
+        """Read a file."""
         with path.open('rb') as file:
             head = file.readline()
         names = pacsv.read_csv(pa.BufferReader(head.rstrip(b'\r\n') + b'\n')).column_names
         texts = dict.fromkeys(names, pa.string())
         self._table = pacsv.read_csv(
             path,
-            # In one thread, errors name the row.
+            # Errors name the row only if one thread is used.
             read_options=pacsv.ReadOptions(use_threads=False),
             parse_options=pacsv.ParseOptions(newlines_in_values=True),
             convert_options=pacsv.ConvertOptions(
@@ -50,36 +50,36 @@ class CsvColumns:
         self.rows = self._table.num_rows
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """All of a column."""
+        """Return a column."""
         return self._table.column(name)
 
     def batches(self, name: str) -> Iterator[pa.ChunkedArray]:
-        """A column in parts."""
+        """Yield a column in parts."""
         yield self.column(name)
 
 
 class ParquetColumns:
-    """The columns of a Parquet file."""
+    """Columns of a Parquet file."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file."""
+        """Open a file."""
         repeated = [name for name in pq.read_schema(path).names if name in _REPEATED]
         self._file = pq.ParquetFile(path, memory_map=True, read_dictionary=repeated)
         self.names = self._file.schema_arrow.names
         self.rows = self._file.metadata.num_rows
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """All of a column."""
+        """Return a column."""
         return self._file.read([name]).column(0)
 
     def batches(self, name: str) -> Iterator[pa.ChunkedArray]:
-        """A column in parts."""
+        """Yield a column in parts."""
         for batch in self._file.iter_batches(_BATCH, columns=[name]):
             yield pa.chunked_array([batch.column(0)])
 
 
 class MemoryColumns:
-    """The columns of a table in memory."""
+    """Columns of a table in memory."""
 
     def __init__(self, table: pa.Table) -> None:
         """Initialize a new MemoryColumns instance.
@@ -92,9 +92,9 @@ class MemoryColumns:
         self.rows: int = table.num_rows
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """All of a column."""
+        """Return a column."""
         return self._table.column(name)
 
     def batches(self, name: str) -> Iterator[pa.ChunkedArray]:
-        """A column in parts."""
+        """Yield a column in parts."""
         yield self.column(name)

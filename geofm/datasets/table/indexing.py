@@ -1,4 +1,4 @@
-"""A table of the files below a folder, by the rules of a layout."""
+"""Make a table of the files below a folder by the rules of a layout."""
 
 import os
 import zipfile
@@ -19,7 +19,7 @@ from geofm.datasets.table.layout import Files, Layout, Row, UnknownBandError
 from geofm.datasets.table.raster_table import RasterTable
 from geofm.sensors import SENSORS
 
-#: Folders that are products or stores: files as far as a layout is concerned.
+#: Suffixes of folders that are products or stores, which layouts treat as files.
 WHOLE_FOLDERS = ('.safe', '.zarr')
 
 _SCHEMA = pa.schema(
@@ -42,14 +42,14 @@ _SCHEMA = pa.schema(
 
 
 class Indexed(NamedTuple):
-    """The table of a folder.
+    """Table of a folder, and what was left out.
 
     Attributes:
-        table: The table; not scanned.
-        unmatched: Number of files that match nothing.
+        table: The table, which is not scanned.
+        unmatched: Number of files that match no rule of the layout.
         example: One of them.
-        unknown_bands: Number of files of a band that its sensor does not have.
-        band_example: A message about one of them.
+        unknown_bands: Number of files with a band that the sensor does not have.
+        band_example: Message about one of them.
     """
 
     table: RasterTable
@@ -66,14 +66,14 @@ def index_folder(root: str | Path, layout: Layout) -> Indexed:
 
     Args:
         root: The folder.
-        layout: What the names of the files say.
+        layout: Layout of the files.
 
     Returns:
-        The table, sorted by path, and what was left out.
+        The table, sorted by path, and the counts of files left out.
 
     Raises:
-        TableError: If there is no such folder, or no file matches.
-        LayoutError: If a date is not as the layout says.
+        TableError: If the folder does not exist, or no file matches.
+        LayoutError: If a date does not match the format of the layout.
     """
     folder = Path(root)
     if not folder.is_dir():
@@ -91,7 +91,7 @@ def index_folder(root: str | Path, layout: Layout) -> Indexed:
         for kind, row in rows:
             values += _expand(str(folder / path), name, kind, row)
     if not values:
-        # An example tells at once what is wrong with a regular expression.
+        # An example helps to correct a regular expression.
         looked = f'{unmatched} files, e.g. {example}' if unmatched else 'no files'
         raise TableError(f'{folder}: no file matches {layout.source} ({looked})')
     return Indexed(
@@ -100,18 +100,18 @@ def index_folder(root: str | Path, layout: Layout) -> Indexed:
 
 
 def make_table(rows: Sequence[Mapping[str, Any]], source: str, root: Path) -> RasterTable:
-    """Make a table of rows.
+    """Make a table from rows.
 
     Args:
-        rows: Values by column; columns that a row does not have are empty.
-        source: Where the rows are from, for messages.
+        rows: Values by column. Missing columns of a row are empty.
+        source: Source of the rows, for messages.
         root: Folder that relative paths start from.
 
     Returns:
-        The table, not scanned, without columns that are empty in all rows.
+        The table, which is not scanned, without columns that are empty in all rows.
 
     Raises:
-        TableError: If a row is wrong.
+        TableError: If a row is invalid.
     """
     columns = {name: [row.get(name) for row in rows] for name in _SCHEMA.names}
     table = pa.table(columns, schema=_SCHEMA)
@@ -125,9 +125,9 @@ def make_table(rows: Sequence[Mapping[str, Any]], source: str, root: Path) -> Ra
 
 
 def _paths(folder: Path) -> Iterator[tuple[str, str]]:
-    """Files below a folder and in zip files, and what a table calls them.
+    """Yield the files below a folder and in zip files, with their paths in a table.
 
-    Folders and zip files that are products or stores are files.
+    Folders and zip files that are products or stores are treated as files.
     """
     for below, _, entries in folders_below(folder, WHOLE_FOLDERS):
         prefix = f'{below}/' if below else ''
@@ -142,7 +142,7 @@ def _paths(folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _members(path: Path) -> list[str]:
-    """Files in a zip file; none if it is a product or a store, or no zip file."""
+    """List the files in a zip file; none for products, stores and damaged files."""
     if path.name.lower().endswith('.zarr.zip'):
         return []
     try:
@@ -154,7 +154,7 @@ def _members(path: Path) -> list[str]:
 
 
 def _expand(file: str, path: str, kind: Files, row: Row) -> Iterator[dict[str, Any]]:
-    """Rows of a table for what a name says."""
+    """Yield the rows of a table for a parsed file name."""
     values = {
         'path': path,
         'sensor': row.sensor,
@@ -175,13 +175,13 @@ def _expand(file: str, path: str, kind: Files, row: Row) -> Iterator[dict[str, A
         else:
             parts = [values] if kind.time is None else _dated_rows(file, path, kind.time, values)
     except (OSError, ValueError):
-        # The scan says what is wrong with it.
+        # The scan will report the problem.
         parts = [values]
     yield from parts
 
 
 def _dated_rows(file: str, path: str, time: str, values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the dates and variables of a netCDF file."""
+    """Make a row for each date and variable of a netCDF file."""
     sensor = SENSORS[values['sensor']]
     wanted = (values['band'] or '').split()
     bands = [(name, sensor.find_band(name)) for name in variables_of(file)]
@@ -192,7 +192,7 @@ def _dated_rows(file: str, path: str, time: str, values: Mapping[str, Any]) -> l
             'band': band,
             'index': number,
             'datetime': None if when == NO_TIME else when,
-            # Without a place, the bands of one date are one scene.
+            # The bands of one date belong to one scene, also without a place.
             'scene': values['scene'] or path.rpartition('/')[0] or '.',
         }
         for name, band in bands
@@ -204,7 +204,7 @@ def _dated_rows(file: str, path: str, time: str, values: Mapping[str, Any]) -> l
 def _product_rows(
     file: str, path: str, kind: Files, values: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Rows of the bands of a product."""
+    """Make a row for each band of a product."""
     product = read_product(file, SENSORS[values['sensor']])
     prefix = path if Path(file).is_dir() else f'/vsizip/{path}'
     return [
@@ -214,7 +214,7 @@ def _product_rows(
             'band': part.band,
             'datetime': values['datetime'] or product.time,
             'scene': values['scene'] or product.name,
-            # What the layout states comes before what the metadata do.
+            # Values of the layout take precedence over the metadata.
             'scale': product.scale if kind.scale is None and product.scale != 1 else kind.scale,
             'offset': part.offset if kind.offset is None else kind.offset,
         }

@@ -1,4 +1,4 @@
-r"""Layouts: how the names of an archive's files say sensor, place, date and band.
+r"""Layouts: rules that parse sensor, place, date and band from the file names of an archive.
 
 A layout is a YAML file of a few lines::
 
@@ -26,22 +26,22 @@ from geofm.printing import printable
 from geofm.sensors import SENSORS
 from geofm.suggestions import did_you_mean
 
-#: Named groups of a regular expression with a meaning of their own. Others serve templates.
+#: Named groups with a fixed meaning in a regular expression. Others can be used in templates.
 GROUPS = ('place', 'date', 'band', 'split', 'scene')
 
 
 class LayoutError(ValueError):
-    """A layout cannot be used, or does not fit the files; one line that says what to do."""
+    """A layout is invalid or does not match the files. The message says what to do."""
 
 
 class Row(NamedTuple):
-    """What a name says; a row of a table.
+    """Parsed file name, a row of a table.
 
     Attributes:
-        sensor: Key of the sensor.
+        sensor: Name of the sensor.
         date: Date; None if the name has none.
         place: Name of the place.
-        scene: What rows of one scene have in common, if they have no place.
+        scene: Name of the scene, for rows without a place that belong together.
         band: Names of bands, separated by blanks.
         split: Name of the split.
     """
@@ -55,32 +55,33 @@ class Row(NamedTuple):
 
 
 class UnknownBandError(LayoutError):
-    """A file is of a band that its sensor does not have."""
+    """A file has a band that its sensor does not have."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Files of one sensor.
+    """Rule for the files of one sensor.
 
     Attributes:
-        sensor: Key of the sensor.
-        regex: Regular expression that all of the path below the root must match; without a '/' it
-            is matched with the name of the file alone. Named groups: ``place``, ``date``, ``band``,
-            ``split``, ``scene``, and any others for *place* and *date*.
-        date_format: How ``date`` is written, as of :meth:`datetime.datetime.strptime`.
-        date: Date of all files, ISO 8601, or a template of the date with named groups in braces,
-            ``'{year}-{month}-{day}'``, read by *date_format*. Default: the group ``date``, or none.
-        place: Template of the place with named groups in braces, ``'{season}_{roi}_{patch}'``;
-            by default the group ``place``, or none.
-        bands: Names of the bands of a file in its order, '-' for one that is not used; needed
-            if the files do not describe their bands and have others than all of the sensor.
+        sensor: Name of the sensor.
+        regex: Regular expression that must match the whole path below the root, or only the file
+            name if it has no '/'. Its named groups are ``place``, ``date``, ``band``, ``split``,
+            ``scene``, and others that are used in *place* and *date*.
+        date_format: Format of ``date``, see :meth:`datetime.datetime.strptime`.
+        date: Date of all files in ISO 8601, or a template of the date with named groups in braces,
+            e.g. ``'{year}-{month}-{day}'``, which is parsed by *date_format*. Default: the group
+            ``date``, or none.
+        place: Template of the place with named groups in braces, e.g. ``'{season}_{roi}_{patch}'``.
+            Default: the group ``place``, or none.
+        bands: Names of the bands of a file in order, with '-' for unused bands. Required if the
+            files have no band descriptions and do not have exactly the bands of the sensor.
         split: Name of the split of all files.
-        scale: Factor for the numbers in the files.
-        offset: What is added after scaling.
+        scale: Factor of the numbers in the files.
+        offset: Offset, added after scaling.
         unit: Unit after scaling.
-        nodata: Number that means "no data".
-        time: Name of the time coordinate of netCDF or HDF5 files that hold several dates: each
-            date of each variable becomes a row.
+        nodata: Nodata value.
+        time: Name of the time coordinate of netCDF or HDF5 files with several dates. Each date of
+            each variable becomes a row.
     """
 
     sensor: str
@@ -100,7 +101,7 @@ class Files:
         """Check the values.
 
         Raises:
-            LayoutError: If one is wrong.
+            LayoutError: If a value is invalid.
         """
         if self.sensor not in SENSORS:
             raise LayoutError(
@@ -110,7 +111,7 @@ class Files:
         try:
             groups = re.compile(self.regex).groupindex
         except (re.error, TypeError) as error:
-            raise LayoutError(f'regex {self.regex!r} is no regular expression: {error}') from error
+            raise LayoutError(f'regex {self.regex!r} is not valid: {error}') from error
         for name, template in (('place', self.place), ('date', self.date)):
             used = [] if template is None else _fields(name, template)
             if unknown := [group for group in used if group not in groups]:
@@ -122,11 +123,11 @@ class Files:
                 datetime.datetime.fromisoformat(self.date)
             except ValueError as error:
                 raise LayoutError(
-                    f"date '{self.date}' is no date such as 2018-02-28; for a date in the name use "
+                    f"date '{self.date}' is not a date like 2018-02-28; for a date in the name use "
                     'a group (?P<date>...) and date_format'
                 ) from error
         if 'band' in groups and self.bands is not None:
-            raise LayoutError('give bands, or a group (?P<band>...), not both')
+            raise LayoutError('give either bands or a group (?P<band>...), not both')
         for name in self._bands:
             if name != '-' and SENSORS[self.sensor].find_band(name) is None:
                 known = SENSORS[self.sensor].short_names
@@ -141,16 +142,16 @@ class Files:
         return given.replace(',', ' ').split() if isinstance(given, str) else list(map(str, given))
 
     def parse(self, path: str) -> Row | None:
-        """Read a path.
+        """Parse a path.
 
         Args:
             path: Path below the root, with '/' between folders.
 
         Returns:
-            What it says; None if it is no file of this kind.
+            The row; None if the path does not match.
 
         Raises:
-            LayoutError: If the date is not as *date_format* says, or the band is unknown.
+            LayoutError: If the date does not match *date_format*, or the band is unknown.
         """
         subject = path if '/' in self.regex else path.rpartition('/')[2]
         match = re.fullmatch(self.regex, subject)
@@ -165,7 +166,7 @@ class Files:
         return Row(self.sensor, self._date(path, groups), place, groups.get('scene'), band, split)
 
     def _date(self, path: str, groups: Mapping[str, str]) -> datetime.datetime | None:
-        """Date of a file."""
+        """Return the date of a file."""
         if self.date is not None and '{' not in self.date:
             return datetime.datetime.fromisoformat(self.date)
         text = groups.get('date') if self.date is None else _fill(self.date, groups, path)
@@ -175,17 +176,17 @@ class Files:
             return datetime.datetime.strptime(text, self.date_format)
         except ValueError as error:
             raise LayoutError(
-                f"{path}: date '{text}' is not as date_format '{self.date_format}' says; correct "
+                f"{path}: date '{text}' does not match date_format '{self.date_format}'; correct "
                 'date_format or the regex'
             ) from error
 
 
 def _fields(name: str, template: str) -> list[str]:
-    """Names of the groups in a template."""
+    """Return the names of the groups in a template."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
-        raise LayoutError(f"{name} '{template}' is no template: {error}") from error
+        raise LayoutError(f"{name} '{template}' is not a template: {error}") from error
     if any(spec or conversion for _, _, spec, conversion in parts):
         raise LayoutError(f"{name} '{template}': write groups as {{name}}, without ':' and '!'")
     return [field for _, field, _, _ in parts if field is not None]
@@ -197,22 +198,23 @@ def _fill(template: str, groups: Mapping[str, str], path: str) -> str:
         return template.format_map(groups)
     except KeyError as error:
         raise LayoutError(
-            f"{path}: '{template}' needs the group {error}, which did not match in this name; make "
-            'it match in all names, or describe these files in an entry of their own'
+            f"{path}: '{template}' needs the group {error}, which is missing in this name; make "
+            'it match in all names, or add a separate entry for these files'
         ) from error
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How the names of an archive's files say what they are.
+    """Rules for the file names of an archive.
 
     Attributes:
-        files: Kinds of files. A file may be of several sensors; of those of one sensor, the
-            first that matches holds.
-        splits: For each split patterns of the places in it, ``{'val': ['tile_1*']}``; all other
-            places are in 'train'. None: files say their split, or there is none.
-        split_of: Split of a place, for layouts made in Python; takes precedence over *splits*.
-        source: Where the layout comes from, for messages.
+        files: Rules. A file may match rules of several sensors. For each sensor, the first matching
+            rule is used.
+        splits: Patterns of the places of each split, e.g. ``{'val': ['tile_1*']}``. All other
+            places are in 'train'. None: the split is in the file name, or there is none.
+        split_of: Function that returns the split of a place, for layouts in Python. It takes
+            precedence over *splits*.
+        source: Source of the layout, for messages.
     """
 
     files: tuple[Files, ...]
@@ -222,7 +224,7 @@ class Layout:
 
     @classmethod
     def read(cls, path: str | Path) -> Self:
-        """Read a layout.
+        """Read a layout from a file.
 
         Args:
             path: A YAML file.
@@ -231,7 +233,8 @@ class Layout:
             The layout.
 
         Raises:
-            LayoutError: If it is none; one line that names the file and the entry.
+            LayoutError: If the file is not a layout. The message is one line that names the file
+                and the entry.
         """
         source = printable(path)
         try:
@@ -243,7 +246,7 @@ class Layout:
             raise LayoutError(f'{source}: cannot be read as YAML: {printable(reason)}') from error
         if not isinstance(content, dict) or not isinstance(content.get('files'), list):
             raise LayoutError(
-                f"{source}: a layout has a list 'files' with sensor and regex of each"
+                f"{source}: a layout must have a list 'files' of entries with sensor and regex"
             )
         if unknown := [key for key in content if key not in ('files', 'splits')]:
             guess = did_you_mean(str(unknown[0]), ('files', 'splits'))
@@ -255,16 +258,16 @@ class Layout:
         return cls(entries, _splits(content.get('splits'), source), source=source)
 
     def rows(self, path: str) -> Iterator[tuple[Files, Row]]:
-        """Read a path.
+        """Parse a path.
 
         Args:
             path: Path below the root, with '/' between folders.
 
         Yields:
-            A row for each sensor of the file, and what it matched.
+            The matching rule and the row for each sensor of the file.
 
         Raises:
-            LayoutError: If a date or a band in it is wrong.
+            LayoutError: If a date or a band is invalid.
         """
         seen = set()
         for kind in self.files:
@@ -276,7 +279,7 @@ class Layout:
                 yield kind, row._replace(split=row.split or self._split_of(row.place))
 
     def _split_of(self, place: str | None) -> str | None:
-        """Split of a place."""
+        """Return the split of a place."""
         if self.split_of is not None:
             return None if place is None else self.split_of(place)
         if self.splits is None:
@@ -288,27 +291,27 @@ class Layout:
 
 
 def _entry(entry: Any, where: str) -> Files:
-    """A kind of files."""
+    """Parse an entry of a layout."""
     names = [field.name for field in fields(Files)]
     if not isinstance(entry, dict):
-        raise LayoutError(f'{where}: give sensor and regex')
+        raise LayoutError(f'{where}: must have sensor and regex')
     for key in entry:
         if key not in names:
             guess = did_you_mean(str(key), names)
             raise LayoutError(f"{where}: unknown key '{printable(key)}'{guess}")
     for key in ('sensor', 'regex'):
         if not isinstance(entry.get(key), str):
-            raise LayoutError(f"{where}: '{key}' is missing, or no text")
+            raise LayoutError(f"{where}: '{key}' is missing or not a text")
     values = dict(entry)
     if isinstance(values.get('date'), datetime.date):
-        # YAML makes dates of 2018-02-28.
+        # YAML converts 2018-02-28 to a date.
         values['date'] = values['date'].isoformat()
     for key in ('scale', 'offset', 'nodata'):
         if (value := values.get(key)) is not None:
             try:
                 values[key] = float(value)
             except (TypeError, ValueError) as error:
-                raise LayoutError(f"{where}: {key} '{printable(value)}' is no number") from error
+                raise LayoutError(f"{where}: {key} '{printable(value)}' is not a number") from error
     for key in ('date_format', 'date', 'place', 'split', 'unit', 'time'):
         if not isinstance(values.get(key, ''), str | None):
             values[key] = str(values[key])
@@ -321,11 +324,11 @@ def _entry(entry: Any, where: str) -> Files:
 
 
 def _splits(given: Any, source: str) -> dict[str, list[str]] | None:
-    """Patterns of places by split."""
+    """Parse the patterns of places by split."""
     if given is None:
         return None
     if not isinstance(given, dict):
-        raise LayoutError(f"{source}: splits must be patterns of places by split, val: ['a*', 'b']")
+        raise LayoutError(f"{source}: splits must be lists of patterns, e.g. val: ['a*', 'b']")
     return {
         str(name): [str(p) for p in (patterns if isinstance(patterns, list) else [patterns])]
         for name, patterns in given.items()

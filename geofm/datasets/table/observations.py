@@ -1,4 +1,4 @@
-"""Observations: the rows of a table that show one place by one sensor at one time."""
+"""Observations: rows of a table with the same place, sensor and time."""
 
 from dataclasses import dataclass
 from typing import Any, Self
@@ -6,7 +6,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from geofm.datasets.memory.shared_array import SharedArray
+from geofm.datasets.memory.shared_array import SharedFields
 from geofm.datasets.table.columns import NO_TIME, shorten
 from geofm.datasets.table.error import row_error
 from geofm.datasets.table.raster_table import RasterTable
@@ -15,17 +15,18 @@ type Ints = npt.NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Observations:
+class Observations(SharedFields):
     """Rows of a table in groups, sorted by place, scene, sensor and time.
 
-    A group is one file with all its bands, or one file per band. Files with a problem are left out.
+    A group is one file with all bands, or several files with one band each. Files with a problem
+    are left out.
 
     Attributes:
-        order: Indices of the rows, those of a group side by side, int32 (M,).
+        order: Indices of the rows, in which those of a group are adjacent, int32 (M,).
         first: Index into *order* of the first row of each group, int32 (K,).
         count: Number of rows of each group, int16 (K,).
         sensor: Index into the sensors of the table, int8 (K,).
-        place: Index into the places of the table, int32 (K,); -1: the row names no place.
+        place: Index into the places of the table, int32 (K,); -1 if the row has no place.
         time: Microseconds since 1970-01-01 UTC, int64 (K,).
         left_out: Number of rows with a problem.
     """
@@ -46,10 +47,10 @@ class Observations:
             table: The table.
 
         Returns:
-            Its observations.
+            The observations.
 
         Raises:
-            TableError: If two rows are of the same place, sensor, time and bands.
+            TableError: If two rows have the same place, sensor, time and bands.
         """
         order = np.flatnonzero(table.problem < 0).astype(np.int32)
         left_out = len(table) - len(order)
@@ -66,7 +67,7 @@ class Observations:
             keys = [key[change] for key in keys]
         starts = np.ones(len(order), bool)
         starts[1:] = _differ(group) | _differ(keys[0]) | _differ(keys[1])
-        # Each row without a scene or place stands for itself.
+        # Each row without a scene or place is a separate observation.
         starts |= group < 0
         first = np.flatnonzero(starts).astype(np.int32)
         count = np.diff(first, append=len(order))
@@ -82,11 +83,11 @@ class Observations:
         )
 
     def __len__(self) -> int:
-        """Number of observations."""
+        """Return the number of observations."""
         return len(self.first)
 
     def rows(self, number: int) -> Ints:
-        """Rows of an observation.
+        """Return the rows of an observation.
 
         Args:
             number: Index of the observation.
@@ -98,7 +99,7 @@ class Observations:
         return self.order[first : first + self.count[number]]
 
     def main_rows(self, table: RasterTable) -> Ints:
-        """Row whose grid an observation is read on: that of the finest band.
+        """Return the row on whose grid each observation is read: that of the finest band.
 
         Args:
             table: The table.
@@ -111,37 +112,21 @@ class Observations:
             return rows
         pixels = table.height[self.order].astype(np.int64) * table.width[self.order]
         most = np.maximum.reduceat(pixels, self.first)
-        # The first row of each group that has as many.
+        # Choose the first row of each group with the most pixels.
         positions = np.flatnonzero(pixels == np.repeat(most, self.count))
         _, at = np.unique(np.searchsorted(self.first, positions, 'right'), return_index=True)
         return self.order[positions[at]]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """State for a worker process, with arrays in shared memory."""
-        memory: dict[str, SharedArray] = vars(self).setdefault('_memory', {})
-        return {
-            name: memory.setdefault(name, SharedArray(value))
-            if isinstance(value, np.ndarray)
-            else value
-            for name, value in list(vars(self).items())
-            if name != '_memory'
-        }
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(
-            {k: v.array if isinstance(v, SharedArray) else v for k, v in state.items()}
-        )
-
 
 def main_row(table: RasterTable, rows: Ints) -> int:
-    """Row whose grid an observation is read on.
+    """Return the row on whose grid an observation is read.
 
     Args:
         table: The table.
         rows: Rows of the observation.
 
     Returns:
-        The first row of those with the most pixels.
+        The first row with the most pixels.
     """
     if len(rows) == 1:
         return int(rows[0])
@@ -150,7 +135,7 @@ def main_row(table: RasterTable, rows: Ints) -> int:
 
 
 def _scene_codes(table: RasterTable) -> npt.NDArray[np.int64]:
-    """A number of each place and each scene of rows without place; -1 where there is neither."""
+    """Number places, and scenes of rows without place; -1 where there is neither."""
     codes = table.place.astype(np.int64)
     if table.scene is None:
         return codes
@@ -159,7 +144,7 @@ def _scene_codes(table: RasterTable) -> npt.NDArray[np.int64]:
 
 
 def _is_sorted(keys: list[Ints]) -> bool:
-    """Whether rows are sorted by several keys."""
+    """Check whether rows are sorted by several keys."""
     if len(keys[0]) < 2:
         return True
     equal = np.ones(len(keys[0]) - 1, bool)
@@ -171,23 +156,23 @@ def _is_sorted(keys: list[Ints]) -> bool:
 
 
 def _differ(key: Ints) -> npt.NDArray[np.bool_]:
-    """Where a value differs from the one before."""
+    """Return where a value differs from the preceding one."""
     return np.asarray(key[1:] != key[:-1])
 
 
 def _check_bands(table: RasterTable, order: Ints, first: Ints, count: Ints) -> None:
-    """Refuse observations that have a band twice."""
+    """Raise an error if an observation has a band twice."""
     several = count > 1
     if not several.any():
         return
     band = table.band[order]
-    # Rows are sorted by band, so that equal ones are side by side.
+    # Rows are sorted by band, so that equal ones are adjacent.
     same = np.zeros(len(order), bool)
     same[1:] = (band[1:] == band[:-1]) & (band[1:] >= 0)
     same[first] = False
     many = np.array([*(len(names) > 1 for names in table.band_lists), True])
     doubtful = np.logical_or.reduceat(same | many[band], first) & several
-    # Most observations have the same bands: each combination is looked at once.
+    # Most observations have the same bands, so check each combination once.
     seen: dict[bytes, bool] = {}
     for number in np.flatnonzero(doubtful).tolist():
         rows = order[first[number] : first[number] + count[number]]
@@ -199,7 +184,7 @@ def _check_bands(table: RasterTable, order: Ints, first: Ints, count: Ints) -> N
 
 
 def _clash(table: RasterTable, rows: list[int]) -> tuple[int, int, str | None] | None:
-    """Two rows with the same band, and that band; None stands for all bands of a file."""
+    """Find two rows with the same band, and the band (None stands for all bands of a file)."""
     owner: dict[str, int] = {}
     for i, row in enumerate(rows):
         names = table.bands_of(row)
@@ -214,7 +199,7 @@ def _clash(table: RasterTable, rows: list[int]) -> tuple[int, int, str | None] |
 
 
 def _duplicate(table: RasterTable, one: int, other: int, band: str | None) -> Exception:
-    """Error about two rows with the same band."""
+    """Make an error about two rows with the same band."""
     when = int(table.time[other])
     date = 'none' if when == NO_TIME else str(np.datetime64(when, 'us').astype('datetime64[s]'))
     place = int(table.place[other])
@@ -223,7 +208,7 @@ def _duplicate(table: RasterTable, one: int, other: int, band: str | None) -> Ex
     return row_error(
         table.source,
         other,
-        f'{what} of {where} and datetime {date} is in row {one + 1} too ({table.path(one)} and '
+        f'{what} of {where} and datetime {date} is also in row {one + 1} ({table.path(one)} and '
         f'{table.path(other)}): remove one of them, '
-        f'or tell them apart by {"scene or place" if place < 0 else "place"} or datetime',
+        f'or distinguish them by {"scene or place" if place < 0 else "place"} or datetime',
     )

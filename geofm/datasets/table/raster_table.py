@@ -1,9 +1,7 @@
-"""The table of rasters as arrays: which file, of which sensor, from when and where."""
+"""Table of rasters as arrays: the path, sensor, time and place of each file."""
 
 import dataclasses
-import json
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,9 +16,9 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 
 from geofm.atomic import atomic_file
-from geofm.datasets.footprints import SEARCH_CRS, corners, shapes_on_ground
+from geofm.datasets.footprints import SEARCH_CRS, corners, geoparquet_metadata, shapes_on_ground
 from geofm.datasets.memory.path_list import PathList
-from geofm.datasets.memory.shared_array import SharedArray
+from geofm.datasets.memory.shared_array import SharedFields
 from geofm.datasets.table.address import relative, resolve
 from geofm.datasets.table.columns import NO_TIME
 from geofm.datasets.table.error import TableError
@@ -32,7 +30,7 @@ from geofm.sensors import SENSORS, Sensor
 
 __all__ = ['NO_TIME', 'RasterTable']
 
-#: Rows of a group of Parquet.
+#: Number of rows per row group of Parquet.
 _GROUP = 1 << 18
 
 type Ints = npt.NDArray[np.integer[Any]]
@@ -40,45 +38,44 @@ type Floats = npt.NDArray[np.floating[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class RasterTable:
-    """Rasters of any sensors, one row per file or per band of a file.
+class RasterTable(SharedFields):
+    """Table of rasters of any sensors, with one row per file or per band of a file.
 
-    All arrays have one entry per row. Processes that read share them.
+    All arrays have one entry per row, and are shared with worker processes.
 
     Attributes:
         source: File of the table, for messages.
-        root: Folder that relative paths start from.
-        paths: Path or address of each file, as of :mod:`geofm.datasets.table.address`.
-        sensors: Keys of the sensors.
+        root: Folder that paths are relative to.
+        paths: Path or URL of each file, see :mod:`geofm.datasets.table.address`.
+        sensors: Names of the sensors.
         sensor: Index into *sensors*, int8.
         places: Names of the places.
-        place: Index into *places*, int32; -1 where the row names no place.
-        time: Microseconds since 1970-01-01 UTC, int64; :data:`NO_TIME` where there is none.
-        band_lists: Lists of channel names, e.g. ``('B02', 'B03')``. '-' is a band of the file that
-            is not used.
-        band: Index into *band_lists*, int16: the bands of the file, in its order. -1: the file
-            says which they are, or has all bands of the sensor in their order.
-        index: Number of the band in the file, from 1, int16; -1: all of them.
-        scene: Which rows without a place are of one scene, int32; -1: the row is a scene of its
-            own. None if all rows are that, or have a place.
-        scale: Factor for the numbers of the file, float64; NaN: as the file says. None if the
-            table has no such column; so for the next ones.
-        offset: What is added after scaling, float64.
-        nodata: Number that means "no data", float64; NaN: as the file says.
-        units: Units.
-        unit: Index into *units*, int8: unit of numbers * scale + offset; -1: as the file says, or
-            the sensor's.
-        cloud_cover: Fraction of clouds, 0 to 1, float32; NaN where unknown.
+        place: Index into *places*, int32; -1 where the row has no place.
+        time: Microseconds since 1970-01-01 UTC, int64; :data:`NO_TIME` where missing.
+        band_lists: Lists of channel names, e.g. ``('B02', 'B03')``. '-' stands for an unused band.
+        band: Index into *band_lists* for the bands of the file in order, int16. -1: the file has
+            band descriptions, or all bands of the sensor in order.
+        index: Number of the band in the file, from 1, int16; -1 for all bands.
+        scene: Number of the scene of rows without a place, int32; -1 if the row is a scene by
+            itself. None if all rows have a place or are scenes by themselves.
+        scale: Factor of the numbers in the file, float64; NaN for that of the file. None if the
+            table has no such column, as for the following attributes.
+        offset: Offset, added after scaling, float64.
+        nodata: Nodata value, float64; NaN for that of the file.
+        units: Names of the units.
+        unit: Index into *units*, int8, for the unit of numbers * scale + offset; -1 for that of the
+            file or else of the sensor.
+        cloud_cover: Cloud-covered fraction, 0 to 1, float32; NaN where unknown.
         splits: Names of the splits.
         split: Index into *splits*, int8.
-        epsg: EPSG code of the CRS, int32; -1: none, or not scanned.
-        transform: Affine coefficients a to f, float64 (N, 6); NaN where there is none.
-        height: Rows, int32; 0: not scanned.
-        width: Columns, int32; 0: not scanned.
-        bounds: West, south, east and north in degrees, float64 (N, 4); NaN where there are none.
-            East is beyond 180 for a raster across the antimeridian.
-        problems: What can be wrong with files.
-        problem: Index into *problems*, int8; -1: nothing.
+        epsg: EPSG code of the CRS, int32; -1 if there is none or the file is not scanned.
+        transform: Affine coefficients a to f, float64 (N, 6); NaN where missing.
+        height: Number of rows, int32; 0 if not scanned.
+        width: Number of columns, int32; 0 if not scanned.
+        bounds: West, south, east and north in degrees, float64 (N, 4); NaN where unknown. East is
+            beyond 180 for a raster across the antimeridian.
+        problems: Descriptions of problems.
+        problem: Index into *problems*, int8; -1 for no problem.
     """
 
     source: str
@@ -122,57 +119,40 @@ class RasterTable:
 
         Raises:
             FileNotFoundError: If there is no such file.
-            TableError: If it is no table of rasters; one line that names the row and what to do.
+            TableError: If the file is not a table of rasters. The message is one line that names
+                the row and says what to do.
         """
         return cls(**read_fields(Path(path)))
 
     def write(self, path: str | Path) -> None:
-        """Write the table: all of it, or nothing if that fails.
+        """Write the table atomically.
 
         Args:
-            path: A file whose name ends in ``.parquet``, ``.geoparquet`` or ``.csv``. Paths of
-                files in its folder or below are written relative to it.
+            path: A file whose name ends in ``.parquet``, ``.geoparquet`` or ``.csv``. Paths in its
+                folder or below are written relative to it.
 
         Raises:
-            TableError: If the name has another ending.
+            TableError: If the name has another suffix.
         """
         _write(self, Path(path))
 
     def __len__(self) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return len(self.paths)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """State for a worker process, with arrays in shared memory."""
-        return {
-            name: self._shared(name, value) if isinstance(value, np.ndarray) else value
-            for name, value in list(vars(self).items())
-            if name != '_memory'
-        }
-
-    def __setstate__(self, state: Mapping[str, Any]) -> None:
-        vars(self).update(
-            {k: v.array if isinstance(v, SharedArray) else v for k, v in state.items()}
-        )
-
-    def _shared(self, name: str, array: npt.NDArray[Any]) -> SharedArray:
-        """The same memory for each worker."""
-        memory: dict[str, SharedArray] = vars(self).setdefault('_memory', {})
-        return memory.setdefault(name, SharedArray(array))
-
     def path(self, row: int) -> str:
-        """Path or address of a file.
+        """Return the path or URL of a file.
 
         Args:
             row: Index of the row.
 
         Returns:
-            The absolute path, or an address.
+            The absolute path, or the URL.
         """
         return resolve(self.paths[row], self.root)
 
     def sensor_of(self, row: int) -> Sensor:
-        """Sensor of a file.
+        """Return the sensor of a file.
 
         Args:
             row: Index of the row.
@@ -183,18 +163,18 @@ class RasterTable:
         return SENSORS[self.sensors[self.sensor[row]]]
 
     def bands_of(self, row: int) -> tuple[str, ...] | None:
-        """Bands of a file as the table has them.
+        """Return the bands of a file in the table.
 
         Args:
             row: Index of the row.
 
         Returns:
-            Names of channels, '-' for those that are not used; None if the table says nothing.
+            Names of channels, with '-' for unused bands; None if the table does not list bands.
         """
         return None if self.band[row] < 0 else self.band_lists[self.band[row]]
 
     def grid(self, row: int) -> Grid | None:
-        """Grid of a file.
+        """Return the grid of a file.
 
         Args:
             row: Index of the row.
@@ -214,14 +194,14 @@ class RasterTable:
 
     @property
     def is_scanned(self) -> bool:
-        """Whether size and problems of all files are known."""
+        """Whether the size or a problem of every file is known."""
         return bool(((self.height > 0) | (self.problem >= 0)).all())
 
     def take(self, rows: Ints) -> Self:
-        """Some rows of the table.
+        """Select rows of the table.
 
         Args:
-            rows: Their indices, in the order to have them in.
+            rows: Indices of the rows, in the requested order.
 
         Returns:
             A table of these rows.
@@ -243,11 +223,11 @@ def _write(table: RasterTable, path: Path) -> None:
         path: A CSV or GeoParquet file.
 
     Raises:
-        TableError: If the name has another ending.
+        TableError: If the name has another suffix.
     """
     kind = path.suffix.lower()
     if kind not in (*PARQUET, '.csv'):
-        raise TableError(f'{printable(path)}: a table ends in .csv, .parquet or .geoparquet')
+        raise TableError(f'{printable(path)}: a table must end in .csv, .parquet or .geoparquet')
     folder = os.path.abspath(path.parent)  # noqa: PTH100 - links stay
     with atomic_file(path) as part:
         if kind == '.csv':
@@ -263,7 +243,7 @@ def _write(table: RasterTable, path: Path) -> None:
 
 
 def _with_geometry(table: RasterTable, folder: str, start: int) -> pa.Table:
-    """A group of rows as GeoParquet stores them."""
+    """Make a group of rows for GeoParquet."""
     rows = np.arange(start, min(start + _GROUP, len(table)))
     shapes = _shapes(table, rows)
     return _to_arrow(table, folder, rows).append_column(
@@ -272,7 +252,7 @@ def _with_geometry(table: RasterTable, folder: str, start: int) -> pa.Table:
 
 
 def _shapes(table: RasterTable, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArray[np.object_]:
-    """Footprints in longitude and latitude; the bounds where the grid is not known."""
+    """Return footprints in longitude and latitude, or bounds where the grid is unknown."""
     points = corners(
         table.epsg[rows],
         table.transform[rows],
@@ -288,24 +268,18 @@ def _shapes(table: RasterTable, rows: npt.NDArray[np.integer[Any]]) -> npt.NDArr
 
 
 def _geo_metadata(table: RasterTable) -> dict[str, str]:
-    """What GeoParquet says of the geometry, https://geoparquet.org/releases/v1.0.0/."""
+    """Return the metadata of GeoParquet, https://geoparquet.org/releases/v1.0.0/."""
     known = np.isfinite(table.bounds).all(axis=1)
     box = bounding_box(table.bounds[known]) if known.any() else None
     crossing = bool(known.any() and (table.bounds[known, 2] > 180).any())
-    geometry = {
-        'encoding': 'WKB',
-        'geometry_types': ['MultiPolygon', 'Polygon'] if crossing else ['Polygon'],
-        'crs': SEARCH_CRS.to_json_dict(),
-        **({} if box is None else {'bbox': list(box)}),
-    }
-    geo = {'version': '1.0.0', 'primary_column': 'geometry', 'columns': {'geometry': geometry}}
-    return {'geo': json.dumps(geo)}
+    types = ['MultiPolygon', 'Polygon'] if crossing else ['Polygon']
+    return {'geo': geoparquet_metadata(types, box)}
 
 
 def _to_arrow(
     table: RasterTable, folder: str, rows: npt.NDArray[np.integer[Any]] | None = None
 ) -> pa.Table:
-    """Rows as Arrow has them, without the geometry."""
+    """Convert rows to Arrow, without the geometry."""
     rows = np.arange(len(table)) if rows is None else rows
     paths = [relative(p, table.root, folder) for p in table.paths.take(rows)]
     codes = table.place[rows]
@@ -351,13 +325,13 @@ def _to_arrow(
 
 
 def _coded(codes: npt.NDArray[Any], values: Any) -> pa.Array:
-    """A column of few distinct texts."""
+    """Make a column with few distinct texts."""
     indices = pa.array(codes.astype(np.int32), mask=codes < 0)
     return pa.DictionaryArray.from_arrays(indices, pa.array(list(values), pa.string()))
 
 
 def _as_csv(table: pa.Table) -> pa.Table:
-    """The columns that say something, as CSV can hold them."""
+    """Convert columns for CSV, without empty columns."""
     columns = {}
     for name in table.column_names:
         column = table.column(name)

@@ -1,4 +1,4 @@
-"""Reading an observation of a table on a grid, in the unit of its sensor."""
+"""Read an observation of a table on a grid, in the unit of its sensor."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -28,7 +28,7 @@ from geofm.validity import Bools, mark_beyond_limits, mark_nodata
 type Image = npt.NDArray[np.float32]
 type Ints = npt.NDArray[np.integer[Any]]
 
-# Rasters without CRS that have the same outline are warped onto each other as if in this one.
+# Rasters without a CRS that have the same outline are warped onto each other as if in this CRS.
 _PLANE = CRS.from_epsg(3857)
 
 
@@ -37,9 +37,9 @@ class _Part:
     """Bands of one file.
 
     Attributes:
-        source: The open file, with its bands as the table has them.
-        known: Which bands to read, and how.
-        own: Grid of the file; in pixels of the finest file if it is not georeferenced.
+        source: The open file, with the metadata of the table.
+        known: The bands to read, with scale and offset.
+        own: Grid of the file, in pixels of the finest file if it is not georeferenced.
     """
 
     source: Source
@@ -56,25 +56,26 @@ def read_observation(
 ) -> tuple[Image, Bools]:
     """Read bands of an observation.
 
-    Where a file has the pixels of the grid, they are read as they are. Other files are warped by
-    the method of the sensor, without the pixels that hold no data.
+    Files on the requested grid are read without resampling. Other files are warped by the
+    resampling method of the sensor, without invalid pixels.
 
     Args:
         table: The table.
-        rows: Rows of the observation, all of one sensor.
-        bands: Names of the channels to read, in this order; by default all of the sensor.
-        grid: Grid to read on; by default that of the file with the most pixels, or its pixels if
-            it is not georeferenced.
-        window: Window of this grid in whole pixels; it may reach beyond it. Default: all of it.
+        rows: Rows of the observation, all of the same sensor.
+        bands: Names of the channels to read, in this order. Default: all channels of the sensor.
+        grid: Grid to read on. Default: that of the file with the most pixels, or its pixels if it
+            is not georeferenced.
+        window: Window of this grid in whole pixels, which may extend beyond it. Default: the whole
+            grid.
 
     Returns:
-        Values in the unit of the sensor, float32 (C, H, W), and where all bands have data, bool
-        (H, W), by the rule of :mod:`geofm.validity` and the masks of the files. Outside the files
-        there are no data. Values that are not valid mean nothing, and may be NaN.
+        Values in the unit of the sensor, float32 (C, H, W), and a mask, bool (H, W), that is True
+        where all bands are valid by the rules of :mod:`geofm.validity` and the masks of the files.
+        Pixels outside the files are invalid. Invalid values are meaningless and may be NaN.
 
     Raises:
-        BrokenFileError: If a file cannot be read, or lacks a band; it names the file.
-        ValueError: If the window is not of whole pixels, or too large.
+        BrokenFileError: If a file cannot be read or lacks a band. The message names the file.
+        ValueError: If the window does not consist of whole pixels, or is too large.
     """
     rows = [int(row) for row in rows]
     sensor = table.sensor_of(rows[0])
@@ -106,7 +107,7 @@ def read_observation(
 
 @contextmanager
 def _named(path: str) -> Iterator[None]:
-    """Name the file in what reading it may raise."""
+    """Turn errors of reading into errors that name the file."""
     try:
         yield
     except BrokenFileError:
@@ -123,7 +124,7 @@ def _parts(
     stack: ExitStack,
     is_plane: bool,
 ) -> list[_Part]:
-    """Open the files that the bands are in."""
+    """Open the files with the bands."""
     found: list[tuple[Source, SensorBands]] = []
     missing = set(bands)
     for path, same in groupby(rows, table.path):
@@ -144,14 +145,14 @@ def _parts(
                     found.append((view, known.choose(wanted)))
     if missing:
         gone = [name for name in bands if name in missing]
-        raise BrokenFileError(table.path(rows[0]), BandError(f'no bands {gone}'))
+        raise BrokenFileError(table.path(rows[0]), BandError(f'bands {gone} are missing'))
     finest = max((source for source, _ in found), key=lambda s: s.height * s.width)
     parts = []
     for source, known in found:
         own = grid_of(source)
         if own is None:
             if not is_plane:
-                raise BrokenFileError(source.name, 'no CRS, but it is to be read on a grid')
+                raise BrokenFileError(source.name, 'it has no CRS, but is read on a grid')
             scale = Affine.scale(finest.width / source.width, finest.height / source.height)
             own = Grid(_PLANE, scale, source.height, source.width)
         parts.append(_Part(source, known, own))
@@ -159,7 +160,7 @@ def _parts(
 
 
 def view_of(table: RasterTable, row: int, source: Source) -> Source:
-    """The bands of a file that a row is about, as the table has them.
+    """Return the bands of a file that a row describes, with the metadata of the row.
 
     Args:
         table: The table.
@@ -167,11 +168,12 @@ def view_of(table: RasterTable, row: int, source: Source) -> Source:
         source: The open file.
 
     Returns:
-        Its bands without alpha, those that the row names '-' and all but the row's index, if it
-        has one; with the row's scale, offset, unit and nodata value in place of the file's.
+        The bands of the file, without alpha bands and bands that the row marks as unused ('-'), or
+        only the band at the index of the row if it has one. Scale, offset, unit and nodata value of
+        the row replace those of the file.
 
     Raises:
-        BandError: If the file has fewer bands than the row says.
+        BandError: If the number of bands of the file does not match the row.
     """
     alpha = alpha_band(as_dataset(source))
     chosen = [i for i in range(source.count) if i != alpha]
@@ -185,8 +187,8 @@ def view_of(table: RasterTable, row: int, source: Source) -> Source:
     elif names is not None:
         if len(names) != len(chosen):
             raise BandError(
-                f'{source.name}: {len(chosen)} bands, but the table names {len(names)}: '
-                f"{' '.join(names)}; name each band in the order of the file, '-' for one that is "
+                f'{source.name}: has {len(chosen)} bands, but the table names {len(names)}: '
+                f"{' '.join(names)}; name each band in the order of the file, or '-' if it is "
                 'not used'
             )
         chosen = [i for i, name in zip(chosen, names, strict=True) if name != '-']
@@ -198,7 +200,7 @@ def view_of(table: RasterTable, row: int, source: Source) -> Source:
     if len(chosen) == source.count and scale is offset is nodata is unit is None:
         return source
     if alpha is not None and alpha not in chosen:
-        # The view's mask is the alpha band's, which is none of its bands.
+        # Keep the alpha band as a mask.
         chosen = [*chosen, alpha]
     return SourceView(source, chosen, scale, offset, unit, nodata)
 
@@ -208,16 +210,16 @@ def _pixels(grid: Grid) -> int:
 
 
 def _crop(grid: Grid, window: Window) -> Grid:
-    """Window of a grid, in whole pixels."""
+    """Crop a grid to a window of whole pixels."""
     sides = window.flatten()
     if not all(float(side).is_integer() for side in sides) or window.width < 1 or window.height < 1:
-        raise ValueError(f'{window} is not made of whole pixels')
+        raise ValueError(f'{window} does not consist of whole pixels')
     col, row, width, height = (int(side) for side in sides)
     return grid.crop(row, col, height, width)
 
 
 def _by_grid(parts: list[_Part]) -> list[list[_Part]]:
-    """Parts of the same pixels together."""
+    """Group parts on the same grid."""
     groups: list[list[_Part]] = []
     for part in parts:
         for group in groups:
@@ -233,7 +235,7 @@ def _by_grid(parts: list[_Part]) -> list[list[_Part]]:
 def _read_group(
     parts: list[_Part], target: Grid, sensor: Sensor, alone: bool
 ) -> tuple[Image, Bools, Bools]:
-    """Bands of files with the same pixels on a grid: values, validity, and where any is not 0."""
+    """Read files on one grid: values, validity, and where any number is not 0."""
     own = parts[0].own
     offset = target.offset_in(own)
     count = sum(len(part.known.indices) for part in parts)
@@ -256,11 +258,11 @@ def _read_group(
         return image, valid, nonzero
     if window.width * window.height * count > MOST_VALUES:
         raise ValueError(
-            f'{window.width} x {window.height} pixels of it lie on a grid of {target.width} x '
-            f'{target.height}: bring it to a coarser resolution'
+            f'{window.width} x {window.height} pixels of the file cover a grid of {target.width} x '
+            f'{target.height}: resample the file to a coarser resolution'
         )
     values, good, some = _read_window(parts, window, sensor, alone)
-    # Before warping, or it would bleed into the pixels beside it.
+    # Mask before warping, or invalid values would affect neighbouring pixels.
     values[:, ~good] = np.nan
     part = own.crop(window.row_off, window.col_off, window.height, window.width)
     grids = {
@@ -279,7 +281,7 @@ def _read_group(
 def _read_window(
     parts: list[_Part], window: Window, sensor: Sensor, alone: bool
 ) -> tuple[Image, Bools, Bools]:
-    """Bands of a window of files: values, validity, and where any number is not 0."""
+    """Read a window of files: values, validity, and where any number is not 0."""
     shape = int(window.height), int(window.width)
     valid, nonzero = np.ones(shape, bool), np.zeros(shape, bool)
     images, fills = [], sensor.fills_zero
@@ -295,7 +297,7 @@ def _read_window(
         nonzero |= some
         nodata = [source.nodatavals[i] for i in indices]
         fills |= 0 in nodata
-        # Whether 0 is fill is for all files to tell, not for one.
+        # Whether 0 is a fill value is decided below from all files.
         mark_nodata(numbers, valid, sensor, nodata, others=np.ones((1, 1, 1)))
         images.append(part.known.scaled(numbers))
     image = images[0] if len(images) == 1 else np.concatenate(images)

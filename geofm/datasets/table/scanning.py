@@ -1,4 +1,4 @@
-"""Scanning the files of a table: where each lies, how large it is, and what is wrong with it."""
+"""Scan the files of a table for their grids and problems."""
 
 import dataclasses
 import os
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import track
 
-from geofm.datasets.catalogue.inspection import Problem, inspect_bands, leads_somewhere
+from geofm.datasets.catalogue.inspection import Problem, inspect_bands, is_on_earth
 from geofm.datasets.catalogue.scan import PROGRESS_FROM, in_threads
 from geofm.datasets.footprints import SEARCH_CRS, corners, extents
 from geofm.datasets.readers.opening import open_source
@@ -26,28 +26,28 @@ from geofm.rasters import RASTER_ERRORS
 from geofm.sensor_rasters import SensorBands, UnitError
 from geofm.sensors import BandError
 
-#: Problem of a file that is gone.
+#: Problem of a missing file.
 NO_FILE = 'no such file'
 
-#: Problem of a file whose bands are not those of the sensor, or of the table.
+#: Problem of a file whose bands are not those of the sensor or the table.
 BANDS = 'bands are not those of the sensor or the table'
 
-#: Threads that read files by default: most of the time goes into waiting for them.
+#: Default number of threads that read files. Most of the time is spent waiting.
 JOBS = 8
 
 
 class Found(NamedTuple):
-    """What was found out about the file of a row.
+    """Result of scanning the file of a row.
 
     Attributes:
-        epsg: EPSG code; -1: none.
+        epsg: EPSG code; -1 if there is none.
         transform: Affine coefficients a to f; NaN if it is not georeferenced.
-        height: Rows; 0 if the file could not be opened.
-        width: Columns.
-        problem: Why it must not be used; None if it may be.
-        message: The problem in full, with what to do.
-        unnamed: Whether neither the file nor the table names the bands, so that the order of the
-            sensor is assumed.
+        height: Number of rows; 0 if the file could not be opened.
+        width: Number of columns.
+        problem: Why it must not be used; None if it can be used.
+        message: Detailed message about the problem.
+        unnamed: Whether neither the file nor the table names the bands, so that the band order of
+            the sensor is assumed.
     """
 
     epsg: int = -1
@@ -60,13 +60,13 @@ class Found(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """A scanned table.
+    """Scanned table.
 
     Attributes:
         table: The table.
-        messages: For each problem that was met, the first message about it.
-        unnamed: For each sensor of which files do not name their bands, so that the order of the
-            sensor is assumed, the number of these files and the first of them.
+        messages: First message about each problem that occurred.
+        unnamed: For each sensor with files that do not name their bands, so that the band order of
+            the sensor is assumed, the number of these files and the first of them.
     """
 
     table: RasterTable
@@ -75,16 +75,16 @@ class Scan(NamedTuple):
 
 
 def scan_table(table: RasterTable, jobs: int = JOBS, again: bool = False) -> Scan:
-    """Open the files of a table, note their grids, and look at some of their pixels.
+    """Open the files of a table to read their grids, and inspect some of their pixels.
 
     Args:
         table: The table.
         jobs: Number of threads.
-        again: Whether files are scanned that have been scanned before.
+        again: Whether to scan files again that have been scanned before.
 
     Returns:
-        The table with all scanned columns. A file that must not be used has a problem; no file
-        raises an error.
+        The table with all scanned columns. Files that must not be used have a problem. Files never
+        cause an error.
     """
     todo = np.ones(len(table), bool) if again else (table.height == 0) & (table.problem < 0)
     rows = np.flatnonzero(todo)
@@ -120,14 +120,14 @@ def scan_table(table: RasterTable, jobs: int = JOBS, again: bool = False) -> Sca
 
 
 def _files(table: RasterTable, rows: npt.NDArray[np.integer[Any]]) -> list[tuple[str, list[int]]]:
-    """Rows of the same file together."""
+    """Group rows by file."""
     return [(path, list(same)) for path, same in groupby(rows.tolist(), table.path)]
 
 
 def _problems(
     table: RasterTable, rows: npt.NDArray[np.integer[Any]], found: list[Found]
 ) -> tuple[tuple[str, ...], npt.NDArray[np.int8], dict[str, str]]:
-    """Problems, which of them each row has, and a message about each."""
+    """Return the problems, the problem of each row, and a message about each problem."""
     codes = {text: i for i, text in enumerate(table.problems)}
     problem, messages = table.problem.astype(np.int8), dict[str, str]()
     for row, one in zip(rows.tolist(), found, strict=True):
@@ -140,7 +140,7 @@ def _problems(
 def _unnamed(
     table: RasterTable, rows: npt.NDArray[np.integer[Any]], found: Sequence[Found]
 ) -> dict[str, tuple[int, str]]:
-    """Files without names of bands, by sensor: their number, and the first of them."""
+    """Return number and first example of files without band names, by sensor."""
     counts: dict[str, tuple[int, str]] = {}
     for row, one in zip(rows.tolist(), found, strict=True):
         if one.unnamed and one.problem is None:
@@ -150,7 +150,7 @@ def _unnamed(
 
 
 def _scan_file(table: RasterTable, path: str, rows: list[int]) -> list[Found]:
-    """What was found out about rows of one file."""
+    """Scan the rows of a file."""
     try:
         file = file_of(path)
         if file is not None and not os.path.exists(file):  # noqa: PTH110 - of a million files
@@ -167,7 +167,7 @@ def _scan_file(table: RasterTable, path: str, rows: list[int]) -> list[Found]:
 
 
 def _scan_row(table: RasterTable, row: int, source: Source, may_look: bool) -> Found:
-    """What was found out about one row of a file; no pixels are looked at across a network."""
+    """Scan a row of a file. Pixels of remote files are not inspected (*may_look* is False)."""
     found = Found(height=source.height, width=source.width)
     try:
         if source.crs is not None:
@@ -175,7 +175,7 @@ def _scan_row(table: RasterTable, row: int, source: Source, may_look: bool) -> F
             if epsg is None:
                 return found._replace(problem=Problem.NO_EPSG)
             transform = tuple(source.transform)[:6]
-            if not leads_somewhere(transform):
+            if not is_on_earth(transform):
                 return found._replace(problem=Problem.TRANSFORM)
             found = found._replace(epsg=epsg, transform=transform)
         view = as_dataset(view_of(table, row, source))
@@ -206,25 +206,25 @@ def _scan_row(table: RasterTable, row: int, source: Source, may_look: bool) -> F
 
 
 def _may_be_dark(problem: Problem | None, bands: SensorBands, dtype: str) -> bool:
-    """Whether what looks wrong may be one dark band of several, e.g. Sentinel-2's B10."""
+    """Check whether an apparent problem may be due to a dark band, such as Sentinel-2's B10."""
     is_one = len(bands.indices) == 1 < len(bands.sensor.bands)
     dark = problem in (Problem.ZEROS, Problem.NO_DATA, Problem.REFLECTANCE)
     return is_one and dark and bands.sensor.measures_zero and np.dtype(dtype).kind in 'iu'
 
 
 def _plain(dtype: str) -> str:
-    """NumPy's name of a pixel type."""
+    """Return the NumPy name of a data type."""
     return {'complex_int16': 'complex64'}.get(dtype, dtype)
 
 
 def count_problems(table: RasterTable) -> Iterator[tuple[str, int, str]]:
-    """Count what is wrong with files.
+    """Count the problems of files.
 
     Args:
         table: A scanned table.
 
     Yields:
-        Problem, number of rows, and path of the first of them.
+        Problem, number of rows, and path of the first row.
     """
     for code, problem in enumerate(table.problems):
         rows = np.flatnonzero(table.problem == code)
@@ -233,18 +233,18 @@ def count_problems(table: RasterTable) -> Iterator[tuple[str, int, str]]:
 
 
 def open_table(table: RasterTable | str | Path, jobs: int = JOBS) -> RasterTable:
-    """Read a table, and scan it if that has not been done.
+    """Read a table, and scan it if necessary.
 
     Args:
         table: The table, or its file.
-        jobs: Number of threads that scan.
+        jobs: Number of threads.
 
     Returns:
         The scanned table.
 
     Raises:
         FileNotFoundError: If there is no such table.
-        TableError: If it is wrong, or a file that has not been scanned yet is gone.
+        TableError: If the table is invalid, or a file that has not been scanned yet is missing.
     """
     read = table if isinstance(table, RasterTable) else RasterTable.read(table)
     if not read.is_scanned:
@@ -257,8 +257,8 @@ def open_table(table: RasterTable | str | Path, jobs: int = JOBS) -> RasterTable
                 raise row_error(
                     read.source,
                     row,
-                    f'no such file: {read.path(row)} ({len(gone)} rows in all); correct the path '
-                    f'(relative paths start from {read.root}) or remove the row',
+                    f'no such file: {read.path(row)} ({len(gone)} rows in total); correct the path '
+                    f'(paths are relative to {read.root}) or remove the row',
                 )
     check_places(read)
     return read
@@ -271,8 +271,8 @@ def check_places(table: RasterTable) -> None:
         table: A scanned table.
 
     Raises:
-        TableError: If a file has neither a footprint nor a place, or files of one place lie partly
-            on the ground and partly nowhere.
+        TableError: If a file has neither a footprint nor a place, or some files of a place are
+            georeferenced and others are not.
     """
     if len(table.sensors) < 2:
         return
@@ -283,7 +283,7 @@ def check_places(table: RasterTable) -> None:
         raise row_error(
             table.source,
             int(np.argmax(lost)),
-            'has no CRS and no place, so that it is not known what other sensors go with it: fill '
+            'has no CRS and no place, so that it cannot be matched with other sensors: fill '
             'in place, or give the file a CRS',
         )
     named = np.flatnonzero(good & (table.place >= 0))

@@ -1,4 +1,4 @@
-"""A table of the assets of STAC items."""
+"""Make a table of the assets of STAC items."""
 
 import datetime
 import json
@@ -26,21 +26,21 @@ from geofm.suggestions import did_you_mean
 
 
 def index_stac(path: str | Path, sensor: str | None = None) -> Indexed:
-    """Make a table of the assets of STAC items, without any network.
+    """Make a table of the assets of STAC items, without network access.
 
-    The sensor of an item is told by its collection, constellation and the like. An item is a scene:
-    its bands belong together. Relative addresses start from the file of the item; others stay.
+    The sensor of an item is determined from its collection, constellation and similar properties.
+    The bands of an item form a scene. Relative paths are resolved against the file of the item.
 
     Args:
-        path: JSON of an item, a collection or catalogue (with its items beside it), or an item
+        path: JSON file of an item, of a collection or catalogue (with local items), or of an item
             collection; or a stac-geoparquet file.
-        sensor: Key of the sensor of all items, where it is not to be found out.
+        sensor: Name of the sensor of all items. Default: determined from each item.
 
     Returns:
-        The table, and the number of items of no known sensor.
+        The table, and the number of items without a known sensor.
 
     Raises:
-        TableError: If the file is not of STAC, an item is malformed, or none has a known band.
+        TableError: If the file is not STAC, an item is malformed, or no item has a known band.
     """
     file = Path(path)
     if not file.is_file():
@@ -64,7 +64,7 @@ def index_stac(path: str | Path, sensor: str | None = None) -> Indexed:
 
 
 def _items(file: Path) -> Iterator[pystac.Item]:
-    """Items of a file."""
+    """Yield the items of a file."""
     try:
         if file.suffix.lower() in ('.parquet', '.geoparquet'):
             yield from (pystac.Item.from_dict(row) for row in _parquet_rows(file))
@@ -74,7 +74,7 @@ def _items(file: Path) -> Iterator[pystac.Item]:
         if kind == 'FeatureCollection':
             items: Iterable[pystac.Item] = pystac.ItemCollection.from_dict(content).items
             for item in items:
-                # Relative addresses start from the file.
+                # Relative paths are resolved against the file.
                 item.set_self_href(str(file))
                 yield item
             return
@@ -84,7 +84,7 @@ def _items(file: Path) -> Iterator[pystac.Item]:
         else:
             yield from cast(pystac.Catalog, found).get_items(recursive=True)
     except Exception as error:
-        # pystac raises KeyError, TypeError and others for what is malformed.
+        # pystac raises KeyError, TypeError and other errors for malformed content.
         reason = ' '.join(str(error).split())[:200] or type(error).__name__
         raise TableError(
             f'{printable(file)}: cannot be read as STAC: {printable(reason)}'
@@ -92,7 +92,7 @@ def _items(file: Path) -> Iterator[pystac.Item]:
 
 
 def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
-    """Items of a stac-geoparquet file as JSON has them."""
+    """Yield the items of a stac-geoparquet file as in JSON."""
     fields = ('id', 'type', 'stac_version', 'stac_extensions', 'collection', 'links', 'assets')
     with pq.ParquetFile(file) as stored:
         names = [name for name in stored.schema_arrow.names if name != 'geometry']
@@ -116,7 +116,7 @@ def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON has it."""
+    """Convert a value as in JSON."""
     return value.isoformat() if isinstance(value, datetime.datetime) else value
 
 
@@ -125,7 +125,7 @@ def _sensor_of(item: pystac.Item) -> Sensor | None:
 
 
 def _rows(item: pystac.Item, sensor: Sensor, file: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a table for the assets of an item."""
+    """Yield the rows of a table for the assets of an item."""
     time = item.datetime or item.common_metadata.start_datetime
     cover = item.properties.get('eo:cloud_cover')
     common = {
@@ -144,7 +144,7 @@ def _rows(item: pystac.Item, sensor: Sensor, file: Path) -> Iterator[dict[str, A
             if bands not in found or rank < found[bands][0]:
                 found[bands] = rank, name, asset
     if not found and len(data) == 1:
-        # One file that says itself what its bands are, or has all of them.
+        # A single file with band descriptions, or with all bands of the sensor.
         name, asset = next(iter(data.items()))
         found[()] = _rank(asset), name, asset
     taken: set[str] = set()
@@ -159,7 +159,7 @@ def _rows(item: pystac.Item, sensor: Sensor, file: Path) -> Iterator[dict[str, A
 
 
 def _rank(asset: Mapping[str, Any]) -> tuple[float, bool]:
-    """Which of several assets with the same bands is taken: the finest, rather no JPEG 2000."""
+    """Rank assets with the same bands: the finest is preferred, and others over JPEG 2000."""
     entries = [*(asset.get('raster:bands') or ()), *(asset.get('bands') or ()), asset]
     sizes = [e.get('gsd') or e.get('spatial_resolution') for e in entries]
     size = next((float(s) for s in sizes if isinstance(s, int | float)), 0.0)
@@ -173,7 +173,7 @@ def _parts(
     item: pystac.Item,
     file: Path,
 ) -> Iterator[tuple[int | None, str | None, Scaling]]:
-    """Index, band and scaling of each row of an asset: one row if all bands have one scaling."""
+    """Yield index, bands and scaling of the rows of an asset: one row if the scaling is common."""
     try:
         scalings = [
             without_baseline_offset(scaling_of(asset, n), sensor, item.id, item.properties)
@@ -183,7 +183,7 @@ def _parts(
         raise TableError(
             f'{printable(file)}: item {printable(item.id)} is malformed: {printable(error)}'
         ) from error
-    # Units of catalogues are of many kinds; a scale says enough.
+    # Units in catalogues are not standardised. If there is a scale, the unit is not needed.
     scalings = [s if s.scale is None else s._replace(unit=None) for s in scalings]
     if len(set(scalings)) == 1:
         yield None, ' '.join(band or '-' for band in bands) or None, scalings[0]
@@ -194,7 +194,7 @@ def _parts(
 
 
 def _href(item: pystac.Item, name: str, file: Path) -> str:
-    """Address of an asset."""
+    """Return the path or URL of an asset."""
     href = item.assets[name].href
     if not isinstance(href, str) or not href or '\0' in href:
         raise TableError(f'{printable(file)}: item {printable(item.id)}: asset {name} has no href')

@@ -1,4 +1,4 @@
-"""Small archives for tests, and their tables."""
+"""Write small archives and their tables for tests."""
 
 import csv
 import dataclasses
@@ -19,7 +19,7 @@ DAY0 = date(2018, 6, 1)
 
 
 def table_of(file: Path, rows: Sequence[Mapping[str, Any]]) -> RasterTable:
-    """A table whose files rasterio has scanned; independent of the package's own scan."""
+    """Make a table whose files are scanned with rasterio, not by the package."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     with file.open('w', newline='') as stream:
         writer = csv.DictWriter(stream, names, restval='')
@@ -48,7 +48,7 @@ def table_of(file: Path, rows: Sequence[Mapping[str, Any]]) -> RasterTable:
 
 
 def boxes_table(file: Path, boxes: Sequence[Mapping[str, Any]]) -> RasterTable:
-    """A table of upright rasters that do not exist: ``x, y, size, res, epsg`` beside columns."""
+    """Make a table of rasters that do not exist, from ``x, y, size, res, epsg`` and columns."""
     own = ('x', 'y', 'height', 'width', 'res', 'epsg')
     rows = [
         {'path': f'{i}.tif', 'datetime': '', **{k: v for k, v in box.items() if k not in own}}
@@ -73,12 +73,12 @@ def boxes_table(file: Path, boxes: Sequence[Mapping[str, Any]]) -> RasterTable:
 
 
 def day(number: int) -> str:
-    """A date as text."""
+    """Format a date."""
     return str(DAY0 + timedelta(number))
 
 
 def sample_table(root: Path, files: str = 'scene', **kwargs: Any) -> RasterTable:
-    """The generated scenes with their elevation model, and their table."""
+    """Write the generated scenes with their elevation model, and their table."""
     write_sample_scenes(root, files, **kwargs)  # type: ignore[arg-type]
     rows = []
     for path in sorted(root.rglob('*.tif')):

@@ -26,7 +26,7 @@ NAT = np.iinfo(np.int64).min
 
 @pytest.fixture(scope='module')
 def table(tmp_path_factory: pytest.TempPathFactory) -> RasterTable:
-    """Six places of 240 px, two dates, elevation in pixels of 30 m."""
+    """Six places of 240 px, two dates, and elevation with pixels of 30 m."""
     return sample_table(tmp_path_factory.mktemp('archive') / 'scenes', size=240, dates=2)
 
 
@@ -114,7 +114,7 @@ def test_spawned_workers_read_the_same(table: RasterTable) -> None:
 
 
 def write_places(root: Path, rows: list[tuple[str, str, str]], **kwargs: Any) -> RasterTable:
-    """Rasters of 16 px as (place, sensor, date), all on one ground."""
+    """Write rasters of 16 px given as (place, sensor, date), all at the same location."""
     listed = []
     for i, (place, sensor, date) in enumerate(rows):
         bands = len(SENSORS[sensor].bands)
@@ -128,7 +128,7 @@ def test_missing_sensors_are_left_out_or_marked(tmp_path: Path) -> None:
     table = write_places(tmp_path, rows, dtype='float32')
     with pytest.warns(UserWarning, match=r'1 samples without dem of the place.*2\.tif'):
         assert len(RasterArchive(table, ('s2', 'dem'))) == 1
-    with pytest.raises(EmptySplitError, match='no sample that has all sensors'):
+    with pytest.raises(EmptySplitError, match='no sample with all sensors'):
         RasterArchive(table, ('s1', 's2', 'dem'))
     ds = RasterArchive(table, ('s1', 's2', 'dem'), allow_missing=('s1', 'dem'))
     first, second = ds[0], ds[1]
@@ -162,14 +162,14 @@ def test_footprints_match_without_places(tmp_path: Path) -> None:
     ds = RasterArchive(table_of(tmp_path / 't.csv', listed), ('s2', 'dem'), window_size=32)
     names = [Path(path).stem for path in ds.index['dem']]
     assert names == ['west', 'east', 'west', 'east']
-    # What a tile does not reach is not valid.
+    # Pixels that are not covered by a tile are not valid.
     assert ds[1]['valid'][:, :2].sum() == 0
     assert ds[1]['valid'][:, 6:].all()
     assert ds.index['overlap'].tolist() == pytest.approx([1, 29 / 32, 1, 29 / 32], abs=0.02)
 
 
 def write_tiles(root: Path, sizes: dict[str, tuple[int, int]]) -> RasterTable:
-    """Tiles without a CRS as PLACE_SENSOR."""
+    """Write tiles without a CRS, named PLACE_SENSOR."""
     listed = []
     for name, (height, width) in sizes.items():
         place, sensor = name.split('_')
@@ -205,7 +205,9 @@ def test_tiles_without_crs(tmp_path: Path) -> None:
     )
     assert str(ds).endswith('size: 8')
     for ask in (lambda: ds.index, lambda: ds.bounds, lambda: ds[0:1, 0:1]):
-        with pytest.raises(ValueError, match=r'no CRS, so samples lie nowhere.*by their number'):
+        with pytest.raises(
+            ValueError, match=r'no CRS, so samples have no location.*by their index'
+        ):
             ask()
     with pytest.raises(ValueError, match='cannot be split by blocks'):
         RasterArchive(table, ('rgb',), split_by={'by': 'blocks'})
@@ -228,8 +230,8 @@ def test_wrong_arguments_are_refused(table: RasterTable) -> None:
         ({'window_size': 0}, 'positive number of pixels'),
         ({'max_day_gap': -1}, '0 days or more'),
         ({'min_overlap': 2}, 'from 0 to 1'),
-        ({'reference': 'dem'}, 'none of the sensors'),
-        ({'allow_missing': ['s2']}, 'to let samples lack s2, name another sensor as reference'),
+        ({'reference': 'dem'}, 'not one of the sensors'),
+        ({'allow_missing': ['s2']}, 'to allow a missing s2, choose another reference'),
         ({'bands': ['VV']}, r"sensors \['s1'\], which are not in"),
     ):
         with pytest.raises(ValueError, match=said):
@@ -238,20 +240,20 @@ def test_wrong_arguments_are_refused(table: RasterTable) -> None:
         RasterArchive(table, ('s1', 's2'), ['VV'])
     with pytest.raises(TableError, match="no file of the sensor 'landsat'"):
         RasterArchive(table, ('landsat',))
-    with pytest.raises(EmptySplitError, match="give the table a column 'split'"):
+    with pytest.raises(EmptySplitError, match="add a column 'split' to the table"):
         RasterArchive(table, ('s2',), split='val')
 
 
-def test_what_is_left_out_is_counted_with_the_remedy(tmp_path: Path) -> None:
+def test_left_out_samples_are_counted_with_advice(tmp_path: Path) -> None:
     places = [('a', 's2'), ('a', 's1'), ('b', 's1'), ('c', 's1'), ('d', 's2')]
     table = write_places(tmp_path, [(p, key, day(0)) for p, key in places], dtype='float32')
     with pytest.warns(UserWarning, match='left out') as caught:
         ds = RasterArchive(table, ('s1', 's2'))
     assert len(ds) == ds.matches.count_places() == 1
     said = str(caught[0].message)
-    assert '2 places with s1 but without s2, which gives the grid (reference=...' in said
+    assert '2 places with s1 but without the reference sensor s2' in said
     assert '1 samples without s1 of the place' in said
-    assert "which allow_missing=['s1'] keeps" in said
+    assert "(allow_missing=['s1'] keeps them)" in said
     with pytest.warns(UserWarning, match='1 places with s2 but without s1'):
         other = RasterArchive(table, ('s1', 's2'), reference='s1', allow_missing=['s2'])
     assert len(other) == 3

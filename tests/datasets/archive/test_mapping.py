@@ -1,4 +1,4 @@
-"""Large tables, which the processes of a machine map from files."""
+"""Large tables, which are memory-mapped by all processes of a machine."""
 
 import multiprocessing
 import pickle
@@ -63,7 +63,7 @@ def test_a_mapped_archive_is_that_of_the_table(file: Path) -> None:
                 assert not array.flags.writeable
     with pytest.raises(EmptySplitError, match='no sample in split'):
         opened(file, 'test')
-    # A worker that is spawned maps the same files; anyone else gets a copy.
+    # A spawned worker maps the same files; other copies are in memory.
     set_spawning_popen(object())  # type: ignore[arg-type]
     try:
         sent = pickle.dumps(data)
@@ -88,7 +88,7 @@ def test_a_table_that_changed_is_read_again(file: Path) -> None:
     after = opened(file, 'all')
     assert 0 < len(after) < len(before)
     assert len(list(file.parent.glob('table.parquet.arrays-*'))) == 1
-    # Who has mapped the earlier ones keeps them.
+    # Arrays that were mapped earlier stay readable.
     assert torch.equal(before[len(before) - 1]['image'], before[len(before) - 1]['image'])
 
 
@@ -98,7 +98,7 @@ def test_small_tables_and_folders_that_cannot_be_written(
     reference = opened(RasterTable.read(file))
     with monkeypatch.context() as patched:
         patched.setattr('os.access', lambda *_: False)
-        with pytest.warns(UserWarning, match='each process keeps a copy of its own'):
+        with pytest.warns(UserWarning, match='each process keeps its own copy'):
             check_same(opened(file), reference)
     monkeypatch.setattr(mapping, 'LEAST_ROWS', 1_000_000)
     check_same(opened(file), reference)
@@ -106,7 +106,7 @@ def test_small_tables_and_folders_that_cannot_be_written(
 
 
 def build(file: Path, made: Path) -> None:
-    """Open a table, and note whether this process read it."""
+    """Open a table, and record whether this process read it."""
 
     def noted(table: Any) -> RasterTable:
         made.with_suffix(f'.{multiprocessing.current_process().name}').touch()

@@ -1,4 +1,4 @@
-"""Matching and windows against brute force."""
+"""Matching and windows, compared with brute force."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from geofm.datasets.table import NO_TIME
 
 
 class Grids(NamedTuple):
-    """Grids of a table."""
+    """Table of grids."""
 
     epsg: Any
     transform: Any
@@ -23,13 +23,13 @@ class Grids(NamedTuple):
 
 
 def frames(rows: list[tuple[int, int | None, int, int, int]]) -> Frames:
-    """Observations of (place, day, x, y, size) with pixels of 1 m."""
+    """Make observations from (place, day, x, y, size) with pixels of 1 m."""
     place, days, x, y, size = (list(column) for column in zip(*rows, strict=True))
     transform = [(1, 0, left, 0, -1, top) for left, top in zip(x, y, strict=True)]
     return Frames(
         np.array(place),
         np.array([NO_TIME if day is None else day * DAY + DAY // 3 for day in days], np.int64),
-        # Rows of a table are in any order.
+        # Rows of a table may be in any order.
         np.arange(len(place))[::-1],
         Grids(
             np.full(len(place), 32631),
@@ -46,7 +46,7 @@ def box_of(rows: Frames, i: int, part: tuple[int, int, int, int] | None = None) 
 
 
 def by_hand(scenes: Frames, windows: Windows, others: Frames, rule: Rule) -> list[int]:
-    """For each window the best observation, looked for among all of them."""
+    """Find the best observation for each window by comparing all of them."""
     found = []
     for scene, *part in zip(*(column.tolist() for column in windows), strict=True):
         window = box_of(scenes, scene, tuple(part))
@@ -61,7 +61,7 @@ def by_hand(scenes: Frames, windows: Windows, others: Frames, rule: Rule) -> lis
             if rule.max_day_gap is not None and days > rule.max_day_gap:
                 continue
             if place >= 0 and others.place[j] == place:
-                # The nearest one of a place; then it is looked at whether it covers enough.
+                # Take the nearest observation of a place, then check whether it covers enough.
                 options.append(((0, gap, int(there) if dated else 0, j), j, share))
             elif min(place, others.place[j]) < 0 and share >= rule.min_overlap and share > 0:
                 options.append(((1, gap, -round(share, 5), j), j, share))
@@ -127,14 +127,14 @@ def test_windows_cover_scenes(sizes: list[tuple[int, int]], size: int | None, ed
             assert hits.sum() == full.sum()
 
 
-def test_the_earlier_of_two_as_near_is_taken() -> None:
+def test_the_earlier_of_two_equally_near_observations_is_chosen() -> None:
     scenes, others = frames([(0, 5, 0, 0, 16)]), frames([(0, 3, 0, 0, 16), (0, 7, 0, 0, 16)])
     windows = window_grid(scenes.shape, None)
     assert match_windows(scenes, windows, others, Rule(False, None, 0.5))[0].tolist() == [0]
 
 
 @pytest.mark.parametrize('ignores', [True, False])
-def test_tiles_side_by_side_are_chosen_by_what_they_cover(ignores: bool) -> None:
+def test_adjacent_tiles_are_chosen_by_coverage(ignores: bool) -> None:
     scenes = frames([(-1, 5, 0, 0, 32)])
     others = frames([(-1, 5, -40, 0, 60), (-1, 5, 18, 0, 60)])
     windows = window_grid(scenes.shape, 16)

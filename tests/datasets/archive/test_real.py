@@ -33,10 +33,10 @@ pytestmark = pytest.mark.skipif(not REAL.is_dir(), reason=f'{REAL} is not there'
 def archive(
     root: Path, tmp_path: Path, files: list[dict[str, Any]], sensors: list[str], **kwargs: Any
 ) -> RasterArchive:
-    """An archive by a layout, all of its samples."""
+    """Open all samples of an archive by a layout."""
     layout = tmp_path / 'layout.yaml'
     layout.write_text(yaml.safe_dump({'files': files}))
-    # Reading scans what the table does not say.
+    # Opening scans the files.
     table = index_folder(root, Layout.read(layout)).table
     return RasterArchive(table, sensors, split='all', **kwargs)
 
@@ -115,7 +115,7 @@ def test_bigearthnet(tmp_path: Path) -> None:
             if pixels.shape == (120, 120):
                 assert torch.equal(sample['image'][ds.bands.index(key)], pixels)
                 compared += 1
-    # VV, VH and the four bands of 10 m.
+    # VV, VH and the four bands with pixels of 10 m.
     assert compared == 6 * len(ds)
 
 
@@ -152,10 +152,10 @@ def test_worldcereal(tmp_path: Path) -> None:
         time = np.datetime64(int(ds.table.time[rows[0]]), 'us')
         assert sample['dates'][1] == time.astype('datetime64[D]').astype(int)
         for n, band in enumerate(ds.bands[2:], 2):
-            # An address in the table names the file and the variable.
+            # The address in the table has the file and the variable.
             file = re.search(r'[^":]+\.nc', address)
             assert file is not None
-            # GDAL finds no geotransform in these files and turns them upside down.
+            # GDAL finds no geotransform in these files and flips them vertically.
             with h5py.File(file[0]) as content:
                 assert (np.diff(content['y'][:]) == -10).all()
                 unit = content['timestamp'].attrs['units'].split(' since ')[1]
@@ -163,7 +163,7 @@ def test_worldcereal(tmp_path: Path) -> None:
                 times = (start + content['timestamp'][:].astype('timedelta64[s]')).tolist()
                 number = times.index(time.astype('datetime64[s]').item())
                 want = content[band.removeprefix('s2l2a.')][number].astype(np.float32)
-            # Fill is 0: what is not data means nothing.
+            # Fill is 0. Values of invalid pixels are not compared.
             valid = sample['valid'].numpy()
             assert (sample['image'][n].numpy()[valid] == want[valid]).all()
 

@@ -1,4 +1,4 @@
-"""Splits of archives: no ground is in two of them."""
+"""Splits of archives, which must not share ground."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from geofm.datasets.archive.archive_table import Archive, ArchiveTable
-from geofm.datasets.archive.blocks import Blocks, margined
+from geofm.datasets.archive.blocks import Blocks, widened
 from geofm.datasets.archive.building import Selection, build_samples
 from geofm.datasets.archive.left_out import LeftOut
 from geofm.datasets.archive.splits import split_samples
@@ -19,7 +19,8 @@ from geofm.datasets.footprints import corners
 from geofm.datasets.splitting import SPLITS, SplitRule, draw_groups
 from tests.datasets.archive.tables import boxes_table
 
-#: A metre of rounding and of edges that are straight in one CRS only, as a share of a sample.
+#: Tolerance of a metre, for rounding and edges that are straight in one CRS only, as a fraction of
+#: a sample.
 SLIVER = 2e-3
 
 
@@ -30,7 +31,7 @@ def samples_of(tmp_path: Path, boxes: list[dict[str, Any]], size: int | None) ->
 
 
 def on_ground(samples: ArchiveTable) -> Any:
-    """Outlines on a plane of equal area, edges densified: a reference without longitudes."""
+    """Return densified outlines in an equal-area projection, as a reference without longitudes."""
     plane = pyproj.CRS('+proj=laea +lat_0=45 +lon_0=3')
     shapes = []
     for i in range(len(samples)):
@@ -44,7 +45,7 @@ def on_ground(samples: ArchiveTable) -> Any:
 
 
 def worst_overlap(samples: ArchiveTable, codes: Any) -> float:
-    """Largest share of a sample that lies in a sample of another split."""
+    """Return the largest fraction of a sample that is in a sample of another split."""
     shapes = on_ground(samples)
     worst = 0.0
     tree = shapely.STRtree(shapes)
@@ -70,7 +71,7 @@ BOX = st.fixed_dictionaries(
 
 
 def distinct(boxes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each at a time of its own, and those of the other zone on the same ground."""
+    """Samples with different times, and samples of another zone on the same ground."""
     zone = pyproj.Transformer.from_crs(32631, 32632, always_xy=True)
     result = []
     for i, box in enumerate(boxes):
@@ -93,7 +94,7 @@ def test_samples_of_different_splits_share_no_ground(
     try:
         codes = split_samples(samples, rule)
     except ValueError:
-        # All places hang together.
+        # All places are connected.
         return
     assert worst_overlap(samples, codes) < SLIVER
     if rule.by == 'place':
@@ -194,7 +195,7 @@ def test_blocks_touched_are_those_of_every_point(
     try:
         codes, starts = blocks.touched(box)
     except ValueError:
-        # More blocks than a sample may touch.
+        # More blocks than a sample may intersect.
         assert side == 5
         return
     assert starts.tolist() == [0]
@@ -206,7 +207,7 @@ def test_blocks_touched_are_those_of_every_point(
     assert set(single.tolist()) <= set(codes.tolist())
 
 
-def test_blocks_have_about_one_area() -> None:
+def test_blocks_have_about_the_same_area() -> None:
     blocks = Blocks(100)
     rng = np.random.default_rng(0)
     # Uniform on the sphere.
@@ -218,13 +219,13 @@ def test_blocks_have_about_one_area() -> None:
     assert counts.mean() == pytest.approx(expected, rel=0.05)
 
 
-def test_margins_hold_curved_edges() -> None:
+def test_widened_boxes_contain_curved_edges() -> None:
     for epsg, x, y in ((32631, 300_000, 8_800_000), (32631, 700_000, 100_000), (3413, 1e5, -9e5)):
         side, res = 1098, 100
         transform = np.array([[res, 0, x, 0, -res, y]], float)
         points = corners(np.array([epsg], np.int32), transform, np.array([[side, side]], np.int32))
         box = np.concatenate([points.min(axis=1), points.max(axis=1)], axis=1)
-        wide = margined(box)[0]
+        wide = widened(box)[0]
         steps = np.linspace(0, side * res, 500)
         still = np.zeros_like(steps)
         east = np.concatenate([steps, steps, still, still + side * res])

@@ -117,7 +117,8 @@ def test_bad_files_are_marked_and_never_seen(pairs: Path, kind: str) -> None:
     with pytest.warns(UserWarning, match='files left out'):
         ds = SEN12MSCRTS(pairs)
     assert ds.index['patch'].tolist() == [1, 2, 3]
-    # Its partner is no file without a partner; but of a file without a name nobody knows that.
+    # The partner of a bad file is not reported as a file without a partner, unless the name of the
+    # bad file is unknown.
     expected = {'duplicate': 2, 'name': 2}.get(kind, 1)
     assert len(ds.skipped) == expected
     assert ds.skipped.count(Reason.ONLY_S1, Reason.ONLY_S2) == (kind == 'name')
@@ -127,7 +128,7 @@ def test_a_file_that_may_not_be_read(pairs: Path, monkeypatch: pytest.MonkeyPatc
     path = next(pairs.rglob('s1_*_patch_0.tif'))
     path.chmod(0)
     if os.access(path, os.R_OK):
-        # A superuser may read anything: refuse for the system.
+        # The superuser may read any file, so simulate the error.
         really = Path.open
 
         def refuse(self: Path, *args: object, **kwargs: object) -> object:
@@ -139,11 +140,11 @@ def test_a_file_that_may_not_be_read(pairs: Path, monkeypatch: pytest.MonkeyPatc
     assert update_catalogue(pairs).problems()['problem'].tolist() == [Problem.PERMISSION]
     path.chmod(0o644)
     monkeypatch.undo()
-    # Neither size nor time have changed.
+    # Neither size nor modification time have changed.
     assert update_catalogue(pairs).problems().empty
 
 
-def test_a_few_gaps_are_told_and_masked(pairs: Path) -> None:
+def test_a_few_gaps_are_reported_and_masked(pairs: Path) -> None:
     path = next(pairs.rglob('s1_*_patch_0.tif'))
     pixels = random_pixels('s1', GRID, 1)
     pixels[0, SIZE // 2, 3] = np.nan
@@ -156,7 +157,7 @@ def test_a_few_gaps_are_told_and_masked(pairs: Path) -> None:
 
 @pytest.mark.parametrize('sensor', ['s1', 's2'])
 def test_rows_that_look_bad_in_a_good_file(pairs: Path, sensor: str) -> None:
-    """All rows that are looked at are empty, or look like power, and the rest is sound."""
+    """The inspected rows are empty or look like power, and the others are valid."""
     pixels = random_pixels(sensor, GRID, 1)
     rows = [int(share * SIZE) for share in (0.1, 0.5, 0.9)]
     strips = sorted({row + d for row in rows for d in range(-8, 9) if 0 <= row + d < SIZE})
@@ -167,7 +168,7 @@ def test_rows_that_look_bad_in_a_good_file(pairs: Path, sensor: str) -> None:
 
 
 def test_a_bad_file_is_no_partner(tmp_path: Path) -> None:
-    """The nearest S1 is bad: the next one is taken, and S2 has no S1 only if none is sound."""
+    """If the nearest S1 is bad, the next one is used. S2 has no S1 only if all are bad."""
     for step, (s1, s2) in enumerate(((1, 2), (20, 28))):
         days = date(2018, 1, s1), date(2018, 1, s2)
         write_pair(tmp_path, KEY._replace(time_step=step), GRID, *days)
@@ -224,7 +225,7 @@ def test_every_truncation_is_found(tmp_path: Path, cut: int) -> None:
     write_raster(path, random_pixels('s1', GRID, 0), GRID)
     content = path.read_bytes()
     path.write_bytes(content[: min(cut, len(content) - 1)])
-    # Cut within the header, GDAL may read what is left: then it misses the CRS.
+    # GDAL may read a file that is cut within the header, but without its CRS.
     assert inspect(path, 's1').problem is not None
 
 
@@ -253,11 +254,11 @@ def test_a_file_that_is_empty_later_is_named(broken_later: Path, kind: str) -> N
     break_it(path)
     with pytest.raises(ValueError, match=f'{path.name}.*every pixel is NaN'):
         ds[1]
-    # Windows may lie in a gap.
+    # Windows may be in a gap.
     assert not ds.read_pair(1, Window(0, 0, 4, 4))['valid'].any()
 
 
-def test_or_another_pair_is_drawn_and_counted(broken_later: Path) -> None:
+def test_with_on_error_skip_another_pair_is_drawn_and_counted(broken_later: Path) -> None:
     ds = SEN12MSCRTS(broken_later, on_error='skip')
     others = [ds[i]['image'] for i in (0, 2, 3)]
     truncate(Path(ds.index['s2'].iloc[1]))
@@ -265,7 +266,7 @@ def test_or_another_pair_is_drawn_and_counted(broken_later: Path) -> None:
     assert any(torch.equal(image, other) for other in others)
     assert ds.failures >= 1
     assert ds.read_pair(1, Window(0, 0, 8, 8))['image'].shape == (15, 8, 8)
-    # A window that is not inside is an error of the caller.
+    # A window that is not inside the patch is an error of the caller.
     with pytest.raises(ValueError, match='whole pixels'):
         ds.read_pair(1, Window(0, 0, 99, 99))
 
@@ -276,7 +277,7 @@ def test_failures_are_counted_across_processes(broken_later: Path, method: str) 
     truncate(Path(ds.index['s2'].iloc[1]))
     loader = DataLoader(ds, batch_size=2, num_workers=2, multiprocessing_context=method)
     assert sum(len(batch['image']) for batch in loader) == 4
-    # Each time it is tried, however often that is.
+    # Every attempt is counted.
     assert ds.failures == len(ds.failed()) >= 1
     assert set(ds.failed()) == {ds.index['s2'].iloc[1]}
 
@@ -294,7 +295,7 @@ def test_dates_of_a_sample_show_one_place_even_if_files_break(tmp_path: Path) ->
     assert set(ds.failed()) == {str(ds.files_of(1)[1])}
 
 
-def test_if_nothing_can_be_read_that_is_an_error(broken_later: Path) -> None:
+def test_skipping_all_files_is_an_error(broken_later: Path) -> None:
     ds = SEN12MSCRTS(broken_later, on_error='skip')
     for path in ds.index['s2']:
         truncate(Path(path))
@@ -306,11 +307,11 @@ def test_days_of_the_tree(pairs: Path) -> None:
     assert SEN12MSCRTS(pairs).index['s1_date'].iloc[0].date() == date(2018, 2, 28)
 
 
-# Headers whose numbers cannot be true
+# Headers with impossible numbers
 
 
 def patch_tag(path: Path, tag: int, kind: int, value: bytes) -> None:
-    """Overwrite the inline value of a tag, or what it points to."""
+    """Overwrite the inline value of a tag, or the value that it points to."""
     content = bytearray(path.read_bytes())
     (start,) = struct.unpack_from('<I', content, 4)
     (count,) = struct.unpack_from('<H', content, start)
@@ -336,7 +337,7 @@ PIXEL_SCALE = 33550
         (1e300, Problem.TRANSFORM),
         (float('nan'), Problem.TRANSFORM),
         (float('inf'), Problem.TRANSFORM),
-        # GDAL then leaves out the CRS too.
+        # GDAL then ignores the CRS too.
         (0.0, Problem.NO_EPSG),
     ],
 )
@@ -396,7 +397,7 @@ def test_a_replaced_file_elsewhere_is_refused(broken_later: Path) -> None:
     path = Path(ds.index['s2'].iloc[0])
     moved = grid_at(32632, 500_003, 5_300_000)
     write_raster(path, random_pixels('s2', moved, 0), moved)
-    with pytest.raises(ValueError, match=f'{path.name}.*no longer'):
+    with pytest.raises(ValueError, match=f'{path.name}.*has changed'):
         ds[0]
 
 
@@ -410,12 +411,12 @@ def test_a_replaced_file_of_one_sensor_is_refused(
     ds = SEN12MSCRTS(broken_later, sensors=[sensor])
     (path,) = ds.files_of(0)
     write_raster(path, random_pixels(sensor, other, 0), other)
-    with pytest.raises(ValueError, match=f'{path.name}.*no longer'):
+    with pytest.raises(ValueError, match=f'{path.name}.*has changed'):
         ds[0]
 
 
-def test_gaps_that_the_scan_did_not_see_are_masked(pairs: Path) -> None:
-    """The scan looks at some rows only; reading looks at all."""
+def test_gaps_that_the_scan_missed_are_masked(pairs: Path) -> None:
+    """The scan inspects only some rows; reading inspects all."""
     path = next(pairs.rglob('s1_*_patch_0.tif'))
     pixels = random_pixels('s1', GRID, 1)
     with rasterio.open(path, 'w', **_one_row_a_strip(pixels)) as dst:
@@ -440,7 +441,7 @@ def _one_row_a_strip(pixels: npt.NDArray[np.generic]) -> dict[str, Any]:
     }
 
 
-def test_hidden_folders_are_not_looked_into(pairs: Path) -> None:
+def test_hidden_folders_are_ignored(pairs: Path) -> None:
     shutil.copytree(pairs / 'ROIs1868', pairs / '.snapshot' / 'ROIs1868')
     assert update_catalogue(pairs).problems().empty
     assert len(SEN12MSCRTS(pairs)) == 4

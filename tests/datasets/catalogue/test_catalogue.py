@@ -52,7 +52,7 @@ def write_dates(root: Path) -> None:
         write_pair(root, key, GRID, date(2018, 1, s1), date(2018, 1, s2))
 
 
-def test_rows_say_what_rasterio_and_the_names_say(own_tree: Path) -> None:
+def test_rows_agree_with_rasterio_and_the_names(own_tree: Path) -> None:
     table = update_catalogue(own_tree).table
     assert table['path'].tolist() == sorted(
         str(path.relative_to(own_tree)) for path in own_tree.rglob('*.tif')
@@ -82,7 +82,9 @@ def test_the_file_is_geoparquet(own_tree: Path) -> None:
         assert shapes[str(Path(path).relative_to(own_tree))].equals(shape)
 
 
-def test_of_a_large_tree_no_file_is_opened(own_tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_large_tree_are_not_opened(
+    own_tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = SEN12MSCRTS(own_tree, 'all')
     monkeypatch.setattr(catalogue, 'SMALL', 0)
     monkeypatch.setattr(rasterio, 'open', None)
@@ -92,7 +94,7 @@ def test_of_a_large_tree_no_file_is_opened(own_tree: Path, monkeypatch: pytest.M
     pd.testing.assert_frame_equal(pd.DataFrame(small.index), pd.DataFrame(large.index))
 
 
-def test_only_what_is_new_or_changed_is_read(
+def test_only_new_and_changed_files_are_read(
     own_tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[str] = []
@@ -135,15 +137,15 @@ def test_a_large_stale_catalogue_is_used_with_a_warning(
     assert len(SEN12MSCRTS(own_tree, 'all')) == 12
 
 
-def test_a_small_stale_catalogue_is_brought_up_to_date(own_tree: Path) -> None:
+def test_a_small_stale_catalogue_is_updated(own_tree: Path) -> None:
     SEN12MSCRTS(own_tree, 'all')
     first, _ = write_pair(own_tree, KEY._replace(patch=99), GRID)
-    with pytest.warns(UserWarning, match='was older than the data, and is now up to date'):
+    with pytest.warns(UserWarning, match='was older than the data and has been updated'):
         assert len(SEN12MSCRTS(own_tree, 'all')) == 12
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         assert len(SEN12MSCRTS(own_tree, 'all')) == 12
-    # Changed in place, which no folder tells.
+    # Changes in place do not change the modification time of the folder.
     first.write_bytes(b'')
     with pytest.warns(UserWarning, match='files left out'):
         assert len(SEN12MSCRTS(own_tree, 'all')) == 11
@@ -171,14 +173,14 @@ def test_a_folder_without_scenes_gets_none(tmp_path: Path) -> None:
     assert find_catalogue(tmp_path) is None
 
 
-def test_where_none_can_be_kept_headers_are_read_each_time(
+def test_headers_are_read_each_time_if_no_catalogue_can_be_saved(
     own_tree: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(self: Catalogue) -> None:
         raise OSError(30, 'Read-only file system')
 
     monkeypatch.setattr(Catalogue, 'write', refuse)
-    with pytest.warns(UserWarning, match='no catalogue can be kept.*Read-only'):
+    with pytest.warns(UserWarning, match='no catalogue can be saved.*Read-only'):
         assert len(SEN12MSCRTS(own_tree, 'all')) == 11
 
 
@@ -194,16 +196,16 @@ def test_a_catalogue_elsewhere(own_tree: Path, tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(pd.DataFrame(ds.index), pd.DataFrame(expected.index))
         assert torch.equal(ds[3]['image'], expected[3]['image'])
     assert not beside(own_tree).exists()
-    # Moved, the folder must be named.
+    # If the folder was moved, it must be given.
     moved = own_tree.rename(tmp_path / 'moved')
-    with pytest.raises(ValueError, match='crts, which is not there'):
+    with pytest.raises(ValueError, match='crts, which does not exist'):
         SEN12MSCRTS(file, 'all')
     assert len(SEN12MSCRTS(moved, 'all', catalogue=file)) == 11
-    with pytest.raises(ValueError, match='of one folder'):
+    with pytest.raises(ValueError, match='needs one folder'):
         SEN12MSCRTS([moved, tmp_path], 'all', catalogue=file)
 
 
-def test_read_only_data_have_it_in_the_cache(
+def test_the_catalogue_of_read_only_data_is_in_the_cache(
     own_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
@@ -216,7 +218,7 @@ def test_read_only_data_have_it_in_the_cache(
         made = update_catalogue(own_tree)
     made.file.unlink()
     own_tree.chmod(0o555)
-    # A superuser could write to it.
+    # The superuser could write to it.
     made = update_catalogue(own_tree)
     assert made.file == in_cache(own_tree)
     assert made.file.is_relative_to(tmp_path / 'cache')
@@ -225,7 +227,7 @@ def test_read_only_data_have_it_in_the_cache(
     assert len(SEN12MSCRTS(own_tree, 'all')) == 11
 
 
-def test_what_is_no_catalogue_is_an_error(own_tree: Path) -> None:
+def test_other_files_are_not_catalogues(own_tree: Path) -> None:
     beside(own_tree).write_bytes(b'nonsense')
     with pytest.raises(ValueError, match=r'not a catalogue.*geofm index'):
         SEN12MSCRTS(own_tree)
@@ -249,7 +251,7 @@ def test_folders_with_and_without_a_catalogue(own_tree: Path, tmp_path: Path) ->
         f'ROIs1868_summer_s1_19_p{2**31}.tif'.encode(),
     ],
 )
-def test_names_that_no_data_set_has(own_tree: Path, name: bytes) -> None:
+def test_unknown_file_names(own_tree: Path, name: bytes) -> None:
     Path(os.fsdecode(os.fsencode(own_tree) + b'/' + name)).write_bytes(b'x')
     table = update_catalogue(own_tree).table
     assert table['sensor'].notna().sum() == 22
@@ -266,8 +268,8 @@ def test_bad_arguments(tmp_path: Path) -> None:
     assert update_catalogue(tmp_path).table.empty
 
 
-def test_killed_at_any_moment_it_leaves_a_whole_catalogue(own_tree: Path) -> None:
-    """Ten random moments of a process that writes all the time."""
+def test_a_killed_process_leaves_a_whole_catalogue(own_tree: Path) -> None:
+    """Kill a process that writes all the time at ten random moments."""
     update_catalogue(own_tree)
     code = (
         'import os, signal, sys; from pathlib import Path\n'
@@ -368,7 +370,7 @@ def test_one_sensor_needs_no_pair(dates_tree: Path, sensor: object) -> None:
         assert sample['bounds'].tolist() == list(src.bounds)
     assert sample['valid'].all()
     assert (sample['dates'] == NO_DATE).tolist() == [name != 's1', name != 's2']
-    with pytest.raises(BandError, match='not of the sensors'):
+    with pytest.raises(BandError, match='not bands of the sensors'):
         SEN12MSCRTS(dates_tree, sensors=[name], bands=['VV', 'B04'])
 
 
@@ -384,7 +386,7 @@ def test_cloud_cover(tmp_path: Path) -> None:
     made.write()
     ds = SEN12MSCRTS(tmp_path, max_cloud_cover=0.5)
     assert ds.index['time_step'].tolist() == [0, 1]
-    # What is known stays known.
+    # Known cloud covers are kept.
     covers = update_catalogue(tmp_path).table['cloud_cover'][s2]
     assert covers.tolist() == pytest.approx([0.1, 0.5, 0.9])
 
@@ -425,7 +427,7 @@ def test_wrong_filters_are_refused(tree: Path, wrong: dict[str, object]) -> None
 
 def test_a_list_of_pairs(dates_tree: Path) -> None:
     ds = SEN12MSCRTS(dates_tree)
-    # S1 of one time step with S2 of another, and one path relative to the list.
+    # S1 and S2 of different time steps, and one path that is relative to the list.
     pairs = [
         [ds.index['s1'].iloc[0], ds.index['s2'].iloc[1]],
         [ds.index['s1'].iloc[2], str(Path(ds.index['s2'].iloc[0]).relative_to(dates_tree))],

@@ -40,7 +40,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def damage_pages(file: Path) -> None:
-    """Flip bits in the data of every column, not in the footer."""
+    """Flip bits in the data of every column, but not in the footer."""
     content = bytearray(file.read_bytes())
     for place in range(8, len(content) // 2, 20):
         content[place] ^= 0xFF
@@ -69,19 +69,19 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize('damage', DAMAGES)
-def test_a_damaged_catalogue_is_made_anew(
+def test_a_damaged_catalogue_is_recreated(
     root: Path, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = update_catalogue(root).table
     file = beside(root)
     DAMAGES[damage](file)
-    # What reads it says so in one line, and what to do.
+    # The error is one line that says what to do.
     for read in (lambda: SEN12MSCRTS(root, 'all'), lambda: Catalogue.read(file, root)):
         with pytest.raises(CatalogueError) as caught:
             read()
         message = str(caught.value)
         assert message.startswith(f'{file}: ')
-        assert message.endswith(f"'geofm index {root}' makes it anew")
+        assert message.endswith(f"recreate it with 'geofm index {root}'")
         assert '\n' not in message
     main(['index', str(root)])
     assert '24 files' in capsys.readouterr().out
@@ -89,16 +89,16 @@ def test_a_damaged_catalogue_is_made_anew(
     assert len(SEN12MSCRTS(root, 'all')) == 12
 
 
-def test_a_large_damaged_catalogue_is_said(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_damaged_catalogue_is_an_error(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, 'SMALL', 1)
     update_catalogue(root)
     damage_pages(beside(root))
-    with pytest.raises(CatalogueError, match='makes it anew'):
+    with pytest.raises(CatalogueError, match='recreate it'):
         SEN12MSCRTS(root, 'all')
 
 
 def mutated(content: bytes, random: random.Random) -> bytes:
-    """A file with bytes flipped, cut, or put in."""
+    """Return a file with bytes flipped, removed, or inserted."""
     data = bytearray(content)
     kind = random.choice(['flip', 'flip', 'cut', 'insert', 'footer'])
     if kind == 'cut':
@@ -112,10 +112,10 @@ def mutated(content: bytes, random: random.Random) -> bytes:
     return bytes(data)
 
 
-def test_mutated_catalogues_are_refused_or_right(
+def test_mutated_catalogues_are_errors_or_unchanged(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Whatever is in the file: an error of one line, or the same table; and it can be renewed."""
+    """Reading gives an error of one line or the same table, and the catalogue can be recreated."""
     expected = update_catalogue(root).table
     file = beside(root)
     content = file.read_bytes()
@@ -133,7 +133,7 @@ def test_mutated_catalogues_are_refused_or_right(
         else:
             assert sum(batch.num_rows for batch in batches) == len(found.table)
             pd.testing.assert_frame_equal(found.table, expected)
-        # Renewing takes longer.
+        # Recreating takes longer.
         if number % 20 == 0:
             main(['index', str(root)])
             assert '24 files' in capsys.readouterr().out
@@ -194,7 +194,7 @@ with locked_name(Path({str(beside(root))!r})):
     assert holder.stdout.readline() == 'held\n'
     with pytest.raises(LockedError, match=f'process {holder.pid} on'):
         update_catalogue(root)
-    # Data sets only keep what they found.
+    # Datasets do not keep the file open.
     assert len(SEN12MSCRTS(root, 'all')) == 12
     holder.kill()
     holder.wait()

@@ -25,7 +25,7 @@ def source(rows: list[dict[str, Any]]) -> Source:
 
 @settings(deadline=None)
 @given(st.lists(keys, min_size=1, max_size=12))
-def test_keys_sort_as_what_they_stand_for(found: list[tuple[str, int, int, int]]) -> None:
+def test_keys_sort_like_their_columns(found: list[tuple[str, int, int, int]]) -> None:
     rows = [
         dict(zip(('season', 'roi', 'patch', 'time_step'), key, strict=True), path=f'{i}.tif')
         for i, key in enumerate(found)

@@ -1,4 +1,4 @@
-"""Labels on a grid: against rasterio and NumPy."""
+"""Labels on a grid, compared with rasterio and NumPy."""
 
 import json
 from pathlib import Path
@@ -50,7 +50,7 @@ def write_raster(path: Path, values: np.ndarray, grid: Grid = GRID, **profile: o
 
 @pytest.mark.parametrize('name', ['l.gpkg', 'l.geojson', 'l.parquet'])
 @pytest.mark.parametrize('all_touched', [False, True])
-def test_features_are_rasterio_s(tmp_path: Path, name: str, all_touched: bool) -> None:
+def test_features_equal_those_of_rasterio(tmp_path: Path, name: str, all_touched: bool) -> None:
     path = write_features(tmp_path / name, ['water', 'town', 'forest'])
     labels = read_labels(path, GRID, column='class', all_touched=all_touched)
     assert labels.legend.names == ('forest', 'town', 'water')
@@ -72,7 +72,7 @@ def test_other_crs_and_legend(tmp_path: Path) -> None:
     legend = Legend.of({'water': 7, 'town': 3})
     labels = read_labels(path, GRID, legend=legend)
     same = read_labels(write_features(tmp_path / 'l.gpkg', [7, 3, 3]), GRID)
-    # The way to degrees and back moves corners by less than a millimetre.
+    # Transforming to degrees and back moves corners by less than a millimetre.
     assert (labels.values != same.values).sum() <= 2
     assert labels.legend == legend
     assert same.legend.values == (3, 7)
@@ -155,15 +155,15 @@ def errors(tmp_path: Path) -> dict[str, tuple[Path, dict[str, object], str]]:
     return {
         'unknown class': (names, {'legend': Legend.of(['a', 'b'])}, "'c': none of the classes"),
         'column': (names, {'column': 'kind'}, "no column 'kind': its columns are class, area"),
-        'halves': (halves, {}, r'0\.5: classes are whole numbers'),
-        'high': (high, {}, '255: classes are whole numbers of 0 to 254'),
+        'halves': (halves, {}, r'0\.5: class values must be integers'),
+        'high': (high, {}, '255: class values must be integers from 0 to 254'),
         'unknown number': (away, {'legend': Legend.of(2)}, '2, 3: none of the classes'),
-        'off the grid': (away, {}, 'no label lies on the grid'),
+        'off the grid': (away, {}, 'no label on the grid'),
         'no CRS': (plain, {}, 'no CRS'),
-        'content': (fake, {}, r'not what \.gpkg promises'),
+        'content': (fake, {}, r'not that of a \.gpkg file'),
         'empty': (empty, {}, 'no features'),
         'broken': (broken, {}, 'cannot be read as features'),
-        'raster': (mask, {}, '300: classes are whole numbers.*rio edit-info --nodata VALUE'),
+        'raster': (mask, {}, '300: class values must be integers.*rio edit-info --nodata VALUE'),
         'missing': (tmp_path / 'none.gpkg', {}, 'no such file'),
         'missing raster': (tmp_path / 'none.tif', {}, 'no such file'),
         'raster column': (mask, {'column': 'class'}, 'has no column'),
@@ -175,5 +175,5 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
         with pytest.raises(LabelError, match=message) as caught:
             read_labels(path, GRID, **options)  # type: ignore[arg-type]
         assert str(path) in str(caught.value)
-    with pytest.raises(LabelError, match='points are needed'):
+    with pytest.raises(LabelError, match='only points can be used'):
         read_points(tmp_path / 'names.gpkg')

@@ -15,7 +15,7 @@ from geofm.datasets.memory.shared_array import SharedArray
 
 
 def is_in_shared_memory(array: np.ndarray[Any, Any]) -> bool:
-    """Whether an array lies in a mapping that processes share."""
+    """Check whether an array is in a mapping that processes share."""
     address = array.__array_interface__['data'][0]
     for line in Path('/proc/self/maps').read_text().splitlines():
         bounds, flags = line.split()[:2]
@@ -70,7 +70,7 @@ def test_paths_in_blocks(count: int, part: int) -> None:
 
 
 class Watched(Dataset[tuple[bool, bool, int]]):
-    """Says whether a worker has the pairs in shared memory, and an index of its own."""
+    """Dataset that returns whether the pairs are in shared memory and there is no index."""
 
     def __init__(self, pairs: SEN12MSCRTS) -> None:
         self.pairs = pairs

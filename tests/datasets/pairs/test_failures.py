@@ -15,7 +15,7 @@ def note(log: FailureLog, worker: int, count: int) -> None:
 
 # A spawned worker takes seconds to start.
 @pytest.mark.parametrize(('method', 'count'), [('fork', 2), ('spawn', 1)])
-def test_no_failure_is_lost_whoever_notes_it(method: str, count: int) -> None:
+def test_no_failure_is_lost_across_processes(method: str, count: int) -> None:
     log = FailureLog()
     context: Any = multiprocessing.get_context(method)
     workers = [context.Process(target=note, args=(log, i, 300)) for i in range(count)]
@@ -31,7 +31,7 @@ def test_no_failure_is_lost_whoever_notes_it(method: str, count: int) -> None:
     assert log.read(len(noted) - 1) == noted[-1:]
 
 
-def test_it_leaves_nothing_behind() -> None:
+def test_the_log_is_deleted() -> None:
     log = FailureLog()
     file = Path(log._file)
     log.add('a')

@@ -63,7 +63,7 @@ def is_aligned(sample: dict[str, torch.Tensor]) -> bool:
     ],
     ids=['degrees', 'utm', 'south-up'],
 )
-def test_labels_lie_on_the_pixels_of_the_pair(tmp_path: Path, grid: Grid) -> None:
+def test_labels_are_on_the_pixels_of_the_pair(tmp_path: Path, grid: Grid) -> None:
     pairs, labels = write_labelled(tmp_path, grid)
     ds = SEN12MSCRTS(pairs, split='all') & Labels(labels)
     for sample in samples(ds, 16):
@@ -74,7 +74,7 @@ def test_labels_lie_on_the_pixels_of_the_pair(tmp_path: Path, grid: Grid) -> Non
 
 
 def test_labels_in_another_crs_are_warped_onto_the_pair(tmp_path: Path) -> None:
-    # Labels of 90 m in degrees around a pair in UTM, seen through nearest neighbours.
+    # Labels of 90 m in degrees around a pair in UTM, resampled by nearest neighbours.
     grid = grid_at(32632, 500000, 5300000)
     left, _, _, top = grid.footprint(grid_at(4326, 0, 0).crs).bounds
     coarse = grid_at(4326, left - 0.002, top + 0.002, size=12, pixel=8e-4)
@@ -93,7 +93,7 @@ def test_labels_in_another_crs_are_warped_onto_the_pair(tmp_path: Path) -> None:
     label_cols, label_rows = ~coarse.transform @ (np.array(lon), np.array(lat))
     want = (np.floor(label_cols) * 100 + np.floor(label_rows)).reshape(SIZE, SIZE)
     same = (sample['mask'].numpy() == want).mean()
-    # A pixel on the border of two labels may go either way.
+    # A pixel on the border of two labels may have either.
     assert same > 0.98
 
 

@@ -1,4 +1,4 @@
-"""Pairs are of the same ground, whatever their names say."""
+"""Pairs must overlap on the ground, independent of their names."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ from tests.datasets.tree import SIZE, grid_at, write_scene
 KEY = PairKey('ROIs1868', 36, 0, 0)
 DAY = date(2018, 2, 28)
 
-#: Grids of an S2 patch: degrees as in the real data set, metres, south-up, and rotated.
+#: Grids of an S2 patch: in degrees as in the real data set, in metres, south-up, and rotated.
 GRIDS = {
     'degrees': grid_at(4326, 11.5, 48.1),
     'utm': grid_at(32632, 500000, 5300000),
@@ -38,12 +38,12 @@ GRIDS = {
     ),
 }
 
-#: What an S1 moved along the columns by so many pixels still covers of the S2 patch.
+#: Fraction of the S2 patch that is covered by an S1 shifted along the columns by so many pixels.
 SHIFTS = {0.0: 1.0, 0.4: 1 - 0.4 / SIZE, 1.0: 1 - 1 / SIZE, SIZE / 2: 0.5, SIZE: 0.0, 600.0: 0.0}
 
 
 def write_moved(root: Path, grid: Grid, shift: float, key: PairKey = KEY) -> None:
-    """Write a pair whose S1 is moved by *shift* pixels along the columns."""
+    """Write a pair whose S1 is shifted by *shift* pixels along the columns."""
     write_scene(root, 's2', key, grid, DAY)
     moved = Grid(grid.crs, grid.transform @ Affine.translation(shift, 0), SIZE, SIZE)
     write_scene(root, 's1', key, moved, DAY)
@@ -66,7 +66,7 @@ def by_list(root: Path, **kwargs: float) -> SEN12MSCRTS:
 WAYS = [by_name, by_date, by_list]
 
 
-@pytest.mark.filterwarnings('ignore:files left out', 'ignore:.*only a part of the S2')
+@pytest.mark.filterwarnings('ignore:files left out', 'ignore:.*only part of the S2')
 @pytest.mark.parametrize('way', WAYS)
 @pytest.mark.parametrize('grid', GRIDS.values(), ids=list(GRIDS))
 @pytest.mark.parametrize(('shift', 'covered'), SHIFTS.items())
@@ -85,7 +85,7 @@ def test_a_moved_s1_is_marked_or_left_out(
         return
     assert ds.index['overlap'].tolist() == pytest.approx([covered, 1])
     assert (ds.index['overlap'].iloc[0] == 1) == (shift == 0)
-    # Ground that S1 does not show is not valid: whole columns on one side.
+    # Columns that are not covered by S1 are not valid.
     valid = ds[0]['valid'].numpy()
     columns = valid.all(axis=0)
     assert (valid == columns).all()
@@ -93,9 +93,9 @@ def test_a_moved_s1_is_marked_or_left_out(
 
 
 @pytest.mark.parametrize('way', WAYS)
-def test_partial_overlap_is_warned_of(tmp_path: Path, way: type) -> None:
+def test_partial_overlap_warns(tmp_path: Path, way: type) -> None:
     write_moved(tmp_path, GRIDS['utm'], SIZE / 4)
-    with pytest.warns(UserWarning, match=r'1 of 1 pairs.*only a part.*75\.0%, .*s1_'):
+    with pytest.warns(UserWarning, match=r'1 of 1 pairs.*only part.*75\.0%, .*s1_'):
         way(tmp_path)
 
 
@@ -111,8 +111,8 @@ def test_patches_crossed_in_a_pair_list_are_left_out(tmp_path: Path) -> None:
     assert ds.index['patch'].tolist() == [2]
 
 
-@pytest.mark.filterwarnings('ignore:files left out', 'ignore:.*only a part of the S2')
-def test_the_least_overlap_can_be_set(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings('ignore:files left out', 'ignore:.*only part of the S2')
+def test_min_overlap_can_be_set(tmp_path: Path) -> None:
     write_moved(tmp_path, GRIDS['utm'], SIZE / 4)
     assert len(by_name(tmp_path, min_overlap=0.75)) == 1
     with pytest.raises(ValueError, match='overlap too little'):
@@ -180,7 +180,7 @@ def test_overlap_is_the_fraction_of_pixels_covered(
 
 
 def test_overlap_across_crs() -> None:
-    # The same ground in the UTM zone of the place and in that beside it.
+    # The same ground in the UTM zone of the place and in the neighbouring one.
     grid = GRIDS['utm']
     pair = np.zeros(1, PAIR)
     pair['transform'], pair['epsg'] = tuple(grid.transform)[:6], 32632
@@ -199,7 +199,7 @@ def test_overlap_across_crs() -> None:
 
 
 def check_moved_tree(tree: Path, tmp_path: Path) -> None:
-    """Every S1 of a tree moved by 0.6 px or more is marked or left out, however it is paired."""
+    """Every S1 that is shifted by 0.6 px or more is marked or left out, for any pairing."""
     for shift in (0.6, -3.5, 24.0, 5000.0):
         root = tmp_path / f'moved by {shift}'
         shutil.copytree(tree, root)
@@ -224,12 +224,12 @@ def check_moved_tree(tree: Path, tmp_path: Path) -> None:
                 assert not ds[i]['valid'].all()
 
 
-@pytest.mark.filterwarnings('ignore:files left out', 'ignore:.*only a part of the S2')
+@pytest.mark.filterwarnings('ignore:files left out', 'ignore:.*only part of the S2')
 def test_no_moved_pair_of_generated_data_passes_unmarked(tmp_path: Path) -> None:
     write_sample_data(tmp_path / 'tree', [('ROIs1868', 36)], 4, 2, size=64)
     check_moved_tree(tmp_path / 'tree', tmp_path)
 
 
-@pytest.mark.filterwarnings('ignore:files left out', 'ignore:.*only a part of the S2')
+@pytest.mark.filterwarnings('ignore:files left out', 'ignore:.*only part of the S2')
 def test_no_moved_pair_of_real_data_passes_unmarked(shared_data: Path, tmp_path: Path) -> None:
     check_moved_tree(shared_data / 'real' / 'crts_layout', tmp_path)

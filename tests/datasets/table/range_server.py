@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 class Ranges(http.server.SimpleHTTPRequestHandler):
-    """Serves ranges of files; '/sent' is the number of bytes that it has sent."""
+    """Server of ranges of files. '/sent' is the number of bytes that it has sent."""
 
     failures = int(sys.argv[2])
     sent = 0
@@ -51,7 +51,7 @@ class Ranges(http.server.SimpleHTTPRequestHandler):
 
 
 def main() -> None:
-    """Serve the folder that is given until the process is ended."""
+    """Serve a folder until the process is stopped."""
     folder = sys.argv[1]
     with http.server.ThreadingHTTPServer(
         ('127.0.0.1', 0), lambda *args: Ranges(*args, directory=folder)

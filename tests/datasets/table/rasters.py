@@ -1,4 +1,4 @@
-"""Small tables of rasters for tests."""
+"""Write small tables of rasters for tests."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def write_raster(
     descriptions: Sequence[str] = (),
     **profile: Any,
 ) -> npt.NDArray[Any]:
-    """Write a GeoTIFF, (C, H, W), of 10 m pixels unless told otherwise."""
+    """Write a GeoTIFF, (C, H, W), by default with pixels of 10 m."""
     path.parent.mkdir(parents=True, exist_ok=True)
     count, height, width = pixels.shape
     place = transform or from_origin(500_000, 5_000_000, 10, 10)
@@ -33,12 +33,12 @@ def write_raster(
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
-    """Write a table; columns are those of the first row."""
+    """Write a table with the columns of the first row."""
     lines = [','.join(rows[0])] + [','.join(str(v) for v in row.values()) for row in rows]
     path.write_text('\n'.join(lines) + '\n')
     return path
 
 
 def dn(shape: tuple[int, ...], seed: int = 0, dtype: str = 'uint16') -> npt.NDArray[Any]:
-    """Digital numbers of Sentinel-2, none of them 0."""
+    """Draw digital numbers of Sentinel-2 that are not 0."""
     return np.random.default_rng(seed).integers(1, 5000, shape).astype(dtype)

@@ -59,7 +59,7 @@ def layout_of(tmp_path: Path, text: str) -> Layout:
     return Layout.read(file)
 
 
-def test_names_say_what_the_regular_expressions_name(tmp_path: Path) -> None:
+def test_names_are_parsed_by_regular_expressions(tmp_path: Path) -> None:
     root = tmp_path / 'data'
     for path in (
         *('a/s1_20180101.tif', 'a/s2_20180103_B02.tif', 'a/s2_20180103_B8A.tif', 'a/dem.TIFF'),
@@ -92,7 +92,7 @@ def test_names_say_what_the_regular_expressions_name(tmp_path: Path) -> None:
     assert (found.unknown_bands, 'SCL' in found.band_example) == (1, True)
 
 
-def test_a_template_makes_place_and_date_of_several_groups(tmp_path: Path) -> None:
+def test_templates_combine_groups_to_place_and_date(tmp_path: Path) -> None:
     layout = layout_of(
         tmp_path,
         r"""
@@ -114,29 +114,29 @@ files:
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
-        ('- a', "a layout has a list 'files'"),
+        ('- a', "a layout must have a list 'files'"),
         ('files: [{sensor: s1}]', "files, entry 1: 'regex' is missing"),
         ("files: [{sensor: s3, regex: 'a'}]", "entry 1: unknown sensor 's3'"),
-        ("files: [{sensor: s1, regex: '('}]", "entry 1: regex '\\(' is no regular expression"),
+        ("files: [{sensor: s1, regex: '('}]", "entry 1: regex '\\(' is not valid"),
         ("files: [{sensor: s1, regex: 'a', dat: x}]", "unknown key 'dat'; did you mean 'date'"),
         ("files: [{sensor: s1, regex: 'a', place: '{x}'}]", r'needs a group \(\?P<x>...\)'),
         ("files: [{sensor: s1, regex: '(?P<y>a)', place: '{y.z}'}]", r'needs a group \(\?P<y.z>'),
         ("files: [{sensor: s1, regex: '(?P<y>a)', place: '{y!r}'}]", "without ':' and '!'"),
-        ("files: [{sensor: s1, regex: '(?P<y>a)', place: '{y'}]", 'is no template'),
+        ("files: [{sensor: s1, regex: '(?P<y>a)', place: '{y'}]", 'is not a template'),
         ("files: [{sensor: s1, regex: 'a', bands: VX}]", "s1 has no band 'VX'"),
-        ("files: [{sensor: s1, regex: 'a', date: 31.2.18}]", 'is no date such as'),
-        ("files: [{sensor: s1, regex: 'a', scale: x}]", "scale 'x' is no number"),
+        ("files: [{sensor: s1, regex: 'a', date: 31.2.18}]", 'is not a date like'),
+        ("files: [{sensor: s1, regex: 'a', scale: x}]", "scale 'x' is not a number"),
         ('files: [', 'cannot be read as YAML'),
         ('files: []\nsplit: {}', "unknown key 'split'; did you mean 'splits'"),
     ],
 )
-def test_a_wrong_layout_is_refused_in_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_errors_of_a_layout_are_one_line(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(LayoutError, match=message) as error:
         layout_of(tmp_path, text)
     assert len(str(error.value).splitlines()) == 1
 
 
-def test_a_group_that_did_not_match_is_missed_by_name(tmp_path: Path) -> None:
+def test_a_group_that_did_not_match_is_named(tmp_path: Path) -> None:
     text = r"files: [{sensor: s1, regex: '(?P<a>\w)(?P<b>\d)?\.tif', place: '{a}_{b}'}]"
     layout = layout_of(tmp_path, text)
     ((_, row),) = layout.rows('x1.tif')
@@ -145,9 +145,9 @@ def test_a_group_that_did_not_match_is_missed_by_name(tmp_path: Path) -> None:
         list(layout.rows('x.tif'))
 
 
-def test_a_date_that_is_none_names_the_file(tmp_path: Path) -> None:
+def test_an_invalid_date_names_the_file(tmp_path: Path) -> None:
     layout = layout_of(tmp_path, LAYOUT)
-    with pytest.raises(LayoutError, match=r"a/s1_20181301\.tif: date '20181301' is not as"):
+    with pytest.raises(LayoutError, match=r"a/s1_20181301\.tif: date '20181301' does not match"):
         list(layout.rows('a/s1_20181301.tif'))
 
 
@@ -171,7 +171,7 @@ def test_index_writes_a_scanned_table(tmp_path: Path, capsys: pytest.CaptureFixt
     assert np.array_equal(values, pixels)
 
 
-def test_index_says_which_order_of_bands_is_assumed(
+def test_index_reports_the_assumed_order_of_bands(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_raster(tmp_path / 'data' / 'a_20180103.tif', dn((13, 8, 8)))
@@ -206,7 +206,7 @@ def test_files_in_a_zip_file_are_found(tmp_path: Path) -> None:
     assert RasterTable.read(tmp_path / 'table.csv').path(0) == table.path(0)
 
 
-def test_built_in_layouts_find_what_the_data_sets_find(shared_data: Path) -> None:
+def test_built_in_layouts_agree_with_the_data_sets(shared_data: Path) -> None:
     root = shared_data / 'real' / 'crts_layout'
     table = scan_table(index_folder(root, LAYOUTS['sen12mscrts']).table).table
     observations = Observations.of(table)
@@ -257,7 +257,7 @@ def test_a_series_has_a_row_of_each_date(shared_data: Path, tmp_path: Path) -> N
     assert np.allclose(values[0], vv[5] * 1e-4, rtol=1e-6)
 
 
-def test_tables_and_stac_are_said_to_be_wrong(tmp_path: Path) -> None:
+def test_index_reports_invalid_tables_and_stac(tmp_path: Path) -> None:
     for args in (['--layout', 'sen12'], ['--layout', 'sen12mscr', '--stac']):
         with pytest.raises(SystemExit):
             main(['index', str(tmp_path), *args])

@@ -21,7 +21,7 @@ def table_of(tmp_path: Path, *changes: Mapping[str, object]) -> RasterTable:
     return RasterTable.read(write_csv(tmp_path / 'table.csv', rows))
 
 
-def test_a_colon_in_a_name_is_no_server() -> None:
+def test_a_file_name_may_have_a_colon() -> None:
     for name in ('S2:a.tif', 'zone_31:b/c.tif', '2018-02-01T10:30:00.tif'):
         assert resolve(name, '/archive') == f'/archive/{name}'
         assert file_of(f'/archive/{name}') == f'/archive/{name}'
@@ -31,7 +31,7 @@ def test_a_colon_in_a_name_is_no_server() -> None:
         assert file_of(address) is None
 
 
-def test_columns_mean_what_they_say(tmp_path: Path) -> None:
+def test_columns_are_read(tmp_path: Path) -> None:
     table = table_of(
         tmp_path,
         {'sensor': 's2', 'datetime': '2018-02-28T10:15:30Z', 'scale': 0.5, 'nodata': ''},
@@ -74,7 +74,7 @@ def test_a_table_that_is_written_reads_the_same(tmp_path: Path, name: str) -> No
     assert table.grid(2) is None
 
 
-def test_parquet_may_have_types_of_its_own(tmp_path: Path) -> None:
+def test_parquet_may_have_other_types(tmp_path: Path) -> None:
     columns = pa.table(
         {
             'path': pa.array(['a.tif', 'b.tif'], pa.large_string()),
@@ -93,27 +93,30 @@ def test_parquet_may_have_types_of_its_own(tmp_path: Path) -> None:
 
 WRONG = [
     ([{'sensor': 's3'}], "row 1: unknown sensor 's3'"),
-    ([{}, {'sensor': ''}], 'row 2: no sensor'),
+    ([{}, {'sensor': ''}], 'row 2: has no sensor'),
     ([{}, {'datetime': '2018-02-30'}], "row 2: datetime '2018-02-30' is not a date"),
-    ([{'path': ''}], 'row 1: no path'),
+    ([{'path': ''}], 'row 1: has no path'),
     ([{'band': 'B99'}], "row 1: s2 has no band 'B99'"),
     ([{'band': 'B02 B02'}], 'row 1: band B02 is listed twice; remove one'),
-    ([{'index': 0}], 'row 1: index 0 is not a whole number'),
-    ([{'index': 1, 'band': 'B02 B03'}], 'row 1: an index goes with one band'),
+    ([{'index': 0}], 'row 1: index 0 is not an integer'),
+    ([{'index': 1, 'band': 'B02 B03'}], 'row 1: an index needs one band'),
     ([{'scale': 0}], 'row 1: scale 0 is not a finite number'),
     ([{'scale': 'x'}], "row 1: scale 'x' is not a number"),
-    ([{'cloud_cover': 35}], 'row 1: cloud_cover 35 is not a share from 0 to 1; divide'),
+    ([{'cloud_cover': 35}], 'row 1: cloud_cover 35 is not a fraction from 0 to 1; divide'),
     ([{'crs': 'EPSG:1'}], "row 1: crs 'EPSG:1' is not a CRS"),
-    ([{}, {'path': 'b.tif'}], 'row 2: s2 of place p and datetime 2018-02-28T00:00:00 is in row 1'),
+    (
+        [{}, {'path': 'b.tif'}],
+        'row 2: s2 of place p and datetime 2018-02-28T00:00:00 is also in row 1',
+    ),
     (
         [{'band': 'B02'}, {'band': 'B03'}, {'band': 'B02'}],
-        'row 3: band B02 of place p and datetime 2018-02-28T00:00:00 is in row 1 too (',
+        'row 3: band B02 of place p and datetime 2018-02-28T00:00:00 is also in row 1 (',
     ),
 ]
 
 
 @pytest.mark.parametrize(('rows', 'message'), WRONG)
-def test_a_wrong_table_is_refused_in_one_line_that_names_the_row(
+def test_errors_of_a_table_are_one_line_that_names_the_row(
     tmp_path: Path, rows: list[dict[str, object]], message: str
 ) -> None:
     full = [{**dict.fromkeys({k: '' for r in rows for k in r}, ''), **row} for row in rows]
@@ -161,7 +164,7 @@ VALUES = {
 
 @settings(max_examples=75, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
-def test_any_table_reads_or_is_refused_in_one_line(
+def test_any_table_is_read_or_gives_an_error_of_one_line(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp('random')

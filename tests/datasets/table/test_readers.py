@@ -102,7 +102,7 @@ def test_a_zarr_store_may_be_one_image(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('name', ['a.TIF', 'b.tiff', 'c.JPG'])
-def test_endings_do_not_matter(tmp_path: Path, name: str) -> None:
+def test_suffixes_are_case_insensitive(tmp_path: Path, name: str) -> None:
     from PIL import Image
 
     pixels = np.random.default_rng(0).integers(1, 255, (3, 12, 9)).astype(np.uint8)
@@ -187,7 +187,7 @@ def test_ground_control_points_place_a_raster(tmp_path: Path) -> None:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """Address of a server of the files of a folder, which fails twice at first."""
+    """URL of a server of the files of a folder that fails twice at first."""
     (tmp_path / 'www').mkdir()
     script = Path(__file__).with_name('range_server.py')
     command = [sys.executable, str(script), str(tmp_path / 'www'), '2']
@@ -197,7 +197,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         process.terminate()
 
 
-def test_remote_files_are_read_in_part_and_tried_again(
+def test_remote_files_are_read_in_part_and_retried(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('GDAL_HTTP_RETRY_DELAY', '0.05')
@@ -219,7 +219,7 @@ def test_remote_files_are_read_in_part_and_tried_again(
         assert 0 < int(answer.read()) < size / 4
 
 
-def test_a_remote_file_that_is_gone_is_named(
+def test_a_missing_remote_file_is_named(
     tmp_path: Path, server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv('GDAL_HTTP_RETRY_DELAY', '0.05')

@@ -63,7 +63,7 @@ def test_the_table_says_which_band_is_which(tmp_path: Path) -> None:
         read_observation(one(tmp_path, band='B08', index=4), [0], ['B08'])
 
 
-def test_scale_offset_unit_and_nodata_of_the_table_come_first(tmp_path: Path) -> None:
+def test_scale_offset_unit_and_nodata_of_the_table_take_precedence(tmp_path: Path) -> None:
     numbers = dn((1, 4, 4))
     numbers[0, 0, 0] = 7
     write_raster(tmp_path / 'a.tif', numbers, nodata=9999)
@@ -132,7 +132,7 @@ def test_another_grid_is_warped_by_the_method_of_the_sensor(tmp_path: Path) -> N
         own = Grid.of(src)
     target = Grid(own.crs, from_origin(500_105, 4_999_895, 10, 10), 8, 8)
     values, valid = read_observation(table, [0], grid=target)
-    # Half a pixel to the right of pixel centres: the mean of two neighbours.
+    # Half a pixel to the right of pixel centres, the value is the mean of two neighbours.
     assert np.allclose(values[0], -(np.arange(11, 19) + 0.5))
     assert valid.all()
     beyond = Grid(own.crs, from_origin(499_955, 5_000_000, 10, 10), 4, 12)
@@ -149,7 +149,7 @@ def test_without_crs_the_pixels_are_the_grid(tmp_path: Path) -> None:
         read_observation(table, [0], grid=grid)
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_named(tmp_path: Path) -> None:
     table = one(tmp_path)
     with pytest.raises(BrokenFileError, match=r'a\.tif: no such file'):
         read_observation(table, [0])

@@ -57,7 +57,7 @@ def test_an_item_is_a_scene_of_the_bands_of_its_sensor(tmp_path: Path) -> None:
     assert valid.all()
 
 
-def test_the_offset_of_newer_baselines_is_taken_off_once(tmp_path: Path) -> None:
+def test_the_offset_of_newer_baselines_is_removed_once(tmp_path: Path) -> None:
     for flags, offset in (
         ({'s2:processing_baseline': '05.09'}, -0.1),
         ({'s2:processing_baseline': '05.09', 'earthsearch:boa_offset_applied': True}, 0.0),
@@ -102,7 +102,7 @@ def test_stac_geoparquet_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{"type": "Feature"}', '{"type": "x"}'])
-def test_what_is_not_of_stac_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+def test_files_that_are_not_stac_give_an_error_of_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / 'item.json').write_text(text)
     with pytest.raises(TableError, match=r'item\.json: ') as error:
         index_stac(tmp_path / 'item.json')
