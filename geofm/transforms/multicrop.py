@@ -1,4 +1,4 @@
-"""Multi-crop of multi-sensor images: two global and n local crops, one geometry for all bands."""
+"""Multi-crop augmentation of multi-sensor images."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,38 +14,41 @@ from geofm.transforms.masks import block_masks
 from geofm.transforms.photometry import Photometry, PhotometryArgs, blur_sigma
 from geofm.transforms.resample import crop_and_resize
 
-#: Crops that both student and teacher see, as in DINO and DINOv2.
+#: Number of global crops, which both student and teacher see, as in DINO and DINOv2.
 N_GLOBAL = 2
 
-#: DINOv2's blur is asymmetric: the first global crop always, the second rarely, local ones half.
+#: Probabilities of blurring the first and second global crop, and local crops, as in DINOv2.
 GLOBAL_BLUR_PROBABILITIES = (1.0, 0.1)
 LOCAL_BLUR_PROBABILITY = 0.5
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Crops:
-    """Crops of a batch of B images, crop-major: row ``k * B + b`` is crop k of image b.
+    """Crops of a batch of B images. Row ``k * B + b`` is crop k of image b.
 
     Attributes:
         globals: Global crops, shape (2B, C, G, G).
         locals: Local crops, shape (nB, C, L, L).
-        masks: Patch tokens of the global crops to mask, bool, shape (2B, N).
-        masked: Where they are, indices into the flattened masks, int64, shape (M,).
-        anchors: The global crops again, at another size and without photometry, shape
+        masks: Masks of the patch tokens of the global crops, bool, shape (2B, N).
+        masked: Indices of masked tokens in the flattened masks, int64, shape (M,).
+        anchors: The global crops at another size and without photometric changes, shape
             (2B, C, A, A), or None.
-        global_dates: Acquisition dates of each global crop, int64, shape (2B, S), or None if they
-            did not come with the batch.
-        local_dates: The same of the local crops, (nB, S).
-        global_present: Whether each sensor is present in each global crop, bool, shape (2B, S), or
-            None if that did not come with the batch: all are.
-        local_present: The same of the local crops, (nB, S).
-        global_boxes: x0, y0, x1, y1 of each global crop in pixels of the image, int64, (2B, 4).
-        local_boxes: The same of the local crops, (nB, 4).
-        global_flips: Whether a global crop is flipped horizontally, vertically, bool, (2B, 2).
-        local_flips: The same of the local crops, (nB, 2).
-        global_valid_share: Fraction of valid pixels in each global box, (2B,).
-        local_valid_share: The same of the local boxes, (nB,).
-        anchors_valid: Where the anchors have data, bool (2B, A, A), or None if nothing is said.
+        global_dates: Acquisition dates of each global crop, int64, shape (2B, S); None if the batch
+            has no dates.
+        local_dates: Acquisition dates of each local crop, shape (nB, S), or None.
+        global_present: Whether each sensor is present in each global crop, bool, shape (2B, S);
+            None if all sensors are present.
+        local_present: The same for each local crop, shape (nB, S), or None.
+        global_boxes: x0, y0, x1, y1 of each global crop in pixels of the image, int64, shape
+            (2B, 4).
+        local_boxes: The same for each local crop, shape (nB, 4).
+        global_flips: Whether each global crop is flipped horizontally and vertically, bool, shape
+            (2B, 2).
+        local_flips: The same for each local crop, shape (nB, 2).
+        global_valid_share: Fraction of valid pixels in each global crop, shape (2B,).
+        local_valid_share: Fraction of valid pixels in each local crop, shape (nB,).
+        anchors_valid: Which pixels of the anchors are valid, bool, shape (2B, A, A); None if the
+            batch does not say.
     """
 
     globals: Tensor
@@ -67,18 +70,19 @@ class Crops:
 
 
 class MultiCrop(nn.Module):
-    """DINOv2's views of a batch: two global crops, n local crops and masks over the global ones.
+    """Two global crops, n local crops and masks of the global crops, as in DINOv2.
 
-    A crop has one box, drawn by Kornia, and one pair of flips for all bands, so that a pixel shows
-    the same ground in all sensors. Crops are flipped both ways, as a view from above
-    has no up. Photometry then treats each sensor by its own rules.
+    The box and flips of a crop are the same for all bands, so that a pixel shows the same place in
+    all sensors. Boxes are drawn by Kornia. Crops are flipped horizontally and vertically, since
+    images from above have no preferred orientation. Then photometric changes are applied to each
+    sensor.
 
-    Of images of several dates, the global crops take one date each, in turn, and each local crop
-    one at random: what changes with the season then need not be in the features. After Manas et
-    al., `SeCo <https://arxiv.org/abs/2103.16607>`_.
+    If images have several dates, the global crops use the dates in turn, and each local crop uses a
+    random date. Features then do not need to encode seasonal changes. This follows Manas et al.,
+    `SeCo <https://arxiv.org/abs/2103.16607>`_.
 
-    Everything runs in batches on the device of the images. Random numbers are drawn on the CPU
-    from torch's generator, so the same seed draws the same crops on every device.
+    Images are processed in batches on their device. Random numbers are drawn on the CPU from the
+    generator of PyTorch, so that a seed gives the same crops on all devices.
 
     From Caron et al., `SwAV <https://arxiv.org/abs/2006.09882>`_, and Oquab et al.,
     `DINOv2 <https://arxiv.org/abs/2304.07193>`_.
@@ -107,23 +111,23 @@ class MultiCrop(nn.Module):
             bands: Names of the channels of the images, in their order.
             global_size: Side of the global crops G, in pixels.
             local_size: Side of the local crops L, in pixels.
-            n_local: Number of local crops of each image.
+            n_local: Number of local crops per image.
             global_scale: Range of the area of a global crop, as a fraction of the image.
             local_scale: Range of the area of a local crop, as a fraction of the image.
             ratio: Range of the aspect ratio (width / height) of a crop.
             patch_size: Side of a patch token, in pixels.
             mask_probability: Fraction of the global crops to mask.
-            mask_ratio: Lowest and highest fraction of the tokens to mask in a masked crop.
-            min_valid: Fraction of valid pixels that a crop needs; below, it is drawn again.
-            max_tries: Number of times a crop is drawn at most; then the one with the largest
-                fraction of valid pixels is kept, whatever that is.
-            photometry: Whether to blur crops and change gain, haze and speckle; or the arguments
-                of :class:`~geofm.transforms.photometry.ReflectanceGain` for sensors that measure
-                reflectance, and ``blur``, the range of the blur's standard deviation in pixels of a
-                crop, for the same sensors. The other sensors keep the photometry of their
-                definition, see :class:`geofm.sensors.SensorPhotometry`.
-            anchor_size: Side A of the anchors, in pixels, for Gram anchoring or a frozen teacher,
-                whose patches may be of another size; None: no anchors.
+            mask_ratio: Lowest and highest fraction of the tokens of a masked crop to mask.
+            min_valid: Minimum fraction of valid pixels. Crops with less are drawn again.
+            max_tries: Maximum number of draws of a crop. Then the draw with the largest fraction of
+                valid pixels is used.
+            photometry: Whether to apply photometric changes (blur, gain, haze and speckle); or
+                overrides for sensors that measure reflectance: the arguments of
+                :class:`~geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of
+                the standard deviation of the blur in pixels of a crop. Other sensors use the
+                photometry of their definition, see :class:`geofm.sensors.SensorPhotometry`.
+            anchor_size: Side A of the anchors in pixels, for Gram anchoring or a frozen teacher,
+                which may have another patch size; None for no anchors.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -157,16 +161,16 @@ class MultiCrop(nn.Module):
 
         Args:
             batch: Dictionary with 'image' (B, C, H, W), normalised and finite (see
-                :class:`~geofm.transforms.Normalize`), and optionally 'valid' bool (B, H, W), False
-                on ground without data or padding, 'dates' (B, S), and 'present' bool (B, S), False
-                where a sensor is missing. With k dates of each image, these are (B, k, C, H, W),
+                :class:`~geofm.transforms.Normalize`), and optionally 'valid' bool (B, H, W), which
+                is False for nodata and padding, 'dates' (B, S), and 'present' bool (B, S), which is
+                False for missing sensors. If images have k dates, the shapes are (B, k, C, H, W),
                 (B, k, H, W), (B, k, S), and (B, S) or (B, k, S).
 
         Returns:
-            The crops, on the device and in the dtype of the image.
+            The crops, with the device and dtype of the image.
 
         Raises:
-            BandError: If the image does not have one channel a band.
+            BandError: If the image does not have one channel per band.
         """
         images: Tensor = batch['image']
         if images.ndim not in (4, 5) or images.shape[-3] != len(self.bands):
@@ -192,7 +196,7 @@ class MultiCrop(nn.Module):
         local_boxes, local_share = self._draw_boxes(images, counts, local_source, self.local_scale)
         global_flips = _draw_flips(len(global_boxes), images.device)
         local_flips = _draw_flips(len(local_boxes), images.device)
-        # Crop-major: probabilities repeat over the images of each crop.
+        # One probability per crop, repeated for all images.
         blur = torch.tensor(GLOBAL_BLUR_PROBABILITIES).repeat_interleave(
             len(global_boxes) // N_GLOBAL
         )
@@ -202,7 +206,7 @@ class MultiCrop(nn.Module):
             global_flips,
             self.global_size,
             blur,
-            # Crops in the order of the images need none of them gathered.
+            # Crops in the order of the images do not need an index.
             global_source if several_dates else None,
         )
         blur = torch.full((len(local_boxes),), LOCAL_BLUR_PROBABILITY)
@@ -223,7 +227,7 @@ class MultiCrop(nn.Module):
                 known = crop_and_resize(valid[:, None].to(images.dtype), *where, source=source)
                 anchors_valid = known[:, 0] > 0.5
         masks = block_masks(len(global_crops), self.grid, self.mask_probability, self.mask_ratio)
-        # Found while they are on the CPU: an accelerator would have to be waited for.
+        # On the CPU, since the host would have to wait for an accelerator.
         masked = masks.flatten().nonzero().squeeze(1)
         return Crops(
             globals=global_crops,
@@ -245,7 +249,7 @@ class MultiCrop(nn.Module):
         )
 
     def _draw_sources(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Image that each crop is cut from, global (2B,) and local (nB,), the dates flattened."""
+        """Draw the image and date of each global crop (2B,) and local crop (nB,), as one index."""
         n_images = len(images)
         image = torch.arange(n_images, device=images.device)
         global_source, local_source = image.repeat(N_GLOBAL), image.repeat(self.n_local)
@@ -262,18 +266,18 @@ class MultiCrop(nn.Module):
     def _draw_boxes(
         self, images: Tensor, counts: Tensor | None, source: Tensor, scale: tuple[float, float]
     ) -> tuple[Tensor, Tensor]:
-        """Boxes (nB, 4) of crops and the fractions of valid pixels in them (nB,)."""
+        """Draw boxes (nB, 4) of crops. Also return their fractions of valid pixels (nB,)."""
         tries = 1 if counts is None else self.max_tries
         n_boxes = len(source)
-        # Made anew, as a module's move to a device would move this one's draws there.
+        # Not an attribute, since it would be moved to the device of this module.
         generator = ResizedCropGenerator((1, 1), scale, self.ratio)
         corners = generator(torch.Size((tries * n_boxes, *images.shape[1:])))['src']
-        # Kornia's corners are the centres of the corner pixels; boxes end after the last pixel.
+        # Kornia returns the centres of corner pixels, but boxes end after the last pixel.
         boxes = torch.cat([corners[:, 0], corners[:, 2] + 1], dim=1).long()
         boxes = to_device(boxes.view(tries, n_boxes, 4), images.device)
         if counts is None:
             return boxes[0], boxes.new_ones(n_boxes, dtype=torch.float32)
-        # All tries at once: to draw again only where needed, the host would have to wait.
+        # All tries at once, since the host would have to wait to redraw only some crops.
         share = valid_share(counts, boxes, source)
         enough = share >= self.min_valid
         chosen = torch.where(enough.any(0), enough.int().argmax(0), share.argmax(0))
@@ -289,7 +293,7 @@ class MultiCrop(nn.Module):
         blur_probability: Tensor,
         source: Tensor | None,
     ) -> Tensor:
-        """Crops (nB, C, size, size) with their photometry."""
+        """Cut crops (nB, C, size, size), and apply photometric changes."""
         if self.photometry is None:
             return crop_and_resize(images, boxes, flips, size, source=source)
         crops = images.new_empty(len(boxes), images.shape[1], size, size)
@@ -299,7 +303,7 @@ class MultiCrop(nn.Module):
             if last - first == len(channels):
                 out = crops[:, first:last]
                 crop_and_resize(images[:, first:last], boxes, flips, size, sigma, out, source)
-            else:  # Bands of several sensors mixed; their channels can't be had without a copy.
+            else:  # The bands of several sensors are mixed, and must be copied.
                 crops[:, channels] = crop_and_resize(
                     images[:, channels], boxes, flips, size, sigma, source=source
                 )
@@ -307,7 +311,7 @@ class MultiCrop(nn.Module):
 
 
 def _blur_of(bands: Sequence[str], of_reflectance: Range | None) -> dict[str, Range]:
-    """Range of the blur's standard deviation for each sensor, in pixels of a crop."""
+    """Return the range of the standard deviation of the blur by sensor, in pixels of a crop."""
     blur: dict[str, Range] = {}
     for key in sensor_channels(bands):
         changes = of_reflectance if SENSORS[key].quantity == 'reflectance' else None
@@ -316,10 +320,10 @@ def _blur_of(bands: Sequence[str], of_reflectance: Range | None) -> dict[str, Ra
 
 
 def integral_image(valid: Tensor) -> Tensor:
-    """Number of valid pixels above and to the left of each pixel corner.
+    """Count the valid pixels above and to the left of each pixel corner.
 
     Args:
-        valid: Where there are data, bool, shape (B, H, W).
+        valid: Which pixels are valid, bool, shape (B, H, W).
 
     Returns:
         Counts, int32, shape (B, H + 1, W + 1).
@@ -329,15 +333,15 @@ def integral_image(valid: Tensor) -> Tensor:
 
 
 def valid_share(counts: Tensor, boxes: Tensor, source: Tensor) -> Tensor:
-    """Fraction of valid pixels in boxes.
+    """Return the fraction of valid pixels in boxes.
 
     Args:
         counts: Integral image of the valid pixels, shape (B, H + 1, W + 1).
         boxes: x0, y0, x1, y1 in whole pixels, int64, shape (..., nB, 4).
-        source: Image that each box lies in, int64, shape (nB,).
+        source: Index of the image of each box, int64, shape (nB,).
 
     Returns:
-        Shares in 0..1, float32, shape (..., nB).
+        Fractions, 0 to 1, float32, shape (..., nB).
     """
     left, top, right, bottom = boxes.unbind(-1)
     inside = (
@@ -350,5 +354,5 @@ def valid_share(counts: Tensor, boxes: Tensor, source: Tensor) -> Tensor:
 
 
 def _draw_flips(n_crops: int, device: torch.device) -> Tensor:
-    """Horizontal and vertical flips, each with probability 0.5, bool (n_crops, 2)."""
+    """Draw horizontal and vertical flips, each with probability 0.5, bool, shape (n_crops, 2)."""
     return to_device(torch.rand(n_crops, 2) < 0.5, device)
