@@ -38,11 +38,13 @@ from safetensors.torch import load_file
 from torchgeo.tasks import SemanticSegmentation
 
 import geofm.commands.benchmark
+import geofm.commands.catalogue
 import geofm.commands.data
 import geofm.commands.export
 import geofm.commands.maps
 import geofm.commands.page
 import geofm.commands.predict
+import geofm.commands.stats
 import geofm.datamodules
 import geofm.maps.view.page
 import geofm.tasks  # noqa: F401 - imported before the processes are forked
