@@ -96,7 +96,7 @@ def test_stats_of_sen12mscr(single: Path, root: Path, tmp_path: Path) -> None:
     # Each Sentinel-1 file is in two pairs.
     assert content['bands']['VV']['mean'] == pytest.approx(np.mean(pixels), rel=1e-4)
     shutil.copytree(single, root / 'cr')
-    with pytest.raises(SystemExit, match='holds SEN12MS-CR-TS and SEN12MS-CR'):
+    with pytest.raises(SystemExit, match='holds both SEN12MS-CR-TS and SEN12MS-CR'):
         main(['stats', str(root), '--output', str(tmp_path / 'both.yaml')])
 
 

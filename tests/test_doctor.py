@@ -27,7 +27,7 @@ def attention(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.device, torch
         asked.append((device, dtype))
         return f'method{len(asked)}', f'reason {len(asked)}'
 
-    monkeypatch.setattr('geofm.models.packed_attention.choose_attention', choose_attention)
+    monkeypatch.setattr('geofm.models.choose_attention', choose_attention)
     return asked
 
 
@@ -65,7 +65,7 @@ def test_the_table_says_the_same(
 def test_it_prints_no_warnings_in_a_new_process() -> None:
     """Importing xformers logs and warns if its extension does not load; the command does not."""
     code = (
-        'import geofm.models.packed_attention as module;'
+        'import geofm.models as module;'
         'module.choose_attention = lambda *_: ("sdpa", str(__import__("xformers.ops")));'
         'from geofm.cli import main; main(["doctor", "--json"])'
     )

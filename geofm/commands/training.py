@@ -9,7 +9,7 @@ def replay(dump: Path, device: str = 'cpu', run: Path | None = None) -> None:
 
     Args:
         dump: File `nonfinite-step....pt` that the run wrote when it stopped.
-        device: Device to compute on, e.g. cuda. Rounding is the same only on that of the run.
+        device: Device to compute on, e.g. cuda. Rounding is only the same on the device of the run.
         run: Configuration of the run. Needed only if it had a teacher, since a dump holds no
             paths of files.
     """
