@@ -296,6 +296,30 @@ def pixel_at(grid: Grid, longitude: float, latitude: float) -> tuple[float, floa
     return float(rows[0]), float(cols[0])
 
 
+def pixel_in(grid: Grid, longitude: float, latitude: float, name: object) -> tuple[int, int]:
+    """Return the pixel of a scene at a place.
+
+    Args:
+        grid: Grid of the scene.
+        longitude: Longitude in degrees.
+        latitude: Latitude in degrees.
+        name: Name of the scene, for the message.
+
+    Returns:
+        Row and column.
+
+    Raises:
+        ValueError: If the place lies outside the scene.
+    """
+    row, col = pixel_at(grid, longitude, latitude)
+    if not (0 <= row < grid.height and 0 <= col < grid.width):
+        raise ValueError(
+            f'{name}: {longitude}, {latitude} is outside the scene, which is at '
+            f'{describe(bounds(grid))}'
+        )
+    return int(row), int(col)
+
+
 def describe(box: tuple[float, float, float, float]) -> str:
     """Describe a bounding box, for messages.
 

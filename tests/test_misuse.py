@@ -291,7 +291,7 @@ def test_damaged_heads(tmp_path: Path, changed: dict[str, Any]) -> None:
     }
     arrays = load_file(path) | {k: v for k, v in changed.items() if k != 'legend'}
     path.write_bytes(save(arrays, about | {k: v for k, v in changed.items() if k == 'legend'}))
-    with pytest.raises(ValueError, match=r'head.safetensors: no head'):
+    with pytest.raises(ValueError, match=r'head.safetensors: not a head'):
         Head.load(path)
 
 

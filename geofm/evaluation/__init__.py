@@ -1,4 +1,4 @@
-"""How good are the features? Probes on labelled data, and the baselines beside them."""
+"""Evaluation of features: probes on labelled data, compared with baselines."""
 
 from geofm.evaluation.accuracy import Accuracy, Confusions
 from geofm.evaluation.backbones import BackboneConfig, encoder_of

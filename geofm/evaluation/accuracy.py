@@ -1,7 +1,7 @@
-"""Accuracy of a map of classes, with intervals by spatial block.
+"""Accuracy of a map of classes, with intervals from a bootstrap over spatial blocks.
 
-Neighbouring pixels are alike, so they are no independent samples: intervals come from drawing
-blocks of ground instead of pixels.
+Neighbouring pixels are correlated, so they are not independent samples. The bootstrap therefore
+draws spatial blocks instead of pixels.
 """
 
 import json
@@ -22,7 +22,7 @@ from rich.table import Table
 from geofm.atomic import atomic_file
 from geofm.legend import NO_CLASS, Legend
 
-#: Scores of each class, in the order of tables.
+#: Scores per class, in the order of the columns of tables.
 CLASS_SCORES = ('iou', 'precision', 'recall', 'f1')
 
 #: Scores of the whole map.
@@ -38,7 +38,7 @@ _TITLES = {
     'f1': 'F1',
 }
 
-#: Matrices with more classes are drawn without numbers, which would not be readable.
+#: Maximum number of classes of a confusion matrix that is drawn with numbers.
 _MOST_NUMBERED = 20
 
 type Counts = npt.NDArray[np.int64]
@@ -47,12 +47,12 @@ type _Numbers = npt.NDArray[np.float64]
 
 
 class Estimate(NamedTuple):
-    """A score with its 95 % interval; NaN where it is not defined.
+    """A score with its 95 % interval; NaN if it is undefined.
 
     Attributes:
         value: The score, 0 to 1.
         low: Lower end of the interval.
-        high: Upper end.
+        high: Upper end of the interval.
     """
 
     value: float
@@ -65,31 +65,32 @@ class Estimate(NamedTuple):
         return f'{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]'
 
     def lines(self) -> str:
-        """The score above its interval, for narrow columns of a terminal."""
+        """Return the score above its interval, for narrow columns of a terminal."""
         if math.isnan(self.value):
             return '-'
         return f'{self.value:.3f}\n[{self.low:.2f}, {self.high:.2f}]'
 
     def entry(self) -> dict[str, float | None]:
-        """Plain data for JSON, which has no NaN."""
+        """Return plain data for JSON, with null for NaN."""
         return {k: None if math.isnan(v) else v for k, v in self._asdict().items()}
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How well a map of classes agrees with a reference.
+    """Agreement of a map of classes with a reference.
 
     Attributes:
         legend: The classes.
-        confusion: Counts (K, K): rows are classes of the reference, columns of the prediction, both
-            in the order of the legend.
-        overall: Scores of :data:`OVERALL_SCORES`. Means are over the classes that occur in the
+        confusion: Confusion matrix (K, K) in the order of the legend. Rows are classes of the
+            reference, columns classes of the prediction.
+        overall: The scores :data:`OVERALL_SCORES`. Means are over the classes that occur in the
             reference or the prediction.
-        classes: Scores of :data:`CLASS_SCORES` of each class, by its name.
+        classes: The scores :data:`CLASS_SCORES` of each class, by name.
         blocks: Number of spatial blocks with samples.
-        block: Side of a block, for people, e.g. '256 px'.
-        unpredicted: Samples of the reference for which there is no prediction; not counted.
-        unit: What is counted.
+        block: Side of a block as text, e.g. '256 px'.
+        unpredicted: Number of samples of the reference without a prediction. They are not part of
+            the scores.
+        unit: Unit of the samples, e.g. 'pixels'.
     """
 
     legend: Legend
@@ -108,30 +109,31 @@ class Accuracy:
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the figures should know."""
+        """Notes on how to interpret the scores."""
         lines = [
-            f'{self.samples} {self.unit} in {self.blocks} blocks of {self.block}; brackets: 95 % '
-            'intervals from drawing whole blocks.'
+            f'{self.samples} {self.unit} in {self.blocks} blocks of {self.block}. Brackets are '
+            '95 % intervals of a bootstrap over blocks.'
         ]
         if self.blocks == 1:
             lines = [
                 f'{self.samples} {self.unit} in one block of {self.block}: intervals have no '
-                'width, since they need several blocks.'
+                'width, because they need several blocks.'
             ]
         elif self.blocks < 10:
-            lines.append(f'{self.blocks} blocks are few: intervals are too narrow.')
+            lines.append(f'With only {self.blocks} blocks, intervals are too narrow.')
         if self.unpredicted:
             lines.append(f'{self.unpredicted} {self.unit} of the reference have no prediction.')
         return lines
 
     def table(self, title: str = 'Accuracy') -> Table:
-        """A table for the terminal.
+        """Return a table for the terminal.
 
         Args:
-            title: Its title.
+            title: Title of the table.
 
         Returns:
-            The scores of each class, with those of the whole map in the title. It fits 80 columns.
+            A table of the scores of each class, with the scores of the whole map in the title. It
+            fits into 80 columns.
         """
         overall = (f'{_TITLES[score]} {value}' for score, value in self.overall.items())
         table = Table(
@@ -151,10 +153,10 @@ class Accuracy:
         return table
 
     def markdown(self, title: str = 'Accuracy') -> str:
-        """The table as Markdown.
+        """Return the scores as Markdown tables.
 
         Args:
-            title: Its title.
+            title: Title of the text.
 
         Returns:
             The text.
@@ -170,7 +172,7 @@ class Accuracy:
         return '\n'.join([*lines, '', *self.notes, ''])
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data for JSON; null where a score is not defined."""
+        """Return plain data for JSON, with null for undefined scores."""
         return {
             'unit': self.unit,
             'samples': self.samples,
@@ -188,10 +190,10 @@ class Accuracy:
         }
 
     def figure(self, title: str = '') -> Figure:
-        """The confusion matrix: fractions of each class of the reference, and counts.
+        """Draw the confusion matrix: percentages of each class of the reference, and counts.
 
         Args:
-            title: Its title.
+            title: Title of the figure.
 
         Returns:
             The figure.
@@ -201,9 +203,9 @@ class Accuracy:
         figure = Figure(figsize=(min(side + 0.9, 22), min(side, 20)), layout='constrained')
         ax = figure.add_subplot()
         totals = self.confusion.sum(axis=1, keepdims=True)
-        shares = np.where(totals > 0, self.confusion / np.maximum(totals, 1), np.nan)
-        image = ax.imshow(shares, cmap=colormaps['Blues'].with_extremes(bad='0.92'), vmin=0, vmax=1)
-        # Names come from files: a dollar sign is no formula.
+        parts = np.where(totals > 0, self.confusion / np.maximum(totals, 1), np.nan)
+        image = ax.imshow(parts, cmap=colormaps['Blues'].with_extremes(bad='0.92'), vmin=0, vmax=1)
+        # Names come from files, and may contain a dollar sign, which is not a formula.
         names = self.legend.names
         ax.set_xticks(range(count), names, rotation=40, ha='right', rotation_mode='anchor')
         ax.set_yticks(range(count), names)
@@ -214,8 +216,8 @@ class Accuracy:
         if count <= _MOST_NUMBERED:
             for i, j in np.ndindex(count, count):
                 if totals[i, 0]:
-                    text = f'{100 * shares[i, j]:.0f} %\n{_short(int(self.confusion[i, j]))}'
-                    color = 'white' if shares[i, j] > 0.55 else '0.2'
+                    text = f'{100 * parts[i, j]:.0f} %\n{_short(int(self.confusion[i, j]))}'
+                    color = 'white' if parts[i, j] > 0.55 else '0.2'
                     ax.text(j, i, text, ha='center', va='center', fontsize=7, color=color)
         bar = figure.colorbar(image, ax=ax, shrink=0.8)
         bar.set_label('fraction of the reference')
@@ -224,11 +226,11 @@ class Accuracy:
         return figure
 
     def save(self, folder: Path, stem: str) -> list[Path]:
-        """Write what was found.
+        """Write the accuracy to files.
 
         Args:
-            folder: Where to write; made if it does not exist.
-            stem: How names of the files begin.
+            folder: Folder to write to. It is created if it does not exist.
+            stem: Stem of the names of the files.
 
         Returns:
             The files: ``.json``, ``.md`` and a picture of the confusion matrix, ``.png``.
@@ -243,7 +245,7 @@ class Accuracy:
         return paths
 
     def _lines(self) -> list[tuple[str, str, list[str]]]:
-        """Name, count in the reference and scores of each class."""
+        """Return the name, the count in the reference and the scores of each class."""
         counts = self.confusion.sum(axis=1)
         return [
             (name, str(count), [str(scores[score]) for score in CLASS_SCORES])
@@ -253,13 +255,13 @@ class Accuracy:
 
 @dataclass
 class Confusions:
-    """Counts of a map that comes in parts, so that scenes of any size can be assessed.
+    """Confusion counts that are accumulated window by window, for scenes of any size.
 
     Attributes:
         legend: The classes.
         block: Side of a spatial block in pixels.
-        unit: What is counted.
-        side: Side of a block for people; by default *block* in px.
+        unit: Unit of the samples.
+        side: Side of a block as text. Default: *block* in px.
     """
 
     legend: Legend
@@ -277,7 +279,7 @@ class Confusions:
             ValueError: If it is not positive.
         """
         if self.block < 1:
-            raise ValueError(f'block {self.block}: a block has at least one pixel')
+            raise ValueError(f'block {self.block}: a block must have at least one pixel')
         count = len(self.legend.classes)
         self._confusion = np.zeros((count, count), np.int64)
 
@@ -287,18 +289,18 @@ class Confusions:
         """Count a window.
 
         Args:
-            prediction: Classes (H, W); :data:`~geofm.legend.NO_CLASS` where there is none.
-            reference: Classes (H, W) likewise.
-            row: First row of the window in the scene, by which its pixels find their blocks.
-            col: First column.
-            scene: Number of the scene, of several: scenes share no block.
+            prediction: Classes (H, W), with :data:`~geofm.legend.NO_CLASS` where there is none.
+            reference: Classes (H, W), likewise.
+            row: First row of the window in the scene.
+            col: First column of the window in the scene.
+            scene: Index of the scene. Scenes do not share blocks.
 
         Raises:
             ValueError: If the shapes differ, or a value is not in the legend.
         """
         if prediction.shape != reference.shape or prediction.ndim != 2:
             raise ValueError(
-                f'prediction {prediction.shape} and reference {reference.shape} must be of one '
+                f'prediction {prediction.shape} and reference {reference.shape} must have the same '
                 'shape (H, W)'
             )
         labelled = reference != NO_CLASS
@@ -315,7 +317,7 @@ class Confusions:
         Args:
             prediction: Classes (N,).
             reference: Classes (N,).
-            groups: Indices of the block of each sample, (N, ...).
+            groups: Indices that identify the block of each sample, (N, ...).
 
         Raises:
             ValueError: If a value is not in the legend.
@@ -331,7 +333,7 @@ class Confusions:
         self._confusion += pairs.reshape(count, count)
         keys, which = np.unique(groups[known].reshape(len(truth), -1), axis=0, return_inverse=True)
         which = which.reshape(-1)
-        # Right, reference and prediction of each class are all that the scores need.
+        # The scores need the correct, reference and predicted counts of each class.
         parts = []
         for chosen, values in ((truth == guess, truth), (None, truth), (None, guess)):
             flat = which * count + values
@@ -343,28 +345,28 @@ class Confusions:
             self._blocks[place] = counts if before is None else before + counts
 
     def accuracy(self, *, bootstrap: int = 500, seed: int = 0) -> Accuracy:
-        """Scores of all that was added.
+        """Compute the accuracy of all windows and samples that were added.
 
         Args:
-            bootstrap: Number of draws of blocks.
-            seed: Seed of the draws.
+            bootstrap: Number of resamples of the blocks.
+            seed: Seed of the bootstrap.
 
         Returns:
-            The scores.
+            The accuracy.
 
         Raises:
-            ValueError: If nothing was added.
+            ValueError: If no sample was added.
         """
         if not self._blocks:
             raise ValueError(
-                'no pixel has both a prediction and a reference; check that both are of the same '
+                'no pixel has both a prediction and a reference; check that both cover the same '
                 'place and that the reference has labels there'
             )
-        # In the order of the ground, not of the windows, so that one seed gives one interval.
+        # Sorted, so that the interval of a seed does not depend on the order of the windows.
         blocks = np.stack([self._blocks[key] for key in sorted(self._blocks)]).astype(np.float64)
         generator = np.random.default_rng(seed)
-        share = np.full(len(blocks), 1 / len(blocks))
-        weights = generator.multinomial(len(blocks), share, size=bootstrap).astype(np.float64)
+        equal = np.full(len(blocks), 1 / len(blocks))
+        weights = generator.multinomial(len(blocks), equal, size=bootstrap).astype(np.float64)
         drawn = (weights @ blocks.reshape(len(blocks), -1)).reshape(bootstrap, 3, -1)
         value, draws = _scores(blocks.sum(axis=0)[None]), _scores(drawn)
         found = {name: _estimates(value[name][0], draws[name]) for name in value}
@@ -383,14 +385,14 @@ class Confusions:
         )
 
     def _indices(self, values: Labels, what: str) -> npt.NDArray[np.intp]:
-        """Positions of values in the legend."""
+        """Return the positions of values in the legend."""
         table = np.full(NO_CLASS + 1, -1, np.intp)
         table[list(self.legend.values)] = np.arange(len(self.legend.values))
         indices = table[values]
         if (indices < 0).any():
             wrong = np.unique(values[indices < 0]).tolist()
             raise ValueError(
-                f'the {what} has values {wrong}, which are none of the classes '
+                f'the {what} has values {wrong}, which are not among the classes '
                 f'({", ".join(f"{c.value} {c.name}" for c in self.legend.classes)})'
             )
         return indices
@@ -408,18 +410,19 @@ def assess(
     """Compare a map of classes with a reference.
 
     Args:
-        prediction: Classes (H, W); :data:`~geofm.legend.NO_CLASS` where there is none.
-        reference: Classes (H, W) likewise.
+        prediction: Classes (H, W), with :data:`~geofm.legend.NO_CLASS` where there is none.
+        reference: Classes (H, W), likewise.
         legend: The classes.
         block: Side of a spatial block in pixels.
-        bootstrap: Number of draws of blocks.
-        seed: Seed of the draws.
+        bootstrap: Number of resamples of the blocks.
+        seed: Seed of the bootstrap.
 
     Returns:
-        Scores with 95 % intervals, over the pixels that have a class in both.
+        The accuracy over the pixels with a class in both.
 
     Raises:
-        ValueError: If the shapes differ, a value is not in the legend, or no pixel has both.
+        ValueError: If the shapes differ, if a value is not in the legend, or if no pixel has a
+            class in both.
     """
     confusions = Confusions(legend, block)
     confusions.add(prediction, reference)
@@ -427,7 +430,10 @@ def assess(
 
 
 def _scores(counts: _Numbers) -> dict[str, _Numbers]:
-    """Scores of counts (N, 3, K) of right, reference and prediction: (N, K) or (N, 1) each."""
+    """Compute scores from correct, reference and predicted counts (N, 3, K).
+
+    Scores are of shape (N, K) per class and (N, 1) of the whole map.
+    """
     right, truth, guess = counts[:, 0], counts[:, 1], counts[:, 2]
     iou = _ratio(right, truth + guess - right)
     f1 = _ratio(2 * right, truth + guess)
@@ -447,13 +453,13 @@ def _ratio(part: _Numbers, whole: _Numbers) -> _Numbers:
 
 
 def _mean(scores: _Numbers) -> _Numbers:
-    """Mean over classes of scores (N, K) that may be NaN, (N, 1)."""
+    """Compute the mean over classes (N, 1) of scores (N, K), leaving out NaN."""
     known = np.isfinite(scores)
     return _ratio(np.where(known, scores, 0).sum(axis=1), known.sum(axis=1).astype(float))[:, None]
 
 
 def _estimates(values: _Numbers, draws: _Numbers) -> list[Estimate]:
-    """Values (K,) with the percentiles of their draws (N, K)."""
+    """Combine values (K,) with the percentiles of their resamples (N, K)."""
     found = []
     for value, column in zip(values, draws.T, strict=True):
         known = column[np.isfinite(column)]
@@ -466,7 +472,7 @@ def _estimates(values: _Numbers, draws: _Numbers) -> list[Estimate]:
 
 
 def _short(count: int) -> str:
-    """A count in few characters."""
+    """Abbreviate a count."""
     for unit, size in (('G', 10**9), ('M', 10**6), ('k', 10**3)):
         if count >= 10 * size:
             return f'{count / size:.0f}{unit}'

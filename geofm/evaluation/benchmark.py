@@ -1,4 +1,4 @@
-"""Measure backbones on labelled data, beside baselines."""
+"""Evaluating backbones on labelled data, compared with baselines."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -38,13 +38,13 @@ from geofm.evaluation.probes.images import knn_probe, linear_probe, logistic_pro
 from geofm.evaluation.report import Report, Score
 from geofm.printing import printable
 
-#: Probes by name. DPT and UPerNet are trained on the backbone, frozen or tuned.
+#: Names of probes. DPT and UPerNet are decoders, trained on a frozen or a fine-tuned backbone.
 Probe = Literal[
     'knn', 'knn_whitened', 'linear', 'logistic', 'dpt', 'dpt_tuned', 'upernet', 'upernet_tuned'
 ]
 
 IMAGE_PROBES: tuple[Probe, ...] = ('knn', 'knn_whitened', 'linear', 'logistic')
-#: Of images, unless others are asked for.
+#: Default probes of images.
 DEFAULT_PROBES: tuple[Probe, ...] = ('knn', 'linear', 'logistic')
 DECODERS: dict[Probe, Decoder] = {
     'dpt': Decoder('dpt', tuned=False),
@@ -54,10 +54,10 @@ DECODERS: dict[Probe, Decoder] = {
 }
 DENSE_PROBES: tuple[Probe, ...] = ('linear', *DECODERS)
 
-#: What the baselines with random weights are called.
+#: Name of the baseline with random weights.
 RANDOM = 'random weights'
 
-#: Maps whose metrics are worked out at a time.
+#: Number of maps whose metrics are computed at once.
 _MAPS = 64
 
 
@@ -66,12 +66,12 @@ class ProbeSettings:
     """How probes are run.
 
     Attributes:
-        probes: Which; None: k-NN, linear and logistic on images, linear on maps.
+        probes: Names of probes. None: k-NN, linear and logistic for images; linear for maps.
         k: Numbers of neighbours.
-        steps: Steps of the linear probe.
-        epochs: Epochs of DPT and UPerNet.
-        seed: Seed of everything that is drawn.
-        device: Where features are computed and decoders trained.
+        steps: Number of steps of the linear probe.
+        epochs: Number of epochs of DPT and UPerNet.
+        seed: Seed of all random draws.
+        device: Device on which features are computed and decoders are trained.
         progress: Whether to show progress bars.
     """
 
@@ -91,22 +91,22 @@ def run_benchmark(
     cache_folder: Path | None,
     say: Callable[[str], None],
 ) -> Report:
-    """Measure backbones, beside image statistics and the same architectures with random weights.
+    """Evaluate backbones, compared with band statistics and architectures with random weights.
 
     Args:
         configs: The backbones.
         data: The data.
-        settings: How.
-        cache_folder: Folder of features that were computed before; None keeps none.
-        say: Called with each line that a reader of the figures should know.
+        settings: How probes are run.
+        cache_folder: Folder in which features are kept. None: features are not kept.
+        say: Function that prints a note, called for each note as it is added.
 
     Returns:
-        The scores, the lines, and maps of a few test images.
+        The scores, the notes, and maps of a few test images.
 
     Raises:
-        BandError: If the bands of the data are not what a backbone needs.
-        CheckpointError: If weights cannot be had.
-        ValueError: If a probe is not one for the data, or a target cannot be one.
+        BandError: If the data lack bands that a backbone needs.
+        CheckpointError: If weights cannot be read or downloaded.
+        ValueError: If a probe does not fit the task, or a target is invalid.
     """
     report = Report(data, say)
     for line in data.notes:
@@ -118,7 +118,7 @@ def run_benchmark(
         for line in backbone.lines:
             report.note(line)
         if data.dense and not backbone.encoder.gives_patches:
-            report.note(f'{backbone.name}: left out, it has no features on the ground')
+            report.note(f'{backbone.name}: left out, because it has no feature maps')
             continue
         splits = {
             split: cached_features(backbone, data, split, settings, cache) for split in SPLITS
@@ -140,7 +140,7 @@ def run_benchmark(
 def score(
     predictions: Tensor, targets: Tensor, data: LabelledData, classes: int, seed: int
 ) -> list[Metric]:
-    """Metrics of predictions of the test split.
+    """Compute metrics of predictions for the test split.
 
     Args:
         predictions: Scores (N, C) of images, or maps (N, H, W).
@@ -150,7 +150,7 @@ def score(
         seed: Seed of the bootstrap.
 
     Returns:
-        Metrics with their intervals, the primary one first.
+        Metrics with their intervals. The first is the primary metric of the task.
     """
     if data.task == 'classification' or data.task == 'multilabel':
         return image_metrics(data.task, predictions, targets, seed)
@@ -167,21 +167,26 @@ def _probes(settings: ProbeSettings, data: LabelledData) -> Sequence[Probe]:
     unknown = [probe for probe in probes if probe not in possible]
     if unknown:
         known = [probe for probe in get_args(Probe) if probe in possible]
-        raise ValueError(f'{data.name}: probes {unknown} are not for {data.task}: use {known}')
+        raise ValueError(
+            f'{data.name}: probes {unknown} are not available for {data.task}: use {known}'
+        )
     return probes
 
 
 def _backbones(
     configs: Sequence[BackboneConfig], data: LabelledData, seed: int
 ) -> Iterator[Backbone]:
-    """The backbones, then their baselines: random weights (once per architecture), statistics."""
+    """Build the backbones, then the baselines.
+
+    The baselines are random weights, once per architecture, and band statistics.
+    """
     architectures: dict[str, BackboneConfig] = {}
     names: set[str] = set()
     random: set[str] = set()
     for config in configs:
         backbone = build_backbone(config, data.bands, data.statistics, seed)
         if backbone.name in names:
-            raise ValueError(f"two backbones are called '{backbone.name}': give them a name each")
+            raise ValueError(f"two backbones are named '{backbone.name}': give each its own name")
         prepared = prepared_batches(backbone.adapter, data, 'train')
         backbone.encoder.learn(prepared, data.size('train'), seed)
         names.add(backbone.name)
@@ -191,10 +196,10 @@ def _backbones(
             else:
                 random.add(backbone.architecture)
         yield backbone
-    floors = {a: config for a, config in architectures.items() if a not in random}
-    for config in floors.values():
+    baselines = {a: config for a, config in architectures.items() if a not in random}
+    for config in baselines.values():
         backbone = build_backbone(config, data.bands, data.statistics, seed, random=True)
-        name = RANDOM if len(floors) == 1 else f'{RANDOM}: {backbone.name}'
+        name = RANDOM if len(baselines) == 1 else f'{RANDOM}: {backbone.name}'
         yield replace(backbone, name=name, lines=[])
     yield statistics_backbone(data.bands, data.statistics)
 
@@ -206,14 +211,14 @@ def cached_features(
     settings: ProbeSettings,
     cache: FeatureCache,
 ) -> Features:
-    """Features of a split, computed unless they have been before.
+    """Return the features of a split, computed unless they are in the cache.
 
     Args:
         backbone: The backbone.
         data: The data.
         split: The split.
-        settings: Where, and whether to show progress.
-        cache: What keeps them.
+        settings: Device, and whether to show progress.
+        cache: Cache of features.
 
     Returns:
         Features and targets, on the CPU.
@@ -236,7 +241,7 @@ def cached_features(
 
 
 def _require_known(splits: dict[Split, Features], data: LabelledData) -> None:
-    """Refuse maps of which nothing counts, which can neither train a probe nor measure it."""
+    """Raise an error if all pixels of a split's masks are ignored."""
     for split in SPLITS if data.dense else ():
         targets = splits[split].targets
         known = targets.isfinite() if data.task == 'regression' else targets != data.ignore_index
@@ -244,22 +249,22 @@ def _require_known(splits: dict[Split, Features], data: LabelledData) -> None:
             raise ValueError(
                 f'{data.name}: every pixel of the masks of the {split} split is '
                 + ('NaN' if data.task == 'regression' else f'{data.ignore_index} (ignore_index)')
-                + ': nothing can be learned or measured'
+                + ': probes can be neither trained nor evaluated'
             )
 
 
 def _classes(splits: dict[Split, Features], data: LabelledData) -> int:
-    """Number of classes: those that are named, or as many as there are in the data."""
+    """Return the number of classes, from their names or from the data."""
     targets = [splits[split].targets for split in SPLITS]
     if data.task == 'regression':
         return 1
     if data.task == 'multilabel':
         return targets[0].shape[1]
     values = torch.cat([t.unique() for t in targets])
-    advice = 'Leave images without a label out of the data set'
+    advice = 'Remove images without a label from the data set'
     if data.dense:
         values = values[values != data.ignore_index]
-        advice = 'If it means that nothing is known there, set ignore_index to it'
+        advice = 'If it means no data, set ignore_index to it'
     return number_of_classes(values, len(data.classes), data.name, advice, data.says_nodata)
 
 
@@ -278,10 +283,10 @@ def _predictions(
             bank = len(splits['train'].targets)
             whitened = probe == 'knn_whitened'
             if whitened and bank < 2:
-                report.note('k-NN of whitened features left out: the bank has one image')
+                report.note('k-NN of whitened features left out: there is only 1 training image')
                 continue
             if too_many := [k for k in settings.k if k > bank]:
-                report.note(f'k = {too_many} left out: the bank has {bank} images')
+                report.note(f'k = {too_many} left out: there are only {bank} training images')
             ks = [k for k in settings.k if k <= bank]
             if ks:
                 yield from knn_probe(splits, encoder.features, ks, classes, whitened)

@@ -1,4 +1,4 @@
-"""Features of labelled images, computed once."""
+"""Features of labelled images, computed once and kept in files."""
 
 import hashlib
 import inspect
@@ -22,7 +22,7 @@ from geofm.evaluation.data import LabelledData, Split, class_labels
 from geofm.models.checkpoints import hash_tensors, write_safetensors
 from geofm.sensors import added_sensors
 
-#: Code whose change may change features, in the folder of the package.
+#: Files and folders of the package whose code may affect features.
 _CODE = (
     'sensors',
     'datasets/named_bands.py',
@@ -37,10 +37,10 @@ _CODE = (
     'evaluation/features.py',
 )
 
-#: Libraries whose change may change features.
+#: Libraries whose versions may affect features.
 _LIBRARIES = ('torch', 'timm', 'torchgeo', 'rasterio')
 
-#: Where the hash of the tensors stands in a file.
+#: Key of the tensors' hash in the metadata of a file.
 _DIGEST = 'sha256'
 
 
@@ -48,8 +48,8 @@ class LabelledFeatures(NamedTuple):
     """Features and labels of a data set.
 
     Attributes:
-        features: Float32 of shape (N, ...): one vector an image, or several.
-        labels: Int64 of shape (N,), or (N, classes) where an image can have several.
+        features: Float32 of shape (N, ...): one or several vectors per image.
+        labels: Int64 of shape (N,), or (N, classes) of multi-label data.
     """
 
     features: Tensor
@@ -61,8 +61,8 @@ class Features:
     """Features and targets of a split.
 
     Attributes:
-        values: Float32: vectors (N, V, D) of images, or (N, D, h, w) on the ground.
-        targets: Classes int64 (N,) or (N, classes), or maps (N, H, W), see
+        values: Float32: vectors (N, V, D) of images, or feature maps (N, D, h, w).
+        targets: Classes, int64 (N,) or (N, classes), or maps (N, H, W), see
             :meth:`LabelledData.targets`.
     """
 
@@ -71,15 +71,15 @@ class Features:
 
 
 def side_by_side(values: Tensor, vectors: Sequence[int]) -> Tensor:
-    """Some of the vectors of images as one.
+    """Concatenate vectors of images.
 
     Args:
         values: Vectors of shape (N, V, D).
-        vectors: Which. If there are several, each is brought to unit length, so that none
-            outweighs another.
+        vectors: Indices of the vectors. If there are several, each is scaled to unit length, so
+            that they have equal weight.
 
     Returns:
-        Of shape (N, len(vectors) x D).
+        Features of shape (N, len(vectors) x D).
     """
     if len(vectors) == 1:
         return values[:, vectors[0]]
@@ -89,16 +89,16 @@ def side_by_side(values: Tensor, vectors: Sequence[int]) -> Tensor:
 def prepared_batches(
     adapter: Adapter, data: LabelledData, split: Split, device: torch.device | str = 'cpu'
 ) -> Iterator[Mapping[str, Any]]:
-    """Read the images of a split as a backbone takes them.
+    """Read a split and prepare its batches for a backbone, lazily.
 
     Args:
-        adapter: From a batch of the data to a prepared one.
+        adapter: Prepares batches of the data.
         data: The data.
         split: The split.
-        device: Where to prepare them.
+        device: Device on which batches are prepared.
 
     Yields:
-        Prepared batches; nothing is read before the first is asked for.
+        Prepared batches.
     """
     for batch in data.loader(split):
         yield adapter(tensors_to(batch, device))
@@ -116,12 +116,12 @@ def split_features(
     """Compute the features of a split.
 
     Args:
-        encoder: From a prepared batch to features.
-        adapter: From a batch of the data to a prepared one.
+        encoder: Computes features of prepared batches.
+        adapter: Prepares batches of the data.
         data: The data.
         split: The split.
-        device: Where to compute.
-        description: Text of a progress bar; None shows none.
+        device: Device to run on.
+        description: Text of a progress bar. None: no progress bar.
 
     Returns:
         Features and targets, on the CPU.
@@ -135,12 +135,12 @@ def split_features(
     for batch in loader:
         tensors = tensors_to(batch, device)
         values.append(compute(adapter(tensors)).float().cpu())
-        # On the CPU: some of TorchGeo's data modules keep tables there.
+        # On the CPU, because some of TorchGeo's data modules have lookup tables there.
         targets.append(data.targets(batch))
     return Features(torch.cat(values), torch.cat(targets))
 
 
-# Not in inference mode: of a sharded model, that would hold in training for weights gathered here.
+# Not in inference mode: weights of a sharded model that are gathered here are used in training.
 @torch.no_grad()
 def extract_features(
     encoder: Callable[[Mapping[str, Any]], Tensor],
@@ -148,46 +148,47 @@ def extract_features(
     prepare: Callable[[dict[str, Any]], Mapping[str, Any]],
     device: torch.device | str = 'cpu',
 ) -> LabelledFeatures:
-    """Compute the features of all batches, for a look at a model that is being trained.
+    """Compute the features of all batches with a model that may be in training.
 
     Args:
-        encoder: From a normalised batch to features.
+        encoder: Function that computes the features of a normalised batch.
         batches: Batches with ``image`` and ``label``, e.g. a data loader.
-        prepare: What a data module does on the device: normalisation.
-        device: Where to compute.
+        prepare: Function that normalises a batch on the device.
+        device: Device to run on.
 
     Returns:
         Features and labels, on the CPU.
 
     Raises:
-        ValueError: If there is no batch, or one without labels, or a label that cannot be one.
+        ValueError: If there is no batch, if a batch has no labels, or if a label is invalid.
     """
     features, labels = [], []
     for batch in batches:
         if 'label' not in batch:
-            raise ValueError(f'batches must have a label; this one has {sorted(batch)}')
+            raise ValueError(f"batches must have a 'label'; this batch has {sorted(batch)}")
         tensors = tensors_to(batch, device)
         features.append(encoder(prepare(tensors)).float().cpu())
         labels.append(class_labels(batch['label'].cpu(), 'the labelled data'))
     if not features:
-        raise ValueError('no data to compute features of: the data loader gave no batch')
+        raise ValueError('no features to compute: the data loader is empty')
     return LabelledFeatures(torch.cat(features), torch.cat(labels))
 
 
 def feature_key(
     encoder: Encoder, adapter: Adapter, data: LabelledData, split: Split, device: str
 ) -> str:
-    """What the features of a split depend on, as a hash.
+    """Hash everything that the features of a split depend on.
 
-    Weights, bands and preprocessing, the data (see :meth:`LabelledData.fingerprint`) and the code;
-    the batch size and the kind of device too, for they change the last bits.
+    This includes the weights, the bands and their preprocessing, the data (see
+    :meth:`LabelledData.fingerprint`), the code, and the batch size and type of device, which affect
+    rounding.
 
     Args:
         encoder: The encoder.
-        adapter: What brings the data to it.
+        adapter: Prepares batches of the data.
         data: The data.
         split: The split.
-        device: Where features are computed.
+        device: Device on which features are computed.
 
     Returns:
         SHA-256 in hexadecimal.
@@ -205,24 +206,24 @@ def feature_key(
 
 
 class FeatureCache:
-    """A folder of features."""
+    """A folder of features, named by :func:`feature_key`."""
 
     def __init__(self, folder: Path | None, say: Callable[[str], None]) -> None:
         """Initialize a new FeatureCache instance.
 
         Args:
-            folder: The folder; None keeps nothing.
-            say: Called with a line where a file cannot be used.
+            folder: The folder. None: features are not kept.
+            say: Function that prints a message, called if a file cannot be used.
         """
         self.folder = folder
         self.say = say
 
     def get(self, key: str, compute: Callable[[], Features]) -> Features:
-        """Features under a key, computed if they are not there.
+        """Return the features of a key, computed unless the folder has them.
 
         Args:
             key: The key.
-            compute: Computes them.
+            compute: Function that computes the features.
 
         Returns:
             The features.
@@ -234,14 +235,14 @@ class FeatureCache:
             features = _read(path)
             if features is not None:
                 return features
-            self.say(f'{path}: damaged, so its features are computed again')
+            self.say(f'{path}: damaged; its features are computed again')
         features = compute()
         _write(path, features)
         return features
 
 
 def _read(path: Path) -> Features | None:
-    """Features in a file, or None if it is damaged."""
+    """Read the features in a file; None if it is damaged."""
     try:
         with safe_open(path, framework='pt') as file:
             digest = (file.metadata() or {}).get(_DIGEST)
@@ -253,12 +254,12 @@ def _read(path: Path) -> Features | None:
 
 def _write(path: Path, features: Features) -> None:
     tensors = {'values': features.values, 'targets': features.targets}
-    # Several processes may write the same features.
+    # Written atomically, because several processes may write the same features.
     write_safetensors(tensors, path, {_DIGEST: hash_tensors(tensors)})
 
 
 def hash_module(module: nn.Module) -> str:
-    """Hash of a module: what it is made of, its parameters and all of its buffers.
+    """Hash the structure, the parameters and all buffers of a module.
 
     Args:
         module: The module.
@@ -271,7 +272,7 @@ def hash_module(module: nn.Module) -> str:
 
 
 def code_version() -> str:
-    """Hash of the code, the libraries and the user's sensors that features depend on.
+    """Hash the code, the versions of libraries and the user's sensors that features depend on.
 
     Returns:
         SHA-256 in hexadecimal.

@@ -1,4 +1,4 @@
-"""Pictures of what a benchmark found."""
+"""Figures of a benchmark."""
 
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 
 from geofm.atomic import atomic_file
 from geofm.datasets import colours, compose, drawing_order, stretch
-from geofm.evaluation.metrics import NO_SHARES, PRIMARY
+from geofm.evaluation.metrics import NOT_FRACTIONS, PRIMARY
 from geofm.evaluation.report import Report, pictured_samples, with_unit
 
 _DPI = 150
@@ -19,10 +19,10 @@ _CLASSES = colormaps['tab20']
 
 
 def plot_scores(report: Report) -> Figure:
-    """A bar for each row and probe, with its interval, of the primary metric.
+    """Draw a bar chart of the primary metric with intervals, for each row and probe.
 
     Args:
-        report: What was found.
+        report: The report.
 
     Returns:
         The figure.
@@ -36,7 +36,7 @@ def plot_scores(report: Report) -> Figure:
     bars = [(name, probe) for name, cells in rows.items() for probe in probes if probe in cells]
     figure = Figure(figsize=(8, 1.2 + 0.28 * len(bars) + 0.12 * len(rows)), layout='constrained')
     ax = figure.add_subplot()
-    percent = 1 if metric in NO_SHARES else 100
+    percent = 1 if metric in NOT_FRACTIONS else 100
     colors = colormaps['tab10'].colors  # type: ignore[attr-defined]
     place, ticks, labels = 0.0, [], []
     for name, cells in rows.items():
@@ -47,7 +47,7 @@ def plot_scores(report: Report) -> Figure:
             color = colors[probes.index(probe) % len(colors)]
             known = name == next(row for row, c in rows.items() if probe in c)
             ax.barh(place, value, 0.85, color=color, alpha=0.75, label=probe if known else None)
-            # A percentile interval may leave the value itself out.
+            # A percentile interval may not contain the value.
             ax.errorbar(value, place, xerr=np.clip(ends, 0, None), color='0.2', lw=1, capsize=2)
             place += 1
         ticks.append((start + place - 1) / 2)
@@ -64,10 +64,10 @@ def plot_scores(report: Report) -> Figure:
 
 
 def plot_maps(report: Report) -> Figure:
-    """A line for each of a few test images: what the sensors saw, the truth, each prediction.
+    """Draw a few test images, with the true map and each predicted map beside them.
 
     Args:
-        report: What was found, on a dense task.
+        report: The report of a dense task.
 
     Returns:
         The figure.
@@ -106,7 +106,7 @@ def plot_maps(report: Report) -> Figure:
 
 
 def _name_classes(figure: Figure, report: Report, style: dict[str, Any]) -> None:
-    """A legend of the classes, as far as they have names."""
+    """Add a legend of the classes if they have names."""
     names = report.data.classes[: report.classes]
     if len(names) == report.classes:
         patches = [
@@ -118,14 +118,14 @@ def _name_classes(figure: Figure, report: Report, style: dict[str, Any]) -> None
 
 
 def picture(image: npt.NDArray[np.float32], bands: tuple[str, ...]) -> npt.NDArray[np.float32]:
-    """Picture of the first sensor that can be drawn, else of the first band.
+    """Return a picture of the first sensor that can be drawn, otherwise of the first band.
 
     Args:
         image: Raw values (C, H, W).
         bands: Names of the channels.
 
     Returns:
-        Colours in [0, 1], shape (H, W, 3).
+        Colours in [0, 1], of shape (H, W, 3).
     """
     for sensor in drawing_order(bands):
         channels = compose(image, bands, sensor)
@@ -135,10 +135,10 @@ def picture(image: npt.NDArray[np.float32], bands: tuple[str, ...]) -> npt.NDArr
 
 
 def write_figures(report: Report, folder: Path) -> list[Path]:
-    """Write the pictures, each beside and renamed into place.
+    """Write the figures as PNG files, atomically.
 
     Args:
-        report: What was found.
+        report: The report.
         folder: Folder to write to.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Accuracy of a raster of classes against a reference of any kind."""
+"""Accuracy of maps of classes compared with a reference raster or reference features."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -11,29 +11,30 @@ from geofm.evaluation.accuracy import Accuracy, Confusions
 from geofm.grid import Grid
 from geofm.legend import Legend, LegendError
 
-#: Rows of a map that are compared at once.
+#: Number of rows of a map that are compared at once.
 _ROWS = 512
 
 
 def assess_map(
     classes: Path, reference: Path, column: str | None = None, block: int = 64, seed: int = 0
 ) -> Accuracy:
-    """Compare a map of classes with a reference, part by part.
+    """Compare a map of classes with a reference, a few rows at a time.
 
     Args:
         classes: Raster of classes with a legend in its tags, as ``geofm predict`` writes it.
         reference: Raster or features with the true classes, as
-            :func:`geofm.datasets.labels.read_labels` takes them. Names of its classes are those of
-            the map.
-        column: Column of the features that holds the class.
-        block: Side of the blocks that are drawn for the intervals, in pixels of the map.
-        seed: Seed of the draws.
+            :func:`geofm.datasets.labels.read_labels` takes them. The names of its classes must be
+            those of the map.
+        column: Column of the features with the class.
+        block: Side of the spatial blocks of the intervals in pixels of the map.
+        seed: Seed of the intervals.
 
     Returns:
         The accuracy.
 
     Raises:
-        ValueError: If the map has no legend, the reference cannot be used, or has no label on it.
+        ValueError: If the map has no legend, or if the reference cannot be used or has no label on
+            the map.
     """
     source = open_labels(reference, column=column, legend=legend_of(classes))
     return assess_maps({classes: source}, str(reference), block, seed)
@@ -42,25 +43,25 @@ def assess_map(
 def assess_maps(
     sources: Mapping[Path, LabelSource], reference: str, block: int = 64, seed: int = 0
 ) -> Accuracy:
-    """Compare maps of classes with references; their pixels are pooled.
+    """Compare maps of classes with references, pooling their pixels.
 
-    Maps on one grid, such as those of the dates of a place, share their blocks.
+    Maps on the same grid, such as the dates of a place, share their blocks.
 
     Args:
-        sources: The reference of each map. All maps have the same classes.
-        reference: What to call the references in messages.
-        block: Side of the blocks that are drawn for the intervals, in pixels of the maps.
-        seed: Seed of the draws.
+        sources: The reference of each map. All maps must have the same classes.
+        reference: Name of the references in messages.
+        block: Side of the spatial blocks of the intervals in pixels of the maps.
+        seed: Seed of the intervals.
 
     Returns:
         The accuracy.
 
     Raises:
-        ValueError: If there is no map, the first has no legend, a reference cannot be used, or
-            none has a label on its map.
+        ValueError: If there is no map, if the first map has no legend, if a reference cannot be
+            used, or if no reference has a label on its map.
     """
     if not sources:
-        raise ValueError(f'{reference}: no map to compare it with')
+        raise ValueError(f'{reference}: there is no map to compare it with')
     confusions = Confusions(legend_of(next(iter(sources))), block)
     grids: dict[tuple[object, ...], int] = {}
     try:
@@ -78,16 +79,16 @@ def assess_maps(
 
 
 def legend_of(classes: Path) -> Legend:
-    """Classes of a map.
+    """Read the legend of a map.
 
     Args:
         classes: Raster of classes with a legend in its tags.
 
     Returns:
-        Its legend.
+        The legend.
 
     Raises:
-        ValueError: If it has none.
+        ValueError: If the map has no legend.
     """
     with rasterio.open(classes) as src:
         try:
@@ -95,7 +96,9 @@ def legend_of(classes: Path) -> Legend:
         except LegendError as error:
             raise ValueError(f'{classes}: {error}') from error
     if legend is None:
-        raise ValueError(f'{classes}: has no legend in its tags; `geofm predict` writes it')
+        raise ValueError(
+            f'{classes}: no legend in its tags; give a *_classes.tif written by `geofm predict`'
+        )
     return legend
 
 

@@ -1,4 +1,4 @@
-"""Metrics of predictions, with bootstrap intervals."""
+"""Predictions of probes and their metrics, with bootstrap intervals."""
 
 from dataclasses import dataclass
 
@@ -12,26 +12,26 @@ from torchmetrics.functional.classification import (
 
 from geofm.evaluation.data import Task
 
-#: Resamples of the test images.
+#: Number of resamples of the test images.
 ROUNDS = 1000
 
-#: Resamples where a metric needs the images in the order of their scores.
+#: Number of resamples for metrics that need the images sorted by score.
 RANKED_ROUNDS = 200
 
-#: The interval holds this fraction of the resamples.
+#: Fraction of the resamples in the interval.
 LEVEL = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Predictions of a probe.
+    """Predictions of a probe for the test split.
 
     Attributes:
         probe: Name of the probe, e.g. '5-NN'.
-        features: Kind of features that it stood on; empty if there is one kind.
-        scores: Of images: a score for each class (N, C). Of maps: classes int64 or values
-            float32, (N, H, W).
-        chosen: What was chosen on the validation split.
+        features: Kind of features that was used. Empty if there is only one kind.
+        scores: For images, a score for each class (N, C). For maps, classes int64 or values
+            float32 (N, H, W).
+        chosen: Settings that were chosen on the validation split.
     """
 
     probe: str
@@ -42,13 +42,13 @@ class Prediction:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """A figure and how far it may be off because the test images are a sample.
+    """A metric with its 95 % interval.
 
     Attributes:
         name: Name of the metric.
-        value: Its value on the test split.
-        low: Lower end of the 95 % interval of the bootstrap over test images.
-        high: Upper end.
+        value: Value on the test split.
+        low: Lower end of the 95 % interval of a bootstrap over test images.
+        high: Upper end of the interval.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Metric:
     high: float
 
 
-#: The metric by which the best of a sweep is chosen, and that a chart shows.
+#: Metric of the charts and of the first columns of tables, by task.
 PRIMARY: dict[Task, str] = {
     'classification': 'overall accuracy',
     'multilabel': 'mAP micro',
@@ -65,21 +65,22 @@ PRIMARY: dict[Task, str] = {
     'regression': 'R2',
 }
 
-#: Metrics that are not a fraction of something, so not written in per cent.
-NO_SHARES = ('R2', 'RMSE')
+#: Metrics that are not fractions, and therefore not written in per cent.
+NOT_FRACTIONS = ('R2', 'RMSE')
 
 
 def image_metrics(task: Task, scores: Tensor, targets: Tensor, seed: int = 0) -> list[Metric]:
-    """Metrics of predictions for whole images.
+    """Compute metrics of predictions for images.
 
     Args:
         task: 'classification' or 'multilabel'.
-        scores: Score of each class, of shape (N, C); of several labels a probability.
+        scores: Score of each class, of shape (N, C). For 'multilabel', probabilities.
         targets: Classes int64 (N,), or 0 and 1 int64 (N, C).
         seed: Seed of the bootstrap.
 
     Returns:
-        Overall and average accuracy; or mAP micro and macro, and F1 micro at 0.5.
+        For 'classification', overall and average accuracy. For 'multilabel', micro and macro mAP,
+        and micro F1 at a threshold of 0.5.
     """
     if task == 'classification':
         return _accuracies(scores.argmax(dim=1), targets, scores.shape[1], seed)
@@ -88,7 +89,7 @@ def image_metrics(task: Task, scores: Tensor, targets: Tensor, seed: int = 0) ->
 
 def _accuracies(predictions: Tensor, targets: Tensor, classes: int, seed: int) -> list[Metric]:
     def value(average: str) -> float:
-        # 'micro' is the fraction of images; 'macro' the mean over classes of theirs.
+        # 'micro' is the accuracy over all images, 'macro' the mean of the accuracies of classes.
         return multiclass_accuracy(predictions, targets, classes, average=average).item()  # type: ignore[arg-type]
 
     of_class = torch.nn.functional.one_hot(targets, classes).double()
@@ -106,10 +107,10 @@ def _accuracies(predictions: Tensor, targets: Tensor, classes: int, seed: int) -
 
 def _multilabel(scores: Tensor, targets: Tensor, seed: int) -> list[Metric]:
     classes = targets.shape[1]
-    # Strictly more than half, as of votes.
+    # More than half, consistent with the votes of k-NN.
     predictions = (scores > 0.5).long()
     of_class = multilabel_average_precision(scores, targets, classes, average='none')
-    # Of a label that no test image has there is no precision.
+    # The precision of labels that no test image has is undefined.
     shown = targets.sum(dim=0) > 0
     values = {
         'mAP micro': multilabel_average_precision(scores, targets, classes, average='micro'),
@@ -134,31 +135,31 @@ def _multilabel(scores: Tensor, targets: Tensor, seed: int) -> list[Metric]:
             scores.flatten(), targets.flatten(), counts.repeat_interleave(classes, dim=1)
         ),
         'mAP macro': several.nanmean(dim=0),
-        # F1 = 2 TP / (2 TP + FP + FN), and what is predicted or true is TP + FP + FN.
+        # F1 = 2 TP / (2 TP + FP + FN), where *both* is TP and *either* is TP + FP + FN.
         'F1 micro': 2 * both / (both + either).clamp_min(1),
     }
     return [Metric(name, values[name].item(), *interval(spreads[name])) for name in values]
 
 
 def average_precision(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
-    """Average precision of many resamples at once.
+    """Compute the average precision of many resamples at once.
 
-    The mean of the precision over the true ones, at the threshold of each; rows of equal score
-    come together.
+    It is the mean over all positives of the precision at the positive's score. Rows with equal
+    scores share a threshold.
 
     Args:
         scores: Scores of shape (N,).
         targets: 0 and 1, of shape (N,).
-        counts: How often each row is in each resample, of shape (R, N).
+        counts: Number of times that each row occurs in each resample, of shape (R, N).
 
     Returns:
-        Of shape (R,); NaN where a resample has no true one.
+        Average precision of shape (R,); NaN for resamples without positives.
     """
     order = scores.argsort(descending=True)
     ranked = scores[order]
     last = torch.cat([ranked[1:] != ranked[:-1], torch.ones(1, dtype=torch.bool)])
     results = []
-    # Few at a time, for memory.
+    # A few resamples at a time, to save memory.
     for drawn in counts.split(16):
         weights = drawn[:, order]
         true = (weights * targets[order]).cumsum(dim=1)[:, last]
@@ -170,16 +171,16 @@ def average_precision(scores: Tensor, targets: Tensor, counts: Tensor) -> Tensor
 
 
 def confusion(predictions: Tensor, targets: Tensor, classes: int, ignore_index: int) -> Tensor:
-    """Confusion matrix of each map.
+    """Compute the confusion matrix of each map.
 
     Args:
         predictions: Classes int64 (N, H, W).
         targets: Classes int64 (N, H, W).
         classes: Number of classes C.
-        ignore_index: Target that does not count.
+        ignore_index: Value of pixels that are ignored.
 
     Returns:
-        Pixels by target and prediction, float64 of shape (N, C, C).
+        Number of pixels by target and prediction, float64 of shape (N, C, C).
     """
     counted = targets != ignore_index
     image = torch.arange(len(targets)).view(-1, 1, 1).expand_as(targets)
@@ -189,14 +190,14 @@ def confusion(predictions: Tensor, targets: Tensor, classes: int, ignore_index: 
 
 
 def segmentation_metrics(confusions: Tensor, seed: int = 0) -> list[Metric]:
-    """Metrics of maps of classes.
+    """Compute metrics of maps of classes.
 
     Args:
         confusions: Confusion matrix of each map, of shape (N, C, C).
         seed: Seed of the bootstrap.
 
     Returns:
-        mIoU over the classes that are there or were predicted, and the fraction of pixels right.
+        mIoU over the classes that occur in targets or predictions, and pixel accuracy.
     """
     resampled = bootstrap_sums(confusions.flatten(1), seed).unflatten(1, confusions.shape[1:])
     every = confusions.sum(dim=0, keepdim=True)
@@ -207,7 +208,7 @@ def segmentation_metrics(confusions: Tensor, seed: int = 0) -> list[Metric]:
 
 
 def mean_iou(confusions: Tensor) -> Tensor:
-    """Mean intersection over union of confusion matrices (..., C, C), as torchmetrics' macro."""
+    """Compute the mIoU of confusion matrices (..., C, C), as torchmetrics' macro average."""
     right = confusions.diagonal(dim1=-2, dim2=-1)
     union = confusions.sum(dim=-1) + confusions.sum(dim=-2) - right
     return (right / union.clamp_min(1)).sum(dim=-1) / (union > 0).sum(dim=-1).clamp_min(1)
@@ -219,11 +220,11 @@ def _pixel_accuracy(confusions: Tensor) -> Tensor:
 
 
 def regression_sums(predictions: Tensor, targets: Tensor) -> Tensor:
-    """What RMSE and R2 of each map are made of.
+    """Compute the sums from which RMSE and R2 are computed.
 
     Args:
         predictions: Values (N, H, W).
-        targets: Values (N, H, W), NaN where nothing is known.
+        targets: Values (N, H, W), NaN where unknown.
 
     Returns:
         Number of pixels, sums of the targets, their squares and the squared errors, float64 of
@@ -237,14 +238,14 @@ def regression_sums(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 def regression_metrics(sums: Tensor, seed: int = 0) -> list[Metric]:
-    """Metrics of maps of values.
+    """Compute metrics of maps of values.
 
     Args:
-        sums: Of :func:`regression_sums`.
+        sums: Sums of :func:`regression_sums`.
         seed: Seed of the bootstrap.
 
     Returns:
-        RMSE over all pixels, in the unit of the target, and R2.
+        R2, and RMSE over all pixels in the unit of the target.
     """
     resampled, every = bootstrap_sums(sums, seed), sums.sum(dim=0, keepdim=True)
     return [
@@ -254,7 +255,7 @@ def regression_metrics(sums: Tensor, seed: int = 0) -> list[Metric]:
 
 
 def r2(sums: Tensor) -> Tensor:
-    """Fraction of the variance explained, of sums (..., 4)."""
+    """Compute the fraction of the variance explained from sums (..., 4)."""
     count, total, squares, error = sums.unbind(dim=-1)
     return 1 - error / (squares - total.square() / count.clamp_min(1)).clamp_min(1e-12)
 
@@ -264,10 +265,10 @@ def _rmse(sums: Tensor) -> Tensor:
 
 
 def bootstrap_sums(values: Tensor, seed: int) -> Tensor:
-    """Sums over resamples of the rows, with replacement.
+    """Compute sums over resamples of the rows, drawn with replacement.
 
     Args:
-        values: Of shape (N, K).
+        values: Values of shape (N, K).
         seed: Seed of the draws.
 
     Returns:
@@ -286,10 +287,10 @@ def _draws(count: int, rounds: int, seed: int) -> list[Tensor]:
 
 
 def interval(resampled: Tensor) -> tuple[float, float]:
-    """The 95 % interval of a bootstrap: its percentiles.
+    """Return the 95 % percentile interval of a bootstrap.
 
     Args:
-        resampled: A figure on each resample.
+        resampled: Metric of each resample.
 
     Returns:
         Lower and upper end.

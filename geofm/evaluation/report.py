@@ -1,4 +1,4 @@
-"""What a benchmark found: a table, files, pictures."""
+"""The report of a benchmark, as tables and files."""
 
 import csv
 import io
@@ -16,28 +16,28 @@ from torch import Tensor
 
 from geofm.atomic import atomic_file
 from geofm.evaluation.data import LabelledData
-from geofm.evaluation.metrics import NO_SHARES, PRIMARY, Metric, Prediction
+from geofm.evaluation.metrics import NOT_FRACTIONS, PRIMARY, Metric, Prediction
 from geofm.printing import printable
 
-#: Test images of which maps are drawn.
+#: Number of test images whose maps are drawn.
 PICTURED = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One figure of a benchmark.
+    """One metric of one probe on one backbone.
 
     Attributes:
-        backbone: What was measured, e.g. 'last' or 'random weights'.
-        features: Which of its features, e.g. 'CLS token'; empty if it has one kind.
-        probe: How, e.g. '5-NN'.
-        metric: What was measured, e.g. 'overall accuracy'.
-        value: The figure on the test split.
+        backbone: Name of the backbone, e.g. 'last' or 'random weights'.
+        features: Kind of features, e.g. 'CLS token'. Empty if the backbone has only one kind.
+        probe: Name of the probe, e.g. '5-NN'.
+        metric: Name of the metric, e.g. 'overall accuracy'.
+        value: Value on the test split.
         low: Lower end of the 95 % interval of a bootstrap over test images.
-        high: Upper end.
-        train: Number of labelled images to learn from.
-        test: Number of images to label.
-        chosen: What was chosen on the validation split.
+        high: Upper end of the interval.
+        train: Number of training images.
+        test: Number of test images.
+        chosen: Settings that were chosen on the validation split.
     """
 
     backbone: str
@@ -55,12 +55,12 @@ class Score:
     def of(
         cls, backbone: str, prediction: Prediction, metric: Metric, train: int, test: int
     ) -> 'Score':
-        """A score of a metric of a prediction.
+        """Create the score of a prediction.
 
         Args:
-            backbone: What was measured.
-            prediction: What the probe said.
-            metric: How good it is.
+            backbone: Name of the backbone.
+            prediction: Prediction of the probe.
+            metric: Metric of the prediction.
             train: Number of training images.
             test: Number of test images.
 
@@ -82,26 +82,26 @@ class Score:
 
     @property
     def row(self) -> str:
-        """Name of the row of a table that it stands in."""
+        """Name of the score's row in tables."""
         return f'{self.backbone}, {self.features}' if self.features else self.backbone
 
     def text(self) -> str:
-        """The figure with its interval: shares in per cent, others as they are."""
-        if self.metric in NO_SHARES:
+        """Return the value with its interval, in per cent if it is a fraction."""
+        if self.metric in NOT_FRACTIONS:
             return f'{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]'
         return f'{100 * self.value:.1f} [{100 * self.low:.1f}, {100 * self.high:.1f}]'
 
 
 @dataclass
 class Report:
-    """All that a benchmark found.
+    """Results of a benchmark.
 
     Attributes:
         data: The data.
-        say: Called with each line of :attr:`notes` as it comes.
-        scores: The figures.
-        notes: What a reader of the figures should know.
-        maps: Maps of the first test images, by backbone and probe, of dense tasks.
+        say: Function that prints a note, called for each of :attr:`notes` as it is added.
+        scores: The scores.
+        notes: Notes on how to interpret the scores.
+        maps: Predicted maps of the first test images by backbone and probe, for dense tasks.
         classes: Number of classes.
     """
 
@@ -113,39 +113,39 @@ class Report:
     classes: int = 0
 
     def note(self, line: str) -> None:
-        """Say a line, once.
+        """Add a note, unless it was added before.
 
         Args:
-            line: The line.
+            line: The note.
         """
         if line not in self.notes:
             self.notes.append(line)
             self.say(line)
 
     def keep_maps(self, backbone: str, prediction: Prediction) -> None:
-        """Keep the maps of a few images, of dense tasks.
+        """Keep the maps of a few images, for dense tasks.
 
         Args:
-            backbone: The backbone.
-            prediction: Its maps.
+            backbone: Name of the backbone.
+            prediction: Its prediction.
         """
         if self.data.dense:
             self.maps[f'{backbone}, {prediction.probe}'] = prediction.scores[:PICTURED].clone()
 
     @property
     def title(self) -> str:
-        """One line on the data."""
+        """Description of the data in one line."""
         sizes = f'{self.data.size("train")} training and {self.data.size("test")} test images'
         return f'{self.data.name}, {self.data.task}: {sizes}'
 
     def columns(self) -> list[tuple[str, str]]:
-        """Probe and metric of each column, the primary metric first."""
+        """Return the probe and the metric of each column, starting with the primary metric."""
         pairs = dict.fromkeys((score.probe, score.metric) for score in self.scores)
         primary = PRIMARY[self.data.task]
         return sorted(pairs, key=lambda pair: pair[1] != primary)
 
     def rows(self) -> dict[str, dict[tuple[str, str], Score]]:
-        """Scores by row and column."""
+        """Return the scores by row and column."""
         rows: dict[str, dict[tuple[str, str], Score]] = {}
         for score in self.scores:
             rows.setdefault(score.row, {})[score.probe, score.metric] = score
@@ -153,23 +153,23 @@ class Report:
 
 
 def with_unit(metric: str) -> str:
-    """Name of a metric with the unit that its figures are written in.
+    """Return the name of a metric with its unit.
 
     Args:
         metric: The metric.
 
     Returns:
-        The name, with per cent for shares.
+        The name, with per cent for fractions.
     """
-    return metric if metric in NO_SHARES else f'{metric}, %'
+    return metric if metric in NOT_FRACTIONS else f'{metric}, %'
 
 
 def print_report(report: Report, console: Console | None = None) -> None:
-    """Print a table for each metric, the primary one first.
+    """Print a table for each metric, starting with the primary metric.
 
     Args:
-        report: What was found.
-        console: Where to; standard output by default.
+        report: The report.
+        console: Console to print to. Default: standard output.
     """
     console = console or Console()
     for metric in dict.fromkeys(metric for _, metric in report.columns()):
@@ -181,7 +181,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         for probe, _ in columns:
             table.add_column(probe, justify='right')
         for name, cells in report.rows().items():
-            # The interval below the figure: narrow enough for a terminal.
+            # The interval is printed below the value, to fit the width of a terminal.
             texts = [cells[c].text().replace(' [', '\n[') if c in cells else '' for c in columns]
             if any(texts):
                 table.add_row(Text(printable(name)), *texts)
@@ -189,12 +189,12 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 
 def write_report(report: Report, folder: Path, settings: Mapping[str, Any]) -> list[Path]:
-    """Write scores as JSON, CSV and Markdown, each beside and renamed into place.
+    """Write scores as JSON, CSV and Markdown, atomically.
 
     Args:
-        report: What was found.
+        report: The report.
         folder: Folder to write to.
-        settings: What was asked for, to stand in the JSON.
+        settings: Settings of the benchmark, for the JSON file.
 
     Returns:
         The files.
@@ -208,7 +208,7 @@ def write_report(report: Report, folder: Path, settings: Mapping[str, Any]) -> l
         'scores': [_without_nan(asdict(score)) for score in report.scores],
     }
     texts = {
-        # A figure that cannot be worked out is null: JSON has no NaN.
+        # Undefined metrics are null, because JSON has no NaN.
         'scores.json': json.dumps(content, indent=2) + '\n',
         'scores.csv': _csv(report),
         'scores.md': markdown(report),
@@ -217,10 +217,10 @@ def write_report(report: Report, folder: Path, settings: Mapping[str, Any]) -> l
 
 
 def markdown(report: Report) -> str:
-    """A Markdown table of all scores, with what to know of them.
+    """Return a Markdown table of all scores, with the notes.
 
     Args:
-        report: What was found.
+        report: The report.
 
     Returns:
         The text.
@@ -240,7 +240,7 @@ def markdown(report: Report) -> str:
     if chosen:
         parts.append('Chosen on the validation split:\n\n' + '\n'.join(dict.fromkeys(chosen)))
     if notes:
-        parts.append('To know:\n\n' + '\n'.join(notes))
+        parts.append('Notes:\n\n' + '\n'.join(notes))
     return '\n\n'.join(parts) + '\n'
 
 
@@ -263,7 +263,7 @@ def _write(path: Path, text: str) -> Path:
 
 
 def pictured_samples(data: LabelledData) -> list[dict[str, Any]]:
-    """The test images of which maps are kept.
+    """Read the test images whose maps are kept.
 
     Args:
         data: The data.

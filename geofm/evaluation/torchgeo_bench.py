@@ -1,7 +1,7 @@
-"""Our backbones in torchgeo-bench: its k-NN, linear and segmentation probes over GEO-Bench.
+"""Backbones of geofm in torchgeo-bench, which runs probes on the data sets of GEO-Bench.
 
-Needs the extra ``geofm[bench]``. torchgeo-bench builds :class:`GeofmBench` by its path, from
-``configs/torchgeo_bench/model/geofm.yaml``.
+This module needs the extra ``geofm[bench]``. torchgeo-bench imports :class:`GeofmBench` by its
+path, given in ``configs/torchgeo_bench/model/geofm.yaml``.
 """
 
 import logging
@@ -36,51 +36,51 @@ except ImportError as error:
 
 logger = logging.getLogger(__name__)
 
-#: Sensors by what torchgeo-bench calls them. Their units there are known.
+#: Sensors by their names in torchgeo-bench. Only sensors with known units are listed.
 _SENSORS = {
     SENTINEL1.name: SENTINEL1,
     'sar': SENTINEL1,
     SENTINEL2.name: SENTINEL2,
 }
 
-#: Bands of Sentinel-2 but the cirrus band, which is dark in any unit.
+#: Bands of Sentinel-2 except the cirrus band, which is dark in any unit.
 _LIT = tuple(band for band in SENTINEL2.band_names if band != 'B10')
 
-#: Least mean of B8A as a fraction of that of B07 or B08; in data with the right names it is above
-#: 1.
+#: Minimum ratio of the mean of B8A to the mean of B07 or B08. With correct band names, the ratio is
+#: above 1.
 _LEAST_B8A = 0.85
 
 
 class GeofmBench(BenchModel):
-    """A backbone of this project as a model of torchgeo-bench.
+    """A geofm backbone as a model of torchgeo-bench.
 
-    Bands are matched by name. A sensor that the data lack is replaced by the backbone's
-    missing-sensor tokens; a band that the data lack is left out of the patch embedding, as if it
-    were at its mean everywhere, and a warning says so. A band that the backbone does not know is
-    an error.
+    Bands are matched by name. Missing sensors are replaced by the backbone's missing-sensor tokens.
+    Missing bands are left out of the patch embedding, as if they had their mean everywhere, and a
+    warning is logged. Bands that the backbone does not know are an error.
 
-    With ``dataset.normalization=model_native`` Sentinel-1 is brought to dB, Sentinel-2 to DN, and
-    both are normalised as in pretraining; any other strategy is torchgeo-bench's own.
+    With ``dataset.normalization=model_native``, Sentinel-1 is converted to dB and Sentinel-2 to DN,
+    and both are normalised as in pretraining. Other strategies are applied by torchgeo-bench.
 
     Args:
         bands: Channels of the data, as torchgeo-bench describes them.
-        checkpoint: Checkpoint of :class:`geofm.tasks.DINOv2`.
-        random_weights: Take the architecture of the checkpoint alone: the baseline.
-        pool: Features of an image: the CLS token, the mean of the patches, or both side by side.
-        names: Our names of channels by torchgeo-bench's, where those are wrong or unknown; None
-            leaves a channel out.
-        normalization: Strategy by which torchgeo-bench normalises.
-        _: What else stands in its configuration.
+        checkpoint: Checkpoint of a pretraining task.
+        random_weights: Whether only the architecture of the checkpoint is used, as a baseline.
+        pool: Features of an image: the CLS token, the mean of the patch tokens, or both
+            concatenated.
+        names: Band names of geofm by channel names of torchgeo-bench, for channels whose names are
+            wrong or unknown. None leaves a channel out.
+        normalization: Normalisation strategy of torchgeo-bench.
+        _: Further entries of its configuration, which are ignored.
 
     Attributes:
         model: The backbone.
-        levels: What to name as ``eval.segmentation.layers``, ``levels.0`` to ``levels.3``: maps of
-            shape (B, D, H/p, W/p) after each quarter of the blocks.
+        levels: Modules for ``eval.segmentation.layers``, ``levels.0`` to ``levels.3``. Their
+            outputs are feature maps of shape (B, D, H/p, W/p) after each quarter of the blocks.
 
     Raises:
-        BandError: If a channel has no name of ours, or the backbone does not know it.
-        ValueError: If the statistics of the channels contradict their names or units, or *pool* is
-            none of these.
+        BandError: If the band of a channel is unknown to geofm or to the backbone.
+        ValueError: If the statistics of the channels contradict their names or units, or if *pool*
+            is invalid.
         CheckpointError: If the checkpoint cannot be read.
     """
 
@@ -96,7 +96,7 @@ class GeofmBench(BenchModel):
         **_: Any,
     ) -> None:
         native = normalization == 'model_native'
-        # What is native to us torchgeo-bench cannot work out: it knows no decibels.
+        # torchgeo-bench cannot normalise as in pretraining, because it does not convert to dB.
         super().__init__(bands, 'identity' if native else normalization)
         if pool not in ('cls', 'mean', 'both'):
             raise ValueError(f"pool must be 'cls', 'mean' or 'both', not '{pool}'")
@@ -112,16 +112,16 @@ class GeofmBench(BenchModel):
         self.levels = nn.ModuleList(nn.Identity() for _ in self._blocks)
 
     def normalize_inputs(self, images: Tensor) -> Tensor:
-        """Normalise images as in pretraining, or as torchgeo-bench is told to.
+        """Normalise images as in pretraining, or by the strategy of torchgeo-bench.
 
         Args:
-            images: As they come, of shape (B, C, H, W).
+            images: Raw images of shape (B, C, H, W).
 
         Returns:
-            Images of the channels that are used.
+            Normalised images of the channels that are used.
 
         Raises:
-            BandError: If the images do not have one channel for each of the bands described.
+            BandError: If the images do not have one channel per described band.
         """
         check_channels(images, [spec.name for spec in self.bands])
         if self.to_native is not None:
@@ -130,7 +130,7 @@ class GeofmBench(BenchModel):
         return super().normalize_inputs(images)[:, self._channels]
 
     def _forward_patch_features(self, images: Tensor) -> Tensor:
-        """Features of shape (B, D), or (B, 2D) of both kinds, of normalised images."""
+        """Compute the features of normalised images, (B, D), or (B, 2D) for both kinds."""
         size = self.model.patch_size
         if images.shape[-2] % size or images.shape[-1] % size:
             raise ValueError(
@@ -139,7 +139,7 @@ class GeofmBench(BenchModel):
             )
         tokens, maps = self.model.forward_intermediates(images, self._blocks)
         for level, features in zip(self.levels, maps, strict=True):
-            # Seen by the hooks of a segmentation probe.
+            # A segmentation probe reads the maps by forward hooks on these modules.
             level(features)
         features = {
             'cls': tokens[:, 0],
@@ -150,7 +150,7 @@ class GeofmBench(BenchModel):
 
 
 class _ToNative(nn.Module):
-    """From what the data hold to dB, DN and then what the backbone was pretrained on."""
+    """Conversion of raw images to dB and DN, and normalisation as in pretraining."""
 
     scale: Tensor
 
@@ -180,14 +180,14 @@ class _ToNative(nn.Module):
             images[:, self.power] = 10 * images[:, self.power].log10()
         valid = torch.ones_like(images[:, 0], dtype=torch.bool)
         if self.optical:
-            # How gaps are filled.
+            # Pixels without data are filled with 0.
             valid = (images[:, self.optical] != 0).any(dim=1)
         normalised: Tensor = self.normalize({'image': images, 'valid': valid})['image']
         return normalised
 
 
 def _name_bands(specs: Sequence[BandSpec], names: Mapping[str, str | None]) -> dict[str, BandSpec]:
-    """Channels that are used, by our name."""
+    """Return the channels that are used, by the band names of geofm."""
     unknown = [name for name in names if name not in {spec.name for spec in specs}]
     if unknown:
         raise BandError(f'names of {unknown}: the data have {[spec.name for spec in specs]}')
@@ -199,7 +199,7 @@ def _name_bands(specs: Sequence[BandSpec], names: Mapping[str, str | None]) -> d
         f'{spec.sensor}/{spec.name}' for spec, name in zip(specs, ours, strict=True) if name == ''
     ]:
         raise BandError(
-            f'no Sentinel-1 or Sentinel-2 bands known to us: {foreign}. Choose others with '
+            f'not known as bands of Sentinel-1 or Sentinel-2: {foreign}. Choose others with '
             'dataset.bands, name them in model.names, or leave them out: model.names.NAME=null'
         )
     used = {name: spec for name, spec in zip(ours, specs, strict=True) if name}
@@ -208,42 +208,42 @@ def _name_bands(specs: Sequence[BandSpec], names: Mapping[str, str | None]) -> d
 
 
 def _find_band(sensor: str, name: str) -> str:
-    """Our name of a channel; empty if there is none."""
+    """Return the band name of a channel; an empty string if it is unknown."""
     found = _SENSORS[sensor].find_band(name) if sensor in _SENSORS else None
     return found or ''
 
 
 def _check_names(named: Mapping[str, BandSpec]) -> None:
-    """Refuse names that the statistics contradict."""
+    """Raise an error for band names that the statistics contradict."""
     mean = {name: spec.mean for name, spec in named.items()}
     said = {name: spec.name for name, spec in named.items()}
-    advice = 'Some data of GEO-Bench have wrong names; say the right ones in model.names'
+    advice = 'Some data of GEO-Bench have wrong band names; give the right ones in model.names'
     s1 = [spec for name, spec in named.items() if name in SENTINEL1.band_names]
-    # Of values without a unit it cannot be said.
+    # Values in an unknown unit cannot be compared.
     if len(s1) == 2 and _s1_unit(s1) and mean['VV'] < mean['VH']:
         raise ValueError(
             f"'{said['VV']}' is darker than '{said['VH']}' (means {mean['VV']:g} and "
-            f'{mean["VH"]:g}), so it is hardly co-polarised. {advice}'
+            f'{mean["VH"]:g}), so it is probably not co-polarised. {advice}'
         )
     if 'B8A' in mean:
         for band in ('B08', 'B07'):
-            # Beside each other in the near infrared: in any data B8A is about as bright.
+            # Neighbours in the near infrared, so B8A is about as bright in any data.
             if mean['B8A'] < _LEAST_B8A * mean.get(band, 0):
                 raise ValueError(
                     f"'{said['B8A']}' is darker than '{said[band]}' (means {mean['B8A']:g} and "
-                    f'{mean[band]:g}), so it is hardly B8A, which lies beside {band}. {advice}'
+                    f'{mean[band]:g}), so it is probably not B8A, the neighbour of {band}. {advice}'
                 )
     others = {m: name for name, m in mean.items() if name in _LIT}
     if 'B10' in mean and others and mean['B10'] >= min(others):
         darkest = others[min(others)]
         raise ValueError(
             f"'{said['B10']}' is brighter than '{said[darkest]}' (means {mean['B10']:g} and "
-            f'{mean[darkest]:g}), so it is hardly the cirrus band B10, the darkest. {advice}'
+            f'{mean[darkest]:g}), so it is probably not the cirrus band B10, the darkest. {advice}'
         )
 
 
 def _s1_unit(specs: Sequence[BandSpec]) -> Literal['dB', 'power', '']:
-    """Unit of Sentinel-1, by its statistics; none if they are of neither."""
+    """Recognise the unit of Sentinel-1 by its statistics; empty if it is neither."""
     if all(spec.min < 0 and -60 < spec.mean < -1 for spec in specs):
         return 'dB'
     if all(spec.min >= 0 and 0 < spec.mean < 10 for spec in specs):
@@ -252,7 +252,7 @@ def _s1_unit(specs: Sequence[BandSpec]) -> Literal['dB', 'power', '']:
 
 
 def _dn_factor(named: Mapping[str, BandSpec]) -> float:
-    """What brings Sentinel-2 to DN = reflectance x 10,000."""
+    """Return the factor that converts Sentinel-2 to DN = reflectance x 10,000."""
     top = {name: spec.max for name, spec in named.items() if name in _LIT}
     if all(value > 1000 for value in top.values()):
         return 1.0
@@ -265,7 +265,7 @@ def _dn_factor(named: Mapping[str, BandSpec]) -> float:
 
 
 def _backbone_for(bands: tuple[str, ...], checkpoint: str, random_weights: bool) -> MultiSensorViT:
-    """The backbone of a checkpoint, for the bands at hand."""
+    """Build the backbone of a checkpoint for the bands of the data."""
     path = Path(checkpoint)
     content = read_model(path).require_pretrained()
     hparams = {**content.hparams, 'in_channels': len(bands), 'bands': bands}
@@ -276,8 +276,8 @@ def _backbone_for(bands: tuple[str, ...], checkpoint: str, random_weights: bool)
     pretrained = build_backbone(content)
     if unknown := [band for band in bands if band not in pretrained.bands]:
         raise BandError(
-            f'{checkpoint} knows no bands {unknown}, but {list(pretrained.bands)}. Leave them out '
-            'with dataset.bands or model.names'
+            f'{checkpoint} does not know the bands {unknown}, only {list(pretrained.bands)}. Leave '
+            'them out with dataset.bands or model.names'
         )
     backbone = create_backbone(hparams)
     backbone.statistics = content.statistics
@@ -290,7 +290,7 @@ def _backbone_for(bands: tuple[str, ...], checkpoint: str, random_weights: bool)
             continue
         known = [b for b in SENSORS[key].band_names if b in pretrained.bands]
         if missing := [band for band in known if band not in bands]:
-            logger.warning('bands %s are missing: they count as at their mean', missing)
+            logger.warning('bands %s are missing: treated as if at their mean', missing)
     for key, wanted in backbone.encoder_bands.items():
         name = f'{backbone.patch_embed_names[key]}.proj.weight'
         kept = [i for i, band in enumerate(pretrained.encoder_bands[key]) if band in wanted]

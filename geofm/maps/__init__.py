@@ -1,4 +1,8 @@
-"""Maps of what a backbone sees in a scene."""
+"""Maps of a scene: attention, features, predictions and change.
+
+:mod:`geofm.maps.scene` reads the inputs on one grid, :mod:`geofm.maps.make` makes the maps,
+:mod:`geofm.maps.few_labels` classifies embeddings, and :mod:`geofm.maps.view` draws the results.
+"""
 
 from geofm.maps.make.products import Options, Product, map_scene
 from geofm.maps.scene import read_item

@@ -101,7 +101,7 @@ class Folder(RandomPairsDataModule):
     ('data', 'message'),
     [
         (Folder(channels=13), 'has 13 channels, but 15 bands are expected'),
-        (Folder(torch.tensor([0, -1] * 4)), 'label -1 is no class'),
+        (Folder(torch.tensor([0, -1] * 4)), 'label -1 is not a class'),
         (Folder(torch.rand(8)), 'labels of shape'),
     ],
 )

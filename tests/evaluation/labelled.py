@@ -1,4 +1,4 @@
-"""Labelled data that the tests of the benchmark make."""
+"""Generated labelled data for the tests of the benchmark."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from geofm.evaluation.data import LabelledData, Task
 from geofm.sensors import BANDS, band_statistics
 
-#: A ViT of which every forward pass takes a millisecond.
+#: A ViT with a forward pass of about a millisecond.
 TINY: dict[str, Any] = {'embed_dim': 32, 'depth': 2, 'num_heads': 2, 'init_values': 1.0}
 
 
@@ -22,7 +22,7 @@ class Noise(Dataset[dict[str, Tensor]]):
         self.labels = torch.randint(0, 3, (length,), generator=generator)
         noise = torch.randn(length, len(BANDS), size, size, generator=generator)
         images = mean + std * (0.5 * noise + 0.5 * (self.labels - 1)[:, None, None, None])
-        # Of the same ground whatever the bands and their order.
+        # The noise of a band does not depend on the other bands and their order.
         self.images = images[:, [BANDS.index(band) for band in bands]]
         self.bands = bands
 

@@ -1,4 +1,4 @@
-"""Accuracy of maps, against scikit-learn."""
+"""Accuracy of maps, compared with scikit-learn."""
 
 import io
 import json
@@ -18,7 +18,7 @@ LEGEND = Legend.of({'water': 0, 'crop | $x$': 3, 'urban [red]': 7, 'snow': 9})
 
 
 def maps(seed: int = 0, side: int = 64) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """A prediction and a reference without snow, that agree in part."""
+    """A prediction and a reference without snow, which partly agree."""
     generator = np.random.default_rng(seed)
     reference = generator.choice(np.array([0, 3, 7], np.uint8), (side, side))
     wrong = generator.choice(np.array([0, 3, 7], np.uint8), (side, side))
@@ -29,7 +29,7 @@ def maps(seed: int = 0, side: int = 64) -> tuple[npt.NDArray[np.uint8], npt.NDAr
 
 
 def test_scores_are_those_of_scikit_learn() -> None:
-    """Every score over the pixels that have both."""
+    """Every score, over the pixels with a class in both."""
     prediction, reference = maps()
     found = assess(prediction, reference, LEGEND, 16)
     known = (prediction != NO_CLASS) & (reference != NO_CLASS)
@@ -57,7 +57,7 @@ def test_scores_are_those_of_scikit_learn() -> None:
     assert all(math.isnan(value.value) for value in found.classes['snow'].values())
 
 
-def test_parts_count_as_the_whole() -> None:
+def test_windows_give_the_accuracy_of_the_whole_map() -> None:
     """Windows in any order, cut across blocks, give the same scores and intervals."""
     prediction, reference = maps(1)
     parts = Confusions(LEGEND, 16)
@@ -68,8 +68,8 @@ def test_parts_count_as_the_whole() -> None:
     assert parts.accuracy().as_json() == assess(prediction, reference, LEGEND, 16).as_json()
 
 
-def test_interval_covers_and_is_repeatable() -> None:
-    """The interval holds the value; a seed gives one interval, another seed another."""
+def test_interval_contains_the_value_and_is_reproducible() -> None:
+    """The interval contains the value and depends only on the seed."""
     prediction, reference = maps(2)
     first = assess(prediction, reference, LEGEND, 8)
     for value in first.overall.values():
@@ -78,8 +78,8 @@ def test_interval_covers_and_is_repeatable() -> None:
     assert first.overall != assess(prediction, reference, LEGEND, 8, seed=1).overall
 
 
-def test_interval_knows_that_errors_cluster() -> None:
-    """Errors that fill a quarter of the ground leave more doubt than the same number scattered."""
+def test_clustered_errors_widen_the_interval() -> None:
+    """Errors in a quarter of the map give wider intervals than scattered errors."""
     reference = np.zeros((64, 64), np.uint8)
     scattered, clustered = reference.copy(), reference.copy()
     scattered[::2, ::2] = 3
@@ -90,12 +90,12 @@ def test_interval_knows_that_errors_cluster() -> None:
         assert value.value == 0.75
         widths.append(value.high - value.low)
     assert widths[0] == 0
-    # 64 blocks, of which a quarter is wrong: the binomial's interval.
+    # A quarter of 64 blocks is wrong, so the interval is binomial.
     assert widths[1] == pytest.approx(2 * 1.96 * math.sqrt(0.75 * 0.25 / 64), rel=0.2)
 
 
-def test_one_block_says_so() -> None:
-    """Of one block there is nothing to draw."""
+def test_one_block_gives_an_interval_without_width() -> None:
+    """A bootstrap needs several blocks."""
     found = assess(*maps(3), LEGEND, 64)
     value = found.overall['accuracy']
     assert value.low == value.value == value.high
@@ -105,7 +105,7 @@ def test_one_block_says_so() -> None:
 @pytest.mark.parametrize(
     ('prediction', 'reference', 'message'),
     [
-        (np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8), 'one shape'),
+        (np.zeros((2, 2), np.uint8), np.zeros((2, 3), np.uint8), 'same shape'),
         (np.full((2, 2), 5, np.uint8), np.zeros((2, 2), np.uint8), r'prediction has values \[5\]'),
         (np.zeros((2, 2), np.uint8), np.ones((2, 2), np.uint8), r'reference has values \[1\]'),
         (np.zeros((2, 2), np.uint8), np.full((2, 2), NO_CLASS, np.uint8), 'no pixel has both'),
@@ -114,13 +114,13 @@ def test_one_block_says_so() -> None:
 def test_wrong_maps(
     prediction: npt.NDArray[np.uint8], reference: npt.NDArray[np.uint8], message: str
 ) -> None:
-    """What cannot be compared is refused."""
+    """Maps that cannot be compared are an error."""
     with pytest.raises(ValueError, match=message):
         assess(prediction, reference, LEGEND, 16)
 
 
 def test_files(tmp_path: Path) -> None:
-    """JSON, table and picture; names cannot be markup."""
+    """JSON, table and picture; names are not interpreted as markup."""
     found: Accuracy = assess(*maps(), LEGEND, 16)
     paths = found.save(tmp_path / 'new', 'scene')
     assert [path.name for path in paths] == ['scene.json', 'scene.md', 'scene.png']
@@ -133,7 +133,7 @@ def test_files(tmp_path: Path) -> None:
     console.print(found.table())
     shown = console.export_text()
     assert 'urban [red]' in shown
-    # On a terminal of the usual width no interval is broken or cut.
+    # In a terminal of 80 columns, no interval is wrapped or truncated.
     assert f'overall accuracy {found.overall["accuracy"]}' in shown
     score = found.classes['urban [red]']['iou']
     assert f'[{score.low:.2f}, {score.high:.2f}]' in shown

@@ -12,7 +12,7 @@ from geofm.transforms import Normalize
 
 
 def batch_of(bands: tuple[str, ...], size: int = 32) -> dict[str, Any]:
-    """Values that tell which band they are of."""
+    """A batch whose values identify their band."""
     mean, std = (s.view(-1, 1, 1) for s in band_statistics(BANDS))
     image = mean + std * torch.randn(2, len(BANDS), size, size)
     return {'image': image[:, [BANDS.index(band) for band in bands]]}
@@ -20,7 +20,7 @@ def batch_of(bands: tuple[str, ...], size: int = 32) -> dict[str, Any]:
 
 @settings(max_examples=30, deadline=None)
 @given(st.randoms(use_true_random=False), st.integers(1, len(BANDS)))
-def test_the_order_of_the_data_changes_no_bit(rng: random.Random, count: int) -> None:
+def test_band_order_does_not_change_the_input(rng: random.Random, count: int) -> None:
     wanted = tuple(rng.sample(BANDS, count))
     shuffled = tuple(rng.sample(BANDS, len(BANDS)))
     torch.manual_seed(rng.randrange(1000))
@@ -33,7 +33,7 @@ def test_the_order_of_the_data_changes_no_bit(rng: random.Random, count: int) ->
     )
 
 
-def test_a_band_that_is_missing_is_an_error_unless_one_says_what_to_do() -> None:
+def test_a_missing_band_is_an_error_unless_it_is_filled() -> None:
     data = tuple(band for band in BANDS if band != 'B10')
     with pytest.raises(BandError, match=r"missing bands \['B10'\].*missing_bands"):
         Adapter(data, BANDS)
@@ -50,7 +50,7 @@ def test_a_band_that_is_missing_is_an_error_unless_one_says_what_to_do() -> None
     assert torch.equal(zero[:, rest], filled[:, rest])
 
 
-def test_sides_are_brought_to_a_multiple_of_the_patch_and_that_is_said() -> None:
+def test_images_are_resized_to_multiples_of_the_patch_size() -> None:
     adapter = Adapter(BANDS, BANDS, multiple=16)
     assert adapter(batch_of(BANDS, 120))['image'].shape[-2:] == (128, 128)
     assert adapter.lines == ['images of 120 x 120 px are resized to 128 x 128']
@@ -59,18 +59,18 @@ def test_sides_are_brought_to_a_multiple_of_the_patch_and_that_is_said() -> None
     assert untouched.lines == []
 
 
-def test_the_data_s_own_statistics_are_used_where_they_are_given() -> None:
+def test_given_statistics_are_used() -> None:
     batch = {'image': torch.full((1, 1, 16, 16), 30.0)}
     prepared = Adapter(['B02'], ['B02'], statistics={'B02': (10.0, 5.0)})(batch)['image']
     assert (prepared == 4).all()
 
 
-def test_several_dates_are_refused() -> None:
-    with pytest.raises(ValueError, match='one date at a time'):
+def test_time_series_are_an_error() -> None:
+    with pytest.raises(ValueError, match='of a single date'):
         Adapter(BANDS, BANDS)({'image': torch.zeros(1, 2, 15, 16, 16)})
 
 
-def test_a_sensor_is_absent_if_none_of_its_bands_is_there() -> None:
+def test_a_sensor_without_any_band_is_absent() -> None:
     assert absent_sensors(['B02'], BANDS) == ('s1',)
     assert absent_sensors(['VH'], BANDS) == ('s2',)
     assert absent_sensors(['VH', 'B01'], BANDS) == ()
@@ -78,7 +78,7 @@ def test_a_sensor_is_absent_if_none_of_its_bands_is_there() -> None:
 
 
 @pytest.mark.parametrize('channels', [2, 16])
-def test_images_of_other_channels_than_the_data_said_are_refused(channels: int) -> None:
+def test_a_wrong_number_of_channels_is_an_error(channels: int) -> None:
     adapter = Adapter(BANDS, ('B04', 'VV'))
     with pytest.raises(BandError, match=f'has {channels} channels, but 15 bands are expected'):
         adapter({'image': torch.zeros(1, channels, 16, 16)})

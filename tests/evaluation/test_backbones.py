@@ -39,7 +39,7 @@ def build(data: tuple[str, ...] = BANDS, random: bool = False, **config: Any) ->
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A file as `geofm fit` writes it, of a small model."""
+    """A checkpoint of a small model, as `geofm fit` writes it."""
     model = MultiSensorViT(**TINY)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
@@ -70,15 +70,15 @@ def test_a_checkpoint_gives_the_tokens_of_its_blocks(checkpoint: Path) -> None:
     std = tokens[:, model.num_prefix_tokens :].var(1, correction=0).sqrt()
     torch.testing.assert_close(found[:, backbone.encoder.features['std of patches'][0]], std)
     assert backbone.encoder.inputs['CLS of the last 2 blocks, mean of patches'] == (0, 1, 2)
-    # Neither may outweigh the other: each is of unit length.
+    # Both have unit length, so that they have equal weight.
     both = side_by_side(found, backbone.encoder.features['CLS and mean of patches'])
     expected = [x / x.norm(dim=1, keepdim=True) for x in (found[:, 0], found[:, 1])]
     torch.testing.assert_close(both, torch.cat(expected, dim=1))
     assert torch.equal(side_by_side(found, (1,)), found[:, 1])
 
 
-def test_a_checkpoint_of_torchgeo_s_task_gives_its_backbone(tmp_path: Path) -> None:
-    """What `geofm fit` writes with `torchgeo.tasks.Classification` on one of our models."""
+def test_a_checkpoint_of_a_torchgeo_task_gives_its_backbone(tmp_path: Path) -> None:
+    """A checkpoint of `torchgeo.tasks.Classification` with a geofm model."""
     name = 'geofm_vit_tiny_patch16_s2'
     model: Any = timm.create_model(name, in_chans=13, num_classes=4)
     state = {f'model.{key}': value for key, value in model.state_dict().items()}
@@ -93,7 +93,7 @@ def test_a_checkpoint_of_torchgeo_s_task_gives_its_backbone(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize('here', [SENTINEL1, SENTINEL2])
-def test_an_absent_sensor_is_left_to_the_stand_in(checkpoint: Path, here: Any) -> None:
+def test_a_missing_sensor_is_replaced_by_its_tokens(checkpoint: Path, here: Any) -> None:
     from geofm.models import load_backbone
 
     backbone = build(here.band_names, model=str(checkpoint))
@@ -110,7 +110,7 @@ def test_an_absent_sensor_is_left_to_the_stand_in(checkpoint: Path, here: Any) -
 
 
 @pytest.mark.parametrize('here', [SENTINEL1, SENTINEL2])
-def test_an_absent_sensor_is_its_mean_in_early_fusion(here: Any, tmp_path: Path) -> None:
+def test_a_missing_sensor_has_its_mean_in_early_fusion(here: Any, tmp_path: Path) -> None:
     from geofm.models import load_backbone
 
     def save(bands: list[str]) -> Path:
@@ -133,7 +133,7 @@ def test_an_absent_sensor_is_its_mean_in_early_fusion(here: Any, tmp_path: Path)
     with torch.inference_mode():
         tokens = load_backbone(path).forward_features(zeroed)
     torch.testing.assert_close(features(backbone, image[:, channels])[:, 0], tokens[:, 0])
-    # Made for one band of the absent sensor, where a fresh model has all of them.
+    # Built for one band of the missing sensor; a new model has all of its bands.
     few = save([*here.band_names, 'B02' if here is SENTINEL1 else 'VV'])
     with pytest.raises(CheckpointError, match='its weights do not fit'):
         build(here.band_names, model=str(few))
@@ -144,7 +144,7 @@ def test_a_single_missing_band_of_a_checkpoint_is_an_error(checkpoint: Path) -> 
         build(NO_B10, model=str(checkpoint))
     backbone = build(NO_B10, model=str(checkpoint), missing_bands='mean')
     assert backbone.adapter.bands == BANDS
-    # A patch embedding of 0 is nothing: as if the model had no weights for the band.
+    # A patch embedding of 0 equals a model without weights for the band.
     model: Any = backbone.model
     image = images(NO_B10)
     before = features(backbone, image)
@@ -160,7 +160,7 @@ def test_random_weights_are_made_for_the_bands_of_the_data() -> None:
     assert not backbone.learned
 
 
-def test_the_floor_of_a_checkpoint_has_its_shape_and_other_weights(checkpoint: Path) -> None:
+def test_the_random_baseline_of_a_checkpoint_has_its_architecture(checkpoint: Path) -> None:
     learned = build(model=str(checkpoint))
     floor = build(random=True, model=str(checkpoint))
     assert floor.architecture == learned.architecture
@@ -176,12 +176,12 @@ def test_the_floor_of_a_checkpoint_has_its_shape_and_other_weights(checkpoint: P
     assert torch.equal(again.state_dict()[name], theirs[name])
 
 
-def test_data_without_any_sensor_of_the_model_are_refused() -> None:
+def test_data_without_a_sensor_of_the_model_are_an_error() -> None:
     with pytest.raises(BandError, match=r"a model of \['s2'\]"):
         build(('VV', 'VH'), model='geofm_vit_tiny_patch16_s2', model_args=TINY)
 
 
-def test_a_timm_model_sees_a_picture_by_its_own_mean_and_std(tmp_path: Path) -> None:
+def test_a_timm_model_normalises_images_by_its_own_statistics(tmp_path: Path) -> None:
     vit: Any = timm.create_model('vit_tiny_patch16_224', num_classes=3)
     torch.save(vit.state_dict(), tmp_path / 'vit.pth')
     backbone = build(model='vit_tiny_patch16_224', weights=tmp_path / 'vit.pth')
@@ -199,7 +199,7 @@ def test_a_timm_model_sees_a_picture_by_its_own_mean_and_std(tmp_path: Path) -> 
     torch.testing.assert_close(features(backbone, image)[:, 0], cls)
 
 
-def test_a_convolutional_model_gives_what_it_pools_and_its_last_map() -> None:
+def test_a_convolutional_model_gives_pooled_features_and_its_last_map() -> None:
     backbone = build(model='resnet18', pretrained=False, bands=list(BANDS))
     assert not backbone.learned
     model: Any = backbone.model
@@ -215,11 +215,11 @@ def test_a_convolutional_model_gives_what_it_pools_and_its_last_map() -> None:
 WEIGHTS = 'ViTSmall16_Weights.SENTINEL2_ALL_DINO'
 
 
-def test_torchgeo_s_weights_come_with_their_bands_and_normalisation(tmp_path: Path) -> None:
+def test_torchgeo_weights_have_their_own_bands_and_normalisation(tmp_path: Path) -> None:
     vit: Any = timm.create_model('vit_small_patch16_224', in_chans=13, num_classes=0)
     torch.save(vit.state_dict(), tmp_path / 'dino.pth')
     backbone = build(model=WEIGHTS, weights=tmp_path / 'dino.pth', name='DINO')
-    # Channels as TorchGeo names them: B8a between B8 and B9.
+    # In TorchGeo's order, B8a is between B8 and B9.
     assert backbone.adapter.bands == SENTINEL2.band_names
     assert backbone.learned
     image = images(size=224).clamp_min(1)
@@ -234,22 +234,22 @@ def test_torchgeo_s_weights_come_with_their_bands_and_normalisation(tmp_path: Pa
 @pytest.mark.parametrize(
     ('config', 'error', 'match'),
     [
-        ({'model': 'no_such_model'}, ValueError, 'is no model'),
+        ({'model': 'no_such_model'}, ValueError, 'is not a model'),
         ({'model': 'absent.ckpt'}, CheckpointError, 'no such file'),
         ({'model': 'ViTSmall16_Weights.NO_SUCH'}, ValueError, 'no weights'),
         ({'model': 'ViTSmall16_Weights.LANDSAT_TM_TOA_MOCO'}, BandError, 'not bands of Sentinel'),
-        ({'model': 'ResNet50_Weights.SENTINEL2_RGB_SECO'}, BandError, 'pictures of 8 bits'),
-        ({'model': NAME, 'mean': {'B02': 1.0}}, BandError, 'mean and std need the same bands'),
+        ({'model': 'ResNet50_Weights.SENTINEL2_RGB_SECO'}, BandError, '8-bit images'),
+        ({'model': NAME, 'mean': {'B02': 1.0}}, BandError, 'mean and std must have the same bands'),
     ],
 )
-def test_what_cannot_be_built_is_refused_by_name(
+def test_errors_name_models_that_cannot_be_built(
     config: dict[str, Any], error: type[Exception], match: str
 ) -> None:
     with pytest.raises(error, match=match):
         build(**config)
 
 
-def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
+def test_errors_name_weights_that_do_not_fit(tmp_path: Path) -> None:
     torch.save({'a': torch.zeros(1)}, tmp_path / 'other.pth')
     with pytest.raises(CheckpointError, match=r'other\.pth: its weights do not fit'):
         build(model='vit_tiny_patch16_224', weights=tmp_path / 'other.pth')
@@ -258,7 +258,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(tmp_path: Path) -> None:
         build(model='vit_tiny_patch16_224', weights=tmp_path / 'text.pth')
 
 
-def test_random_convolutions_depend_on_the_seed_alone() -> None:
+def test_random_convolutions_depend_only_on_the_seed() -> None:
     image = images()
     first = features(build(model='rcf'), image)
     assert torch.equal(features(build(model='rcf'), image), first)
@@ -267,7 +267,7 @@ def test_random_convolutions_depend_on_the_seed_alone() -> None:
     assert not build(model='rcf').encoder.gives_patches
 
 
-def test_statistics_are_of_the_valid_pixels_alone() -> None:
+def test_statistics_use_only_valid_pixels() -> None:
     image = torch.randn(2, 3, 8, 8)
     valid = torch.rand(2, 8, 8) < 0.7
     image[0, :, ~valid[0]] = 1e6

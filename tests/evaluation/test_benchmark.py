@@ -32,7 +32,7 @@ FEW = ProbeSettings(k=(1, 5), steps=20, epochs=1, progress=False)
 
 @pytest.fixture(scope='module')
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Not the seed of the floor: its weights would be the same.
+    # Another seed than the baseline, whose weights would otherwise be equal.
     torch.manual_seed(7)
     model = MultiSensorViT(**TINY)
     path = tmp_path_factory.mktemp('checkpoint') / 'last.ckpt'
@@ -50,7 +50,7 @@ def run(
 
 
 @pytest.mark.parametrize('task', ['classification', 'multilabel', 'segmentation', 'regression'])
-def test_floors_are_always_there(task: Task, checkpoint: Path) -> None:
+def test_baselines_are_always_reported(task: Task, checkpoint: Path) -> None:
     report = run(noise_data(task), checkpoint)
     assert {s.backbone for s in report.scores} == {'last', 'random weights', 'band mean and std'}
     # The classes differ in the mean of every band.
@@ -61,15 +61,15 @@ def test_floors_are_always_there(task: Task, checkpoint: Path) -> None:
         assert (score.train, score.test) == (24, 24)
 
 
-def test_the_floor_of_an_architecture_stands_once(checkpoint: Path) -> None:
+def test_an_architecture_has_one_random_baseline(checkpoint: Path) -> None:
     twins = [BackboneConfig(str(checkpoint), name=name) for name in ('one', 'two')]
     report = run(noise_data(), *twins, 'rcf')
     names = list(dict.fromkeys(score.backbone for score in report.scores))
     assert names == ['one', 'two', 'RCF', 'random weights', 'band mean and std']
-    # A model that has random weights is a floor itself.
+    # A model with random weights is a baseline itself.
     alone = run(noise_data(), BackboneConfig(NAME, model_args=TINY))
     assert {s.backbone for s in alone.scores} == {NAME, 'band mean and std'}
-    with pytest.raises(ValueError, match="two backbones are called 'last'"):
+    with pytest.raises(ValueError, match="two backbones are named 'last'"):
         run(noise_data(), checkpoint, checkpoint)
 
 
@@ -95,8 +95,8 @@ def test_the_order_of_bands_changes_no_score(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize('task', ['segmentation', 'regression'])
-def test_torchgeo_s_decoders_map_with_the_backbone(task: Task, checkpoint: Path) -> None:
-    """With a backbone as wide and deep as its name says; others are left out with a message."""
+def test_torchgeo_decoders_use_the_backbone(task: Task, checkpoint: Path) -> None:
+    """The backbone must have the width and depth of its name; others are left out with a note."""
     data = noise_data(task, length=8)
     settings = ProbeSettings(('dpt', 'dpt_tuned', 'upernet'), epochs=1, progress=False)
     named = BackboneConfig(NAME, name='named', model_args={'init_values': 1.0})
@@ -104,22 +104,25 @@ def test_torchgeo_s_decoders_map_with_the_backbone(task: Task, checkpoint: Path)
     probes = {(s.backbone, s.probe) for s in report.scores}
     assert {('named', 'dpt, frozen'), ('named', 'dpt, tuned')} <= probes
     notes = '\n'.join(report.notes)
-    assert "dpt, frozen: left out: last: its embed_dim is not that of the name's model" in notes
+    assert (
+        'dpt, frozen: left out: last: its embed_dim differs from that of the model of its name'
+        in notes
+    )
     if ('named', 'upernet, frozen') not in probes:
-        assert 'is no encoder of segmentation-models-pytorch' in notes
+        assert 'is not an encoder of segmentation-models-pytorch' in notes
 
 
 def test_upernet_leaves_out_a_last_batch_of_one_image() -> None:
-    """Its pyramid pooling has one pixel, which batch normalization cannot take of one image."""
+    """Batch normalisation of its pyramid pooling needs more than one pixel."""
     settings = ProbeSettings(('upernet',), epochs=1, progress=False)
     named = BackboneConfig(NAME, name='named', model_args={'init_values': 1.0})
     report = run(noise_data('segmentation', length=9), named, settings=settings)
     assert ('named', 'upernet, frozen') in {(s.backbone, s.probe) for s in report.scores}
     alone = run(noise_data('segmentation', length=1), named, settings=settings)
-    assert 'UPerNet needs batches of 2 or more training images' in '\n'.join(alone.notes)
+    assert 'UPerNet needs batches of at least 2 training images' in '\n'.join(alone.notes)
 
 
-def test_dpt_takes_odd_grids_and_says_which_patches_it_takes() -> None:
+def test_dpt_takes_odd_grids_and_patch_sizes_of_powers_of_two() -> None:
     settings = ProbeSettings(('dpt',), epochs=1, progress=False)
     odd = noise_data('segmentation', length=4, size=48)
     named = BackboneConfig(NAME, name='named', model_args={'init_values': 1.0})
@@ -128,11 +131,11 @@ def test_dpt_takes_odd_grids_and_says_which_patches_it_takes() -> None:
     name = NAME.replace('patch16', 'patch14')
     other = BackboneConfig(name, name='other', model_args={'init_values': 1.0})
     notes = '\n'.join(run(odd, other, settings=settings).notes)
-    assert 'DPT needs patches whose side is a power of two, such as 8 or 16 px, not 14' in notes
+    assert 'DPT needs a patch size that is a power of two, such as 8 or 16 px, not 14' in notes
 
 
 class Blank(Dataset[dict[str, Tensor]]):
-    """Samples of another data set, with one value all over the mask."""
+    """Samples of another data set, with a constant mask."""
 
     def __init__(self, dataset: Any, value: float) -> None:
         self.dataset, self.value, self.bands = dataset, value, dataset.bands
@@ -147,28 +150,28 @@ class Blank(Dataset[dict[str, Tensor]]):
 
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])
 @pytest.mark.parametrize(('task', 'value'), [('segmentation', 255), ('regression', math.nan)])
-def test_masks_of_which_nothing_counts_are_refused(task: Task, value: float, split: Split) -> None:
+def test_masks_without_a_known_pixel_are_an_error(task: Task, value: float, split: Split) -> None:
     data = noise_data(task, length=4)
     blank = replace(data, splits={**data.splits, split: Blank(data.splits[split], value)})
     with pytest.raises(ValueError, match=f'every pixel of the masks of the {split} split is'):
         run(blank)
 
 
-def test_probes_of_another_task_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"probes \['dpt'\] are not for classification"):
+def test_probes_of_another_task_are_an_error() -> None:
+    with pytest.raises(ValueError, match=r"probes \['dpt'\] are not available for classification"):
         run(noise_data(), settings=ProbeSettings(('dpt',)))
-    with pytest.raises(ValueError, match=r"probes \['knn'\] are not for segmentation"):
+    with pytest.raises(ValueError, match=r"probes \['knn'\] are not available for segmentation"):
         run(noise_data('segmentation'), settings=ProbeSettings(('knn',)))
 
 
-def test_more_neighbours_than_images_are_left_out_and_that_is_said() -> None:
+def test_more_neighbours_than_images_are_left_out_with_a_note() -> None:
     report = run(noise_data(length=6), settings=ProbeSettings(('knn',), k=(1, 20)))
     assert {s.probe for s in report.scores} == {'1-NN'}
-    assert 'k = [20] left out: the bank has 6 images' in report.notes
+    assert 'k = [20] left out: there are only 6 training images' in report.notes
 
 
 @pytest.mark.parametrize('task', ['classification', 'segmentation', 'regression'])
-def test_files_hold_every_score(task: Task, checkpoint: Path, tmp_path: Path) -> None:
+def test_files_have_every_score(task: Task, checkpoint: Path, tmp_path: Path) -> None:
     report = run(noise_data(task), checkpoint)
     folder = tmp_path / 'new'
     files = [*write_report(report, folder, {'seed': 0}), *write_figures(report, folder)]

@@ -33,7 +33,7 @@ def test_features_are_computed_once_and_read_bit_for_bit(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize('damage', ['truncated', 'flipped', 'empty', 'text', 'foreign'])
-def test_a_damaged_file_is_computed_again_and_that_is_said(damage: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_computed_again_with_a_note(damage: str, tmp_path: Path) -> None:
     lines: list[str] = []
     cache = FeatureCache(tmp_path, lines.append)
     cache.get('key', features)
@@ -52,11 +52,11 @@ def test_a_damaged_file_is_computed_again_and_that_is_said(damage: str, tmp_path
     path.write_bytes(content)
     made = features()
     assert cache.get('key', lambda: made) is made
-    assert lines == [f'{path}: damaged, so its features are computed again']
+    assert lines == [f'{path}: damaged; its features are computed again']
     assert torch.equal(cache.get('key', never).values, made.values)
 
 
-def test_without_a_folder_nothing_is_kept() -> None:
+def test_without_a_folder_features_are_not_kept() -> None:
     cache = FeatureCache(None, lambda line: None)
     first, second = features(), features()
     assert cache.get('key', lambda: first) is first
@@ -68,7 +68,7 @@ def key(data: LabelledData, model: nn.Module | None = None, adapter: Adapter | N
     return feature_key(encoder, adapter or Adapter(BANDS, BANDS), data, 'train', 'cpu')
 
 
-def test_the_key_tells_apart_what_changes_features() -> None:
+def test_the_key_depends_on_everything_that_changes_features() -> None:
     data = noise_data()
     torch.manual_seed(0)
     model = MultiSensorViT(**TINY).eval()

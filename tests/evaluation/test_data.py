@@ -18,7 +18,7 @@ from tests.evaluation.labelled import TINY
 
 
 class Images(Dataset[Any]):
-    """Reflectances of two bands in [0, 1], with whatever targets."""
+    """Reflectances of two bands in [0, 1], with any targets."""
 
     def __init__(self, length: int = 10, **targets: Any) -> None:
         self.images = torch.rand(length, 2, 16, 16, generator=torch.Generator().manual_seed(length))
@@ -32,7 +32,7 @@ class Images(Dataset[Any]):
 
 
 class Module(BaseDataModule):
-    """Splits as they are given."""
+    """Data module with given splits."""
 
     def __init__(self, **splits: Dataset[Any]) -> None:
         super().__init__(Images, 4)
@@ -50,9 +50,9 @@ def wrap(module: BaseDataModule, **kwargs: Any) -> NamedBandsDataModule:
     return NamedBandsDataModule(['B03', 'B02'], module, scale=10_000, **kwargs)
 
 
-def test_channels_that_are_not_known_must_be_named() -> None:
+def test_unknown_channels_must_be_named() -> None:
     module = Module(train=Images(label=LABELS), test=Images(label=LABELS))
-    with pytest.raises(BandError, match='names of the channels of Images are not known'):
+    with pytest.raises(BandError, match='channels of Images are unknown'):
         labelled_data(module)
     data = labelled_data(wrap(module))
     assert data.bands == ('B02', 'B03')
@@ -60,14 +60,14 @@ def test_channels_that_are_not_known_must_be_named() -> None:
     torch.testing.assert_close(data.splits['test'][3]['image'], 10_000 * raw[[1, 0]])
 
 
-def test_splits_that_are_missing_are_taken_from_those_there_are() -> None:
+def test_missing_splits_are_derived_from_the_others() -> None:
     data = labelled_data(wrap(Module(train=Images(label=LABELS), test=Images(label=LABELS))))
     assert [data.size(split) for split in ('train', 'val', 'test')] == [8, 2, 10]
     assert any('2 of 10 training samples are held out' in note for note in data.notes)
     data = labelled_data(wrap(Module(train=Images(label=LABELS), val=Images(9, label=LABELS))))
     assert [data.size(split) for split in ('train', 'val', 'test')] == [8, 2, 9]
-    assert any('reported is the validation split' in note for note in data.notes)
-    with pytest.raises(ValueError, match='needs training data and data to test on'):
+    assert any('metrics are of the validation split' in note for note in data.notes)
+    with pytest.raises(ValueError, match='a training split and a validation or test split'):
         labelled_data(wrap(Module(train=Images(label=LABELS))))
 
 
@@ -90,13 +90,13 @@ def test_the_task_is_what_samples_have(targets: dict[str, Any], task: str) -> No
     assert data.targets(batch).shape == expected
 
 
-def test_a_task_that_samples_do_not_allow_is_refused() -> None:
+def test_a_task_without_a_target_is_an_error() -> None:
     images = Images(label=LABELS)
     module = wrap(Module(train=images, val=images, test=images))
-    with pytest.raises(ValueError, match=r"'segmentation' asked for.*\['classification'\]"):
+    with pytest.raises(ValueError, match=r"'segmentation' is not one of \['classification'\]"):
         labelled_data(module, task='segmentation')
     nothing = Images()
-    with pytest.raises(ValueError, match='neither a label of classes nor a mask'):
+    with pytest.raises(ValueError, match='but neither a label of classes nor a mask'):
         labelled_data(wrap(Module(train=nothing, val=nothing, test=nothing)))
 
 
@@ -116,12 +116,12 @@ def test_a_limit_draws_the_same_samples_for_one_seed() -> None:
 @pytest.mark.parametrize(
     ('mean', 'std', 'said'),
     [
-        (0.0, 255.0, 'leaves bands at standard deviations from 0.001'),
+        (0.0, 255.0, 'leaves bands with standard deviations from 0.001'),
         (0.5, 0.3, 'its normalisation, by its own mean and std, is not used'),
-        (0.0, -0.3, 'upside down'),
+        (0.0, -0.3, 'inverts bands'),
     ],
 )
-def test_what_is_wrong_with_a_normalisation_is_said(mean: float, std: float, said: str) -> None:
+def test_faults_of_a_normalisation_are_noted(mean: float, std: float, said: str) -> None:
     images = Images(label=LABELS)
     module = Module(train=images, val=images, test=images)
     module.mean, module.std = torch.tensor(mean), torch.tensor(std)
@@ -149,7 +149,7 @@ class Mask(RasterDataset):
 
 
 class Ground(GeoDataModule):
-    """Windows of one scene, drawn at random to train on, on a grid to test on."""
+    """Windows of one scene: random windows for training, a grid for testing."""
 
     def __init__(self, root: Path) -> None:
         super().__init__(Bands, 4, 16, 12)
@@ -178,7 +178,7 @@ def ground(tmp_path: Path) -> Callable[[], NamedBandsDataModule]:
     return lambda: NamedBandsDataModule(['B02', 'B03'], Ground(tmp_path))
 
 
-def test_data_modules_that_sample_places_are_drawn_once(
+def test_windows_of_geo_samplers_are_drawn_once(
     ground: Callable[[], NamedBandsDataModule],
 ) -> None:
     first, second = labelled_data(ground(), seed=1), labelled_data(ground(), seed=1)

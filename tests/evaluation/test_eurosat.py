@@ -1,4 +1,4 @@
-"""Real patches of EuroSAT, 13 bands, B8A last in the files."""
+"""Real patches of EuroSAT with 13 bands; B8A is last in the files."""
 
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ def folder(shared_data: Path) -> Path:
 
 
 class Shuffled(Dataset[Any]):
-    """The same images, their channels in another order, or fewer of them."""
+    """The same images with their channels reordered or left out."""
 
     def __init__(self, dataset: Any, channels: list[int]) -> None:
         self.dataset, self.channels = dataset, channels
@@ -45,7 +45,7 @@ class Shuffled(Dataset[Any]):
 
 
 class ShuffledModule(LabelledFolderDataModule):
-    """The folder, as if its files had another order of bands."""
+    """The folder with another order of bands."""
 
     channels: list[int]
 
@@ -83,7 +83,7 @@ def test_each_class_is_split_by_itself(folder: Path) -> None:
         assert (counts == share * 15).all()
 
 
-def test_the_order_in_which_bands_arrive_changes_no_prediction(folder: Path) -> None:
+def test_band_order_does_not_change_predictions(folder: Path) -> None:
     plain = eurosat(folder)
     order = torch.randperm(13, generator=torch.Generator().manual_seed(5)).tolist()
     shuffled = eurosat(folder, order)
@@ -102,8 +102,8 @@ def test_the_order_in_which_bands_arrive_changes_no_prediction(folder: Path) -> 
     assert torch.equal(*predictions)
 
 
-def test_going_without_b10_changes_little(folder: Path) -> None:
-    """B10 sees the upper air, not the ground: its DN there are about 10."""
+def test_leaving_out_b10_changes_little(folder: Path) -> None:
+    """B10 does not reach the ground: its DN are about 10."""
     whole, less = eurosat(folder), eurosat(folder, [i for i in range(13) if FILES[i] != 'B10'])
     model = build_backbone(
         BackboneConfig(**MODEL, bands=list(SENTINEL2.band_names)), whole.bands, {}, 0

@@ -20,11 +20,11 @@ def test_features_come_with_their_labels_in_order() -> None:
     torch.testing.assert_close(features[2, 1], tokens.mean(dim=0))
 
 
-def test_data_without_labels_or_without_a_batch_are_refused() -> None:
+def test_data_without_labels_or_batches_are_an_error() -> None:
     def encoder(batch: Any) -> torch.Tensor:
         return torch.zeros(1, 2)
 
-    with pytest.raises(ValueError, match='must have a label'):
+    with pytest.raises(ValueError, match="must have a 'label'"):
         extract_features(encoder, [{'image': torch.zeros(1)}], lambda batch: batch)
     with pytest.raises(ValueError, match='no batch'):
         extract_features(encoder, [], lambda batch: batch)

@@ -22,7 +22,7 @@ from geofm.evaluation.probes.knn import nearest
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 15), st.integers(0, 1000))
-def test_one_vote_a_neighbour_equals_scikit_learn(k: int, seed: int) -> None:
+def test_one_vote_per_neighbour_equals_scikit_learn(k: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     bank = torch.randn(40, 8, generator=generator)
     labels = torch.randint(0, 4, (40,), generator=generator)
@@ -41,7 +41,7 @@ def test_several_labels_equal_scikit_learn(k: int, seed: int) -> None:
     reference = KNeighborsClassifier(k, metric='cosine', algorithm='brute').fit(bank, labels)
     expected = torch.from_numpy(reference.predict(queries))
     assert torch.equal(knn_predict(bank, labels, queries, k, temperature=None), expected)
-    # The share of votes for a label is what scikit-learn calls its probability.
+    # scikit-learn's probability of a label is the fraction of the votes.
     shares = knn_votes(bank, labels, queries, (k,), temperature=None)[k]
     for label, probabilities in enumerate(reference.predict_proba(queries)):
         if probabilities.shape[1] == 2:
@@ -49,18 +49,18 @@ def test_several_labels_equal_scikit_learn(k: int, seed: int) -> None:
 
 
 def on_a_grid(count: int, generator: torch.Generator) -> Tensor:
-    """Features with many exact ties: of length 1, so that normalising changes no bit."""
+    """Features of length 1 with many exact ties, which normalisation preserves."""
     axis = torch.randint(0, 4, (count,), generator=generator)
     return torch.nn.functional.one_hot(axis, 4).float()
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.integers(1, 29), st.integers(1, 9), st.integers(0, 1000))
-def test_of_equally_near_neighbours_the_first_is_taken(k: int, chunk: int, seed: int) -> None:
+def test_ties_are_broken_by_position(k: int, chunk: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     bank, queries = on_a_grid(30, generator), on_a_grid(12, generator)
     similarity, neighbours = nearest(bank, queries, k, chunk)
-    # By brute force: a stable sort keeps the order of the bank among equals.
+    # Brute force: a stable sort preserves the order of the bank for ties.
     distances = -(queries.double() @ bank.double().T).numpy()
     expected = np.argsort(distances, axis=1, kind='stable')[:, :k]
     np.testing.assert_array_equal(neighbours.numpy(), expected)
@@ -89,13 +89,13 @@ def test_votes_are_weighed_by_similarity() -> None:
     assert knn_predict(bank, labels, queries, k, temperature).tolist() == expected
 
 
-def test_accuracy_is_the_share_of_right_labels() -> None:
+def test_accuracy_is_the_fraction_of_correct_labels() -> None:
     bank, labels = torch.eye(4), torch.arange(4)
     queries = torch.eye(4)[[0, 1, 2, 2]]
     assert knn_accuracy(bank, labels, queries, torch.tensor([0, 1, 2, 3]), k=1) == 0.75
 
 
-def test_impossible_k_is_refused() -> None:
+def test_an_impossible_k_is_an_error() -> None:
     with pytest.raises(ValueError, match='k=5 neighbours of a bank of 4'):
         knn_predict(torch.eye(4), torch.arange(4), torch.eye(4), k=5)
 
@@ -107,8 +107,8 @@ def test_whitening_equals_scikit_learn_s_pca(images: int, seed: int) -> None:
     mixing = torch.randn(6, 6, generator=generator)
     bank, queries = (torch.randn(n, 6, generator=generator) @ mixing + 3 for n in (images + 6, 9))
     reference = PCA(whiten=True).fit(bank.double().numpy())
-    # Components are told apart by their spread, but for their sign; scikit-learn's unbiased
-    # variance is another by one factor, which similarity does not see.
+    # Components are identified by their variance, up to sign. scikit-learn's unbiased
+    # variance differs by a factor, which does not affect cosine similarity.
     spread = reference.explained_variance_**0.5
     assume(spread[-1] > 0.02 * spread[0])
     for found, features in zip(whiten(bank, queries), (bank, queries), strict=True):
@@ -122,7 +122,7 @@ def cosine_similarity(x: Tensor) -> Tensor:
     return unit @ unit.T
 
 
-def test_whitening_quietens_what_varies_most() -> None:
+def test_whitening_reduces_the_weight_of_dominant_directions() -> None:
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(60) % 3
     telling = torch.nn.functional.one_hot(labels, 3) + 0.1 * torch.randn(60, 3, generator=generator)
@@ -134,9 +134,9 @@ def test_whitening_quietens_what_varies_most() -> None:
     assert knn_accuracy(bank, known, queries, asked, k=3) == 1 > plain
 
 
-def test_what_hardly_varies_is_not_blown_up() -> None:
+def test_noise_is_not_amplified_by_whitening() -> None:
     generator = torch.Generator().manual_seed(0)
-    # The second varies a hundred thousand times less than the first, the third not at all.
+    # The second varies a hundred thousand times less than the first; the third is constant.
     scales = torch.tensor([1.0, 1e-5, 0.0])
     bank = torch.randn(50, 3, generator=generator) * scales
     whitened, _ = whiten(bank, bank)
@@ -149,7 +149,7 @@ def test_features_of_one_image_cannot_be_whitened() -> None:
         whiten(torch.ones(1, 3), torch.ones(2, 3))
 
 
-def test_accuracy_of_several_labels_is_refused_and_precision_is_scikit_learns() -> None:
+def test_multi_label_accuracy_is_an_error_and_precision_equals_scikit_learn() -> None:
     generator = torch.Generator().manual_seed(0)
     bank, queries = (torch.randn(n, 8, generator=generator) for n in (40, 25))
     labels, truth = (torch.randint(0, 2, (n, 3), generator=generator) for n in (40, 25))
@@ -163,6 +163,6 @@ def test_accuracy_of_several_labels_is_refused_and_precision_is_scikit_learns() 
         knn_average_precision(bank, labels[:, 0], queries, truth[:, 0])
 
 
-def test_a_label_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match='the bank: label -1 is no class'):
+def test_a_negative_label_is_an_error() -> None:
+    with pytest.raises(ValueError, match='the bank: label -1 is not a class'):
         knn_votes(torch.randn(3, 4), torch.tensor([0, -1, 1]), torch.randn(2, 4), (1,))

@@ -16,7 +16,7 @@ from geofm.evaluation.metrics import (
 )
 
 
-def test_accuracies_are_scikit_learn_s() -> None:
+def test_accuracies_equal_scikit_learn() -> None:
     targets = torch.randint(0, 4, (300,))
     scores = torch.randn(300, 4) + 2 * torch.nn.functional.one_hot(targets, 4)
     overall, average = image_metrics('classification', scores, targets)
@@ -27,8 +27,8 @@ def test_accuracies_are_scikit_learn_s() -> None:
         assert metric.low < metric.value < metric.high
 
 
-def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:
-    """1.96 standard errors to either side, for many images."""
+def test_the_interval_of_a_fraction_is_binomial() -> None:
+    """For many images, the interval is 1.96 standard errors to either side."""
     right, count = 700, 1000
     targets = torch.arange(count) % 2
     predictions = torch.where(torch.arange(count) < right, targets, 1 - targets)
@@ -38,9 +38,9 @@ def test_the_interval_of_a_share_is_that_of_the_binomial() -> None:
     assert overall.high == pytest.approx(0.7 + error, abs=0.006)
 
 
-def test_precision_of_several_labels_is_scikit_learn_s() -> None:
+def test_multi_label_precision_equals_scikit_learn() -> None:
     targets = torch.randint(0, 2, (200, 5))
-    # Shares of votes: full of ties.
+    # Fractions of votes have many ties.
     scores = ((targets + torch.randint(0, 4, targets.shape)) / 4).float()
     micro, macro, f1 = image_metrics('multilabel', scores, targets)
     y, s = targets.numpy(), scores.numpy()
@@ -52,7 +52,7 @@ def test_precision_of_several_labels_is_scikit_learn_s() -> None:
 
 
 @pytest.mark.parametrize('classes', [2, 5])
-def test_iou_is_torchmetrics_and_gaps_do_not_count(classes: int) -> None:
+def test_iou_equals_torchmetrics_without_ignored_pixels(classes: int) -> None:
     targets = torch.randint(0, classes, (6, 9, 7))
     predictions = torch.where(torch.rand(targets.shape) < 0.6, targets, 0)
     targets[torch.rand(targets.shape) < 0.2] = 255
@@ -66,7 +66,7 @@ def test_iou_is_torchmetrics_and_gaps_do_not_count(classes: int) -> None:
     assert iou.low <= iou.value <= iou.high
 
 
-def test_errors_of_values_are_torchmetrics_and_gaps_do_not_count() -> None:
+def test_regression_metrics_equal_torchmetrics_without_unknown_pixels() -> None:
     targets = 100 * torch.randn(5, 8, 8)
     predictions = targets + 20 * torch.randn(targets.shape)
     targets[torch.rand(targets.shape) < 0.1] = float('nan')
@@ -88,7 +88,7 @@ def test_a_resample_draws_as_many_rows_with_replacement() -> None:
 
 def test_precision_of_a_resample_is_that_of_its_images() -> None:
     targets = torch.randint(0, 2, (60,))
-    # Full of ties, as votes are.
+    # Many ties, as in fractions of votes.
     scores = torch.randint(0, 8, (60,)) / 8
     drawn = torch.randint(60, (20, 60))
     counts = torch.stack([torch.bincount(rows, minlength=60) for rows in drawn]).double()
@@ -96,7 +96,7 @@ def test_precision_of_a_resample_is_that_of_its_images() -> None:
     np.testing.assert_allclose(average_precision(scores, targets, counts), expected)
 
 
-def test_a_label_that_no_image_has_counts_for_nothing() -> None:
+def test_a_label_without_images_is_left_out() -> None:
     targets = torch.randint(0, 2, (80, 3))
     scores = torch.rand(80, 3)
     _, without, _ = image_metrics('multilabel', scores[:, :2], targets[:, :2])

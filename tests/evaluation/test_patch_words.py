@@ -1,4 +1,4 @@
-"""Patch words against the method written out patch by patch."""
+"""Patch words, compared with an explicit computation patch by patch."""
 
 import numpy as np
 import pytest
@@ -45,14 +45,14 @@ def test_codes_are_those_of_the_paper_patch_by_patch(words: PatchWords) -> None:
 
 
 def test_words_are_whitened_centres(words: PatchWords) -> None:
-    # Of whitened patches, each word is nearest to the patches that it is the mean of.
+    # Each word is the mean of the whitened patches that are nearest to it.
     points = torch.nn.functional.normalize(torch.randn(300, 5), dim=1)
     centres = spherical_kmeans(points, 4, torch.Generator().manual_seed(0), iterations=100)
     nearest = (points @ centres.T).argmax(dim=1)
     for k in range(4):
         mean = torch.nn.functional.normalize(points[nearest == k].sum(dim=0), dim=0)
         assert torch.allclose(mean, centres[k], atol=1e-5)
-    # On well-separated directions it finds the clusters that k-means finds.
+    # For well-separated directions, it finds the same clusters as k-means.
     axes = torch.eye(4).repeat_interleave(50, dim=0) + 0.05 * torch.randn(200, 4)
     axes = torch.nn.functional.normalize(axes, dim=1)
     best = max(
@@ -78,7 +78,7 @@ def test_missing_pixels_do_not_count(words: PatchWords) -> None:
     assert (nothing == 0).all()
 
 
-def test_features_on_the_ground_are_those_of_the_cells(words: PatchWords) -> None:
+def test_feature_maps_equal_the_features_of_cells(words: PatchWords) -> None:
     image = textures(2, seed=3)
     found = PatchWordsEncoder(words).patches({'image': image})
     assert found.shape == (2, WORDS, 5, 6)
@@ -87,7 +87,7 @@ def test_features_on_the_ground_are_those_of_the_cells(words: PatchWords) -> Non
     assert torch.allclose(found[..., 1:-2, 1:-2], again[..., 2:-1, 2:-1], atol=1e-4)
 
 
-def test_words_depend_on_images_and_seed_alone() -> None:
+def test_words_depend_only_on_images_and_seed() -> None:
     def learned(batches: list[int], seed: int) -> torch.Tensor:
         words = PatchWords(3, SIZE, WORDS)
         words.fit(({'image': part} for part in textures(40).split(batches)), 40, seed)
@@ -97,7 +97,7 @@ def test_words_depend_on_images_and_seed_alone() -> None:
     assert not torch.equal(learned([40], 1), learned([40], 2))
 
 
-def test_too_little_is_refused() -> None:
+def test_too_few_images_are_an_error() -> None:
     with pytest.raises(ValueError, match='12 words: give more images or fewer words'):
         PatchWords(3, 8, WORDS).fit([{'image': textures(1)}], 1)
     with pytest.raises(ValueError, match='smaller than a patch of 32'):
@@ -107,7 +107,7 @@ def test_too_little_is_refused() -> None:
 
 
 @pytest.mark.parametrize('side', [16, 18, 20])
-def test_the_image_and_its_cells_come_of_the_same_codes(words: PatchWords, side: int) -> None:
+def test_image_and_cells_have_the_same_codes(words: PatchWords, side: int) -> None:
     image = textures(4)[:, :, :side, :side]
     valid = torch.rand(4, side, side, generator=torch.Generator().manual_seed(1)) > 0.02
     for known in (None, valid):

@@ -27,7 +27,7 @@ def split_up(features: Any, targets: Any, sizes: tuple[int, ...]) -> dict[Split,
 
 @pytest.fixture(scope='module')
 def classes() -> dict[Split, Features]:
-    """Five classes that overlap, so that a linear head is right on some four of five."""
+    """Five overlapping classes, of which a linear head predicts about 80 % correctly."""
     x, y = make_classification(
         9000, 16, n_informative=10, n_classes=5, n_clusters_per_class=1, class_sep=1.1,
         flip_y=0.05, random_state=0,
@@ -53,13 +53,13 @@ def test_the_linear_probe_is_as_good_as_logistic_regression(
     assert accuracy == pytest.approx(expected, abs=0.005)
 
 
-def test_the_logistic_probe_is_scikit_learn_s(classes: dict[Split, Features]) -> None:
+def test_the_logistic_probe_equals_scikit_learn(classes: dict[Split, Features]) -> None:
     (found,) = logistic_probe(classes, {'': (0,)}, 'classification', 5, progress=False)
     accuracy = (found.scores.argmax(1) == classes['test'].targets).float().mean().item()
     assert accuracy == pytest.approx(reference_accuracy(classes), abs=0.005)
 
 
-def test_several_labels_are_as_good_as_logistic_regression() -> None:
+def test_multi_label_probes_are_as_good_as_logistic_regression() -> None:
     x, y = make_multilabel_classification(
         5000, 20, n_classes=6, n_labels=2, length=20, random_state=0
     )
@@ -77,7 +77,7 @@ def test_several_labels_are_as_good_as_logistic_regression() -> None:
 
 
 @pytest.mark.parametrize('link', ['softmax', 'sigmoid', 'identity'])
-def test_heads_together_are_those_that_are_trained_one_by_one(link: Link) -> None:
+def test_heads_trained_together_equal_heads_trained_alone(link: Link) -> None:
     features, targets = torch.randn(200, 6), one_hot(torch.randint(0, 3, (200,)), 3).float()
     looks_at = torch.tensor([[1, 1, 1], [1, 0, 1], [1, 1, 0]]).bool().repeat_interleave(2, dim=0)
     rates = (0.1, 0.01, 0.05)
@@ -96,8 +96,8 @@ def test_heads_together_are_those_that_are_trained_one_by_one(link: Link) -> Non
     assert (together.weight[4:, 2] == 0).all()
 
 
-def test_a_step_is_that_of_torch_s_sgd() -> None:
-    """The gradient is written out by hand: it must be the one that autograd finds."""
+def test_a_step_equals_torch_sgd() -> None:
+    """The gradient is computed explicitly and must equal that of autograd."""
     features, labels = torch.randn(64, 5), torch.randint(0, 3, (64,))
     shares = 0.8 * one_hot(labels, 3).float() + 0.2 / 3
     weights = torch.rand(64)
@@ -120,7 +120,7 @@ def test_a_step_is_that_of_torch_s_sgd() -> None:
     torch.testing.assert_close(heads.outputs(features, 0), layer(x), atol=1e-5, rtol=1e-4)
 
 
-def test_a_rate_that_is_too_high_spoils_no_other_head() -> None:
+def test_a_diverging_head_does_not_affect_others() -> None:
     features, targets = torch.randn(300, 4), one_hot(torch.randint(0, 2, (300,)), 2).float()
     looks_at = torch.ones(4, 2, dtype=torch.bool)
     generator = torch.Generator().manual_seed(0)
@@ -135,8 +135,8 @@ def pixels(maps: Tensor) -> Tensor:
     return maps.repeat_interleave(4, dim=-1).repeat_interleave(4, dim=-2)
 
 
-def test_a_linear_head_maps_what_the_patches_say() -> None:
-    """The class is the largest of three features; a gap in the truth teaches and costs nothing."""
+def test_a_linear_head_predicts_maps_of_classes() -> None:
+    """The class is the largest of three features; ignored pixels have no effect."""
     splits: dict[Split, Features] = {}
     for split in ('train', 'val', 'test'):
         values = torch.randn(12, 8, 6, 6)
@@ -147,12 +147,12 @@ def test_a_linear_head_maps_what_the_patches_say() -> None:
     truth = splits['test'].targets
     counted = truth != 255
     assert found.scores.shape == truth.shape
-    # At the borders of patches bilinear interpolation cannot be right.
+    # Bilinear interpolation is inexact at the borders of patches.
     centers = found.scores[:, 1::4, 1::4] == truth[:, 1::4, 1::4]
     assert centers[counted[:, 1::4, 1::4]].float().mean() > 0.8
 
 
-def test_a_linear_head_maps_values_in_their_unit() -> None:
+def test_a_linear_head_predicts_values_in_their_unit() -> None:
     splits: dict[Split, Features] = {}
     for split in ('train', 'val', 'test'):
         values = torch.randn(12, 5, 6, 6)
@@ -161,7 +161,7 @@ def test_a_linear_head_maps_values_in_their_unit() -> None:
         maps[0, :2, :2] = float('nan')
         splits[split] = Features(values, maps)
     found = dense_probe(splits, 'regression', 1, 255, 500, 0, progress=False)
-    # Of patches as wide as 2 px every pixel lies between two of them: a linear head is smooth.
+    # With patches of 2 px, every pixel is interpolated between two patches.
     center = torch.nn.functional.avg_pool2d(found.scores[:, None], 2)[1:, 0]
     truth = splits['test'].targets[1:, ::2, ::2]
     residual = (center - truth).square().mean() / truth.var()
@@ -169,7 +169,7 @@ def test_a_linear_head_maps_values_in_their_unit() -> None:
     assert found.scores.mean().item() == pytest.approx(300, abs=10)
 
 
-def test_patches_learn_the_share_of_each_class_and_of_what_counts() -> None:
+def test_patch_targets_are_fractions_of_classes() -> None:
     maps = torch.zeros(1, 4, 4, dtype=torch.long)
     maps[0, :2, 1] = 1
     maps[0, 2:, :2] = 255
@@ -179,7 +179,7 @@ def test_patches_learn_the_share_of_each_class_and_of_what_counts() -> None:
     torch.testing.assert_close(counted, torch.tensor([1.0, 1.0, 0.0, 0.75]))
 
 
-def test_training_images_of_one_class_are_no_accident() -> None:
+def test_one_class_in_the_training_images_is_not_an_error() -> None:
     splits = split_up(torch.randn(9, 4), [1] * 5 + [0, 1, 0, 1], (5, 2, 2))
     (found,) = logistic_probe(splits, {'': (0,)}, 'classification', 2, progress=False)
     assert found.scores.argmax(1).tolist() == [1, 1]

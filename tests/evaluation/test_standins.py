@@ -1,4 +1,4 @@
-"""The benchmark through TorchGeo's own data modules, on its stand-ins of the real data sets."""
+"""The benchmark with TorchGeo's data modules, on TorchGeo's small test data sets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -88,7 +88,7 @@ CASES: dict[str, tuple[Callable[[Path], BaseDataModule], Task, tuple[str, ...]]]
 }
 
 
-#: Stand-ins whose few samples are all of one class.
+#: Test data sets whose few samples have a single class.
 ONE_CLASS = ('EuroSAT S1', 'EuroSAT S1+S2')
 
 
@@ -107,7 +107,7 @@ def run(datamodule: BaseDataModule, tmp_path: Path) -> Report:
 def test_the_benchmark_runs_on_the_stand_in(case: str, shared_data: Path, tmp_path: Path) -> None:
     make, task, bands = CASES[case]
     if case in ONE_CLASS:
-        with pytest.raises(ValueError, match='less than two classes'):
+        with pytest.raises(ValueError, match='at least two classes'):
             run(make(shared_data / 'torchgeo'), tmp_path)
         return
     report = run(make(shared_data / 'torchgeo'), tmp_path)
@@ -123,16 +123,16 @@ def test_the_benchmark_runs_on_the_stand_in(case: str, shared_data: Path, tmp_pa
     if case == 'DFC2020 S1+S2':
         assert report.data.name == 'CopernicusBenchDFC2020S1 and CopernicusBenchDFC2020S2'
     if case == 'So2Sat':
-        assert 'has mean 0 and std 255' in notes or 'leaves bands at' in notes
+        assert 'has mean 0 and std 255' in notes or 'leaves bands with' in notes
     if case == 'TreeSatAI':
-        assert 'what it does to its several images is not used' in notes
+        assert 'normalisation of several images is not used' in notes
     if case == 'DFC2020 S2':
         assert "s1 is not in the data: replaced by the model's missing-sensor tokens" in notes
     if case == 'BigEarthNet':
         assert "built without ['B10']" in notes
 
 
-def test_sen12ms_is_told_in_the_classes_of_its_data_module(shared_data: Path) -> None:
+def test_sen12ms_has_the_classes_of_its_data_module(shared_data: Path) -> None:
     datamodule = SEN12MSDataModule(1, root=shared_data / 'torchgeo' / 'sen12ms', checksum=False)
     data = labelled_data(datamodule)
     raw: Tensor = data.splits['train'][0]['mask']
@@ -141,7 +141,7 @@ def test_sen12ms_is_told_in_the_classes_of_its_data_module(shared_data: Path) ->
     assert torch.equal(data.targets(batch)[0], mapped)
 
 
-def test_so2sat_comes_in_decibels_and_digital_numbers(shared_data: Path) -> None:
+def test_so2sat_is_in_decibels_and_digital_numbers(shared_data: Path) -> None:
     h5py = pytest.importorskip('h5py')
     root = shared_data / 'torchgeo' / 'so2sat'
     data = labelled_data(So2SatDataModule(1, root=root, checksum=False))
@@ -157,7 +157,7 @@ def test_so2sat_comes_in_decibels_and_digital_numbers(shared_data: Path) -> None
     assert data.bands[2] == 'B02'
 
 
-def test_pairs_whose_labels_differ_are_refused(shared_data: Path) -> None:
+def test_pairs_with_different_labels_are_an_error(shared_data: Path) -> None:
     module = copernicus(shared_data / 'torchgeo', EUROSAT_S1, EUROSAT_S2)
     data = labelled_data(module)
     pairs: Any = data.splits['test']

@@ -1,4 +1,4 @@
-"""Our backbones through torchgeo-bench's own interface and probes, on generated data."""
+"""geofm backbones in the interface and the probes of torchgeo-bench, on generated data."""
 
 import importlib
 import logging
@@ -32,7 +32,7 @@ from geofm.evaluation.torchgeo_bench import GeofmBench  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
 MEAN, STD = (dict(zip(BANDS, v.tolist(), strict=True)) for v in band_statistics(BANDS))
-#: What GEO-Bench calls the bands: codes in its version 2, words in version 1.
+#: Band names of GEO-Bench: codes in version 2, words in version 1.
 WORDS = {
     'B01': 'coastal_aerosol',
     'B02': 'blue',
@@ -65,18 +65,18 @@ def specs(bands: Sequence[str], words: bool = False) -> list[Any]:
 
 
 def raw(bands: Sequence[str], images: int = 3, size: int = 32) -> Tensor:
-    """Images in dB and DN: the same, whatever the test before this one has drawn."""
+    """Images in dB and DN, independent of the global random state."""
     mean, std = (v.view(-1, 1, 1) for v in band_statistics(bands))
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(images, len(bands), size, size, generator=generator)
-    # Noise alone is the same ground to a backbone: each image has a level of its own.
+    # Each image has its own level, because noise alone looks the same to a backbone.
     level = torch.randn(images, len(bands), 1, 1, generator=generator)
     return mean + std * (noise + level)
 
 
 @pytest.fixture(scope='module')
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
-    """Pretrained checkpoints, made when asked for."""
+    """Function that makes pretrained checkpoints."""
     folder = tmp_path_factory.mktemp('bench')
 
     def make(model: str = SMALL['model'], bands: tuple[str, ...] = BANDS, depth: int = 2) -> str:
@@ -119,7 +119,7 @@ def test_features_are_those_of_the_backbone(
         tokens = backbone.forward_features(normalised)
         features = ours.forward_patch_features(images)
     torch.testing.assert_close(features, tokens[:, 0])
-    # They say what is in an image, or no comparison here would mean anything.
+    # Features must depend on the image, or the comparisons below would be meaningless.
     assert features.std(dim=0).mean() > 0.1 * features.std()
     patches = tokens[:, backbone.num_prefix_tokens :].mean(dim=1)
     for pool, expected in (('mean', patches), ('both', torch.cat([tokens[:, 0], patches], 1))):
@@ -135,7 +135,7 @@ def test_features_are_those_of_the_backbone(
 def test_bands_are_matched_by_name(
     checkpoints: Callable[..., str], order: list[str], count: int
 ) -> None:
-    """Any of the bands in any order give what these bands give in canonical order."""
+    """A subset of the bands in any order gives the same features as in canonical order."""
     given_bands = order[:count]
     canonical = [band for band in BANDS if band in given_bands]
     images = raw(canonical, images=2, size=16)
@@ -147,7 +147,7 @@ def test_bands_are_matched_by_name(
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_missing_band_counts_as_at_its_mean(
+def test_a_missing_band_is_treated_as_its_mean(
     checkpoints: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     path = checkpoints()
@@ -165,7 +165,7 @@ def test_a_missing_band_counts_as_at_its_mean(
     assert "['B01', 'B10'] are missing" in caplog.text
 
 
-def test_an_absent_sensor_is_said(
+def test_a_missing_sensor_is_logged(
     checkpoints: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -174,7 +174,7 @@ def test_an_absent_sensor_is_said(
 
 
 def test_a_backbone_of_some_bands(checkpoints: Callable[..., str]) -> None:
-    """Pretrained on true colour alone."""
+    """A backbone pretrained on true colour only."""
     rgb = ('B04', 'B03', 'B02')
     path = checkpoints('geofm_vit_tiny_patch16_s2', rgb)
     images = raw(('B02', 'B03', 'B04'))
@@ -182,7 +182,7 @@ def test_a_backbone_of_some_bands(checkpoints: Callable[..., str]) -> None:
         features = GeofmBench(specs(('B02', 'B03', 'B04'), True), checkpoint=path)(images)
         normalised = Normalize(rgb)({'image': images.flip(1)})['image']
         torch.testing.assert_close(features, load_backbone(path)(normalised))
-    with pytest.raises(BandError, match=r"knows no bands \['B08'\]"):
+    with pytest.raises(BandError, match=r"does not know the bands \['B08'\]"):
         GeofmBench(specs(('B04', 'B08')), checkpoint=path)
 
 
@@ -190,7 +190,7 @@ def test_a_backbone_of_some_bands(checkpoints: Callable[..., str]) -> None:
 
 
 def test_reflectance_and_power_become_dn_and_db(checkpoints: Callable[..., str]) -> None:
-    """So2Sat's and Kuro Siwo's units; BandSpecs of both sensors in their own."""
+    """Units of So2Sat and Kuro Siwo, with band specifications in these units."""
     path = checkpoints()
     images = raw(BANDS).clamp_min(-40)
     scaled = images.clone()
@@ -217,7 +217,7 @@ def test_pixels_without_data_are_at_the_mean(checkpoints: Callable[..., str]) ->
     for i in range(3):
         assert (normalised[0, :, i, i] == 0).all()
     assert (normalised[0, :, 3, 3] != 0).all()
-    # A gap of Sentinel-2 is filled with 0 in all bands; a dark band is none.
+    # Pixels without data of Sentinel-2 are 0 in all bands; a single dark band is data.
     ours = GeofmBench(specs(('B03', 'B04')), checkpoint=checkpoints())
     images = torch.full((1, 2, 16, 16), 900.0)
     images[0, :, 0, 0] = images[0, 1, 1, 1] = 0
@@ -252,7 +252,7 @@ def test_other_strategies_are_those_of_torchgeo_bench(checkpoints: Callable[...,
     ],
     ids=['treesatai', 'so2sat', 'forestnet', 'brick-kiln'],
 )
-def test_units_that_make_no_sense_are_refused(
+def test_unknown_units_are_an_error(
     bands: list[Any], message: str, checkpoints: Callable[..., str]
 ) -> None:
     with pytest.raises(ValueError, match=f'{message}.*dataset.normalization'):
@@ -263,7 +263,7 @@ def test_units_that_make_no_sense_are_refused(
 # -- names ----------------------------------------------------------------------------------------
 
 
-def test_unknown_bands_are_refused_or_left_out(checkpoints: Callable[..., str]) -> None:
+def test_unknown_bands_are_an_error_or_left_out(checkpoints: Callable[..., str]) -> None:
     dem = BandSpec('dem', 'dem', 'dem', 100.0, 50.0, 0.0, 3000.0)
     aerial = BandSpec('aerial', 'red', 'red', 100.0, 50.0, 0.0, 255.0)
     path = checkpoints()
@@ -285,8 +285,8 @@ def test_unknown_bands_are_refused_or_left_out(checkpoints: Callable[..., str]) 
         GeofmBench([dem], checkpoint=path, names={'dem': None})
 
 
-#: Its own descriptions of data whose bands have wrong names, and the right ones: B8A comes last in
-#: EuroSAT; VV, which is brighter, after VH in BigEarthNet.
+#: Descriptions of data with wrong band names, and the correct names: B8A is last in
+#: EuroSAT, and VV, which is brighter, comes after VH in BigEarthNet.
 WRONG: dict[str, dict[str, str | None]] = {
     'm-eurosat': {
         'red_edge_4': 'B09',
@@ -309,20 +309,20 @@ WRONG: dict[str, dict[str, str | None]] = {
 
 
 @pytest.mark.parametrize('name', WRONG)
-def test_names_that_the_statistics_contradict_are_refused(
+def test_names_that_contradict_the_statistics_are_an_error(
     name: str, checkpoints: Callable[..., str]
 ) -> None:
     bands = get_bench_dataset_class(name).bands
-    with pytest.raises(ValueError, match=r'say the right ones in model\.names'):
+    with pytest.raises(ValueError, match=r'give the right ones in model\.names'):
         GeofmBench(bands, checkpoint=checkpoints())
     ours = GeofmBench(bands, checkpoint=checkpoints(), names=WRONG[name])
     assert ours(torch.rand(1, len(bands), 16, 16)).isfinite().all()
 
 
-def test_m_brick_kiln_without_its_bytes_is_refused_too(checkpoints: Callable[..., str]) -> None:
+def test_m_brick_kiln_is_an_error_without_its_files(checkpoints: Callable[..., str]) -> None:
     bands = [spec for spec in get_bench_dataset_class('m-brick-kiln').bands if spec.max > 255]
     assert len(bands) == 10
-    with pytest.raises(ValueError, match=r"'red_edge_4' is darker.*hardly B8A"):
+    with pytest.raises(ValueError, match=r"'red_edge_4' is darker.*probably not B8A"):
         GeofmBench(bands, checkpoint=checkpoints())
     names = {k: v for k, v in WRONG['m-brick-kiln'].items() if v is not None}
     ours = GeofmBench(bands, checkpoint=checkpoints(), names=names)
@@ -332,14 +332,14 @@ def test_m_brick_kiln_without_its_bytes_is_refused_too(checkpoints: Callable[...
 
 
 def test_the_names_of_m_eurosat_are_wrong() -> None:
-    """Renamed so, its statistics are those of the same images in torchgeo-bench's eurosat."""
+    """With correct names, its statistics equal those of torchgeo-bench's eurosat."""
     names = {word: band for band, word in WORDS.items()} | WRONG['m-eurosat']
     theirs = {spec.source_name: spec for spec in get_bench_dataset_class('eurosat').bands}
     for one in get_bench_dataset_class('m-eurosat').bands:
         assert one.mean == pytest.approx(theirs[names[one.name]].mean, rel=0.05)
 
 
-#: What can be said of its other data with all of their bands of Sentinel-1 and Sentinel-2.
+#: Expected errors for the other data with all of their Sentinel-1 and Sentinel-2 bands.
 VERDICTS = {
     'benv2': 'names',
     'burn_scars': None,
@@ -353,7 +353,7 @@ VERDICTS = {
     'm-bigearthnet': None,
     'm-brick-kiln': 'names',
     'm-eurosat': 'names',
-    'm-so2sat': 'known to us',
+    'm-so2sat': 'not known as bands',
     'pastis': None,
     'so2sat': 'neither dB nor power',
     'treesatai': 'neither dB nor power',
@@ -371,7 +371,7 @@ def test_data_of_geo_bench(name: str, checkpoints: Callable[..., str]) -> None:
         ours = GeofmBench(bands, checkpoint=checkpoints())
         middle = torch.tensor([spec.mean for spec in bands]).view(1, -1, 1, 1).expand(2, -1, 16, 16)
         normalised = ours.normalize_inputs(middle)
-        # Their mean is within two of our standard deviations: the unit was understood.
+        # The mean is within two standard deviations of ours, so the unit was recognised.
         assert normalised.abs().max() < 2.5
     else:
         with pytest.raises(ValueError, match=str(VERDICTS[name])):
@@ -382,7 +382,7 @@ def test_data_of_geo_bench(name: str, checkpoints: Callable[..., str]) -> None:
 
 
 class Labelled(Dataset[dict[str, Tensor]]):
-    """Two classes, told apart by the brightness of the near infrared."""
+    """Two classes that differ in the brightness of the near infrared."""
 
     def __init__(self, bands: Sequence[str], length: int, segment: bool = False) -> None:
         generator = torch.Generator().manual_seed(length)
@@ -463,7 +463,7 @@ def test_levels_are_maps_after_each_quarter_of_the_blocks(
         assert torch.equal(got, wanted)
 
 
-def test_random_weights_are_the_floor(checkpoints: Callable[..., str]) -> None:
+def test_random_weights_are_the_baseline(checkpoints: Callable[..., str]) -> None:
     path = checkpoints()
     images = raw(('B04', 'B08'))
     features = []
@@ -476,17 +476,17 @@ def test_random_weights_are_the_floor(checkpoints: Callable[..., str]) -> None:
     assert not torch.allclose(features[0], features[2])
 
 
-def test_sizes_and_pools_that_do_not_fit_are_refused(checkpoints: Callable[..., str]) -> None:
+def test_unsuitable_sizes_and_pools_are_an_error(checkpoints: Callable[..., str]) -> None:
     with pytest.raises(ValueError, match=r'dataset\.image_size to a multiple of 8'):
         GeofmBench(specs(BANDS), checkpoint=checkpoints())(raw(BANDS, size=20))
     with pytest.raises(ValueError, match="pool must be 'cls', 'mean' or 'both'"):
         GeofmBench(specs(BANDS), checkpoint=checkpoints(), pool='max')  # type: ignore[arg-type]
 
 
-def test_its_own_command_runs_from_our_config(
+def test_torchgeo_bench_runs_from_the_config(
     checkpoints: Callable[..., str], tmp_path: Path
 ) -> None:
-    """`torchgeo-bench run`, k-NN and linear, on a EuroSAT of generated images."""
+    """Run `torchgeo-bench run` with k-NN and linear probes on a generated EuroSAT."""
     from torchgeo.datasets import EuroSAT
 
     from tests.datasets.tree import grid_at, write_raster
@@ -523,7 +523,7 @@ def test_its_own_command_runs_from_our_config(
     assert {row[header.index('normalization')] for row in values} == {'model_native'}
 
 
-def test_without_it_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_torchgeo_bench_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     from torchgeo.datasets import DependencyNotFoundError
 
     monkeypatch.delitem(sys.modules, 'geofm.evaluation.torchgeo_bench')

@@ -1,4 +1,4 @@
-"""Pages, and a browser, that the tests of the page share."""
+"""Pages and a browser that are shared by the tests of the page."""
 
 import functools
 import shutil
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope='session')
 def pages(tmp_path_factory: pytest.TempPathFactory) -> 'Callable[[str], Made]':
-    """Pages by the name of their grid, made when they are asked for."""
+    """Pages by the name of their grid, made on demand."""
     from tests.maps.pages import GRIDS, make
 
     @functools.cache
@@ -42,7 +42,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> 'Iterator[Browser]':
 def opened(
     browser: 'Browser', pages: 'Callable[[str], Made]', request: pytest.FixtureRequest
 ) -> 'Iterator[tuple[Browser, Made]]':
-    """A page in the browser; after the test, nothing is on its console."""
+    """A page in the browser, whose console must be empty after the test."""
     made = pages(getattr(request, 'param', 'utm'))
     browser.messages()
     browser.open(made.index.as_uri())

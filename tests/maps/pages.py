@@ -1,4 +1,4 @@
-"""Pages of small scenes, and a browser without network that opens them."""
+"""Pages of small scenes, and a browser without network to open them."""
 
 import io
 import json
@@ -34,12 +34,12 @@ GRIDS = {
 }
 EMPTY = (3, 2)  # a patch without data
 
-# Near the corners of a patch: the overlay lies right to less than an eighth of a patch.
+# Near the corners of a patch: the overlay is accurate to less than an eighth of a patch.
 SHIFTS = ((0, 0), (-0.38, -0.38), (0.38, -0.38), (0.38, 0.38), (-0.38, 0.38))
 
 
 def vectors(rows: int = ROWS, cols: int = COLS, dims: int = DIMS) -> npt.NDArray[np.float32]:
-    """Random vectors of different lengths, that resemble one another where patches are close."""
+    """Random vectors of different lengths that are similar for neighbouring patches."""
     random = np.random.default_rng(1)
     row, col = np.mgrid[:rows, :cols]
     smooth = np.stack([np.sin(row / 3), np.cos(col / 4), row / rows, col / cols], axis=-1)
@@ -50,7 +50,7 @@ def vectors(rows: int = ROWS, cols: int = COLS, dims: int = DIMS) -> npt.NDArray
 
 
 def cosines(vectors: npt.NDArray[Any], row: int, col: int) -> Doubles:
-    """Cosine similarity of each patch to one, shape (rows, columns)."""
+    """Cosine similarity of each patch to one patch, of shape (rows, columns)."""
     v = vectors.astype(np.float64)
     with np.errstate(invalid='ignore'):
         v /= np.linalg.norm(v, axis=-1, keepdims=True)
@@ -59,10 +59,10 @@ def cosines(vectors: npt.NDArray[Any], row: int, col: int) -> Doubles:
 
 
 def rounding_bound(exact: npt.NDArray[np.float32], row: int, col: int) -> Doubles:
-    """How much int8 rounding may move a cosine: each component by half a step at most."""
+    """Upper bound of the change of a cosine by int8 rounding of half a step per component."""
     step = np.abs(exact).max(axis=-1) / 127
     angle = 0.5 * step * np.sqrt(exact.shape[-1]) / np.linalg.norm(exact, axis=-1)
-    # An error e of a unit vector moves it by at most e, and its normalisation by as much again.
+    # An error e of a unit vector changes it by at most e, and its normalisation by at most e again.
     bound: Doubles = 2 * (angle + angle[row, col])
     return bound
 
@@ -80,12 +80,12 @@ class Made:
         """Latitude and longitude of a fractional row and column."""
         to_degrees = Transformer.from_crs(self.grid.crs, 4326, always_xy=True)
         longitude, latitude = to_degrees.transform(*(self.grid.transform @ (col, row)))
-        # The map goes on beyond 180 degrees.
+        # The map continues beyond 180 degrees.
         return latitude, longitude + 360 if longitude < -170 else longitude
 
 
 def make(folder: Path, crs: CRS, transform: Affine) -> Made:
-    """Write a scene, its products as they come out of a model, and the page."""
+    """Write a scene, products like those of a model, and the page."""
     patches = Grid(crs, transform, ROWS * PATCH, COLS * PATCH).coarsen(PATCH)
     s1 = write(
         folder / 's1.tif', noise('s1', ROWS * PATCH, COLS * PATCH), crs, transform, ['VV', 'VH']
@@ -146,7 +146,7 @@ class Browser:
         self.driver = webdriver.Chrome(options, Service(shutil.which('chromedriver')))
 
     def open(self, url: str, width: int = 1200, height: int = 800, keep: bool = False) -> None:
-        """Open a page, as a browser that has never seen it unless *keep*."""
+        """Open a page, with empty storage unless *keep* is true."""
         self.driver.get('about:blank')
         if not keep:
             self.driver.execute_cdp_cmd(
@@ -170,7 +170,7 @@ class Browser:
             time.sleep(0.02)
 
     def settle(self) -> None:
-        """Wait until all tiles are loaded and faded in, and the map stands still."""
+        """Wait until all tiles are loaded and the map does not move."""
         self.wait(
             '[...document.querySelectorAll("#map .leaflet-tile")].every((tile) => '
             'tile.classList.contains("leaflet-tile-loaded") && tile.style.opacity === "1")'
@@ -210,7 +210,7 @@ class Browser:
         )
 
     def show(self, group: str, name: str) -> None:
-        """Choose a layer, and wait until it is there."""
+        """Choose a layer, and wait until it is shown."""
         self.choose(group, name)
         self.settle()
 
@@ -222,7 +222,7 @@ class Browser:
         )
 
     def picture(self) -> npt.NDArray[np.uint8]:
-        """What the window shows, without marks and the place of the pointer: (H, W, 3)."""
+        """Screenshot without marks and coordinates of the pointer, (H, W, 3)."""
         self.run(
             'for (const m of document.querySelectorAll(".chosen, .cursor, .name")) m.remove();'
             'document.getElementById("pointer").textContent = "";'
@@ -237,13 +237,13 @@ class Browser:
         return text
 
     def messages(self) -> list[Any]:
-        """What the page has written to the console."""
+        """Messages of the page on the console."""
         messages: list[Any] = self.driver.get_log('browser')
         return messages
 
 
 def shown_colors(browser: Browser, made: Made, shift: tuple[float, float]) -> npt.NDArray[np.uint8]:
-    """Colour on screen at a place in each patch, (rows, columns, 3)."""
+    """Colours on the screen at a place in each patch, (rows, columns, 3)."""
     picture = browser.picture()
     places = [
         made.place(row + 0.5 + shift[0], col + 0.5 + shift[1])

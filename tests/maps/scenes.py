@@ -59,11 +59,11 @@ def noise(key: str, height: int, width: int, seed: int = 0) -> npt.NDArray[np.fl
 
 
 class GroundModel(nn.Module):
-    """What is seen of a patch is the mean of normalised bands over it: ground alone decides.
+    """Model whose token of a patch is the mean of the normalised bands over the patch.
 
-    Head k of a sensor shows the sensor's k-th band, rollout its first; a token has all bands. Maps
-    are divided by the number of patches, so that relative attention doesn't depend on the
-    window. CLS and a register come first, and are infinite: they must stay out of everything.
+    Head k of a sensor is the sensor's k-th band, and rollout its first. A token has all bands. Maps
+    are divided by the number of patches, so that relative attention does not depend on the
+    window. CLS and a register come first and are infinite, because they must not be used.
     """
 
     depth = 3
@@ -97,7 +97,7 @@ class GroundModel(nn.Module):
         channels = sensor_channels(self.bands)
         maps = {key: patches[:, c][:, : self.heads] / count for key, c in channels.items()}
         if query is not None:
-            # What the patch that asks has of its own.
+            # The tokens of the query patch.
             own = patches.flatten(2)[torch.arange(len(x)), :, query]
             maps = {key: maps[key] * own[:, c][:, : self.heads, None, None]
                     for key, c in channels.items()}  # fmt: skip
@@ -109,7 +109,7 @@ class GroundModel(nn.Module):
 
 
 class Call(NamedTuple):
-    """How a model was called."""
+    """Arguments of a call of a model."""
 
     shape: tuple[int, ...]
     dates: Tensor | None
@@ -119,7 +119,7 @@ class Call(NamedTuple):
 
 
 def cog_problems(path: Path) -> list[str]:
-    """What rio-cogeo finds amiss with a Cloud-Optimised GeoTIFF."""
+    """Problems that rio-cogeo finds in a Cloud-Optimised GeoTIFF."""
     cogeo = pytest.importorskip('rio_cogeo.cogeo', reason='rio-cogeo validates the rasters')
     fine, errors, notes = cogeo.cog_validate(path, quiet=True)
     return [*errors, *notes, *([] if fine else ['not valid'])]

@@ -87,10 +87,10 @@ def test_values_are_those_of_the_files(files: dict[str, Path]) -> None:
     assert sample['dates'].tolist() == [day, unknown, day - 5]
 
 
-def test_the_grid_is_that_of_the_sensor_asked_for(files: dict[str, Path]) -> None:
+def test_the_grid_is_that_of_the_reference_sensor(files: dict[str, Path]) -> None:
     with Scene(bands_of(['s1', 'dem']), files=files, reference='dem') as scene:
         assert (scene.reference, scene.stem, scene.grid.shape) == ('dem', 'height', (16, 24))
-    with pytest.raises(ValueError, match='the grid of s2 is asked for, but there are rasters of'):
+    with pytest.raises(ValueError, match='reference sensor s2: it has no raster'):
         Scene(bands_of(['s1', 'dem']), files=files, reference='s2')
 
 
@@ -199,7 +199,7 @@ def test_bands_of_files_without_names(files: dict[str, Path], tmp_path: Path) ->
         Scene(bands_of(['hyper']), files={'hyper': plain}).__exit__()
 
 
-def test_a_checkpoint_brings_its_sensors_along(
+def test_a_checkpoint_contains_its_sensors(
     files: dict[str, Path], hyper: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = GroundModel(bands_of(['s1', 'hyper']))

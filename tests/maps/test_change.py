@@ -1,4 +1,4 @@
-"""The map of change is what NumPy says of the two embeddings."""
+"""The map of change, compared with NumPy."""
 
 from pathlib import Path
 
@@ -59,7 +59,7 @@ def test_change_equals_numpy(
 
 
 def test_int8_embeddings(tmp_path: Path) -> None:
-    """Scales of the file are applied, and its nodata value is no vector."""
+    """Scales of the file are applied, and nodata stays nodata."""
     codes = np.random.default_rng(1).integers(-127, 128, (2, DIMS, ROWS, COLS)).astype(np.int8)
     codes[0, :, 1, 1] = -128
     scales = np.linspace(0.1, 3, DIMS)
@@ -79,17 +79,17 @@ def test_int8_embeddings(tmp_path: Path) -> None:
     np.testing.assert_allclose(change, wanted, rtol=0, atol=1e-5)
 
 
-def test_what_cannot_be_compared(
+def test_embeddings_that_cannot_be_compared(
     two: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32], Path, Path], tmp_path: Path
 ) -> None:
     first, _, before, after = two
     other = embedding(tmp_path / 'other_embedding.tif', first, '2020-01-01', 'b' * 64)
-    with pytest.raises(ValueError, match=r'other_embedding.*another model.*same checkpoint'):
+    with pytest.raises(ValueError, match=r'other_embedding.*different models.*same checkpoint'):
         map_change(before, other, tmp_path / 'maps')
     moved = embedding(tmp_path / 'moved_embedding.tif', first, '2020-01-01')
     with rasterio.open(moved, 'r+') as dst:
         dst.transform = NORTH_UP @ Affine.translation(1, 0)
-    with pytest.raises(ValueError, match=r'moved_embedding.*patches are not those.*gdalwarp'):
+    with pytest.raises(ValueError, match=r'moved_embedding.*patch grids differ.*gdalwarp'):
         map_change(before, moved, tmp_path / 'maps')
     plain = write(tmp_path / 'plain.tif', first)
     with pytest.raises(ValueError, match=r'plain\.tif: not an embedding'):
@@ -113,7 +113,7 @@ def test_change_is_a_layer_of_the_page(
     assert [*products] == ['change', 'embedding']
     (layer,) = product_layers(products)
     assert (layer.group, layer.name) == ('Features', 'Change')
-    # Which date is which, and what the numbers mean.
+    # The description has both dates and explains the values.
     for words in ('Before: 2019-05-01', 'After: 2021-05-03', '0 where', 'no change', '1 where'):
         assert words in layer.description
     assert isinstance(layer.style, Scalar)

@@ -1,4 +1,4 @@
-"""Maps from a few labels, against scikit-learn, NumPy and shapely."""
+"""Maps from a few labels, compared with scikit-learn, NumPy and shapely."""
 
 import json
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def truth(classes: int = 3) -> npt.NDArray[np.intp]:
 
 
 def tokens(classes: int = 3, seed: int = 0) -> Floats:
-    """Embeddings that tell the classes apart in part; no data in a corner."""
+    """Embeddings that partly separate the classes, without data in a corner."""
     generator = np.random.default_rng(seed)
     centres = 0.8 * np.random.default_rng(9).standard_normal((classes, DIMENSIONS))
     values = centres[truth(classes)].transpose(2, 0, 1) * 3
@@ -67,7 +67,7 @@ def embedding(folder: Path, values: Floats, name: str = 'a', weights: str = 'a' 
 
 
 def points(folder: Path, count: int = 90, classes: int = 3, seed: int = 1) -> Path:
-    """Points in longitude and latitude, one a patch at most."""
+    """Points in longitude and latitude, at most one per patch."""
     generator = np.random.default_rng(seed)
     flat = generator.choice(HEIGHT * WIDTH, count, replace=False)
     rows, cols = flat // WIDTH, flat % WIDTH
@@ -87,8 +87,8 @@ def read(path: Path) -> npt.NDArray[np.float32]:
 
 @pytest.mark.parametrize('classes', [2, 3])
 @pytest.mark.parametrize('method', METHODS)
-def test_maps_are_those_of_scikit_learn(tmp_path: Path, method: Method, classes: int) -> None:
-    """Every patch gets the class and the probabilities that scikit-learn's pipeline gives."""
+def test_maps_equal_scikit_learn(tmp_path: Path, method: Method, classes: int) -> None:
+    """Every patch has the class and the probabilities of scikit-learn's pipeline."""
     values = tokens(classes)
     path, labels = embedding(tmp_path, values), points(tmp_path, classes=classes)
     classify_scenes([path], tmp_path / 'out', Fitting(labels, method=method))
@@ -120,7 +120,7 @@ def test_maps_are_those_of_scikit_learn(tmp_path: Path, method: Method, classes:
 
 @pytest.mark.parametrize('method', METHODS)
 def test_saved_head_gives_the_same_bytes(tmp_path: Path, method: Method) -> None:
-    """A head from a file makes the maps that it made when it was fitted."""
+    """A head from a file makes the same maps as when it was fitted."""
     path, labels = embedding(tmp_path, tokens()), points(tmp_path)
     classify_scenes([path], tmp_path / 'one', Fitting(labels, method=method))
     head = Head.load(tmp_path / 'one' / 'head.safetensors')
@@ -160,7 +160,7 @@ def test_raster_of_embeddings_gives_the_same_map(tmp_path: Path) -> None:
 
 
 def test_raster_of_int8(tmp_path: Path) -> None:
-    """Scales and offsets of the file are applied; nodata in any band is no embedding."""
+    """Scales and offsets are applied; patches with nodata in a band have no embedding."""
     codes = np.random.default_rng(0).integers(-127, 128, (DIMENSIONS, 5, 6)).astype(np.int8)
     codes[:, 1, 2] = codes[3, 4, 4] = -128
     scales, offsets = np.linspace(0.1, 3, DIMENSIONS), np.linspace(-1, 1, DIMENSIONS)
@@ -176,7 +176,7 @@ def test_raster_of_int8(tmp_path: Path) -> None:
 
 
 def test_labels_without_data_are_counted(tmp_path: Path) -> None:
-    """A point counts as left out if it lies on no scene, or where none has data."""
+    """A point is left out if it lies on no scene, or where no scene has data."""
     first = embedding(tmp_path, tokens())
     frame = gpd.read_file(points(tmp_path))
     x, y = PATCHES.transform @ (np.array([1.5, -3.5, 200.5]), np.array([0.5, 2.5, 2.5]))
@@ -189,7 +189,7 @@ def test_labels_without_data_are_counted(tmp_path: Path) -> None:
     rows, cols = np.floor(np.stack(PATCHES.pixel_of(*_xy(frame)))).astype(int)
     missing = int((~on_data[rows, cols]).sum())
     made = classify_scenes([first], tmp_path / 'out', Fitting(tmp_path / 'more.gpkg'))
-    note = f'{3 + missing} of {len(both)} points lie on no patch with data: left out.'
+    note = f'{3 + missing} of {len(both)} points lie on no patch with data and are left out.'
     assert note in made.notes
     assert note in json.loads((tmp_path / 'out' / 'classify.json').read_text())['notes']
 
@@ -200,7 +200,7 @@ def _xy(frame: gpd.GeoDataFrame) -> tuple[npt.NDArray[np.float64], npt.NDArray[n
 
 
 def test_folds_share_no_block() -> None:
-    """No block is on both sides, and each sample is tested once."""
+    """No block is in both training and test samples, and each sample is tested once."""
     generator = np.random.default_rng(0)
     rows, cols = generator.integers(0, HEIGHT, 200), generator.integers(0, WIDTH, 200)
     blocks = blocks_of(PATCHES, rows, cols, 0.3)
@@ -213,14 +213,14 @@ def test_folds_share_no_block() -> None:
     assert folds_of(blocks_of(PATCHES, rows, cols, 500)) == []
 
 
-def test_blocks_have_their_size_and_are_of_the_ground() -> None:
-    """Blocks are about as large as asked for, and the same in another CRS."""
+def test_blocks_have_their_size_in_any_crs() -> None:
+    """Blocks are about as large as requested, and the same in another CRS."""
     rows, cols = (part.ravel() for part in np.mgrid[:HEIGHT, :WIDTH])
     blocks = blocks_of(PATCHES, rows, cols, 0.4)
     counts = np.unique(blocks, axis=0, return_counts=True)[1]
     # Patches of 40 m: inner blocks have 10 x 10.
     assert abs(counts.max() - 100) <= 20
-    # One patch on the same place in the next zone.
+    # A patch at the same place in the next UTM zone.
     x, y = PATCHES.transform @ (cols[777] + 0.5, rows[777] + 0.5)
     moved = gpd.GeoSeries([shapely.Point(x, y)], crs=32630).to_crs(32629)
     place = rasterio.transform.Affine(10, 0, moved.x[0] - 5, 0, -10, moved.y[0] + 5)
@@ -229,8 +229,8 @@ def test_blocks_have_their_size_and_are_of_the_ground() -> None:
     np.testing.assert_array_equal(blocks_of(other, zero, zero, 0.4)[0], blocks[777])
 
 
-def test_cross_validation_is_that_of_scikit_learn(tmp_path: Path) -> None:
-    """The accuracy reported is that of GroupKFold with the pipeline."""
+def test_cross_validation_equals_scikit_learn(tmp_path: Path) -> None:
+    """The reported accuracy is that of GroupKFold with the pipeline."""
     values = tokens()
     path, labels = embedding(tmp_path, values), points(tmp_path)
     made = classify_scenes([path], tmp_path / 'out', Fitting(labels, block=0.3))
@@ -274,7 +274,7 @@ def test_samples(tmp_path: Path) -> None:
     assert found.points.tolist() == wanted_points
 
 
-def test_baseline_is_that_of_numpy(tmp_path: Path) -> None:
+def test_baseline_equals_numpy(tmp_path: Path) -> None:
     """Mean and standard deviation of each band over the pixels of a patch."""
     key = DEFAULT_SENSORS[-1]
     pixels = noise(key, *SCENE.shape)
@@ -287,18 +287,18 @@ def test_baseline_is_that_of_numpy(tmp_path: Path) -> None:
         np.testing.assert_allclose(
             statistics, np.concatenate([patch.mean(axis=1), patch.std(axis=1)]), rtol=1e-4
         )
-    # Cells of a stride may begin before the scene.
+    # With a stride, cells may begin before the scene.
     start = PATCHES.transform @ Affine.translation(-0.5, -0.5)
     shifted = band_statistics({key: path}, replace(PATCHES, transform=start), rows, cols)
     cell = pixels[:, 10:14, 26:30].mean(axis=(1, 2))
     np.testing.assert_allclose(shifted[2, : len(names)], cell, rtol=1e-4)
     wrong = write(tmp_path / 'other.tif', pixels[:, :, :-8], descriptions=names)
-    with pytest.raises(ValueError, match='pixels are not those of the patches'):
+    with pytest.raises(ValueError, match='pixels do not match the patch grid'):
         band_statistics({key: wrong}, PATCHES, rows, cols)
 
 
 def test_baseline_of_a_sensor_that_shares_names_of_bands(tmp_path: Path) -> None:
-    """Bands are those of the sensor that is given, not of another with a band of that name."""
+    """Bands are those of the given sensor, not of another sensor with the same band names."""
     key = 'landsat'
     names = [band.name for band in SENSORS[key].bands]
     pixels = 1000 * np.arange(1, 1 + len(names), dtype=np.float32)[:, None, None]
@@ -309,7 +309,7 @@ def test_baseline_of_a_sensor_that_shares_names_of_bands(tmp_path: Path) -> None
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Several scenes, the baseline of one, and a head for the next."""
+    """Several scenes, the baseline of one scene, and a head that is used for another."""
     first, second = (embedding(tmp_path, tokens(seed=k), name) for k, name in enumerate('ab'))
     labels = points(tmp_path)
     key = DEFAULT_SENSORS[-1]
@@ -334,7 +334,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wrong_inputs(tmp_path: Path) -> None:
-    """Each says which file, and what to do."""
+    """Each error names the file and says what to do."""
     path, labels = embedding(tmp_path, tokens()), points(tmp_path)
     other = embedding(tmp_path, tokens(), 'b', 'b' * 64)
     (tmp_path / 'in').mkdir()
@@ -345,14 +345,14 @@ def test_wrong_inputs(tmp_path: Path) -> None:
     frame = gpd.read_file(labels)
     frame[frame['class'] == 'class a'].to_file(tmp_path / 'one.gpkg')
     cases: list[tuple[list[Path], Fitting, str]] = [
-        ([path, other], Fitting(labels), 'of two models'),
-        ([path, twin], Fitting(labels), 'both would be written as a_'),
+        ([path, other], Fitting(labels), 'of different models'),
+        ([path, twin], Fitting(labels), 'products of both would be named a_'),
         ([path], Fitting(tmp_path / 'far.gpkg'), r'far\.gpkg: no label lies on'),
         ([path], Fitting(tmp_path / 'one.gpkg'), r'one\.gpkg: labels of at least two classes'),
         ([path], Fitting(labels, column='kind'), r'points\.gpkg.*kind'),
-        ([path], Fitting(labels, block=0), 'positive number of km'),
+        ([path], Fitting(labels, block=0), 'must be positive, in km'),
         ([], Fitting(labels), 'no embeddings'),
-        ([labels], Fitting(labels), r'points\.gpkg: no table of embeddings'),
+        ([labels], Fitting(labels), r'points\.gpkg: not a table of embeddings'),
         ([path, embedding(tmp_path, tokens(), 'c')], Fitting(labels, files={'x': path}), 'one sce'),
     ]
     for paths, fitting, message in cases:
@@ -365,10 +365,10 @@ def test_wrong_inputs(tmp_path: Path) -> None:
 
 
 def test_damaged_heads(tmp_path: Path) -> None:
-    """A file that is no head is refused, and so is one whose arrays do not fit."""
+    """Files that are not heads, and heads with inconsistent arrays, are an error."""
     path = tmp_path / 'head.safetensors'
     path.write_bytes(b'not one')
-    with pytest.raises(ValueError, match=r'head\.safetensors: no head'):
+    with pytest.raises(ValueError, match=r'head\.safetensors: not a head'):
         Head.load(path)
     values = tokens()[:, 5].T
     head = Head.fit('logistic', values, truth()[5].astype(np.uint8), Legend.of(3))
@@ -378,15 +378,15 @@ def test_damaged_heads(tmp_path: Path) -> None:
              'weights_sha256': '', 'model': ''}  # fmt: skip
     for name in ('mean', 'coef', 'classes'):
         save_file({**head.arrays, name: head.arrays[name][:-1]}, path, about)
-        with pytest.raises(ValueError, match='no head'):
+        with pytest.raises(ValueError, match='not a head'):
             Head.load(path)
     save_file(head.arrays, path, {**about, 'method': 'forest'})
-    with pytest.raises(ValueError, match='no head'):
+    with pytest.raises(ValueError, match='not a head'):
         Head.load(path)
 
 
 def test_embeddings_without_a_model(tmp_path: Path) -> None:
-    """A raster that does not say which model it is of is refused."""
+    """A raster whose tags do not identify the model is an error."""
     path = write(tmp_path / 'a_embedding.tif', np.zeros((3, 8, 8), np.float32))
-    with pytest.raises(ValueError, match='does not say of which model'):
+    with pytest.raises(ValueError, match='its model is unknown'):
         Embeddings.open(path)

@@ -1,4 +1,4 @@
-"""The commands around maps, as they are typed."""
+"""The commands that make and show maps."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ from .scenes import noise, write
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A scene, and checkpoints of a small model and of a ViT of timm."""
+    """A scene, and checkpoints of a small model and of a timm ViT."""
     folder = tmp_path_factory.mktemp('scene')
     write(folder / 's1_2018-02-28.tif', noise('s1', 64, 96))
     write(folder / 's2_2018-02-24.tif', noise('s2', 64, 96))
@@ -126,7 +126,7 @@ def test_errors_are_one_line(folder: Path, scene: list[str], tmp_path: Path) -> 
         (['map', f'{folder}/a.ckpt', *scene, out, '--block=7'], 'block 7: the model has 2 blocks'),
         (['map', f'{folder}/a.ckpt', *scene, out, '--point=1'], "'1' is not a place"),
         (['map', f'{folder}/a.ckpt', *scene, out, '--point=1,95'], 'not on Earth'),
-        (['search', f'{tmp_path}/a.parquet'], 'Give --at LON,LAT'),
+        (['search', f'{tmp_path}/a.parquet'], 'give the place to compare with'),
         (['figure', str(tmp_path), *scene], 'no products of'),
     ):
         with pytest.raises(SystemExit, match=message):

@@ -33,7 +33,7 @@ def _attention_names(heads: dict[str, int]) -> list[str]:
 
 
 def _files(folder: Path, grid: Grid, heads: dict[str, int], p: int = 8) -> dict[str, Path]:
-    """Products whose south-west quarter has high values, and one patch no data."""
+    """Products with high values in the south-west quarter and one patch without data."""
     rows, cols = -(-grid.height // p), -(-grid.width // p)
     valid = np.ones((rows * p, cols * p), bool)
     valid[:p, :p] = False
@@ -118,8 +118,8 @@ def test_change_has_a_panel_with_its_own_scale(tmp_path: Path) -> None:
     assert figure.get_axes()[-1].get_ylabel() == 'cosine distance'
 
 
-def test_attention_alone_fills_its_figure(tmp_path: Path) -> None:
-    """Each line begins with a picture of what attention is paid to, and is full."""
+def test_attention_rows_start_with_a_picture(tmp_path: Path) -> None:
+    """Each row begins with a picture of the attended sensor, and is full."""
     pair = [write(tmp_path / f'{key}.tif', noise(key, 48, 64)) for key in ('s1', 's2')]
     files = _files(tmp_path, Grid(UTM, NORTH_UP, 48, 64), {'s1': 3, 's2': 3})
     figure = plot_products({'attention': files['attention']}, *pair)
@@ -132,7 +132,7 @@ def test_attention_alone_fills_its_figure(tmp_path: Path) -> None:
     assert panels > 0.7
 
 
-def test_many_heads_take_several_lines(tmp_path: Path) -> None:
+def test_many_heads_take_several_rows(tmp_path: Path) -> None:
     figure = _plot(tmp_path, heads={'s1': 16})
     assert sum('head ' in title for title in _titles(figure)) == 16
     width, _ = figure.get_size_inches()
@@ -173,8 +173,10 @@ def _pixels(figure: Figure, title: str) -> np.ndarray:
 
 @pytest.mark.parametrize('shape', [(48, 64), (44, 61)])
 @pytest.mark.parametrize('title', ['Sentinel-1: head 1', 'Segments', 'Foreground'])
-def test_products_lie_where_they_belong(tmp_path: Path, shape: tuple[int, int], title: str) -> None:
-    """The south-west quarter is high; the last patches may be cut off by the scene."""
+def test_products_are_drawn_at_their_place(
+    tmp_path: Path, shape: tuple[int, int], title: str
+) -> None:
+    """The south-west quarter has high values, and the last patches are cropped to the scene."""
     drawn = _pixels(_plot(tmp_path, shape=shape), title).astype(int)
     height, width = drawn.shape[:2]
     edge_row, edge_col = round(height * 24 / shape[0]), round(width * 32 / shape[1])
@@ -189,7 +191,7 @@ def test_products_lie_where_they_belong(tmp_path: Path, shape: tuple[int, int], 
 
 
 def test_a_south_up_scene_is_drawn_upright(tmp_path: Path) -> None:
-    """Rows go north, so the first row, at the bottom, is not among the high ones."""
+    """Rows run northwards, so the first row is at the bottom and has no high values."""
     drawn = _pixels(_plot(tmp_path, Affine(10, 0, 5e5, 0, 10, 4e6)), 'Segments')
     assert drawn[4, 4].tolist() == [255, 0, 0]
     assert drawn[-30, -4].tolist() == [9, 9, 9]
@@ -201,8 +203,8 @@ def test_large_scenes_are_drawn_small(tmp_path: Path) -> None:
     assert ax.get_images()[0].get_array().shape[:2] == (30, 40)  # type: ignore[union-attr]
 
 
-def test_the_ground_has_its_proportions(tmp_path: Path) -> None:
-    """At 60 degrees north a degree of longitude is half as long as one of latitude."""
+def test_pixels_have_the_aspect_ratio_of_the_ground(tmp_path: Path) -> None:
+    """At 60 degrees north, a degree of longitude is half as long as a degree of latitude."""
     transform = Affine(1e-4, 0, 20, 0, -1e-4, 60)
     ax = _plot(tmp_path, transform, CRS.from_epsg(4326)).get_axes()[0]
     assert ax.get_aspect() == pytest.approx(2, rel=1e-3)
@@ -224,7 +226,7 @@ def test_the_scale_bar_is_as_long_as_it_says(tmp_path: Path, metres: int, label:
     [
         (NORTH_UP, (0, 1)),
         (Affine(10, 0, 5e5, 0, 10, 4e6), (0, 1)),
-        # Columns go north, rows go east: north is to the right.
+        # Columns run northwards and rows eastwards, so north is to the right.
         (Affine(0, 10, 5e5, 10, 0, 4e6), (1, 0)),
         (NORTH_UP @ Affine.rotation(-30), (0.5, 3**0.5 / 2)),
     ],
@@ -232,7 +234,7 @@ def test_the_scale_bar_is_as_long_as_it_says(tmp_path: Path, metres: int, label:
 def test_the_arrow_points_north(transform: Affine, expected: tuple[float, float]) -> None:
     grid = Grid(UTM, transform, 10, 10)
     assert north(grid) == pytest.approx(expected, abs=1e-9)
-    # What lies north of a place lies that way in the picture.
+    # A point north of another lies in this direction in the picture.
     x, y = transform @ (5, 5)
     row, col = grid.pixel_of(x, y + 10)
     up = 1 if transform.e > 0 else -1

@@ -1,4 +1,4 @@
-"""From a configuration and labels to a map of a place never trained on, and its accuracy."""
+"""From a configuration and labels to a map of an unseen place, and its accuracy."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ SMALLER = [
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sample data's scenes, smaller, with their table, where the configurations look."""
+    """Smaller scenes of the sample data with their table, at the path of the configurations."""
     folder = tmp_path_factory.mktemp('labels')
     scenes = write_sample_scenes(folder / 'data' / 'scenes', 'scene', DEFAULT_ROIS[:6], 1, SIDE)
     layout = ROOT / 'configs' / 'layouts' / 'scenes.yaml'
@@ -45,7 +45,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def fit(name: str, folder: Path, *options: str) -> tuple[Path, dict[str, Any]]:
-    """Fine-tune by a configuration; the checkpoint, and the configuration of the data."""
+    """Fine-tune with a configuration; return the checkpoint and the configuration of the data."""
     config = ROOT / 'configs' / 'finetune' / f'{name}.yaml'
     root = folder / 'output' / name
     main(['fit', f'--config={config}', f'--trainer.default_root_dir={root}', *SMALLER, *options])
@@ -55,7 +55,7 @@ def fit(name: str, folder: Path, *options: str) -> tuple[Path, dict[str, Any]]:
 
 
 def held_out(data: dict[str, Any]) -> dict[str, Path]:
-    """Files of the one place of the test split."""
+    """Files of the single place of the test split."""
     archive = RasterArchive(
         data['table'], data['sensors'], split='test', split_by=data['split'], window_size=96
     )
@@ -64,7 +64,7 @@ def held_out(data: dict[str, Any]) -> dict[str, Path]:
 
 
 def one_pass(checkpoint: Path, data: dict[str, Any]) -> npt.NDArray[np.float32]:
-    """Logits (K, H, W) of the place of the test split as one image: TorchGeo's own way."""
+    """Logits (K, H, W) of the place of the test split as one image, by TorchGeo's task."""
     arguments = {**data, 'window_size': None}
     module = LabelledArchiveDataModule(**arguments)
     state = torch.load(checkpoint, weights_only=False)
@@ -86,7 +86,7 @@ def one_pass(checkpoint: Path, data: dict[str, Any]) -> npt.NDArray[np.float32]:
 def test_labels_become_a_map(
     name: str, method: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From scratch, and from a checkpoint of pretraining as it is."""
+    """From scratch, and from a pretraining checkpoint."""
     monkeypatch.chdir(folder)
     options = [] if method is None else [f'--adapt.method={method}']
     if method is not None:
@@ -114,7 +114,7 @@ def test_labels_become_a_map(
     assert {c.name: c.value for c in legend.classes} == {
         key: value['value'] for key, value in data['classes'].items()
     }
-    # The window is the scene: what the task says of it in TorchGeo's own hands.
+    # The window is the scene, so the prediction equals that of TorchGeo's task.
     logits = one_pass(checkpoint, data)
     top = np.sort(logits, axis=0)
     clear = top[-1] - top[-2] > 1e-4
@@ -127,7 +127,7 @@ def test_labels_become_a_map(
 
 
 def check_scores(file: Path, truth: npt.NDArray[np.uint8], classes: npt.NDArray[np.uint8]) -> None:
-    """Compare what was written with scikit-learn's scores of the same pixels."""
+    """Compare the written scores with scikit-learn's for the same pixels."""
     both = (classes != NO_CLASS) & (truth != NO_CLASS)
     y, guess = truth[both], classes[both]
     said = json.loads(file.read_text())

@@ -1,4 +1,4 @@
-"""What may be amiss with rasters that are mapped: masks, fill, scales, units, names, placement."""
+"""Peculiarities of input rasters: masks, fill, scales, units, names and placement."""
 
 import warnings
 import zipfile
@@ -26,7 +26,7 @@ DN = noise('s2', 32, 32).clip(200, 9000).astype('uint16')
 
 
 def seen(path: Path, key: str = 's2', **kwargs: object) -> tuple[np.ndarray, np.ndarray]:
-    """Values and valid pixels of a raster of one sensor."""
+    """Read the values and valid pixels of a raster of one sensor."""
     bands = SENTINEL2.band_names if key == 's2' else SENTINEL1.band_names
     with Scene(bands, **{key: path}, **kwargs) as scene:  # type: ignore[arg-type]
         sample = scene.read(0, 0, *scene.grid.shape)
@@ -61,7 +61,7 @@ def test_a_files_own_mask_hides_pixels(tmp_path: Path, kind: str, warped: bool) 
     valid = sample['valid'].numpy()
     assert not valid[:15].any()
     assert valid[17:, 1:].all()
-    # What is hidden does not bleed into what is not.
+    # Masked pixels do not influence their neighbours.
     assert sample['image'][:2].numpy()[:, valid].max() < 20
     assert not known[:7].any()
     assert picture[0][known].max() < 20
@@ -75,7 +75,7 @@ def test_fill_in_one_band_is_no_data(tmp_path: Path, nodata: int | None) -> None
     _, valid = seen(path)
     assert not valid[:16].any()
     assert valid[16:].all()
-    # A model that does not look at that band sees the ground.
+    # The pixel is valid for a model without that band.
     with Scene(('B04', 'B03'), None, path) as scene:
         assert scene.read(0, 0, 32, 32)['valid'].all()
         _, known = scene.thumbnail(('B02',), 16)
@@ -144,13 +144,13 @@ def test_values_in_another_unit_are_warned_of(
     assert said in str(warning.message)
 
 
-def test_without_any_pixel_in_range_the_unit_is_told(tmp_path: Path) -> None:
+def test_the_error_without_valid_pixels_names_the_unit(tmp_path: Path) -> None:
     pixels = np.full((2, 32, 32), 400, 'uint16')
     path = write(tmp_path / 's1.tif', pixels, descriptions=SENTINEL1.band_names)
     model = GroundModel(SENTINEL1.band_names)
     with (
         pytest.warns(UnitWarning),
-        pytest.raises(ValueError, match=r'no pixel holds data.*raw digital numbers'),
+        pytest.raises(ValueError, match=r'no pixel has data.*raw digital numbers'),
     ):
         map_scene(model, path, None, tmp_path, ['embedding'], Options(window=32))
 
@@ -163,13 +163,13 @@ def test_values_in_the_right_unit_are_not_warned_of(tmp_path: Path) -> None:
         map_scene(GroundModel(BANDS), s1, s2, tmp_path, ['embedding'], Options(window=32))
 
 
-def test_an_order_of_bands_that_is_assumed_is_told(tmp_path: Path) -> None:
+def test_an_assumed_order_of_bands_is_warned_of(tmp_path: Path) -> None:
     path = write(tmp_path / 's2.tif', DN)
     with pytest.warns(
         UserWarning, match=r's2\.tif: its bands have no names.*B8A, B09.*--scene_bands s2='
     ):
         Scene(('B02',), None, path).__exit__()
-    # As EuroSAT has them.
+    # The order of bands of EuroSAT.
     order = (*S2[:8], *S2[9:], 'B8A')
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -178,7 +178,7 @@ def test_an_order_of_bands_that_is_assumed_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('missing', ['mean', 'zero'])
-def test_a_band_that_a_file_lacks_may_be_filled(tmp_path: Path, missing: str) -> None:
+def test_a_missing_band_can_be_filled(tmp_path: Path, missing: str) -> None:
     """Level-2A has no B10."""
     there = [band for band in S2 if band != 'B10']
     path = write(tmp_path / 's2.tif', DN[[S2.index(band) for band in there]], descriptions=there)
@@ -204,7 +204,7 @@ def ground(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def by_points(path: Path, size: int = 96) -> Path:
-    """A raster of the pattern, turned and placed by control points in degrees only."""
+    """A rotated raster of the pattern, placed only by ground control points in degrees."""
     turned = Affine(10, 1.5, 500_000, 1.5, -10, 4_200_000)
     cols, rows = np.meshgrid(np.arange(size) + 0.5, np.arange(size) + 0.5)
     pixels = ground(*(turned @ (cols, rows)))
@@ -238,11 +238,11 @@ def test_ground_control_points_place_a_raster(tmp_path: Path) -> None:
     assert valid[height // 4 : -height // 4, width // 4 : -width // 4].all()
     cols, rows = np.meshgrid(np.arange(width) + 0.5, np.arange(height) + 0.5)
     expected = ground(*(scene.grid.transform @ (cols, rows)))
-    # A shift of half a pixel would show as 0.03.
+    # A shift of half a pixel would give an error of 0.03.
     inner = valid.copy()
     inner[1:-1, 1:-1] &= valid[2:, 1:-1] & valid[:-2, 1:-1] & valid[1:-1, 2:] & valid[1:-1, :-2]
     error = np.abs(sample['image'][0].numpy() - expected)[inner]
-    # Corners of the turned raster have neighbours on one side only.
+    # Corners of the rotated raster have neighbours on one side only.
     assert np.percentile(error, 99) < 0.01
     assert error.max() < 0.03
 
@@ -273,7 +273,7 @@ def test_a_raster_with_ground_control_points_is_mapped(tmp_path: Path) -> None:
         assert np.isfinite(src.read()).mean() > 0.7
 
 
-def test_advice_for_a_raster_without_place_works(tmp_path: Path) -> None:
+def test_advice_for_a_raster_without_georeference_works(tmp_path: Path) -> None:
     path = write(tmp_path / 's2.tif', DN, crs=None, transform=Affine.identity(), descriptions=S2)
     with pytest.raises(ValueError, match=r'no CRS or no transform.*rio edit-info --crs'):
         Scene(('B02',), None, path)

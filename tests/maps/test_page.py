@@ -1,4 +1,4 @@
-"""What a page holds: vectors, where they lie, and its files."""
+"""Contents of a page: vectors, their positions, and files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -44,7 +44,7 @@ from tests.maps.pages import (
 # ---- Vectors ----------------------------------------------------------------------------------
 
 
-def test_int8_keeps_similarities_to_rounding() -> None:
+def test_int8_preserves_similarities_up_to_rounding() -> None:
     exact = vectors()
     small = EmbeddingGrid.of(exact, Grid(UTM, NORTH_UP, ROWS, COLS)).vectors
     assert small.dtype == np.int8
@@ -80,7 +80,7 @@ def test_embedding_rasters(tmp_path: Path, dtype: str) -> None:
 
 
 def test_large_embeddings_are_projected(tmp_path: Path) -> None:
-    """Vectors of 4 dimensions in a space of 24: a projection onto 4 loses nothing."""
+    """Vectors in a 4-dimensional subspace of 24 dimensions are projected without loss."""
     random = np.random.default_rng(0)
     flat = random.standard_normal((ROWS, COLS, 4)) @ random.standard_normal((4, DIMS))
     path = write(tmp_path / 'a.tif', flat.astype(np.float32).transpose(2, 0, 1))
@@ -101,7 +101,7 @@ def test_embedding_without_data(tmp_path: Path) -> None:
         EmbeddingGrid.read(path)
 
 
-# ---- Where patches lie ------------------------------------------------------------------------
+# ---- Positions of patches ---------------------------------------------------------------------
 
 
 @settings(max_examples=40, deadline=None)
@@ -138,7 +138,7 @@ def test_meshes_are_within_a_hundredth_of_a_patch(
     t = (0.5 - northing / world - north) / (south - north)
     assert s.min() >= -1e-9
     assert s.max() <= 1 + 1e-9
-    # Between the points at which the mesh was checked, its error may be a little larger.
+    # Between the points where the mesh was checked, its error may be slightly larger.
     there = patch_map.to_patch(s, t)
     np.testing.assert_allclose(there, np.stack([rows, cols], axis=-1), rtol=0, atol=2 * TOLERANCE)
     back = patch_map.to_box(cols / grid.width, rows / grid.height)
@@ -178,7 +178,7 @@ def test_a_page_is_complete(pages: Callable[[str], Made]) -> None:
     text = index.read_text('utf-8')
     assert '<title>A &lt;place&gt; &amp; its &quot;patches&quot;</title>' in text
     for path in [index, *index.parent.glob('*.js'), *index.parent.glob('*.css')]:
-        # No address on the Internet, but Leaflet's name, which is a link.
+        # No URL on the Internet except the link on Leaflet's name.
         words = path.read_text('utf-8').replace('https://leafletjs.com', '')
         assert 'http' not in words, path
     assert 'Redistribution' in (index.parent / 'leaflet' / 'LICENSE').read_text()
@@ -191,7 +191,7 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
     assert write_page(tmp_path / 'page', [layer], title='Two', zooms=(14, 14)) == index
     assert 'Two' in index.read_text()
     assert [p.name for p in (index.parent / 'tiles' / '00-group-a').iterdir()] == ['14']
-    with pytest.raises(ValueError, match='not a page'):
+    with pytest.raises(ValueError, match='is not a page'):
         write_page(tmp_path, [layer], title='Three')
     with pytest.raises(ValueError, match='nothing to show'):
         write_page(tmp_path / 'none', [], title='Four')
@@ -201,7 +201,7 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_products_of_one_scene(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='none of'):
+    with pytest.raises(ValueError, match='no product found'):
         find_products(tmp_path)
     for name in ('a_pca.tif', 'a_embedding.tif', 'b_pca.tif'):
         (tmp_path / name).touch()

@@ -1,4 +1,4 @@
-"""The page, driven in a browser without network, shows what NumPy says where pyproj says."""
+"""The page in a browser without network, compared with values of NumPy at positions of pyproj."""
 
 import functools
 import http.server
@@ -36,7 +36,7 @@ everywhere = pytest.mark.parametrize('opened', GRIDS, indirect=True)
 
 
 @everywhere
-def test_tiles_show_where_they_belong(opened: tuple[Browser, Made]) -> None:
+def test_tiles_are_shown_at_their_place(opened: tuple[Browser, Made]) -> None:
     browser, made = opened
     assert browser.run(
         'return [...document.querySelectorAll("#map img.leaflet-tile")]'
@@ -71,7 +71,7 @@ def test_layers_switch(opened: tuple[Browser, Made]) -> None:
 
 
 @everywhere
-def test_a_click_paints_similarity(opened: tuple[Browser, Made]) -> None:
+def test_a_click_shows_similarity(opened: tuple[Browser, Made]) -> None:
     browser, made = opened
     browser.opaque()
     row, col = 4, 7
@@ -81,8 +81,8 @@ def test_a_click_paints_similarity(opened: tuple[Browser, Made]) -> None:
     similar = np.array(painted, float).reshape(ROWS, COLS)
     known = np.isfinite(made.vectors).all(axis=-1)
     np.testing.assert_array_equal(np.isfinite(similar), known)
-    # In the browser, as NumPy computes it from the same int8 vectors; and of the true vectors, to
-    # what int8 rounding may do.
+    # The browser's values equal NumPy's for the int8 vectors, and those of the float vectors up
+    # to the error of int8 rounding.
     small = EmbeddingGrid.of(made.vectors, made.grid).vectors
     np.testing.assert_allclose(similar[known], cosines(small, row, col)[known], rtol=0, atol=1e-6)
     exact = cosines(made.vectors, row, col)
@@ -94,7 +94,7 @@ def test_a_click_paints_similarity(opened: tuple[Browser, Made]) -> None:
     wanted = colormaps['viridis'](share)[..., :3] * 255
     for shift in SHIFTS:
         colors = shown_colors(browser, made, shift)[known]
-        # One of 256 colours more or less where a value lies between two.
+        # Rounding may choose the next of 256 colours.
         assert np.abs(colors - wanted[known]).max() < 5
     latitude, longitude = made.place(row + 0.5, col + 0.5)
     text = browser.text('#places')
@@ -135,7 +135,7 @@ def test_a_second_click_compares(opened: tuple[Browser, Made]) -> None:
     assert browser.run('return geofm.chosen') == {'A': -1, 'B': -1}
 
 
-def test_nothing_is_chosen_where_there_is_no_data(opened: tuple[Browser, Made]) -> None:
+def test_patches_without_data_cannot_be_chosen(opened: tuple[Browser, Made]) -> None:
     browser, made = opened
     for row, col in (EMPTY, (-2, 4), (ROWS, COLS)):
         browser.click(made.place(row + 0.5, col + 0.5))
@@ -144,7 +144,7 @@ def test_nothing_is_chosen_where_there_is_no_data(opened: tuple[Browser, Made]) 
 
 
 @everywhere
-def test_the_keyboard_is_enough(opened: tuple[Browser, Made]) -> None:
+def test_the_page_works_by_keyboard(opened: tuple[Browser, Made]) -> None:
     from selenium.webdriver.common.keys import Keys
 
     browser, made = opened
@@ -164,7 +164,7 @@ def test_the_keyboard_is_enough(opened: tuple[Browser, Made]) -> None:
     browser.press(Keys.ESCAPE)
     assert browser.run('return geofm.chosen.A') == -1
 
-    # On to the layers: one stop for the radio buttons, within which arrows choose.
+    # Next are the layers: radio buttons are one tab stop, and arrow keys choose among them.
     for _ in range(12):
         if browser.run('return document.activeElement.name') == 'overlay':
             break
@@ -180,8 +180,8 @@ def test_the_keyboard_is_enough(opened: tuple[Browser, Made]) -> None:
     assert 'attention / uniform' in browser.text('#legend')
 
 
-def test_everything_has_a_name(opened: tuple[Browser, Made]) -> None:
-    """What can be reached by keyboard says what it is."""
+def test_every_control_has_a_name(opened: tuple[Browser, Made]) -> None:
+    """Every element that can be focused has an accessible name."""
     browser, made = opened
     browser.click(made.place(1.5, 1.5))
     browser.click(made.place(6.5, 6.5))
@@ -193,7 +193,7 @@ def test_everything_has_a_name(opened: tuple[Browser, Made]) -> None:
     assert all(names)
 
 
-def test_narrow_and_wide(opened: tuple[Browser, Made]) -> None:
+def test_narrow_and_wide_windows(opened: tuple[Browser, Made]) -> None:
     browser, made = opened
     for width, height in ((360, 640), (390, 844), (1200, 800), (1920, 1080)):
         browser.open(made.index.as_uri(), width, height)
@@ -205,7 +205,7 @@ def test_narrow_and_wide(opened: tuple[Browser, Made]) -> None:
         assert box[0] >= 0
         assert box[2] <= width
         assert box[3] <= height
-        # The whole scene lies beside the panel, or above it.
+        # The whole scene is visible beside or above the panel.
         for corner in ((0, 0), (ROWS, COLS)):
             x, y = browser.point(made.place(*corner))
             assert 0 <= x <= width
@@ -217,8 +217,8 @@ def test_narrow_and_wide(opened: tuple[Browser, Made]) -> None:
         assert browser.run('return document.getElementById("content").offsetHeight') == 0
 
 
-def test_fingers_find_room(opened: tuple[Browser, Made]) -> None:
-    """On a phone, what can be touched is at least 40 px high, and 40 px wide."""
+def test_touch_targets_are_large_enough(opened: tuple[Browser, Made]) -> None:
+    """On a phone, touch targets are at least 40 px high and wide."""
     browser, made = opened
     browser.open(made.index.as_uri(), 390, 844)
     sizes = (

@@ -1,4 +1,4 @@
-"""Classes of the page from clicked examples: what scikit-learn says of the same vectors."""
+"""Classes of the page from clicked examples, compared with scikit-learn."""
 
 import base64
 import json
@@ -27,11 +27,11 @@ everywhere = pytest.mark.parametrize('opened', GRIDS, indirect=True)
 def nearest_means(
     small: npt.NDArray[np.int8], examples: dict[int, list[tuple[int, int]]]
 ) -> npt.NDArray[np.int64]:
-    """Class whose mean unit vector is most similar, by scikit-learn; 255 without data."""
+    """Class with the most similar mean unit vector, by scikit-learn; 255 without data."""
     unit = normalize(small.reshape(-1, small.shape[-1]).astype(np.float64))
     given = [(row * small.shape[1] + col, k) for k, all_ in examples.items() for row, col in all_]
     rows, classes = np.array(given).T
-    # Its own predictions are by Euclidean distance.
+    # NearestCentroid predicts by Euclidean distance.
     means = NearestCentroid().fit(unit[rows], classes).centroids_
     nearest = KNeighborsClassifier(1, metric='cosine').fit(means, [*examples])
     found = nearest.predict(unit)
@@ -66,7 +66,7 @@ def test_a_click_classifies_the_scene(opened: tuple[Browser, Made]) -> None:
     label(browser, made, {2: more[2]})
     found = nearest_means(small, more)
     np.testing.assert_array_equal(classes_found(browser), found)
-    # A patch has one class: the last.
+    # A patch has the class of its last example.
     label(browser, made, {0: [(4, 8)]})
     assert browser.text('#pointer').endswith('Class 1')
     moved = {0: [*EXAMPLES[0], (4, 8)], 1: EXAMPLES[1], 2: [(0, 5), (8, 11)]}
@@ -75,14 +75,14 @@ def test_a_click_classifies_the_scene(opened: tuple[Browser, Made]) -> None:
 
     browser.opaque()
     browser.settle()
-    # The markers of examples would hide what is below them.
+    # The markers of examples would hide the patches below them.
     browser.run('geofm.classes.marks.remove()')
     names = browser.run('return geofm.classes.state().classes.map((c) => c.color.slice(1))')
     palette = np.array([[*bytes.fromhex(name)] for name in names])
     known = found != 255
     for shift in SHIFTS:
         colors = shown_colors(browser, made, shift).astype(int)
-        # Blended by the browser, a colour may be off by one.
+        # Blending in the browser may change a colour by one.
         assert np.abs(colors[known] - palette[found[known]]).max() <= 2
     shares = [round(100 * float((found[known] == i).mean())) for i in range(3)]
     assert [int(n) for n in re.findall(r'(\d+) %', browser.text('#class-list'))] == shares
@@ -121,25 +121,25 @@ def test_undo_delete_and_digits(opened: tuple[Browser, Made]) -> None:
     assert browser.run('return geofm.classes.state().examples') == []
     control_z()
     assert browser.text('#spoken') == 'Nothing to undo.'
-    # Where there is no data, a click adds nothing; digits without a class choose nothing.
+    # A click without data adds no example, and a digit without a class has no effect.
     browser.press('9')
     assert 'no class 9' in browser.text('#spoken')
     browser.click(made.place(EMPTY[0] + 0.5, EMPTY[1] + 0.5))
     assert browser.run('return geofm.classes.state().examples') == []
-    # Keys in a name are text.
+    # Keys in a text field are text.
     name = browser.driver.find_element('css selector', '[data-focus=name0]')
     browser.run('arguments[0].select()', name)
     name.send_keys('1 <b>water</b>', Keys.DELETE, Keys.ENTER)
     names = 'return geofm.classes.state().classes.map((c) => c.name)'
     assert browser.run(names)[0] == '1 <b>water</b>'
-    # A press on another row ends the typing, and is not lost.
+    # A click on another row commits the name, and still has its effect.
     name.click()
     name.send_keys('!')
     browser.driver.find_element('css selector', '#class-list li:nth-child(2) .pick').click()
     assert '!' in browser.run(names)[0]
     assert browser.run('return geofm.classes.state().chosen') == 1
     browser.press('1')
-    # Cursor and Enter do what a click does.
+    # Cursor and Enter act like a click.
     browser.run('document.getElementById("map").focus()')
     browser.press('2', Keys.ARROW_LEFT, Keys.ENTER)
     (example,) = browser.run('return geofm.classes.state().examples')
@@ -150,7 +150,7 @@ def test_undo_delete_and_digits(opened: tuple[Browser, Made]) -> None:
 
 
 @pytest.mark.parametrize('opened', ['utm', 'fiji'], indirect=True)
-def test_labels_go_out_and_come_back(opened: tuple[Browser, Made], tmp_path: Path) -> None:
+def test_labels_are_exported_and_imported(opened: tuple[Browser, Made], tmp_path: Path) -> None:
     browser, made = opened
     label(browser, made, EXAMPLES)
     browser.run(
@@ -187,14 +187,14 @@ def test_labels_go_out_and_come_back(opened: tuple[Browser, Made], tmp_path: Pat
         upload(browser, wrong)
         browser.wait(f'document.getElementById("class-message").textContent.includes({fault!r})')
         assert browser.run(state) == {**before, 'chosen': 0}
-    # Points outside of the scene are left out, which is said.
+    # Points outside the scene are left out, with a message.
     outside = {**json.loads(file.read_text('utf-8'))}
     outside['features'][0]['geometry']['coordinates'] = [0, 0]
     file.write_text(json.dumps(outside))
     upload(browser, file)
     browser.wait('geofm.classes.state().examples.length === 3')
     assert 'Left out: 1 point where this scene has no data' in browser.text('#class-message')
-    # Two in one patch: the later counts.
+    # Of two points in one patch, the later one is used.
     both = {**outside, 'features': outside['features'][1:] + outside['features'][2:3]}
     file.write_text(json.dumps(both))
     upload(browser, file)
@@ -203,7 +203,7 @@ def test_labels_go_out_and_come_back(opened: tuple[Browser, Made], tmp_path: Pat
 
 
 def export(browser: Browser, folder: Path) -> Path:
-    """The file of labels, as the browser writes it."""
+    """Export the labels in the browser and return the file."""
     browser.driver.execute_cdp_cmd(
         'Browser.setDownloadBehavior', {'behavior': 'allow', 'downloadPath': str(folder)}
     )
@@ -217,10 +217,10 @@ def export(browser: Browser, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize('opened', ['degrees', 'fiji'], indirect=True)
-def test_geofm_classify_takes_the_labels(
+def test_geofm_classify_reads_the_exported_labels(
     opened: tuple[Browser, Made], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """From clicks to a map: the patches that were clicked have their class there."""
+    """From clicks to a map, in which the clicked patches have their class."""
     browser, made = opened
     label(browser, made, EXAMPLES)
     file = export(browser, tmp_path)
@@ -273,8 +273,8 @@ WRONG_LABELS = {
 }
 
 
-def test_labels_outlive_the_page(opened: tuple[Browser, Made]) -> None:
-    """Labels are there again; where the browser keeps nothing, the page warns."""
+def test_labels_are_restored_on_the_next_visit(opened: tuple[Browser, Made]) -> None:
+    """Labels are restored; without storage, the page warns before it is closed."""
     browser, made = opened
     state = 'return geofm.classes.state()'
     label(browser, made, EXAMPLES)
@@ -282,8 +282,8 @@ def test_labels_outlive_the_page(opened: tuple[Browser, Made]) -> None:
     browser.open(made.index.as_uri(), keep=True)
     assert browser.run(state) == {**before, 'chosen': 0}
     np.testing.assert_array_equal(classes_found(browser), found)
-    assert 'Kept from your last visit: 4 examples.' in browser.text('#class-message')
-    # What is undone is kept as well.
+    assert 'Restored from your last visit: 4 examples.' in browser.text('#class-message')
+    # Undone changes are stored, too.
     browser.run('document.getElementById("class-clear").click()')
     browser.wait('!JSON.parse(localStorage["geofm labels " + location.pathname]).features.length')
     browser.run('document.getElementById("class-undo").click()')
@@ -311,7 +311,7 @@ def test_labels_outlive_the_page(opened: tuple[Browser, Made]) -> None:
 
 
 def test_products_in_webassembly_and_without(opened: tuple[Browser, Made]) -> None:
-    """Products are those of NumPy, of integers exact; a browser without SIMD has the same."""
+    """Dot products equal NumPy's, exactly for integers, with and without SIMD."""
     browser, _ = opened
     script = (
         'const [text, dims, weights, without] = arguments; const saved = WebAssembly.Module;'
@@ -337,7 +337,7 @@ def test_products_in_webassembly_and_without(opened: tuple[Browser, Made]) -> No
 def test_the_panel_of_classes_fits(
     opened: tuple[Browser, Made], size: tuple[int, int], tmp_path: Path
 ) -> None:
-    """Thirty classes with long names, that are text."""
+    """Thirty classes with long names, which are not interpreted as HTML."""
     browser, made = opened
     browser.open(made.index.as_uri(), *size)
     browser.choose('Click to', 'Classify')

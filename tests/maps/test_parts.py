@@ -9,7 +9,7 @@ from geofm.maps.make.tables import Part, own_device
         ({}, (0, 1)),
         ({'RANK': '2', 'WORLD_SIZE': '4'}, (2, 4)),
         ({'SLURM_PROCID': '1', 'SLURM_STEP_NUM_TASKS': '3', 'SLURM_NTASKS': '3'}, (1, 3)),
-        # The script of a job itself is one process.
+        # The batch script of a job is one process.
         ({'SLURM_PROCID': '0', 'SLURM_NTASKS': '8'}, (0, 1)),
         (
             {
@@ -24,12 +24,14 @@ from geofm.maps.make.tables import Part, own_device
         ),
     ],
 )
-def test_the_launcher_says_which_part(environment: dict[str, str], part: tuple[int, int]) -> None:
+def test_the_launcher_determines_the_part(
+    environment: dict[str, str], part: tuple[int, int]
+) -> None:
     assert Part.of(None, environment) == Part(*part)
     assert Part.of('1/3', environment) == Part(1, 3)
 
 
-def test_parts_are_each_item_once() -> None:
+def test_parts_contain_each_item_once() -> None:
     shares = [list(Part(number, 3).items(8)) for number in range(3)]
     assert sorted(number for share in shares for number in share) == list(range(8))
     for text in ('3/3', '1', '-1/2', '1/0'):

@@ -12,7 +12,7 @@ Strips = Callable[[], list[Strip]]
 
 
 def _tokens(seed: int = 0, mean: float = 0) -> np.ndarray:
-    """Tokens (D, rows, columns) of unequal variance, with some unknown."""
+    """Tokens (D, rows, columns) of unequal variance, some of them NaN."""
     random = np.random.default_rng(seed)
     mixed = random.standard_normal((6, 6)) @ random.standard_normal((6, 23 * 17))
     tokens = (mixed + mean).reshape(6, 23, 17).astype(np.float32)
@@ -27,9 +27,9 @@ def _strips(tokens: np.ndarray, rows: int = 5) -> Strips:
     ]
 
 
-# A large mean swamps a covariance that is summed around zero.
+# With a large mean, a covariance that is summed around zero is inaccurate.
 @pytest.mark.parametrize('mean', [0, 1000])
-def test_components_are_those_of_all_tokens_at_once(mean: float) -> None:
+def test_components_equal_those_of_all_tokens_at_once(mean: float) -> None:
     tokens = _tokens(mean=mean)
     basis = PCABasis.fit(_strips(tokens), 4, 'hash')
     flat = tokens.reshape(6, -1).T
@@ -50,19 +50,19 @@ def test_components_are_those_of_all_tokens_at_once(mean: float) -> None:
                                atol=2e-3)  # fmt: skip
 
 
-def test_signs_do_not_depend_on_chance() -> None:
+def test_signs_are_reproducible() -> None:
     tokens = _tokens()
     basis = PCABasis.fit(_strips(tokens), 3, '')
     for component in basis.components:
         assert component[np.abs(component).argmax()] > 0
-    # Nor on the order of patches, nor on how strips are cut.
+    # They also do not depend on the order of patches or the height of strips.
     other = PCABasis.fit(_strips(tokens[:, ::-1], 7), 3, '')
     np.testing.assert_allclose(other.components, basis.components, atol=1e-6)
     assert other.foreground == basis.foreground
 
 
-def test_what_stands_out_is_foreground() -> None:
-    """A tenth of the patches lie far off, on either side."""
+def test_the_smaller_side_is_foreground() -> None:
+    """A tenth of the patches are far from the others, on one of both sides."""
     for side in (-1, 1):
         tokens = np.random.default_rng(0).normal(0, 0.1, (4, 10, 10)).astype(np.float32)
         tokens[2, :, 3] += side * 5
@@ -81,11 +81,11 @@ def test_colours_are_standard_deviations() -> None:
     (strip,) = basis.colors([Strip(values, np.ones((1, 5), bool))])
     np.testing.assert_allclose(strip.values[0, 0], [1, 1, 128, 255, np.nan])
     np.testing.assert_allclose(strip.values[1, 0], [255, 128, 191.5, 64.5, np.nan])
-    # A component that does not vary is grey, not an error.
+    # A constant component is grey, and not an error.
     np.testing.assert_allclose(strip.values[2, 0, :4], 128)
 
 
-def test_a_basis_is_read_back(tmp_path: Path) -> None:
+def test_a_basis_is_saved_and_loaded(tmp_path: Path) -> None:
     basis = PCABasis.fit(_strips(_tokens()), 3, 'abc')
     path = tmp_path / 'a_pca.safetensors'
     basis.save(path)
@@ -96,7 +96,7 @@ def test_a_basis_is_read_back(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ['a_pca.safetensors']
 
 
-def test_unfit_tokens_are_errors(tmp_path: Path) -> None:
+def test_unsuitable_tokens_are_an_error(tmp_path: Path) -> None:
     empty = np.full((6, 2, 2), np.nan, np.float32)
     with pytest.raises(ValueError, match='at least two patches'):
         PCABasis.fit(_strips(empty), 3, '')

@@ -1,4 +1,4 @@
-"""Embeddings as a table, and search in it."""
+"""Tables of embeddings, and search in them."""
 
 import json
 from collections.abc import Iterator
@@ -85,7 +85,7 @@ def test_geopandas_opens_the_table(tmp_path: Path, precision: Precision) -> None
     assert table['date_s1'].isna().all()
     field = pq.read_schema(path).field('embedding').type
     assert field.list_size == 6
-    # A window read touches no other rows' geometry.
+    # Reading a bounding box skips the geometries of other rows.
     lon, lat = _lonlat(GRID, 4.5, 5.5)
     near = gpd.read_parquet(path)
     found = near[near.contains(shapely.Point(lon, lat))]
@@ -115,7 +115,7 @@ def test_groups_of_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize('grid', GRIDS.values(), ids=GRIDS.keys())
 @pytest.mark.parametrize('precision', ['float32', 'float16', 'int8'])
-def test_search_is_brute_force(
+def test_search_equals_brute_force(
     tmp_path: Path, grid: Grid, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ('make.embeddings', 'view.places'):
@@ -147,7 +147,7 @@ def test_search_is_brute_force(
     assert first['distance'] == 0
 
 
-def test_fewer_patches_than_asked_for(tmp_path: Path) -> None:
+def test_fewer_patches_than_requested(tmp_path: Path) -> None:
     result = search(_write(tmp_path / 'a.parquet'), _lonlat(GRID, 0.5, 0.5), top=1000)
     assert len(result.places) == 107
 
@@ -174,15 +174,15 @@ def test_a_map_of_places(tmp_path: Path) -> None:
     ax = figure.axes[0]
     marks = {text.get_text(): text.get_position() for text in ax.texts}
     assert {'0', '1', '2', '3', 'N'} <= set(marks)
-    # A mark's text stands in the middle of its patch.
+    # The text of a mark is in the middle of its patch.
     place = next(a for a in ax.texts if a.get_text() == '0')
     assert place.xy == (5.5, 4.5)  # type: ignore[attr-defined]
 
 
-def test_places_that_are_none_are_errors(tmp_path: Path) -> None:
+def test_invalid_places_are_an_error(tmp_path: Path) -> None:
     path = _write(tmp_path / 'a.parquet')
     cases: list[tuple[str, dict[str, Any]]] = [
-        (r'a\.parquet: 0, 0 is outside of the scene, which is at longitudes -3\.0', {'at': (0, 0)}),
+        (r'a\.parquet: 0, 0 is outside the scene, which is at longitudes -3\.0', {'at': (0, 0)}),
         ('no data at', {'at': _lonlat(GRID, 2.5, 3.5)}),
         ('top=0', {'at': _lonlat(GRID, 1, 1), 'top': 0}),
     ]
@@ -197,14 +197,14 @@ def test_places_that_are_none_are_errors(tmp_path: Path) -> None:
             path.write_text(other)
         else:
             gpd.GeoDataFrame({'a': [1]}, geometry=[shapely.Point(0, 0)]).to_parquet(path)
-        with pytest.raises(ValueError, match=r'other\.parquet: no table of embeddings'):
+        with pytest.raises(ValueError, match=r'other\.parquet: not a table of embeddings'):
             search(path, (0, 0))
 
 
-def test_scales_go_with_int8_alone(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match='int8 needs scales'):
+def test_scales_are_for_int8_only(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match='scales are needed for int8'):
         write_embeddings(tmp_path / 'a', GRID, _strips(_vectors()), precision='int8')
-    with pytest.raises(ValueError, match='int8 needs scales'):
+    with pytest.raises(ValueError, match='scales are needed for int8'):
         write_embeddings(tmp_path / 'a', GRID, _strips(_vectors()), scales=[1.0] * 6)
     empty = Strip(np.full((3, 1, 4), np.nan, np.float32), np.zeros((1, 4), bool))
     assert dimension_scales([empty]).tolist() == [1, 1, 1]
@@ -247,7 +247,7 @@ def _first(places: gpd.GeoDataFrame) -> tuple[list[float], list[float]]:
 
 @pytest.mark.parametrize('code', [3413, 3031])
 def test_a_scene_over_a_pole_stays_there(tmp_path: Path, code: int) -> None:
-    """Distances against those on the plane, of a grid with the pole on a corner of patches."""
+    """Distances, compared with those in the plane of a grid with the pole at a corner."""
     grid = Grid(CRS.from_epsg(code), Affine(160, 0, -960, 0, -160, 640), 9, 12)
     path = _write(tmp_path / 'a.parquet', grid)
     table = gpd.read_parquet(path)

@@ -1,4 +1,4 @@
-"""Predicted scenes: where they lie, what windows do to them, and runs that are stopped."""
+"""Predictions for scenes: placement, windows, and interrupted runs."""
 
 import json
 import subprocess
@@ -59,7 +59,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class PerPixel(nn.Module):
-    """A network without reach: its output at a pixel depends on that pixel alone."""
+    """A network whose output at a pixel depends only on that pixel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,17 +128,17 @@ def test_windows_equal_one_pass(scene: Path, tmp_path: Path) -> None:
     assert found['picture'].read_bytes()[:4] == b'\x89PNG'
 
 
-def test_windows_equal_one_pass_beyond_the_reach_of_a_network(
+def test_windows_equal_one_pass_beyond_the_receptive_field(
     scene: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Logits, of every pixel that no window sees from within the network's reach of its edge."""
+    """Logits are equal where no window's edge is within the receptive field."""
     torch.manual_seed(0)
     network = SemanticSegmentation('fcn', in_channels=3, num_classes=3, num_filters=8).eval()
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
-            # So that what comes from afar does not fade.
+            # So that distant pixels have an effect.
             nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
-    # Five convolutions of 3 x 3, one pixel a side each.
+    # Five convolutions of 3 x 3 reach one pixel further each.
     reach = 5
     task = load_fine_tuned(save(network, tmp_path / 'task.ckpt'))
     rows: list[np.ndarray[Any, Any]] = []
@@ -164,7 +164,7 @@ def test_windows_equal_one_pass_beyond_the_reach_of_a_network(
     for length in (160, 128):
         inside = np.ones(length, bool)
         for start in Axis.cover(length, window, overlap).starts:
-            # Where a window ends with the scene, one pass ends there too.
+            # A window that ends with the scene has the same padding as one pass.
             if start > 0:
                 inside[start : start + reach] = False
             if start + window < length:
@@ -174,13 +174,13 @@ def test_windows_equal_one_pass_beyond_the_reach_of_a_network(
     assert inside.sum() > 0.4 * there.sum()
     difference = np.abs(blended - whole).max(axis=0)
     assert difference[inside].max() < 1e-4
-    # Elsewhere padding counts: what is compared above is more than rounding.
+    # Elsewhere, padding changes the logits by more than rounding.
     assert difference[there & ~inside].max() > 1e-2
 
 
 def test_logits_are_averaged_before_the_class_is_chosen(scene: Path, tmp_path: Path) -> None:
     class Sided(nn.Module):
-        """Says class 0 strongly in the left half of a window, and class 1 weakly in the right."""
+        """Predicts class 0 strongly in the left half of a window, class 1 weakly in the right."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -195,7 +195,7 @@ def test_logits_are_averaged_before_the_class_is_chosen(scene: Path, tmp_path: P
     found = predict_scene(task, {'s2': scene}, tmp_path, ['classes'], PredictOptions(64, 0.5))
     with rasterio.open(found['classes']) as src:
         row = src.read(1)[100]
-    # From a third of the way between windows on, the strong one outweighs the weak one.
+    # From a third of the way between windows, the strong prediction outweighs the weak one.
     assert (row[:32] == 0).all()
     assert (row[-10:] == 1).all()
     assert (row == 0).mean() > 0.6
@@ -296,7 +296,7 @@ def test_regression_and_classification(scene: Path, tmp_path: Path) -> None:
     loaded = load_fine_tuned(save(height, tmp_path / 'height.ckpt'))
     every: list[ClassProduct] = [*get_args(ClassProduct)]
     found = predict_scene(loaded, {'s2': scene}, tmp_path / 'h', every, PredictOptions(96))
-    # It has no classes, whatever is asked for.
+    # A regression has no classes, whichever products are requested.
     assert list(found) == ['values']
     with rasterio.open(found['values']) as src:
         values = src.read(1)
@@ -381,7 +381,7 @@ def test_a_map_and_features(tmp_path: Path) -> None:
     with rasterio.open(path, 'w', **profile) as dst:
         dst.write(guess, 1)
         dst.update_tags(**legend.tags())
-    # A quarter of the forest is water in truth; beyond 590 rows nothing is known.
+    # A quarter of the forest is water in the reference, which has no data beyond row 590.
     frame = gpd.GeoDataFrame(
         {'class': ['water', 'forest']},
         geometry=[

@@ -1,4 +1,4 @@
-"""Every scene of a table, mapped by one command: once each, whatever becomes of the others."""
+"""Mapping every scene of a table by one command."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def land_cover() -> Iterator[None]:
 
 @pytest.fixture
 def folder(source: Path, tmp_path: Path) -> Path:
-    """A copy of it, whose files may be changed."""
+    """A copy of the source, whose files may be changed."""
     copied = shutil.copytree(source, tmp_path / 'copy')
     index(copied)
     return copied
@@ -86,11 +86,13 @@ def pixels(path: Path) -> npt.NDArray[Any]:
 
 
 def states(folder: Path) -> dict[str, int]:
-    """When each map was written."""
+    """Modification time of each map."""
     return {p.parent.name: p.stat().st_mtime_ns for p in folder.glob('maps/*/*_classes.tif')}
 
 
-def test_every_scene_once_whatever_fails(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_scene_is_mapped_once_despite_failures(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     scenes = TableScenes(folder / 'table.parquet', BANDS)
     assert len(scenes) == len(set(scenes.names)) == 6
     broken = folder / 'scenes' / 'europa_1868_121'
@@ -106,7 +108,7 @@ def test_every_scene_once_whatever_fails(folder: Path, capsys: pytest.CaptureFix
     before = states(folder)
     assert len(before) == 5
     assert set(before) < set(scenes.names)
-    # Each is what predicting its files gives.
+    # Each scene equals the prediction for its files.
     task = load_fine_tuned(folder / 'task.ckpt')
     name = next(name for name in before if name.startswith('america'))
     place, _, day = name.rpartition('_')
@@ -119,7 +121,7 @@ def test_every_scene_once_whatever_fails(folder: Path, capsys: pytest.CaptureFix
     with rasterio.open(found) as src, rasterio.open(files['s2']) as scene:
         assert (src.crs, src.transform, src.shape) == (scene.crs, scene.transform, scene.shape)
         assert src.tags()['s2_date'] == day
-    # The file is mended: its scene alone is done.
+    # After the file is repaired, only its scene is mapped.
     victim.write_bytes(content)
     predict(folder, '--reference', 'landcover.class', '--block', '48')
     assert '6 of 6 scenes are mapped, 5 of them earlier' in capsys.readouterr().out
@@ -127,7 +129,7 @@ def test_every_scene_once_whatever_fails(folder: Path, capsys: pytest.CaptureFix
     assert before.items() <= after.items()
     assert set(after) == set(scenes.names)
     check_pooled(folder)
-    # Other options, another map.
+    # Other options make another map.
     predict(folder, '--overlap', '0.2', '--place', 'america_1868_36')
     assert {n for n, t in states(folder).items() if t != after[n]} == {
         n for n in scenes.names if n.startswith('america_1868_36')
@@ -135,7 +137,7 @@ def test_every_scene_once_whatever_fails(folder: Path, capsys: pytest.CaptureFix
 
 
 def check_pooled(folder: Path) -> None:
-    """The accuracy is that of all scenes, and the dates of a place share their blocks."""
+    """The accuracy is over all scenes, and the dates of a place share blocks."""
     truth, guess, blocks = [], [], set()
     for path in folder.glob('maps/*/*_classes.tif'):
         place = path.parent.name.rpartition('_')[0]
@@ -152,7 +154,7 @@ def check_pooled(folder: Path) -> None:
     assert said['blocks'] == len(blocks) == 12
 
 
-def test_a_split_is_the_one_that_was_trained_with(source: Path) -> None:
+def test_the_split_is_that_of_training(source: Path) -> None:
     table = source / 'by_split.csv'
     rows = ['path,sensor,datetime,place,split']
     for path in sorted(source.glob('scenes/*/s[12]_*.tif')):
@@ -162,11 +164,11 @@ def test_a_split_is_the_one_that_was_trained_with(source: Path) -> None:
     table.write_text('\n'.join(rows) + '\n')
     scenes = TableScenes(table, BANDS, split='test')
     assert {name.rpartition('_')[0] for name in scenes.names} == {'europa_1868_121'}
-    with pytest.raises(ValueError, match='a split by blocks cuts scenes'):
+    with pytest.raises(ValueError, match='a split by blocks divides scenes'):
         TableScenes(table, BANDS, split='test', split_by=SplitRule('blocks'))
-    with pytest.raises(ValueError, match="a place 'europe_1868_121'; did you mean 'europa"):
+    with pytest.raises(ValueError, match="the place 'europe_1868_121'; did you mean 'europa"):
         TableScenes(table, BANDS, places=['europe_1868_121'])
-    with pytest.raises(ValueError, match='no scene of the places and the split'):
+    with pytest.raises(ValueError, match='no scene belongs to the chosen places'):
         TableScenes(table, BANDS, split='test', places=['america_1868_36'])
 
 
@@ -181,7 +183,7 @@ def test_scenes_without_a_sensor(folder: Path, capsys: pytest.CaptureFixture[str
     place = ['--place', 'europa_1868_121', '--products', '[probabilities]']
     with pytest.warns(UserWarning, match='predicted without Sentinel-1'):
         predict(folder, *place, '--missing_sensors')
-    # As the backbone sees it that is told so.
+    # The backbone gets the same missing sensor.
     task = load_fine_tuned(folder / 'task.ckpt')
     scenes = TableScenes(
         folder / 'table.parquet', BANDS, places=['europa_1868_121'], missing_sensors=True
@@ -205,7 +207,7 @@ def test_scenes_without_a_sensor(folder: Path, capsys: pytest.CaptureFixture[str
         assert np.abs(logits(task, image).softmax(dim=1)[0].numpy() - seen[0]).max() > 1e-3
 
 
-def test_what_cannot_be_asked_for(folder: Path) -> None:
+def test_unsuitable_options(folder: Path) -> None:
     s2 = min(folder.glob('scenes/*/s2_*.tif'))
     with pytest.raises(SystemExit, match='give --table or the files of one scene'):
         predict(folder, '--s2', str(s2))
@@ -233,7 +235,7 @@ def test_parts_write_the_bytes_of_one_process(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Predictions and maps of a backbone, in one process and in two parts, and their catalogue."""
+    """Two parts write the same predictions, maps and catalogue as one process."""
     folder = source
     index(folder)
     torch.manual_seed(0)
@@ -247,7 +249,7 @@ def test_parts_write_the_bytes_of_one_process(
     )
     wholes[1].extend(['--products', '[pca]', '--bands', f'[{",".join(BANDS)}]'])
     for command in wholes:
-        # The command is noted in the files.
+        # The files contain the command.
         monkeypatch.setattr('sys.argv', ['geofm', command[0]])
         outputs = {name: tmp_path / command[0] / name for name in ('whole', 'parts')}
         main([*command, '--output', str(outputs['whole'])])
@@ -262,7 +264,7 @@ def test_parts_write_the_bytes_of_one_process(
         for file in files:
             twin = outputs['parts'] / file.relative_to(outputs['whole'])
             if file.suffix == '.safetensors':
-                # The order of its metadata is not the same twice.
+                # The order of the metadata varies between runs.
                 assert contents(twin) == contents(file)
             else:
                 assert twin.read_bytes() == file.read_bytes(), file.name

@@ -57,7 +57,7 @@ def _middle(path: Path) -> tuple[float, float]:
 
 
 def _check_grid(files: Mapping[str, Path], scene: Path, patch_size: int) -> None:
-    """Origin, pixel size times patch, and CRS are those of the scene, exactly."""
+    """Check that origin and CRS are those of the scene, and pixels the size of patches."""
     with rasterio.open(scene) as src:
         crs, transform, shape = src.crs, src.transform, src.shape
     for name in RASTERS:
@@ -80,13 +80,11 @@ GRIDS: dict[str, tuple[CRS, Affine]] = {
 
 
 @pytest.mark.parametrize(('crs', 'transform'), GRIDS.values(), ids=GRIDS.keys())
-def test_a_checkerboard_comes_out_where_it_went_in(
-    tmp_path: Path, crs: CRS, transform: Affine
-) -> None:
+def test_a_checkerboard_keeps_its_place(tmp_path: Path, crs: CRS, transform: Affine) -> None:
     """Patches alternate between the mean and one standard deviation above it."""
     mean, std = (t.numpy() for t in band_statistics(S2))
     board = np.indices((9, 13)).sum(axis=0) % 2
-    # Three patches differ from all others, so that no symmetry hides a shift.
+    # Three patches differ from all others, so that symmetry cannot hide a shift.
     board[4, 7] = board[0, 0] = board[3, 12] = 3
     pixels = np.kron(board, np.ones((8, 8)))[:70, :100]
     image = (mean[:, None, None] + std[:, None, None] * pixels).astype(np.float32)
@@ -94,7 +92,7 @@ def test_a_checkerboard_comes_out_where_it_went_in(
     options = Options(window=32, segments=3, point=_middle(path))
     files = map_scene(GroundModel(S2), None, path, tmp_path / 'out', EVERY, options)
     _check_grid(files, path, 8)
-    # Patches at the edge that are not full show less of the ground.
+    # Partial patches at the edge cover less of the scene.
     whole = (slice(0, 8), slice(0, 12))
     expected = board[whole].astype(np.float32)
     for name in ('attention', 'rollout', 'embedding'):
@@ -110,14 +108,14 @@ def test_a_checkerboard_comes_out_where_it_went_in(
     foreground = _read(files['foreground'])[0][whole]
     assert set(foreground[expected != 1].tolist()) == {0, 1}
     assert (foreground[expected == 3] == 1).all()
-    # Row and column of the table are those of the raster.
+    # The table has the rows and columns of the raster.
     table = EmbeddingTable.read(files['embedding_table'])
     with rasterio.open(files['embedding']) as src:
         assert (table.grid.crs, table.grid.transform) == (src.crs, src.transform)
 
 
 @pytest.mark.parametrize('how', ['nearest', 'bilinear'])
-def test_products_may_be_brought_to_pixels(tmp_path: Path, how: Any) -> None:
+def test_products_can_be_upsampled_to_pixels(tmp_path: Path, how: Any) -> None:
     _, path = _scene(tmp_path, 70, 100)
     options = Options(window=32, pixels=how)
     files = map_scene(GroundModel(S2), None, path, tmp_path / 'a', None, options)
@@ -208,7 +206,7 @@ def test_any_vit_of_timm(tmp_path: Path) -> None:
     )
 
 
-def test_a_vit_without_cls_has_features_alone(tmp_path: Path) -> None:
+def test_a_vit_without_cls_has_only_features(tmp_path: Path) -> None:
     vit = timm.create_model(
         'vit_base_patch16_siglip_224', num_classes=0, depth=1, embed_dim=48, num_heads=2,
         dynamic_img_size=True,
@@ -223,7 +221,7 @@ def test_a_vit_without_cls_has_features_alone(tmp_path: Path) -> None:
 
 
 class WindowModel(GroundModel):
-    """Attention rises from left to right in every window, whatever the ground."""
+    """Model whose attention rises from left to right in every window, for any input."""
 
     def observe(self, x: Tensor, *args: Any, **kwargs: Any) -> Observation:
         seen = super().observe(x, *args, **kwargs)
@@ -234,7 +232,7 @@ class WindowModel(GroundModel):
 
 
 def _steps(values: np.ndarray, every: int) -> tuple[float, float]:
-    """Difference of neighbouring columns: mean at borders of windows, greatest elsewhere."""
+    """Differences of columns: the mean at borders of windows, the largest elsewhere."""
     steps = np.abs(np.diff(values, axis=-1)).mean(axis=(0, 1))
     border = np.zeros(len(steps), bool)
     border[every - 1 :: every] = True
@@ -242,7 +240,7 @@ def _steps(values: np.ndarray, every: int) -> tuple[float, float]:
 
 
 def _smooth_ground() -> np.ndarray:
-    """Ground on which all that is rough comes from the model."""
+    """A smooth scene, so that any roughness comes from the model."""
     rows, cols = np.mgrid[:128, :384]
     ground = 1 + 0.3 * np.sin(rows / 40) * np.cos(cols / 55)
     return (band_statistics(S2)[0].numpy()[:, None, None] * ground).astype(np.float32)
@@ -250,13 +248,13 @@ def _smooth_ground() -> np.ndarray:
 
 @pytest.mark.parametrize('name', ['window', 'vit'])
 def test_overlap_leaves_no_seams(tmp_path: Path, name: str) -> None:
-    """Steps between windows are no larger than those that the model makes within one."""
+    """Steps between windows are not larger than those within a window."""
     if name == 'vit':
         p, ground = 16, _smooth_ground()
         model: Any = timm.create_model(
             'geofm_vit_tiny_patch16_s2', in_chans=13, depth=2, init_values=1.0
         )
-        # Positions as smooth as training makes them; opposite at opposite ends of a row.
+        # Smooth position embeddings, as after training, opposite at both ends of a row.
         position = model.encoders['s2'].pos_embed
         angle = torch.linspace(0, math.pi, 14).repeat(14)[:, None]
         start, middle = torch.randn(2, position.shape[-1])
@@ -309,12 +307,12 @@ def test_windows_without_data_are_not_run(tmp_path: Path) -> None:
     model = GroundModel(S2)
     options = Options(window=64, overlap=0, batch_size=1)
     files = map_scene(model, None, path, tmp_path / 'out', ['attention'], options)
-    # One window, after the look at an empty one for its layout.
+    # One window, after the empty window for the layout.
     assert len(model.calls) == 2
     np.testing.assert_array_equal(np.isfinite(_read(files['attention'])[0, 0]), np.arange(40) < 8)
 
 
-def test_a_scene_of_many_windows_is_read_piece_by_piece(tmp_path: Path) -> None:
+def test_a_large_scene_is_read_window_by_window(tmp_path: Path) -> None:
     path = write(tmp_path / 's2.tif', noise('s2', 1500, 96).astype('uint16'))
     model, options = GroundModel(S2), Options(window=64, batch_size=2)
     files = map_scene(model, None, path, tmp_path / 'out', ['attention'], options)
@@ -326,7 +324,7 @@ def test_a_scene_of_many_windows_is_read_piece_by_piece(tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_scene(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of what NumPy holds; experiments/benchmarks/map_memory.py measures the whole process."""
+    """Memory of NumPy; experiments/benchmarks/map_memory.py measures the whole process."""
     monkeypatch.setattr('geofm.maps.make.writer._STRIP_BYTES', 2**15)
     monkeypatch.setattr('geofm.maps.make.embeddings._GROUP_ROWS', 256)
 
@@ -343,12 +341,12 @@ def test_memory_does_not_grow_with_the_scene(
     for product in products:
         peak(256, product)  # imports and caches
         low, high = peak(512, product), peak(2560, product)
-        # Tokens of five times as many patches are in the second scene.
+        # The second scene has five times as many patches.
         more = (2560 - 512) // 4 * 24 * 13 * 4
         assert high < low + more / 2
 
 
-def test_what_the_rasters_say_of_themselves(tmp_path: Path) -> None:
+def test_tags_of_the_rasters(tmp_path: Path) -> None:
     pair = _scene(tmp_path, 32, 32)
     model = GroundModel(BANDS)
     options = Options(block=-2, window=32, point=_middle(pair[1]), segments=3)
@@ -380,14 +378,14 @@ def test_what_the_rasters_say_of_themselves(tmp_path: Path) -> None:
         ['2018-02-28', '2018-02-24']
     ]
     assert call.present is None
-    # The products, and nothing else.
+    # Only the products remain.
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == sorted(
         path.name for path in files.values()
     )
     assert all(path.name.startswith('s2_2018-02-24__') for path in files.values())
 
 
-def test_a_hash_tells_weights_apart() -> None:
+def test_the_hash_distinguishes_weights() -> None:
     a, b = GroundModel(S2), GroundModel(S2)
     assert weights_sha256(a) == weights_sha256(b)
     b.place.data += 1e-7
@@ -400,7 +398,7 @@ def test_a_point_sees_the_window_around_it(tmp_path: Path) -> None:
         at = transform_points(src.crs, CRS.from_epsg(4326), *([v] for v in src.xy(155, 120)))
     model, options = GroundModel(S2), Options(window=64, point=(at[0][0], at[1][0]))
     files = map_scene(model, None, path, tmp_path / 'out', ['point'], options)
-    # Patch 19, 15: the window is as near to amid the scene as its border allows.
+    # Patch (19, 15): the window is centred on it as far as the border of the scene allows.
     values = _read(files['point'])
     window = (slice(12, 20), slice(11, 19))
     known = np.zeros((20, 30), bool)
@@ -421,7 +419,7 @@ def test_a_point_without_data_is_an_error(tmp_path: Path) -> None:
         map_scene(GroundModel(S2), None, path, tmp_path / 'out', ['point'], options)
 
 
-def test_a_basis_serves_the_next_scene(tmp_path: Path) -> None:
+def test_a_basis_can_be_used_for_another_scene(tmp_path: Path) -> None:
     pixels = noise('s2', 64, 128)
     whole = write(tmp_path / 'whole.tif', pixels)
     part = write(tmp_path / 'part.tif', pixels[:, :, :64])
@@ -456,12 +454,12 @@ def test_precision_of_embeddings(tmp_path: Path) -> None:
     assert (np.abs(read['int8'] - exact) <= largest / 254 * 1.001).all()
 
 
-def test_a_fused_model_may_do_without_a_sensor(tmp_path: Path) -> None:
+def test_a_fused_model_works_with_a_missing_sensor(tmp_path: Path) -> None:
     _, s2 = _scene(tmp_path, 32, 32)
     model = GroundModel(BANDS)
     with pytest.warns(UserWarning, match='no Sentinel-1 GRD raster'):
         files = map_scene(model, None, s2, tmp_path / 'out', None, Options(window=32, segments=3))
-    # No map of what was not there.
+    # There is no map of a missing sensor.
     for product in ('attention', 'rollout'):
         with rasterio.open(files[product]) as src:
             assert {band.split()[0] for band in src.descriptions} == {'s2'}
@@ -470,14 +468,14 @@ def test_a_fused_model_may_do_without_a_sensor(tmp_path: Path) -> None:
     assert present.tolist() == [[False, True]]
 
 
-def test_a_raster_that_the_model_has_no_use_for_is_named(tmp_path: Path) -> None:
+def test_a_raster_of_an_unknown_sensor_is_warned_of(tmp_path: Path) -> None:
     pair = _scene(tmp_path, 32, 32)
     with pytest.warns(UserWarning, match=r's1_2018.*is not used'):
         map_scene(GroundModel(S2), *pair, tmp_path / 'out', ['attention'], Options(window=32))
 
 
 class Interrupted(GroundModel):
-    """Fails when it has been called so many times."""
+    """Model that fails after some calls."""
 
     def __init__(self, calls: int) -> None:
         super().__init__(S2)
@@ -490,14 +488,14 @@ class Interrupted(GroundModel):
 
 
 @pytest.mark.parametrize('calls', [1, 2, 4, 9, 18])
-def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, calls: int) -> None:
-    """9 x 4 windows of 32 px, two a call: no finished one is run again."""
+def test_an_interrupted_run_resumes(tmp_path: Path, calls: int) -> None:
+    """9 x 4 windows of 32 px, two per call: finished windows are not run again."""
     path = write(tmp_path / 's2.tif', noise('s2', 160, 80))
     out, options = tmp_path / 'out', Options(window=32, batch_size=2, segments=3)
     stopped = Interrupted(calls)
     with pytest.raises(RuntimeError, match='interrupted'):
         map_scene(stopped, None, path, out, None, options)
-    # No product, whole or half.
+    # There is no product, complete or partial.
     assert [entry.suffix for entry in out.iterdir()] == ['.work']
     again = Interrupted(99)
     files = map_scene(again, None, path, out, None, options)
@@ -511,7 +509,7 @@ def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, calls: int) -> 
             np.testing.assert_array_equal(_read(files[name]), _read(whole[name]))
 
 
-def test_what_was_made_with_something_else_is_not_used(tmp_path: Path) -> None:
+def test_a_work_folder_of_other_settings_is_not_used(tmp_path: Path) -> None:
     path = write(tmp_path / 's2.tif', noise('s2', 160, 80))
     out = tmp_path / 'out'
 
@@ -527,7 +525,7 @@ def test_what_was_made_with_something_else_is_not_used(tmp_path: Path) -> None:
     assert windows(other) == 36
     assert windows(GroundModel(S2), block=0) == 36
     assert windows(GroundModel(S2), overlap=0.4) == 36
-    # The size of a batch changes nothing that is kept.
+    # The batch size does not affect the stored values.
     assert windows(GroundModel(S2), batch_size=3) == 36 - 16
     with pytest.raises(RuntimeError, match='interrupted'):
         windows(Interrupted(9))
@@ -551,7 +549,7 @@ map_scene(Killed(SENTINEL2.band_names), None, Path(sys.argv[1]), Path(sys.argv[2
 """
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_killed_run_resumes(tmp_path: Path) -> None:
     path, out = write(tmp_path / 's2.tif', noise('s2', 160, 80)), tmp_path / 'out'
     root = Path(__file__).resolve().parents[2]
     run = subprocess.run([sys.executable, '-c', _KILLED, path, out], cwd=root, check=False)
@@ -563,7 +561,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     np.testing.assert_array_equal(_read(files['attention']), _read(whole['attention']))
 
 
-def test_unfit_arguments_are_errors(tmp_path: Path) -> None:
+def test_unsuitable_arguments_are_an_error(tmp_path: Path) -> None:
     s1, s2 = _scene(tmp_path, 32, 32)
     small = write(tmp_path / 'small.tif', noise('s2', 7, 40))
     empty = write(tmp_path / 'empty.tif', np.full((13, 16, 16), np.nan, np.float32))
@@ -581,7 +579,7 @@ def test_unfit_arguments_are_errors(tmp_path: Path) -> None:
         (r"unknown products \['pcs'\]", {'products': ['pcs']}),
         ('no products', {'products': []}),
         ("'point' needs a point", {'products': ['point']}),
-        (r'0, 0 is outside of the scene', {'point': (0, 0)}),
+        (r'0, 0 is outside the scene', {'point': (0, 0)}),
         (r'empty\.tif: no pixel', {'path': empty}),
         ('segments=99', {'segments': 99}),
     ]
@@ -592,12 +590,12 @@ def test_unfit_arguments_are_errors(tmp_path: Path) -> None:
         map_scene(model, s1, None, out)
     with pytest.raises(FileNotFoundError, match=r'gone\.safetensors'):
         run(basis=tmp_path / 'gone.safetensors')
-    with pytest.raises(ValueError, match=r's2_2018-02-24_\.tif: no PCA basis'):
+    with pytest.raises(ValueError, match=r's2_2018-02-24_\.tif: not a PCA basis'):
         run(basis=s2)
 
 
 def _real_pairs(real: Path) -> dict[str, tuple[Path, Path, list[str] | None]]:
-    """S1, S2, and names of S2's bands where the file does not say."""
+    """S1, S2, and names of S2's bands if the file has none."""
     crts, level_2a = real / 'crts_layout', [name for name in S2 if name != 'B10']
     name = '{}_ROIs1868_36_ImgNo_0_2019-09-1{}_patch_0.tif'
     terramind = real / 'terramind_examples'
@@ -622,7 +620,7 @@ def _real_pairs(real: Path) -> dict[str, tuple[Path, Path, list[str] | None]]:
 
 @pytest.mark.parametrize('place', ['crts', 'flood', 'terramind'])
 def test_real_pairs(shared_data: Path, tmp_path: Path, place: str) -> None:
-    """Real ground, another grid each, through a real two-sensor model."""
+    """Real scenes on different grids, with a two-sensor model."""
     s1, s2, names = _real_pairs(shared_data / 'real')[place]
     if not s1.exists():
         pytest.skip(f'needs {s1} of the shared data')
@@ -643,5 +641,5 @@ def test_real_pairs(shared_data: Path, tmp_path: Path, place: str) -> None:
             if name != 'point':
                 assert src.read_masks().any()
     assert (pixels > 0).all()
-    # CLS and registers get a share, so patches get less than uniform, but not by much.
+    # CLS and registers get some attention, so patches get slightly less than uniform attention.
     assert 0.5 < pixels.mean() < 1

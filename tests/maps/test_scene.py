@@ -22,7 +22,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     return s1, s2
 
 
-def test_bands_come_in_the_order_asked_for(pair: tuple[Path, Path]) -> None:
+def test_bands_are_returned_in_the_requested_order(pair: tuple[Path, Path]) -> None:
     with Scene(('B8A', 'VH', 'B02'), *pair) as scene, rasterio.open(pair[1]) as s2:
         sample = scene.read(8, 16, 16, 24)
         assert scene.grid == Grid.of(s2)
@@ -60,7 +60,7 @@ def test_descriptions_decide_which_band_is_which(tmp_path: Path, names: str) -> 
         'short': [name.replace('B0', 'b') for name in of],
     }[names]
     pixels = np.stack([np.full((16, 16), i, np.float32) for i in order])
-    # A band that is none of the sensor's is left alone.
+    # Bands that are not the sensor's are ignored.
     pixels = np.concatenate([pixels, np.full((1, 16, 16), 99, np.float32)])
     path = write(tmp_path / 's2.tif', pixels, descriptions=[*text, 'SCL'])
     with Scene(('B01', 'B04', 'B8A'), None, path) as scene:
@@ -88,7 +88,7 @@ def test_unnamed_bands_must_be_all_of_the_sensor(tmp_path: Path) -> None:
         Scene(('B02',), None, path)
 
 
-def test_an_aligned_s1_is_read_bit_for_bit_where_it_is(tmp_path: Path) -> None:
+def test_an_aligned_s1_is_read_bit_for_bit(tmp_path: Path) -> None:
     s2 = write(tmp_path / 's2.tif', noise('s2', 40, 50))
     s1_pixels = noise('s1', 30, 60)
     s1 = write(tmp_path / 's1.tif', s1_pixels, transform=NORTH_UP @ Affine.translation(-7, 12))
@@ -115,7 +115,7 @@ def _ground(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def test_s1_on_another_grid_is_warped_onto_that_of_s2(tmp_path: Path) -> None:
-    """A pattern in UTM 30 metres, stored in UTM 31 at 7 m, is found where it belongs."""
+    """A pattern in metres of UTM 30, stored in UTM 31 at 7 m, is read at its place."""
     cols, rows = np.meshgrid(np.arange(60) + 0.5, np.arange(60) + 0.5)
     transform = Affine(10, 0, 790_000, 0, -10, 4_200_000)
     s2 = write(tmp_path / 's2.tif', noise('s2', 60, 60), transform=transform)
@@ -137,7 +137,7 @@ def test_s1_on_another_grid_is_warped_onto_that_of_s2(tmp_path: Path) -> None:
         part = scene.read(16, 24, 16, 16)
     assert sample['valid'].all()
     image = sample['image'].numpy()
-    # A shift of half a pixel would show as 0.03.
+    # A shift of half a pixel would give an error of 0.03.
     np.testing.assert_allclose(image[0], expected, atol=0.01)
     np.testing.assert_allclose(part['image'][0].numpy(), image[0, 16:32, 24:40], atol=0.01)
 
@@ -158,7 +158,7 @@ def test_nodata_of_either_sensor_is_invalid(tmp_path: Path) -> None:
 
 
 def test_a_band_of_zeros_is_data(tmp_path: Path) -> None:
-    """Sentinel-2 tagged with nodata 0, and B10 at 0 everywhere, as over dry ground."""
+    """Sentinel-2 with nodata 0, and B10 at 0 everywhere, as for dry air."""
     pixels = noise('s2', 16, 16)
     pixels[10] = 0
     pixels[:, 3, 4] = 0
@@ -167,14 +167,14 @@ def test_a_band_of_zeros_is_data(tmp_path: Path) -> None:
     assert list(zip(*invalid.nonzero(), strict=True)) == [(3, 4)]
 
 
-def test_bands_of_other_kinds_do_not_count(tmp_path: Path) -> None:
+def test_other_bands_of_a_file_are_ignored(tmp_path: Path) -> None:
     pixels = np.concatenate([noise('s1', 16, 16), np.full((1, 16, 16), np.nan, np.float32)])
     path = write(tmp_path / 's1.tif', pixels, descriptions=['VV', 'VH', 'incidence angle'])
     with Scene(('VV',), path) as scene:
         assert scene.read(0, 0, 16, 16)['valid'].all()
 
 
-def test_fill_does_not_bleed_into_what_is_warped(tmp_path: Path) -> None:
+def test_fill_does_not_influence_warped_pixels(tmp_path: Path) -> None:
     s2 = write(tmp_path / 's2.tif', noise('s2', 16, 16))
     pixels = np.full((2, 16, 16), -10, np.float32)
     pixels[:, :, 8:] = 0
@@ -188,7 +188,7 @@ def test_fill_does_not_bleed_into_what_is_warped(tmp_path: Path) -> None:
 
 
 def test_bands_may_be_named(tmp_path: Path) -> None:
-    """A Level-2A file: 12 bands, none named, no B10."""
+    """A Level-2A file has 12 bands without names and no B10."""
     names = [name for name in SENTINEL2.band_names if name != 'B10']
     pixels = noise('s2', 16, 16)[[SENTINEL2.band_names.index(name) for name in names]]
     path = write(tmp_path / 's2.tif', pixels)
@@ -198,7 +198,7 @@ def test_bands_may_be_named(tmp_path: Path) -> None:
         Scene(('B12',), None, path, names={'s2': names[:5]})
 
 
-def test_an_absent_sensor_is_zero_and_does_not_count(pair: tuple[Path, Path]) -> None:
+def test_a_missing_sensor_is_zero_and_does_not_affect_validity(pair: tuple[Path, Path]) -> None:
     with Scene(BANDS, None, pair[1]) as scene:
         sample = scene.read(0, 0, 40, 50)
         assert list(scene.rasters) == ['s2']
@@ -240,17 +240,17 @@ def scene_dates(day: str) -> np.ndarray:
     return np.array(['NaT', day], 'datetime64[D]').astype(np.int64)
 
 
-def test_dates_are_read_from_metadata_and_arguments_win(tmp_path: Path) -> None:
+def test_given_dates_override_the_metadata(tmp_path: Path) -> None:
     path = write(tmp_path / 'scene.tif', noise('s2', 16, 16))
     with rasterio.open(path, 'r+') as dst:
-        # When the file was made is not when the ground was seen.
+        # The time of writing is not the time of acquisition.
         dst.update_tags(TIFFTAG_DATETIME='2024:01:01 00:00:00')
         dst.update_tags(ns='IMAGERY', ACQUISITIONDATETIME='2018-03-05T10:20:30Z')
     with Scene(('B02',), None, path) as scene:
         assert scene.rasters['s2'].date == np.datetime64('2018-03-05')
     with Scene(('B02',), None, path, {'s2': '2019-07-08'}) as scene:
         assert scene.rasters['s2'].date == np.datetime64('2019-07-08')
-    with pytest.raises(ValueError, match="s2 date 'July' is not a day"):
+    with pytest.raises(ValueError, match="s2 date 'July' is invalid"):
         Scene(('B02',), None, path, {'s2': 'July'})
     with pytest.raises(ValueError, match=r"unknown sensors \['s3'\]"):
         Scene(('B02',), None, path, {'s3': '2019-07-08'})
@@ -271,7 +271,7 @@ def test_thumbnails_average_the_scene(tmp_path: Path) -> None:
         warped, valid = scene.thumbnail(('VH',), 30)
         assert warped.shape == (1, 30, 20)
         assert valid[2:-2, 2:-2].all()
-        # Means of 16 pixels, half a pixel aside.
+        # Means of 16 pixels, shifted by half a pixel.
         expected = s1_pixels[1].reshape(30, 4, 20, 4).mean(axis=(1, 3))
         inner = (slice(2, -2), slice(2, -2))
         assert np.corrcoef(warped[0][inner].ravel(), expected[inner].ravel())[0, 1] > 0.7
@@ -289,7 +289,7 @@ def test_a_missing_argument_is_named(pair: tuple[Path, Path]) -> None:
         Scene(BANDS)
 
 
-def test_what_is_no_raster_is_an_error(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_raster_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / 'text.tif'
     path.write_text('not a TIFF')
     with pytest.raises(ValueError, match=r'text\.tif: cannot be read as a raster'):
@@ -303,10 +303,10 @@ def test_a_raster_without_crs_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('crs', [UTM, CRS.from_epsg(4326), CRS.from_epsg(32650)])
-def test_rasters_of_different_ground_are_an_error(tmp_path: Path, crs: CRS) -> None:
+def test_rasters_that_do_not_overlap_are_an_error(tmp_path: Path, crs: CRS) -> None:
     s2 = write(tmp_path / 's2.tif', noise('s2', 16, 16))
     degrees = crs.is_geographic
-    # In UTM 30: right beside S2, so that only the border is shared.
+    # In UTM 30, adjacent to S2, so that they share only a border.
     transform = (
         Affine(1e-4, 0, 20, 0, -1e-4, 40) if degrees else NORTH_UP @ Affine.translation(16, 0)
     )

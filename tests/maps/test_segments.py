@@ -6,11 +6,11 @@ from geofm.maps.make.windows import Strip
 
 
 def _blobs(sizes: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (D, rows, 20) that point into as many directions as there are sizes, and which."""
+    """Tokens (D, rows, 20) of one direction per size, and the index of their direction."""
     random = np.random.default_rng(0)
     truth = random.permutation(np.repeat(np.arange(len(sizes)), sizes))
     directions = random.standard_normal((len(sizes), 8))
-    # The length of a token says nothing.
+    # The length of a token must not matter.
     tokens = directions[truth] * random.uniform(0.5, 5, (len(truth), 1))
     tokens = tokens + random.normal(0, 0.02, tokens.shape)
     return tokens.T.reshape(8, -1, 20).astype(np.float32), truth.reshape(-1, 20)
@@ -21,7 +21,7 @@ def _strips(tokens: np.ndarray) -> list[Strip]:
     return [Strip(part, np.isfinite(part).all(axis=0)) for part in parts]
 
 
-def test_patches_of_one_direction_are_a_segment_and_the_largest_is_first() -> None:
+def test_segments_are_directions_sorted_by_size() -> None:
     tokens, truth = _blobs((40, 200, 160))
     tokens[:, 3, 5] = np.nan
     segmenter = Segmenter(lambda: _strips(tokens), 3, 400)
@@ -32,7 +32,7 @@ def test_patches_of_one_direction_are_a_segment_and_the_largest_is_first() -> No
     np.testing.assert_array_equal(labels[0][known], np.array([2, 0, 1])[truth][known])
 
 
-def test_the_seed_decides() -> None:
+def test_segments_depend_on_the_seed() -> None:
     tokens = np.random.default_rng(1).standard_normal((8, 30, 20)).astype(np.float32)
 
     def labels(seed: int) -> np.ndarray:
@@ -52,7 +52,7 @@ def test_a_large_scene_is_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
     np.testing.assert_array_equal(labels[0], np.array([1, 0])[truth])
 
 
-def test_unfit_numbers_are_errors() -> None:
+def test_unsuitable_numbers_are_an_error() -> None:
     tokens, _ = _blobs((20,))
     with pytest.raises(ValueError, match='segments=1 is not between 2 and 255'):
         Segmenter(lambda: _strips(tokens), 1, 20)
@@ -60,7 +60,7 @@ def test_unfit_numbers_are_errors() -> None:
         Segmenter(lambda: _strips(tokens), 30, 20)
 
 
-def test_colours_tell_segments_apart() -> None:
+def test_colours_of_segments_differ() -> None:
     colors = segment_colors(16)
     assert len(set(colors.values())) == 16
     assert segment_colors(20)[16] == colors[0]

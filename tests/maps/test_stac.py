@@ -49,7 +49,7 @@ def _pair(folder: Path) -> tuple[Path, Path]:
     return s1, write(folder / 'optical.tif', noise('s2', 48, 48), descriptions=S2)
 
 
-def test_whole_sensors_are_assets(tmp_path: Path) -> None:
+def test_assets_can_be_whole_sensors(tmp_path: Path) -> None:
     folder = tmp_path / 'a b'
     s1, s2 = _pair(folder)
     assets = {
@@ -73,8 +73,8 @@ def test_whole_sensors_are_assets(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize('names', ['keys', 'earth-search', 'eo:bands', 'bands'])
-def test_bands_in_a_file_each(tmp_path: Path, names: str) -> None:
-    """Of 10, 20 and 60 m, as in a Sentinel-2 product: brought onto 10 m."""
+def test_one_file_per_band(tmp_path: Path, names: str) -> None:
+    """Bands of 10, 20 and 60 m, as in a Sentinel-2 product, are resampled to 10 m."""
     pixels = {band: noise('s2', 6 * 10, 6 * 10)[[i]] for i, band in enumerate(S2)}
     assets: dict[str, Any] = {'visual': {'href': 'TCI.tif', 'eo:bands': [{'name': 'B04'}]}}
     for i, (band, metres) in enumerate(METRES.items()):
@@ -102,10 +102,10 @@ def test_bands_in_a_file_each(tmp_path: Path, names: str) -> None:
             np.testing.assert_array_equal(image[i], own)
             continue
         own = own[: 60 // factor, : 60 // factor].astype(float)
-        # In the middle between four coarse pixels lies their mean.
+        # The value in the middle of four coarse pixels is their mean.
         corner = own[3:5, 3:5].mean()
         around = image[i, 4 * factor - 1 : 4 * factor + 1, 4 * factor - 1 : 4 * factor + 1]
-        # Ten metres off the middle, bilinear weights differ by at most half.
+        # 10 m from the middle, bilinear weights differ by at most half.
         assert abs(around.mean() - corner) < 1.5
 
 
@@ -126,7 +126,7 @@ def test_an_item_is_mapped(tmp_path: Path) -> None:
         np.testing.assert_array_equal(a.read(), b.read())
 
 
-def test_a_virtual_raster_that_is_there_is_left_alone(tmp_path: Path) -> None:
+def test_an_unchanged_virtual_raster_is_not_rewritten(tmp_path: Path) -> None:
     _pair(tmp_path)
     item = _item(tmp_path, {'S1': {'href': 'radar.tif'}})
     (vrt,) = [path for path in (read_item(item, tmp_path).s1,) if path]
@@ -153,19 +153,19 @@ def test_nodata_stays_nodata(tmp_path: Path) -> None:
     assert valid[:, 10:].all()
 
 
-def test_unfit_items_are_errors(tmp_path: Path) -> None:
+def test_unsuitable_items_are_an_error(tmp_path: Path) -> None:
     _pair(tmp_path)
     write(tmp_path / 'west.tif', noise('s1', 48, 48)[:1], crs=rasterio.CRS.from_epsg(32629))
     write(tmp_path / 'south.tif', noise('s1', 48, 48)[:1],
           transform=Affine(10, 0, 0, 0, 10, 0))  # fmt: skip
     (tmp_path / 'text.tif').write_text('text')
     vv = {'href': 'radar.tif', 'bands': [{'name': 'VV'}]}
-    # A file that cannot be read is left out if another one of the sensor can.
+    # A file that cannot be read is left out if the sensor has another one.
     cases: list[tuple[str, dict[str, Any]]] = [
         ('is not a local file', {'vv': {'href': 'https://nowhere/vv.tif'}}),
         ('no asset has a band', {'B99': {'href': 'radar.tif'}}),
-        ('another CRS or direction', {'vv': vv, 'vh': {'href': 'west.tif'}}),
-        ('another CRS or direction', {'vv': vv, 'vh': {'href': 'south.tif'}}),
+        ('its CRS or orientation differs', {'vv': vv, 'vh': {'href': 'west.tif'}}),
+        ('its CRS or orientation differs', {'vv': vv, 'vh': {'href': 'south.tif'}}),
         ('2 bands, but the item says that band 3 is VV',
          {'a': {'href': 'radar.tif', 'bands': [{'name': 'x'}, {'name': 'y'}, {'name': 'vv'}]}}),
         (r'text\.tif: cannot be read as a raster', {'vv': {'href': 'text.tif'}}),
@@ -177,13 +177,13 @@ def test_unfit_items_are_errors(tmp_path: Path) -> None:
         read_item(_item(tmp_path, {'vv': {'href': 'gone.tif'}}), tmp_path)
     with pytest.raises(FileNotFoundError, match=r'gone\.json'):
         read_item(tmp_path / 'gone.json', tmp_path)
-    for text, message in (('text', 'no JSON'), ('[]', 'no STAC item'), ('{}', 'no STAC item')):
+    for text, message in (('text', 'not JSON'), ('[]', 'not a STAC item'), ('{}', 'not a STAC')):
         (tmp_path / 'item.json').write_text(text)
         with pytest.raises(ValueError, match=message):
             read_item(tmp_path / 'item.json', tmp_path)
 
 
-# -- what an item says of values ----------------------------------------------------------------
+# -- scale, offset and nodata -------------------------------------------------------------------
 
 
 DN = noise('s2', 24, 24).clip(200, 9000).astype('uint16')
@@ -198,7 +198,7 @@ def _values(item: Path, bands: tuple[str, ...], folder: Path) -> np.ndarray:
 
 
 @pytest.mark.parametrize('form', ['raster:bands', 'bands', 'raster:bands of v2', 'asset'])
-def test_a_scale_that_an_item_states_is_applied(tmp_path: Path, form: str) -> None:
+def test_the_scale_of_an_item_is_applied(tmp_path: Path, form: str) -> None:
     write(tmp_path / 'red.tif', DN[[3]] + 1000)
     forms: dict[str, dict[str, Any]] = {
         'raster:bands': {'raster:bands': [{'scale': 1e-4, 'offset': -0.1}]},
@@ -227,7 +227,7 @@ def test_a_scale_that_an_item_states_is_applied(tmp_path: Path, form: str) -> No
         ({'scale': 1e-4, 'offset': -0.1}, {'s2:processing_baseline': '05.09'}, 1000),
     ],
 )
-def test_the_offset_of_a_processing_baseline_is_taken_off(
+def test_the_offset_of_a_processing_baseline_is_subtracted(
     tmp_path: Path, scaling: dict[str, Any], properties: dict[str, Any], offset: int
 ) -> None:
     write(tmp_path / 'red.tif', DN[[3]] + offset)
@@ -238,17 +238,17 @@ def test_the_offset_of_a_processing_baseline_is_taken_off(
 def test_the_baseline_in_the_name_of_a_product(tmp_path: Path) -> None:
     name = 'S2B_MSIL2A_20230601T100559_N0509_R022_T33UUP_20230601T132522.tif'
     path = write(tmp_path / name, DN + 1000, descriptions=S2)
-    with pytest.warns(UserWarning, match=r'baseline 5\.09.*taken off'):
+    with pytest.warns(UserWarning, match=r'baseline 5\.09.*subtracted'):
         scene = Scene(S2, None, path)
     with scene:
         np.testing.assert_array_equal(scene.read(0, 0, 24, 24)['image'], DN)
-    # Whoever made this file has taken it off.
+    # The offset was already subtracted in this file.
     path = write(tmp_path / name, DN, descriptions=S2)
     with Scene(S2, None, path) as scene:
         np.testing.assert_array_equal(scene.read(0, 0, 24, 24)['image'], DN)
 
 
-def test_scale_of_the_file_counts_if_the_item_states_none(tmp_path: Path) -> None:
+def test_the_scale_of_the_file_is_the_default(tmp_path: Path) -> None:
     for i, band in ((3, 'B04'), (7, 'B08')):
         with rasterio.open(write(tmp_path / f'{band}.tif', DN[[i]] + 1000), 'r+') as dst:
             dst.scales, dst.offsets = [1e-4], [-0.1]
@@ -256,7 +256,7 @@ def test_scale_of_the_file_counts_if_the_item_states_none(tmp_path: Path) -> Non
     np.testing.assert_array_equal(_values(item, ('B04', 'B08'), tmp_path), DN[[3, 7]])
 
 
-def test_masks_of_the_files_of_an_item_count(tmp_path: Path) -> None:
+def test_masks_of_the_files_are_applied(tmp_path: Path) -> None:
     mask = np.full((24, 24), 255, 'uint8')
     mask[:12] = 0
     for i, band in ((3, 'B04'), (7, 'B08')):
@@ -289,11 +289,11 @@ def test_bands_placed_by_ground_control_points(tmp_path: Path) -> None:
     assert valid[2:-2, 2:-2].all()
 
 
-# -- which assets are taken ---------------------------------------------------------------------
+# -- choice of assets ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize('order', [('10m', '20m', '60m'), ('60m', '20m', '10m')])
-def test_the_finest_of_several_resolutions_is_taken(tmp_path: Path, order: tuple[str, ...]) -> None:
+def test_the_finest_of_several_resolutions_is_used(tmp_path: Path, order: tuple[str, ...]) -> None:
     for name, factor in (('10m', 1), ('20m', 2), ('60m', 6)):
         write(tmp_path / f'{name}.tif', DN[[1], : 24 // factor, : 24 // factor],
               transform=NORTH_UP @ Affine.scale(factor))  # fmt: skip
@@ -301,7 +301,7 @@ def test_the_finest_of_several_resolutions_is_taken(tmp_path: Path, order: tuple
     np.testing.assert_array_equal(_values(item, ('B02',), tmp_path)[0], DN[1])
 
 
-def test_assets_that_are_not_needed_stop_nothing(tmp_path: Path) -> None:
+def test_assets_that_are_not_needed_are_ignored(tmp_path: Path) -> None:
     write(tmp_path / 'red.tif', DN[[3]])
     (tmp_path / 'text.tif').write_text('text')
     assets = {
@@ -315,7 +315,7 @@ def test_assets_that_are_not_needed_stop_nothing(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter('error')
         np.testing.assert_array_equal(_values(item, ('B04',), tmp_path)[0], DN[3])
-    # Whoever does not say what is needed is told what is left out.
+    # Without the needed bands, a warning lists the assets that are left out.
     with pytest.warns(UserWarning, match='B08 is left out: .*fetch it first') as caught:
         assert read_item(item, tmp_path).s2
     assert [str(w.message).split()[0] for w in caught] == ['B08', 'B02', 'B03']
@@ -343,12 +343,12 @@ def test_assets_that_are_not_needed_stop_nothing(tmp_path: Path) -> None:
         ({'assets': {'red': {'href': 'red.tif', 'raster:bands': [{'scale': 'x'}]}}},
          "scale 'x' is not a number"),
         ({'properties': ['a']}, 'properties must be a JSON object'),
-        ({'properties': {'datetime': 'yesterday'}}, "'yesterday' is no date"),
-        ({'properties': {'datetime': 5}}, '5 is no date'),
-        ({'properties': {'datetime': ['2020']}}, 'is no date'),
+        ({'properties': {'datetime': 'yesterday'}}, "'yesterday' is not a date"),
+        ({'properties': {'datetime': 5}}, '5 is not a date'),
+        ({'properties': {'datetime': ['2020']}}, 'is not a date'),
     ],
 )  # fmt: skip
-def test_malformed_items_are_told_in_one_line(
+def test_malformed_items_are_a_one_line_error(
     tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     write(tmp_path / 'red.tif', DN[[3]])
@@ -371,7 +371,7 @@ def test_items_without_properties_are_read(tmp_path: Path, properties: object) -
     assert found.s2.parent == tmp_path / 'out'
 
 
-def test_json_that_is_too_deep_is_told(tmp_path: Path) -> None:
+def test_too_deeply_nested_json_is_an_error(tmp_path: Path) -> None:
     (tmp_path / 'item.json').write_text('[' * 100_000)
-    with pytest.raises(ValueError, match='no JSON'):
+    with pytest.raises(ValueError, match='not JSON'):
         read_item(tmp_path / 'item.json', tmp_path)

@@ -35,8 +35,8 @@ def _middle(path: Path) -> tuple[float, float]:
         return src.lnglat()
 
 
-# Patch size, stride, and where the first cell begins: amid patches, hence half a cell before the
-# scene if an even number of cells makes a patch. The last cell lies between pixels.
+# Patch size, stride, and start of the first cell. Cells lie in the middle of patches, so the first
+# begins half a cell before the scene for an even number of cells. The last begins between pixels.
 CASES = [(8, 4, -2.0), (8, 2, -1.0), (6, 2, 0.0), (6, 3, -1.5)]
 
 
@@ -44,7 +44,7 @@ CASES = [(8, 4, -2.0), (8, 2, -1.0), (6, 2, 0.0), (6, 3, -1.5)]
 def test_cells_are_means_of_the_ground_around_them(
     tmp_path: Path, patch: int, stride: int, start: float
 ) -> None:
-    """Each cell has the mean of the patch that rasterio reads around the cell's own centre."""
+    """Each cell has the mean of the patch that rasterio reads around the cell's centre."""
     mean, std = (t.numpy()[:, None, None] for t in band_statistics(S2))
     pixels = noise('s2', 52, 75)
     path = write(tmp_path / 's2.tif', pixels)
@@ -67,7 +67,7 @@ def test_cells_are_means_of_the_ground_around_them(
             expected = ((block - mean) / std).mean(axis=(1, 2))
             np.testing.assert_allclose(found[:, row, col], expected, atol=1e-4)
             checked += 1
-        # All cells but those at the edges, and these reach the edges of the scene.
+        # All cells except those at the edges, which reach the edges of the scene.
         assert checked >= 0.6 * src.width * src.height
         assert abs(src.bounds.right - scene.bounds.right) <= 10 * stride
         assert abs(src.bounds.bottom - scene.bounds.bottom) <= 10 * stride
@@ -75,11 +75,11 @@ def test_cells_are_means_of_the_ground_around_them(
     assert (table.grid.transform, table.grid.shape) == (src.transform, src.shape)
 
 
-def test_the_patch_grid_is_among_the_cells(tmp_path: Path) -> None:
+def test_cells_include_the_patch_grid(tmp_path: Path) -> None:
     path = write(tmp_path / 's2.tif', noise('s2', 38, 60))
     options = Options(window=32, segments=3, point=_middle(path))
     coarse = map_scene(GroundModel(S2), None, path, tmp_path / 'a', EVERY, options)
-    # One basis for both, as that of another scene would be.
+    # The same basis for both, like that of another scene.
     fine_options = replace(options, stride=2, basis=coarse['pca_basis'])
     fine = map_scene(GroundModel(S2), None, path, tmp_path / 'b', EVERY, fine_options)
     for name in RASTERS:
@@ -103,14 +103,14 @@ def test_invalid_ground_is_nodata(tmp_path: Path, patch: int, stride: int) -> No
         known = np.isfinite(src.read(1))
         for row, col in np.ndindex(src.shape):
             left, top = ~scene.transform @ (src.transform @ (col, row))
-            # Pixels that the cell touches.
+            # Pixels that intersect the cell.
             rows = slice(max(0, int(np.floor(top))), int(np.ceil(top + stride)))
             cols = slice(max(0, int(np.floor(left))), int(np.ceil(left + stride)))
             assert known[row, col] == valid[rows, cols].any(), (row, col)
 
 
 class Interrupted(GroundModel):
-    """A model that fails after so many calls."""
+    """Model that fails after some calls."""
 
     def __init__(self, most: int) -> None:
         super().__init__(S2)
@@ -122,8 +122,8 @@ class Interrupted(GroundModel):
         return super().observe(*args, **kwargs)
 
 
-def test_an_interrupted_run_resumes_with_the_shift_it_was_at(tmp_path: Path) -> None:
-    """Four shifts of 4 x 2 windows, one a call."""
+def test_an_interrupted_run_resumes_with_its_shift(tmp_path: Path) -> None:
+    """Four shifts of 4 x 2 windows, one per call."""
     path, out = write(tmp_path / 's2.tif', noise('s2', 80, 48)), tmp_path / 'out'
     options = Options(window=32, batch_size=1, stride=4)
     stopped, again = Interrupted(14), GroundModel(S2)
@@ -137,7 +137,7 @@ def test_an_interrupted_run_resumes_with_the_shift_it_was_at(tmp_path: Path) -> 
     np.testing.assert_array_equal(_read(files['embedding']), _read(whole['embedding']))
 
 
-def test_unfit_strides_are_errors(tmp_path: Path) -> None:
+def test_unsuitable_strides_are_an_error(tmp_path: Path) -> None:
     path = write(tmp_path / 's2.tif', noise('s2', 32, 32))
     for wrong in (0, 3, 16):
         with pytest.raises(ValueError, match=rf'stride={wrong} .*choose one of \[1, 2, 4, 8\]'):

@@ -1,4 +1,4 @@
-"""Map tiles show the raster where it lies, and are what rio-tiler renders."""
+"""Map tiles show the raster at its place, and equal those of rio-tiler."""
 
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from geofm.maps.view.tiles import (
     write_tiles,
 )
 
-# A PNG file has no georeference: its place is its name.
+# PNG files are not georeferenced: their name determines their place.
 pytestmark = pytest.mark.filterwarnings('ignore::rasterio.errors.NotGeoreferencedWarning')
 
 DEGREES = CRS.from_epsg(4326)
@@ -69,7 +69,7 @@ def place_of_pixels(grid: Grid, tile: Tile) -> tuple[npt.NDArray[np.float64], ..
 
 @pytest.mark.parametrize('name', GRIDS)
 def test_tiles_lie_on_the_ground(tmp_path: Path, name: str) -> None:
-    """Brute force, with pyproj: each pixel of each tile has its raster pixel's class, or none."""
+    """Brute force with pyproj: each pixel of a tile has the class of its raster pixel."""
     crs, transform = GRIDS[name]
     classes = np.arange(12 * 9, dtype=np.uint8).reshape(1, 12, 9)
     raster = write(tmp_path / 'a.tif', classes, crs, transform @ Affine.scale(8), nodata=0)
@@ -100,7 +100,7 @@ def test_tiles_lie_on_the_ground(tmp_path: Path, name: str) -> None:
 
 
 def reference(raster: Path, style: Style, tile: Tile) -> npt.NDArray[np.uint8]:
-    """What rio-tiler renders by itself, RGBA."""
+    """RGBA rendered by rio-tiler alone."""
     with Reader(str(raster)) as src:
         image = src.tile(
             *tile,
@@ -181,12 +181,12 @@ def test_zooms_follow_the_pixel_size() -> None:
         Pyramid.cover(grid, zooms=(5, 3))
 
 
-def test_nothing_near_a_pole() -> None:
+def test_rasters_near_a_pole_are_an_error() -> None:
     with pytest.raises(ValueError, match='85'):
         Pyramid.cover(Grid(DEGREES, Affine(0.1, 0, 0, 0, -0.1, 89), 20, 20))
 
 
-def test_a_folder_is_replaced_only_by_a_whole_one(
+def test_a_folder_is_replaced_only_when_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raster = write(tmp_path / 'a.tif', np.ones((1, 64, 64), np.float32))
@@ -223,6 +223,6 @@ def test_fill_is_no_data_only_where_all_bands_have_it(tmp_path: Path) -> None:
     assert (rgba[0][within & (cols > 44) & (cols < 63) & (rows > 44)] == 0).all()
 
 
-def test_palette_is_that_of_matplotlib() -> None:
+def test_the_palette_equals_matplotlib() -> None:
     wanted = [[round(255 * c) for c in colormaps['viridis'](i)[:3]] for i in (0, 100, 255)]
     np.testing.assert_allclose(palette('viridis')[[0, 100, 255]], wanted, atol=1)

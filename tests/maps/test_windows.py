@@ -30,7 +30,7 @@ def test_neighbours_keep_the_overlap(length: int, size: int, overlap: float) -> 
     axis = Axis.cover(length, size, overlap)
     steps = np.diff(axis.starts)
     assert (steps >= 1).all()
-    # One patch is the least that a window can advance.
+    # A window advances by at least one patch.
     assert (steps <= max(1, axis.size * (1 - overlap))).all()
 
 
@@ -44,7 +44,7 @@ def test_weights_of_a_patch_sum_to_one(length: int, size: int, overlap: float) -
     np.testing.assert_allclose(total, 1, atol=1e-6)
 
 
-def test_a_window_weighs_least_at_its_border() -> None:
+def test_weights_are_lowest_at_the_border_of_a_window() -> None:
     weights = Axis.cover(28, 14, 0.5).weights[1]
     assert weights[0] < 0.05
     assert weights[6] > 0.9
@@ -147,12 +147,12 @@ def test_regroup_only_moves_the_cuts(heights: list[int], rows: int) -> None:
 
 
 @pytest.mark.parametrize('window', [0, -16, 100])
-def test_windows_are_whole_patches(window: int) -> None:
+def test_windows_must_be_multiples_of_the_patch_size(window: int) -> None:
     with pytest.raises(ValueError, match="multiple of the model's patch size"):
         Tiling.cover((300, 300), 16, window)
 
 
 @pytest.mark.parametrize('overlap', [-0.1, 1.0, float('nan')])
-def test_overlap_is_a_share(overlap: float) -> None:
+def test_overlap_must_be_a_fraction(overlap: float) -> None:
     with pytest.raises(ValueError, match=r'\[0, 1\)'):
         Tiling.cover((300, 300), 16, 224, overlap)

@@ -62,7 +62,7 @@ def test_pixels_lie_on_the_grid(tmp_path: Path, grid: Grid, upsampling: Upsampli
         assert src.transform == grid.transform
         assert src.shape == grid.shape
         left, bottom, right, top = src.bounds
-        # rasterio gives bottom > top where rows run north.
+        # rasterio has bottom > top if rows run northwards.
         upright = (left, min(bottom, top), right, max(bottom, top))
         assert upright == pytest.approx(tuple(grid.bounds), rel=1e-15)
         assert src.dtypes == ('float32', 'float32')
@@ -84,7 +84,7 @@ def test_pixels_lie_on_the_grid(tmp_path: Path, grid: Grid, upsampling: Upsampli
 
 @pytest.mark.parametrize('grid', GRIDS.values(), ids=GRIDS.keys())
 def test_patches_lie_on_the_grid(tmp_path: Path, grid: Grid) -> None:
-    """Origin, pixel size times patch, CRS; and those that are not full count."""
+    """Origin, pixel size and CRS of patches, including partial patches."""
     p = 8
     rows, cols = -(-grid.height // p), -(-grid.width // p)
     values = np.random.default_rng(0).random((2, rows, cols), np.float32)
@@ -135,7 +135,7 @@ def test_encodings(tmp_path: Path, encoding: Encoding, expected: dict[str, Any],
         if encoding.colors:
             assert src.colormap(1)[7] == (4, 5, 6, 255)
         masked = src.read(masked=True).astype(np.float64)
-        # Nothing but values of the scene is in the overviews: no nodata, and no classes between.
+        # Overviews contain only values of the scene: no nodata values, and no means of classes.
         small = src.read(1, out_shape=(src.height // 2, src.width // 2), masked=True)
         if encoding.colors and side > 256:
             assert src.overviews(1)
@@ -145,7 +145,7 @@ def test_encodings(tmp_path: Path, encoding: Encoding, expected: dict[str, Any],
     np.testing.assert_array_equal(masked.filled(np.nan) * scales, values)
 
 
-def test_many_bands_are_written_in_low_strips(tmp_path: Path, monkeypatch: Any) -> None:
+def test_many_bands_are_written_in_narrow_strips(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr('geofm.maps.make.writer._STRIP_BYTES', 200_000)
     values = np.random.default_rng(0).random((40, 100, 64), np.float32)
     path, valid = tmp_path / 'map.tif', np.ones((100, 64), bool)
@@ -164,11 +164,11 @@ def _interpolate(values: np.ndarray, p: int) -> np.ndarray:
     return values
 
 
-def test_unknown_patches_take_no_part_in_interpolation() -> None:
+def test_patches_without_data_are_not_interpolated() -> None:
     values = np.full((5, 4), 2.0, np.float32)
     values[2, 1] = np.nan
     pixels = upsample(values, 4, 'bilinear')
-    # Only where the unknown patch is the only one near is nothing known.
+    # Pixels are NaN only where no neighbouring patch has data.
     assert np.nanmin(pixels) == np.nanmax(pixels) == 2
     assert np.isfinite(pixels).all()
     values[:] = np.nan

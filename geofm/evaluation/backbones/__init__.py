@@ -1,4 +1,4 @@
-"""Backbones to evaluate: building them by name, preparing their input, and their features."""
+"""Backbones to evaluate: built by name, with the preparation of their input and their features."""
 
 from geofm.evaluation.backbones.adapter import Adapter, Missing, absent_sensors
 from geofm.evaluation.backbones.build import (

@@ -1,4 +1,4 @@
-"""From images of the data to the input of a backbone: its bands, its order, its normalisation."""
+"""Preparing images for a backbone: its bands, their order, and its normalisation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -9,36 +9,36 @@ from torch.nn.functional import interpolate
 from geofm.sensors import BandError, check_channels, sensor_of
 from geofm.transforms import NO_STATISTICS, InputStatistics, Normalize
 
-#: What stands for a band that the data lack: the mean of the band, or the value zero.
+#: What fills a band that the data lack: the mean of the band, or zero.
 Missing = Literal['mean', 'zero']
 
 
 class Transformed(nn.Module):
-    """A normalisation that comes with a model's weights, with invalid ground brought to zero."""
+    """The normalisation of pretrained weights, with invalid pixels set to zero."""
 
     def __init__(self, *transforms: nn.Module) -> None:
         """Initialize a new Transformed instance.
 
         Args:
-            *transforms: From images (B, C, H, W) in dB and DN to what the model takes.
+            *transforms: Transforms of images (B, C, H, W) in dB and DN to the input of the model.
         """
         super().__init__()
         self.transforms = nn.Sequential(*transforms)
 
     def forward(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Normalise the image of a batch.
+        """Normalise the images of a batch.
 
         Args:
-            batch: Has 'image' (B, C, H, W) and may have 'valid' bool (B, H, W).
+            batch: Batch with 'image' (B, C, H, W) and optionally 'valid', bool (B, H, W).
 
         Returns:
-            A new dictionary with 'image' normalised and 'valid'.
+            A new batch with the normalised 'image' and 'valid'.
         """
         image: Tensor = batch['image']
         valid = image.isfinite().all(dim=-3)
         if 'valid' in batch:
             valid = valid & batch['valid']
-        # A copy: normalisation of torchvision may be in place.
+        # nan_to_num makes a copy: torchvision's normalisation may work in place.
         normalised = self.transforms(image.nan_to_num())
         return {
             **batch,
@@ -48,15 +48,14 @@ class Transformed(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Bring a batch of the data to what a backbone takes.
+    """Prepares batches of the data for a backbone.
 
-    Bands are matched by name. Every step that changes more than their order is told in
-    :attr:`lines`.
+    Bands are matched by name. Filled bands and resized images are reported in :attr:`lines`.
 
     Attributes:
         bands: Channels of the output.
-        filled: Bands among them that the data lack.
-        lines: What is done, for people.
+        filled: Channels of the output that the data lack.
+        lines: Messages on how the images are changed.
     """
 
     def __init__(
@@ -75,17 +74,17 @@ class Adapter(nn.Module):
         Args:
             data_bands: Channels of the data.
             bands: Channels of the backbone.
-            normalise: Normalisation of the backbone's channels; None: by the mean and standard
+            normalise: Normalisation of the backbone's channels. None: by the mean and standard
                 deviation of each band.
-            statistics: Mean and std by band, where they are not those of
-                :mod:`geofm.sensors`.
-            missing: What stands for a band that the data lack; None: an error.
-            image_size: Side to which images are resized; None: as they are.
-            multiple: What a side must be a multiple of.
-            clip: Largest magnitude of a value normalised by band; None: any.
+            statistics: Mean and standard deviation by band, for bands that are not normalised by
+                the statistics of :mod:`geofm.sensors`.
+            missing: What fills a band that the data lack. None: a missing band is an error.
+            image_size: Side in pixels to which images are resized. None: they are not resized.
+            multiple: Number that the sides of images must be a multiple of.
+            clip: Maximum magnitude of values normalised by band. None: values are not clipped.
 
         Raises:
-            BandError: If the data lack a band, and *missing* does not say what to do.
+            BandError: If the data lack a band and *missing* is None.
         """
         super().__init__()
         self.data_bands = tuple(data_bands)
@@ -117,20 +116,20 @@ class Adapter(nn.Module):
         """Prepare a batch.
 
         Args:
-            batch: Has 'image' (B, C, H, W), raw, and may have 'valid' bool (B, H, W).
+            batch: Batch with the raw 'image' (B, C, H, W) and optionally 'valid', bool (B, H, W).
 
         Returns:
-            The batch with 'image' (B, K, H', W') normalised, its channels :attr:`bands`, and
-            'valid' of the size of the data.
+            The batch with the normalised 'image' (B, K, H', W') of :attr:`bands`, and 'valid' of
+            the size of the data.
 
         Raises:
-            BandError: If the image does not have one channel for each band of the data.
-            ValueError: If there are several dates.
+            BandError: If the image does not have one channel per band of the data.
+            ValueError: If the images are not of shape (B, C, H, W), such as time series.
         """
         image: Tensor = batch['image']
         if image.ndim != 4:
             raise ValueError(
-                f'images of shape {tuple(image.shape)}: one date at a time, (B, C, H, W), is needed'
+                f'images of shape {tuple(image.shape)}: they must be of a single date, (B, C, H, W)'
             )
         check_channels(image, self.data_bands)
         image = image[:, self.pick]
@@ -145,14 +144,14 @@ class Adapter(nn.Module):
         return prepared
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """Size to which images of a size are brought.
+        """Return the size of the backbone's input for images of a size.
 
         Args:
             height: Height of an image in pixels.
             width: Width of an image in pixels.
 
         Returns:
-            Height and width that the backbone gets.
+            Height and width of the input.
         """
         if self.image_size is not None:
             return self.image_size, self.image_size
@@ -180,13 +179,13 @@ class Adapter(nn.Module):
 def _by_band(
     bands: Sequence[str], statistics: Mapping[str, tuple[float, float]], clip: float | None
 ) -> Normalize:
-    """Normalisation by the mean and standard deviation of each band."""
+    """Return the normalisation by the mean and standard deviation of each band."""
     mean, std = ({band: pair[i] for band, pair in statistics.items()} for i in range(2))
     return InputStatistics(mean, std, clip).normalize(bands)
 
 
 def absent_sensors(data_bands: Sequence[str], bands: Sequence[str]) -> tuple[str, ...]:
-    """Sensors of a backbone of which the data have no band at all.
+    """Return the sensors of a backbone that the data have no band of.
 
     Args:
         data_bands: Channels of the data.

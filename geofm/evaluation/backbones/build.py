@@ -1,4 +1,4 @@
-"""Any backbone by a name: what to compute features with."""
+"""Building any backbone by name, to compute features with it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,42 +21,42 @@ from geofm.evaluation.backbones.encoders import (
 from geofm.evaluation.backbones.ours import OursBuilder, is_ours
 from geofm.evaluation.backbones.torchgeo_weights import TorchGeoBuilder, is_torchgeo, load_weights
 from geofm.models import MODEL_NAMES, CheckpointError, MultiSensorViT, PatchWords
-from geofm.models.checkpoints import read_model
+from geofm.models.checkpoints import ModelFile, read_model
 from geofm.sensors import RGB_BANDS, BandError
 from geofm.transforms import NO_STATISTICS, PICTURE_WHITE, InputStatistics, Picture, Standardize
 
-#: Name of TorchGeo's random convolutional features.
+#: Name of the baseline of TorchGeo's random convolutional features.
 RCF_NAME = 'rcf'
 
-#: Name of bags of patch words.
+#: Name of the baseline of bags of patch words.
 PATCH_WORDS_NAME = 'patch_words'
 
-#: Name of the row of image statistics.
+#: Name of the baseline of band statistics in tables.
 STATISTICS = 'band mean and std'
 
 
 @dataclass
 class BackboneConfig:
-    """A backbone to measure.
+    """A backbone to evaluate.
 
     Attributes:
-        model: A checkpoint that `geofm fit` wrote, with this project's task or TorchGeo's
-            `Classification`, `SimCLR`, `MoCo` or `MAE`; a geofm or timm model name, TorchGeo
-            weights such as `ViTSmall16_Weights.SENTINEL2_ALL_DINO`; or a baseline, `rcf` or
-            `patch_words`.
-        name: What the table calls it.
-        weights: A file of weights for *model*, in place of those it would download.
+        model: A checkpoint of `geofm fit`, with a pretraining task of geofm or TorchGeo's
+            `Classification`, `SimCLR`, `MoCo` or `MAE`; the name of a geofm or timm model; the name
+            of TorchGeo weights such as `ViTSmall16_Weights.SENTINEL2_ALL_DINO`; or a baseline,
+            `rcf` or `patch_words`.
+        name: Name in tables.
+        weights: File of weights for *model*. Default: pretrained weights are downloaded.
         pretrained: Whether a timm model gets its pretrained weights.
-        bands: Bands of the model's channels, in their order. By default a checkpoint's own,
-            those of TorchGeo's weights, red, green and blue for timm's models, and all of the data
-            for models with random weights.
-        image_size: Side in pixels to which images are resized; by default as they are, or up to the
-            next multiple of the patch.
-        missing_bands: What stands for a single band that the data lack: its mean or zero. By
-            default that is an error. A sensor that is absent as a whole needs no filling in a
-            fused model.
-        mean: Mean of bands in dB and DN that the model was trained with, where not geofm's.
-        std: Standard deviation of bands likewise.
+        bands: Bands of the model's channels, in order. Default: the bands of the checkpoint or of
+            TorchGeo's weights; red, green and blue for timm models; all bands of the data for
+            models with random weights.
+        image_size: Side in pixels to which images are resized. Default: images are not resized, or
+            to the next multiple of the patch size.
+        missing_bands: What fills a band that the data lack: its mean or zero. Default: a missing
+            band is an error. A fused model needs no filling for a missing sensor.
+        mean: Mean of bands in dB and DN that the model was trained with, if it differs from that of
+            geofm.
+        std: Standard deviation of bands, likewise.
         model_args: Further arguments of the model.
     """
 
@@ -74,17 +74,18 @@ class BackboneConfig:
 
 @dataclass
 class Backbone:
-    """A backbone with what brings the data to it.
+    """A backbone with the preparation of its input.
 
     Attributes:
-        name: What the table calls it.
-        encoder: From a prepared batch to features.
-        adapter: From a batch of the data to a prepared one.
-        architecture: Same for models that differ in their weights alone; None has no weights.
-        learned: Whether its weights were learned.
-        model: The model itself; None: it has none to tune.
-        decoder_name: Name by which TorchGeo's segmentation tasks know the architecture.
-        lines: What a reader of its figures should know.
+        name: Name in tables.
+        encoder: Computes features of prepared batches.
+        adapter: Prepares batches of the data.
+        architecture: Description that is equal for models that differ only in their weights. None:
+            the backbone has no weights.
+        learned: Whether its weights are pretrained.
+        model: The model; None if there is none to fine-tune.
+        decoder_name: Name of the architecture for TorchGeo's segmentation tasks.
+        lines: Notes for the report.
     """
 
     name: str
@@ -100,11 +101,11 @@ class Backbone:
 def statistics_backbone(
     data_bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]
 ) -> Backbone:
-    """The baseline of image statistics.
+    """Return the baseline of band statistics.
 
     Args:
         data_bands: Bands of the data.
-        statistics: Mean and std by band that the data ask for.
+        statistics: Mean and standard deviation by band, given for the data.
 
     Returns:
         The backbone.
@@ -120,53 +121,56 @@ def build_backbone(
     seed: int,
     random: bool = False,
 ) -> Backbone:
-    """Build a backbone.
+    """Build a backbone. The file of its weights is read once.
 
     Args:
-        config: Which one.
+        config: The backbone to build.
         data_bands: Bands of the data.
-        statistics: Mean and std by band that the data ask for.
+        statistics: Mean and standard deviation by band, given for the data.
         seed: Seed of random weights.
-        random: Leave the weights random: the baseline of the architecture.
+        random: Whether the weights are left random, as the baseline of the architecture.
 
     Returns:
         The backbone.
 
     Raises:
-        BandError: If the bands of the data are not what it needs.
+        BandError: If the data lack bands that the backbone needs.
         CheckpointError: If weights cannot be read or do not fit.
         ValueError: If there is no model of that name.
     """
-    config = _of_task(config, statistics)
+    weights: Path | ModelFile | None = config.weights
+    if config.model not in MODEL_NAMES and is_ours(config.model):
+        weights = read_model(Path(config.model))
+        config = _of_task(config, weights, statistics)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if config.model == RCF_NAME:
             return _rcf(config, data_bands, statistics, seed)
         if config.model == PATCH_WORDS_NAME:
             return _patch_words(config, data_bands, statistics)
-        if is_ours(config.model, config.weights):
-            return _ours(config, data_bands, statistics, seed, random)
+        if is_ours(config.model):
+            return _ours(config, weights, data_bands, statistics, seed, random)
         if is_torchgeo(config.model):
             return _torchgeo(config, data_bands, random)
-        return _timm(config, data_bands, statistics, random)
+        return _timm(config, weights, data_bands, statistics, random)
 
 
-def _of_task(config: BackboneConfig, of_data: Mapping[str, tuple[float, float]]) -> BackboneConfig:
-    """For the checkpoint of a TorchGeo task on a model of timm's, the model and its weights."""
-    path = Path(config.model)
-    found = read_model(path).task if path.is_file() else None
+def _of_task(
+    config: BackboneConfig, file: ModelFile, of_data: Mapping[str, tuple[float, float]]
+) -> BackboneConfig:
+    """Describe the model in a checkpoint of a TorchGeo task that has a model of timm."""
+    found = file.task if file.pretrained is None else None
     if found is None or found.model in MODEL_NAMES:
         return config
     mean, std = config.mean, config.std
     if found.statistics is not None and not mean and not std:
-        # Those that are given for the data come first, as for models of this package.
+        # Statistics given for the data take precedence, as for models of geofm.
         mean = {b: m for b, m in found.statistics.mean.items() if b not in of_data}
         std = {b: found.statistics.std[b] for b in mean}
     return replace(
         config,
         model=found.model,
-        name=config.name or path.stem,
-        weights=path,
+        name=config.name or file.path.stem,
         pretrained=False,
         model_args={**found.model_args, **(config.model_args or {})},
         mean=mean,
@@ -179,12 +183,17 @@ def _statistics(
     of_data: Mapping[str, tuple[float, float]],
     carried: InputStatistics | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Mean and std by band: the user's for this model, then for the data, then the checkpoint's."""
+    """Return the mean and standard deviation by band.
+
+    Statistics of the backbone's configuration take precedence over those of the data, and these
+    over those of the checkpoint.
+    """
     given = {*(config.mean or {}), *(config.std or {})}
     incomplete = given - (set(config.mean or {}) & set(config.std or {}))
     if incomplete:
         raise BandError(
-            f'{config.model}: mean and std need the same bands, see {sorted(incomplete)}'
+            f'{config.model}: mean and std must have the same bands: {sorted(incomplete)} are in '
+            'one only'
         )
     own = {b: (config.mean[b], config.std[b]) for b in given} if config.mean and config.std else {}
     trained = {} if carried is None else {b: (m, carried.std[b]) for b, m in carried.mean.items()}
@@ -194,14 +203,14 @@ def _statistics(
 def _statistics_lines(
     title: str, statistics: Mapping[str, tuple[float, float]], carried: InputStatistics | None
 ) -> list[str]:
-    """What a reader should know of the normalisation of a checkpoint's input."""
+    """Return notes on the normalisation of a checkpoint's input."""
     if carried is None:
         return []
     others = [b for b, m in carried.mean.items() if statistics[b] != (m, carried.std[b])]
     if others:
         return [
-            f'{title}: {", ".join(others)} are normalised by the statistics that were given, not '
-            'by those that its weights were trained with'
+            f'{title}: {", ".join(others)} are normalised by the given statistics, not by those '
+            'that its weights were trained with'
         ]
     if not carried.differs():
         return []
@@ -215,7 +224,7 @@ def _rcf(
     seed: int,
 ) -> Backbone:
     adapter = _plain_adapter(config, data_bands, statistics)
-    # Its seed 0 means no seed.
+    # RCF takes seed 0 for no seed.
     args = {'features': 512, **(config.model_args or {})}
     model = RCF(len(adapter.bands), seed=seed + 1, **args)
     return Backbone(config.name or 'RCF', PooledEncoder(model), adapter)
@@ -232,7 +241,7 @@ def _patch_words(
 def _plain_adapter(
     config: BackboneConfig, data_bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]
 ) -> Adapter:
-    """All bands of the data, or those asked for, normalised by band."""
+    """Return an adapter to the bands of the configuration or of the data, normalised by band."""
     return Adapter(
         data_bands,
         config.bands or list(data_bands),
@@ -244,13 +253,14 @@ def _plain_adapter(
 
 def _ours(
     config: BackboneConfig,
+    weights: Path | ModelFile | None,
     data_bands: Sequence[str],
     statistics: Mapping[str, tuple[float, float]],
     seed: int,
     random: bool,
 ) -> Backbone:
-    builder = OursBuilder(config.model, config.weights, config.bands, config.model_args or {})
-    # Reading a checkpoint draws numbers; random weights are to depend on the seed alone.
+    builder = OursBuilder(config.model, weights, config.bands, config.model_args or {})
+    # Loading a checkpoint draws random numbers, but random weights must depend only on the seed.
     torch.manual_seed(seed)
     model, lines = builder.build(data_bands, random)
     carried = builder.statistics
@@ -298,30 +308,31 @@ def _torchgeo(config: BackboneConfig, data_bands: Sequence[str], random: bool) -
 
 def _timm(
     config: BackboneConfig,
+    weights: Path | ModelFile | None,
     data_bands: Sequence[str],
     statistics: Mapping[str, tuple[float, float]],
     random: bool,
 ) -> Backbone:
     if not timm.is_model(config.model):
         raise ValueError(
-            f"'{config.model}' is no model: give a checkpoint that exists, a name of geofm or "
-            "timm, TorchGeo's weights such as ViTSmall16_Weights.SENTINEL2_ALL_DINO, or a "
+            f"'{config.model}' is not a model: give an existing checkpoint, the name of a geofm or "
+            'timm model, TorchGeo weights such as ViTSmall16_Weights.SENTINEL2_ALL_DINO, or a '
             f'baseline, {RCF_NAME} or {PATCH_WORDS_NAME}'
         )
     bands = tuple(config.bands or RGB_BANDS)
     args = {'num_classes': 0, 'in_chans': len(bands), **(config.model_args or {})}
-    downloaded = config.pretrained and config.weights is None and not random
+    downloaded = config.pretrained and weights is None and not random
     model = _create_timm(config.model, downloaded, args)
-    if config.weights is not None and not random:
-        load_weights(model, config.weights)
+    if weights is not None and not random:
+        load_weights(model, weights)
     model.eval()
     lines: list[str] = []
     normalise: nn.Module | None = None
-    learned = (downloaded or config.weights is not None) and not random
+    learned = (downloaded or weights is not None) and not random
     if bands == RGB_BANDS and config.mean is None and config.pretrained:
         normalise = Transformed(Picture(), _picture_statistics(model))
         lines.append(
-            f'{config.model}: normalised as a picture with its own mean and std, white is '
+            f'{config.model}: normalised as an 8-bit image with its own mean and std; white is '
             f'reflectance {PICTURE_WHITE / 10_000}'
         )
     vit = hasattr(model, 'patch_embed') and hasattr(model, 'num_prefix_tokens')
@@ -348,21 +359,22 @@ def _timm(
 
 
 def _create_timm(name: str, pretrained: bool, args: dict[str, Any]) -> Any:
-    """A model of timm that takes images of any size, if it can."""
+    """Create a model of timm, for images of any size if the model supports it."""
     try:
         try:
             return timm.create_model(name, pretrained, dynamic_img_size=True, **args)
         except TypeError:
-            # Not a ViT, or one with positions for one size only.
+            # Not a ViT, or a ViT with position embeddings of a fixed size.
             return timm.create_model(name, pretrained, **args)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(
-            f'{name}: no pretrained weights: {error}. Give a file (weights), or pretrained: false'
+            f'{name}: its pretrained weights are not available: {error}. Give a file (weights), or '
+            'set pretrained: false'
         ) from error
 
 
 def _fixed_size(model: Any) -> int | None:
-    """Side that a model of timm is bound to; None: any."""
+    """Return the fixed image size of a model of timm; None: any size."""
     if getattr(model, 'dynamic_img_size', False) or not hasattr(model, 'patch_embed'):
         return None
     size = getattr(model.patch_embed, 'img_size', None)
@@ -374,13 +386,13 @@ def _picture_statistics(model: Any) -> nn.Module:
 
 
 def encoder_of(model: nn.Module) -> Encoder:
-    """What gives the features of a model.
+    """Return the encoder of a model.
 
     Args:
-        model: A model of this project or of timm; other than a ViT, it must have no head.
+        model: A model of geofm or timm. Models other than ViTs must have no head.
 
     Returns:
-        The encoder, around the model itself.
+        The encoder, which uses the model itself, not a copy.
     """
     if isinstance(model, MultiSensorViT | timm.models.VisionTransformer | timm.models.Eva):
         return ViTEncoder(model)

@@ -1,4 +1,4 @@
-"""From a prepared batch to features: what each kind of backbone has to give."""
+"""Encoders: the features of each kind of backbone for a prepared batch."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,13 +9,13 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from geofm.models import MultiSensorViT, PatchWords
 
-#: Blocks whose tokens the linear probe may use, as in DINOv2.
+#: Number of last blocks whose tokens the linear probe may use, as in DINOv2.
 LAST_BLOCKS = 4
 
-#: Name of the standard deviation of the patches of an image.
+#: Name of the standard deviation over the patches of an image.
 STD = 'std of patches'
 
-#: Side in pixels of the cells whose statistics are the baseline of dense tasks.
+#: Side in pixels of the cells of the band statistics, the baseline of dense tasks.
 CELL = 16
 
 
@@ -23,9 +23,9 @@ class Encoder(nn.Module):
     """Features of images.
 
     Attributes:
-        features: Kinds of pooled features, by the vectors of the output that are put side by side.
-        inputs: What the linear probe chooses from: the vectors that are put side by side.
-        gives_patches: Whether :meth:`patches` can be had.
+        features: Indices of the vectors that are concatenated, by name of the pooled features.
+        inputs: Indices of the vectors that are concatenated, by name of the linear probe's input.
+        gives_patches: Whether :meth:`patches` is available.
     """
 
     features: Mapping[str, tuple[int, ...]]
@@ -33,47 +33,47 @@ class Encoder(nn.Module):
     gives_patches: bool = True
 
     def learn(self, batches: Iterable[Mapping[str, Any]], images: int, seed: int) -> None:
-        """Learn from the images of the training split, without their labels; most do not.
+        """Fit the encoder to the images of the training split. Most encoders need no fitting.
 
         Args:
-            batches: Prepared batches, read as they are taken.
-            images: Number of images in them.
-            seed: Seed of what is drawn.
+            batches: Prepared batches without labels, which are read lazily.
+            images: Number of images in the batches.
+            seed: Seed of random draws.
 
         Raises:
-            ValueError: If these images are not enough.
+            ValueError: If there are too few images.
         """
 
     def pooled(self, batch: Mapping[str, Any]) -> Tensor:
-        """Vectors of images.
+        """Compute vectors of images.
 
         Args:
             batch: A prepared batch.
 
         Returns:
-            Of shape (B, V, D).
+            Vectors of shape (B, V, D).
         """
         raise NotImplementedError
 
     def patches(self, batch: Mapping[str, Any]) -> Tensor:
-        """Features on the ground.
+        """Compute a map of features.
 
         Args:
             batch: A prepared batch.
 
         Returns:
-            Of shape (B, D, h, w).
+            Features of shape (B, D, h, w).
         """
         raise NotImplementedError
 
 
 class ViTEncoder(Encoder):
-    """A vision transformer: the CLS token and the patches of its last four blocks.
+    """Encoder of a vision transformer: CLS tokens and patch tokens of its last four blocks.
 
-    The vectors are CLS of the last block, the mean of its patches, then CLS of the blocks before
-    it, from the last to the first: the tokens of DINOv2's linear probe. Without CLS they are the
-    means of patches. At the end comes the standard deviation of the last block's patches over the
-    image: how much of which kinds of ground lies side by side, which a mean does not tell.
+    The vectors are the CLS token of the last block, the mean of its patch tokens, then the CLS
+    tokens of the preceding blocks from last to first, as in DINOv2's linear probe. For a model
+    without a CLS token, they are the means of the patch tokens. The last vector is the standard
+    deviation over the patch tokens of the last block, which describes how varied an image is.
 
     Args:
         vit: A ViT of this project or of timm, in evaluation mode.
@@ -114,7 +114,7 @@ class ViTEncoder(Encoder):
     def _tokens(
         self, batch: Mapping[str, Any], blocks: int, output_fmt: str
     ) -> list[tuple[Tensor, Tensor | None]]:
-        """Patches and prefix tokens of the last blocks, the last block first."""
+        """Return patch tokens and prefix tokens of the last blocks, from last to first."""
         model: Any = self.vit
         ours = isinstance(self.vit, MultiSensorViT)
         extra = {'dates': batch.get('dates')} if ours else {}
@@ -131,7 +131,7 @@ class ViTEncoder(Encoder):
         return [tokens if prefixed else (tokens, None) for tokens in reversed(taken)]
 
     def pooled(self, batch: Mapping[str, Any]) -> Tensor:
-        """Vectors of a batch, (B, V, D): see the class."""
+        """Compute the vectors of a batch, (B, V, D), see the class."""
         tokens = self._tokens(batch, self.blocks, 'NLC')
         std = tokens[0][0].std(dim=1, correction=0)
         if not self.has_cls:
@@ -140,12 +140,12 @@ class ViTEncoder(Encoder):
         return torch.stack([cls[0], tokens[0][0].mean(dim=1), *cls[1:], std], dim=1)
 
     def patches(self, batch: Mapping[str, Any]) -> Tensor:
-        """Patch tokens of the last block, (B, D, h, w)."""
+        """Compute the patch tokens of the last block, (B, D, h, w)."""
         return self._tokens(batch, 1, 'NCHW')[0][0]
 
 
 class PooledEncoder(Encoder):
-    """A model of another kind: its pooled features, and the last map if timm gives one.
+    """Encoder of other models: their pooled features, and the last feature map if timm returns it.
 
     Args:
         model: The model without its head, in evaluation mode.
@@ -160,16 +160,17 @@ class PooledEncoder(Encoder):
         self.gives_patches = hasattr(model, 'forward_intermediates')
 
     def pooled(self, batch: Mapping[str, Any]) -> Tensor:
-        """What the model returns, (B, 1, D)."""
+        """Compute the output of the model, (B, 1, D)."""
         output: Tensor = self.model(batch['image'])
         if output.ndim != 2:
             raise ValueError(
-                f'{type(self.model).__name__} returns {tuple(output.shape)}, not a vector an image'
+                f'{type(self.model).__name__} returns {tuple(output.shape)}, not one vector per '
+                'image'
             )
         return output[:, None]
 
     def patches(self, batch: Mapping[str, Any]) -> Tensor:
-        """The last map of features, (B, D, h, w)."""
+        """Compute the last feature map, (B, D, h, w)."""
         model: Any = self.model
         return model.forward_intermediates(
             batch['image'], indices=1, intermediates_only=True, output_fmt='NCHW'
@@ -177,7 +178,7 @@ class PooledEncoder(Encoder):
 
 
 class PatchWordsEncoder(Encoder):
-    """Mean of the codes of an image's patches, with the square root taken."""
+    """Encoder of bags of patch words: the square root of the mean code of an image's patches."""
 
     features: Mapping[str, tuple[int, ...]] = {'': (0,)}
     inputs: Mapping[str, tuple[int, ...]] = {'mean of patch words': (0,)}
@@ -192,15 +193,15 @@ class PatchWordsEncoder(Encoder):
         self.words = words
 
     def learn(self, batches: Iterable[Mapping[str, Any]], images: int, seed: int) -> None:
-        """As of :meth:`Encoder.learn`: the words."""
+        """Fit the patch words, see :meth:`Encoder.learn`."""
         self.words.fit(batches, images, seed)
 
     def pooled(self, batch: Mapping[str, Any]) -> Tensor:
-        """Codes over the patches without missing pixels, (B, 1, K)."""
+        """Compute the pooled codes of the patches without missing pixels, (B, 1, K)."""
         return self.words.of_image(batch['image'], batch.get('valid'))[:, None]
 
     def patches(self, batch: Mapping[str, Any]) -> Tensor:
-        """Codes averaged over cells of the size of a patch, (B, K, h, w)."""
+        """Compute codes averaged over cells of the size of a patch, (B, K, h, w)."""
         image: Tensor = batch['image']
         size = self.words.patch_size
         height, width = (max(1, side // size) for side in image.shape[-2:])
@@ -208,17 +209,17 @@ class PatchWordsEncoder(Encoder):
 
 
 class StatisticsEncoder(Encoder):
-    """Mean and standard deviation of every band over the valid pixels: a baseline for any model."""
+    """Encoder of band statistics over the valid pixels: a baseline for any model."""
 
     features: Mapping[str, tuple[int, ...]] = {'': (0,)}
     inputs: Mapping[str, tuple[int, ...]] = {'mean and std of bands': (0,)}
 
     def pooled(self, batch: Mapping[str, Any]) -> Tensor:
-        """Statistics of the images, (B, 1, 2C)."""
+        """Compute the statistics of images, (B, 1, 2C)."""
         return band_statistics_encoder(batch)[:, None]
 
     def patches(self, batch: Mapping[str, Any]) -> Tensor:
-        """Statistics of cells of 16 px, (B, 2C, h, w); valid is taken for granted."""
+        """Compute the statistics of cells of 16 px, (B, 2C, h, w), over all of their pixels."""
         image: Tensor = batch['image']
         height, width = (max(1, round(side / CELL)) for side in image.shape[-2:])
         grid = (height, width)
@@ -228,10 +229,10 @@ class StatisticsEncoder(Encoder):
 
 
 def band_statistics_encoder(batch: Mapping[str, Any]) -> Tensor:
-    """Mean and standard deviation of every band over the valid pixels.
+    """Compute the mean and standard deviation of every band over the valid pixels.
 
     Args:
-        batch: Normalised ``image`` of shape (B, C, H, W), and where known ``valid`` of shape
+        batch: Batch with ``image`` of shape (B, C, H, W) and optionally ``valid`` of shape
             (B, H, W).
 
     Returns:

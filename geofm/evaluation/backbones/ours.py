@@ -1,4 +1,4 @@
-"""Backbones of this project, for whatever bands the data have."""
+"""Backbones of geofm, built for the bands of the data."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,66 +15,65 @@ from geofm.models import (
     create_backbone,
     load_model,
 )
-from geofm.models.checkpoints import read_model
+from geofm.models.checkpoints import ModelFile, read_model
 from geofm.sensors import SENSORS, BandError, sensor_of
 from geofm.transforms import InputStatistics
 
 
-def is_ours(model: str, weights: Path | None = None) -> bool:
-    """Whether a name is that of a geofm model, or of a file.
+def is_ours(model: str) -> bool:
+    """Return whether a name is the name of a geofm model or of a file.
 
     Args:
-        model: The name.
-        weights: File of weights that goes with it.
+        model: Name of a model, or a file.
 
     Returns:
-        True if it is.
+        Whether it is one of these.
     """
     return model in MODEL_NAMES or Path(model).suffix == '.ckpt' or Path(model).is_file()
 
 
 class OursBuilder:
-    """Builds a backbone of this project.
+    """Builder of a geofm backbone.
 
     Attributes:
         name: Name of the model.
-        title: What a table calls it.
-        architecture: Same for models that differ in their weights alone.
+        title: Name in tables.
+        architecture: Description that is equal for models that differ only in their weights.
         learned: Whether there are weights to load.
-        statistics: How the input of the weights was normalised, where their file says.
+        statistics: How the input of the weights was normalised; None if their file does not say.
     """
 
     def __init__(
         self,
         model: str,
-        weights: Path | None,
+        weights: Path | ModelFile | None,
         bands: Sequence[str] | None,
         model_args: Mapping[str, Any],
     ) -> None:
         """Initialize a new OursBuilder instance.
 
         Args:
-            model: Name of a model, or a checkpoint.
-            weights: A checkpoint for the name.
-            bands: Bands of the model, by default its own.
+            model: Name of a model, or the path of a checkpoint.
+            weights: The checkpoint. None: random weights.
+            bands: Bands of the model. Default: the bands of the checkpoint or of the architecture.
             model_args: Further arguments of the model.
 
         Raises:
             CheckpointError: If the checkpoint cannot be read.
-            BandError: If a checkpoint is given bands that are not its own.
+            BandError: If the bands are not the bands of the checkpoint.
         """
         self._bands = tuple(bands) if bands else None
         self._args = dict(model_args)
-        path = weights if model in MODEL_NAMES else Path(model)
-        self.learned = path is not None
+        self.learned = weights is not None
         self.name = model
         self.title = model
         self._loaded: MultiSensorViT | None = None
         self._hparams: dict[str, Any] = {}
         self.statistics: InputStatistics | None = None
-        if path is not None:
-            self.title = path.stem
-            self._load(path, model if model in MODEL_NAMES else None)
+        if weights is not None:
+            file = read_model(weights)
+            self.title = file.path.stem
+            self._load(file, model if model in MODEL_NAMES else None)
         self.architecture = (
             f'{self.name} {self._hparams} {self._bands} {sorted(self._args.items())} '
             f'{self.statistics}'
@@ -83,24 +82,24 @@ class OursBuilder:
     def build(self, data_bands: Sequence[str], random: bool) -> tuple[MultiSensorViT, list[str]]:
         """Build the backbone.
 
-        A sensor of which the data have no band at all is left to the model's missing-sensor tokens.
+        Sensors that the data have no band of are replaced by the model's missing-sensor tokens.
 
         Args:
             data_bands: Bands of the data.
-            random: Leave the weights random.
+            random: Whether the weights are left random.
 
         Returns:
-            The backbone in evaluation mode, and what a reader should know.
+            The backbone in evaluation mode, and notes for the report.
 
         Raises:
-            BandError: If the data have none of its sensors.
+            BandError: If the data have none of the model's sensors.
         """
         every = self._every_band(data_bands)
         absent = absent_sensors(data_bands, every)
         bands = tuple(band for band in every if sensor_of(band).name not in absent)
         if not bands:
             raise BandError(
-                f'{self.title}: a model of {list(absent)}, and the data have {list(data_bands)}'
+                f'{self.title}: a model of {list(absent)}, but the data have {list(data_bands)}'
             )
         left = [band for band in self._default_bands() if band not in every]
         model = self._create(bands)
@@ -111,7 +110,7 @@ class OursBuilder:
         if self._loaded is None and left:
             lines.append(f'{self.title}: built without {left}, which the data lack')
         if self._loaded is not None and not random:
-            # Its patch embedding is made for all bands of an absent sensor, and is never used.
+            # The patch embedding of a missing sensor has other channels here, and is not used.
             names = model.patch_embed_names
             unused = tuple(f'{names[key]}.' for key in absent if key in names)
             weights = {
@@ -129,9 +128,8 @@ class OursBuilder:
                 )
         return model.eval(), lines
 
-    def _load(self, path: Path, name: str | None) -> None:
-        """Read a checkpoint: of this project's task, of TorchGeo's, or a file of weights."""
-        file = read_model(path)
+    def _load(self, file: ModelFile, name: str | None) -> None:
+        """Load a checkpoint of a pretraining task or a TorchGeo task, or a file of weights."""
         loaded: Any = load_model(file, name, self._bands, self._args if name else None)
         if name is None:
             if (own := file.pretrained) is not None:
@@ -140,11 +138,11 @@ class OursBuilder:
                 self.name, self._args = found.model, {**found.model_args, **self._args}
         if not isinstance(loaded, MultiSensorViT):
             raise CheckpointError(
-                f'{path}: a model of timm: give its name as model, and the file as weights'
+                f'{file.path}: a model of timm: give its name as model, and the file as weights'
             )
         if self._bands not in (None, loaded.bands):
             raise BandError(
-                f'{path}: has bands {list(loaded.bands)}, not {list(self._bands or ())}'
+                f'{file.path}: has bands {list(loaded.bands)}, not {list(self._bands or ())}'
             )
         self._loaded, self._bands = loaded, loaded.bands
         self.statistics = loaded.statistics
@@ -159,7 +157,7 @@ class OursBuilder:
         )
 
     def _every_band(self, data_bands: Sequence[str]) -> tuple[str, ...]:
-        """Bands of the model; one with random weights is made for what the data have."""
+        """Return the bands of the model. With random weights, it is built for those of the data."""
         bands = self._default_bands()
         if self._loaded is not None or self._bands is not None:
             return bands

@@ -1,4 +1,4 @@
-"""TorchGeo's pretrained models by the name of their weights."""
+"""TorchGeo's pretrained models, built by the name of their weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,35 +8,35 @@ from torch import nn
 from torchgeo.models import get_model, get_model_weights, get_weight, list_models
 
 from geofm.models import CheckpointError
-from geofm.models.checkpoints import read_model
+from geofm.models.checkpoints import ModelFile, read_model
 from geofm.sensors import BANDS, SENTINEL1, BandError, check_bands
 
-#: Geometry in the transforms of weights; the size is set elsewhere.
+#: Geometric transforms of weights, which the adapter replaces.
 _GEOMETRY = ('Resize', 'CenterCrop')
 
-#: Largest value of a picture.
+#: Maximum value of an 8-bit image.
 _EIGHT_BITS = 255
 
 
 def is_torchgeo(name: str) -> bool:
-    """Whether a name is one of TorchGeo's weights, e.g. 'ResNet50_Weights.SENTINEL2_ALL_DINO'.
+    """Return whether a name has the form of TorchGeo's weights.
 
     Args:
-        name: The name.
+        name: The name, e.g. 'ResNet50_Weights.SENTINEL2_ALL_DINO'.
 
     Returns:
-        True if it looks like one.
+        Whether it has this form.
     """
     return '_Weights.' in name
 
 
 class TorchGeoBuilder:
-    """Builds a model of TorchGeo with its weights.
+    """Builder of a TorchGeo model with pretrained weights.
 
     Attributes:
-        bands: Names of its channels, as this project writes them.
-        normalisation: What the weights want done to dB and DN.
-        timm_name: Name of the architecture in timm, where it is one.
+        bands: Band names of the channels.
+        normalisation: Transforms of images in dB and DN that belong to the weights.
+        timm_name: Name of the architecture in timm, if it is one of timm's.
     """
 
     def __init__(self, name: str, weights: Path | None, model_args: Mapping[str, Any]) -> None:
@@ -44,11 +44,11 @@ class TorchGeoBuilder:
 
         Args:
             name: Name of the weights.
-            weights: File with them; None: as TorchGeo downloads them.
+            weights: File of the weights. None: TorchGeo downloads them.
             model_args: Further arguments of the model.
 
         Raises:
-            ValueError: If there are no such weights.
+            ValueError: If TorchGeo has no such weights.
             BandError: If they are not for bands of Sentinel-1 or Sentinel-2 in dB and DN.
         """
         try:
@@ -64,7 +64,7 @@ class TorchGeoBuilder:
         self.timm_name = self._weights.meta.get('model', self._model)
         self.bands = _bands(name, self._weights.meta.get('bands', ()))
         if _is_of_pictures(list(self._weights.transforms.children()), self.bands):
-            raise BandError(f'{name}: made for pictures of 8 bits, not for reflectance')
+            raise BandError(f'{name}: made for 8-bit images, not for reflectance')
         self.normalisation = [
             step
             for step in self._weights.transforms.children()
@@ -75,15 +75,15 @@ class TorchGeoBuilder:
         """Build the model.
 
         Args:
-            random: Leave the weights random.
+            random: Whether the weights are left random.
 
         Returns:
-            The model without its head, in evaluation mode, and the side of the images that it was
-            pretrained on; None: any will do.
+            The model without a head, in evaluation mode, and the side in pixels of the images that
+            it was pretrained on. None: any size.
 
         Raises:
-            CheckpointError: If the weights cannot be had or do not fit.
-            ValueError: If it takes more than an image.
+            CheckpointError: If the weights cannot be downloaded or read, or do not fit.
+            ValueError: If the model does not have the interface of timm's models.
         """
         local = random or self._file is not None
         kwargs = {'in_chans': len(self.bands)} if local else {'weights': self._weights}
@@ -91,7 +91,7 @@ class TorchGeoBuilder:
             model = get_model(self._model, **kwargs, num_classes=0, **self._args)
         except TypeError as error:
             raise ValueError(
-                f'{self.name}: {self._model} is not built like the models of timm: {error}'
+                f'{self.name}: {self._model} cannot be built like a model of timm: {error}'
             ) from error
         except OSError as error:
             raise CheckpointError(
@@ -101,7 +101,7 @@ class TorchGeoBuilder:
             load_weights(model, self._file)
         if not hasattr(model, 'forward_intermediates'):
             raise ValueError(
-                f'{self.name}: {self._model} is not a model of timm, so not of use here'
+                f'{self.name}: {self._model} is not a model of timm, so it cannot be evaluated'
             )
         return model.eval(), _pretrained_size(self._weights)
 
@@ -110,12 +110,15 @@ def _weights_class(model: str) -> Any:
     try:
         return get_model_weights(model)
     except (KeyError, ValueError):
-        # Some models have none.
+        # Some models have no pretrained weights.
         return None
 
 
 def _bands(name: str, theirs: Any) -> tuple[str, ...]:
-    """TorchGeo writes B1 and B8a; we write B01 and B8A. Landsat's B1 is another one."""
+    """Return our names of bands: TorchGeo's B1 and B8a are our B01 and B8A.
+
+    Weights of other sensors are refused, because Landsat's B1 is a different band.
+    """
     ours = []
     for band in theirs:
         text = str(band).upper()
@@ -126,13 +129,13 @@ def _bands(name: str, theirs: Any) -> tuple[str, ...]:
 
 
 def _is_of_pictures(steps: list[Any], bands: Sequence[str]) -> bool:
-    """Whether the optical bands are normalised as if they had 8 bits."""
+    """Return whether the optical bands are normalised like 8-bit images."""
     spreads = [max(step.std) for step in steps if hasattr(step, 'std')]
     return bool(spreads) and spreads[0] <= _EIGHT_BITS and bands[0] not in SENTINEL1.band_names
 
 
 def _pretrained_size(weights: Any) -> int | None:
-    """Side of the images that the weights want: the crop's, or else the size they resize to."""
+    """Return the side of the images of the weights: of the crop, otherwise of the resized image."""
     sizes = {
         type(step).__name__: step.size
         for step in weights.transforms.children()
@@ -142,18 +145,19 @@ def _pretrained_size(weights: Any) -> int | None:
     return None if size is None else int(size[0])
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
+def load_weights(model: nn.Module, path: Path | ModelFile) -> None:
     """Load a file of weights into a model without a head.
 
     Args:
-        model: The model; changed in place.
-        path: A ``.pth`` or ``.safetensors`` file, or a TorchGeo task's checkpoint.
+        model: The model, which is changed in place.
+        path: A ``.pth`` or ``.safetensors`` file, or a checkpoint of a TorchGeo task.
 
     Raises:
-        CheckpointError: If it cannot be read or does not fit.
+        CheckpointError: If the file cannot be read or its weights do not fit.
     """
     heads = ('head.', 'fc.', 'classifier.')
-    weights = {k: v for k, v in read_model(path).weights.items() if not k.startswith(heads)}
+    file = read_model(path)
+    weights = {k: v for k, v in file.weights.items() if not k.startswith(heads)}
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Labelled data to evaluate on: splits of any data module, with bands matched by name."""
+"""Labelled data for evaluation: the splits of any data module, with bands matched by name."""
 
 from geofm.evaluation.data.labelled import (
     IGNORE,

@@ -1,4 +1,4 @@
-"""Labelled data to measure backbones on: the splits of any data module, with named bands."""
+"""Labelled data to evaluate backbones on: the splits of any data module, with named bands."""
 
 import hashlib
 import json
@@ -17,6 +17,7 @@ from geofm.datamodules import NamedBandsDataModule
 from geofm.datasets import pad_and_stack
 from geofm.evaluation.data.labels import class_labels, class_mask
 from geofm.evaluation.data.naming import (
+    SELECTIONS,
     Windows,
     innermost,
     named,
@@ -28,17 +29,17 @@ from geofm.evaluation.data.paired import PairedDataModule
 from geofm.models.checkpoints import hash_tensors
 from geofm.sensors import band_statistics
 
-#: What is to be told of an image.
+#: What is predicted for an image.
 Task = Literal['classification', 'multilabel', 'segmentation', 'regression']
 
-#: Splits of the data: to learn from, to choose by, to report on.
+#: Splits of the data: for training, for model selection, and for the report.
 Split = Literal['train', 'val', 'test']
 SPLITS: tuple[Split, ...] = get_args(Split)
 
-#: Value of a class map that does not count, if no other is given.
+#: Default value of pixels of a mask that are ignored.
 IGNORE = 255
 
-#: Samples of a split whose content goes into its fingerprint.
+#: Number of samples of a split whose content is part of its fingerprint.
 _SAMPLED = 16
 
 
@@ -47,19 +48,20 @@ class LabelledData:
     """Splits of labelled data.
 
     Attributes:
-        name: What the data are called.
-        task: What is to be told.
-        bands: Names of the channels of 'image', S1 in dB and S2 in DN.
+        name: Name of the data.
+        task: What is predicted.
+        bands: Names of the channels of 'image', with S1 in dB and S2 in DN.
         splits: Data set of each split.
-        batch_size: Samples in a batch.
-        num_workers: Processes that read.
-        collate_fn: How samples become a batch.
-        ignore_index: Value of targets that does not count.
-        says_nodata: Whether a user said which value does not count.
-        classes: Names of the classes, as far as they are known.
-        statistics: Mean and std by band that the data ask for; empty: those of the backbone.
-        notes: What a reader of the figures should know of the data.
-        map_masks: What the data module does to the masks of a batch.
+        batch_size: Number of samples per batch.
+        num_workers: Number of worker processes of data loaders.
+        collate_fn: Function that collates samples into a batch.
+        ignore_index: Value of pixels that are ignored.
+        says_nodata: Whether *ignore_index* was set by the user.
+        classes: Names of the classes, if known.
+        statistics: Mean and standard deviation by band, given for the data. Empty: those of the
+            backbone.
+        notes: Notes on the data for the report.
+        map_masks: Function of the data module that maps the masks of a batch.
     """
 
     name: str
@@ -78,23 +80,23 @@ class LabelledData:
 
     @property
     def dense(self) -> bool:
-        """Whether every pixel has a target."""
+        """Whether targets are maps."""
         return self.task in ('segmentation', 'regression')
 
     def size(self, split: Split) -> int:
-        """Number of samples of a split."""
+        """Return the number of samples of a split."""
         dataset = self.splits[split]
         assert isinstance(dataset, Sized)
         return len(dataset)
 
     def loader(self, split: Split) -> DataLoader[Sample]:
-        """All samples of a split, in order.
+        """Return a data loader of all samples of a split, in order.
 
         Args:
             split: The split.
 
         Returns:
-            The data loader; its images are raw, its bands are :attr:`bands`.
+            The data loader. Images are raw and have the channels :attr:`bands`.
         """
         return DataLoader(
             self.splits[split],
@@ -104,33 +106,42 @@ class LabelledData:
         )
 
     def targets(self, batch: Mapping[str, Any]) -> Tensor:
-        """Targets of a batch.
+        """Return the targets of a batch.
 
         Args:
             batch: A batch of :meth:`loader`.
 
         Returns:
-            Classes int64 (B,), or 0 and 1 int64 (B, classes), or maps (B, H, W): int64, with
-            :attr:`ignore_index` where nothing is known, or float32, NaN there.
+            For classification, classes int64 (B,); for multi-label classification, 0 and 1 int64
+            (B, classes); for segmentation, int64 maps (B, H, W) with :attr:`ignore_index` where the
+            class is unknown; for regression, float32 maps (B, H, W) with NaN where the value is
+            unknown.
 
         Raises:
-            ValueError: If a target cannot be one.
+            ValueError: If a target is invalid.
         """
         key = 'mask' if self.dense else 'label'
         target: Tensor = batch[key]
         if self.dense:
-            # A copy: some of TorchGeo's data modules change masks in place.
+            # A copy, because some of TorchGeo's data modules change masks in place.
             target = self.map_masks({**batch, 'mask': target.clone()})['mask']
-            # TorchGeo gives masks with and without an axis of one channel.
+            # Masks of TorchGeo have an axis of one channel or none.
             target = target.squeeze(1) if target.ndim == 4 else target
             if self.task == 'regression':
                 return target.float()
-            # Beyond the border of an image pad_and_stack leaves -1.
+            # pad_and_stack pads masks with -1.
             return class_mask(target, self.ignore_index, self.name)
         return class_labels(target, self.name)
 
     def fingerprint(self, split: Split) -> str:
-        """A hash of what the data of a split are: where from, how many, and a sample of them."""
+        """Hash the source, the number and some samples of a split.
+
+        Args:
+            split: The split.
+
+        Returns:
+            SHA-256 in hexadecimal.
+        """
         dataset = self.splits[split]
         size = self.size(split)
         places = torch.linspace(0, size - 1, min(_SAMPLED, size)).long().unique().tolist()
@@ -151,20 +162,21 @@ def labelled_data(
     """Set up the labelled data of a data module.
 
     Args:
-        datamodule: Any data module of TorchGeo or of this project whose samples have a 'label' or
-            a 'mask'. Its channels must be known, see :mod:`geofm.evaluation.data.sources`, or named
-            by :class:`geofm.datamodules.NamedBandsDataModule`.
-        task: What is to be told; None: what the samples have, the label first.
-        ignore_index: Value of class maps that does not count; None: 255.
-        limit: At most so many samples of each split, drawn with the *seed*.
-        seed: Seed of what is drawn: windows, held-out samples, the limit.
+        datamodule: A data module of TorchGeo or geofm whose samples have a 'label' or a 'mask'. Its
+            channels must be listed in :mod:`geofm.evaluation.data.sources`, or named by
+            :class:`geofm.datamodules.NamedBandsDataModule`.
+        task: What is predicted. None: the label of the samples if they have one, otherwise the
+            mask.
+        ignore_index: Value of pixels of class maps that are ignored. None: 255.
+        limit: Maximum number of samples per split, drawn with *seed*.
+        seed: Seed of random draws of windows, held-out samples, and limited samples.
 
     Returns:
         The data.
 
     Raises:
-        BandError: If the channels are not known.
-        ValueError: If the samples have nothing that could be told.
+        BandError: If the channels are unknown.
+        ValueError: If the samples have no suitable target, or splits are missing.
     """
     datamodule.prepare_data()
     for stage in ('fit', 'test'):
@@ -183,7 +195,7 @@ def labelled_data(
     return LabelledData(
         name=title.replace('DataModule', ''),
         task=_task(sample, task, title),
-        bands=_bands_of(splits['train']),
+        bands=tuple(innermost(splits['train'], SELECTIONS).bands),
         splits=splits,
         batch_size=datamodule.batch_size or 64,
         num_workers=datamodule.num_workers,
@@ -198,7 +210,7 @@ def labelled_data(
 
 
 def _sources(datamodule: BaseDataModule) -> list[BaseDataModule]:
-    """Data modules that read, inside those that name and pair; the targets are the first's."""
+    """Return the data modules inside a wrapper. The first one has the targets."""
     if isinstance(datamodule, PairedDataModule):
         return [*_sources(datamodule.first), *_sources(datamodule.second)]
     if isinstance(datamodule, NamedBandsDataModule) and datamodule.source is not None:
@@ -207,7 +219,7 @@ def _sources(datamodule: BaseDataModule) -> list[BaseDataModule]:
 
 
 def _describe(source: BaseDataModule, dataset: Dataset[Any] | None) -> list[str]:
-    """What a reader should know of a data module of TorchGeo."""
+    """Return notes on a data module of TorchGeo for the report."""
     if _ours(source) or dataset is None:
         return []
     known = source_of(dataset)
@@ -217,7 +229,7 @@ def _describe(source: BaseDataModule, dataset: Dataset[Any] | None) -> list[str]
 
 def _collate(source: BaseDataModule) -> Callable[[Any], Any]:
     if isinstance(source, GeoDataModule):
-        # Windows at the borders of images are smaller.
+        # Windows at the edges of images are smaller.
         return pad_and_stack
     return getattr(source, 'collate_fn', default_collate)
 
@@ -242,18 +254,18 @@ def _split(datamodule: BaseDataModule, split: Split, seed: int) -> Dataset[Any] 
 def _complete(
     raw: Mapping[Split, Dataset[Any] | None], title: str, seed: int, notes: list[str]
 ) -> dict[Split, Dataset[Any]]:
-    """All three splits; those that are missing are taken from what is there."""
+    """Return all three splits, deriving missing splits from the others."""
     train, val, test = (raw[split] for split in SPLITS)
     if train is None or (val is None and test is None):
-        raise ValueError(f'{title}: needs training data and data to test on')
+        raise ValueError(f'{title}: a training split and a validation or test split are needed')
     if test is None:
-        notes.append(f'{title}: has no test split: reported is the validation split')
+        notes.append(f'{title}: no test split; metrics are of the validation split')
         test, val = val, None
     if val is None:
         assert isinstance(train, Sized)
         order = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
         held = max(1, len(train) // 5)
-        notes.append(f'{title}: {held} of {len(train)} training samples are held out to choose by')
+        notes.append(f'{title}: {held} of {len(train)} training samples are held out as validation')
         train, val = Subset(train, sorted(order[held:])), Subset(train, sorted(order[:held]))
     assert test is not None
     return {'train': train, 'val': val, 'test': test}
@@ -265,14 +277,8 @@ def _limited(dataset: Dataset[Any], limit: int, seed: int) -> Dataset[Any]:
     return Subset(dataset, sorted(order[:limit].tolist()))
 
 
-def _bands_of(dataset: Any) -> tuple[str, ...]:
-    while isinstance(dataset, Subset | Windows):
-        dataset = dataset.dataset
-    return tuple(dataset.bands)
-
-
 def _statistics(datamodule: BaseDataModule) -> dict[str, tuple[float, float]]:
-    """Mean and std by band that a user gave to the data module."""
+    """Return the mean and standard deviation by band that the user gave to the data module."""
     if not isinstance(datamodule, NamedBandsDataModule):
         return {}
     mean, std = band_statistics(datamodule.bands)
@@ -283,7 +289,7 @@ def _statistics(datamodule: BaseDataModule) -> dict[str, tuple[float, float]]:
 
 
 def _task(sample: Mapping[str, Any], asked: Task | None, title: str) -> Task:
-    """What is to be told of a sample."""
+    """Return what is predicted for a sample."""
     label, mask = sample.get('label'), sample.get('mask')
     found: set[Task] = set()
     if isinstance(label, Tensor) and not label.is_floating_point():
@@ -291,10 +297,10 @@ def _task(sample: Mapping[str, Any], asked: Task | None, title: str) -> Task:
     if isinstance(mask, Tensor):
         found.add('regression' if mask.is_floating_point() else 'segmentation')
     if asked is not None and asked not in found:
-        raise ValueError(f"{title}: task '{asked}' asked for, but samples allow {sorted(found)}")
+        raise ValueError(f"{title}: task '{asked}' is not one of {sorted(found)} of its samples")
     if not found:
         raise ValueError(
-            f'{title}: samples have {sorted(sample)}: neither a label of classes nor a mask'
+            f'{title}: samples have {sorted(sample)}, but neither a label of classes nor a mask'
         )
     return min(found, key=get_args(Task).index) if asked is None else asked
 
@@ -302,9 +308,10 @@ def _task(sample: Mapping[str, Any], asked: Task | None, title: str) -> Task:
 def _mask_map(
     datamodule: BaseDataModule | None,
 ) -> Callable[[dict[str, Any]], Mapping[str, Any]]:
-    """What a data module does to masks on the device, e.g. SEN12MS: to the classes of DFC2020.
+    """Return the function of a data module that maps masks on the device.
 
-    Without a trainer TorchGeo's hook applies no augmentation, so that this is all it does.
+    An example is the mapping of SEN12MS to the classes of DFC2020. Without a trainer, TorchGeo's
+    hook applies no augmentation, so that it does nothing else.
     """
     hook = 'on_after_batch_transfer'
     if datamodule is None or getattr(type(datamodule), hook) is getattr(BaseDataModule, hook):
@@ -315,19 +322,19 @@ def _mask_map(
 
 
 def _identity(dataset: Dataset[Any]) -> str:
-    """What a data set is: its class, the plain values among its attributes, the sets that it wraps.
+    """Describe a data set by its class, its plain attributes, and the data sets that it wraps.
 
     Args:
         dataset: The data set.
 
     Returns:
-        A text that another data set is not likely to have.
+        JSON that identifies the data set.
     """
     return json.dumps(_plain(dataset), sort_keys=True)
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON can hold it; None where it says nothing of what the data are."""
+    """Convert an attribute to plain data for JSON; None if it is of another type."""
     if isinstance(value, str | int | float | bool):
         return value
     if isinstance(value, Path | slice):

@@ -1,4 +1,4 @@
-"""A data module's samples with their bands named, and what its own normalisation would do."""
+"""Naming the bands of a data module's samples, and describing its own normalisation."""
 
 from collections.abc import Mapping, Sized
 from typing import Any
@@ -14,19 +14,20 @@ from geofm.datasets import NamedBands
 from geofm.evaluation.data.sources import SOURCES, ChannelNames, Source
 from geofm.sensors import CHANNELS, BandError
 
-#: Samples by which a normalisation is judged.
+#: Number of samples from which a normalisation is judged.
 _JUDGED = 16
 
 
 class KnownChannels(Dataset[Sample]):
-    """The channels of a data set that have a name; the others are left out."""
+    """Data set with only the named channels of another."""
 
     def __init__(self, dataset: Dataset[Any], channels: Mapping[str, ChannelNames]) -> None:
         """Initialize a new KnownChannels instance.
 
         Args:
             dataset: A map-style data set.
-            channels: Names of the channels of each image by its key; None for those to leave out.
+            channels: Names of the channels of each image, by its key. Channels with the name None
+                are left out.
         """
         self.dataset = dataset
         self.channels = dict(channels)
@@ -43,37 +44,37 @@ class KnownChannels(Dataset[Sample]):
             index: Index of the sample.
 
         Returns:
-            The sample, its images with the named channels alone.
+            The sample, whose images have only the named channels.
 
         Raises:
-            BandError: If an image has another number of channels than names.
+            BandError: If the number of channels of an image differs from the number of names.
         """
         sample = dict(self.dataset[index])
         for key, names in self.channels.items():
             if len(sample[key]) != len(names):
                 raise BandError(
                     f"'{key}' of {type(self.dataset).__name__} has {len(sample[key])} channels, "
-                    f'expected are {len(names)}: {list(names)}'
+                    f'but {len(names)} are expected: {list(names)}'
                 )
             sample[key] = sample[key][[i for i, name in enumerate(names) if name is not None]]
         return sample
 
 
 class Windows(Dataset[Sample]):
-    """The windows that a sampler of TorchGeo draws, once and for all, as a map-style data set."""
+    """Map-style data set of windows, drawn once by a sampler of TorchGeo."""
 
     def __init__(self, dataset: Dataset[Any], sampler: Any, seed: int) -> None:
         """Initialize a new Windows instance.
 
         Args:
             dataset: A GeoDataset.
-            sampler: Its sampler, or batch sampler.
-            seed: Seed of what it draws.
+            sampler: Its sampler or batch sampler.
+            seed: Seed of the sampler.
         """
         self.dataset = dataset
         if isinstance(getattr(sampler, 'generator', None), np.random.Generator):
             sampler.generator = np.random.default_rng(seed)
-        # Older samplers draw from PyTorch's own.
+        # Samplers without a generator draw from PyTorch's global one.
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             drawn = list(sampler)
@@ -90,28 +91,35 @@ class Windows(Dataset[Sample]):
         return self.dataset[self.windows[index]]
 
 
-def innermost(dataset: Any) -> Any:
-    """The data set inside subsets and wrappers.
+#: Data sets that select samples of another.
+SELECTIONS = (Subset, Windows)
+
+
+def innermost(
+    dataset: Any, wrappers: tuple[type, ...] = (*SELECTIONS, NamedBands, KnownChannels)
+) -> Any:
+    """Return the data set inside subsets and wrappers.
 
     Args:
         dataset: A data set.
+        wrappers: Classes of the data sets to look into.
 
     Returns:
-        The one that reads.
+        The first data set that is none of these.
     """
-    while isinstance(dataset, Subset | Windows | NamedBands | KnownChannels):
+    while isinstance(dataset, wrappers):
         dataset = dataset.dataset
     return dataset
 
 
 def source_of(dataset: Dataset[Any]) -> Source | None:
-    """What is known of a data set.
+    """Return the known channels of a data set.
 
     Args:
         dataset: A data set, or a subset of one.
 
     Returns:
-        What it yields; None if it is not known.
+        Its entry in :data:`~geofm.evaluation.data.sources.SOURCES`; None if there is none.
     """
     for cls in type(innermost(dataset)).__mro__:
         if cls.__name__ in SOURCES:
@@ -120,31 +128,30 @@ def source_of(dataset: Dataset[Any]) -> Source | None:
 
 
 def is_named(dataset: Any) -> bool:
-    """Whether the images of a data set have bands by this project's names, in its units.
+    """Return whether a data set already has named bands in the units of geofm.
 
     Args:
         dataset: A data set, or a subset of one.
 
     Returns:
-        True for the data sets of this project.
+        True for data sets of geofm.
     """
-    while isinstance(dataset, Subset | Windows):
-        dataset = dataset.dataset
+    dataset = innermost(dataset, SELECTIONS)
     return type(dataset).__module__.startswith('geofm.') and hasattr(dataset, 'bands')
 
 
 def named(dataset: Dataset[Any], title: str) -> Dataset[Any]:
-    """A data set with its bands named.
+    """Name the bands of a data set.
 
     Args:
         dataset: A data set.
-        title: What a message calls it.
+        title: Name of the data set in messages.
 
     Returns:
-        One whose samples have an 'image' in dB and DN, and that has ``bands``.
+        A data set with the attribute ``bands``, whose samples have an 'image' in dB and DN.
 
     Raises:
-        BandError: If the names of the channels are not known.
+        BandError: If the names of the channels are unknown.
     """
     inside = innermost(dataset)
     if is_named(dataset):
@@ -152,14 +159,14 @@ def named(dataset: Dataset[Any], title: str) -> Dataset[Any]:
     source = source_of(dataset)
     if source is None:
         raise BandError(
-            f'{title}: the names of the channels of {type(inside).__name__} are not known. Wrap it '
-            'in geofm.datamodules.NamedBandsDataModule and name them with source_bands'
+            f'{title}: the channels of {type(inside).__name__} are unknown. Wrap it in '
+            'geofm.datamodules.NamedBandsDataModule and name them with source_bands'
         )
     channels = source.channels(inside)
     names = {key: [n for n in image if n is not None] for key, image in channels.items()}
     if not any(names.values()):
         raise BandError(
-            f'{title}: {type(inside).__name__} has no band that is known: {list(CHANNELS)}'
+            f'{title}: {type(inside).__name__} has none of the known bands: {list(CHANNELS)}'
         )
     unnamed = any(None in image for image in channels.values())
     reading = KnownChannels(dataset, channels) if unnamed else dataset
@@ -171,44 +178,44 @@ def named(dataset: Dataset[Any], title: str) -> Dataset[Any]:
 
 
 def title_of(datamodule: BaseDataModule) -> str:
-    """What a message calls a data module: TorchGeo's general ones by the data set that they read.
+    """Return the name of a data module in messages.
 
     Args:
         datamodule: The data module.
 
     Returns:
-        Name of its class, or of its data set's.
+        Name of its class; for TorchGeo's generic data modules, name of the class of its data set.
     """
     general = type(datamodule) in (NonGeoDataModule, GeoDataModule)
     return (datamodule.dataset_class if general else type(datamodule)).__name__
 
 
 def normalisation_line(datamodule: BaseDataModule, dataset: Dataset[Any]) -> str:
-    """Say what a data module's own normalisation would do, which is not used.
+    """Describe the normalisation of a data module, which is not used.
 
     Args:
         datamodule: The data module.
-        dataset: Its training data, as they come.
+        dataset: Its training data, not normalised.
 
     Returns:
         One line of text.
     """
     title = title_of(datamodule)
-    replaced = "not used; each backbone's own is"
+    replaced = "not used; each backbone's own normalisation is"
     mean, std = (torch.as_tensor(v, dtype=torch.float32) for v in (datamodule.mean, datamodule.std))
     if 'image' not in dataset[0]:
-        return f'{title}: what it does to its several images is {replaced}'
+        return f'{title}: its normalisation of several images is {replaced}'
     if any(v.numel() not in (1, _channels(dataset)) for v in (mean, std)):
         return f'{title}: its normalisation is {replaced}'
     spread = _spread(dataset, mean, std)
     if spread is None:
         return f'{title}: its normalisation is {replaced}'
     if (std < 0).any():
-        wrong = 'turns bands upside down (a negative standard deviation)'
+        wrong = 'inverts bands (a negative standard deviation)'
     elif spread[0] < 0.01 or spread[1] > 100:
-        wrong = f'leaves bands at standard deviations from {spread[0]:.2g} to {spread[1]:.2g}'
+        wrong = f'leaves bands with standard deviations from {spread[0]:.2g} to {spread[1]:.2g}'
     elif mean.eq(0).all() and std.eq(255).all():
-        wrong = 'has mean 0 and std 255, which are of pictures of 8 bits'
+        wrong = 'has mean 0 and std 255, as for 8-bit images'
     else:
         return f'{title}: its normalisation, by its own mean and std, is {replaced}'
     return f'{title}: its normalisation {wrong}: {replaced}'
@@ -219,13 +226,13 @@ def _channels(dataset: Dataset[Any]) -> int:
 
 
 def _spread(dataset: Dataset[Any], mean: Tensor, std: Tensor) -> tuple[float, float] | None:
-    """Smallest and largest standard deviation of a band after a normalisation."""
+    """Return the smallest and largest standard deviation of a band after a normalisation."""
     assert isinstance(dataset, Sized)
     places = torch.linspace(0, len(dataset) - 1, min(_JUDGED, len(dataset))).long().unique()
     pixels = torch.cat(
         [dataset[i]['image'].float().movedim(-3, 0).flatten(1) for i in places.tolist()], dim=1
     )
     spread = ((pixels - mean.view(-1, 1)) / std.view(-1, 1)).nan_to_num().std(dim=1)
-    # A band that is constant in all of them says nothing.
+    # Bands that are constant in all of these samples are left out.
     spread = spread[pixels.nan_to_num().std(dim=1) > 0]
     return (spread.min().item(), spread.max().item()) if len(spread) else None

@@ -1,4 +1,4 @@
-"""Two data modules of the same places, as one: Copernicus-Bench keeps its sensors apart."""
+"""Pairing two data modules of the same places, such as the sensors of Copernicus-Bench."""
 
 from collections.abc import Sized
 from typing import Any
@@ -14,12 +14,13 @@ from geofm.sensors import BandError, check_bands
 
 
 class Paired(Dataset[Sample]):
-    """Samples of two data sets, their images one over the other.
+    """Paired samples of two data sets, whose images are concatenated.
 
-    The data sets list the same places in the same order; a sample whose targets differ is refused.
+    The data sets must contain the same places in the same order. Samples with different targets are
+    an error.
 
     Attributes:
-        bands: Names of the channels, those of the first data set before those of the second.
+        bands: Names of the channels of the first data set, then of the second.
     """
 
     def __init__(self, first: Any, second: Any, title: str) -> None:
@@ -27,15 +28,18 @@ class Paired(Dataset[Sample]):
 
         Args:
             first: A data set with named bands.
-            second: Another one.
-            title: What a message calls them.
+            second: Another data set with named bands.
+            title: Name of the data sets in messages.
 
         Raises:
             BandError: If they have a band in common.
-            ValueError: If they do not have as many samples.
+            ValueError: If their numbers of samples differ.
         """
         if len(first) != len(second):
-            raise ValueError(f'{title}: {len(first)} and {len(second)} samples are no pairs')
+            raise ValueError(
+                f'{title}: {len(first)} and {len(second)} samples cannot be paired: the numbers '
+                'must be equal'
+            )
         self.first, self.second, self.title = first, second, title
         try:
             self.bands = check_bands((*first.bands, *second.bands))
@@ -51,24 +55,24 @@ class Paired(Dataset[Sample]):
         """Read a pair.
 
         Args:
-            index: Number of the pair.
+            index: Index of the pair.
 
         Returns:
-            The first sample, with the 'image' of both and 'valid' where both are.
+            The first sample, with the 'image' of both, and 'valid' where both are valid.
 
         Raises:
-            ValueError: If their targets or their sizes differ.
+            ValueError: If the targets or the sizes of the images differ.
         """
         first, second = self.first[index], self.second[index]
         for key in ('label', 'mask'):
             if key in first and not _same(first[key], second.get(key)):
-                raise ValueError(f"{self.title}: '{key}' of sample {index} differs: no pair")
+                raise ValueError(f"{self.title}: '{key}' of sample {index} differs: not a pair")
         if first['image'].shape[-2:] != second['image'].shape[-2:]:
             raise ValueError(
                 f'{self.title}: images of sample {index} have sizes '
                 f'{tuple(first["image"].shape[-2:])} and {tuple(second["image"].shape[-2:])}'
             )
-        # What is left of the first stays: positions and times of the second are near to the same.
+        # Other entries, such as positions and times, are nearly the same in both samples.
         return {
             **first,
             'image': torch.cat([first['image'], second['image']]),
@@ -81,32 +85,32 @@ def _same(first: Tensor, second: Tensor | None) -> bool:
 
 
 class PairedDataModule(BaseDataModule):
-    """Two data modules of the same places, e.g. Copernicus-Bench's S1 and S2, as one."""
+    """Data module of pairs of two data modules, e.g. S1 and S2 of Copernicus-Bench."""
 
     def __init__(self, first: BaseDataModule, second: BaseDataModule) -> None:
         """Initialize a new PairedDataModule instance.
 
         Args:
-            first: Data module whose targets and batches are used.
+            first: Data module whose targets and batch size are used.
             second: Data module whose images are added.
         """
         super().__init__(first.dataset_class, first.batch_size, first.num_workers)
         self.first, self.second = first, second
 
     def prepare_data(self) -> None:
-        """Let both download their data, if they were told to."""
+        """Download the data of both, if they are configured to."""
         self.first.prepare_data()
         self.second.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Make the data sets that a stage needs.
+        """Set up the data sets of a stage.
 
         Args:
             stage: Either 'fit', 'validate' or 'test'.
 
         Raises:
-            BandError: If channels are not known, or both have one band.
-            ValueError: If the samples are no pairs.
+            BandError: If channels are unknown, or if both have a band in common.
+            ValueError: If the samples cannot be paired.
         """
         self.first.setup(stage)
         self.second.setup(stage)

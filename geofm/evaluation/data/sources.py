@@ -1,7 +1,7 @@
-"""Which channels TorchGeo's data sets yield: names in their order, and units.
+"""Channels of TorchGeo's data sets: their names in order, and their units.
 
-The ONE place that knows. Checked against TorchGeo 0.10.1 by reading each data set. Anything that is
-not listed here is named by wrapping it in :class:`geofm.datamodules.NamedBandsDataModule`.
+The entries were checked against TorchGeo 0.10.1 by reading each data set. The channels of other
+data sets are named by wrapping them in :class:`geofm.datamodules.NamedBandsDataModule`.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,19 +12,19 @@ from geofm.datasets import S1Unit
 from geofm.sensors import BANDS, RGB_BANDS, SENTINEL1, SENTINEL2
 from geofm.transforms import PICTURE_WHITE
 
-#: Names of channels in their order; None is a channel that is not a band we know.
+#: Names of channels in order. None is a channel that is not a known band.
 type ChannelNames = tuple[str | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What a data set yields.
+    """Channels of a data set.
 
     Attributes:
-        channels: From a data set to the names of its channels, for each image by its key.
-        scale: Factor that brings values to DN (reflectance x 10,000), for all or by name.
-        s1_unit: Whether Sentinel-1 comes in dB or as linear power.
-        note: What a user should know of it.
+        channels: Function that returns the names of a data set's channels, by key of the image.
+        scale: Factor that converts values to DN (reflectance x 10,000), for all bands or by band.
+        s1_unit: Unit of Sentinel-1, dB or linear power.
+        note: Note for the report.
     """
 
     channels: Callable[[Any], Mapping[str, ChannelNames]]
@@ -34,14 +34,14 @@ class Source:
 
 
 def _own_names(dataset: Any) -> dict[str, ChannelNames]:
-    """Names of the data set's own ``bands``, where they are this project's too."""
+    """Return the data set's own ``bands``, with None for unknown bands."""
     return {'image': tuple(band if band in BANDS else None for band in dataset.bands)}
 
 
-# Files are read in the order of their names, so VH comes before VV. Level-2A: no B10.
+# Files are read in alphabetical order, so VH comes before VV. Level-2A has no B10.
 _BEN_S1: ChannelNames = ('VH', 'VV')
 _BEN_S2: ChannelNames = tuple(b for b in SENTINEL2.band_names if b != 'B10')
-#: TorchGeo's names of sensors are ours.
+#: TorchGeo's keys of sensors equal those of geofm.
 _BEN: dict[str, ChannelNames] = {
     SENTINEL1.name: _BEN_S1,
     SENTINEL2.name: _BEN_S2,
@@ -59,13 +59,13 @@ def _bigearthnet_v2(dataset: Any) -> dict[str, ChannelNames]:
     return {'image': _BEN[dataset.bands]}
 
 
-# Zhu et al., 2020: channels 5 and 6 of Sentinel-1 are the Lee-filtered intensities of VH and VV;
-# the others are real and imaginary parts, and the covariance of both.
+# Zhu et al., 2020: channels 5 and 6 of Sentinel-1 are the Lee-filtered intensities of VH and VV.
+# The others are real and imaginary parts, and the covariance of both.
 _SO2SAT = {'S1_B5': 'VH', 'S1_B6': 'VV'}
 
 
 def _so2sat(dataset: Any) -> dict[str, ChannelNames]:
-    # The data set sorts Sentinel-1 before Sentinel-2, each in the order of its file.
+    # Sentinel-1 comes before Sentinel-2, each in the order of its file.
     names = [*dataset.s1_band_names, *dataset.s2_band_names]
     return {'image': tuple(_SO2SAT.get(n, n[3:] if n.startswith('S2_') else None) for n in names)}
 
@@ -100,12 +100,12 @@ def _picture(dataset: Any) -> dict[str, ChannelNames]:
 _PICTURE = Source(
     _picture,
     scale=PICTURE_WHITE / 255,
-    note='red, green and blue of 8 bits are taken for B04, B03, B02, and white for reflectance 0.3',
+    note='8-bit red, green and blue are treated as B04, B03 and B02, and white as reflectance 0.3',
 )
 
-#: What is known of TorchGeo's data sets, by the name of the class.
+#: Channels of TorchGeo's data sets, by class name.
 SOURCES: dict[str, Source] = {
-    'BigEarthNet': Source(_bigearthnet, note='Sentinel-1 is read as whole decibels'),
+    'BigEarthNet': Source(_bigearthnet, note='Sentinel-1 is read in whole decibels'),
     'BigEarthNetV2': Source(_bigearthnet_v2),
     'CopernicusBenchBigEarthNetS1': Source(_own_names),
     'CopernicusBenchBigEarthNetS2': Source(_own_names),
@@ -124,7 +124,7 @@ SOURCES: dict[str, Source] = {
         _so2sat,
         scale=dict.fromkeys(SENTINEL2.band_names, 10_000.0),
         s1_unit='power',
-        note='of Sentinel-1 the Lee-filtered intensities are used',
+        note='the Lee-filtered intensities of Sentinel-1 are used',
     ),
     'TreeSatAI': Source(_treesatai),
     'UCMerced': _PICTURE,

@@ -1,1 +1,1 @@
-"""What is trained, or looked up, on frozen features."""
+"""Probes of features: k-NN, linear heads, logistic regression and decoders."""

@@ -1,4 +1,4 @@
-"""DPT and UPerNet on a backbone, by TorchGeo's own tasks."""
+"""DPT and UPerNet on a backbone, trained by TorchGeo's tasks."""
 
 import copy
 import math
@@ -23,22 +23,22 @@ from geofm.evaluation.data import LabelledData, Split
 from geofm.evaluation.metrics import Prediction
 from geofm.printing import printable
 
-#: Learning rates of AdamW, with the backbone frozen and tuned.
+#: Learning rates of AdamW with a frozen and with a fine-tuned backbone.
 _LR = 1e-3
 _TUNED_LR = 1e-4
 
-#: What the sides of an image must be a multiple of: the coarsest map of both decoders has a stride
-#: of 32.
+#: Number that the sides of images must be a multiple of: the stride of the coarsest feature map of
+#: both decoders.
 _MULTIPLE = 32
 
 
 @dataclass(frozen=True, slots=True)
 class Decoder:
-    """A decoder, and whether the backbone is trained with it.
+    """A decoder on a frozen or a fine-tuned backbone.
 
     Attributes:
         model: 'dpt' or 'upernet'.
-        tuned: Whether the backbone is trained too.
+        tuned: Whether the backbone is fine-tuned.
     """
 
     model: str
@@ -46,12 +46,12 @@ class Decoder:
 
     @property
     def name(self) -> str:
-        """What a table calls it."""
+        """Name in tables."""
         return f'{self.model}, {"tuned" if self.tuned else "frozen"}'
 
 
 class UnsuitableError(ValueError):
-    """A backbone does not go with a decoder."""
+    """Error of a backbone that does not support a decoder."""
 
 
 def decoder_probe(
@@ -65,33 +65,33 @@ def decoder_probe(
     device: str = 'cpu',
     progress: bool = True,
 ) -> Prediction:
-    """Train a decoder on a backbone with TorchGeo, and map the test split.
+    """Train a decoder on a backbone with TorchGeo, and predict the test split.
 
     Args:
-        decoder: Which decoder, on a frozen or a tuned backbone.
-        backbone: The backbone; a copy of it is trained.
+        decoder: The decoder.
+        backbone: The backbone, a copy of which is used.
         data: The data.
         train_targets: Targets of the training split, (N, H, W).
         classes: Number of classes; 1 for regression.
         epochs: Number of epochs.
         seed: Seed of the decoder's weights and of the order of samples.
-        device: Where to compute.
+        device: Device to run on.
         progress: Whether to show progress bars.
 
     Returns:
-        Maps of the test split.
+        Predicted maps of the test split.
 
     Raises:
-        UnsuitableError: If the backbone does not go with the decoder.
+        UnsuitableError: If the backbone or the data do not support the decoder.
     """
     lone = _lone_image(decoder, backbone, data)
     seed_everything(seed, verbose=False)
     task = _task(decoder, backbone, data, classes)
-    # Values are learned at zero mean and unit variance, and brought back.
+    # Values are standardised for training, and predictions are converted back.
     center, spread = 0.0, 1.0
     if data.task == 'regression':
         if not train_targets.isfinite().all():
-            raise UnsuitableError(f'{data.name}: TorchGeo regresses maps without gaps only')
+            raise UnsuitableError(f'{data.name}: TorchGeo supports only maps without gaps')
         center, spread = train_targets.mean().item(), train_targets.std().clamp_min(1e-12).item()
     kind = torch.device(device)
     trainer = Trainer(
@@ -104,7 +104,7 @@ def decoder_probe(
         enable_model_summary=False,
         num_sanity_val_steps=0,
     )
-    # Workers, and so the loaders, prepare batches on the CPU.
+    # Batches are prepared on the CPU, in the workers of the data loaders.
     adapter = copy.deepcopy(backbone.adapter).cpu()
     adapter.multiple = math.lcm(adapter.multiple, _MULTIPLE)
     prepare = _prepare(adapter, data, center, spread)
@@ -123,7 +123,7 @@ def decoder_probe(
     with warnings.catch_warnings():
         # A frozen backbone is in evaluation mode on purpose.
         warnings.filterwarnings('ignore', '.*in eval mode at the start of training')
-        # The validation loss is what TorchGeo lowers the learning rate by.
+        # TorchGeo's schedule of the learning rate needs the validation loss.
         trainer.fit(task, loader('train'), loader('val'))
     text = escape(printable(f'{backbone.name}: maps')) if progress else None
     maps = _predict(task.eval().to(device), adapter.to(device), data, device, text)
@@ -134,29 +134,30 @@ def decoder_probe(
 
 
 def _lone_image(decoder: Decoder, backbone: Backbone, data: LabelledData) -> bool:
-    """Whether the last training batch has one image, with which UPerNet cannot be trained.
+    """Return whether the last training batch has one image, which UPerNet cannot be trained with.
 
-    UPerNet's pyramid pooling normalises a map of one pixel over the batch.
+    The batch normalisation of UPerNet's pyramid pooling needs several values per channel, but one
+    image has a single pixel there.
     """
     if decoder.model != 'upernet':
         return False
     if min(data.size('train'), data.batch_size) < 2:
         raise UnsuitableError(
-            f'{backbone.name}: UPerNet needs batches of 2 or more training images, for its batch '
-            'normalization'
+            f'{backbone.name}: UPerNet needs batches of at least 2 training images, because of its '
+            'batch normalisation'
         )
     return data.size('train') % data.batch_size == 1
 
 
 def _task(decoder: Decoder, backbone: Backbone, data: LabelledData, classes: int) -> Any:
-    """TorchGeo's task, built by name, its encoder's model replaced by the backbone."""
+    """Build TorchGeo's task by name, and replace the model of its encoder with the backbone."""
     if backbone.model is None or backbone.decoder_name is None:
-        raise UnsuitableError(f'{backbone.name}: not a ViT that TorchGeo builds by name')
+        raise UnsuitableError(f'{backbone.name}: not a ViT that TorchGeo can build by name')
     name = backbone.decoder_name
     if decoder.model == 'upernet':
         if name not in smp.encoders.encoders:
             raise UnsuitableError(
-                f"{backbone.name}: '{name}' is no encoder of segmentation-models-pytorch"
+                f"{backbone.name}: '{name}' is not an encoder of segmentation-models-pytorch"
             )
     else:
         _check_patch_size(backbone)
@@ -176,31 +177,31 @@ def _task(decoder: Decoder, backbone: Backbone, data: LabelledData, classes: int
             **common, num_classes=classes, ignore_index=data.ignore_index, loss='ce'
         )
     vit = _replace(task.model.encoder, backbone.model, backbone.name)
-    # Of an encoder with a pyramid, the pyramid is always trained.
+    # Other parts of the encoder, such as a feature pyramid, are always trained.
     vit.requires_grad_(decoder.tuned).train(decoder.tuned)
     return task
 
 
 def _check_patch_size(backbone: Backbone) -> None:
-    """Refuse patches whose tokens DPT cannot bring to strides of 4, 8, 16 and 32."""
+    """Raise an error for patch sizes that DPT cannot rescale to strides of 4, 8, 16 and 32."""
     size = getattr(getattr(backbone.model, 'patch_embed', None), 'patch_size', None)
     size = getattr(backbone.model, 'patch_size', size)
     side = size[0] if isinstance(size, tuple) else size
     if side is not None and side & (side - 1):
         raise UnsuitableError(
-            f'{backbone.name}: DPT needs patches whose side is a power of two, such as 8 or 16 px, '
-            f'not {side}; UPerNet and the linear head take any'
+            f'{backbone.name}: DPT needs a patch size that is a power of two, such as 8 or 16 px, '
+            f'not {side}; UPerNet and the linear head support any'
         )
 
 
 def _default_channels(backbone: Backbone) -> int:
-    """Channels with which a model can be built by its name alone."""
+    """Return the number of channels with which the model can be built by name."""
     config: Any = getattr(backbone.model, 'pretrained_cfg', None) or {}
     return int(config['input_size'][0]) if 'input_size' in config else len(backbone.adapter.bands)
 
 
 def _replace(encoder: nn.Module, backbone: nn.Module, title: str) -> nn.Module:
-    """Put a copy of the backbone where the encoder has a model of its kind."""
+    """Replace the encoder's model of the same class with a copy of the backbone."""
     replacement = copy.deepcopy(backbone)
     for module in encoder.modules():
         for name, child in module.named_children():
@@ -209,19 +210,19 @@ def _replace(encoder: nn.Module, backbone: nn.Module, title: str) -> nn.Module:
             for attribute in ('embed_dim', 'num_prefix_tokens'):
                 if getattr(child, attribute, None) != getattr(backbone, attribute, None):
                     raise UnsuitableError(
-                        f"{title}: its {attribute} is not that of the name's model"
+                        f'{title}: its {attribute} differs from that of the model of its name'
                     )
             if len(child.feature_info) != len(backbone.feature_info):  # type: ignore[arg-type]
-                raise UnsuitableError(f"{title}: its depth is not that of the name's model")
+                raise UnsuitableError(f'{title}: its depth differs from the model of its name')
             setattr(module, name, replacement)
             return replacement
-    raise UnsuitableError(f'{title}: no {type(backbone).__name__} in the encoder')
+    raise UnsuitableError(f'{title}: the encoder has no {type(backbone).__name__}')
 
 
 def _prepare(
     adapter: Adapter, data: LabelledData, center: float, spread: float
 ) -> Callable[[dict[str, Any]], dict[str, Tensor]]:
-    """From a batch of the data to one of TorchGeo's tasks: an image and a mask of one size."""
+    """Return a function that converts a batch to images and masks of equal size."""
 
     def prepare(batch: dict[str, Any]) -> dict[str, Tensor]:
         image = adapter(batch)['image']

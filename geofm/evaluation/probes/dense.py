@@ -1,4 +1,4 @@
-"""A linear head on frozen patch tokens, for maps of classes or of values."""
+"""A linear head on frozen patch tokens, for maps of classes or values."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,13 +12,13 @@ from geofm.evaluation.features import Features
 from geofm.evaluation.metrics import Prediction, confusion, mean_iou, r2, regression_sums
 from geofm.evaluation.probes.heads import Heads, train_heads
 
-#: Learning rates that are tried.
+#: Learning rates that are compared on the validation split.
 LEARNING_RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
 
-#: Patches in a step.
+#: Number of patches per step.
 BATCH_SIZE = 1024
 
-#: Maps that are predicted at a time.
+#: Number of maps that are predicted at once.
 _MAPS = 32
 
 
@@ -32,44 +32,46 @@ def dense_probe(
     learning_rates: Sequence[float] = LEARNING_RATES,
     progress: bool = True,
 ) -> Prediction:
-    """DINOv2's linear head: a linear layer on the patch tokens, interpolated to the pixels.
+    """Train DINOv2's linear head, a linear layer on patch tokens, and predict the test split.
 
-    It is trained on the fractions of the classes in each patch, or the mean of the values. That is
-    the cross-entropy, or the squared error, over the pixels of a head whose outputs are the same
-    all over a patch, up to a constant. Its predictions are interpolated bilinearly. The head is
-    chosen among the learning rates on the pixels of the validation split.
+    The head is trained on the fractions of the classes in each patch, or on the mean of its values.
+    Up to a constant, this is the cross-entropy or squared error over the pixels of a head whose
+    output is constant within a patch. Predictions are interpolated bilinearly to the pixels. The
+    learning rate is chosen on the pixels of the validation split.
 
     Args:
         splits: Features (N, D, h, w) and maps (N, H, W) of the splits.
         task: 'segmentation' or 'regression'.
         classes: Number of classes; 1 for regression.
-        ignore_index: Class that does not count.
+        ignore_index: Value of pixels that are ignored.
         steps: Number of steps.
         seed: Seed of the batches.
-        learning_rates: Learning rates, for a batch of 256.
+        learning_rates: Learning rates for a batch size of 256.
         progress: Whether to show a progress bar.
 
     Returns:
-        Maps of the test split.
+        Predicted maps of the test split.
 
     Raises:
-        ValueError: If nothing is known of the training maps.
+        ValueError: If all pixels of the training maps are ignored.
     """
     train, val, test = splits['train'], splits['val'], splits['test']
     height, width = train.values.shape[-2:]
-    shares, counted = patch_targets(train.targets, (height, width), task, classes, ignore_index)
+    targets, counted = patch_targets(train.targets, (height, width), task, classes, ignore_index)
     known = counted > 0
     if not known.any():
-        raise ValueError('no pixel of the training maps is known: check the masks and ignore_index')
-    shares, counted = shares[known], counted[known]
+        raise ValueError(
+            'all pixels of the training maps are ignored: check the masks and ignore_index'
+        )
+    targets, counted = targets[known], counted[known]
     features = train.values.movedim(1, -1).flatten(0, -2)[known]
-    # Values are learned at zero mean and unit variance, and brought back.
+    # Values are standardised for training, and the head is converted back.
     center, spread = torch.zeros(1), torch.ones(1)
     if task == 'regression':
-        center, spread = shares.mean(dim=0), shares.std(dim=0, correction=0).clamp_min(1e-12)
+        center, spread = targets.mean(dim=0), targets.std(dim=0, correction=0).clamp_min(1e-12)
     heads = train_heads(
         features,
-        (shares - center) / spread,
+        (targets - center) / spread,
         torch.ones(features.shape[1], len(learning_rates), dtype=torch.bool),
         learning_rates,
         'identity' if task == 'regression' else 'softmax',
@@ -92,20 +94,20 @@ def dense_probe(
 def patch_targets(
     maps: Tensor, grid: tuple[int, int], task: Task, classes: int, ignore_index: int
 ) -> tuple[Tensor, Tensor]:
-    """What a linear head on patches learns from maps.
+    """Compute the targets of a linear head on patches from maps.
 
     Args:
         maps: Classes or values (N, H, W).
-        grid: Rows h and columns w of patches.
+        grid: Numbers of rows h and columns w of patches.
         task: 'segmentation' or 'regression'.
         classes: Number of classes C; 1 for regression.
-        ignore_index: Class that does not count.
+        ignore_index: Value of pixels that are ignored.
 
     Returns:
         Fractions of the classes, or the mean of the values, of shape (N h w, C), and the fraction
-        of the patch that counts, of shape (N h w,).
+        of each patch that is not ignored, of shape (N h w,).
     """
-    shares, counts = [], []
+    targets, counts = [], []
     for chunk in maps.split(_MAPS):
         if task == 'regression':
             known = chunk.isfinite()
@@ -113,15 +115,15 @@ def patch_targets(
         else:
             known = chunk != ignore_index
             values = one_hot(chunk.masked_fill(~known, 0), classes).movedim(-1, 1).float()
-        share = adaptive_avg_pool2d(values * known[:, None], grid)
+        mean = adaptive_avg_pool2d(values * known[:, None], grid)
         count = adaptive_avg_pool2d(known[:, None].float(), grid)
-        shares.append((share / count.clamp_min(1e-12)).movedim(1, -1).flatten(0, -2))
+        targets.append((mean / count.clamp_min(1e-12)).movedim(1, -1).flatten(0, -2))
         counts.append(count.flatten())
-    return torch.cat(shares), torch.cat(counts)
+    return torch.cat(targets), torch.cat(counts)
 
 
 def _maps(heads: Heads, head: int, split: Features, task: Task) -> Tensor:
-    """Maps (N, H, W) that a head predicts."""
+    """Predict maps (N, H, W) with a head."""
     weight, bias = heads.head(head)
     maps = []
     for chunk in split.values.split(_MAPS):
@@ -132,7 +134,7 @@ def _maps(heads: Heads, head: int, split: Features, task: Task) -> Tensor:
 
 
 def _quality(maps: Tensor, targets: Tensor, task: Task, classes: int, ignore_index: int) -> float:
-    """Quality of maps: mIoU or R2; maps that are not finite are the worst."""
+    """Return the mIoU or R2 of maps; minus infinity for values that are not finite."""
     if task == 'regression':
         value = r2(regression_sums(maps, targets).sum(dim=0)).item()
         return value if np.isfinite(value) else -np.inf

@@ -1,4 +1,4 @@
-"""Many linear heads at once: those of all learning rates and inputs in one matrix product."""
+"""Training many linear heads at once, for all learning rates and inputs, in one matrix product."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,24 +9,25 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-#: What turns outputs into predictions, and so which loss: cross-entropy, binary cross-entropy for
-#: each class, half the squared error.
+#: Function that converts outputs to predictions. It determines the loss: cross-entropy, binary
+#: cross-entropy per class, or half the squared error.
 Link = Literal['softmax', 'sigmoid', 'identity']
 
 #: Momentum of SGD, as in DINOv2.
 MOMENTUM = 0.9
 
-#: Batch for which DINOv2 states its learning rates.
+#: Batch size for which DINOv2's learning rates are given.
 _REFERENCE_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
 class Heads:
-    """Linear heads, side by side.
+    """Linear heads that were trained together.
 
     Attributes:
-        weight: Of shape (F, H, C): F features, H heads, C outputs; 0 where a head does not look.
-        bias: Of shape (H, C).
+        weight: Weights of shape (F, H, C) for F features, H heads and C outputs; 0 for features
+            that a head does not use.
+        bias: Biases of shape (H, C).
         mean: Mean of each feature over the training data, of shape (F,).
         scale: 1 / standard deviation of each feature, of shape (F,).
     """
@@ -37,10 +38,10 @@ class Heads:
     scale: Tensor
 
     def head(self, index: int) -> tuple[Tensor, Tensor]:
-        """One head as a linear layer on features as they come.
+        """Return a head as a linear layer on features that are not standardised.
 
         Args:
-            index: Which.
+            index: Index of the head.
 
         Returns:
             Weight (F, C) and bias (C,).
@@ -49,11 +50,11 @@ class Heads:
         return weight, self.bias[index] - self.mean @ weight
 
     def outputs(self, features: Tensor, index: int) -> Tensor:
-        """Outputs of one head.
+        """Compute the outputs of a head.
 
         Args:
             features: Features of shape (N, F).
-            index: Which head.
+            index: Index of the head.
 
         Returns:
             Outputs of shape (N, C).
@@ -76,25 +77,27 @@ def train_heads(
 ) -> Heads:
     """Train linear heads by SGD with momentum and a cosine schedule, as DINOv2's linear probe.
 
-    A head sees the features that *looks_at* says. Features are brought to zero mean and unit
-    variance first (as by the BatchNorm of MAE's linear probe; without it, features of any scale but
-    a LayerNorm's would need learning rates of their own). Heads start at zero. The gradient is
-    written out: for all three links it is the features times (prediction - target).
+    Features are standardised first, as by the BatchNorm of MAE's linear probe. Otherwise, features
+    of another scale than that of a LayerNorm would need other learning rates. Heads are initialised
+    with zeros. The gradient is computed explicitly: for all three links, it is the features times
+    (prediction - target).
 
     Args:
         features: Features of shape (N, F).
-        targets: Targets of shape (N, C): one-hot or fractions of classes, 0 and 1, or values.
-        looks_at: Features that each head uses, bool of shape (F, H).
-        learning_rates: Learning rate of each head for a batch of 256; scaled with the batch.
-        link: From outputs to predictions.
+        targets: Targets of shape (N, C): one-hot vectors or fractions of classes, 0 and 1, or
+            values.
+        looks_at: Which features each head uses, bool of shape (F, H).
+        learning_rates: Learning rate of each head for a batch size of 256. It is scaled with the
+            batch size.
+        link: Function that converts outputs to predictions.
         steps: Number of steps.
-        batch_size: Rows in a step.
-        generator: Draws the batches.
-        weights: How much each row counts, of shape (N,); None: all the same.
-        description: Text of a progress bar; None shows none.
+        batch_size: Number of rows per step.
+        generator: Generator of the batches.
+        weights: Weight of each row, of shape (N,). None: equal weights.
+        description: Text of a progress bar. None: no progress bar.
 
     Returns:
-        The heads. One whose learning rate was too high may hold NaN.
+        The heads. A head whose learning rate was too high may contain NaN.
     """
     count, width = features.shape
     heads, outputs = looks_at.shape[1], targets.shape[1]
@@ -135,7 +138,7 @@ def _predict(outputs: Tensor, link: Link) -> Tensor:
 def _batches(
     count: int, batch_size: int, steps: int, generator: torch.Generator
 ) -> Iterator[Tensor]:
-    """Rows of each step: epoch after epoch in a new order, without what is left at its end."""
+    """Yield the rows of each step: shuffled epochs without incomplete batches."""
     drawn = 0
     while drawn < steps:
         order = torch.randperm(count, generator=generator)

@@ -1,4 +1,4 @@
-"""Probes of whole images: k-NN, linear, logistic regression."""
+"""Probes of image features: k-NN, linear probe and logistic regression."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -27,10 +27,10 @@ LEARNING_RATES = (
     1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 1e-1,
 )  # fmt: skip
 
-#: Batch of the linear probe, as in DINOv2.
+#: Batch size of the linear probe, as in DINOv2.
 BATCH_SIZE = 128
 
-#: Inverse strengths of the regularisation of logistic regression.
+#: Inverse regularisation strengths of logistic regression that are compared.
 INVERSE_STRENGTHS = (1e-3, 1e-2, 1e-1, 1.0, 10.0, 100.0)
 
 
@@ -41,20 +41,20 @@ def knn_probe(
     classes: int,
     whitened: bool = False,
 ) -> list[Prediction]:
-    """k-NN on each kind of features; the training split is the bank.
+    """Run k-NN on each kind of features, with the training split as the bank.
 
     Args:
         splits: Features of the splits.
-        kinds: Kinds of features, by the vectors that are put side by side.
+        kinds: Indices of the vectors that are concatenated, by kind of features.
         ks: Numbers of neighbours.
         classes: Number of classes.
-        whitened: Whether to whiten the features, see :func:`geofm.evaluation.whiten`.
+        whitened: Whether features are whitened, see :func:`geofm.evaluation.whiten`.
 
     Returns:
         A prediction for each kind of features and number of neighbours.
 
     Raises:
-        ValueError: If a number of neighbours is not between 1 and that of training images.
+        ValueError: If a number of neighbours is not between 1 and the number of training images.
     """
     train, test = splits['train'], splits['test']
     name = '{k}-NN, whitened' if whitened else '{k}-NN'
@@ -79,21 +79,21 @@ def linear_probe(
     learning_rates: Sequence[float] = LEARNING_RATES,
     progress: bool = True,
 ) -> Prediction:
-    """DINOv2's linear probe: a head for each learning rate and choice of tokens, all at once.
+    """Run DINOv2's linear probe: one head per learning rate and choice of tokens.
 
     Args:
         splits: Features of the splits.
-        kinds: Kinds of features, by the vectors that are put side by side.
-        inputs: Choices of tokens: the vectors put side by side.
+        kinds: Indices of the vectors that are concatenated, by kind of features.
+        inputs: Indices of the vectors that are concatenated, by choice of tokens.
         task: 'classification' or 'multilabel'.
         classes: Number of classes.
         steps: Number of steps.
         seed: Seed of the batches.
-        learning_rates: Learning rates, for a batch of 256.
+        learning_rates: Learning rates for a batch size of 256.
         progress: Whether to show a progress bar.
 
     Returns:
-        Of the head that is best on the validation split.
+        The prediction of the head that is best on the validation split.
     """
     train, val, test = splits['train'], splits['val'], splits['test']
     _, vectors, width = train.values.shape
@@ -104,7 +104,7 @@ def linear_probe(
     link: Link = 'sigmoid' if task == 'multilabel' else 'softmax'
     heads = train_heads(
         train.values.flatten(1),
-        _as_shares(train.targets, classes),
+        _as_fractions(train.targets, classes),
         looks_at.repeat_interleave(width, dim=0),
         [rate for _, rate in chosen],
         link,
@@ -130,11 +130,13 @@ def logistic_probe(
     classes: int,
     progress: bool = True,
 ) -> list[Prediction]:
-    """Logistic regression of scikit-learn, its regularisation chosen on the validation split.
+    """Run scikit-learn's logistic regression.
+
+    The regularisation is chosen on the validation split.
 
     Args:
         splits: Features of the splits.
-        kinds: Kinds of features, by the vectors that are put side by side.
+        kinds: Indices of the vectors that are concatenated, by kind of features.
         task: 'classification' or 'multilabel'.
         classes: Number of classes.
         progress: Whether to show a progress bar.
@@ -179,15 +181,16 @@ def _fit(
     task: Task,
 ) -> Classifier:
     if targets.ndim == 1 and (targets == targets[0]).all():
-        # Logistic regression wants two classes; there is nothing to learn.
+        # Logistic regression needs at least two classes.
         return DummyClassifier(strategy='prior').fit(features, targets)
     model = LogisticRegression(C=strength, max_iter=500)
     if task == 'multilabel':
         model = OneVsRestClassifier(model)
     with warnings.catch_warnings():
-        # Weakly regularised ones go on and on; the validation split judges them as they are.
+        # Weakly regularised models may not converge. They are compared on the validation split
+        # regardless.
         warnings.simplefilter('ignore', ConvergenceWarning)
-        # A label that every image has, or none, makes a constant.
+        # A label that all images have, or none, becomes a constant prediction.
         warnings.filterwarnings('ignore', 'Label .* is present in')
         return model.fit(features, targets)
 
@@ -197,7 +200,7 @@ def _probabilities(
     features: np.typing.NDArray[np.float32],
     classes: int,
 ) -> Tensor:
-    """Probability of each class; 0 for those that no training image has."""
+    """Return the probability of each class; 0 for classes without a training image."""
     found = torch.from_numpy(np.asarray(model.predict_proba(features), dtype=np.float32))
     if isinstance(model, OneVsRestClassifier):
         return found
@@ -206,16 +209,16 @@ def _probabilities(
     return scores
 
 
-def _as_shares(targets: Tensor, classes: int) -> Tensor:
+def _as_fractions(targets: Tensor, classes: int) -> Tensor:
     return (one_hot(targets, classes) if targets.ndim == 1 else targets).float()
 
 
 def _quality(outputs: Tensor, targets: Tensor, task: Task) -> float:
-    """What the best of a sweep has most of; outputs that are not finite are the worst."""
+    """Return the metric by which the best head is chosen; -1 if outputs are not finite."""
     if not outputs.isfinite().all():
         return -1.0
     if task == 'classification':
         return (outputs.argmax(dim=1) == targets).double().mean().item()
-    # By ranks, so that outputs need not be probabilities.
+    # Average precision depends on ranks only, so outputs need not be probabilities.
     scores = outputs if outputs.min() >= 0 and outputs.max() <= 1 else outputs.sigmoid()
     return multilabel_average_precision(scores, targets, targets.shape[1], average='micro').item()

@@ -9,29 +9,30 @@ from torchmetrics.functional.classification import multilabel_average_precision
 
 from geofm.evaluation.data import class_labels
 
-#: Similarities that are held at a time.
+#: Maximum number of similarities in memory.
 _SIMILARITIES = 2**27
 
-#: Least standard deviation of a principal component that is whitened, as a fraction of the largest:
-#: what varies less is mostly noise, and is not blown up to the size of the others.
+#: Minimum standard deviation of a principal component for whitening, as a fraction of the largest.
+#: Components that vary less are mostly noise, which whitening would amplify.
 _LEAST_SPREAD = 0.01
 
 
 def nearest(
     bank: Tensor, queries: Tensor, k: int, chunk_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Nearest neighbours in cosine similarity, the nearest first.
+    """Find the nearest neighbours by cosine similarity, from nearest to farthest.
 
-    Of neighbours that are equally similar, those that come first in the bank are nearer.
+    Equally similar neighbours are sorted by their position in the bank.
 
     Args:
         bank: Features of shape (N, D).
         queries: Features of shape (M, D).
         k: Number of neighbours, at most N.
-        chunk_size: Queries at a time: memory grows with chunk_size x N; None: half a GiB of it.
+        chunk_size: Number of queries per chunk. Memory grows with chunk_size x N. None: chunks of
+            about half a GiB.
 
     Returns:
-        Similarities float32 and positions in the bank int64, both of shape (M, k).
+        Similarities, float32, and positions in the bank, int64, both of shape (M, k).
 
     Raises:
         ValueError: If *k* is not between 1 and N.
@@ -50,10 +51,10 @@ def nearest(
 
 
 def _nearest_of(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row, of equals those that come first."""
+    """Return the k largest values of each row; of equal values, the first."""
     if k == similarity.shape[1]:
         return _sorted(*similarity.sort(dim=1, descending=True, stable=True))
-    # One more than asked for: if it equals the last one, topk chose among equals as it liked.
+    # One more than needed: if it equals the k-th value, topk chose among equal values arbitrarily.
     values, indices = similarity.topk(k + 1, dim=1)
     tied = values[:, k] == values[:, k - 1]
     values, indices = values[:, :k], indices[:, :k]
@@ -64,7 +65,7 @@ def _nearest_of(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def _sorted(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows sorted by falling value, then by rising position."""
+    """Sort rows by descending value, then by ascending position."""
     by_position = indices.sort(dim=1).indices
     values, indices = values.gather(1, by_position), indices.gather(1, by_position)
     by_value = values.sort(dim=1, descending=True, stable=True)
@@ -72,26 +73,28 @@ def _sorted(values: Tensor, indices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whiten(bank: Tensor, queries: Tensor) -> tuple[Tensor, Tensor]:
-    """Principal components of the bank, centred and of equal variance; no label is looked at.
+    """Whiten features by the principal components of the bank, without labels.
 
-    A few directions in which all features vary together otherwise decide which are near in cosine
-    similarity. Jégou and Chum, 2012, *Negative evidences and co-occurrences in image retrieval:
-    the benefit of PCA and whitening*.
+    Otherwise, a few directions in which all features vary together dominate the cosine similarity.
+    Jégou and Chum, 2012, *Negative evidences and co-occurrences in image retrieval: the benefit of
+    PCA and whitening*.
 
     Args:
-        bank: Features of shape (N, D), N at least 2.
+        bank: Features of shape (N, D), with N at least 2.
         queries: Features of shape (M, D).
 
     Returns:
-        The bank and the queries in these components, float32 of shapes (N, D) and (M, D). Those
-        whose standard deviation is less than a hundredth of the largest are divided by that.
+        The centred bank and queries in components of equal variance, float32 of shapes (N, D) and
+        (M, D). Components whose standard deviation is below a hundredth of the largest are divided
+        by a hundredth of the largest.
 
     Raises:
-        ValueError: If the bank has one image only.
+        ValueError: If the bank has fewer than two images.
     """
     if len(bank) < 2:
         raise ValueError('features cannot be whitened with one image: give more training images')
-    # In double precision: from the covariance, the spread is known to half the digits only.
+    # In double precision, because the square root of the covariance halves the number of accurate
+    # digits.
     centre = bank.double().mean(dim=0)
     variance, components = torch.linalg.eigh((bank.double() - centre).T.cov(correction=0))
     spread = variance.clamp_min(0).sqrt()
@@ -109,24 +112,25 @@ def knn_votes(
     temperature: float | None = 0.07,
     classes: int | None = None,
 ) -> dict[int, Tensor]:
-    """Share of the votes that each class gets from the nearest neighbours in cosine similarity.
+    """Return the fraction of the votes of the nearest neighbours for each class.
 
-    Wu et al., 2018, *Unsupervised Feature Learning via Non-Parametric Instance Discrimination*;
-    the protocol of DINO and DINOv2. With several labels an image, each label is voted on.
+    Neighbours are found by cosine similarity. This is the protocol of DINO and DINOv2, after Wu et
+    al., 2018, *Unsupervised Feature Learning via Non-Parametric Instance Discrimination*. For
+    multi-label data, each label is voted on separately.
 
     Args:
         bank: Features with known labels, of shape (N, D).
-        bank_labels: Their labels, int64 of shape (N,), from 0, or 0 and 1 of shape (N, C).
+        bank_labels: Labels of the bank: classes from 0, int64 (N,), or 0 and 1, int64 (N, C).
         queries: Features to label, of shape (M, D).
         ks: Numbers of neighbours, each at most N.
-        temperature: A neighbour of similarity s has exp(s / temperature) votes; None: one.
-        classes: Number of classes C; None: as many as the labels show.
+        temperature: A neighbour of similarity s has exp(s / temperature) votes. None: one vote.
+        classes: Number of classes C. None: one more than the highest label.
 
     Returns:
         For each number of neighbours, fractions of shape (M, C), in [0, 1].
 
     Raises:
-        ValueError: If a number of neighbours is not between 1 and N, or a label cannot be one.
+        ValueError: If a number of neighbours is not between 1 and N, or if a label is invalid.
     """
     bank_labels = class_labels(bank_labels, 'the bank')
     if bank_labels.ndim == 1:
@@ -138,13 +142,13 @@ def knn_votes(
     if temperature is None:
         weights = torch.ones_like(similarity)
     else:
-        # Relative to the nearest, which cancels in the vote and cannot overflow.
+        # Relative to the nearest neighbour, to prevent overflow. It cancels in the fractions.
         weights = ((similarity - similarity[:, :1]) / temperature).exp()
-    return {k: _share(ballots, neighbours[:, :k], weights[:, :k]) for k in ks}
+    return {k: _vote(ballots, neighbours[:, :k], weights[:, :k]) for k in ks}
 
 
-def _share(ballots: Tensor, neighbours: Tensor, weights: Tensor) -> Tensor:
-    """Votes for each class (M, C) as a fraction of all; a neighbour at a time, to save memory."""
+def _vote(ballots: Tensor, neighbours: Tensor, weights: Tensor) -> Tensor:
+    """Return the fraction of the votes for each class (M, C), summed neighbour by neighbour."""
     votes = torch.zeros(len(neighbours), ballots.shape[1])
     for neighbour, weight in zip(neighbours.T, weights.T, strict=True):
         votes += ballots[neighbour] * weight[:, None]
@@ -162,14 +166,14 @@ def knn_predict(
 
     Args:
         bank: Features with known labels, of shape (N, D).
-        bank_labels: Their labels, int64 of shape (N,), from 0, or 0 and 1 of shape (N, C).
+        bank_labels: Labels of the bank: classes from 0, int64 (N,), or 0 and 1, int64 (N, C).
         queries: Features to label, of shape (M, D).
         k: Number of neighbours, at most N.
-        temperature: A neighbour of similarity s has exp(s / temperature) votes; None: one.
+        temperature: A neighbour of similarity s has exp(s / temperature) votes. None: one vote.
 
     Returns:
-        Labels of the queries, int64 of shape (M,): of classes with equal votes, the lowest. Or
-        of shape (M, C): 1 for labels that more than half of the votes are for.
+        Classes of the queries, int64 (M,), where the lowest of classes with equal votes wins. For
+        multi-label data, int64 (M, C) with 1 for labels with more than half of the votes.
 
     Raises:
         ValueError: If *k* is not between 1 and N.
@@ -186,13 +190,13 @@ def knn_accuracy(
     k: int = 20,
     temperature: float | None = 0.07,
 ) -> float:
-    """Fraction of queries that :func:`knn_predict` labels as they are.
+    """Return the accuracy of :func:`knn_predict`.
 
     Args:
         bank: Features with known labels, of shape (N, D).
-        bank_labels: Their labels, int64 of shape (N,).
+        bank_labels: Labels of the bank, int64 of shape (N,).
         queries: Features to label, of shape (M, D).
-        query_labels: Their true labels, int64 of shape (M,).
+        query_labels: True labels of the queries, int64 of shape (M,).
         k: Number of neighbours.
         temperature: See :func:`knn_predict`.
 
@@ -200,14 +204,14 @@ def knn_accuracy(
         Accuracy in [0, 1].
 
     Raises:
-        ValueError: If *k* is not between 1 and N, or an image can have several labels, for which
-            there is :func:`knn_average_precision`.
+        ValueError: If *k* is not between 1 and N, or if labels are multi-label, which
+            :func:`knn_average_precision` is for.
     """
     bank_labels = class_labels(bank_labels, 'the bank')
     query_labels = class_labels(query_labels, 'the queries')
     if bank_labels.ndim != 1 or query_labels.ndim != 1:
         raise ValueError(
-            'accuracy is not defined where an image has several labels: use knn_average_precision'
+            'accuracy is not defined for images with several labels: use knn_average_precision'
         )
     predictions = knn_predict(bank, bank_labels, queries, k, temperature)
     return (predictions == query_labels).float().mean().item()
@@ -221,15 +225,15 @@ def knn_average_precision(
     k: int = 20,
     temperature: float | None = 0.07,
 ) -> float:
-    """Average precision of the votes for labels, of images that can have several.
+    """Return the average precision of the votes for multi-label data.
 
-    It is averaged over all pairs of image and label ('micro'), as in the benchmark.
+    It is the micro average, over all pairs of image and label, as in the benchmark.
 
     Args:
         bank: Features with known labels, of shape (N, D).
-        bank_labels: Their labels, 0 and 1, int64 of shape (N, C).
+        bank_labels: Labels of the bank, 0 and 1, int64 of shape (N, C).
         queries: Features to label, of shape (M, D).
-        query_labels: Their true labels, 0 and 1, int64 of shape (M, C).
+        query_labels: True labels of the queries, 0 and 1, int64 of shape (M, C).
         k: Number of neighbours.
         temperature: See :func:`knn_votes`.
 
@@ -242,7 +246,7 @@ def knn_average_precision(
     bank_labels = class_labels(bank_labels, 'the bank')
     query_labels = class_labels(query_labels, 'the queries')
     if bank_labels.ndim != 2 or query_labels.ndim != 2:
-        raise ValueError('average precision needs several labels an image: use knn_accuracy')
+        raise ValueError('average precision is for images with several labels: use knn_accuracy')
     votes = knn_votes(bank, bank_labels, queries, (k,), temperature)[k]
     return multilabel_average_precision(
         votes, query_labels, query_labels.shape[1], average='micro'

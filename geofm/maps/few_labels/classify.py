@@ -1,4 +1,4 @@
-"""A map of classes from embeddings and a few labels, without training a network."""
+"""Maps of classes from embeddings and a few labels, without training a network."""
 
 import json
 import math
@@ -25,7 +25,7 @@ from geofm.maps.make.embedding_files import Embeddings
 from geofm.maps.make.windows import Floats, Strip
 from geofm.maps.make.writer import Encoding, write_pixels
 
-#: Rasters that are made of each scene.
+#: Rasters that are written for each scene.
 _PRODUCTS = ('classes', 'class_probability', 'uncertainty')
 
 _HEAD, _REPORT = 'head.safetensors', 'classify.json'
@@ -33,14 +33,14 @@ _HEAD, _REPORT = 'head.safetensors', 'classify.json'
 
 @dataclass(frozen=True)
 class Classified:
-    """What was made.
+    """Result of a classification.
 
     Attributes:
         files: The files written.
-        accuracy: Cross-validated accuracy by what the features are; empty with a head that was
-            fitted before, or if all samples lie in one block.
-        counts: Number of samples of each class, by its name.
-        notes: What a reader of the figures should know.
+        accuracy: Cross-validated accuracy by kind of features. Empty if a fitted head was given, or
+            if all samples lie in one block.
+        counts: Number of samples of each class, by name.
+        notes: Notes on the interpretation of the accuracy.
     """
 
     files: tuple[Path, ...]
@@ -51,15 +51,15 @@ class Classified:
 
 @dataclass(frozen=True)
 class Fitting:
-    """Labels, and how to learn from them.
+    """Labels, and how a classifier is fitted to them.
 
     Attributes:
         labels: File of labels.
-        column: Column that holds the class.
-        method: How to classify.
+        column: Column of the class.
+        method: Method of classification.
         block: Side in km of the blocks of the cross-validation.
         files: Rasters of the scene by sensor, for the baseline.
-        names: Names of the bands of files that do not say.
+        names: Names of the bands of a file by sensor, for files without band descriptions.
         reference: Sensor whose grid the patches are on.
         seed: Seed of the intervals.
     """
@@ -80,21 +80,21 @@ def classify_scenes(
     """Classify every patch of scenes.
 
     Args:
-        paths: Files of embeddings, one a scene.
-        output: Folder to write to: for each scene ``*_classes.tif``, ``*_class_probability.tif``
-            and ``*_uncertainty.tif``; with labels also ``head.safetensors`` and the report of the
-            cross-validation.
-        fitting: Labels to learn from, or a head that was fitted before.
-        command: What is written in the files' tags as the command.
+        paths: Files of embeddings, one per scene.
+        output: Folder to write to: for each scene ``*_classes.tif``, ``*_class_probability.tif``,
+            ``*_uncertainty.tif`` and ``*_picture.png``; with labels also ``head.safetensors`` and
+            the report of the cross-validation.
+        fitting: Labels to fit a classifier to, or a fitted head.
+        command: Command to write to the tags of the files.
 
     Returns:
-        What was made.
+        The result.
 
     Raises:
         FileExistsError: If the labels would be overwritten.
-        FileNotFoundError: If a file is missing.
-        ValueError: If a file cannot be used, embeddings are of different models, or the labels do
-            not suffice.
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a file cannot be used, if embeddings are of different models, or if there are
+            too few labels.
     """
     scenes = _open(paths)
     with locked_folder(output):
@@ -114,19 +114,19 @@ def classify_scenes(
 def _open(paths: Sequence[Path]) -> list[Embeddings]:
     scenes = [Embeddings.open(path) for path in paths]
     if not scenes:
-        raise ValueError('no embeddings: give *_embedding.parquet that `geofm embed` wrote')
+        raise ValueError('no embeddings: give *_embedding.parquet written by `geofm embed`')
     first = scenes[0]
     stems: dict[str, Path] = {}
     for scene in scenes:
         if (scene.weights_sha256, scene.dimensions) != (first.weights_sha256, first.dimensions):
             raise ValueError(
-                f'{first.path} and {scene.path}: embeddings of two models; make both with one '
-                'checkpoint'
+                f'{first.path} and {scene.path}: embeddings of different models; make both with '
+                'the same checkpoint'
             )
         if scene.stem in stems:
             raise ValueError(
-                f'{stems[scene.stem]} and {scene.path}: both would be written as {scene.stem}_*; '
-                'rename one, or classify it with --head into another folder'
+                f'{stems[scene.stem]} and {scene.path}: the products of both would be named '
+                f'{scene.stem}_*; rename one, or classify it with --head into another folder'
             )
         stems[scene.stem] = scene.path
     return scenes
@@ -134,11 +134,11 @@ def _open(paths: Sequence[Path]) -> list[Embeddings]:
 
 def _fit(scenes: Sequence[Embeddings], output: Path, fitting: Fitting) -> tuple[Head, Classified]:
     if not (math.isfinite(fitting.block) and fitting.block > 0):
-        raise ValueError(f'block {fitting.block:g}: the side of a block is a positive number of km')
+        raise ValueError(f'block {fitting.block:g}: the side of a block must be positive, in km')
     if fitting.files and len(scenes) > 1:
         raise ValueError(
-            'the baseline takes the rasters of one scene; give one file of embeddings, or leave '
-            '--scene out'
+            'the baseline needs the rasters of a single scene; give one file of embeddings, or '
+            'omit --scene'
         )
     labels = open_labels(fitting.labels, column=fitting.column)
     maps = [_path(scene, output, product) for scene in scenes for product in _PRODUCTS]
@@ -195,7 +195,7 @@ def _fit(scenes: Sequence[Embeddings], output: Path, fitting: Fitting) -> tuple[
 
 
 def _samples(scene: Embeddings, labels: LabelSource) -> tuple[Samples, Floats]:
-    """Labelled patches that have an embedding, and these (N, D)."""
+    """Return the labelled patches that have an embedding, and their embeddings (N, D)."""
     samples = samples_on(labels, scene.grid)
     vectors = scene.at(samples.rows, samples.cols)
     known = np.isfinite(vectors).all(axis=1)
@@ -206,7 +206,7 @@ def _samples(scene: Embeddings, labels: LabelSource) -> tuple[Samples, Floats]:
 
 
 def _outside(scenes: Sequence[Embeddings], samples: Sequence[Samples]) -> npt.NDArray[np.bool_]:
-    """Whether each point of the labels lies on no patch with data of any scene."""
+    """Return for each point of the labels whether it lies on no patch with data."""
     used = [
         np.isin(found.points, found.rows * scene.grid.width + found.cols)
         for scene, found in zip(scenes, samples, strict=True)
@@ -224,8 +224,8 @@ def _notes(
     notes = []
     if not accuracy:
         notes.append(
-            f'All labels lie in one block of {fitting.block:g} km, so there is no '
-            'cross-validation; give a smaller --block, or labels further apart.'
+            f'All labels lie in one block of {fitting.block:g} km, so cross-validation is not '
+            'possible; give a smaller --block, or labels that are further apart.'
         )
     if not fitting.files:
         notes.append(
@@ -234,12 +234,12 @@ def _notes(
         )
     if outside.any():
         notes.append(
-            f'{outside.sum()} of {len(outside)} points lie on no patch with data: left out.'
+            f'{outside.sum()} of {len(outside)} points lie on no patch with data and are left out.'
         )
     if conflicts := sum(found.conflicts for found in samples):
-        notes.append(f'{conflicts} patches hold points of several classes; the majority counts.')
+        notes.append(f'{conflicts} patches have points of several classes; the majority is used.')
     if absent := [name for name, count in counts.items() if not count]:
-        notes.append(f'No label of {", ".join(absent)} lies on a scene: not in the map.')
+        notes.append(f'Classes without a label on a scene are not mapped: {", ".join(absent)}.')
     return tuple(notes)
 
 
@@ -298,7 +298,7 @@ def _write(scene: Embeddings, head: Head, output: Path, command: str) -> list[Pa
     outputs: list[tuple[str, list[str], npt.NDArray[Any], dict[str, str], Encoding | None]] = [
         ('classes', ['class'], classes, {}, colors),
         ('class_probability', names, maps, {'unit': 'probability'}, None),
-        ('uncertainty', ['entropy'], entropy, {'unit': 'entropy, 1 is all alike'}, None),
+        ('uncertainty', ['entropy'], entropy, {'unit': 'entropy, 1 for equal probabilities'}, None),
     ]
     files = []
     for name, bands, values, more, encoding in outputs:

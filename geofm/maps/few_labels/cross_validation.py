@@ -1,4 +1,4 @@
-"""Accuracy of a map from a few labels: cross-validation by blocks of ground, and its baseline."""
+"""Cross-validation by spatial blocks of a map from a few labels, and its baseline."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,23 +21,23 @@ from geofm.maps.make.windows import Floats
 from geofm.maps.scene import Scene
 from geofm.sensors import bands_of
 
-#: Most folds of the cross-validation.
+#: Maximum number of folds of the cross-validation.
 FOLDS = 5
 
 
 def blocks_of(
     grid: Grid, rows: npt.NDArray[np.intp], cols: npt.NDArray[np.intp], size: float
 ) -> npt.NDArray[np.intp]:
-    """Block of ground of patches, the same for all scenes.
+    """Return the spatial blocks of patches. Blocks are the same for all scenes.
 
     Args:
         grid: Grid of the patches.
-        rows: Rows (N,).
-        cols: Columns (N,).
+        rows: Rows of the patches (N,).
+        cols: Columns of the patches (N,).
         size: Side of a block in km.
 
     Returns:
-        Code of the block of each patch's centre (N, 1), as of
+        Code of the block that contains the centre of each patch (N, 1), see
         :class:`geofm.datasets.archive.blocks.Blocks`.
     """
     places = grid.transform @ (cols + 0.5, rows + 0.5)
@@ -48,13 +48,14 @@ def blocks_of(
 
 
 def folds_of(blocks: npt.NDArray[np.intp]) -> list[tuple[npt.NDArray[np.intp], ...]]:
-    """Folds whose training and test samples lie in different blocks.
+    """Divide samples into folds, so that training and test samples lie in different blocks.
 
     Args:
         blocks: Block of each sample (N, 1).
 
     Returns:
-        Indices to train on and to test on, for each fold; none if all lie in one block.
+        Indices of the training and the test samples of each fold; empty if all samples lie in one
+        block.
     """
     _, groups = np.unique(blocks, axis=0, return_inverse=True)
     groups = groups.reshape(-1)
@@ -73,19 +74,19 @@ def cross_validate(
     size: float,
     seed: int = 0,
 ) -> Accuracy | None:
-    """Classify the samples of each fold by those of the others.
+    """Classify the samples of each fold with a classifier fitted to the other folds.
 
     Args:
-        method: How to classify.
+        method: Method of classification.
         vectors: Embeddings or other features (N, D).
-        values: Class of each (N,).
-        blocks: Block of each (N, 1).
+        values: Class of each sample (N,).
+        blocks: Block of each sample (N, 1).
         legend: The classes.
         size: Side of a block in km, for the report.
         seed: Seed of the intervals.
 
     Returns:
-        The accuracy over all samples; None if they lie in one block.
+        The accuracy over all samples; None if all samples lie in one block.
     """
     confusions = Confusions(legend, unit='patches', side=f'{size:g} km')
     folds = folds_of(blocks)
@@ -107,21 +108,21 @@ def band_statistics(
     names: Mapping[str, Sequence[str]] | None = None,
     reference: str | None = None,
 ) -> Floats:
-    """Mean and standard deviation of each band over patches, the baseline of embeddings.
+    """Compute the mean and standard deviation of each band over patches, as a baseline.
 
     Args:
         files: Rasters of the scene by key of their sensor.
         grid: Grid of the patches.
-        rows: Rows (N,).
-        cols: Columns (N,).
-        names: Names of the bands of files that do not say.
+        rows: Rows of the patches (N,).
+        cols: Columns of the patches (N,).
+        names: Names of the bands of a file by sensor, for files without band descriptions.
         reference: Sensor whose grid the patches are on.
 
     Returns:
         Statistics (N, 2 x bands); 0 where a patch has no valid pixel.
 
     Raises:
-        ValueError: If the patches are not those of the rasters.
+        ValueError: If the patch grid does not match the rasters.
     """
     bands = bands_of([*files])
     found = np.zeros((len(rows), 2 * len(bands)), np.float32)
@@ -130,8 +131,8 @@ def band_statistics(
         offset = _offset(grid, scene.grid, max(1, size))
         if offset is None:
             raise ValueError(
-                f'{scene.path}: its pixels are not those of the patches; give the rasters that '
-                '`geofm embed` took, and its --reference_sensor'
+                f'{scene.path}: its pixels do not match the patch grid; give the rasters that were '
+                'given to `geofm embed`, with the same --reference_sensor'
             )
         for row in np.unique(rows):
             here = np.flatnonzero(rows == row)
@@ -149,13 +150,14 @@ def band_statistics(
 
 
 def _offset(patches: Grid, scene: Grid, size: int) -> tuple[int, int] | None:
-    """Pixel of a scene at which its patches begin; None if they are not those of the scene."""
+    """Return the pixel of a scene where a patch grid begins; None if they do not match."""
     transform = patches.transform @ Affine.scale(1 / size)
     height, width = (side * size for side in patches.shape)
     offset = replace(patches, transform=transform, height=height, width=width).offset_in(scene)
     if offset is None:
         return None
-    # They may begin before the scene, and end before or beyond it, but never by a whole patch.
+    # With a stride, patches may begin before the scene, and end before or beyond it, but never by a
+    # whole patch.
     ends = (
         start + side - whole
         for start, side, whole in zip(offset, (height, width), scene.shape, strict=True)

@@ -1,4 +1,4 @@
-"""Classifiers of embeddings that are fitted to a few labels, and kept in a file without code."""
+"""Classifiers of embeddings, fitted to a few labels and stored without executable code."""
 
 import json
 from collections.abc import Mapping
@@ -19,37 +19,38 @@ from geofm.atomic import atomic_file
 from geofm.legend import Legend
 from geofm.maps.make.windows import Floats
 
-#: How embeddings become classes.
+#: Methods of classification.
 Method = Literal['logistic', 'knn', 'ridge']
 
-#: Names of the arrays of each method's head.
+#: Names of the arrays of a head, by method.
 _ARRAYS: Mapping[str, tuple[str, ...]] = {
     'logistic': ('classes', 'mean', 'scale', 'coef', 'intercept'),
     'ridge': ('classes', 'mean', 'scale', 'coef', 'intercept'),
     'knn': ('classes', 'vectors', 'targets'),
 }
 
-#: What the metadata of a file of a head must say.
+#: Required metadata of a head's file.
 _ABOUT = ('method', 'legend', 'weights_sha256', 'model')
 
-#: Neighbours that vote.
+#: Number of neighbours that vote.
 NEIGHBORS = 5
 
+#: Maximum number of iterations of logistic regression.
 _ITERATIONS = 1_000
 
 type Arrays = dict[str, npt.NDArray[Any]]
 
 
 def estimator(method: Method, samples: int) -> Pipeline:
-    """The scikit-learn pipeline of a method.
+    """Create the scikit-learn pipeline of a method.
 
     Args:
-        method: ``'logistic'`` and ``'ridge'`` standardise each dimension; ``'knn'`` takes the
-            votes of the nearest by cosine.
-        samples: Number of labelled patches, which may be fewer than the neighbours that vote.
+        method: ``'logistic'`` and ``'ridge'`` standardise each dimension; ``'knn'`` is a vote of
+            the nearest neighbours by cosine distance.
+        samples: Number of labelled patches, which limits the number of neighbours.
 
     Returns:
-        A pipeline that is not fitted.
+        The pipeline, not fitted.
     """
     if method == 'logistic':
         return make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
@@ -64,10 +65,10 @@ class Head:
     """A fitted classifier of embeddings.
 
     Attributes:
-        method: How it classifies.
-        arrays: Its numbers: 'classes' (K,), values in the legend; of linear methods 'mean' and
-            'scale' (D,), 'coef' (K, D) and 'intercept' (K,); of 'knn' the labelled 'vectors' (N, D)
-            and 'targets' (N,), positions in 'classes'.
+        method: Method of classification.
+        arrays: Parameters: 'classes' (K,), values of the legend; for linear methods 'mean' and
+            'scale' (D,), 'coef' (K, D) and 'intercept' (K,); for 'knn' the labelled 'vectors'
+            (N, D) and their 'targets' (N,), which are indices into 'classes'.
         legend: The classes.
         weights_sha256: Hash of the weights of the model that made the embeddings.
         model: Name of the model's architecture.
@@ -92,9 +93,9 @@ class Head:
         """Fit a classifier with scikit-learn.
 
         Args:
-            method: How to classify.
+            method: Method of classification.
             vectors: Embeddings of labelled patches (N, D).
-            values: Class of each (N,).
+            values: Class of each patch (N,).
             legend: The classes.
             weights_sha256: Hash of the weights of the model that made the embeddings.
             model: Name of the model's architecture.
@@ -103,14 +104,14 @@ class Head:
             The classifier.
 
         Raises:
-            ValueError: If the labels are of one class.
+            ValueError: If the method is unknown, or there are less than two classes.
         """
         if method not in get_args(Method):
             raise ValueError(f"method '{method}': choose from {', '.join(get_args(Method))}")
         classes, targets = np.unique(values, return_inverse=True)
         if len(classes) < 2:
             names = ', '.join(map(legend.name, classes.tolist())) or 'none'
-            raise ValueError(f'labels of at least two classes are needed; there is {names}')
+            raise ValueError(f'labels of at least two classes are needed; found: {names}')
         arrays: Arrays = {'classes': classes.astype(np.uint8)}
         if method == 'knn':
             arrays |= {'vectors': vectors.astype(np.float32), 'targets': targets.astype(np.int64)}
@@ -119,7 +120,8 @@ class Head:
         scaler, linear = pipeline[0], pipeline[-1]
         coef, intercept = np.atleast_2d(linear.coef_), np.atleast_1d(linear.intercept_)
         if len(coef) == 1:
-            # Two classes have one score: that of the second, against 0 or against its negative.
+            # With two classes, scikit-learn has one score, of the second class. The score of the
+            # first is 0 for logistic regression, and the negative score for ridge regression.
             first = 0 if method == 'logistic' else -1
             coef = np.concatenate([first * coef, coef])
             intercept = np.concatenate([first * intercept, intercept])
@@ -133,25 +135,25 @@ class Head:
 
     @property
     def classes(self) -> npt.NDArray[np.uint8]:
-        """Values of the classes that it tells apart (K,)."""
+        """Values of the classes in the legend (K,)."""
         return self.arrays['classes']
 
     @property
     def dimensions(self) -> int:
-        """Length of the embeddings."""
+        """Number of dimensions of the embeddings."""
         return int(self.arrays['vectors' if self.method == 'knn' else 'coef'].shape[1])
 
     def probabilities(self, vectors: Floats) -> Floats:
-        """Probability of each class.
+        """Compute the probability of each class.
 
-        Those of 'knn' are fractions of the votes. Ridge regression on -1 and 1 estimates 2 p - 1,
-        so that its scores are brought to 0 to 1, and their sum to 1.
+        For 'knn', probabilities are fractions of the votes. Ridge regression on targets of -1 and 1
+        estimates 2 p - 1, so its scores are mapped to 0 to 1, and normalised to a sum of 1.
 
         Args:
             vectors: Embeddings (N, D).
 
         Returns:
-            Probabilities (N, K); the class is the first of the highest.
+            Probabilities (N, K).
         """
         if self.method == 'knn':
             known, targets = self.arrays['vectors'], self.arrays['targets']
@@ -163,30 +165,30 @@ class Head:
             parts = np.exp(scores - scores.max(axis=1, keepdims=True))
         else:
             parts = ((scores + 1) / 2).clip(0, 1)
-            # Where all scores are below -1, and where several are above 1, the highest decides.
+            # Breaks the tie if all scores are below -1 or several are above 1.
             parts[np.arange(len(parts)), scores.argmax(axis=1)] += 1e-6
         return (parts / parts.sum(axis=1, keepdims=True)).astype(np.float32)
 
     def predict(self, vectors: Floats) -> npt.NDArray[np.uint8]:
-        """Classes of embeddings (N, D): values (N,)."""
+        """Return the class (N,) of embeddings (N, D): the first of the most probable ones."""
         return self.classes[self.probabilities(vectors).argmax(axis=1)]
 
     def check(self, path: Path, weights_sha256: str, dimensions: int) -> None:
-        """Check that embeddings are of the model that this head was fitted to.
+        """Check that embeddings were made by the model that this head was fitted for.
 
         Args:
             path: File of the embeddings, for the message.
-            weights_sha256: Hash of the weights of the model that made them.
-            dimensions: Their length.
+            weights_sha256: Hash of the weights of the model that made the embeddings.
+            dimensions: Number of dimensions of the embeddings.
 
         Raises:
-            ValueError: If they are of another model.
+            ValueError: If they were made by another model.
         """
         if weights_sha256 != self.weights_sha256 or dimensions != self.dimensions:
             raise ValueError(
                 f'{path}: embeddings of another model: weights {weights_sha256[:12]}, '
-                f'{dimensions} numbers a patch; the head is for {self.weights_sha256[:12]}, '
-                f'{self.dimensions}; fit one to these with --labels'
+                f'{dimensions} dimensions; the head is for weights {self.weights_sha256[:12]}, '
+                f'{self.dimensions} dimensions; fit a new head with --labels'
             )
 
     # -- in files -------------------------------------------------------------------------------
@@ -195,7 +197,7 @@ class Head:
         """Write the classifier.
 
         Args:
-            path: A ``.safetensors`` file: arrays, and what they mean as metadata.
+            path: A ``.safetensors`` file of the arrays, described in its metadata.
         """
         about = {
             'method': self.method,
@@ -212,14 +214,14 @@ class Head:
         """Read a classifier.
 
         Args:
-            path: File that :meth:`save` wrote; not trusted.
+            path: File written by :meth:`save`. It need not be trusted.
 
         Returns:
             The classifier.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it holds no classifier, or a damaged one.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it is not a classifier or is damaged.
         """
         if not path.is_file():
             raise FileNotFoundError(f'{path}: no such file (given as the head)')
@@ -238,16 +240,16 @@ class Head:
             head._check_arrays()
         except (SafetensorError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise ValueError(
-                f'{path}: no head; give a head.safetensors that `geofm classify` wrote ({error})'
+                f'{path}: not a head; give a head.safetensors written by `geofm classify` ({error})'
             ) from error
         return head
 
     def _check_arrays(self) -> None:
-        """Check that arrays fit together."""
+        """Check that the arrays are consistent."""
         arrays, count = self.arrays, len(self.classes)
         known = np.isin(self.classes, self.legend.values).all()
         if count < 2 or len(np.unique(self.classes)) < count or not known:
-            raise ValueError('its classes are not those of its legend')
+            raise ValueError('its classes do not match its legend')
         if self.method == 'knn':
             targets = arrays['targets']
             wanted = {'classes': (count,), 'vectors': (len(targets), self.dimensions)}
@@ -264,4 +266,4 @@ class Head:
             good = bool((arrays['scale'] > 0).all())
         shapes = {name: arrays[name].shape for name in wanted}
         if not good or shapes != wanted or not all(np.isfinite(a).all() for a in arrays.values()):
-            raise ValueError('its arrays do not fit together')
+            raise ValueError('its arrays are inconsistent')

@@ -1,4 +1,4 @@
-"""Patches with a label: what points, polygons or a raster of classes say on a patch grid."""
+"""Labels of patches, from points, polygons or a raster of classes."""
 
 from typing import NamedTuple
 
@@ -17,11 +17,11 @@ class Samples(NamedTuple):
 
     Attributes:
         rows: Rows on the patch grid (N,).
-        cols: Columns (N,).
-        values: Values of classes (N,).
-        conflicts: Patches that hold points of several classes.
-        points: Patch of each point (P,), as row x width + column; -1 outside the grid. P is 0 where
-            the labels are no points.
+        cols: Columns on the patch grid (N,).
+        values: Class of each patch (N,).
+        conflicts: Number of patches with points of several classes.
+        points: Patch of each point (P,) as row x width + column; -1 outside the grid. Empty if the
+            labels are not points.
     """
 
     rows: npt.NDArray[np.intp]
@@ -32,15 +32,15 @@ class Samples(NamedTuple):
 
 
 def samples_on(labels: LabelSource, grid: Grid) -> Samples:
-    """Patches that hold a point, or whose centre lies in a polygon.
+    """Find the patches that contain a point, or whose centre lies in a polygon.
 
     Args:
         labels: The labels.
         grid: Grid of the patches.
 
     Returns:
-        The patches. Where points of several classes lie in one, the class with the most points
-        counts; of as many, that of the lowest value. Points go before polygons.
+        The patches. A patch with points of several classes gets the class with the most points, or
+        of these the one with the lowest value. Points take precedence over polygons.
     """
     classes = labels.classes_on(grid)
     points, values = _points_on(labels, grid) if isinstance(labels, VectorLabels) else _NO_POINTS
@@ -61,14 +61,14 @@ _NO_POINTS: _Points = (np.zeros(0, np.intp), np.zeros(0, np.uint8))
 
 
 def _points_on(labels: VectorLabels, grid: Grid) -> _Points:
-    """Patch, -1 outside the grid, and class of each point."""
+    """Return the patch (-1 outside the grid) and the class of each point."""
     geometry = labels.frame.geometry
     points = geometry[geometry.geom_type.isin(['Point', 'MultiPoint'])]
     points = points.to_crs(pyproj.CRS.from_user_input(grid.crs)).explode(index_parts=False)
     values = labels.values[points.index.to_numpy(np.intp)]
     x = points.x.to_numpy()
     if grid.crs.is_geographic:
-        # Longitudes of a grid may run on beyond 180 degrees.
+        # Longitudes of a grid may exceed 180 degrees.
         middle, _ = grid.transform @ (grid.width / 2, grid.height / 2)
         x = lonlat.near(x, middle)
     places = grid.pixel_of(x, points.y.to_numpy())

@@ -1,4 +1,4 @@
-"""Making maps of scenes: attention, features, predictions and change."""
+"""Making maps of scenes: attention, features, predictions of fine-tuned tasks, and change."""
 
 from geofm.maps.make.change import map_change
 from geofm.maps.make.predict import (

@@ -1,4 +1,4 @@
-"""What is made of a raster of classes: polygons, and a picture with a legend."""
+"""Polygons of a raster of classes, and a picture with a legend."""
 
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from shapely.geometry import shape
 from geofm.atomic import atomic_file
 from geofm.legend import NO_CLASS, Legend
 
-#: Longest side of a picture of classes, in pixels of the raster.
+#: Maximum side of a picture of classes in pixels of the raster.
 _MOST_SIDE = 1400
 
-#: Most characters of a name in a legend.
+#: Maximum number of characters of a name in a legend.
 _MOST_NAME = 60
 
 
@@ -25,11 +25,12 @@ def write_polygons(classes: Path, path: Path, legend: Legend, simplify: float = 
     """Write the areas of a raster of classes as polygons.
 
     Args:
-        classes: The raster, uint8, :data:`~geofm.legend.NO_CLASS` where there is no class.
-        path: GeoParquet file to write: the columns ``value``, ``class`` and ``geometry``, one
+        classes: Raster of uint8 with :data:`~geofm.legend.NO_CLASS` where there is no class.
+        path: GeoParquet file to write, with the columns ``value``, ``class`` and ``geometry``: one
             polygon per connected area, in the CRS of the raster.
         legend: The classes.
-        simplify: Tolerance by which outlines are simplified, in units of the CRS; 0: none.
+        simplify: Tolerance of the simplification of outlines in units of the CRS. 0: they are not
+            simplified.
     """
     with rasterio.open(classes) as src:
         values, crs, transform = src.read(1), src.crs, src.transform
@@ -51,9 +52,9 @@ def draw_classes(classes: Path, path: Path, legend: Legend) -> None:
     """Draw a raster of classes with its legend.
 
     Args:
-        classes: The raster, uint8, :data:`~geofm.legend.NO_CLASS` where there is no class.
+        classes: Raster of uint8 with :data:`~geofm.legend.NO_CLASS` where there is no class.
         path: PNG file to write.
-        legend: The classes; those that occur are shown, with the fraction of the area of each.
+        legend: The classes. Classes that occur are listed with the percentage of their area.
     """
     with rasterio.open(classes) as src:
         shrink = max(1.0, max(src.shape) / _MOST_SIDE)
@@ -77,7 +78,7 @@ def draw_classes(classes: Path, path: Path, legend: Legend) -> None:
         handles, [' '] * len(shown), loc='upper left', bbox_to_anchor=(1.01, 1), frameon=False
     )
     for text, c in zip(key.get_texts(), shown, strict=True):
-        # Set afterwards: matplotlib leaves out labels that start with an underscore.
+        # Set afterwards, because matplotlib omits labels that start with an underscore.
         text.set_parse_math(False)
         text.set_text(f'{_shortened(c.name)}  {100 * fractions[c.value]:.1f} %')
     try:

@@ -1,4 +1,4 @@
-"""Files of embeddings that ``geofm embed`` wrote: GeoParquet, or a raster of patches."""
+"""Reading files of embeddings written by ``geofm embed``: GeoParquet, or a raster of patches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,39 +15,40 @@ from geofm.maps.make.embeddings import Batch, EmbeddingTable, read_batches
 from geofm.maps.make.windows import Floats
 from geofm.rasters import open_raster
 
-#: End of the names of files of embeddings, without the suffix.
+#: End of the stems of files of embeddings.
 END = '_embedding'
 
+#: Approximate maximum size in bytes of the vectors that are read at once.
 _STRIP_BYTES = 32 * 2**20
 
 
 def check_embedding(src: DatasetReader) -> None:
-    """Check that a raster is an embedding: other products of a model name it too.
+    """Check that a raster is an embedding, and not another product of a model.
 
     Args:
         src: The raster.
 
     Raises:
-        ValueError: If it is none, or does not say of which model it is.
+        ValueError: If it is not an embedding, or if its tags do not identify the model.
     """
     tags = src.tags()
     # Embeddings of earlier versions have no tag 'product'.
     product = tags.get('product', 'embedding' if END in Path(src.name).name else 'none')
     if product != 'embedding' or 'weights_sha256' not in tags:
         raise ValueError(
-            f'{src.name}: not an embedding, or does not say of which model; give a *{END}.tif of '
+            f'{src.name}: not an embedding, or its model is unknown; give a *{END}.tif written by '
             '`geofm embed`'
         )
 
 
 def strip_windows(src: DatasetReader) -> list[Window]:
-    """Whole rows of a raster of embeddings, as many at once as fit well into memory.
+    """Divide a raster of embeddings into windows of whole rows that fit into memory.
 
     Args:
         src: Raster of patches with one band per dimension.
 
     Returns:
-        Windows from top to bottom; the same for rasters of one shape and number of bands.
+        Windows from top to bottom. They depend only on the shape and the number of bands.
     """
     rows = max(1, _STRIP_BYTES // (4 * src.count * src.width))
     return [
@@ -59,8 +60,8 @@ def read_vectors(src: DatasetReader, window: Window) -> Floats:
     """Read the embeddings of a window of a raster.
 
     Args:
-        src: Raster of patches with one band per dimension: float, or integers whose scales and
-            offsets are in the file.
+        src: Raster of patches with one band per dimension: floats, or integers with scales and
+            offsets in the file.
         window: The window.
 
     Returns:
@@ -88,17 +89,17 @@ class Embeddings:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Look at a file.
+        """Read the metadata of a file.
 
         Args:
-            path: ``*_embedding.parquet`` or ``*_embedding.tif`` that ``geofm embed`` wrote.
+            path: ``*_embedding.parquet`` or ``*_embedding.tif`` written by ``geofm embed``.
 
         Returns:
-            What it says of itself.
+            The file of embeddings.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it holds no embeddings, or does not say of which model.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it has no embeddings, or if its tags do not identify the model.
         """
         if path.suffix.lower() == '.tif':
             with open_raster(path) as src:
@@ -113,8 +114,8 @@ class Embeddings:
             found = cls(path, table, batch.vectors.shape[1])
         if 'weights_sha256' not in found.table.tags:
             raise ValueError(
-                f'{path}: does not say of which model its embeddings are; give a '
-                '*_embedding.parquet or .tif that `geofm embed` wrote'
+                f'{path}: the model of its embeddings is unknown; give a *_embedding.parquet or '
+                '.tif written by `geofm embed`'
             )
         return found
 
@@ -134,7 +135,7 @@ class Embeddings:
         return self.table.tags['weights_sha256']
 
     def batches(self) -> Iterator[Batch]:
-        """Embeddings of the patches with data, never all at once."""
+        """Read the embeddings of the patches with data, batch by batch."""
         if self.path.suffix.lower() == '.tif':
             yield from self._tif_batches()
             return
@@ -143,20 +144,20 @@ class Embeddings:
             inside = (batch.rows >= 0) & (batch.rows < height)
             inside &= (batch.cols >= 0) & (batch.cols < width)
             if not inside.all():
-                raise ValueError(f'{self.path}: damaged: patches beyond its grid')
+                raise ValueError(f'{self.path}: damaged: it has patches outside its grid')
             known = np.isfinite(batch.vectors).all(axis=1)
             rows, cols, vectors = batch
             yield batch if known.all() else Batch(rows[known], cols[known], vectors[known])
 
     def at(self, rows: npt.NDArray[np.intp], cols: npt.NDArray[np.intp]) -> Floats:
-        """Embeddings at positions, NaN where there is none.
+        """Read the embeddings at some positions.
 
         Args:
             rows: Rows on the patch grid (N,).
-            cols: Columns (N,).
+            cols: Columns on the patch grid (N,).
 
         Returns:
-            Embeddings (N, D).
+            Embeddings (N, D); NaN where there is none.
         """
         where = np.full(self.grid.shape, -1, np.intp)
         where[rows, cols] = np.arange(len(rows))

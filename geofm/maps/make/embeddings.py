@@ -1,4 +1,4 @@
-"""Embeddings of patches as GeoParquet: one row a patch."""
+"""Embeddings of patches as GeoParquet, one row per patch."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,40 +20,56 @@ from geofm.atomic import atomic_file
 from geofm.grid import Grid
 from geofm.maps.make.windows import Floats, Strip
 
-#: How the numbers of a vector are stored; 'int8' with a scale for each dimension.
+#: Data type of the vectors; 'int8' has a scale for each dimension.
 Precision = Literal['float32', 'float16', 'int8']
 
+#: Minimum number of rows of a row group.
 _GROUP_ROWS = 8_192
 
-#: Rows that are read at once.
+#: Number of rows that are read at once.
 BATCH_ROWS = 16_384
 
 
 def dimension_scales(strips: Iterable[Strip]) -> Floats:
-    """Scale of each dimension for int8: the largest magnitude becomes 127.
+    """Return the scale of each dimension for int8: the largest magnitude becomes 127.
 
     Args:
-        strips: Patch tokens, (D, rows, columns) each; NaN where nothing is known.
+        strips: Patch tokens, (D, rows, columns) each; NaN where there is no data.
 
     Returns:
-        A value is the number times this; shape (D,).
+        Scales of shape (D,). A value is the stored number times its scale.
     """
     largest = np.zeros(1, np.float32)
     for strip in strips:
         magnitudes = np.abs(strip.values).reshape(len(strip.values), -1)
-        # A strip without any patch is no reason to warn.
+        # Not nanmax, which warns of strips without data.
         largest = np.maximum(largest, np.where(np.isnan(magnitudes), 0, magnitudes).max(axis=1))
     return np.where(largest > 0, largest / 127, 1).astype(np.float32)
 
 
+def unit_vectors(vectors: Floats, axis: int) -> Floats:
+    """Scale vectors to unit length.
+
+    Args:
+        vectors: Vectors along one axis of an array.
+        axis: The axis.
+
+    Returns:
+        Vectors of length 1, float32; NaN where a vector holds NaN or has no length.
+    """
+    lengths = np.linalg.norm(vectors, axis=axis, keepdims=True)
+    lengths[lengths == 0] = np.nan
+    return (vectors / lengths).astype(np.float32, copy=False)
+
+
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """What a GeoParquet file of embeddings says of itself.
+    """Metadata of a GeoParquet file of embeddings.
 
     Attributes:
-        grid: Grid of the patches; columns 'row' and 'col' are positions in it.
-        scales: Scale of each dimension if vectors are int8, else None.
-        tags: Model, weights' hash and so on.
+        grid: Grid of the patches. The columns 'row' and 'col' are positions in it.
+        scales: Scale of each dimension if vectors are int8, otherwise None.
+        tags: Model, hash of its weights, and other tags.
     """
 
     grid: Grid
@@ -62,7 +78,7 @@ class EmbeddingTable:
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read what a file says of itself.
+        """Read the metadata of a file.
 
         Args:
             path: The file.
@@ -71,8 +87,8 @@ class EmbeddingTable:
             Grid, scales and tags.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it holds no embeddings of this project.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it is not a table of embeddings written by geofm.
         """
         if not path.is_file():
             raise FileNotFoundError(f'{path}: no such file')
@@ -80,8 +96,8 @@ class EmbeddingTable:
             about = json.loads((pq.read_schema(path).metadata or {})[b'geofm'])
         except (pa.ArrowInvalid, KeyError) as error:
             raise ValueError(
-                f'{path}: no table of embeddings; give a *_embedding.parquet that `geofm map` or '
-                '`geofm embed` wrote'
+                f'{path}: not a table of embeddings; give a *_embedding.parquet written by '
+                '`geofm map` or `geofm embed`'
             ) from error
         grid = Grid(
             CRS.from_user_input(about['crs']),
@@ -107,20 +123,20 @@ class Batch(NamedTuple):
     vectors: Floats
 
     def index_of(self, row: int, col: int) -> int | None:
-        """Index of the patch at a position, if it is here."""
+        """Return the index of the patch at a position; None if it is not in this batch."""
         found = np.flatnonzero((self.rows == row) & (self.cols == col))
         return int(found[0]) if len(found) else None
 
 
 def read_batches(path: Path, table: EmbeddingTable) -> Iterator[Batch]:
-    """Read the embeddings of a file, never all of them at once.
+    """Read the embeddings of a file batch by batch.
 
     Args:
         path: The file.
-        table: What it says of itself.
+        table: Its metadata.
 
     Yields:
-        Some rows, in the order of the file.
+        Batches of rows, in the order of the file.
     """
     scales = None if table.scales is None else np.array(table.scales, np.float32)
     with pq.ParquetFile(path) as file:
@@ -147,29 +163,29 @@ def write_embeddings(
 ) -> int:
     """Write patch tokens as GeoParquet, strip by strip.
 
-    A row has the footprint of a patch ('geometry', EPSG:4326, cut at 180 degrees), its 'row' and
-    'col' on the patch grid, the day of acquisition of each sensor ('date_s1', 'date_s2'; null where
-    unknown), and its vector ('embedding', a list of fixed size). Patches without data have no row.
-    The entry 'geofm' of the file's metadata holds the patch grid, the scales of int8 and the tags,
-    as JSON.
+    The columns are the footprint of a patch ('geometry', EPSG:4326, split at 180 degrees), its
+    'row' and 'col' on the patch grid, the day of acquisition of each sensor ('date_s1', 'date_s2';
+    null if unknown), and its vector ('embedding', a list of fixed size). Patches without data have
+    no row. The entry 'geofm' of the file's metadata holds the patch grid, the scales of int8 and
+    the tags, as JSON.
 
     Args:
         path: File to write.
         grid: Grid of the patches.
         strips: Patch tokens, (D, rows, columns) each, from top to bottom.
-        precision: How numbers are stored.
-        scales: Scale of each dimension for 'int8': a value is the number times this.
+        precision: Data type of the vectors.
+        scales: Scale of each dimension for 'int8'. A value is the stored number times its scale.
         dates: Day of acquisition by sensor.
-        tags: Model, weights' hash and so on.
+        tags: Model, hash of its weights, and other tags.
 
     Returns:
         Number of rows.
 
     Raises:
-        ValueError: If *scales* are given for floats, or not for int8.
+        ValueError: If *scales* are given for floats, or missing for int8.
     """
     if (precision == 'int8') != (scales is not None):
-        raise ValueError('int8 needs scales, and floats have none')
+        raise ValueError('scales are needed for int8, and for int8 only')
     scale = None if scales is None else np.asarray(scales, np.float32)
     days = {
         f'date_{key}': None if np.isnat(day) else day.item() for key, day in (dates or {}).items()
@@ -220,7 +236,7 @@ type _Rows = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], Floats]
 
 
 def _known(*parts: Iterable[Strip]) -> Iterator[_Rows]:
-    """Row, column and token of each patch with data."""
+    """Yield the rows, columns and tokens of the patches with data."""
     top = 0
     for part in parts:
         for strip in part:
@@ -230,7 +246,7 @@ def _known(*parts: Iterable[Strip]) -> Iterator[_Rows]:
 
 
 def _groups(parts: Iterable[_Rows]) -> Iterator[_Rows]:
-    """Put strips together to groups that are worth a block of the file."""
+    """Join strips into row groups of at least the minimum size."""
     held: list[_Rows] = []
     for part in parts:
         held.append(part)
@@ -249,7 +265,7 @@ def _join(parts: list[_Rows]) -> _Rows:
 def _corners(
     grid: Grid, rows: npt.NDArray[np.intp], cols: npt.NDArray[np.intp]
 ) -> npt.NDArray[np.float64]:
-    """Longitude and latitude of the outlines of patches, shape (N, 5, 2)."""
+    """Return longitude and latitude of the outlines of patches, of shape (N, 5, 2)."""
     c = cols[:, None] + np.array([0, 1, 1, 0, 0])
     r = rows[:, None] + np.array([0, 0, 1, 1, 0])
     xs, ys = grid.transform @ (c.astype(float), r.astype(float))
@@ -261,12 +277,12 @@ def _footprints(grid: Grid, rows: npt.NDArray[np.intp], cols: npt.NDArray[np.int
 
 
 def _geo_metadata(grid: Grid) -> dict[str, Any]:
-    """The 'geo' entry of GeoParquet 1.1."""
-    # The patches along the four edges: an edge that is straight on the grid is not in degrees.
+    """Return the 'geo' entry of GeoParquet 1.1."""
+    # All patches along the edges: a straight edge of the grid is curved in degrees.
     inner = np.zeros(grid.shape, bool)
     inner[1:-1, 1:-1] = True
     box = lonlat.bounding_box(lonlat.extents(_corners(grid, *(~inner).nonzero())))
-    # Footprints across 180 degrees are cut in two.
+    # Footprints across 180 degrees are split in two.
     cut = not -180 < box[0] < box[2] < 180
     return {
         'version': '1.1.0',

@@ -1,4 +1,4 @@
-"""Principal components of patch tokens: one basis for a whole scene, and for the next."""
+"""Principal components of patch tokens. A basis of one scene can be used for other scenes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from safetensors.numpy import save
 from geofm.atomic import atomic_file
 from geofm.maps.make.windows import Floats, Strip
 
-#: A colour channel goes from this many standard deviations below the mean to as many above.
+#: A colour channel covers this many standard deviations on both sides of the mean.
 _RANGE = 2.0
 
-#: Strips from top to bottom, from the start each time it is called.
+#: Function that returns the strips of a scene from top to bottom, from the start at each call.
 Strips = Callable[[], Iterable[Strip]]
 
 
@@ -25,12 +25,12 @@ class PCABasis:
     """Principal components of patch tokens.
 
     Attributes:
-        mean: Mean of the tokens, shape (D,).
-        components: Orthonormal directions of greatest variance, shape (K, D). The entry of greatest
-            magnitude of each is positive, so the same tokens give the same signs.
-        std: Standard deviation along each, shape (K,).
-        foreground: Side of the first component that is called foreground, 1 or -1: the one on which
-            fewer patches lie, as what stands out of a scene is the smaller part of it.
+        mean: Mean of the tokens, of shape (D,).
+        components: Orthonormal directions of largest variance, of shape (K, D). The entry of
+            largest magnitude of each is positive, so that the signs are reproducible.
+        std: Standard deviation along each component, of shape (K,).
+        foreground: Sign of the first component in the foreground, 1 or -1. The side with fewer
+            patches is called foreground.
         weights_sha256: Hash of the weights of the model that made the tokens.
     """
 
@@ -42,13 +42,13 @@ class PCABasis:
 
     @classmethod
     def fit(cls, strips: Strips, components: int, weights_sha256: str) -> Self:
-        """Find the components of a scene, reading it twice and never holding it.
+        """Fit the components to a scene, which is read twice, strip by strip.
 
-        The covariance is summed in float64 around the mean of the first strip, which keeps it
-        exact when the mean is large.
+        The covariance is summed in float64 around the mean of the first strip, to be accurate if
+        the mean is large.
 
         Args:
-            strips: Patch tokens, (D, rows, columns) each; NaN where nothing is known.
+            strips: Patch tokens, (D, rows, columns) each; NaN where there is no data.
             components: Number K of components.
             weights_sha256: Hash of the weights of the model.
 
@@ -85,36 +85,36 @@ class PCABasis:
         return cls(basis.mean, chosen, std, 1 if 2 * above <= count else -1, weights_sha256)
 
     def scores(self, tokens: Floats) -> Floats:
-        """Coordinates of tokens.
+        """Project tokens onto the components.
 
         Args:
-            tokens: Shape (D, rows, columns).
+            tokens: Tokens of shape (D, rows, columns).
 
         Returns:
-            Shape (K, rows, columns); NaN where the tokens are.
+            Scores of shape (K, rows, columns); NaN where the tokens are NaN.
         """
         flat = tokens.reshape(len(tokens), -1).T.astype(np.float64)
         scores = (flat - self.mean) @ self.components.T
         return scores.T.reshape(-1, *tokens.shape[1:]).astype(np.float32)
 
     def project(self, strips: Iterable[Strip]) -> Iterator[Strip]:
-        """Coordinates of the tokens of strips, (K, rows, columns) each."""
+        """Yield the scores of strips of tokens, (K, rows, columns) each."""
         for strip in strips:
             yield Strip(self.scores(strip.values), strip.valid)
 
     def colors(self, strips: Iterable[Strip]) -> Iterator[Strip]:
-        """First three components as red, green and blue in 1..255; 0 is left for nodata.
+        """Yield the first three components as red, green and blue, 1 to 255; 0 is nodata.
 
-        Each goes from two standard deviations of the basis below its mean to two above, so that
-        colours mean the same in every scene of that basis.
+        Each channel covers two standard deviations of the basis on both sides of the mean, so that
+        colours are comparable between scenes with the same basis.
         """
         spread = _RANGE * np.maximum(self.std[:3, None, None], np.finfo(np.float32).tiny)
         for strip in self.project(strips):
-            share = (strip.values[:3] / spread + 1) / 2
-            yield Strip((1 + 254 * share.clip(0, 1)).astype(np.float32), strip.valid)
+            position = (strip.values[:3] / spread + 1) / 2
+            yield Strip((1 + 254 * position.clip(0, 1)).astype(np.float32), strip.valid)
 
     def foregrounds(self, strips: Iterable[Strip]) -> Iterator[Strip]:
-        """1 where the first component is on the side of the foreground, 0 elsewhere."""
+        """Yield 1 for patches of the foreground by the first component, 0 for the others."""
         for strip in self.project(strips):
             first = self.foreground * strip.values[:1]
             mask = np.where(np.isnan(first), np.nan, first > 0).astype(np.float32)
@@ -139,14 +139,14 @@ class PCABasis:
         """Read a basis.
 
         Args:
-            path: File that :meth:`save` wrote.
+            path: File written by :meth:`save`.
 
         Returns:
             The basis.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it holds no basis.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If it is not a basis.
         """
         if not path.is_file():
             raise FileNotFoundError(f'{path}: no such file (given as the PCA basis)')
@@ -158,18 +158,18 @@ class PCABasis:
                        weights_sha256=about['weights_sha256'])  # fmt: skip
         except (SafetensorError, KeyError) as error:
             raise ValueError(
-                f'{path}: no PCA basis; give a *_pca.safetensors that `geofm map` wrote'
+                f'{path}: not a PCA basis; give a *_pca.safetensors written by `geofm map`'
             ) from error
 
 
 def known_tokens(strip: Strip) -> Floats:
-    """Tokens of the patches that hold data.
+    """Return the tokens of the patches with data.
 
     Args:
         strip: Patch tokens, (D, rows, columns).
 
     Returns:
-        Shape (N, D).
+        Tokens of shape (N, D).
     """
     flat = strip.values.reshape(len(strip.values), -1).T
     return flat[np.isfinite(flat).all(axis=1)]

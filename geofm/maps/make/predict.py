@@ -1,4 +1,4 @@
-"""Maps of what a fine-tuned task says of scenes of any size: classes or numbers."""
+"""Predictions of a fine-tuned task for scenes of any size: maps of classes or of numbers."""
 
 import hashlib
 import json
@@ -34,16 +34,16 @@ from geofm.printing import warn
 from geofm.sensors import SENSORS
 from geofm.tasks import FineTuned, check_model, logits, without_sensors
 
-#: What can be made of a task of classes; of a regression there are its values alone.
+#: Products of a task of classes. A regression has one product, its values.
 ClassProduct = Literal['classes', 'probabilities', 'entropy', 'polygons', 'picture']
 
-#: Fractions are kept in 8 bits, 0 to 254.
+#: Fractions are stored in 8 bits as 0 to 254.
 _STEPS = 254
 
-#: Suffixes of products that are made of the raster of classes.
+#: Suffixes of the products that are made from the raster of classes.
 _SUFFIXES = {'polygons': '.parquet', 'picture': '.png'}
 
-#: Rows of logits that are worked on at once.
+#: Number of rows of logits that are processed at once.
 _ROWS = 32
 
 
@@ -52,12 +52,12 @@ class PredictOptions:
     """How a scene is predicted.
 
     Attributes:
-        window: Side of a window in pixels; best the size that the task was trained with.
-        overlap: Least fraction of a window that the next one covers too, in [0, 1).
-        batch_size: Windows per forward pass.
-        missing_bands: What stands for a band that a raster lacks: its 'mean' or 'zero'; None: an
-            error.
-        simplify: Tolerance by which polygons are simplified, in units of the scene's CRS.
+        window: Side of a window in pixels. The image size that the task was trained with is best.
+        overlap: Minimum fraction of a window that overlaps with the next, in [0, 1).
+        batch_size: Number of windows per forward pass.
+        missing_bands: What fills a band that a raster lacks: its 'mean' or 'zero'. None: a missing
+            band is an error.
+        simplify: Tolerance of the simplification of polygons in units of the scene's CRS.
         missing_sensors: Whether a scene may lack sensors that the task was fine-tuned with.
     """
 
@@ -70,12 +70,11 @@ class PredictOptions:
 
 
 class Predictor:
-    """A fine-tuned task and a scene: what the task says of a window.
+    """Predictions of a fine-tuned task for the windows of a scene.
 
     Attributes:
         scene: The scene.
-        kept: Names of what is kept of each pixel: 'class', 'probability of ...', 'entropy'; or
-            the outputs of a regression.
+        kept: Band names by kind of raster, see :func:`kept_of`.
     """
 
     def __init__(self, task: FineTuned, scene: Imagery, products: Sequence[ClassProduct]) -> None:
@@ -84,7 +83,7 @@ class Predictor:
         Args:
             task: The task.
             scene: The scene.
-            products: What is to be made.
+            products: Products to make.
         """
         self.task = task
         self.scene = scene
@@ -94,78 +93,79 @@ class Predictor:
 
     @property
     def blended(self) -> int:
-        """Logits are averaged over overlapping windows, before anything else."""
+        """Number of logits per pixel, which are averaged over overlapping windows."""
         return self.task.outputs
 
     def values(self, samples: Mapping[str, Tensor]) -> Floats:
-        """Logits or numbers of windows.
+        """Compute the logits, or the values of a regression, of windows.
 
         Args:
             samples: Collated samples of :meth:`Scene.read`.
 
         Returns:
-            Shape (windows, K, rows, columns).
+            Logits or values of shape (windows, K, rows, columns).
 
         Raises:
-            ValueError: If one is not finite.
+            ValueError: If a number is not finite.
         """
         with torch.inference_mode():
             batch = {key: value.to(self.device) for key, value in samples.items()}
             image = self.normalize(batch)['image']
-            # Normalised, the mean of a band is 0.
+            # The mean of a band is 0 after normalisation.
             image[:, self.scene.at_mean] = 0
             found = logits(self.task, image)
         if not found.isfinite().all():
             raise ValueError(
-                'what the task says of the scene is not finite: its weights diverged or are '
-                'damaged; take an earlier checkpoint'
+                'predictions are not finite: the weights diverged or are damaged; use an earlier '
+                'checkpoint'
             )
         return found.cpu().numpy()
 
     def finish(self, values: Floats) -> npt.NDArray[Any]:
-        """What is kept of averaged logits or numbers.
+        """Convert averaged logits to the numbers that are kept.
 
         Args:
-            values: Shape (K, rows, columns), NaN where there is no data.
+            values: Logits or values of shape (K, rows, columns); NaN where there is no data.
 
         Returns:
-            float32 for a regression. Otherwise uint8 in the order of :attr:`kept`: values of
-            classes; probabilities and entropy, which is 1 where all classes are equally probable,
-            times 254. :data:`~geofm.legend.NO_CLASS` where there is no data.
+            The float32 values of a regression. Otherwise uint8, in the order of :attr:`kept`:
+            values of classes, and probabilities and entropy times 254. Entropy is 1 where all
+            classes are equally probable. :data:`~geofm.legend.NO_CLASS` where there is no data.
         """
         if self.task.kind == 'regression':
             return values
-        # Part by part, since each step holds another copy of the logits.
+        # A few rows at a time, because each step makes another copy of the logits.
         parts = range(0, values.shape[1], _ROWS)
         return np.concatenate([self._kept(values[:, i : i + _ROWS]) for i in parts], axis=1)
 
     def _kept(self, values: Floats) -> npt.NDArray[np.uint8]:
-        """What is kept of some rows of averaged logits."""
+        """Convert some rows of averaged logits."""
         known = np.isfinite(values).all(axis=0)
         scores = torch.from_numpy(np.where(known, values, 0))
         parts = []
         if 'classes' in self.kept:
             parts.append(scores.argmax(dim=0).numpy()[None].astype(np.float32))
         if self.kept.keys() - {'classes'}:
-            chances = (scores.sigmoid() if self.task.several else scores.softmax(dim=0)).numpy()
+            probs = (scores.sigmoid() if self.task.several else scores.softmax(dim=0)).numpy()
             if 'probabilities' in self.kept:
-                parts.append(np.rint(chances * _STEPS))
+                parts.append(np.rint(probs * _STEPS))
             if 'entropy' in self.kept:
-                information = -(chances * np.log(np.maximum(chances, 1e-12))).sum(axis=0)
-                parts.append(np.rint(information / math.log(len(chances)) * _STEPS)[None])
+                entropy = -(probs * np.log(np.maximum(probs, 1e-12))).sum(axis=0)
+                parts.append(np.rint(entropy / math.log(len(probs)) * _STEPS)[None])
         kept = np.concatenate(parts)
         return np.where(known, kept, NO_CLASS).astype(np.uint8)
 
 
 def kept_of(task: FineTuned, products: Sequence[ClassProduct]) -> dict[str, tuple[str, ...]]:
-    """What is kept of each pixel.
+    """Return the rasters that are kept of each pixel.
 
     Args:
         task: The task.
-        products: What is to be made.
+        products: Products to make.
 
     Returns:
-        Names of bands by kind of raster: 'values', 'classes', 'probabilities', 'entropy'.
+        Band names by kind of raster: 'values' of a regression; 'classes', 'probabilities' and
+        'entropy' of other tasks.
     """
     names = task.legend.names
     if task.kind == 'regression':
@@ -182,15 +182,15 @@ def kept_of(task: FineTuned, products: Sequence[ClassProduct]) -> dict[str, tupl
 
 @dataclass(frozen=True)
 class Prediction:
-    """A task and what is to be made with it of any number of scenes.
+    """A task with the products and options for any number of scenes.
 
     Attributes:
         task: The task.
-        products: What to make, in the order of :data:`ClassProduct`; none of a regression.
-        options: How.
-        command: How to name the call in the tags of the files.
+        products: Products to make, in the order of :data:`ClassProduct`; empty for a regression.
+        options: How scenes are predicted.
+        command: Command to write to the tags of the files.
         weights: Hash of the task's weights.
-        keep: Files that must not be written over, such as a reference.
+        keep: Files that must not be overwritten, such as a reference.
     """
 
     task: FineTuned
@@ -209,20 +209,21 @@ class Prediction:
         device: torch.device | str | None = None,
         command: str = 'geofm.maps.predict_scene',
     ) -> Self:
-        """Check all that does not depend on a scene.
+        """Check the products and options, and move the task to a device.
 
         Args:
             task: The task.
-            products: What to make.
-            options: How.
-            device: Where to compute; by default where the task is.
-            command: How to name the call in the tags of the files.
+            products: Products to make.
+            options: How scenes are predicted.
+            device: Device to run on. Default: the device of the task.
+            command: Command to write to the tags of the files.
 
         Returns:
-            What to apply to scenes.
+            The prediction, to be applied to scenes.
 
         Raises:
-            ValueError: If a product or an option is none, or the task does not take such windows.
+            ValueError: If a product is unknown, an option is out of range, or the task does not
+                take windows of this size.
         """
         options = options or PredictOptions()
         if options.batch_size < 1:
@@ -238,19 +239,19 @@ class Prediction:
         return cls(task, chosen, options, command, weights_sha256(task.task))
 
     def run(self, scene: Imagery, output: Path, progress: Progress) -> dict[str, Path]:
-        """Map a scene, or resume it.
+        """Map a scene, or resume mapping it.
 
         Args:
             scene: The scene.
             output: Folder to write to.
-            progress: Where to show how far it is.
+            progress: Progress bars to add to.
 
         Returns:
             The files by product.
 
         Raises:
-            FileExistsError: If a file to keep would be overwritten.
-            ValueError: If it lacks a sensor, or no pixel of it holds data.
+            FileExistsError: If one of the files in :attr:`keep` would be overwritten.
+            ValueError: If the scene lacks a sensor or has no data.
         """
         check_not_overwritten(self.keep, self.files(scene, output).values())
         self._report_sensors(scene)
@@ -261,14 +262,14 @@ class Prediction:
             survey.run(predictor, self.options.batch_size, progress)
         if survey.is_empty():
             survey.remove()
-            raise ValueError(f'{scene.path}: no pixel holds data in every band')
+            raise ValueError(f'{scene.path}: no pixel has data in every band')
         made = self.files(scene, output)
         _write(self, predictor, survey, made)
         survey.remove()
         return made
 
     def files(self, scene: Imagery, output: Path) -> dict[str, Path]:
-        """Names of the files that are made of a scene.
+        """Return the paths of the products of a scene.
 
         Args:
             scene: The scene.
@@ -282,7 +283,7 @@ class Prediction:
         return {kind: output / f'{scene.stem}_{kind}{suffix}' for kind, suffix in kinds.items()}
 
     def manifest(self, scene: Imagery) -> dict[str, Any]:
-        """All that what is kept of each pixel of a scene depends on.
+        """Return everything that the predictions for a scene depend on.
 
         Args:
             scene: The scene.
@@ -304,13 +305,13 @@ class Prediction:
         }
 
     def tags(self, scene: Imagery) -> dict[str, str]:
-        """What the files of a scene say of how they were made.
+        """Return the tags of the files of a scene, which say how they were made.
 
         Args:
             scene: The scene.
 
         Returns:
-            Tags.
+            The tags.
         """
         task, options = self.task, self.options
         return {
@@ -325,17 +326,17 @@ class Prediction:
         }
 
     def _report_sensors(self, scene: Imagery) -> None:
-        """Refuse a scene that lacks sensors, or warn of them."""
+        """Warn of missing sensors, or raise an error if they are not allowed."""
         for key in scene.absent:
             title = SENSORS[key].title
             if not self.options.missing_sensors:
                 raise ValueError(
                     f'the task was fine-tuned with {title} ({option(key)}): give its raster too, '
-                    'or --missing_sensors to predict without'
+                    'or --missing_sensors to predict without it'
                 )
             warn(
-                f'predicted without {title}: unless the task was fine-tuned so too, its accuracy '
-                'may be lower'
+                f'predicted without {title}: accuracy may be lower, unless the task was fine-tuned '
+                'with missing sensors'
             )
 
     def _open(self, predictor: Predictor, output: Path) -> Survey:
@@ -347,7 +348,7 @@ class Prediction:
         if task.kind == 'classification':
             tiling = Tiling.cover(scene.grid.shape, window, window, 0)
         else:
-            # Windows of a size that the model takes; the last ones may reach beyond the scene.
+            # The model takes multiples of a size, so the last windows may reach beyond the scene.
             height, width = (math.ceil(s / task.multiple) * task.multiple for s in scene.grid.shape)
             tiling = Tiling.cover((height, width), 1, window, self.options.overlap)
         return open_survey(folder, tiling, predictor.kept, manifest)
@@ -365,18 +366,18 @@ def predict_scene(
     device: torch.device | str | None = None,
     command: str = 'geofm.maps.predict_scene',
 ) -> dict[str, Path]:
-    """Map what a fine-tuned task says of a scene of any size.
+    """Map the predictions of a fine-tuned task for a scene of any size.
 
-    The scene is read in overlapping windows. Their logits are averaged with raised-cosine weights
-    before the class is chosen. Memory does not grow with the height of the scene. Finished rows of
-    windows are kept in a work folder beside the products until these are whole, so the same call
-    after a crash resumes there.
+    The scene is read in overlapping windows, whose logits are averaged with raised-cosine weights.
+    Memory does not grow with the height of the scene. Finished rows of windows are kept in a work
+    folder beside the products until the products are complete, so that the same call resumes after
+    a crash.
 
-    - ``classes``: Cloud-Optimised GeoTIFF on the pixels of the scene (of a Classification: one
-      pixel per window) with a colour table and the classes in its tags; 255 where a sensor has no
+    - ``classes``: Cloud-Optimised GeoTIFF with the pixels of the scene (for a Classification, one
+      pixel per window), a colour table, and the classes in its tags; 255 where a sensor has no
       data.
-    - ``probabilities``: a band per class; numbers of 0 to 254, with the scale 1/254 in the file.
-    - ``entropy``: of the probabilities, 1 where all are equal, likewise in 8 bits.
+    - ``probabilities``: one band per class, stored as 0 to 254 with the scale 1/254 in the file.
+    - ``entropy``: entropy of the probabilities, 1 where they are equal, stored in the same way.
     - ``polygons``: the classes as GeoParquet.
     - ``picture``: PNG of the classes with a legend.
 
@@ -386,20 +387,19 @@ def predict_scene(
         task: The task, of :func:`geofm.tasks.fine_tuned.load_fine_tuned`.
         files: Raster of each sensor that the task needs, by key.
         output: Folder to write to.
-        products: What to make.
-        options: How.
-        reference: Sensor whose grid the products are on. Default: as for
-            :func:`geofm.maps.map_scene`.
-        names: Names of the bands of a file by sensor, where the file does not say.
-        device: Where to compute; by default where the task is.
-        command: How to name the call in the tags of the files.
+        products: Products to make.
+        options: How the scene is predicted.
+        reference: Sensor whose grid is used. Default: as for :func:`geofm.maps.map_scene`.
+        names: Names of the bands of a file by sensor, for files without band descriptions.
+        device: Device to run on. Default: the device of the task.
+        command: Command to write to the tags of the files.
 
     Returns:
         The files by product.
 
     Raises:
-        ValueError: If a product is unknown, a raster of a sensor is missing or cannot be used, or
-            the task does not take such windows.
+        ValueError: If a product is unknown, if the raster of a sensor is missing or cannot be used,
+            or if the task does not take windows of this size.
     """
     prediction = Prediction.prepare(task, products, options, device, command)
     return predict_files(prediction, files, output, reference, names)
@@ -415,11 +415,11 @@ def predict_files(
     """Apply a prediction to one scene, see :func:`predict_scene`.
 
     Args:
-        prediction: What to apply.
+        prediction: The prediction.
         files: Raster of each sensor, by key.
         output: Folder to write to.
-        reference: Sensor whose grid the products are on.
-        names: Names of the bands of a file by sensor, where the file does not say.
+        reference: Sensor whose grid is used.
+        names: Names of the bands of a file by sensor, for files without band descriptions.
 
     Returns:
         The files by product.
@@ -445,16 +445,16 @@ def predict_files(
 def predict_table(
     prediction: Prediction, scenes: TableScenes, output: Path, part: Part = ALONE
 ) -> TableRun:
-    """Map what a fine-tuned task says of every scene of a table.
+    """Map the predictions of a fine-tuned task for every scene of a table.
 
     Args:
-        prediction: What to apply to the scenes.
+        prediction: The prediction.
         scenes: The scenes.
-        output: Folder of a folder for each scene.
+        output: Folder of the scenes' folders.
         part: Which of the scenes this process maps.
 
     Returns:
-        What became of the scenes, see :func:`geofm.maps.make.tables.run_table`.
+        The result for the scenes of the part, see :func:`geofm.maps.make.tables.run_table`.
     """
 
     def made_with(scene: Imagery) -> Mapping[str, Any]:
@@ -472,7 +472,7 @@ def predict_table(
 
 
 def _choose(task: FineTuned, products: Sequence[ClassProduct]) -> tuple[ClassProduct, ...]:
-    """The products to make, in their order; none of a regression, which has its values."""
+    """Return the products to make, in order; none for a regression."""
     if task.kind == 'regression':
         return ()
     every: tuple[ClassProduct, ...] = get_args(ClassProduct)
@@ -480,8 +480,8 @@ def _choose(task: FineTuned, products: Sequence[ClassProduct]) -> tuple[ClassPro
         raise ValueError(f'unknown products {unknown}: choose from {list(every)}')
     if task.several and (wrong := [p for p in products if p != 'probabilities']):
         raise ValueError(
-            f'{", ".join(wrong)}: the task gives a place several labels or none, so there are only '
-            'probabilities: give --products [probabilities]'
+            f'{", ".join(wrong)}: not available for a multi-label task: give --products '
+            '[probabilities]'
         )
     if not products:
         raise ValueError(f'no products: choose from {list(every)}')
@@ -516,7 +516,7 @@ def _write(
 def _cut(
     strips: Iterator[Strip], shape: tuple[int, int], patch_size: int, scale: np.float32
 ) -> Iterator[Strip]:
-    """Strips without what lies beyond the scene, as numbers instead of 8 bits."""
+    """Crop strips to the scene, and convert 8-bit numbers to values."""
     row = 0
     for strip in strips:
         rows = min(strip.values.shape[1], shape[0] - row)

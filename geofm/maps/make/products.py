@@ -1,4 +1,4 @@
-"""What a backbone sees of a scene, as rasters and tables that lie on it."""
+"""Attention and features of a backbone for a scene, as georeferenced rasters and tables."""
 
 import dataclasses
 import hashlib
@@ -19,7 +19,7 @@ from torch.utils.data import default_collate
 from geofm import __version__
 from geofm.grid import Grid
 from geofm.locking import locked_folder
-from geofm.lonlat import bounds, describe, pixel_at
+from geofm.lonlat import pixel_in
 from geofm.maps.make.embeddings import Precision, dimension_scales, write_embeddings
 from geofm.maps.make.pca import PCABasis
 from geofm.maps.make.segments import Segmenter, segment_colors
@@ -41,17 +41,23 @@ from geofm.maps.make.writer import (
     write_patches,
     write_pixels,
 )
-from geofm.maps.scene import Imagery, Missing, Scene, TableScenes, files_by_sensor, option
+from geofm.maps.scene import (
+    CACHE_BYTES,
+    Imagery,
+    Missing,
+    Scene,
+    TableScenes,
+    files_by_sensor,
+    option,
+)
 from geofm.models import has_cls_token
 from geofm.printing import warn
 from geofm.sensors import SENSORS, canonical_order
 from geofm.transforms import InputStatistics
 
-#: What can be made of a scene.
+#: Products of a scene.
 Product = Literal['attention', 'rollout', 'point', 'pca', 'segments', 'embedding']
 
-# GDAL's default, a share of the machine's memory, is more than a row of windows needs.
-_CACHE_BYTES = 256 * 2**20
 
 _UNIT = 'relative to uniform attention over the patches of a window'
 
@@ -61,25 +67,27 @@ class Options:
     """How products are made.
 
     Attributes:
-        block: Block of the ViTs whose attention is shown; negative counts from the last.
-        window: Side of a window in pixels, a multiple of the patch size. Best the image size that
-            the model was trained with.
-        overlap: Least fraction of a window that the next one covers too, in [0, 1).
-        batch_size: Windows a forward pass.
+        block: Block of the ViTs whose attention is shown. Negative numbers count from the last.
+        window: Side of a window in pixels, a multiple of the patch size. The image size that the
+            model was trained with is best.
+        overlap: Minimum fraction of a window that overlaps with the next, in [0, 1).
+        batch_size: Number of windows per forward pass.
         point: Longitude and latitude of the place whose attention 'point' shows.
-        pixels: How to bring values to the pixels of the scene: that of the patch ('nearest') or
-            interpolated between the centres of patches ('bilinear'; classes never are). None: one
-            pixel a patch, or a stride. Embeddings always have that.
-        stride: Pixels of the scene from one value to the next, which must divide the patch size.
-            Below the patch size, the model is run on patch grids shifted by the stride, which
-            takes (patch size / stride)^2 times as long. None: the patch size.
+        pixels: How patch values are brought to the pixels of the scene: the value of the pixel's
+            patch ('nearest'), or interpolated between the centres of patches ('bilinear'; classes
+            are never interpolated). None: one pixel per patch, or per stride. Embeddings always
+            have one pixel per patch or stride.
+        stride: Distance between values in pixels of the scene, a divisor of the patch size. Below
+            the patch size, the model is run on patch grids shifted by the stride, which takes
+            (patch size / stride)^2 times as long. None: the patch size.
         components: Number of principal components, at least 3.
-        basis: File of a PCA basis to use instead of the scene's own, e.g. of the scene beside it.
+        basis: File of a PCA basis to use instead of fitting one to the scene, e.g. the basis of a
+            neighbouring scene.
         segments: Number of segments.
         seed: Seed of k-means.
-        precision: How embeddings are stored.
-        missing_bands: What stands for a band of the model that a raster lacks: its 'mean' or
-            'zero'; None: an error.
+        precision: Data type of the embeddings.
+        missing_bands: What fills a band of the model that a raster lacks: its 'mean' or 'zero'.
+            None: a missing band is an error.
     """
 
     block: int = -1
@@ -112,64 +120,67 @@ def map_scene(
     device: torch.device | str | None = None,
     command: str = 'geofm.maps.map_scene',
 ) -> dict[str, Path]:
-    """Map what a backbone sees of a scene of any size.
+    """Map the attention and the features of a backbone for a scene of any size.
 
-    The scene is read in overlapping windows whose patches lie on one grid, and windows are blended
-    with a raised cosine. One pass over the windows gives all products. Memory does not grow with
-    the scene; finished windows are kept in a work folder beside the products until these are
-    whole, so the same call after a crash resumes there.
+    The scene is read in overlapping windows whose patches lie on one grid. Windows are blended with
+    raised-cosine weights. All products are made in one pass over the windows. Memory does not grow
+    with the scene. Finished windows are kept in a work folder beside the products until the
+    products are complete, so that the same call resumes after a crash.
 
-    Products are Cloud-Optimised GeoTIFFs of one pixel a patch, from the outer corner of the scene
-    and in its CRS, on the grid of one sensor, of Sentinel-2 where it is given. Where a scene is not
-    a whole number of patches the last ones reach beyond it. A patch without any valid pixel is
-    nodata.
+    Products are Cloud-Optimised GeoTIFFs with one pixel per patch. They have the origin and the CRS
+    of the scene, which has the grid of one sensor: Sentinel-2 if it is given. If the sides of the
+    scene are not multiples of the patch size, the last patches reach beyond it. A patch without a
+    valid pixel is nodata.
 
-    With a stride below the patch size, a pixel is as large as the stride and lies amid its patch.
-    The raster then begins half a pixel before the scene if the patch size is an even multiple of
-    the stride. Every (patch size / stride)-th pixel along rows and columns has the value that it
-    has without a stride. A pixel is nodata if its own ground has no valid pixel.
+    With a stride below the patch size, the side of a pixel is the stride, and the pixel lies in the
+    middle of its patch. The raster begins half a pixel before the scene if the patch size is an
+    even multiple of the stride. Every (patch size / stride)-th pixel along rows and columns has the
+    same value as without a stride. A pixel is nodata if the area that it covers has no valid pixel.
 
-    - ``attention``: CLS attention of a block. For each source, the sensors and 'fusion' for
-      cross-attention, a band holds the mean over the heads, followed by one band a head. Attention
-      is a distribution over the tokens of a window, so it is multiplied by the number of patches:
-      1 is what uniform attention would give to a patch, in any window.
+    - ``attention``: CLS attention of a block. For each source (the sensors, and 'fusion' for
+      cross-attention), the first band is the mean over the heads, followed by one band per head.
+      Attention is multiplied by the number of patches of the window: 1 corresponds to uniform
+      attention, for any window size.
     - ``rollout``: attention rollout (Abnar & Zuidema, 2020) of each sensor, in the same unit.
     - ``point``: attention of one patch, in one window around it; nodata elsewhere.
-    - ``pca``: first three principal components of the patch tokens as red, green and blue, and
-      files of all components as numbers, of the foreground by the first, and of the basis.
-    - ``segments``: k-means of the patch tokens.
-    - ``embedding``: the patch tokens, as a raster of one band a dimension and as GeoParquet.
+    - ``pca``: the first three principal components of the patch tokens as red, green and blue.
+      Further files hold all components as numbers, the foreground by the first component, and the
+      basis.
+    - ``segments``: k-means clusters of the patch tokens.
+    - ``embedding``: the patch tokens, as a raster with one band per dimension and as GeoParquet.
 
     Args:
         model: A :class:`geofm.models.MultiSensorViT`, a :class:`geofm.models.timm_vit.TimmViT`, or
             a module with their ``bands``, ``sensors``, ``patch_size``, ``depth``,
-            ``num_prefix_tokens`` and ``observe``. It is put into eval mode.
+            ``num_prefix_tokens`` and ``observe``. It is put into evaluation mode.
         s1: Sentinel-1 raster of VV and VH in dB, or None.
         s2: Sentinel-2 raster in DN (reflectance x 10,000, without the offset of processing
-            baseline 04.00), or None. A scale and an offset that a raster states are applied; values
-            that look like another unit are warned of.
-        output: Folder of the products; made if it isn't there.
-        products: What to make. Default: all that the model can, 'point' only if there is one.
-        options: How to make it.
-        scene: Rasters of any sensors by key, e.g. ``{'s1': path, 'dem': path}``, in their units.
-        reference: Key of the sensor whose grid the products are on. Default: Sentinel-2 where it is
-            given, else the first that is not static.
+            baseline 04.00), or None. The scale and offset of a raster are applied. A warning is
+            issued if values seem to be in another unit.
+        output: Folder of the products. It is created if it does not exist.
+        products: Products to make. Default: all that the model supports, 'point' only if
+            ``options.point`` is given.
+        options: Options of the products.
+        scene: Rasters of any sensors by key, e.g. ``{'s1': path, 'dem': path}``, in the units of
+            the sensors.
+        reference: Key of the sensor whose grid is used. Default: Sentinel-2 if it is given,
+            otherwise the first sensor that is not static.
         dates: Days of acquisition as YYYY-MM-DD, by sensor. Default: from each file's name or
             metadata.
-        names: Name of each band of a raster by sensor, where the file does not say.
-        device: Device to run on. Default: where the model is.
-        command: Command to note in the files.
+        names: Name of each band of a raster by sensor, for files without band descriptions.
+        device: Device to run on. Default: the device of the model.
+        command: Command to write to the tags of the files.
 
     Returns:
-        The files, named ``<scene>_<product>.<suffix>``, by product: those above, and
-        'pca_components', 'pca_basis', 'foreground', 'embedding_table'.
+        The files ``<scene>_<product>.<suffix>`` by product: the products above,
+        'pca_components', 'pca_basis', 'foreground' and 'embedding_table'.
 
     Raises:
-        FileNotFoundError: If a file is missing.
+        FileNotFoundError: If a file does not exist.
         LockedError: If another process is writing to the folder.
-        ValueError: If a raster is unfit (no CRS, bands missing, smaller than a patch), they do not
-            overlap or hold no data together, no sensor of the model is given, the model cannot
-            make a product, or an argument is out of range, such as the block.
+        ValueError: If a raster cannot be used (no CRS, missing bands, smaller than a patch), if the
+            rasters do not overlap or have no data in common, if no sensor of the model is given, if
+            the model does not support a product, or if an option is out of range.
     """
     options = options or Options()
     backbone: Any = model.eval() if device is None else model.to(device).eval()
@@ -177,7 +188,7 @@ def map_scene(
     files = files_by_sensor(s1, s2, scene)
     with (
         locked_folder(output),
-        rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
+        rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES),
         Scene(
             backbone.bands,
             dates=dates,
@@ -203,20 +214,22 @@ def map_table(
     command: str = 'geofm.maps.map_table',
     part: Part = ALONE,
 ) -> TableRun:
-    """Map what a backbone sees of every scene of a table, see :func:`map_scene`.
+    """Map the attention and the features of a backbone for every scene of a table.
+
+    See :func:`map_scene` for the products.
 
     Args:
         model: The backbone.
-        scenes: The scenes, which have all its sensors.
-        output: Folder of a folder for each scene.
-        products: What to make.
-        options: How to make it.
-        device: Device to run on. Default: where the model is.
-        command: Command to note in the files.
+        scenes: The scenes, which must have all sensors of the backbone.
+        output: Folder of the scenes' folders.
+        products: Products to make.
+        options: Options of the products.
+        device: Device to run on. Default: the device of the model.
+        command: Command to write to the tags of the files.
         part: Which of the scenes this process maps.
 
     Returns:
-        What became of the scenes.
+        The result for the scenes of the part.
     """
     options = options or Options()
     backbone: Any = model.eval() if device is None else model.to(device).eval()
@@ -247,7 +260,7 @@ def _map(
     command: str,
     progress: Progress,
 ) -> dict[str, Path]:
-    """Make the products of a scene, or resume that."""
+    """Make the products of a scene, or resume making them."""
     units = ground.check_units()
     if min(ground.grid.shape) < backbone.patch_size:
         height, width = ground.grid.shape
@@ -258,11 +271,11 @@ def _map(
     maker = _Maker.start(backbone, ground, output, chosen, options, command, progress)
     if maker.survey.layout:
         maker.survey.run(maker.observer, options.batch_size, progress)
-    # A point alone is seen in one window.
+    # The product 'point' alone needs no survey: it reads one window.
     if maker.survey.layout and maker.survey.is_empty():
         maker.survey.remove()
         names_of = ' and '.join(ground.tags()[key] for key in ground.days)
-        raise ValueError('; '.join([f'{names_of}: no pixel holds data in every band', *units]))
+        raise ValueError('; '.join([f'{names_of}: no pixel has data in every band', *units]))
     made = maker.make(chosen)
     maker.survey.remove()
     return made
@@ -271,7 +284,7 @@ def _map(
 def _choose(
     products: Sequence[Product] | None, options: Options, model: nn.Module
 ) -> tuple[Product, ...]:
-    """The products to make, in their order."""
+    """Return the products to make, in the order of :data:`Product`."""
     every: tuple[Product, ...] = get_args(Product)
     if products is None:
         cls = has_cls_token(model)
@@ -295,13 +308,13 @@ def _check(options: Options, depth: int, stride: Stride) -> None:
         raise ValueError(f'components={options.components}: a picture needs at least 3')
     if options.pixels is not None and stride.factor > 1:
         raise ValueError(
-            f'stride={stride.pixels} and pixels={options.pixels}: choose one; with a stride, a '
-            f'raster has one pixel per {stride.pixels} px of the scene'
+            f'stride={stride.pixels} and pixels={options.pixels}: choose one; with a stride, '
+            f'pixels have a side of {stride.pixels} px of the scene'
         )
 
 
 def _report_sensors(scene: Scene, sensors: Sequence[str], files: Mapping[str, Path]) -> None:
-    """Warn of a sensor that the model knows and doesn't get, or gets and doesn't know."""
+    """Warn of missing sensors, of sensors that the model does not know, and of filled bands."""
     for key in canonical_order([*sensors, *files]):
         title = SENSORS[key].title
         if key in sensors and key not in scene.rasters:
@@ -312,13 +325,13 @@ def _report_sensors(scene: Scene, sensors: Sequence[str], files: Mapping[str, Pa
         elif key in files and key not in scene.rasters:
             warn(f'{files[key]} is not used: the model has no {title} bands')
     if scene.filled:
-        stand_in = 'their mean' if scene.missing == 'mean' else 'zeros'
-        warn(f'no raster has the bands {", ".join(scene.filled)}: filled with {stand_in}')
+        filling = 'their mean' if scene.missing == 'mean' else 'zeros'
+        warn(f'no raster has the bands {", ".join(scene.filled)}: filled with {filling}')
 
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes products out of a survey."""
+    """Makes the products of a scene from a survey."""
 
     observer: Observer
     survey: ShiftedSurveys
@@ -340,7 +353,7 @@ class _Maker:
         command: str,
         progress: Progress,
     ) -> '_Maker':
-        """Check all that can be checked at once, and open the work folder."""
+        """Check the options, and open the work folder."""
         stride = Stride.of(model.patch_size, options.stride)
         _check(options, model.depth, stride)
         weights = weights_sha256(model)
@@ -403,7 +416,7 @@ class _Maker:
         )
 
     def make(self, products: Sequence[Product]) -> dict[str, Path]:
-        """Write the files of products."""
+        """Write the files of some products."""
         files: dict[str, Path] = {}
         for product in products:
             files |= getattr(self, f'_make_{product}')()
@@ -423,7 +436,7 @@ class _Maker:
         return self._raster('rollout', names, self._strips('rollout'), tags)
 
     def _make_point(self) -> dict[str, Path]:
-        """Attention of a patch in the window around it."""
+        """Write the attention of a patch in the window around it."""
         tags = {
             'block': self._block,
             'point': '{}, {}'.format(*(self.options.point or ())),
@@ -435,11 +448,11 @@ class _Maker:
         return self._raster('point', names, strips, tags)
 
     def _point(self, tiling: Tiling) -> tuple[list[str], Iterator[Strip]]:
-        """What the bands of 'point' are, and its strips on the patch grid of one shift."""
+        """Return the band names of 'point', and its strips on the patch grid of one shift."""
         assert self.options.point is not None
         rows, cols, p = tiling.rows, tiling.cols, tiling.patch_size
         row, col = _patch_at(self.scene, p, self.options.point, tiling.origin)
-        # A shifted patch grid leaves out the first or the last pixels of the scene.
+        # A shifted patch grid may not cover the first or the last pixels of the scene.
         row, col = (min(max(i, 0), a.length - 1) for i, a in ((row, rows), (col, cols)))
         top = min(max(row - rows.size // 2, 0), rows.length - rows.size)
         left = min(max(col - cols.size // 2, 0), cols.length - cols.size)
@@ -567,7 +580,7 @@ class _Maker:
 
     @property
     def _cells(self) -> tuple[Grid, int]:
-        """Pixels that a product is of, and how many of them a value is of."""
+        """Grid of the pixels that a product covers, and the side of a value in these pixels."""
         stride = self.survey.stride
         return stride.covered(self.scene.grid), stride.pixels
 
@@ -598,8 +611,8 @@ def _load_basis(path: Path, weights: str) -> PCABasis:
     basis = PCABasis.load(path)
     if basis.weights_sha256 != weights:
         raise ValueError(
-            f'{path}: PCA basis of another model: weights {basis.weights_sha256[:12]}, but this '
-            f'one has {weights[:12]}'
+            f'{path}: PCA basis of another model: its weights are {basis.weights_sha256[:12]}, '
+            f'those of this model {weights[:12]}'
         )
     return basis
 
@@ -607,15 +620,10 @@ def _load_basis(path: Path, weights: str) -> PCABasis:
 def _patch_at(
     scene: Imagery, patch_size: int, point: tuple[float, float], origin: tuple[int, int] = (0, 0)
 ) -> tuple[int, int]:
-    """Row and column of the patch at a longitude and latitude."""
-    y, x = pixel_at(scene.grid, *point)
-    if not (0 <= y < scene.grid.height and 0 <= x < scene.grid.width):
-        raise ValueError(
-            f'{scene.path}: {point[0]}, {point[1]} is outside of the scene, which is at '
-            f'{describe(bounds(scene.grid))}'
-        )
+    """Return the row and column of the patch at a longitude and latitude."""
+    y, x = pixel_in(scene.grid, *point, scene.path)
     top, left = origin
-    row, col = (int(y) - top) // patch_size, (int(x) - left) // patch_size
+    row, col = (y - top) // patch_size, (x - left) // patch_size
     corner = top + row * patch_size, left + col * patch_size
     patch = scene.read(*corner, patch_size, patch_size)
     if not patch['valid'].any():

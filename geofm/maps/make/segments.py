@@ -1,4 +1,4 @@
-"""Segments of a scene: patches whose tokens are alike, by k-means."""
+"""Segments of a scene: clusters of similar patch tokens, by k-means."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import batched
@@ -6,17 +6,19 @@ from itertools import batched
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 
+from geofm.maps.make.embeddings import unit_vectors
 from geofm.maps.make.pca import known_tokens
 from geofm.maps.make.windows import Floats, Strip
 from geofm.maps.make.writer import Colors
 
-#: Most segments: values 0..254 of uint8, and 255 for nodata.
+#: Maximum number of segments: values 0 to 254 of uint8, and 255 for nodata.
 MOST_SEGMENTS = 255
 
-#: Most patches that k-means learns from; all of them are assigned.
+#: Maximum number of patches that k-means is fitted to. All patches are assigned to segments.
 _SAMPLE = 20_000
 
-# Paul Tol's muted scheme, then Okabe and Ito's: told apart with any colour vision.
+# The muted scheme of Paul Tol, then the scheme of Okabe and Ito: both are safe for colour
+# blindness.
 _PALETTE = bytes.fromhex(
     '332288 88CCEE DDCC77 117733 CC6677 44AA99 999933 882255 AA4499'
     'E69F00 56B4E9 009E73 F0E442 0072B2 D55E00 CC79A7'
@@ -24,20 +26,20 @@ _PALETTE = bytes.fromhex(
 
 
 class Segmenter:
-    """K-means of the directions of patch tokens.
+    """K-means clustering of patch tokens by direction.
 
-    Tokens are scaled to unit length, so that those are alike whose cosine is high. Segments are
-    numbered by size, 0 the largest.
+    Tokens are scaled to unit length, so that tokens are similar if their cosine is high. Segments
+    are numbered by size, starting with the largest.
 
     Args:
-        strips: Patch tokens, (D, rows, columns) each, from the start at each call. Only an even
-            sample of them is held.
+        strips: Function that returns patch tokens, (D, rows, columns) per strip. Only a regular
+            sample of the tokens is held in memory.
         segments: Number of segments.
-        patches: Patches of the scene, at most.
+        patches: Number of patches of the scene, including patches without data.
         seed: Seed of k-means.
 
     Raises:
-        ValueError: If there are fewer patches with data than segments, or too many segments.
+        ValueError: If the number of segments is out of range, or there are fewer patches with data.
     """
 
     def __init__(
@@ -46,7 +48,7 @@ class Segmenter:
         if not 2 <= segments <= MOST_SEGMENTS:
             raise ValueError(f'segments={segments} is not between 2 and {MOST_SEGMENTS}')
         step = max(1, patches // _SAMPLE)
-        sample = np.concatenate([_unit(known_tokens(strip)[::step]) for strip in strips()])
+        sample = np.concatenate([_directions(known_tokens(strip)[::step]) for strip in strips()])
         if len(sample) < segments:
             raise ValueError(f'segments={segments}, but there are {len(sample)} patches with data')
         self._kmeans = MiniBatchKMeans(segments, random_state=seed, n_init=3).fit(sample)
@@ -54,36 +56,36 @@ class Segmenter:
         self._rank = np.argsort(np.argsort(-sizes, kind='stable'), kind='stable')
 
     def assign(self, strips: Iterable[Strip]) -> Iterator[Strip]:
-        """Number of each patch's segment.
+        """Assign each patch to a segment.
 
         Args:
             strips: Patch tokens, (D, rows, columns) each.
 
         Yields:
-            Strips of one value; NaN where nothing is known.
+            Strips with the number of the segment; NaN where there is no data.
         """
         for strip in strips:
             tokens = known_tokens(strip)
             labels = np.full(strip.values.shape[1:], np.nan, np.float32)
             if len(tokens):
                 known = np.isfinite(strip.values).all(axis=0)
-                labels[known] = self._rank[self._kmeans.predict(_unit(tokens))]
+                labels[known] = self._rank[self._kmeans.predict(_directions(tokens))]
             yield Strip(labels[None], strip.valid)
 
 
 def segment_colors(segments: int) -> Colors:
-    """Colours that tell segments apart, with any colour vision; more than 16 repeat.
+    """Return colours for segments that are safe for colour blindness.
 
     Args:
         segments: Number of segments.
 
     Returns:
-        Red, green and blue of each.
+        Red, green and blue of each segment. Colours repeat after 16 segments.
     """
     colors = [(r, g, b) for r, g, b in batched(_PALETTE, 3)]
     return {i: colors[i % len(colors)] for i in range(segments)}
 
 
-def _unit(tokens: Floats) -> Floats:
-    length = np.linalg.norm(tokens, axis=1, keepdims=True)
-    return (tokens / np.maximum(length, np.finfo(np.float32).tiny)).astype(np.float32)
+def _directions(tokens: Floats) -> Floats:
+    """Scale tokens (N, D) to unit length; those without length stay 0."""
+    return np.nan_to_num(unit_vectors(tokens, 1))

@@ -1,8 +1,8 @@
-"""Maps finer than the patches of a model: patch grids shifted by a stride, interleaved.
+"""Maps finer than the patches of a model, by interleaving patch grids shifted by a stride.
 
-A model is run on the scene once per shift, on patch grids that begin at other pixels. The value of
-a patch belongs to the ground amid it, so the patches of all shifts together are the cells of a
-grid whose pixels are as large as the stride.
+The model is run on the scene once per shift of its patch grid. The value of a patch is assigned to
+a cell in its middle, whose side is the stride. The cells of all shifts together form a regular
+grid.
 """
 
 import math
@@ -17,17 +17,17 @@ from rasterio.transform import Affine
 from rich.progress import Progress
 
 from geofm.grid import Grid
-from geofm.maps.make.survey import Look, Survey
+from geofm.maps.make.survey import SceneModel, Survey
 from geofm.maps.make.windows import Mask, Strip, Tiling, any_valid
 
 
 @dataclass(frozen=True)
 class Stride:
-    """Shifts of a patch grid, and the cells that the patches of all shifts are.
+    """Shifts of a patch grid, and the cells in the middle of the shifted patches.
 
     Attributes:
-        patch_size: Pixels a patch.
-        pixels: Pixels from one cell to the next.
+        patch_size: Side of a patch in pixels.
+        pixels: Side of a cell in pixels.
     """
 
     patch_size: int
@@ -35,11 +35,11 @@ class Stride:
 
     @classmethod
     def of(cls, patch_size: int, pixels: int | None) -> Self:
-        """Check a stride.
+        """Create a stride.
 
         Args:
-            patch_size: Pixels a patch.
-            pixels: Pixels from one cell to the next; None: the patch size.
+            patch_size: Side of a patch in pixels.
+            pixels: Side of a cell in pixels. None: the patch size.
 
         Returns:
             The stride.
@@ -58,12 +58,12 @@ class Stride:
 
     @property
     def factor(self) -> int:
-        """Cells along a side of a patch."""
+        """Number of cells along a side of a patch."""
         return self.patch_size // self.pixels
 
     @property
     def origins(self) -> list[tuple[int, int]]:
-        """Row and column at which the patch grid of each shift begins; (0, 0) is among them."""
+        """Row and column where the patch grid of each shift begins. They include (0, 0)."""
         starts = [self.pixels * (i - self.factor // 2) for i in range(self.factor)]
         return list(product(starts, starts))
 
@@ -76,8 +76,8 @@ class Stride:
             grid: Grid of the scene.
 
         Returns:
-            A grid of pixels of the same size, which begins half a cell before the scene if the
-            number of cells along a patch is even, so that cells lie amid the patches.
+            A grid with pixels of the same size. If the number of cells along a patch is even, it
+            begins half a cell before the scene, so that cells lie in the middle of patches.
         """
         p, s = self.patch_size, self.pixels
         start = (p - s) / 2 - s * (self.factor // 2)
@@ -88,14 +88,14 @@ class Stride:
         return replace(grid, transform=transform, height=height, width=width)
 
     def interleave(self, shifted: Sequence[Strip]) -> Strip:
-        """Put the same rows of patches of all shifts together.
+        """Interleave the same rows of patches of all shifts.
 
         Args:
             shifted: A strip of each shift, in the order of :attr:`origins`.
 
         Returns:
-            Values of the cells, NaN where the ground of a cell has no valid pixel, and the valid
-            pixels of that ground.
+            Values of the cells, NaN where a cell has no valid pixel, and the mask of valid pixels
+            of the cells.
         """
         if len(shifted) == 1:
             return shifted[0]
@@ -103,16 +103,16 @@ class Stride:
         values = np.stack([strip.values for strip in shifted])
         channels, rows, cols = values.shape[1:]
         values = values.reshape(k, k, channels, rows, cols).transpose(2, 3, 0, 4, 1)
-        valid = np.stack([self._amid(strip.valid) for strip in shifted])
+        valid = np.stack([self._middle(strip.valid) for strip in shifted])
         valid = valid.reshape(k, k, rows, self.pixels, cols, self.pixels)
         valid = valid.transpose(2, 0, 3, 4, 1, 5).reshape(rows * self.patch_size, -1)
         cells = values.reshape(channels, rows * k, cols * k)
         return Strip(np.where(any_valid(valid, self.pixels), cells, np.float32(np.nan)), valid)
 
-    def _amid(self, valid: Mask) -> Mask:
-        """Valid pixels amid patches, (rows, stride, columns, stride).
+    def _middle(self, valid: Mask) -> Mask:
+        """Return the valid pixels of the cells of patches, (rows, stride, columns, stride).
 
-        Where the cell lies between pixels, a pixel counts to both sides.
+        If the edges of a cell lie between pixels, partly covered pixels count as well.
         """
         p, s = self.patch_size, self.pixels
         first = (p - s) // 2
@@ -124,7 +124,7 @@ class Stride:
 
 @dataclass(frozen=True)
 class ShiftedSurveys:
-    """What a model saw of a scene on all shifts of its patch grid.
+    """Surveys of a scene on all shifts of the patch grid.
 
     Attributes:
         stride: The shifts.
@@ -154,7 +154,7 @@ class ShiftedSurveys:
         )
 
     def strips(self, kind: str) -> Iterator[Strip]:
-        """Values of one kind, as of :meth:`Survey.strips`, of the cells.
+        """Read the values of the cells of one kind, see :meth:`Survey.strips`.
 
         Args:
             kind: A key of the layout.
@@ -162,16 +162,16 @@ class ShiftedSurveys:
         Yields:
             Strips from top to bottom.
         """
-        # One row of patches of every shift is about as much as a strip of a single survey.
+        # One row of patches of every shift needs about the memory of a strip of a single survey.
         most_rows = 1 if len(self.surveys) > 1 else None
         parts = (survey.strips(kind, most_rows) for survey in self.surveys)
         return self.join(zip(*parts, strict=True))
 
     def join(self, shifted: Iterable[Sequence[Strip]]) -> Iterator[Strip]:
-        """Interleave strips, and leave off what lies beyond the scene.
+        """Interleave strips, and crop them to the scene.
 
         Args:
-            shifted: From top to bottom, a strip of each shift.
+            shifted: A strip of each shift, repeatedly from top to bottom.
 
         Yields:
             Strips of the cells.
@@ -184,8 +184,8 @@ class ShiftedSurveys:
                 yield Strip(strip.values[:, :rows, :width], strip.valid[: rows * s, : width * s])
             left -= rows
 
-    def run(self, observer: Look, batch_size: int, progress: Progress) -> None:
-        """Look at all windows that are not finished, as :meth:`Survey.run` does."""
+    def run(self, observer: SceneModel, batch_size: int, progress: Progress) -> None:
+        """Process all unfinished windows, see :meth:`Survey.run`."""
         total = sum(len(survey.tiling) for survey in self.surveys)
         done = sum(survey.done() for survey in self.surveys)
         task = progress.add_task('Windows', total=total, completed=done)
@@ -193,7 +193,7 @@ class ShiftedSurveys:
             survey.run(observer, batch_size, progress, task)
 
     def is_empty(self) -> bool:
-        """Whether no pixel of the scene holds data."""
+        """Whether no pixel of the scene has data."""
         return all(survey.is_empty() for survey in self.surveys)
 
     def remove(self) -> None:

@@ -1,8 +1,8 @@
-"""One pass of a model over a scene: tokens and attention of every patch, kept on disk.
+"""One pass of a model over a scene: values of every patch, stored on disk.
 
-Windows are read, seen and blended one row after another. What is finished is written to a work
-folder at once, so memory does not grow with the scene, and a run that was killed goes on where it
-was.
+Windows are read, passed to the model and blended row by row. Finished rows are written to a work
+folder immediately, so that memory does not grow with the scene, and a run that was killed can be
+resumed.
 """
 
 import ctypes
@@ -32,13 +32,13 @@ from geofm.transforms import NO_STATISTICS, InputStatistics
 _MANIFEST = 'manifest.json'
 
 
-class Look(Protocol):
-    """What a survey asks of a model and a scene.
+class SceneModel(Protocol):
+    """Interface of a model applied to a scene, for :class:`Survey`.
 
     Attributes:
         scene: The scene.
-        blended: Number of values of a patch that overlapping windows are averaged in; None: all
-            that are kept.
+        blended: Number of values per patch that are averaged over overlapping windows. None: the
+            number of values that are kept.
     """
 
     @property
@@ -47,23 +47,24 @@ class Look(Protocol):
 
     @property
     def blended(self) -> int | None:
-        """Number of values of a patch that are averaged."""
+        """Number of values per patch that are averaged."""
 
     def values(self, samples: Mapping[str, Tensor]) -> Floats:
-        """Values of the patches of windows, shape (windows, C, rows, columns)."""
+        """Return the values of the patches of windows, of shape (windows, C, rows, columns)."""
 
     def finish(self, values: Floats) -> npt.NDArray[Any]:
-        """What to keep of averaged values (C, rows, columns), NaN where a patch has no data."""
+        """Convert averaged values (C, rows, columns), NaN without data, to what is kept."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What to keep of each patch.
+    """The values of each patch that are kept.
 
     Attributes:
-        block: Block whose CLS attention to keep, negative from the end; None: none.
-        rollout: Whether to keep attention rollout.
-        tokens: Whether to keep patch tokens.
+        block: Block whose CLS attention is kept. Negative numbers count from the last. None: no
+            attention.
+        rollout: Whether attention rollout is kept.
+        tokens: Whether patch tokens are kept.
     """
 
     block: int | None = None
@@ -72,15 +73,15 @@ class Wanted:
 
 
 class Observer:
-    """A model and a scene: what the model sees in a window.
+    """Tokens and attention of a model for the windows of a scene.
 
     Args:
         model: A :class:`geofm.models.MultiSensorViT`, a :class:`geofm.models.timm_vit.TimmViT`, or
             a module with their ``bands``, ``sensors``, ``patch_size``, ``num_prefix_tokens``
-            and ``observe``, in evaluation mode. Its ``statistics``, where it has any, say how the
-            input is normalised.
+            and ``observe``, in evaluation mode. If it has ``statistics``, the input is normalised
+            by them.
         scene: The scene.
-        wanted: What to keep.
+        wanted: The values that are kept.
     """
 
     blended: int | None = None
@@ -96,18 +97,18 @@ class Observer:
         self.device = next(model.parameters()).device
         absent = scene.absent
         here = [key not in absent for key in sensors]
-        # The model shows attention to a missing sensor's placeholder pixels, too.
+        # The model also returns attention to the placeholder pixels of a missing sensor.
         self._absent = {key for key in sensors if key in absent}
         self._present = torch.tensor([here], device=self.device) if self._absent else None
 
     def finish(self, values: Floats) -> Floats:
-        """All values are kept as they are.
+        """Return averaged values unchanged.
 
         Args:
             values: Averaged values (C, rows, columns).
 
         Returns:
-            The same.
+            The same values.
         """
         return values
 
@@ -116,10 +117,11 @@ class Observer:
 
         Args:
             samples: Collated samples of :meth:`Scene.read`.
-            query: Patch whose attention to return, row by row from 0. None: the CLS token's.
+            query: Index of the patch whose attention is returned, row by row. None: attention of
+                the CLS token.
 
         Returns:
-            What it sees, without the attention to a sensor that is not there.
+            Tokens and attention, without the attention to missing sensors.
 
         Raises:
             ValueError: If a token is not finite.
@@ -127,7 +129,7 @@ class Observer:
         size = len(samples['image'])
         with torch.inference_mode():
             inputs = self.normalize({key: v.to(self.device) for key, v in samples.items()})
-            # Normalised, the mean of a band is 0.
+            # The mean of a band is 0 after normalisation.
             inputs['image'][:, self.scene.at_mean] = 0
             seen: Observation = self.model.observe(
                 inputs['image'],
@@ -140,8 +142,8 @@ class Observer:
         # Prefix tokens are in no product.
         if not seen.tokens[:, self.model.num_prefix_tokens :].isfinite().all():
             raise ValueError(
-                'what the model makes of the scene is not finite: its weights diverged or are '
-                'damaged; take an earlier checkpoint'
+                'features are not finite: the weights of the model diverged or are damaged; use an '
+                'earlier checkpoint'
             )
         attention, rollout = (
             {key: value for key, value in maps.items() if key not in self._absent}
@@ -150,16 +152,16 @@ class Observer:
         return Observation(seen.tokens, attention, rollout)
 
     def values(self, samples: Mapping[str, Tensor]) -> Floats:
-        """Values of the patches of windows, in the order of :meth:`layout`.
+        """Compute the values of the patches of windows, in the order of :meth:`layout`.
 
-        Attention and rollout are multiplied by the number of patches of a window: 1 is what uniform
-        attention gives to a patch, in any window.
+        Attention and rollout are multiplied by the number of patches of the window: 1 corresponds
+        to uniform attention, for any window size.
 
         Args:
             samples: Collated samples of :meth:`Scene.read`.
 
         Returns:
-            Shape (windows, C, rows, columns).
+            Values of shape (windows, C, rows, columns).
         """
         seen = self.observe(samples)
         p = self.model.patch_size
@@ -176,14 +178,14 @@ class Observer:
         return torch.cat([part.float() for part in parts], dim=1).cpu().numpy()
 
     def layout(self, height: int, width: int) -> dict[str, tuple[str, ...]]:
-        """What the values are, found out by a look at an empty window.
+        """Describe the values of a patch, by running the model on an empty window.
 
         Args:
             height: Height of the windows in pixels.
-            width: Their width.
+            width: Width of the windows in pixels.
 
         Returns:
-            By kind, 'attention', 'rollout' and 'tokens', a description of each value.
+            Descriptions of the values by kind: 'attention', 'rollout' and 'tokens'.
         """
         seen = self.observe(
             {
@@ -205,14 +207,14 @@ class Observer:
         return layout
 
     def where(self, source: str) -> str:
-        """Name of a source of attention and of the layer it comes from."""
+        """Return the name of a source of attention and of its layer."""
         block = (self.wanted.block or 0) % self.model.depth
         return f'{source} last layer' if source.startswith('fusion') else f'{source} block {block}'
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a model saw of a scene, on disk.
+    """Values of a scene's patches, stored in a work folder.
 
     Attributes:
         folder: The work folder.
@@ -230,11 +232,12 @@ class Survey:
         return len(self.tiling.rows.starts)
 
     def strips(self, kind: str, most_rows: int | None = None) -> Iterator[Strip]:
-        """Values of one kind.
+        """Read the values of one kind.
 
         Args:
             kind: A key of the layout.
-            most_rows: Most rows of patches of a strip; None: those of a row of windows.
+            most_rows: Maximum number of rows of patches per strip. None: one strip per row of
+                windows.
 
         Yields:
             Strips from top to bottom.
@@ -251,10 +254,10 @@ class Survey:
                 yield Strip(np.array(values[first:last, rows]), valid[top * p : (top + step) * p])
 
     def is_empty(self) -> bool:
-        """Whether no pixel of the scene holds data."""
+        """Whether no pixel of the scene has data."""
         return not any(self._valid(i).any() for i in range(self.count))
 
-    # -- what is on disk ------------------------------------------------------------------------
+    # -- files of the work folder ---------------------------------------------------------------
 
     def _strip(self, i: int) -> Path:
         return self.folder / f'strip_{i:05}.npy'
@@ -270,7 +273,7 @@ class Survey:
             return _unpack(file['bits'], file['shape'])
 
     def done(self) -> int:
-        """Windows that are finished."""
+        """Return the number of finished windows."""
         cols = len(self.tiling.cols.starts)
         strips = sum(self._strip(i).exists() for i in range(self.count))
         if strips == self.count:
@@ -278,15 +281,15 @@ class Survey:
         return strips * cols + sum(len(_columns(path)) for path in self._batches(strips))
 
     def run(
-        self, observer: Look, batch_size: int, progress: Progress, task: TaskID | None = None
+        self, observer: SceneModel, batch_size: int, progress: Progress, task: TaskID | None = None
     ) -> None:
-        """Look at all windows that are not finished.
+        """Process all unfinished windows.
 
         Args:
-            observer: The model and the scene, an :class:`Observer` or another.
-            batch_size: Windows a forward pass.
-            progress: Where to show how far it is.
-            task: Bar to advance by each window; None: a new one.
+            observer: The model and the scene, e.g. an :class:`Observer`.
+            batch_size: Number of windows per forward pass.
+            progress: Progress bars to add to.
+            task: Bar that each window advances. None: a new bar.
         """
         if task is None:
             task = progress.add_task('Windows', total=len(self.tiling), completed=self.done())
@@ -303,14 +306,14 @@ class Survey:
             todo = [j for j in range(len(self.tiling.cols.starts)) if j not in seen]
             for columns in batched(todo, batch_size):
                 path = self.folder / f'windows_{i:05}_{columns[0]:05}.npz'
-                self._look(observer, i, columns, path)
+                self._process(observer, i, columns, path)
                 batches.append(path)
                 return_memory()
                 progress.advance(task, len(columns))
             strip, sums = blend_row(
                 self.tiling, i, _tiles(i, batches, self.tiling), above, channels
             )
-            # In this order: where a strip is, all that the next row needs is there.
+            # In this order: if the strip exists, everything that the next row needs exists.
             _save(self._sums(i), values=sums.values, **_pack(sums.valid))
             _save(self.folder / f'valid_{i:05}.npz', **_pack(strip.valid))
             with atomic_file(self._strip(i)) as part:
@@ -318,10 +321,10 @@ class Survey:
             for path in (*batches, self._sums(i - 1)):
                 path.unlink(missing_ok=True)
 
-    def _look(self, observer: Look, i: int, columns: Sequence[int], path: Path) -> None:
-        """Look at windows of a row, and write down what is seen."""
+    def _process(self, observer: SceneModel, i: int, columns: Sequence[int], path: Path) -> None:
+        """Process some windows of a row, and store their values."""
         windows = dict(zip(columns, self._read(observer.scene, i, columns), strict=True))
-        # Windows without data say nothing of any patch.
+        # Windows without data are not passed to the model.
         here = [j for j, sample in windows.items() if sample['valid'].any()]
         samples = [windows[j] for j in here]
         values = observer.values(default_collate(samples)) if samples else np.empty(0, np.float32)
@@ -330,7 +333,7 @@ class Survey:
         _save(path, columns=np.array(columns), here=np.array(here), values=values, bits=bits)
 
     def _read(self, scene: Imagery, i: int, columns: Sequence[int]) -> list[dict[str, Tensor]]:
-        """Read windows of a row at once: what they share is read once."""
+        """Read windows of a row. The pixels that they share are read once."""
         boxes = [self.tiling.pixels(Position(i, j)) for j in columns]
         row, left, height, width = boxes[0]
         ground = scene.read(row, left, height, boxes[-1][1] + width - left)
@@ -345,7 +348,7 @@ class Survey:
 
     def remove(self) -> None:
         """Remove the work folder."""
-        # First: half of a work folder cannot be resumed.
+        # Before the others: a work folder without a manifest is not resumed.
         (self.folder / _MANIFEST).unlink()
         shutil.rmtree(self.folder)
 
@@ -353,17 +356,16 @@ class Survey:
 def open_survey(
     folder: Path, tiling: Tiling, layout: Mapping[str, tuple[str, ...]], manifest: Mapping[str, Any]
 ) -> Survey:
-    """Open a work folder, to start or to go on.
+    """Open a work folder to start or to resume a survey.
 
     Args:
-        folder: The folder; made if it isn't there, and emptied if what is in it was made with
-            something else.
+        folder: The folder. It is created if it does not exist, and emptied if its manifest differs.
         tiling: Windows of the scene.
         layout: Descriptions of the values of a patch, by kind.
-        manifest: All that the values depend on, as JSON holds it.
+        manifest: Everything that the values depend on, as data for JSON.
 
     Returns:
-        The survey, perhaps partly done.
+        The survey, which may be partly finished.
     """
     text = json.dumps({**manifest, 'layout': {k: len(v) for k, v in layout.items()}}, indent=1)
     path = folder / _MANIFEST
@@ -388,20 +390,20 @@ def weights_sha256(model: nn.Module) -> str:
 
 
 def architecture(model: nn.Module) -> str:
-    """Name of a model.
+    """Return the name of a model's architecture.
 
     Args:
         model: The model.
 
     Returns:
-        Its name in timm if it has one, else its class.
+        Its name in timm if it has one, otherwise the name of its class.
     """
     config = getattr(model, 'pretrained_cfg', None) or {}
     return config.get('architecture') or type(model).__name__
 
 
 def _tiles(i: int, batches: Iterable[Path], tiling: Tiling) -> Iterator[Tile]:
-    """What is written down of the windows of a row."""
+    """Read the stored windows of a row."""
     shape = tiling.rows.size * tiling.patch_size, tiling.cols.size * tiling.patch_size
     for path in batches:
         with np.load(path) as file:
@@ -425,10 +427,10 @@ def _unpack(bits: npt.NDArray[np.uint8], shape: Iterable[int]) -> Mask:
 
 
 def return_memory() -> None:
-    """Give memory that was freed back to the system.
+    """Return freed memory to the system.
 
-    Blocks of GDAL's cache and tensors, a few MiB each, take turns, and leave the heap of glibc so
-    full of holes that it would grow threefold over a large scene.
+    Blocks of GDAL's cache and tensors alternate in the heap of glibc and fragment it: without this,
+    the heap grows threefold over a large scene.
     """
     if sys.platform == 'linux':
         trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)

@@ -1,4 +1,4 @@
-"""Doing something once for every scene of a table, on one process or many."""
+"""Processing every scene of a table once, with one process or several."""
 
 import hashlib
 import json
@@ -21,14 +21,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from geofm.atomic import atomic_file
 from geofm.datasets import SEARCH_CRS
 from geofm.locking import locked_folder
-from geofm.maps.scene import Imagery, TableScenes
+from geofm.maps.scene import CACHE_BYTES, Imagery, TableScenes
 from geofm.printing import say
 from geofm.rasters import RASTER_ERRORS
 
-#: GDAL's cache in bytes. Its default, a share of the machine's memory, is more than is needed.
-CACHE_BYTES = 128 * 2**20
-
-#: Media types by ending; others have none.
+#: Media types of assets by suffix. Assets with another suffix have none.
 _MEDIA = {
     '.tif': pystac.MediaType.COG,
     '.png': pystac.MediaType.PNG,
@@ -40,11 +37,11 @@ _MEDIA = {
 
 @dataclass(frozen=True)
 class Part:
-    """Every n-th item, from some item on.
+    """Part of the work of one process: every n-th item.
 
     Attributes:
-        number: Number of the part, from 0.
-        count: Number of parts.
+        number: Index of the part and of its first item, from 0.
+        count: Number of parts n.
     """
 
     number: int
@@ -52,18 +49,19 @@ class Part:
 
     @classmethod
     def of(cls, text: str | None, environment: Mapping[str, str] = os.environ) -> Self:
-        """The part that a process was given.
+        """Return the part of this process.
 
         Args:
-            text: 'I/N', part I of N, from 0; None: as torchrun, a step of srun or an array of SLURM
-                says, of which an array and one of the others may come together.
-            environment: Variables of the environment.
+            text: 'I/N', part I of N, with I from 0. None: the part is taken from the variables of
+                torchrun, of a step of srun, or of a SLURM job array. An array can be combined with
+                torchrun or srun.
+            environment: Environment variables.
 
         Returns:
-            The part; all of the work if nothing says otherwise.
+            The part; all of the work if there are no such variables.
 
         Raises:
-            ValueError: If the text is no part.
+            ValueError: If the text is invalid.
         """
         if text is not None:
             match = re.fullmatch(r'(\d+)/(\d+)', text)
@@ -74,29 +72,29 @@ class Part:
         def number(name: str, default: int) -> int:
             return int(environment.get(name) or default)
 
-        # In the script of a job, outside srun, there is one process, whatever SLURM_NTASKS says.
+        # Outside srun, the script of a job is one process, so SLURM_NTASKS is not used.
         rank, ranks = number('SLURM_PROCID', 0), number('SLURM_STEP_NUM_TASKS', 1)
         if 'WORLD_SIZE' in environment:
             rank, ranks = number('RANK', 0), number('WORLD_SIZE', 1)
         first, step = number('SLURM_ARRAY_TASK_MIN', 0), number('SLURM_ARRAY_TASK_STEP', 1)
         job = (number('SLURM_ARRAY_TASK_ID', first) - first) // step
         jobs = number('SLURM_ARRAY_TASK_COUNT', 1)
-        # A list of array indices, such as 3,7, has gaps.
+        # Indices of an array such as 3,7 have gaps, hence the modulo.
         return cls(job % jobs * ranks + rank % ranks, jobs * ranks)
 
     @property
     def is_all(self) -> bool:
-        """Whether it is all of the work."""
+        """Whether this part is all of the work."""
         return self.count == 1
 
     def items(self, length: int) -> range:
-        """Numbers of the items of the part.
+        """Return the indices of the items of this part.
 
         Args:
             length: Number of all items.
 
         Returns:
-            The numbers.
+            The indices.
         """
         return range(self.number, length, self.count)
 
@@ -106,14 +104,14 @@ ALONE = Part(0, 1)
 
 
 def own_device(device: str | None, environment: Mapping[str, str] = os.environ) -> str | None:
-    """The device of a process that torchrun started beside others on its machine.
+    """Return the device of a process of torchrun, which may have others on the same machine.
 
     Args:
         device: A device, such as 'cuda'.
-        environment: Variables of the environment.
+        environment: Environment variables.
 
     Returns:
-        The device with the number of the process on its machine, unless it has one already.
+        The device with the local rank as its index, unless it is the CPU or has an index.
     """
     number = environment.get('LOCAL_RANK')
     if device in (None, 'cpu') or number is None or ':' in str(device):
@@ -122,7 +120,7 @@ def own_device(device: str | None, environment: Mapping[str, str] = os.environ) 
 
 
 def show_progress() -> Progress:
-    """A progress bar that tells how many there are and how much time is left."""
+    """Create a progress bar with the number of items and the remaining time."""
     return Progress(
         TextColumn('{task.description}'),
         BarColumn(),
@@ -133,13 +131,13 @@ def show_progress() -> Progress:
 
 @dataclass
 class TableRun:
-    """What became of the scenes of a table.
+    """Result of processing the scenes of a table.
 
     Attributes:
-        files: Files of each finished scene by product, by number of the scene.
-        skipped: Number of those that were finished before.
-        failed: What is wrong with each of the others, by its name.
-        catalogue: STAC catalogue of the products, once all scenes of the table are finished.
+        files: Files by product of each finished scene, by index of the scene.
+        skipped: Number of scenes that were finished by an earlier run.
+        failed: Error of each failed scene, by name.
+        catalogue: STAC catalogue of the products; None until all scenes are finished.
     """
 
     files: dict[int, dict[str, Path]] = field(default_factory=dict)
@@ -159,24 +157,26 @@ def run_table(
 ) -> TableRun:
     """Make products of every scene of a table.
 
-    Each scene has a folder of its own, named after it. A scene that is finished is not done again,
-    unless what its products are made with has changed. A scene that fails does not keep the others
-    from being done. The process that finishes the last scene of all writes a STAC catalogue.
+    Each scene has its own folder, named after it. A finished scene is skipped unless anything that
+    its products depend on has changed. A failed scene does not stop the others. The process that
+    finishes the last scene writes a STAC catalogue.
 
     Args:
         scenes: The scenes.
-        output: Folder of the folders.
-        run: Makes the products of a scene in a folder; the files by product.
-        made_with: All that the products of a scene depend on, as JSON holds it.
-        kind: Name of the note of a finished scene, ``{kind}.json`` in its folder.
-        part: Which of the scenes this process does.
-        report: Is told of each scene that fails, at once.
+        output: Folder of the scenes' folders.
+        run: Function that makes the products of a scene in a folder, and returns the files by
+            product.
+        made_with: Function that returns everything that the products of a scene depend on, as data
+            for JSON.
+        kind: Stem of the file that marks a scene as finished, ``{kind}.json`` in its folder.
+        part: Which of the scenes this process runs.
+        report: Function that prints a message, called for each failed scene.
 
     Returns:
-        What became of the scenes of the part.
+        The result for the scenes of the part.
 
     Raises:
-        LockedError: If another process does the same scenes.
+        LockedError: If another process runs the same scenes.
     """
     found, numbers = TableRun(), part.items(len(scenes))
     if not part.is_all:
@@ -216,7 +216,7 @@ def run_table(
 
 
 def _finished(note: Path, digest: str | None = None) -> dict[str, Path] | None:
-    """Files of a scene that is finished, None if it is not, or was made with something else."""
+    """Return the files of a finished scene; None if it is unfinished or made differently."""
     try:
         entry = json.loads(note.read_text())
         files = {str(p): note.parent / Path(name).name for p, name in entry['files'].items()}
@@ -228,7 +228,7 @@ def _finished(note: Path, digest: str | None = None) -> dict[str, Path] | None:
 
 
 def _finish(note: Path, digest: str, files: Mapping[str, Path]) -> None:
-    """Note that a scene is finished."""
+    """Mark a scene as finished."""
     names = {product: path.name for product, path in files.items()}
     _write_json(note, {'made_with': digest, 'files': names})
 
@@ -237,8 +237,8 @@ def write_catalogue(scenes: TableScenes, files: Sequence[Mapping[str, Path]], fo
     """Write a self-contained STAC catalogue: ``catalog.json``, and an item in each scene's folder.
 
     Args:
-        scenes: The scenes. Those of which no date is known are left out, for STAC asks for one.
-        files: Files of each scene by product, in its folder.
+        scenes: The scenes. Scenes without a date are left out, because STAC requires one.
+        files: Files by product of each scene, in its folder.
         folder: Folder of the scenes' folders.
 
     Returns:
@@ -263,7 +263,7 @@ def write_catalogue(scenes: TableScenes, files: Sequence[Mapping[str, Path]], fo
 
 
 def _item(scene: Imagery, products: Mapping[str, Path]) -> pystac.Item | None:
-    """The products of a scene; None if it has no date."""
+    """Return the item of a scene's products; None if the scene has no date."""
     days = [day for day in scene.days.values() if not np.isnat(day)]
     if not days:
         return None

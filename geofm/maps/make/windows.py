@@ -1,8 +1,7 @@
-"""Overlapping windows over a scene, and blending what a model says about each.
+"""Overlapping windows over a scene, and blending the values of their patches.
 
-All positions are in patches of the model, so the patch grid of every window is part of one patch
-grid of the scene, and blending never resamples. Only the rows that unfinished windows reach are
-held in memory.
+All positions are in patches of the model. The patch grid of every window is part of one patch grid
+of the scene, so blending never resamples. Only the rows of unfinished windows are held in memory.
 """
 
 import math
@@ -23,9 +22,9 @@ class Axis:
     """Windows along the rows or along the columns of a scene, in patches.
 
     Attributes:
-        length: Patches that the scene has along this axis, the last one possibly not full.
-        size: Patches of a window.
-        starts: First patch of each window, increasing; the last window ends with the scene.
+        length: Number of patches of the scene along this axis. The last one may reach beyond it.
+        size: Number of patches of a window.
+        starts: First patch of each window, increasing. The last window ends with the scene.
     """
 
     length: int
@@ -37,9 +36,9 @@ class Axis:
         """Spread windows evenly over a length.
 
         Args:
-            length: Patches to cover.
-            size: Patches of a window; a scene that is shorter gets one window of its own length.
-            overlap: Least fraction of a window that the next one covers too, in [0, 1). Windows
+            length: Number of patches to cover.
+            size: Number of patches of a window. A shorter scene gets one window of its length.
+            overlap: Minimum fraction of a window that overlaps with the next, in [0, 1). Windows
                 advance by at least one patch.
 
         Returns:
@@ -53,10 +52,10 @@ class Axis:
 
     @cached_property
     def weights(self) -> Floats:
-        """Weight of each window at each of its patches, shape (windows, size).
+        """Weight of each window at each of its patches, of shape (windows, size).
 
-        A raised cosine, highest amid the window, divided by the sum over all windows at that
-        patch: the weights of a patch sum to 1.
+        The weight is a raised cosine, highest in the middle of the window. It is normalised so that
+        the weights of all windows at a patch sum to 1.
         """
         cosine = np.sin(np.pi * (np.arange(self.size) + 0.5) / self.size) ** 2
         total = np.zeros(self.length)
@@ -79,8 +78,9 @@ class Tiling:
     Attributes:
         rows: Windows along the rows.
         cols: Windows along the columns.
-        patch_size: Pixels a patch.
-        origin: Row and column of the scene at which the first patch begins, negative before it.
+        patch_size: Side of a patch in pixels.
+        origin: Row and column of the scene where the first patch begins; negative if it begins
+            before the scene.
     """
 
     rows: Axis
@@ -95,12 +95,12 @@ class Tiling:
         """Cover a scene with windows.
 
         Args:
-            shape: Height and width of the scene in pixels. Where a side is not a multiple of the
+            shape: Height and width of the scene in pixels. If a side is not a multiple of the
                 patch size, the last patches reach beyond the scene.
-            patch_size: Pixels a patch.
-            window: Side of a window in pixels. Along a side of the scene that is shorter, windows
-                are as long as the scene.
-            overlap: Least fraction of a window that the next one covers too, in [0, 1).
+            patch_size: Side of a patch in pixels.
+            window: Side of a window in pixels. Along a shorter side of the scene, windows are as
+                long as the scene.
+            overlap: Minimum fraction of a window that overlaps with the next, in [0, 1).
 
         Returns:
             The windows.
@@ -115,7 +115,7 @@ class Tiling:
                 f'{max(1, round(window / patch_size)) * patch_size}'
             )
         if not 0 <= overlap < 1:
-            raise ValueError(f'overlap={overlap} is not a share in [0, 1)')
+            raise ValueError(f'overlap={overlap} is not a fraction in [0, 1)')
         rows, cols = (
             Axis.cover(math.ceil(side / patch_size), window // patch_size, overlap)
             for side in shape
@@ -133,7 +133,7 @@ class Tiling:
                 yield Position(i, j)
 
     def pixels(self, position: Position) -> tuple[int, int, int, int]:
-        """First row, first column, height and width of a window in pixels."""
+        """Return the first row, first column, height and width of a window in pixels."""
         p = self.patch_size
         row, col = self.rows.starts[position.i] * p, self.cols.starts[position.j] * p
         top, left = self.origin
@@ -141,12 +141,12 @@ class Tiling:
 
 
 class Tile(NamedTuple):
-    """What is known of one window.
+    """Values of the patches of one window.
 
     Attributes:
         position: The window.
-        values: Values of its patches, shape (C, window rows, window columns).
-        valid: Pixels that hold data, shape (window height, window width).
+        values: Values of the patches, of shape (C, window rows, window columns).
+        valid: Mask of pixels with data, of shape (window height, window width).
     """
 
     position: Position
@@ -155,12 +155,12 @@ class Tile(NamedTuple):
 
 
 class Strip(NamedTuple):
-    """Finished rows of a scene over its full width.
+    """Finished rows of patches over the full width of a scene.
 
     Attributes:
-        values: Values of the patches, shape (C, rows, columns); NaN where a patch has no valid
+        values: Values of the patches, of shape (C, rows, columns); NaN where a patch has no valid
             pixel.
-        valid: Pixels that hold data, shape (rows x patch size, columns x patch size).
+        valid: Mask of pixels with data, of shape (rows x patch size, columns x patch size).
     """
 
     values: Floats
@@ -168,11 +168,11 @@ class Strip(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Weighted sums over the rows that both a row of windows and the next one reach.
+    """Unfinished sums of the rows where a row of windows overlaps with the next.
 
     Attributes:
-        values: Sums at the patches, shape (C, rows, columns).
-        valid: Pixels that hold data, shape (rows x patch size, columns x patch size).
+        values: Weighted sums at the patches, of shape (C, rows, columns).
+        valid: Mask of pixels with data, of shape (rows x patch size, columns x patch size).
     """
 
     values: Floats
@@ -182,18 +182,20 @@ class Sums(NamedTuple):
 def blend_row(
     tiling: Tiling, i: int, tiles: Iterable[Tile], above: Sums | None, channels: int
 ) -> tuple[Strip, Sums]:
-    """Average the windows of one row with those of the row above, by :attr:`Axis.weights`.
+    """Blend the windows of one row with those of the row above, weighted by :attr:`Axis.weights`.
+
+    Memory is needed for as many rows of patches as a window has.
 
     Args:
         tiling: The windows.
-        i: Row of windows.
-        tiles: What is known of its windows. Those without valid pixels may be left out.
-        above: What the row above left over; None for the first.
-        channels: Values a patch.
+        i: Index of the row of windows.
+        tiles: Values of the windows of the row. Windows without valid pixels may be left out.
+        above: Unfinished sums of the row above; None for the first row.
+        channels: Number of values per patch.
 
     Returns:
-        The rows of patches that no later window reaches, and what is left over for the next row of
-        windows. No more rows than a window has are held.
+        The rows of patches that no later window reaches, and the unfinished sums for the next row
+        of windows.
     """
     rows, cols, p = tiling.rows, tiling.cols, tiling.patch_size
     values = np.zeros((channels, rows.size, cols.length), np.float32)
@@ -215,36 +217,36 @@ def blend_row(
 
 
 def _strip(values: Floats, valid: Mask, p: int) -> Strip:
-    # In place: a copy of a row of windows of a large scene would be most of what is held.
+    # In place: a copy of a row of windows would double the memory of a large scene.
     np.copyto(values, np.nan, where=~any_valid(valid, p))
     return Strip(values, valid)
 
 
 def any_valid(valid: Mask, patch_size: int) -> Mask:
-    """Which patches have a valid pixel.
+    """Find the patches that have a valid pixel.
 
     Args:
-        valid: Pixels that hold data, shape (rows x patch size, columns x patch size).
-        patch_size: Pixels a patch.
+        valid: Mask of pixels with data, of shape (rows x patch size, columns x patch size).
+        patch_size: Side of a patch in pixels.
 
     Returns:
-        Mask of shape (rows, columns).
+        Mask of patches, of shape (rows, columns).
     """
     rows, cols = valid.shape[0] // patch_size, valid.shape[1] // patch_size
     return valid.reshape(rows, patch_size, cols, patch_size).any(axis=(1, 3))
 
 
 def regroup(strips: Iterable[Strip], rows: int) -> Iterator[Strip]:
-    """Cut strips anew, to the height that a writer wants.
+    """Regroup strips into strips of another height.
 
     Args:
         strips: Strips of any heights, from top to bottom.
-        rows: Patch rows of the new strips; the last one may be shorter.
+        rows: Rows of patches of the new strips. The last one may have fewer.
 
     Yields:
-        Strips whose values have one row more above and one below, for interpolation: those of the
-        neighbouring strips, and at the edges of the scene the nearest row again. The mask has no
-        such rows.
+        Strips whose values have one additional row above and below, for interpolation: rows of the
+        neighbouring strips, or copies of the outermost row at the edges of the scene. The mask has
+        no additional rows.
     """
     values: Floats | None = None
     valid: Mask | None = None

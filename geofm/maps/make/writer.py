@@ -1,4 +1,4 @@
-"""Rasters of patch values as Cloud-Optimised GeoTIFFs, written strip by strip."""
+"""Writing patch values as Cloud-Optimised GeoTIFFs, strip by strip."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,27 +20,28 @@ from geofm.atomic import atomic_file, temporary_file
 from geofm.grid import Grid
 from geofm.maps.make.windows import Floats, Strip, any_valid, regroup
 
-#: How a pixel gets its value: that of its patch, or interpolated between the centres of patches.
+#: How patch values are brought to pixels: the value of the pixel's patch, or bilinear interpolation
+#: between the centres of patches.
 Upsampling = Literal['nearest', 'bilinear']
 
 #: Colour of each value of a raster of classes.
 Colors = Mapping[int, tuple[int, int, int]]
 
-#: Side of a GeoTIFF's tile in pixels, as near as the patch size allows.
+#: Side of a GeoTIFF's tile in pixels, approximated as closely as the patch size allows.
 _TILE = 256
 
-#: About the most memory that patch values of a row of tiles take.
+#: Approximate maximum size in bytes of the patch values of a row of tiles.
 _STRIP_BYTES = 32 * 2**20
 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How values become the numbers of a file.
+    """How values are stored in a file.
 
     Attributes:
-        dtype: Type of the numbers; 'float16' is stored as such, and read by older GDAL as float32.
-        nodata: Number where nothing is known.
-        scales: A value is the number times this, one a band; None: the number itself.
+        dtype: Data type. Older versions of GDAL read 'float16' as float32.
+        nodata: Number of pixels without data.
+        scales: Scale of each band: a value is the number times the scale. None: no scales.
         colors: Colour of each class, for a raster of classes.
         rgb: Whether the three bands are red, green and blue.
     """
@@ -52,14 +53,14 @@ class Encoding:
     rgb: bool = False
 
     def encode(self, values: Floats, band: int) -> npt.NDArray[np.generic]:
-        """Numbers of a band.
+        """Convert values to the numbers of a band.
 
         Args:
-            values: Values, NaN where unknown. They must be in the range of the type.
+            values: Values, NaN where there is no data. They must fit the data type.
             band: Index of the band, from 0.
 
         Returns:
-            Numbers of the same shape; float32 for 'float16', which GDAL rounds.
+            Numbers of the same shape. For 'float16' they are float32, which GDAL rounds.
         """
         if self.scales is not None:
             values = values / np.float32(self.scales[band])
@@ -69,28 +70,28 @@ class Encoding:
 
 
 def patch_grid(grid: Grid, patch_size: int) -> Grid:
-    """Grid of the patches of a scene, those at its edges that are not full included.
+    """Return the grid of the patches of a scene, including partial patches at its edges.
 
     Args:
         grid: Grid of the scene.
-        patch_size: Pixels a patch.
+        patch_size: Side of a patch in pixels.
 
     Returns:
-        A grid with the same outer corner.
+        A grid with the same origin.
     """
     height, width = (math.ceil(side / patch_size) for side in grid.shape)
     return replace(grid.coarsen(patch_size), height=height, width=width)
 
 
 def upsample(values: Floats, factor: int, how: Upsampling) -> Floats:
-    """Bring patch values to pixels.
+    """Upsample patch values to pixels.
 
     Args:
-        values: Values of shape (rows + 2, columns): a strip with one row more above and below, as
-            :func:`geofm.maps.make.windows.regroup` gives it. NaN where unknown.
-        factor: Pixels a patch.
-        how: ``'nearest'``, or ``'bilinear'`` between the centres of patches. Unknown patches take
-            no part in the interpolation; NaN remains where all patches around are unknown.
+        values: Values of shape (rows + 2, columns): a strip with one additional row above and
+            below, as of :func:`geofm.maps.make.windows.regroup`. NaN where there is no data.
+        factor: Side of a patch in pixels.
+        how: ``'nearest'``, or ``'bilinear'`` between the centres of patches. NaN is left out of the
+            interpolation, and remains only where all surrounding patches are NaN.
 
     Returns:
         Values of shape (rows x factor, columns x factor).
@@ -113,16 +114,16 @@ def write_patches(
     tags: Mapping[str, str] | None = None,
     encoding: Encoding | None = None,
 ) -> None:
-    """Write patch values as a Cloud-Optimised GeoTIFF with one pixel a patch.
+    """Write patch values as a Cloud-Optimised GeoTIFF with one pixel per patch.
 
     Args:
         path: File to write.
         grid: Grid of the scene.
-        patch_size: Pixels a patch.
+        patch_size: Side of a patch in pixels.
         descriptions: Description of each band.
-        strips: As for :func:`write_pixels`. A patch without valid pixels becomes nodata.
+        strips: Strips as for :func:`write_pixels`. A patch without valid pixels becomes nodata.
         tags: Metadata of the file.
-        encoding: How values become numbers. Default: float32.
+        encoding: How values are stored. Default: float32.
     """
     patches = (Strip(s.values, any_valid(s.valid, patch_size)) for s in strips)
     write_pixels(
@@ -144,17 +145,17 @@ def write_pixels(
 
     Args:
         path: File to write.
-        grid: Grid of the scene, which is that of the file.
-        patch_size: Pixels a patch.
+        grid: Grid of the scene and of the file.
+        patch_size: Side of a patch in pixels.
         descriptions: Description of each band.
-        strips: Patch values of shape (bands, rows, columns) from top to bottom. Pixels that are
-            not valid become nodata.
-        upsampling: How a pixel gets its value from those of patches.
+        strips: Patch values of shape (bands, rows, columns) from top to bottom. Invalid pixels
+            become nodata.
+        upsampling: How patch values are brought to pixels.
         tags: Metadata of the file.
-        encoding: How values become numbers. Default: float32.
+        encoding: How values are stored. Default: float32.
     """
     encoding = encoding or Encoding()
-    # Overviews come before what they show in a Cloud-Optimised GeoTIFF, so it is made of another.
+    # In a Cloud-Optimised GeoTIFF, overviews precede the pixels, so it is copied from another file.
     with temporary_file(path.with_suffix('.strips.tif')) as plain, atomic_file(path) as part:
         _write_strips(plain, grid, patch_size, descriptions, strips, upsampling, tags, encoding)
         _optimise(plain, part, encoding)
@@ -170,7 +171,8 @@ def _write_strips(
     tags: Mapping[str, str] | None,
     encoding: Encoding,
 ) -> None:
-    # Strips end where tiles do, so no tile is written twice; TIFF wants multiples of 16.
+    # Strips end at the edges of tiles, so that no tile is written twice. The sides of tiles must be
+    # multiples of 16.
     unit = math.lcm(patch_size, 16)
     side = unit * max(1, min(_TILE, max(grid.shape)) // unit)
     held = 4 * len(descriptions) * math.ceil(grid.width / patch_size) * unit // patch_size
@@ -215,17 +217,17 @@ def _write_strips(
 
 
 def _optimise(plain: Path, path: Path, encoding: Encoding) -> None:
-    """Copy a raster with GDAL's driver for Cloud-Optimised GeoTIFF."""
+    """Copy a raster with GDAL's driver for Cloud-Optimised GeoTIFFs."""
     with rasterio.open(plain) as src:
         side = max(src.shape)
     options = {
         'COMPRESS': 'DEFLATE',
         'PREDICTOR': 'YES' if encoding.dtype == 'float32' else 'NO',
-        # Small rasters get the smallest tiles: each is compressed whole, empty part and all.
+        # A tile is always full size, so small rasters get the smallest tiles.
         'BLOCKSIZE': 128 if side <= 128 else _TILE,
-        # Those of all bands together would not fit into memory.
+        # Tiles of all bands together would not fit into memory.
         'INTERLEAVE': 'BAND',
-        # The mean of two classes is no class.
+        # The mean of two classes is not a class.
         'OVERVIEW_RESAMPLING': 'AVERAGE' if encoding.colors is None else 'MODE',
         'BIGTIFF': 'IF_SAFER',
         'NUM_THREADS': 'ALL_CPUS',
@@ -235,7 +237,7 @@ def _optimise(plain: Path, path: Path, encoding: Encoding) -> None:
     try:
         rasterio.shutil.copy(plain, path, driver='COG', **options)
     except CPLE_BaseError as error:
-        # What was written is gone by then, so a full disk cannot be told.
+        # GDAL has removed the file by now, so a full disk cannot be detected.
         raise OSError(
             f'{path}: GDAL cannot write this raster ({error}); is the disk full?'
         ) from error

@@ -2,6 +2,7 @@
 
 from geofm.maps.scene.placement import Placement
 from geofm.maps.scene.scene import (
+    CACHE_BYTES,
     Imagery,
     Missing,
     Scene,
@@ -14,6 +15,7 @@ from geofm.maps.scene.stac import Item, read_item
 from geofm.maps.scene.table import BandLabels, TableScene, TableScenes
 
 __all__ = (
+    'CACHE_BYTES',
     'BandLabels',
     'Imagery',
     'Item',

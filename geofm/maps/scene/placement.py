@@ -1,4 +1,7 @@
-"""Where the pixels of a raster lie, by a transform or by ground control points, and warping."""
+"""Where the pixels of a raster lie, and warping it onto a grid.
+
+A raster is placed by its transform or by ground control points.
+"""
 
 import math
 from dataclasses import dataclass
@@ -19,10 +22,10 @@ from rasterio.windows import Window
 from geofm.grid import Grid
 from geofm.printing import warn
 
-# Points along each side of a window by which its place in a raster is found.
+#: Points along each side of a grid that are transformed to find the window that it needs.
 _LATTICE = 17
 
-# Pixels beyond a window that interpolation, and GDAL's approximation of a transform, may need.
+#: Pixels around a window that interpolation and GDAL's approximate transform may need.
 _MARGIN = 4
 
 type _Floats = npt.NDArray[np.float64]
@@ -33,10 +36,10 @@ class Placement:
     """Where the pixels of a raster lie on the ground.
 
     Attributes:
-        grid: Its own grid; with ground control points, a grid over the same ground with pixels of
-            about the same size.
-        shape: Height and width of the raster itself in pixels.
-        gcps: Ground control points, where the raster has no transform.
+        grid: Grid of the raster; with ground control points, a grid of the same extent with pixels
+            of about the same size.
+        shape: Height and width of the raster in pixels.
+        gcps: Ground control points, if the raster has no transform.
         gcp_crs: CRS of the ground control points.
     """
 
@@ -47,13 +50,13 @@ class Placement:
 
     @classmethod
     def of(cls, src: DatasetReader) -> Self:
-        """Find out where a raster lies.
+        """Return the placement of a raster.
 
         Args:
             src: Open raster.
 
         Returns:
-            Its place.
+            The placement.
 
         Raises:
             ValueError: If it has neither CRS and transform nor ground control points.
@@ -76,7 +79,7 @@ class Placement:
         return not self.gcps
 
     def is_like(self, other: Self) -> bool:
-        """Whether another raster with ground control points has its pixels at the same places."""
+        """Whether another raster has the same shape and the same ground control points."""
         mine, others = (
             (p.shape, p.gcp_crs, [(g.row, g.col, g.x, g.y, g.z) for g in p.gcps])
             for p in (self, other)
@@ -84,13 +87,13 @@ class Placement:
         return mine == others
 
     def window_of(self, grid: Grid) -> Window | None:
-        """Part of the raster that is needed to warp it onto a grid.
+        """Return the window of the raster that is needed to warp it onto a grid.
 
         Args:
             grid: The grid.
 
         Returns:
-            A window in whole pixels of the raster; None if the grid lies elsewhere.
+            A window of whole pixels; None if the raster and the grid do not overlap.
         """
         cols, rows = np.meshgrid(
             np.linspace(0, grid.width, _LATTICE), np.linspace(0, grid.height, _LATTICE)
@@ -117,7 +120,7 @@ class Placement:
         return Window(col, row, width, height)
 
     def _pixels(self, xs: _Floats, ys: _Floats) -> tuple[_Floats, _Floats]:
-        """Fractional rows and columns of places in the CRS of the raster."""
+        """Return fractional rows and columns of coordinates in the CRS of the raster."""
         if self.is_regular:
             rows, cols = self.grid.pixel_of(xs, ys)
             return rows, cols
@@ -130,17 +133,17 @@ class Placement:
     def warp(
         self, values: npt.NDArray[np.float32], window: Window, grid: Grid, resampling: Resampling
     ) -> npt.NDArray[np.float32]:
-        """Bring part of the raster onto a grid.
+        """Warp a window of the raster onto a grid.
 
         Args:
-            values: Values (C, H, W) of that part; NaN where there are none.
-            window: The part, in whole pixels of the raster.
+            values: Values of the window, of shape (C, H, W); NaN where there is no data.
+            window: The window, in whole pixels of the raster.
             grid: The grid.
-            resampling: How to interpolate.
+            resampling: Resampling method.
 
         Returns:
-            Values on the grid, float32 (C, H', W'); NaN where there are none. Pixels without data
-            have no influence on those beside them.
+            Values on the grid, float32 of shape (C, H', W'); NaN where there is no data. Pixels
+            without data do not influence their neighbours.
         """
         col, row = window.col_off, window.row_off
         place: dict[str, Any]
@@ -165,33 +168,33 @@ class Placement:
 
 
 def _own_grid(src: DatasetReader) -> Grid:
-    """Grid of a raster with CRS and transform."""
+    """Return the grid of a raster with a CRS and a transform."""
     if src.transform == Affine.identity():
         if src.rpcs is not None:
             raise ValueError(
-                f'{src.name}: placed by rational polynomials (RPC) only; bring it onto a grid '
-                'first, e.g. with `gdalwarp -rpc -to RPC_DEM=dem.tif`'
+                f'{src.name}: georeferenced only by rational polynomials (RPC); warp it onto a '
+                'grid first, e.g. with `gdalwarp -rpc -to RPC_DEM=dem.tif`'
             )
         raise ValueError(
-            f'{src.name}: no CRS or no transform, so its place is not known; set both, e.g. with '
+            f'{src.name}: no CRS or no transform, so it is not georeferenced; set both, e.g. with '
             '`rio edit-info --crs EPSG:32633 --transform "[10, 0, 500000, 0, -10, 5000000]"`'
         )
     if src.crs is None and src.driver != 'GTiff':
         raise ValueError(
-            f'{src.name}: no CRS; make a GeoTIFF of it with `rio convert` and assign one to that '
-            'with `rio edit-info --crs`'
+            f'{src.name}: no CRS; convert it to GeoTIFF with `rio convert`, then assign a CRS with '
+            '`rio edit-info --crs`'
         )
     return Grid.of(src)
 
 
 def _grid_of_points(src: DatasetReader, points: list[GroundControlPoint], crs: CRS) -> Grid:
-    """A grid over the ground of a raster with ground control points, in metres where it can be."""
+    """Return a grid for a raster with ground control points, in UTM unless it is near a pole."""
     lon, lat = transform_points(
         crs, CRS.from_epsg(4326), [p.x for p in points], [p.y for p in points]
     )
     target = crs
     if crs.is_geographic and abs(float(np.mean(lat))) < 84:
-        # A scene across the antimeridian has longitudes of both signs.
+        # The mean on the circle: a scene across the antimeridian has longitudes of both signs.
         turned = np.angle(np.exp(1j * np.radians(lon)).mean(), deg=True)
         zone = int((turned + 180) // 6) % 60 + 1
         target = CRS.from_epsg((32600 if np.mean(lat) >= 0 else 32700) + zone)
@@ -200,7 +203,9 @@ def _grid_of_points(src: DatasetReader, points: list[GroundControlPoint], crs: C
             crs, target, src.width, src.height, gcps=points
         )
     except CRSError as error:
-        raise ValueError(f'{src.name}: its ground control points fit no grid: {error}') from error
+        raise ValueError(
+            f'{src.name}: no grid can be fitted to its ground control points: {error}'
+        ) from error
     if width is None or height is None:
-        raise ValueError(f'{src.name}: its ground control points fit no grid')
+        raise ValueError(f'{src.name}: no grid can be fitted to its ground control points')
     return Grid(target, transform, height, width)

@@ -1,4 +1,4 @@
-"""A scene of several sensors, of any size, read window by window on one grid."""
+"""A scene of one or more sensors, of any size, read window by window on one grid."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -39,21 +39,25 @@ from geofm.units import (
     wrong_unit,
 )
 
-#: What stands for a band that a raster lacks.
+#: What fills a band that a raster lacks: the mean of the band, or zero.
 Missing = Literal['mean', 'zero']
 
-# Pixels of a raster that are warped at once.
+#: Size of GDAL's cache in bytes while a scene is read. GDAL's default, 5 % of the machine's memory,
+#: can be far more than a row of windows needs.
+CACHE_BYTES = 256 * 2**20
+
+#: Maximum number of pixels of a raster that are warped at once.
 _MOST_PIXELS = 2**24
 
-# Side of the windows by which the unit of a raster is told, in pixels.
+#: Side in pixels of the windows from which the unit of a raster is recognised.
 _SAMPLE = 64
 
 _FILE_DATE = re.compile(r'(?<!\d)((?:19|20)\d{2})(-?)(\d{2})\2(\d{2})(?:T\d{6})?(?!\d)')
 
 _OLD_SENSING = re.compile(r'_OPER_.*_V(\d{8}T\d{6})')
 
-# Where GDAL's drivers and common producers put the time of acquisition. TIFFTAG_DATETIME is not
-# among them: by the standard it is when the file was made.
+#: Metadata domain and key of the time of acquisition in the files of GDAL's drivers and of common
+#: producers. TIFFTAG_DATETIME is not among them: by the standard, it is the time of writing.
 _DATE_TAGS = (
     ('IMAGERY', 'ACQUISITIONDATETIME'),
     (None, 'ACQUISITION_DATE'),
@@ -64,14 +68,14 @@ _DATE_TAGS = (
 
 @dataclass(frozen=True)
 class SensorRaster:
-    """One sensor's open raster.
+    """An open raster of one sensor.
 
     Attributes:
         sensor: The sensor.
         src: The raster.
-        address: Where it is.
-        reading: How to read its bands.
-        placement: Where it lies.
+        address: Path or address of the raster.
+        reading: How its bands are read.
+        placement: Where its pixels lie.
         date: Day of acquisition, NaT if unknown.
     """
 
@@ -92,24 +96,26 @@ class SensorRaster:
     ) -> Self:
         """Open a raster of a sensor.
 
-        Warns if the bands have no names, and if it is placed by ground control points.
+        A warning is issued if the bands have no names or if the raster is placed by ground control
+        points.
 
         Args:
-            path: A raster as :func:`geofm.rasters.open_raster` takes it. Descriptions of its bands
-                decide which is which, e.g. 'B8A' or 'Sigma0_VV'; without any, it must have all
-                bands of the sensor in the sensor's order, or *bands* must name them.
+            path: A raster as :func:`geofm.rasters.open_raster` takes it. Its bands are identified
+                by their descriptions, e.g. 'B8A' or 'Sigma0_VV'. Without descriptions, the raster
+                must have all bands of the sensor in the sensor's order, or *bands* must name them.
             sensor: The sensor.
             date: Day of acquisition, YYYY-MM-DD. Default: from the file's name or metadata.
-            bands: Name of each band of the file, in its order, whatever it says of itself.
+            bands: Name of each band of the file, in the order of the file. Overrides the
+                descriptions.
 
         Returns:
             The open raster.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it is no raster, cannot be placed, states a scale that leads to no unit
-                of the sensor, or the date is none.
-            BandError: If it cannot be told which band is which.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file is not a raster or not georeferenced, if its scale and offset do
+                not lead to a unit of the sensor, or if the date is invalid.
+            BandError: If the bands cannot be identified.
         """
         try:
             src = open_raster(path)
@@ -124,20 +130,20 @@ class SensorRaster:
             raise
         if not reading.named and len(sensor.bands) > 1:
             warn(
-                f'{path}: its bands have no names; taken to be {", ".join(reading.indices)} in '
-                f'this order. If they are not, name them with {bands_option(sensor.name)}'
+                f'{path}: its bands have no names; assumed to be {", ".join(reading.indices)}, in '
+                f'this order. If that is wrong, name them with {bands_option(sensor.name)}'
             )
         return cls(sensor, src, Address.parse(path), reading, placement, day)._without_offset()
 
     @property
     def states_scale(self) -> bool:
-        """Whether the file states a scale or an offset."""
+        """Whether the file has a scale or an offset."""
         bands = self.bands.values()
         return any((self.src.scales[i], self.src.offsets[i]) != (1, 0) for i in bands)
 
     def _without_offset(self) -> Self:
-        """Take off what processing baseline 04.00 added, if the name and the values say so."""
-        # A product's baseline is in its name and, written by GDAL, in the metadata as '05.09'.
+        """Subtract the offset of processing baseline 04.00 if the values contain it."""
+        # The baseline is in the name of a product and, written by GDAL, in the metadata as '05.09'.
         tag = self.src.tags().get('PROCESSING_BASELINE', '')
         baseline = baseline_of(self.src.name) or baseline_of(f'N{tag.replace(".", "")}') or 0
         added = self.sensor.baseline_offset
@@ -146,8 +152,8 @@ class SensorRaster:
         if wrong_unit(self.sample(), self.sensor) is not WrongUnit.OFFSET:
             return self
         warn(
-            f'{self.src.name}: of processing baseline {baseline:.2f}, and hardly any DN is below '
-            f'{added:g}: this offset is taken off. If that is wrong, state a scale of '
+            f'{self.src.name}: processing baseline {baseline:.2f}, and hardly any DN is below '
+            f'{added:g}: this offset is subtracted. If that is wrong, set a scale of '
             f'{self.sensor.scale:g} and an offset of 0 in the file'
         )
         shape = (len(self.bands), 1, 1)
@@ -156,15 +162,15 @@ class SensorRaster:
 
     @property
     def bands(self) -> Mapping[str, int]:
-        """Name of each band that is known, and its index in the file, from 0."""
+        """Index in the file, from 0, of each known band, by name."""
         return self.reading.indices
 
     def sample(self) -> npt.NDArray[np.float32]:
-        """Some values of all bands, from all over the raster.
+        """Read some values of all bands from windows spread over the raster.
 
         Returns:
-            Values in the unit of the sensor that are not fill, those above its limits among them;
-            one dimension.
+            Values without fill, in the unit of the sensor, of one dimension. Values above the
+            sensor's limits are included.
         """
         starts = [
             sorted({int((size - _SAMPLE) * k / 2) if size > _SAMPLE else 0 for k in range(3)})
@@ -179,18 +185,18 @@ class SensorRaster:
         )
 
     def _sides(self, row: int, col: int) -> tuple[int, int]:
-        """Width and height of a window of a sample."""
+        """Return the width and height of a window of :meth:`sample`."""
         height, width = self.src.shape
         return min(_SAMPLE, width - col), min(_SAMPLE, height - row)
 
     def overview(self, shrink: float) -> Self:
-        """The coarsest overview of the file that is not coarser than wanted.
+        """Open the coarsest overview that is not coarser than needed.
 
         Args:
-            shrink: Pixels of the raster along a side of a pixel that is wanted.
+            shrink: Side of the pixels that are needed, in pixels of the raster.
 
         Returns:
-            The overview, to be closed; this raster itself if there is none.
+            The overview, which the caller must close; this raster if it has no such overview.
         """
         fit = [i for i, factor in enumerate(self.src.overviews(1)) if factor <= shrink]
         if not fit or not self.placement.is_regular:
@@ -200,11 +206,11 @@ class SensorRaster:
 
 
 def acquisition_date(src: DatasetReader) -> np.datetime64:
-    """Day on which a scene was acquired, from its file name or its metadata.
+    """Return the day of acquisition from the file name or the metadata of a raster.
 
     Args:
-        src: Open raster. In its name, YYYY-MM-DD or YYYYMMDD counts, as in SEN12MS-CR-TS and in
-            the names of Sentinel products; the first one, which is the time of sensing there.
+        src: Open raster. The first YYYY-MM-DD or YYYYMMDD in its name is used; in the names of
+            Sentinel products and of SEN12MS-CR-TS, that is the time of sensing.
 
     Returns:
         The day, NaT if unknown.
@@ -213,8 +219,8 @@ def acquisition_date(src: DatasetReader) -> np.datetime64:
     path = Path(src.name)
     names = [path.name]
     if '_OPER_' in path.name:
-        # Until 2016, names of Sentinel-2 began with the time of processing. That of sensing follows
-        # a V in the name of the product, which may be that of a folder.
+        # Until 2016, names of Sentinel-2 products began with the time of processing. The time of
+        # sensing follows a V in the product's name, which may be the name of a folder.
         found = (_OLD_SENSING.search(part) for part in reversed(path.parts))
         names = [match[1] for match in found if match]
     for text in (*names, *tags):
@@ -231,29 +237,29 @@ def _day(text: str, sensor: Sensor) -> np.datetime64:
     try:
         return np.datetime64(text, 'D')
     except ValueError as error:
-        raise ValueError(f"{sensor.name} date '{text}' is not a day: give YYYY-MM-DD") from error
+        raise ValueError(f"{sensor.name} date '{text}' is invalid: give YYYY-MM-DD") from error
 
 
 def option(key: str) -> str:
-    """How a command takes the file of a sensor.
+    """Return the command-line option for the file of a sensor.
 
     Args:
         key: Key of the sensor.
 
     Returns:
-        ``--s1`` or ``--s2`` for these two, else e.g. ``--scene dem=FILE``.
+        ``--s1`` or ``--s2`` for Sentinel-1 and Sentinel-2, otherwise e.g. ``--scene dem=FILE``.
     """
     return f'--{key}' if key in DEFAULT_SENSORS else f'--scene {key}=FILE'
 
 
 def bands_option(key: str) -> str:
-    """How a command takes the names of the bands of a file.
+    """Return the command-line option for the names of the bands of a file.
 
     Args:
         key: Key of the sensor.
 
     Returns:
-        For example ``--scene_bands landsat=[...]``.
+        The option, e.g. ``--scene_bands landsat=[...]``.
     """
     return f'--scene_bands {key}=[...]'
 
@@ -261,15 +267,15 @@ def bands_option(key: str) -> str:
 def files_by_sensor(
     s1: Path | None, s2: Path | None, scene: Mapping[str, Path | None] | None
 ) -> dict[str, Path]:
-    """Files of a scene by sensor.
+    """Return the files of a scene by sensor.
 
     Args:
         s1: Sentinel-1 raster.
         s2: Sentinel-2 raster.
-        scene: Rasters by key of their sensor, of any sensors.
+        scene: Rasters of any sensors by key.
 
     Returns:
-        The rasters that are given, in canonical order.
+        The rasters that are not None, in canonical order.
 
     Raises:
         SensorError: If a sensor is unknown.
@@ -289,18 +295,18 @@ def read_where_covered(
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
     """Read bands on a grid that may reach beyond the raster.
 
-    Where both share their pixels, those that the raster has are read as they are; otherwise it is
-    warped.
+    If the pixels of the raster are pixels of the grid, they are read unchanged; otherwise the
+    raster is warped.
 
     Args:
         raster: Open raster.
-        bands: Names of bands that it has.
+        bands: Names of bands of the raster.
         grid: Grid to read on.
 
     Returns:
-        Values in the unit of the sensor, float32 of shape (C, H, W), and where they are valid, bool
-        of shape (H, W), by the rule of :mod:`geofm.validity` and the mask of the file. Pixels that
-        the raster does not cover are NaN.
+        Values in the unit of the sensor, float32 of shape (C, H, W), and a mask of valid pixels,
+        bool of shape (H, W), by the rule of :mod:`geofm.validity` and the mask of the file. Pixels
+        that the raster does not cover are NaN.
     """
     reading = raster.reading.choose(bands)
     part = _shared_part(raster.placement.grid, grid) if raster.placement.is_regular else None
@@ -315,7 +321,16 @@ def read_where_covered(
 
 
 def _shared_part(own: Grid, grid: Grid) -> tuple[int, int, Window] | None:
-    """Part of a grid that is part of a raster's own: first row, first column, window of the own."""
+    """Return the part of a grid that has the pixels of a raster.
+
+    Args:
+        own: Grid of the raster.
+        grid: The grid.
+
+    Returns:
+        First row and first column of the part in the grid, and its window in the raster; None if
+        the two do not share pixels.
+    """
     if own.crs != grid.crs:
         return None
     to_grid = ~grid.transform @ own.transform
@@ -333,13 +348,13 @@ def _shared_part(own: Grid, grid: Grid) -> tuple[int, int, Window] | None:
 def _warp(
     raster: SensorRaster, reading: SensorBands, grid: Grid, resampling: Resampling
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-    """Bring a raster onto a grid; pixels without data bleed into none."""
+    """Warp a raster onto a grid. Pixels without data do not influence their neighbours."""
     window = raster.placement.window_of(grid)
     if window is None:
         values = np.full((len(reading.indices), *grid.shape), np.nan, np.float32)
         return values, np.zeros(grid.shape, bool)
     if window.width * window.height > _MOST_PIXELS and max(grid.shape) > 1:
-        # A much finer raster is read part by part.
+        # The grid is halved until the window of a part is small enough.
         axis = int(grid.width > grid.height)
         half = grid.shape[axis] // 2
         first = (0, 0, *((half, grid.width) if axis == 0 else (grid.height, half)))
@@ -358,14 +373,16 @@ def _warp(
 
 
 class Imagery(Protocol):
-    """Bands of several sensors on one grid, read window by window: a :class:`Scene` or another.
+    """Bands of one or more sensors on one grid, read window by window.
+
+    :class:`Scene` and :class:`geofm.maps.scene.TableScene` implement it.
 
     Attributes:
-        bands: Names of the channels that are read.
+        bands: Names of the channels.
         grid: The grid.
         path: The raster that has this grid.
-        stem: Short name, for names of files.
-        missing: What stands for a band that is not there.
+        stem: Short name, for the names of files.
+        missing: What fills a missing band.
     """
 
     bands: tuple[str, ...]
@@ -376,31 +393,31 @@ class Imagery(Protocol):
 
     @property
     def dates(self) -> Tensor:
-        """Days since 1970-01-01 by sensor, as models take them, int64 (S,)."""
+        """Days of acquisition since 1970-01-01 per sensor, as models take them, int64 (S,)."""
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Keys of the sensors of the bands that are not there."""
+        """Keys of the missing sensors."""
 
     @property
     def at_mean(self) -> list[int]:
-        """Channels in whose place the mean of the band stands."""
+        """Indices of the channels that are filled with the mean of their band."""
 
     def read(self, row: int, col: int, height: int, width: int) -> dict[str, Tensor]:
         """Read a window, as :meth:`Scene.read` does."""
 
     def describe(self) -> dict[str, Any]:
-        """What tells the files from others, as JSON holds it."""
+        """Identify the files, as plain data for JSON."""
 
     def tags(self) -> dict[str, str]:
-        """Name and date of the files of each sensor."""
+        """Return the name and the date of the files of each sensor."""
 
     @property
     def days(self) -> Mapping[str, np.datetime64]:
-        """Date of each sensor that is there, by key; NaT where it is not known."""
+        """Day of acquisition of each sensor that is present, by key; NaT if unknown."""
 
     def check_units(self) -> list[str]:
-        """Warn of values that look as if they were in another unit."""
+        """Warn of values that seem to be in another unit."""
 
 
 class Scene:
@@ -412,11 +429,11 @@ class Scene:
         grid: The grid of the scene.
         reference: Key of the sensor that has this grid.
         path: The raster that has this grid.
-        stem: Short name of that raster, for names of files.
-        missing: What stands for a band that a raster lacks.
-        bands: Names of the channels that are read.
-        sensors: Keys of the sensors that columns of dates are for.
-        rasters: The open raster of each sensor that is there, by key.
+        stem: Short name of that raster, for the names of files.
+        missing: What fills a band that a raster lacks.
+        bands: Names of the channels.
+        sensors: Keys of the sensors that :attr:`dates` has columns for.
+        rasters: The open raster of each sensor that is present, by key.
     """
 
     def __init__(
@@ -436,29 +453,30 @@ class Scene:
         """Open the rasters of the sensors that the bands belong to.
 
         Args:
-            bands: Names of the channels to read, in the order to return. A raster whose sensor
-                has none of them is not opened.
+            bands: Names of the channels, in the order in which they are returned. A raster of a
+                sensor without any of these bands is not opened.
             s1: Sentinel-1 raster, in dB.
             s2: Sentinel-2 raster, in DN (reflectance x 10,000).
             dates: Days of acquisition as YYYY-MM-DD, by sensor. Default: from the file's name or
-                metadata, unknown where there is none.
-            names: Name of each band of a file, in its order, by sensor. Default: as the file
-                describes its bands; all of the sensor's in its order if it does not.
-            missing: What stands for a band that a raster lacks: its 'mean' or 'zero'; None: an
-                error.
-            files: Rasters of any sensors by key, in their units.
-            reference: Key of the sensor whose grid is the scene's. Default: Sentinel-2 where it is
-                given, else the first that is not static, see
+                metadata; unknown if neither has a date.
+            names: Name of each band of a file, in the order of the file, by sensor. Default: the
+                descriptions of the file's bands; without any, all bands of the sensor in order.
+            missing: What fills a band that a raster lacks: its 'mean' or 'zero'. None: a missing
+                band is an error.
+            files: Rasters of any sensors by key, in the units of the sensors.
+            reference: Key of the sensor whose grid is used. Default: Sentinel-2 if it is given,
+                otherwise the first sensor that is not static, see
                 :func:`geofm.sensors.reference_sensor`.
-            sensors: Keys of the sensors that the dates are for. Default: those of the bands.
-            **others: Rasters of further sensors, as ``dem=path``.
+            sensors: Keys of the sensors that :attr:`dates` has columns for. Default: the sensors of
+                the bands.
+            **others: Rasters of further sensors, such as ``dem=path``.
 
         Raises:
-            FileNotFoundError: If a file is missing.
+            FileNotFoundError: If a file does not exist.
             SensorError: If a sensor is unknown.
-            ValueError: If no raster of these sensors is given, one cannot be read or has no CRS,
-                they do not overlap, or a date is none.
-            BandError: If a band is unknown, or a raster lacks one.
+            ValueError: If no raster of these sensors is given, if a raster cannot be read or has no
+                CRS, if the rasters do not overlap, or if a date is invalid.
+            BandError: If a band is unknown, or if a raster lacks a band.
         """
         self.bands = check_bands(bands)
         self.missing = missing
@@ -476,8 +494,8 @@ class Scene:
         self.reference = reference_sensor([*paths]) if reference is None else reference
         if self.reference not in paths:
             raise ValueError(
-                f'the grid of {self.reference} is asked for, but there are rasters of '
-                f'{", ".join(paths)} only'
+                f'reference sensor {self.reference}: it has no raster; there are rasters of '
+                f'{", ".join(paths)}'
             )
         with ExitStack() as stack:
             self.rasters: dict[str, SensorRaster] = {}
@@ -494,7 +512,7 @@ class Scene:
             self._files = stack.pop_all()
 
     def _bands_of(self, raster: SensorRaster, missing: Missing | None) -> list[str]:
-        """Bands to read of a raster."""
+        """Return the bands to read from a raster."""
         wanted = [self.bands[channel] for channel in self._channels[raster.sensor.name]]
         there = [band for band in wanted if band in raster.bands]
         if len(there) < len(wanted) and (missing is None or not there):
@@ -508,18 +526,18 @@ class Scene:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Keys of the sensors of the bands for which there is no raster."""
+        """Keys of the sensors of the bands that have no raster."""
         return tuple(key for key in self._channels if key not in self.rasters)
 
     @property
     def at_mean(self) -> list[int]:
-        """Channels in whose place the mean of the band stands."""
+        """Indices of the channels that are filled with the mean of their band."""
         filled = self.filled if self.missing == 'mean' else ()
         return [self.bands.index(band) for band in filled]
 
     @property
     def filled(self) -> tuple[str, ...]:
-        """Bands that a raster which is there lacks, so that something stands for them."""
+        """Bands that are filled because the raster of their sensor lacks them."""
         return tuple(
             band
             for key, there in self._wanted.items()
@@ -541,7 +559,7 @@ class Scene:
                     self.rasters[k].src.name for k in canonical_order([key, self.reference])
                 )
                 raise ValueError(
-                    f'{first} and {second} do not overlap: give rasters of the same ground'
+                    f'{first} and {second} do not overlap: give rasters of the same place'
                 )
 
     def __enter__(self) -> Self:
@@ -552,9 +570,9 @@ class Scene:
 
     @property
     def dates(self) -> Tensor:
-        """Days of acquisition since 1970-01-01, int64 (S,); the least int64 where unknown.
+        """Days of acquisition since 1970-01-01, int64 (S,); the smallest int64 where unknown.
 
-        Columns are those of :func:`geofm.sensors.date_columns`.
+        The columns are those of :func:`geofm.sensors.date_columns`.
         """
         nat = np.datetime64('NaT', 'D')
         columns = date_columns(self.sensors)
@@ -571,13 +589,13 @@ class Scene:
             width: Number of columns.
 
         Returns:
-            A sample: 'image' float32 (C, H, W) in raw units, in the order of the bands; 'valid'
-            bool (H, W), where all sensors that are there have data; 'dates' int64 (S,). Channels
-            of a sensor that is not there, and those in :attr:`filled`, are 0.
+            A sample with 'image', float32 (C, H, W) in raw units, in the order of the bands;
+            'valid', bool (H, W), true where all sensors that are present have data; and 'dates',
+            int64 (S,). Channels of missing sensors and of :attr:`filled` are 0.
         """
         grid = self.grid.crop(row, col, height, width)
         image = np.zeros((len(self.bands), height, width), np.float32)
-        # Beyond the grid's own raster there is no scene, even if another sensor goes on.
+        # The scene ends where the reference raster ends: pixels that it does not cover are invalid.
         valid = np.ones((height, width), bool)
         for key, raster in self.rasters.items():
             bands = self._wanted[key]
@@ -591,10 +609,10 @@ class Scene:
         }
 
     def describe(self) -> dict[str, Any]:
-        """What tells the files of the scene from others, without reading them.
+        """Identify the files of the scene without reading their pixels.
 
         Returns:
-            Path, size, time of change, date, bands and how to read these, by sensor.
+            Path, size, modification time, date, bands, scale and offset, by sensor.
         """
         described = {}
         for key, raster in self.rasters.items():
@@ -615,7 +633,7 @@ class Scene:
         return described
 
     def tags(self) -> dict[str, str]:
-        """Name and date of the raster of each sensor, for the tags of a product."""
+        """Return the name and the date of the raster of each sensor, for the tags of a product."""
         return {
             **{key: Path(raster.src.name).name for key, raster in self.rasters.items()},
             **{f'{key}_date': str(raster.date) for key, raster in self.rasters.items()},
@@ -623,22 +641,24 @@ class Scene:
 
     @property
     def days(self) -> dict[str, np.datetime64]:
-        """Date of each sensor that is there, by key; NaT where it is not known."""
+        """Day of acquisition of each sensor that is present, by key; NaT if unknown."""
         return {key: raster.date for key, raster in self.rasters.items()}
 
     def thumbnail(
         self, bands: Sequence[str], max_side: int
     ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]:
-        """Read bands of one sensor at a size fit for a picture, never the whole scene at once.
+        """Read bands of one sensor at a reduced size.
+
+        The scene is never read at full size.
 
         Args:
-            bands: Bands of one sensor that is there; the raster must have them, the scene's own
-                bands need not contain them.
-            max_side: Longest side of the picture in pixels.
+            bands: Bands of one sensor that is present. They need not be among the bands of the
+                scene, but the raster must have them.
+            max_side: Longest side of the result in pixels.
 
         Returns:
-            Pixels, float32 of shape (C, h, w), averaged where the scene is larger than that; and
-            where they are valid, bool of shape (h, w).
+            Pixels, float32 of shape (C, h, w), averaged if the scene is larger, and a mask of valid
+            pixels, bool of shape (h, w).
         """
         (key,) = sensor_channels(bands)
         raster = self.rasters[key]
@@ -659,17 +679,17 @@ class Scene:
                 source.src.close()
 
     def check_units(self) -> list[str]:
-        """Warn of rasters whose values look as if they were in another unit.
+        """Warn of rasters whose values seem to be in another unit.
 
-        Some windows all over each raster are looked at.
+        Only some windows of each raster are read.
 
         Returns:
-            What was warned of.
+            The messages of the warnings.
         """
         said = []
         for raster in self.rasters.values():
             text = wrong_unit(raster.sample(), raster.sensor)
-            # Whether an offset was added need not be guessed where the file tells.
+            # A file with a scale or an offset says itself whether an offset was added.
             if text is not None and not (text is WrongUnit.OFFSET and raster.states_scale):
                 advice = text.advice(raster.sensor)
                 said.append(f'{raster.src.name}: {raster.sensor.title}: {advice}')

@@ -1,4 +1,4 @@
-"""A STAC item with Sentinel-1 and Sentinel-2 assets, as rasters to map."""
+"""Reading the rasters of a STAC item, to map them."""
 
 import datetime
 import json
@@ -39,7 +39,7 @@ from geofm.stac_assets import (
     scaling_of,
 )
 
-# Names of pixel types in a virtual raster.
+#: Names of data types in a virtual raster.
 _GDAL_TYPES = {
     'uint8': 'Byte',
     'int8': 'Int8',
@@ -52,13 +52,12 @@ _GDAL_TYPES = {
     'float64': 'Float64',
 }
 
-
-# What marks pixels that a file's own mask hides, where the file has no nodata value.
+#: Nodata values by kind of data type, for files with a mask but no nodata value.
 _FILLS = {'u': 65535.0, 'i': -32768.0, 'f': math.nan}
 
 
 class _Source(NamedTuple):
-    """Where a band of a sensor is."""
+    """A band of a sensor in a local file."""
 
     band: str
     path: Path
@@ -67,7 +66,7 @@ class _Source(NamedTuple):
 
 
 class _Candidate(NamedTuple):
-    """A band of an asset, whether its file is there or not."""
+    """A band of an asset, whose file may be missing."""
 
     band: str
     asset: Mapping[str, Any]
@@ -79,8 +78,8 @@ class Item:
     """Rasters of a STAC item.
 
     Attributes:
-        files: Raster of each sensor that the item has, by key.
-        dates: Day of acquisition, YYYY-MM-DD, by sensor, where the item says.
+        files: Raster of each sensor of the item, by key.
+        dates: Day of acquisition as YYYY-MM-DD, by sensor, for sensors with a date.
     """
 
     files: Mapping[str, Path]
@@ -98,35 +97,36 @@ class Item:
 
 
 def read_item(path: Path, folder: Path, bands: Sequence[str] | None = None) -> Item:
-    """Find the rasters of sensors in a STAC item, without any network.
+    """Find the rasters of sensors in a STAC item. The network is not used.
 
-    Bands are told by the names of their assets or in ``eo:bands`` or ``bands`` of these: 'B8A',
-    'vv', or common names such as 'red' and 'nir08'. Assets that hold no band of the sensors are
-    left alone, and so are true-colour pictures and others with the role 'overview', 'thumbnail',
-    'visual' or 'metadata'. Of several assets with the same band, the finest that is a local file is
-    taken. A band that no local file has is left out, with a warning. Bands are put together as a
-    GDAL virtual raster, on the finest grid among them; coarser ones are then interpolated.
+    Bands are identified by the name of their asset or by its ``eo:bands`` or ``bands``: 'B8A',
+    'vv', or common names such as 'red' and 'nir08'. Assets without a band of the sensors are
+    ignored, as are true-colour images and other assets with the role 'overview', 'thumbnail',
+    'visual' or 'metadata'. If several assets have the same band, the local file with the finest
+    pixels is used. A band without a local file is left out, with a warning. The bands of a sensor
+    are combined in a GDAL virtual raster on the finest grid among them, onto which coarser bands
+    are interpolated.
 
-    Scale, offset, unit and nodata value that the item states (``raster:bands``, ``bands``, or
-    fields of an asset) become those of the virtual raster. If it states no offset, and its
-    processing baseline is 04.00 or later, 1,000 is taken off the DN of Sentinel-2
-    (:attr:`geofm.sensors.Sensor.baseline_offset`). If a property
-    ``...:boa_offset_applied`` says that this was done, no offset is applied at all.
+    The scale, offset, unit and nodata value of the item (``raster:bands``, ``bands``, or fields of
+    an asset) are written to the virtual raster. If the item has no offset and its processing
+    baseline is 04.00 or later, 1,000 is subtracted from the DN of Sentinel-2
+    (:attr:`geofm.sensors.Sensor.baseline_offset`). If a property ``...:boa_offset_applied`` says
+    that the offset was already applied, none is applied.
 
     Args:
-        path: JSON of the item. Its assets must be local files, by relative path, absolute path
-            or ``file:`` address.
-        folder: Folder for virtual rasters ``<item>_<sensor>.vrt``; made if it is needed.
-        bands: Bands that are needed; others are not looked at, nor are sensors with none of them.
-            Default: those of Sentinel-1 and Sentinel-2 Level-1C.
+        path: JSON file of the item. Its assets must be local files, given by a relative path, an
+            absolute path or a ``file:`` URL.
+        folder: Folder for virtual rasters ``<item>_<sensor>.vrt``. It is created when needed.
+        bands: Bands that are needed. Other bands, and sensors without any of these bands, are
+            ignored. Default: the bands of Sentinel-1 and Sentinel-2 Level-1C.
 
     Returns:
         The rasters.
 
     Raises:
-        FileNotFoundError: If the item or the file of its only bands is missing.
-        ValueError: If it is no STAC item or malformed, has no band of these sensors in a local
-            file, or the files of a sensor do not lie on one another.
+        FileNotFoundError: If the item, or the only file with a band, does not exist.
+        ValueError: If the file is not a STAC item or is malformed, if no local file has a band of
+            these sensors, or if the files of a sensor cannot be stacked.
     """
     item = _load(path)
     wanted = bands_of(DEFAULT_SENSORS) if bands is None else check_bands(bands)
@@ -166,18 +166,18 @@ def read_item(path: Path, folder: Path, bands: Sequence[str] | None = None) -> I
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """Read an item, and check the kinds of what is read from it."""
+    """Read an item, and check the types of the fields that are used."""
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no such file (given as the STAC item)')
     try:
         item = json.loads(path.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f'{path}: no JSON: {error}') from error
+        raise ValueError(f'{path}: not JSON: {error}') from error
     kind = item.get('type') if isinstance(item, dict) else None
     if kind in ('FeatureCollection', 'Collection', 'Catalog'):
-        raise ValueError(f'{path}: no STAC item but a {kind}: give one item')
+        raise ValueError(f'{path}: not a STAC item but a {kind}: give one item')
     if not isinstance(item, dict) or not isinstance(item.get('assets'), dict):
-        raise ValueError(f'{path}: no STAC item: it has no assets, or they are no JSON object')
+        raise ValueError(f'{path}: not a STAC item: it has no assets, or they are not an object')
     item['properties'] = item.get('properties') or {}
     _check(item['properties'], dict, 'properties', path)
     for name, asset in item['assets'].items():
@@ -207,27 +207,29 @@ def _day(properties: Mapping[str, Any], item: Path) -> str | None:
     try:
         return datetime.date.fromisoformat(str(value)[:10]).isoformat()
     except ValueError as error:
-        raise ValueError(f'{item}: malformed STAC item: {value!r} is no date and time') from error
+        raise ValueError(
+            f'{item}: malformed STAC item: {value!r} is not a date and time'
+        ) from error
 
 
 def _bands_of(name: str, asset: Mapping[str, Any], sensor: Sensor, item: Path) -> list[_Candidate]:
-    """Bands of a sensor in an asset."""
+    """Return the bands of a sensor in an asset."""
     described = asset.get('eo:bands') or asset.get('bands') or []
     names = [_band(entry, sensor) for entry in described]
     if not any(names) and len(described) <= 1:
         names = [_band({'name': name}, sensor)]
     if not any(names) and not described and _is_sensor(name, sensor):
-        # The whole sensor in one file that says itself what its bands are, or has all of them.
+        # One file for the whole sensor: its band descriptions or their number identify the bands.
         return _own_bands(asset, item, sensor)
     known = [(band, index) for index, band in enumerate(names, start=1) if band]
-    # Three bands of a picture for people have common names, too.
+    # The bands of a true-colour image have common names, too.
     if not known or name.lower() in PICTURES:
         return []
     return [_Candidate(band, asset, index) for band, index in known]
 
 
 def _is_sensor(name: str, sensor: Sensor) -> bool:
-    """Whether an asset is called after a sensor: 'S2', 's1_grd', 'Sentinel-2 L2A'."""
+    """Whether an asset is named after a sensor, e.g. 'S2', 's1_grd' or 'Sentinel-2 L2A'."""
     compact = re.sub(r'[-_ ]', '', name.lower())
     known = (sensor.name, sensor.short_title.lower())
     return any(
@@ -237,7 +239,7 @@ def _is_sensor(name: str, sensor: Sensor) -> bool:
 
 
 def _band(entry: Mapping[str, Any], sensor: Sensor) -> str | None:
-    """Name of a band in an entry of ``eo:bands`` or ``bands``."""
+    """Return the name of the band that an entry of ``eo:bands`` or ``bands`` describes."""
     for key in ('name', 'common_name', 'eo:common_name'):
         text = str(entry.get(key, ''))
         # Earth Search calls the JPEG 2000 twin of 'red' 'red-jp2'.
@@ -278,13 +280,16 @@ def _local(asset: Mapping[str, Any], item: Path) -> Path:
 def _without_offset(
     scaling: Scaling, own: Scaling, item: Mapping[str, Any], sensor: Sensor
 ) -> Scaling:
-    """Scale and offset of a band in DN: what the item states, else the file, else the baseline."""
+    """Return the scale and offset of a band in DN.
+
+    The item's are used if it has any, otherwise the file's, otherwise those of the baseline.
+    """
     properties = item['properties']
     flags = [value for key, value in properties.items() if key.endswith('boa_offset_applied')]
     scale = scaling.scale if scaling.scale is not None else own.scale
     offset = scaling.offset if scaling.offset is not None else own.offset
     if True in flags:
-        # Stated too, so that nobody need guess.
+        # Written explicitly, so that readers of the virtual raster need not guess.
         scale = sensor.scale if scale is None else scale
         offset = sensor.offset
     elif (
@@ -306,7 +311,7 @@ def _choose(
     path: Path,
     problems: dict[str, Exception],
 ) -> list['_Layer']:
-    """The finest local file of each band."""
+    """Open the local file with the finest pixels for each band."""
     layers: dict[str, _Layer] = {}
     failed: dict[str, Exception] = {}
     for band, asset, number in candidates:
@@ -325,13 +330,13 @@ def _choose(
         elif best.source.path != layer.source.path and math.isclose(
             layer.pixel, best.pixel, rel_tol=ALIGNMENT_TOLERANCE
         ):
-            warn(f'{path}: several assets hold {band}; {best.source.path} is taken')
+            warn(f'{path}: several assets have {band}; {best.source.path} is used')
     problems |= {band: error for band, error in failed.items() if band not in layers}
     return list(layers.values())
 
 
 class _Layer(NamedTuple):
-    """A band of a virtual raster, and what is to be known of its file."""
+    """A band of a virtual raster, and the properties of its file."""
 
     source: _Source
     placement: Placement
@@ -372,7 +377,7 @@ def _open_layer(source: _Source, item: Mapping[str, Any]) -> _Layer:
         masked = own_mask(src, [index], Window(0, 0, 1, 1)) is not None
         if masked and nodata is None:
             if np.dtype(dtype).itemsize == 1:
-                # Every number of a byte may be a value.
+                # All 256 values may be valid: a wider type has room for a nodata value.
                 dtype = 'int16'
             nodata = _FILLS[np.dtype(dtype).kind]
         nodata = scaling.nodata if nodata is None else nodata
@@ -390,12 +395,12 @@ def _stack(layers: Sequence[_Layer], vrt: Path) -> Path:
         ET.SubElement(root, 'GeoTransform').text = transform
     else:
         _add_points(root, finest.placement)
-    # A band of which nothing is said is in DN, and must not stand beside reflectance.
+    # A band without a scale is in DN. It needs a scale if other bands are in reflectance.
     reflectance = any((layer.source.scaling.scale or 1) < 1 for layer in layers)
     for number, layer in enumerate(layers, start=1):
         root.append(_band_element(layer, number, finest, reflectance))
     content = ET.tostring(root)
-    # A file that is there already keeps its time, by which a run that was killed knows its input.
+    # An unchanged file is not rewritten: a resumed run compares the modification time of its input.
     if not vrt.is_file() or vrt.read_bytes() != content:
         with atomic_file(vrt) as temporary:
             temporary.write_bytes(content)
@@ -427,7 +432,7 @@ def _band_element(layer: _Layer, number: int, finest: _Layer, reflectance: bool)
         if value is not None:
             ET.SubElement(element, name).text = value if isinstance(value, str) else repr(value)
     left, top, across, down = _rectangle(layer, finest)
-    # With nodata, interpolation must not take it for a value.
+    # Only a complex source leaves nodata values out of the interpolation.
     complex_source = layer.nodata is not None
     simple = ET.SubElement(element, 'ComplexSource' if complex_source else 'SimpleSource')
     if (across, down) != (width, height):
@@ -448,13 +453,13 @@ def _rect(parent: ET.Element, name: str, sides: Mapping[str, float]) -> None:
 
 
 def _rectangle(layer: _Layer, finest: _Layer) -> tuple[float, float, float, float]:
-    """Left, top, width and height of a raster in pixels of another one of the same directions."""
+    """Return left, top, width and height of a layer in pixels of the finest layer."""
     own, grid = layer.placement, finest.placement
     if not (own.is_regular and grid.is_regular):
         if not own.is_like(grid):
             raise ValueError(
-                f'{layer.source.path}: other ground control points than the other bands of its '
-                'sensor; bring them onto one grid first, e.g. with `rio warp`'
+                f'{layer.source.path}: its ground control points differ from those of the other '
+                'bands of its sensor; warp them onto one grid first, e.g. with `rio warp`'
             )
         return 0, 0, own.shape[1], own.shape[0]
     to_grid: Affine = ~grid.grid.transform @ own.grid.transform
@@ -466,8 +471,8 @@ def _rectangle(layer: _Layer, finest: _Layer) -> tuple[float, float, float, floa
         or min(to_grid.a, to_grid.e) <= 0
     ):
         raise ValueError(
-            f'{layer.source.path}: another CRS or direction than the other bands of its sensor; '
-            'bring them onto one grid first, e.g. with `rio warp --like`'
+            f'{layer.source.path}: its CRS or orientation differs from that of the other bands of '
+            'its sensor; warp them onto one grid first, e.g. with `rio warp --like`'
         )
     sides = to_grid.c, to_grid.f, to_grid.a * width, to_grid.e * height
     whole = [float(round(side)) for side in sides]

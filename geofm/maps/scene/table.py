@@ -1,4 +1,4 @@
-"""Scenes of a table of rasters: what each shows of the bands of a model, read as in training."""
+"""Scenes of a table of rasters, read with the bands of a model as in training."""
 
 import re
 import warnings
@@ -34,20 +34,20 @@ from geofm.sensors import (
 from geofm.suggestions import did_you_mean
 from geofm.units import UnitWarning, wrong_unit
 
-#: Side of the windows by which the unit of a scene is told, in pixels.
+#: Side in pixels of the windows from which the unit of a scene is recognised.
 _SAMPLE = 64
 
 
 class TableScene:
-    """A place at a date, of which a table has rasters: see :class:`geofm.maps.scene.Imagery`.
+    """Rasters of one place and date in a table, as :class:`geofm.maps.scene.Imagery`.
 
     Attributes:
-        bands: Names of the channels that are read.
+        bands: Names of the channels.
         grid: The grid of the reference sensor's raster.
-        path: That raster.
+        path: The reference sensor's raster.
         stem: Name of the scene.
-        missing: What stands for a band that no raster of the table has.
-        dates: Days since 1970-01-01 by sensor of the archive, int64 (S,).
+        missing: What fills a band that no raster of the table has.
+        dates: Days of acquisition since 1970-01-01 per sensor of the archive, int64 (S,).
     """
 
     def __init__(
@@ -61,11 +61,11 @@ class TableScene:
         """Initialize a new TableScene instance.
 
         Args:
-            archive: Samples of whole observations.
-            position: Number of the sample.
-            bands: Names of the channels to read, those of the archive among them.
+            archive: Archive whose samples are whole observations.
+            position: Index of the sample.
+            bands: Names of the channels. They include the bands of the archive.
             stem: Name of the scene.
-            missing: What stands for the other bands of a sensor of the archive.
+            missing: What fills the other bands of the archive's sensors.
 
         Raises:
             ValueError: If the files have no CRS.
@@ -87,12 +87,12 @@ class TableScene:
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """Keys of the sensors of the bands of which the scene has no raster."""
+        """Keys of the sensors of the bands that have no raster."""
         return tuple(key for key in sensor_channels(self.bands) if key not in self._present)
 
     @property
     def at_mean(self) -> list[int]:
-        """Channels in whose place the mean of the band stands."""
+        """Indices of the channels that are filled with the mean of their band."""
         if self.missing != 'mean':
             return []
         return [i for i in range(len(self.bands)) if i not in self._channels]
@@ -107,10 +107,10 @@ class TableScene:
             width: Number of columns.
 
         Returns:
-            As of :meth:`geofm.maps.scene.Scene.read`.
+            A sample as of :meth:`geofm.maps.scene.Scene.read`.
 
         Raises:
-            BrokenFileError: If a file cannot be read; a ValueError.
+            BrokenFileError: If a file cannot be read. It is a ValueError.
         """
         image = torch.zeros(len(self.bands), height, width)
         valid = torch.zeros(height, width, dtype=torch.bool)
@@ -127,10 +127,10 @@ class TableScene:
         return {'image': image, 'valid': valid, 'dates': sample['dates']}
 
     def describe(self) -> dict[str, Any]:
-        """What tells the files of the scene from others, without reading them.
+        """Identify the files of the scene without reading their pixels.
 
         Returns:
-            Rows of the table and, where they are files, size and time of change, by sensor.
+            Rows of the table by sensor, with the size and modification time of local files.
         """
         table = self._archive.table
         described: dict[str, Any] = {}
@@ -141,7 +141,7 @@ class TableScene:
         return {**described, 'bands': list(self._archive.bands)}
 
     def tags(self) -> dict[str, str]:
-        """Name and date of the first file of each sensor, for the tags of a product."""
+        """Return the name and date of the first file of each sensor, for the tags of a product."""
         matches = self._archive.matches
         return {
             **{key: Path(matches.paths(self._position, key)[0]).name for key in self._present},
@@ -150,18 +150,18 @@ class TableScene:
 
     @property
     def days(self) -> dict[str, np.datetime64]:
-        """Date of each sensor that is there, by key; NaT where it is not known."""
+        """Day of acquisition of each sensor that is present, by key; NaT if unknown."""
         columns = date_columns(self._archive.sensors)
         dates = dict(zip(columns, self.dates.numpy().astype('datetime64[D]'), strict=True))
         return {key: dates[key] for key in self._present if key in dates}
 
     def check_units(self) -> list[str]:
-        """Warn of values that look as if they were in another unit.
+        """Warn of values that seem to be in another unit.
 
-        Windows in the corners and the middle of the scene are looked at.
+        Only up to nine windows of the scene are read.
 
         Returns:
-            What was warned of.
+            The messages of the warnings.
         """
         starts = [
             sorted({max(0, (s - _SAMPLE) * k // 2) for k in range(3)}) for s in self.grid.shape
@@ -183,10 +183,10 @@ class TableScene:
 
 
 class BandLabels(LabelSource):
-    """Classes that are a band of a table, of the place of one scene.
+    """Labels of one scene that are a band of a table.
 
     Attributes:
-        path: The file.
+        path: First file of the band.
     """
 
     def __init__(
@@ -196,7 +196,7 @@ class BandLabels(LabelSource):
 
         Args:
             table: The table.
-            rows: Rows of the observation of the classes.
+            rows: Rows of the observation that holds the labels.
             band: Name of the band.
             legend: The classes.
         """
@@ -209,29 +209,29 @@ class BandLabels(LabelSource):
         return self._legend
 
     def classes_on(self, grid: Grid) -> npt.NDArray[np.uint8]:
-        """As of :meth:`LabelSource.classes_on`."""
+        """Return classes on a grid, see :meth:`LabelSource.classes_on`."""
         values = self.numbers_on(grid)
         known = np.isfinite(values) & (values != NO_CLASS)
         check_values(self.path, values[known], self._legend, 'add them, or give a nodata value')
         return np.where(known, values, NO_CLASS).astype(np.uint8)
 
     def numbers_on(self, grid: Grid) -> npt.NDArray[np.float32]:
-        """As of :meth:`LabelSource.numbers_on`."""
+        """Return numbers on a grid, see :meth:`LabelSource.numbers_on`."""
         values, valid = read_observation(self._table, self._rows, (self._band,), grid)
         return np.where(valid, values[0], np.float32(np.nan))
 
 
 class TableScenes:
-    """The scenes of a table: every observation of the sensor that gives the grid.
+    """The scenes of a table: one per observation of the reference sensor.
 
-    The other sensors are matched to it as in :class:`~geofm.datasets.RasterArchive`. Scenes are in
-    the order of places and dates.
+    Observations of the other sensors are matched to it as in
+    :class:`~geofm.datasets.RasterArchive`. Scenes are sorted by place and date.
 
     Attributes:
         table: The table.
-        names: A name of each scene, fit for a folder: its place, or the name of the file where it
-            has none, and its date.
-        left_out: What is left out, and why; empty if nothing is.
+        names: Name of each scene, unique and usable as a folder name: its place and date, or the
+            name of the file if it has no place.
+        left_out: Which rasters are left out, and why. Empty if none is.
     """
 
     def __init__(
@@ -251,18 +251,20 @@ class TableScenes:
 
         Args:
             table: Table of rasters, as ``geofm index`` writes it.
-            bands: Names of the channels to read.
-            split: Split whose scenes to take, or 'all'.
-            split_by: How scenes are split; by default by the column 'split' of the table.
-            window_size: Side of the windows that the split was drawn with; None for whole scenes.
-            places: Names of the places to take; by default all.
-            reference: Sensor that gives the grid; by default the reference of the sensors at hand.
-            missing_bands: What stands for bands that no raster of the table has; None: an error.
+            bands: Names of the channels.
+            split: Split whose scenes are used, or 'all'.
+            split_by: How scenes are split. Default: by the column 'split' of the table.
+            window_size: Side in pixels of the windows that were split. None: whole scenes.
+            places: Names of the places whose scenes are used. Default: all places.
+            reference: Sensor whose grid is used. Default: see
+                :func:`geofm.sensors.reference_sensor`.
+            missing_bands: What fills bands that no raster of the table has. None: a missing band is
+                an error.
             missing_sensors: Whether scenes may lack sensors.
 
         Raises:
             BandError: If the table lacks a band.
-            ValueError: If the table lacks a sensor, no scene is left, or scenes are to be split by
+            ValueError: If the table lacks a sensor, if no scene is left, or if scenes are split by
                 blocks.
         """
         self.bands = check_bands(bands)
@@ -286,7 +288,7 @@ class TableScenes:
             kept &= self._at(places)
         self._positions = np.flatnonzero(kept).tolist()
         if not self._positions:
-            raise ValueError(f'{table}: no scene of the places and the split that are asked for')
+            raise ValueError(f'{table}: no scene belongs to the chosen places and split')
         self.names = tuple(names[position] for position in self._positions)
 
     def __len__(self) -> int:
@@ -294,10 +296,10 @@ class TableScenes:
         return len(self.names)
 
     def scene(self, number: int) -> TableScene:
-        """A scene.
+        """Return a scene.
 
         Args:
-            number: Its number, from 0.
+            number: Index of the scene, from 0.
 
         Returns:
             The scene.
@@ -309,23 +311,23 @@ class TableScenes:
         return TableScene(self._archive, position, self.bands, self.names[number], self._missing)
 
     def labels(self, band: str, legend: Legend) -> list[BandLabels | None]:
-        """Classes that are a band of the table.
+        """Return the labels of each scene from a band of the table.
 
         Args:
             band: Name of the band, such as ``landcover.class``.
             legend: The classes.
 
         Returns:
-            Those of each scene; None for scenes without.
+            The labels of each scene; None for scenes without labels.
 
         Raises:
-            BandError: If there is no such band.
-            ValueError: If the table has no raster of it.
+            BandError: If the band is unknown.
+            ValueError: If the table has no raster of the band, or it is an input of the task.
         """
         (band,) = check_bands([band])
         key = sensor_of(band).name
         if key in self._args['sensors']:
-            raise LabelError(f"'{band}' is one of the bands that the task is applied to")
+            raise LabelError(f"'{band}' is an input band of the task, so it cannot be the labels")
         args = {
             **self._args,
             'sensors': canonical_order([*self._args['sensors'], key]),
@@ -343,7 +345,7 @@ class TableScenes:
 
     def _open(self, **changed: Any) -> RasterArchive:
         with warnings.catch_warnings():
-            # It is told once, by `left_out`.
+            # Reported once, by `left_out`.
             warnings.simplefilter('ignore')
             return RasterArchive(self.table, **{**self._args, 'split': 'all', **changed})
 
@@ -352,13 +354,13 @@ class TableScenes:
     ) -> npt.NDArray[np.bool_]:
         if rule is not None and rule.by == 'blocks':
             raise ValueError(
-                'a split by blocks cuts scenes in parts: leave --split out, or split by place or '
-                'by the column of the table'
+                'a split by blocks divides scenes: omit --split, or split by place or by the '
+                'column of the table'
             )
         if rule is None and self.table.split is None:
             raise ValueError(
-                f"{self.table.source}: no column 'split': say how its scenes are split, as "
-                '--split_by.by place'
+                f"{self.table.source}: no column 'split': give the rule by which scenes are split, "
+                'such as --split_by.by place'
             )
         part = self._open(split=split, split_by=rule, window_size=window_size)
         chosen = part.matches.reference_observations()
@@ -369,12 +371,12 @@ class TableScenes:
         for place in places:
             if place not in known:
                 guess = did_you_mean(place, [name for name in known if name is not None])
-                raise ValueError(f"{self.table.source}: no scene of a place '{place}'{guess}")
+                raise ValueError(f"{self.table.source}: no scene at the place '{place}'{guess}")
         return np.isin(np.array([name or '' for name in known]), list(places))
 
 
 def _describe_row(table: RasterTable, row: int) -> dict[str, Any]:
-    """A row of a table, and the state of its file."""
+    """Describe a row of a table, with the size and modification time of its file."""
     path = table.path(row)
     columns = {
         name: None if column is None else float(column[row])
@@ -389,7 +391,7 @@ def _describe_row(table: RasterTable, row: int) -> dict[str, Any]:
         'bands': table.bands_of(row),
         'index': int(table.index[row]),
         'unit': None if table.unit is None or table.unit[row] < 0 else table.units[table.unit[row]],
-        # NaN is not equal to itself.
+        # NaN would not compare equal to itself.
         **{name: None if value != value else value for name, value in columns.items()},
     }
     if Path(path).exists():
@@ -399,7 +401,7 @@ def _describe_row(table: RasterTable, row: int) -> dict[str, Any]:
 
 
 def _sensors(table: RasterTable, bands: tuple[str, ...], missing_sensors: bool) -> tuple[str, ...]:
-    """Sensors of the bands that the table has."""
+    """Return the sensors of the bands that the table has rasters of."""
     wanted = canonical_order([*sensor_channels(bands)])
     there = {table.sensors[code] for code in np.unique(table.sensor[table.problem < 0])}
     lacking = [key for key in wanted if key not in there]
@@ -407,7 +409,7 @@ def _sensors(table: RasterTable, bands: tuple[str, ...], missing_sensors: bool) 
         titles = ', '.join(f'{SENSORS[key].title} ({key})' for key in lacking)
         advice = '' if len(lacking) == len(wanted) else ', or give --missing_sensors'
         raise TableError(
-            f'{table.source}: no usable raster of {titles}, with which the task was fine-tuned: '
+            f'{table.source}: no usable raster of {titles}, which the task was fine-tuned with: '
             f'add some{advice}; the table has {", ".join(sorted(there)) or "none"}'
         )
     return tuple(key for key in wanted if key in there)
@@ -416,7 +418,7 @@ def _sensors(table: RasterTable, bands: tuple[str, ...], missing_sensors: bool) 
 def _bands(
     table: RasterTable, bands: tuple[str, ...], keys: Sequence[str], missing: Missing | None
 ) -> tuple[str, ...]:
-    """Bands that the rasters of the table have."""
+    """Return the bands that the rasters of the table have."""
     wanted = [band for band in bands if sensor_of(band).name in keys]
     there = {band for key in keys for band in available_bands(table, key)}
     lacking = [band for band in wanted if band not in there]
@@ -429,7 +431,7 @@ def _bands(
 
 
 def _places(archive: RasterArchive) -> list[str | None]:
-    """Name of the place of each sample."""
+    """Return the name of the place of each sample."""
     parts = archive.matches.archive
     numbers = archive.matches.reference_observations()
     places = parts.observations.place[numbers].tolist()
@@ -437,13 +439,13 @@ def _places(archive: RasterArchive) -> list[str | None]:
 
 
 def _names(archive: RasterArchive) -> list[str]:
-    """A name of each sample, none of them twice."""
+    """Return a unique name for each sample."""
     times = archive.matches.archive.observations.time[archive.matches.reference_observations()]
     days = times.astype('datetime64[us]').astype('datetime64[D]')
     names = []
     for i, place in enumerate(_places(archive)):
         base = place or Path(archive.matches.paths(i, archive.reference)[0]).stem
-        # Names of places are not trusted as names of folders.
+        # Names of places come from outside, and must be valid names of folders.
         base = re.sub(r'[^\w-]', '_', base).strip('_') or 'scene'
         dated = place is not None and times[i] != NO_TIME
         names.append(f'{base}_{days[i]}' if dated else base)

@@ -1,4 +1,4 @@
-"""Showing maps: figures, tiles, a page for a browser, and search for similar places."""
+"""Viewing maps: figures, tiles, a web page, and search for similar places."""
 
 from geofm.maps.view.figure import DRAWN
 from geofm.maps.view.places import SearchResult

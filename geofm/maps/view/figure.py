@@ -1,4 +1,4 @@
-"""Figures of a scene and of what a backbone sees in it."""
+"""Figures of a scene with its attention maps and features."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -30,16 +30,22 @@ Array = npt.NDArray[np.float32]
 #: Products that a figure shows.
 DRAWN = ('pca', 'segments', 'foreground', 'change', 'attention', 'rollout', 'point')
 
-# Perceptually uniform, readable with any colour vision, and never black, so that the ground shows
-# through it.
+#: Perceptually uniform, safe for colour blindness, and never black, so that the shading by the
+#: picture of the scene remains visible.
 _CMAP = colormaps['plasma']
+
+#: Grey of pixels without data.
 _NO_DATA = '0.82'
+
+#: Maximum number of panels in a row.
 _MOST_COLUMNS = 8
+
+#: Width of a panel in inches.
 _PANEL_INCHES = 2.4
 
 
 class _Image(NamedTuple):
-    """A picture on a scene.
+    """An image placed on a scene.
 
     Attributes:
         pixels: RGBA (rows, columns, 4), or values (rows, columns) to be coloured.
@@ -57,7 +63,7 @@ class _Panel(NamedTuple):
 
 
 class _Band(NamedTuple):
-    """Panels that share a colour scale, in one or more lines."""
+    """Panels that share a colour scale, in one or more rows."""
 
     panels: Sequence[_Panel]
     norm: Normalize | None = None
@@ -77,27 +83,26 @@ def plot_products(
 ) -> Figure:
     """Draw a scene and its products side by side: pictures, features, and every attention head.
 
-    Without features, the pictures stand beside the attention to them.
+    If there are no features, each picture is drawn beside the attention to its sensor.
 
     Args:
-        files: Rasters of :func:`geofm.maps.map_scene` by product; drawn are 'pca', 'segments',
-            'foreground', 'change', 'rollout', 'point' and 'attention', of those that are there.
+        files: Rasters of :func:`geofm.maps.map_scene` by product. Products of :data:`DRAWN` are
+            drawn.
         s1: Sentinel-1 raster of the scene.
         s2: Sentinel-2 raster of the scene.
         scene: Rasters of any sensors by key.
-        reference: Key of the sensor whose grid the products are on. Default: Sentinel-2 where it is
-            given, else the first that is not static.
-        names: Name of each band of a raster by sensor, where the file does not say.
-        title: Title of the figure. Default: what is shown, and the name of the scene.
-        max_side: Longest side of a picture in pixels; larger scenes are read at this size.
+        reference: Key of the sensor whose grid is used. Default: Sentinel-2 if it is given,
+            otherwise the first sensor that is not static.
+        names: Name of each band of a raster by sensor, for files without band descriptions.
+        title: Title of the figure. Default: the name of the scene and of the products.
+        max_side: Maximum side of a picture in pixels. Larger scenes are read at reduced size.
 
     Returns:
-        The figure. It belongs to no window, and is safe to make in any thread; a notebook
-        shows it.
+        The figure. It is not attached to pyplot, so it can be made in any thread.
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If no raster is given, or one is unfit.
+        FileNotFoundError: If a file does not exist.
+        ValueError: If no raster is given, or if one cannot be used.
     """
     with _open(files_by_sensor(s1, s2, scene), reference, names or {}) as ground:
         grid, stem = ground.grid, ground.stem
@@ -136,11 +141,11 @@ def draw_map(
     """Draw one map with a colour scale, a scale bar and a north arrow.
 
     Args:
-        values: Values of shape (rows, columns); NaN where unknown.
+        values: Values of shape (rows, columns); NaN where there is no data.
         grid: Grid of the values.
-        title: Title.
-        label: What the values are.
-        marks: Texts to put at places, each given as column and row.
+        title: Title of the map.
+        label: Label of the colour scale.
+        marks: Column and row of texts to draw on the map, by text.
 
     Returns:
         The figure.
@@ -177,13 +182,13 @@ def save_figure(figure: Figure, stem: Path) -> tuple[Path, Path]:
     return png, pdf
 
 
-# -- what is drawn ------------------------------------------------------------------------------
+# -- panels -------------------------------------------------------------------------------------
 
 
 def _open(
     files: Mapping[str, Path], reference: str | None, names: Mapping[str, Sequence[str]]
 ) -> Scene:
-    """The scene, with all bands that the files have."""
+    """Open the scene with all bands of the files."""
     if not files:
         raise ValueError('no raster given: --s1, --s2 or both, or --scene SENSOR=FILE')
     bands: list[str] = []
@@ -200,7 +205,7 @@ class _Picture(NamedTuple):
 
 
 def _pictures(scene: Scene, max_side: int) -> dict[str, _Picture]:
-    """A picture of each sensor, that with the grid of the scene first."""
+    """Return a picture of each sensor, starting with the reference sensor."""
     pictures = {}
     for sensor in drawing_order(scene.bands, scene.reference):
         wanted = sensor.picture_bands
@@ -213,7 +218,7 @@ def _pictures(scene: Scene, max_side: int) -> dict[str, _Picture]:
         else:
             title = sensor.picture_title
             if sensor.unit == 'dB':
-                # A difference in dB is a ratio of power.
+                # A difference in dB is a ratio of powers.
                 title = title.replace(' − ', '/')
             rgba = _stretch(channels, valid, sensor.drawing.cmap)
         pictures[sensor.name] = _Picture(title, rgba)
@@ -221,16 +226,14 @@ def _pictures(scene: Scene, max_side: int) -> dict[str, _Picture]:
 
 
 def _stretch(pixels: Array, valid: npt.NDArray[np.bool_], cmap: str = 'gray') -> Array:
-    """RGBA of one or three bands, each from its 2nd to its 98th percentile; clear where not valid.
+    """Return stretched RGBA of one or three bands, transparent where no pixel is valid.
 
-    A gamma of 0.7 opens the shadows.
+    A gamma of 0.7 brightens the shadows.
     """
-    rgba = np.zeros((*valid.shape, 4), np.float32)
-    rgba[..., : len(pixels)] = np.moveaxis(stretch(pixels, valid), 0, -1) ** 0.7
+    picture = np.moveaxis(stretch(pixels, valid), 0, -1) ** 0.7
     if len(pixels) == 1:
-        rgba[..., :3] = colormaps[cmap](rgba[..., 0])[..., :3]
-    rgba[..., 3] = valid
-    return rgba
+        picture = colormaps[cmap](picture[..., 0])[..., :3]
+    return np.dstack([picture, valid]).astype(np.float32)
 
 
 def _whole(pixels: Array, grid: Grid) -> _Image:
@@ -238,7 +241,7 @@ def _whole(pixels: Array, grid: Grid) -> _Image:
 
 
 def _read(src: DatasetReader, grid: Grid, max_side: int) -> tuple[npt.NDArray[Any], _Image]:
-    """Bands of a product at a size fit for a picture, and where they lie on the scene."""
+    """Read the bands of a product at reduced size, and return their placement on the scene."""
     shrink = max(1.0, max(src.shape) / max_side)
     shape = tuple(max(1, round(side / shrink)) for side in src.shape)
     pixels = src.read(out_shape=(src.count, *shape))
@@ -273,7 +276,7 @@ def _attention_bands(
     pictures: Mapping[str, _Picture],
     beside: Mapping[str, _Panel],
 ) -> list[_Band]:
-    """Lines of panels of a raster of attention, beside panels of what attention is paid to."""
+    """Return rows of panels of a raster of attention, beside panels of the attended sensors."""
     with rasterio.open(path) as src:
         values, image = _read(src, grid, max_side)
         names = src.descriptions
@@ -281,12 +284,12 @@ def _attention_bands(
     backdrop = next(iter(pictures.values()))
 
     def drape(values: Array, source: str, norm: Normalize) -> _Image:
-        # Cross-attention has no sensor of its own.
+        # Cross-attention belongs to no single sensor.
         picture = pictures.get(source, backdrop).rgba
         return _whole(_drape(values, image, picture, grid, norm), grid)
 
     if product != 'attention':
-        # One map a source, all on one line.
+        # One map per source, all in one row.
         chosen = [i for i, name in enumerate(names) if ' head ' not in name]
         norm = _limits(values[chosen])
         what = 'rollout' if product == 'rollout' else 'from one patch'
@@ -310,12 +313,12 @@ def _attention_bands(
 
 
 def _change_band(path: Path, grid: Grid, max_side: int) -> _Band:
-    """The map of change, from 0: a scene without change is of one colour."""
+    """Return the map of change. Its scale starts at 0, so that no change has one colour."""
     with rasterio.open(path) as src:
         values, image = _read(src, grid, max_side)
         tags = src.tags()
     norm = Normalize(0, max(_limits(values).vmax or 0, 1e-3))
-    # Where sensors have different dates, that of the first.
+    # If the dates of the sensors differ, the date of the first is shown.
     before, after = (tags.get(f'{w}_date', '?').split(', ')[0] for w in ('before', 'after'))
     panel = _Panel(f'Change, {before} to {after}', image._replace(pixels=values[0]), norm)
     return _Band([panel], norm, 'cosine distance')
@@ -330,7 +333,7 @@ def _title(source: str) -> str:
 
 
 def _drape(values: Array, image: _Image, picture: Array, grid: Grid, norm: Normalize) -> Array:
-    """Colours of a map, shaded by the brightness of a picture of the whole scene."""
+    """Return the colours of a map, shaded by the brightness of a picture of the scene."""
     left, right, bottom, top = image.extent
     rows, cols = (
         ((np.arange(n) + 0.5) * side / n - start) / (end - start) * count
@@ -338,7 +341,7 @@ def _drape(values: Array, image: _Image, picture: Array, grid: Grid, norm: Norma
             picture.shape[:2], grid.shape, (top, left), (bottom, right), values.shape, strict=True
         )
     )
-    # Cells of a stride may end half a cell before the scene.
+    # With a stride, cells may end half a cell before the scene.
     nearest = (
         i.astype(int).clip(0, n - 1) for i, n in zip((rows, cols), values.shape, strict=True)
     )
@@ -346,24 +349,25 @@ def _drape(values: Array, image: _Image, picture: Array, grid: Grid, norm: Norma
     known = np.isfinite(values)[..., None]
     rgba = _CMAP(norm(np.nan_to_num(values))).astype(np.float32)
     luma = (picture[..., :3] @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
-    # Ground that the map says nothing of is grey.
+    # Pixels without a value are grey.
     rgba[..., :3] = np.where(known, rgba[..., :3] * (0.4 + 0.6 * np.sqrt(luma)), luma)
     rgba[..., 3] = picture[..., 3]
     return rgba
 
 
 def _limits(maps: Array) -> Normalize:
-    """A colour scale that single extreme patches do not rule."""
+    """Return a colour scale that outliers do not set."""
     return Normalize(*value_range(maps, SCALE))
 
 
-# -- how it is laid out -------------------------------------------------------------------------
+# -- layout -------------------------------------------------------------------------------------
 
 
 def _compose(bands: Sequence[_Band], grid: Grid, title: str) -> Figure:
-    """Put panels of one size into lines, and beside each scale that they share its bar.
+    """Arrange panels of equal size in rows, with a colour bar beside each shared scale.
 
-    All is laid out in inches: a solver would give every line panels of another size.
+    Positions are in inches, because matplotlib's layout engines would make the panels of each row
+    a different size.
     """
     most = max(len(band.panels) for band in bands)
     columns = math.ceil(most / math.ceil(most / _MOST_COLUMNS))
@@ -401,7 +405,7 @@ def _compose(bands: Sequence[_Band], grid: Grid, title: str) -> Figure:
 
 
 def _show(ax: Axes, panel: _Panel, grid: Grid) -> None:
-    """Draw a picture upright and in the proportions of the ground."""
+    """Draw an image with north up and the aspect ratio of the ground."""
     ax.set(xticks=[], yticks=[], facecolor=_NO_DATA)
     ax.spines[:].set_visible(False)
     ax.set_title(panel.title, fontsize=8)
@@ -419,7 +423,7 @@ def _show(ax: Axes, panel: _Panel, grid: Grid) -> None:
 
 
 def _metres(grid: Grid) -> tuple[float, float]:
-    """Width and height of a pixel in metres, amid the scene."""
+    """Return the width and height in metres of a pixel in the middle of the scene."""
     width, height = grid.res
     if not grid.crs.is_geographic:
         factor = grid.crs.linear_units_factor[1]
@@ -430,7 +434,7 @@ def _metres(grid: Grid) -> tuple[float, float]:
 
 
 def _aspect(grid: Grid) -> float:
-    """Height of a pixel on the ground by its width: not 1 in degrees."""
+    """Return the ratio of height to width of a pixel on the ground, which is not 1 in degrees."""
     width, height = _metres(grid)
     return height / width
 
@@ -441,8 +445,7 @@ def _scale_bar(ax: Axes, grid: Grid) -> None:
     power = 10 ** math.floor(math.log10(metres / 4))
     length = max(step * power for step in (1, 2, 5) if step * power <= metres / 4)
     label = f'{length / 1000:g} km' if length >= 1000 else f'{length:g} m'
-    share = length / metres
-    ends = [0.05, 0.05 + share]
+    ends = [0.05, 0.05 + length / metres]
     for color, width in (('black', 4), ('white', 2)):
         ax.plot(ends, [0.06, 0.06], color=color, linewidth=width, transform=ax.transAxes)
     ax.text(
@@ -459,14 +462,15 @@ def _scale_bar(ax: Axes, grid: Grid) -> None:
 
 
 def north(grid: Grid) -> tuple[float, float]:
-    """Direction of grid north in a picture of a scene: right and up, of length 1.
+    """Return the direction of grid north in a picture of a scene.
 
     Args:
-        grid: Grid of the scene; the picture has its first row on top, or at the bottom if the
-            rows go north.
+        grid: Grid of the scene. The picture has its first row at the top, or at the bottom if rows
+            run northwards.
 
     Returns:
-        (0, 1) unless the grid is rotated.
+        Components to the right and upwards of a vector of length 1: (0, 1) unless the grid is
+        rotated.
     """
     t = ~grid.transform
     up = 1 if grid.transform.e > 0 else -1
@@ -479,7 +483,7 @@ def _north_arrow(ax: Axes, grid: Grid) -> None:
     right, above = north(grid)
     figure = ax.get_figure(root=True)
     assert figure is not None
-    # In inches around a point near the upper right corner.
+    # Coordinates in inches around a point near the upper right corner.
     place = figure.dpi_scale_trans + ScaledTranslation(0.92, 0.86, cast(Affine2DBase, ax.transAxes))
     half = 0.12
     outline = [patheffects.withStroke(linewidth=2.5, foreground='black')]

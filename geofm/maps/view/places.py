@@ -1,4 +1,4 @@
-"""Places that look alike to a model: search by cosine similarity among embeddings."""
+"""Search for similar places by cosine similarity of embeddings."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,23 +18,23 @@ from geofm.maps.make.embeddings import BATCH_ROWS, EmbeddingTable, read_batches
 from geofm.maps.make.windows import Floats
 from geofm.maps.view.figure import draw_map
 
-#: Drivers of the files that places are written to.
+#: Drivers of the vector formats that places can be written to.
 _DRIVERS = {'.geojson': 'GeoJSON', '.gpkg': 'GPKG'}
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Places similar to one place.
+    """Places that are similar to a query place.
 
     Attributes:
-        places: One row a place, most similar first; the first is the one asked for. Columns: rank
-            (0 for that one), similarity (cosine, -1..1), longitude and latitude of the centre,
-            distance in metres from the one asked for, the dates of the table, row and col
-            on the patch grid, and geometry, the footprint in EPSG:4326.
-        similarity: Similarity of every patch to the one asked for, float32 on the patch grid; NaN
+        places: One row per place. The first is the query place, followed by the others from most to
+            least similar. Columns: rank (0 for the query place), similarity (cosine, -1 to 1),
+            longitude and latitude of the centre, distance in metres from the query place, the dates
+            of the table, row and col on the patch grid, and geometry, the footprint in EPSG:4326.
+        similarity: Similarity of every patch to the query place, float32 on the patch grid; NaN
             where there is no patch.
-        table: What the file says of itself.
-        at: Longitude and latitude asked for.
+        table: Metadata of the file.
+        at: Longitude and latitude of the query place.
     """
 
     places: gpd.GeoDataFrame
@@ -43,7 +43,7 @@ class SearchResult:
     at: tuple[float, float]
 
     def plot(self) -> Figure:
-        """Draw the similarity of every patch, and number the places.
+        """Draw the similarity of every patch, with numbered places.
 
         Returns:
             The figure.
@@ -59,10 +59,10 @@ class SearchResult:
         """Write the places as GeoJSON or GeoPackage, or the picture as PNG or PDF.
 
         Args:
-            path: File to write; its suffix says what.
+            path: File to write. Its suffix determines the format.
 
         Raises:
-            ValueError: If the suffix is none of these.
+            ValueError: If the suffix is unknown.
         """
         suffix = path.suffix.lower()
         with atomic_file(path) as part:
@@ -75,27 +75,27 @@ class SearchResult:
 
 
 def search(path: Path, at: tuple[float, float], top: int = 10) -> SearchResult:
-    """Find the patches whose embeddings are most similar to that of a place.
+    """Find the patches whose embeddings are most similar to the embedding of a place.
 
-    The file is read piece by piece, twice; memory grows only with one number a patch.
+    The file is read twice, batch by batch. Memory holds one number per patch.
 
     Args:
         path: GeoParquet of embeddings, as ``geofm map`` writes it.
         at: Longitude and latitude of the place.
-        top: Number of similar places, beside the place itself.
+        top: Number of similar places, not counting the place itself.
 
     Returns:
         The places.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it holds no embeddings, *top* is not positive, or the place is outside of the
-            scene or where it has no data.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it has no embeddings, if *top* is not positive, or if the place lies outside
+            the scene or has no data.
     """
     if top < 1:
         raise ValueError(f'top={top} is not positive')
     table = EmbeddingTable.read(path)
-    row, col = _patch_at(path, table, at)
+    row, col = lonlat.pixel_in(table.grid, *at, path)
     query = next(
         (
             batch.vectors[k]
@@ -113,7 +113,7 @@ def search(path: Path, at: tuple[float, float], top: int = 10) -> SearchResult:
         lengths = np.linalg.norm(batch.vectors, axis=1)
         similarity[batch.rows, batch.cols] = batch.vectors @ query / np.maximum(lengths, 1e-12)
     order = similarity.copy()
-    # The place itself comes first, whatever rounding says.
+    # The query place comes first, regardless of rounding.
     order[row, col] = np.inf
     flat = np.nan_to_num(order, nan=-np.inf).ravel()
     known = int(np.isfinite(similarity).sum())
@@ -121,21 +121,10 @@ def search(path: Path, at: tuple[float, float], top: int = 10) -> SearchResult:
     return SearchResult(_places(path, table, best, similarity), similarity, table, at)
 
 
-def _patch_at(path: Path, table: EmbeddingTable, at: tuple[float, float]) -> tuple[int, int]:
-    grid = table.grid
-    row, col = lonlat.pixel_at(grid, *at)
-    if not (0 <= row < grid.height and 0 <= col < grid.width):
-        raise ValueError(
-            f'{path}: {at[0]}, {at[1]} is outside of the scene, which is at '
-            f'{lonlat.describe(lonlat.bounds(grid))}'
-        )
-    return int(row), int(col)
-
-
 def _places(
     path: Path, table: EmbeddingTable, best: npt.NDArray[np.intp], similarity: Floats
 ) -> gpd.GeoDataFrame:
-    """The rows of the file at positions on the patch grid, in the order given."""
+    """Read the rows of the file at some positions on the patch grid, in their order."""
     width = table.grid.width
     rank = {int(position): k for k, position in enumerate(best)}
     found: list[pa.RecordBatch] = []
@@ -148,7 +137,7 @@ def _places(
     frame = pa.Table.from_batches(found).to_pandas()
     geometry = gpd.GeoSeries(shapely.from_wkb(frame.pop('geometry')), crs='EPSG:4326')
     positions = frame['row'].to_numpy() * width + frame['col'].to_numpy()
-    # Not the centroid of the footprint, which may be in two parts on either side of 180 degrees.
+    # Not the centroid of the footprint, which may have two parts on either side of 180 degrees.
     middles = table.grid.transform @ (frame['col'].to_numpy() + 0.5, frame['row'].to_numpy() + 0.5)
     centres = lonlat.transform_to_lonlat(table.grid, *middles)
     frame.insert(0, 'rank', [rank[int(position)] for position in positions])

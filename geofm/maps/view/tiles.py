@@ -30,23 +30,23 @@ from geofm import lonlat
 from geofm.atomic import atomic_folder
 from geofm.grid import Grid
 
-# Tiles are pictures: the page places them by their names.
+# Tiles are not georeferenced: the page places them by their file names.
 warnings.filterwarnings('ignore', category=NotGeoreferencedWarning, module=r'rasterio\.io')
 
 Bytes = npt.NDArray[np.uint8]
 Colour = tuple[int, int, int]
 Resampling = Literal['nearest', 'bilinear', 'average']
 
-#: The tile matrix set of web maps: zoom z has 2^z x 2^z tiles of 256 x 256 px.
+#: Tile matrix set of web maps: zoom z has 2^z x 2^z tiles of 256 x 256 px.
 WEB_MERCATOR = morecantile.tms.get('WebMercatorQuad')
 WEB_MERCATOR_CRS = CRS.from_epsg(3857)
 TILE_SIZE = 256
 
-#: Once around the globe, in metres of Web Mercator.
+#: Circumference of the globe in metres of Web Mercator.
 WORLD = 2 * WEB_MERCATOR.xy_bbox.right
 
-# Where a pixel of the raster is to be seen as such, it is at least this many map pixels wide: its
-# edges then lie within a sixteenth of a pixel of where they belong.
+#: Minimum width in map pixels of a raster's pixel that is drawn as a square. Its edges are then
+#: off by at most a sixteenth of its width.
 _SHARPNESS = 8
 
 
@@ -55,11 +55,11 @@ class RGB:
     """Three values as red, green and blue.
 
     Attributes:
-        expression: The three, e.g. ``'b4;b3;b2'`` or ``'b1;b2;b1-b2'``.
-        ranges: Value that becomes 0 and value that becomes 255, of each.
-        gamma: Exponent applied between; below 1 it opens the shadows.
-        smooth: Whether to interpolate; False for values of patches.
-        fill: What all bands hold where there is no data, if the file doesn't say.
+        expression: Expression of rio-tiler, e.g. ``'b4;b3;b2'`` or ``'b1;b2;b1-b2'``.
+        ranges: Values that become 0 and 255, for each channel.
+        gamma: Exponent of the stretch. Below 1, it brightens the shadows.
+        smooth: Whether to interpolate. False for values of patches.
+        fill: Value of all bands where there is no data, if the file has no nodata value.
     """
 
     expression: str = 'b1;b2;b3'
@@ -70,20 +70,20 @@ class RGB:
 
     @property
     def resampling(self) -> Resampling:
-        """Bilinear if smooth; else each pixel's own colour, averaged where the map is coarser."""
+        """Bilinear if smooth; otherwise pixels stay squares, averaged if the map is coarser."""
         return 'bilinear' if self.smooth else 'average'
 
     def paint(self, values: np.ma.MaskedArray[Any, Any]) -> Bytes:
         """Stretch values to colours.
 
         Args:
-            values: The three, of shape (3, H, W).
+            values: Values of shape (3, H, W).
 
         Returns:
-            Red, green, blue and opacity, uint8 of shape (4, H, W). Masked values may get any.
+            Red, green, blue and opacity, uint8 of shape (4, H, W). Masked values get any colour.
         """
         bands = zip(values.data, self.ranges, strict=True)
-        rgb = np.stack([_to_byte(_share(band, *limits) ** self.gamma) for band, limits in bands])
+        rgb = np.stack([_to_byte(_position(band, *limits) ** self.gamma) for band, limits in bands])
         return np.concatenate([rgb, np.full_like(rgb[:1], 255)])
 
 
@@ -95,8 +95,8 @@ class Scalar:
         low: Value of the first colour.
         high: Value of the last colour.
         band: Band of the raster, from 1.
-        colormap: Name of one of matplotlib's colour maps.
-        unit: What the value is, for a legend.
+        colormap: Name of a colour map of matplotlib.
+        unit: Name of the value, for the legend.
     """
 
     low: float
@@ -109,22 +109,22 @@ class Scalar:
 
     @property
     def expression(self) -> str:
-        """The band."""
+        """Expression of rio-tiler for the band."""
         return f'b{self.band}'
 
     def paint(self, values: np.ma.MaskedArray[Any, Any]) -> Bytes:
-        """Look values up in the colour map: (1, H, W) to RGBA, uint8 (4, H, W)."""
-        rgb = palette(self.colormap)[_to_byte(_share(values.data[0], self.low, self.high))]
+        """Look up values (1, H, W) in the colour map; return RGBA, uint8 (4, H, W)."""
+        rgb = palette(self.colormap)[_to_byte(_position(values.data[0], self.low, self.high))]
         return np.concatenate([rgb.transpose(2, 0, 1), np.full_like(rgb[None, ..., 0], 255)])
 
 
 @dataclass(frozen=True)
 class Classes:
-    """One value out of a list, each with its colour.
+    """Classes, each with a colour.
 
     Attributes:
-        colors: Red, green and blue of each class. A value that is not among them is not drawn.
-        names: Names for a legend; a class without one is called by its number.
+        colors: Red, green and blue of each class. Other values are not drawn.
+        names: Names for the legend. A class without a name is called by its number.
         band: Band of the raster, from 1.
     """
 
@@ -136,39 +136,38 @@ class Classes:
 
     @property
     def expression(self) -> str:
-        """The band."""
+        """Expression of rio-tiler for the band."""
         return f'b{self.band}'
 
     def paint(self, values: np.ma.MaskedArray[Any, Any]) -> Bytes:
-        """Look classes up: (1, H, W) to RGBA, uint8 (4, H, W)."""
+        """Look up the colours of classes (1, H, W); return RGBA, uint8 (4, H, W)."""
         rgba = np.zeros((4, *values.shape[1:]), np.uint8)
         for value, color in self.colors.items():
             rgba[:, values.data[0] == value] = np.array([*color, 255], np.uint8)[:, None]
         return rgba
 
 
-#: How values become colours. All have the ``expression`` of rio-tiler that gives the values, the
-#: GDAL method of ``resampling`` that takes them to the map, whether they are to be interpolated on
-#: screen (``smooth``) or to stay visible as squares, and ``paint``.
+#: How values are drawn. All styles have the ``expression`` of rio-tiler that computes the values,
+#: the method of GDAL for their ``resampling``, ``smooth``, which says whether they are interpolated
+#: on screen or drawn as squares, and ``paint``.
 Style = RGB | Scalar | Classes
 
 
-def _share(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.float64]:
-    """Position of values between two limits, in [0, 1]; NaN, which is never seen, is 0."""
-    share = linear_rescale(values, (low, max(high, low + 1e-12)), (0, 1))
-    return np.nan_to_num(share)
+def _position(values: npt.NDArray[Any], low: float, high: float) -> npt.NDArray[np.float64]:
+    """Return the positions of values between two limits, in [0, 1]; 0 for NaN."""
+    return np.nan_to_num(linear_rescale(values, (low, max(high, low + 1e-12)), (0, 1)))
 
 
-def _to_byte(share: npt.NDArray[np.float64]) -> Bytes:
-    """0..1 to 0..255 as rio-tiler does it: decimals are cut off in single precision."""
-    return (share * 255).astype(np.float32).astype(np.uint8)
+def _to_byte(position: npt.NDArray[np.float64]) -> Bytes:
+    """Convert 0 to 1 into 0 to 255 as rio-tiler does, by truncation in single precision."""
+    return (position * 255).astype(np.float32).astype(np.uint8)
 
 
 def palette(name: str) -> Bytes:
-    """Colours of a colour map.
+    """Return the colours of a colour map.
 
     Args:
-        name: Name of one of matplotlib's colour maps.
+        name: Name of a colour map of matplotlib.
 
     Returns:
         256 colours from low to high, uint8 of shape (256, 3).
@@ -177,24 +176,24 @@ def palette(name: str) -> Bytes:
 
 
 def mercator_bounds(grid: Grid) -> tuple[float, float, float, float]:
-    """Where a grid lies on a web map.
+    """Return the bounds of a grid in Web Mercator.
 
     Args:
         grid: The grid.
 
     Returns:
-        Left, bottom, right and top in metres of Web Mercator; left is on the map, right is beyond
-        its edge if the grid crosses the antimeridian.
+        Left, bottom, right and top in metres. Right is beyond the edge of the map if the grid
+        crosses the antimeridian.
 
     Raises:
-        ValueError: If a part of it lies where Web Mercator does not reach.
+        ValueError: If a part of the grid lies outside the latitudes of Web Mercator.
     """
     points = lonlat.boundary(grid, 32)
     west, south, east, north = lonlat.extents(points[None])[0].tolist()
     lowest, highest = WEB_MERCATOR.bbox.bottom, WEB_MERCATOR.bbox.top
     if not (np.isfinite(points).all() and lowest <= south and north <= highest):
         raise ValueError(
-            f'{grid.footprint().bounds} ({grid.crs}) is not on a web map: that reaches from 85.05° '
+            f'{grid.footprint().bounds} ({grid.crs}) is not on a web map, which covers 85.05° '
             f'south to 85.05° north'
         )
     _, (bottom, top) = transform_points(lonlat.LONLAT, WEB_MERCATOR_CRS, [0, 0], [south, north])
@@ -203,11 +202,11 @@ def mercator_bounds(grid: Grid) -> tuple[float, float, float, float]:
 
 @dataclass(frozen=True)
 class Pyramid:
-    """Which part of the map a raster covers, at which zooms.
+    """The tiles that a raster covers.
 
     Attributes:
-        bounds: Left, bottom, right and top in metres of Web Mercator; right of a raster across the
-            antimeridian is beyond the edge of the map.
+        bounds: Left, bottom, right and top in metres of Web Mercator. Right is beyond the edge of
+            the map if the raster crosses the antimeridian.
         zooms: First and last zoom.
     """
 
@@ -222,21 +221,22 @@ class Pyramid:
         zooms: tuple[int, int] | None = None,
         most: int | None = None,
     ) -> Self:
-        """Find the tiles that a raster needs.
+        """Choose the zooms for a raster.
 
         Args:
             grid: Grid of the raster.
             smooth: Whether the raster is interpolated on the map. If so, the last zoom is the first
-                at which a map pixel is no larger than one of the raster; otherwise that at which it
-                is no larger than an eighth of one, so that the edges of pixels lie right.
-            zooms: First and last zoom, if not by this rule.
-            most: Most that the rule may choose.
+                at which a map pixel is not larger than a pixel of the raster. Otherwise a map pixel
+                is not larger than an eighth of it, so that the edges of pixels are accurate.
+            zooms: First and last zoom. None: chosen by this rule.
+            most: Maximum zoom that the rule may choose.
 
         Returns:
-            The pyramid. Its first zoom shows the whole raster within the size of one tile.
+            The pyramid. At its first zoom, the raster is at most as large as one tile.
 
         Raises:
-            ValueError: If the raster lies where Web Mercator does not reach, or a zoom is none.
+            ValueError: If the raster lies outside the latitudes of Web Mercator, or a zoom is out
+                of range.
         """
         bounds = mercator_bounds(grid)
         if zooms is None:
@@ -254,7 +254,7 @@ class Pyramid:
 
     @property
     def tiles(self) -> Iterator[Tile]:
-        """Tiles that the bounds touch, zoom by zoom and column by column."""
+        """Tiles that intersect the bounds, zoom by zoom and column by column."""
         for zoom in range(self.zooms[0], self.zooms[1] + 1):
             first_x, first_y, last_x, last_y = self.ranges(zoom)
             for x in range(first_x, last_x + 1):
@@ -262,18 +262,18 @@ class Pyramid:
                     yield Tile(x % 2**zoom, y, zoom)
 
     def ranges(self, zoom: int) -> tuple[int, int, int, int]:
-        """Tiles of a zoom.
+        """Return the range of tiles of a zoom.
 
         Args:
             zoom: The zoom.
 
         Returns:
-            First column and row, last column and row. A column of 2^zoom or more is one from the
-            western edge of the map, across the antimeridian.
+            First column and row, last column and row. Across the antimeridian, columns continue
+            with 2^zoom for the column at the western edge of the map.
         """
         left, bottom, right, top = self.bounds
         side = WORLD / 2**zoom
-        # A hair inside: what ends on the edge of a tile does not touch the next.
+        # Shrunk slightly: bounds that end on the edge of a tile do not intersect the next tile.
         hair = 1e-6 * side / TILE_SIZE
         first_x, last_x = (int((x + WORLD / 2) // side) for x in (left + hair, right - hair))
         first_y, last_y = (int((WORLD / 2 - y) // side) for y in (top - hair, bottom + hair))
@@ -281,7 +281,7 @@ class Pyramid:
 
 
 def _pixel_on_map(grid: Grid) -> float:
-    """The shorter side of a pixel amid a grid, in metres of Web Mercator."""
+    """Return the shorter side of a grid's middle pixel in metres of Web Mercator."""
     col, row = grid.width / 2, grid.height / 2
     places = ((col, row), (col + 1, row), (col, row + 1))
     xs, ys = zip(*(grid.transform @ place for place in places), strict=True)
@@ -294,12 +294,12 @@ def read_tile(src: DatasetReader, style: Style, tile: Tile) -> ImageData:
     """Read and colour a tile.
 
     Args:
-        src: The raster. Its nodata value or mask says where it has data; NaN is never data.
-        style: How to colour it.
+        src: The raster. Pixels have no data by its nodata value or mask, or if they are NaN.
+        style: Style of the raster.
         tile: The tile.
 
     Returns:
-        Red, green and blue, and where there is something to see.
+        Red, green and blue, masked where there is no data.
     """
     image = reader.part(
         src,
@@ -309,7 +309,7 @@ def read_tile(src: DatasetReader, style: Style, tile: Tile) -> ImageData:
         dst_crs=WEB_MERCATOR_CRS,
         bounds_crs=WEB_MERCATOR_CRS,
         indexes=parse_expression(style.expression),
-        nodata=unsaid_nodata(src, style),
+        nodata=default_nodata(src, style),
         resampling_method=style.resampling,
         reproject_method=style.resampling,
         vrt_options=_longitudes_of(src),
@@ -323,7 +323,7 @@ def read_tile(src: DatasetReader, style: Style, tile: Tile) -> ImageData:
 
 
 def _longitudes_of(src: DatasetReader) -> dict[str, CRS]:
-    """What tells the warper of a raster in degrees that its longitudes go beyond 180."""
+    """Return options of the warper for a raster whose longitudes exceed 180 degrees."""
     left, _, right, _ = src.bounds
     if not src.crs.is_geographic or max(abs(left), abs(right)) <= lonlat.CIRCLE / 2:
         return {}
@@ -331,8 +331,8 @@ def _longitudes_of(src: DatasetReader) -> dict[str, CRS]:
     return {'src_crs': CRS.from_proj4(f'{src.crs.to_proj4()} +lon_wrap={middle}')}
 
 
-def unsaid_nodata(src: DatasetReader, style: Style) -> float | None:
-    """Value without data of a raster that has no nodata tag: the style's fill, or NaN."""
+def default_nodata(src: DatasetReader, style: Style) -> float | None:
+    """Return the nodata value of a raster without a nodata tag: the style's fill, or NaN."""
     if src.nodata is not None:
         return None
     fill = style.fill if isinstance(style, RGB) else None
@@ -343,9 +343,10 @@ def unsaid_nodata(src: DatasetReader, style: Style) -> float | None:
 def evaluate(
     image: ImageData, style: Style
 ) -> tuple[np.ma.MaskedArray[Any, Any], npt.NDArray[np.bool_]]:
-    """Values that a style colours, (C, H, W), and where they are hidden, (H, W).
+    """Return the values that a style draws, (C, H, W), and where they are hidden, (H, W).
 
-    Nodata counts if all bands have it, as a dark pixel may well be 0 in one; NaN counts in any.
+    A pixel is hidden if all bands are nodata, because a dark pixel may be 0 in one band, or if any
+    band is NaN.
     """
     values = image.apply_expression(style.expression).array
     finite = np.isfinite(values.data).all(axis=0)
@@ -358,13 +359,13 @@ def render_tiles(
     """Write the tiles of a raster, on all cores.
 
     Args:
-        raster: Any raster that GDAL reads.
-        style: How to colour it.
-        pyramid: Which tiles to write.
-        folder: Folder for ``<zoom>/<x>/<y>.png``; made if it isn't there.
+        raster: A raster that GDAL can read.
+        style: Style of the raster.
+        pyramid: Tiles to write.
+        folder: Folder for ``<zoom>/<x>/<y>.png``. It is created if it does not exist.
 
     Yields:
-        Each tile, and whether it was written: one that has no data is not.
+        Each tile, and whether it was written. Tiles without data are not written.
     """
 
     def write_column(tiles: list[Tile]) -> list[tuple[Tile, bool]]:
@@ -398,18 +399,18 @@ def write_tiles(
     """Write an XYZ pyramid of PNG files, transparent where there is no data.
 
     Args:
-        raster: Any raster that GDAL reads.
-        style: How to colour it.
-        output: Folder for ``<zoom>/<x>/<y>.png``. One that is there already is replaced when the
-            new one is whole.
+        raster: A raster that GDAL can read.
+        style: Style of the raster.
+        output: Folder for ``<zoom>/<x>/<y>.png``. An existing folder is replaced when the new one
+            is complete.
         zooms: First and last zoom. Default: from the raster's pixel size, see
             :meth:`Pyramid.cover`.
 
     Returns:
-        The tiles that were written: those without data are not.
+        The tiles that were written. Tiles without data are not written.
 
     Raises:
-        ValueError: If the raster has no CRS, or lies where Web Mercator does not reach.
+        ValueError: If the raster has no CRS, or lies outside the latitudes of Web Mercator.
     """
     with rasterio.open(raster) as src:
         pyramid = Pyramid.cover(Grid.of(src), style.smooth, zooms)

@@ -1,4 +1,4 @@
-"""A web page to explore a scene and what a backbone sees in it, without network or server."""
+"""A web page to explore a scene with its attention and features, without a server."""
 
 from geofm.maps.view.page.embedding import EmbeddingGrid
 from geofm.maps.view.page.layers import BACKDROP, Layer, find_products, product_layers, scene_layers

@@ -1,4 +1,4 @@
-"""Embeddings of patches in the compact form that a browser compares."""
+"""Embeddings of patches in a compact form for the browser."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,24 +11,26 @@ from rasterio.io import DatasetReader
 
 from geofm.grid import Grid
 from geofm.maps.make.embedding_files import read_vectors, strip_windows
+from geofm.maps.make.embeddings import unit_vectors
 from geofm.maps.make.windows import Floats
 from geofm.rasters import open_raster
 
-#: Most bytes of vectors that a page holds. A phone still opens it; larger embeddings are projected.
+#: Maximum size of the vectors of a page in bytes, which a phone can still open. Larger embeddings
+#: are projected to fewer dimensions.
 MOST_BYTES = 48 * 2**20
 
 
 @dataclass(frozen=True)
 class EmbeddingGrid:
-    """A vector of small integers for each patch of a grid.
+    """Vectors of 8-bit integers, one per patch of a grid.
 
-    The cosine of two vectors doesn't depend on their lengths, so each is scaled by itself, to use
-    the whole range: the largest component, by magnitude, becomes 127.
+    The cosine of two vectors does not depend on their lengths, so each vector is scaled
+    separately: its component of largest magnitude becomes 127 or -127.
 
     Attributes:
         vectors: int8 of shape (rows, columns, D) in -127..127; all 0 where there is no data.
         grid: Grid of the patches.
-        kept: Share of the squared length of the vectors that was kept, in (0, 1]: 1 unless they
+        kept: Fraction of the squared length of the vectors that was kept, in (0, 1]: 1 unless they
             were projected to fewer dimensions.
     """
 
@@ -41,7 +43,7 @@ class EmbeddingGrid:
         """Quantise vectors.
 
         Args:
-            vectors: Shape (rows, columns, D). Not finite where there is no data.
+            vectors: Vectors of shape (rows, columns, D), not finite where there is no data.
             grid: Grid of the patches.
 
         Returns:
@@ -59,11 +61,11 @@ class EmbeddingGrid:
         """Read an embedding, strip by strip.
 
         Args:
-            path: Raster of patches with one band a dimension, float, or integers whose scales and
-                offsets are in the file; nodata or NaN in any band is no data.
-            most_bytes: Most bytes of the vectors. If there are more dimensions than this allows,
-                the unit vectors are projected onto the directions in which their squared length is
-                greatest: of all projections, this keeps their products best.
+            path: Raster of patches with one band per dimension: floats, or integers with scales
+                and offsets in the file. A patch has no data where any band is nodata or NaN.
+            most_bytes: Maximum size of the vectors in bytes. If there are more dimensions than
+                this allows, the unit vectors are projected onto the leading eigenvectors of their
+                second moment, which preserves their dot products best.
 
         Returns:
             The embedding.
@@ -78,7 +80,7 @@ class EmbeddingGrid:
             if dims < src.count:
                 basis, kept = _basis(src, dims)
             strips = (
-                _quantise(strip if basis is None else _unit(strip) @ basis)
+                _quantise(strip if basis is None else _units(strip) @ basis)
                 for strip in _strips(src)
             )
             vectors = np.concatenate([*strips])
@@ -88,22 +90,25 @@ class EmbeddingGrid:
 
 
 def _strips(src: DatasetReader) -> Iterator[Floats]:
-    """Rows of patches from top to bottom, (rows, columns, D); NaN where there is no data."""
+    """Read rows of patches from top to bottom, (rows, columns, D); NaN where there is no data."""
     for window in strip_windows(src):
         yield read_vectors(src, window).transpose(1, 2, 0)
 
 
-def _unit(vectors: Floats) -> Floats:
-    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
+def _units(vectors: Floats) -> Floats:
+    """Scale vectors to unit length; those without data become 0."""
+    return np.nan_to_num(unit_vectors(vectors, -1))
 
 
 def _basis(src: DatasetReader, dims: int) -> tuple[Floats, float]:
-    """Leading eigenvectors of the unit vectors' second moment, (D, dims), and their share of it."""
+    """Return the leading eigenvectors (D, dims) of the unit vectors' second moment.
+
+    Also return the fraction of the second moment along them.
+    """
     moment = np.zeros((src.count, src.count))
     for strip in _strips(src):
-        known = strip[np.isfinite(strip).all(axis=-1)]
-        moment += _unit(known).T @ _unit(known)
+        units = _units(strip).reshape(-1, src.count)
+        moment += units.T @ units
     values, directions = np.linalg.eigh(moment)
     kept = float(values[-dims:].sum() / max(values.sum(), 1e-12))
     return directions[:, -dims:].astype(np.float32), kept

@@ -1,4 +1,4 @@
-"""What a page shows of a scene: the scene itself, and what was computed from it."""
+"""Layers of a page: pictures of the scene, and the products made from it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,14 +13,14 @@ from rio_tiler.expression import parse_expression
 
 from geofm.maps.make.segments import segment_colors
 from geofm.maps.scene import SensorRaster, files_by_sensor
-from geofm.maps.view.tiles import RGB, Classes, Colour, Scalar, Style, evaluate, unsaid_nodata
+from geofm.maps.view.tiles import RGB, Classes, Colour, Scalar, Style, default_nodata, evaluate
 from geofm.sensors import SENSORS, Sensor
 from geofm.stretch import PICTURE, SCALE, value_range
 
-#: Group of the layers that lie below all others, of which the page always shows one.
+#: Group of the background layers, of which the page always shows one.
 BACKDROP = 'Scene'
 
-#: Products that a page can show, by the end of their file names.
+#: Products that a page can show, which their file names end with.
 PRODUCTS = (
     'attention',
     'rollout',
@@ -32,13 +32,14 @@ PRODUCTS = (
     'embedding',
 )
 
-# Products of attention, and the title of their groups.
+#: Titles of the groups of attention products.
 _ATTENTION = {
     'attention': 'Attention',
     'rollout': 'Attention rollout',
     'point': 'Attention of a point',
 }
 
+#: Maximum side in pixels at which rasters are read to choose a colour scale.
 _MOST_SIDE = 1024
 
 
@@ -47,11 +48,11 @@ class Layer:
     """A layer of a page.
 
     Attributes:
-        name: Name within its group.
+        name: Name within the group.
         raster: Raster that is drawn.
-        style: How it is coloured.
-        group: Heading that it stands under; those of :data:`BACKDROP` lie below the others.
-        description: A sentence on what one sees.
+        style: Style of the raster.
+        group: Heading on the page. Layers of :data:`BACKDROP` are drawn below the others.
+        description: Description for the reader of the page.
     """
 
     name: str
@@ -66,13 +67,13 @@ def find_products(directory: Path, scene: str | None = None) -> dict[str, Path]:
 
     Args:
         directory: Folder of ``<scene>_<product>.tif``, as :func:`geofm.maps.map_scene` writes them.
-        scene: Name of the scene. Default: that of the only one.
+        scene: Name of the scene. May be None if the folder has products of one scene only.
 
     Returns:
         The files by product, in the order of :data:`PRODUCTS`.
 
     Raises:
-        ValueError: If there are none, or of more than one scene.
+        ValueError: If there are no products, or products of several scenes.
     """
     found: dict[str, dict[str, Path]] = {}
     for product in PRODUCTS:
@@ -83,7 +84,7 @@ def find_products(directory: Path, scene: str | None = None) -> dict[str, Path]:
     if not found:
         name = scene or '<scene>'
         wanted = ', '.join(f'{name}_{product}.tif' for product in PRODUCTS)
-        raise ValueError(f'{directory}: none of {wanted}; make them with `geofm map`')
+        raise ValueError(f'{directory}: no product found ({wanted}); make them with `geofm map`')
     if len(found) > 1:
         raise ValueError(f'{directory}: products of several scenes, choose one: {sorted(found)}')
     return next(iter(found.values()))
@@ -95,21 +96,21 @@ def scene_layers(
     scene: Mapping[str, Path | None] | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Layer]:
-    """Pictures of the scene itself.
+    """Return layers with pictures of the scene.
 
     Args:
         s1: Sentinel-1 raster.
         s2: Sentinel-2 raster.
         scene: Rasters of any sensors by key.
-        names: Name of each band of a raster by sensor, where the file does not say.
+        names: Name of each band of a raster by sensor, for files without band descriptions.
 
     Returns:
         A picture of each raster, e.g. true colour of Sentinel-2 and a composite of Sentinel-1's
-        polarisations; that whose grid the maps have first.
+        polarisations, starting with the reference sensor.
 
     Raises:
-        FileNotFoundError: If a file is missing.
-        ValueError: If a raster cannot be read, or lacks the bands.
+        FileNotFoundError: If a file does not exist.
+        ValueError: If a raster cannot be read, or lacks bands of its picture.
     """
     files = files_by_sensor(s1, s2, scene)
     layers: list[Layer] = []
@@ -122,7 +123,7 @@ def scene_layers(
 
 
 def _scene_layer(path: Path, sensor: Sensor, names: Sequence[str] | None) -> Layer:
-    """Picture of a raster."""
+    """Return the layer of a raster."""
     drawing = sensor.drawing
     wanted = _bands(path, sensor, drawing.bands, names)
     terms = [
@@ -140,7 +141,7 @@ def _scene_layer(path: Path, sensor: Sensor, names: Sequence[str] | None) -> Lay
             drawing.cmap,
             f'{drawing.title}, {sensor.unit}',
         )
-        text = f'{sensor.short_title}: {drawing.title}, from its 2nd to its 98th percentile.'
+        text = f'{sensor.short_title}: {drawing.title}, from the 2nd to the 98th percentile.'
         return Layer(_layer_name(sensor), path, scalar, BACKDROP, text)
     red, green, blue = drawing.channels
     return Layer(
@@ -148,7 +149,7 @@ def _scene_layer(path: Path, sensor: Sensor, names: Sequence[str] | None) -> Lay
         path,
         _stretched(path, ';'.join(terms), fill),
         BACKDROP,
-        f'{sensor.short_title}: red {red}, green {green}, blue {blue}, each from its 2nd to its '
+        f'{sensor.short_title}: red {red}, green {green}, blue {blue}, each from the 2nd to the '
         '98th percentile.',
     )
 
@@ -161,13 +162,13 @@ def _layer_name(sensor: Sensor) -> str:
 
 
 def product_layers(products: dict[str, Path]) -> list[Layer]:
-    """Layers of what was computed from a scene.
+    """Return the layers of products.
 
     Args:
-        products: Files as :func:`find_products` finds them. The embedding has no layer.
+        products: Files by product, as of :func:`find_products`. The embedding has no layer.
 
     Returns:
-        One layer for each band of attention, and one for each of the other products.
+        One layer per band of attention, and one per other product.
     """
     layers = []
     for product, title in _ATTENTION.items():
@@ -179,12 +180,12 @@ def product_layers(products: dict[str, Path]) -> list[Layer]:
     if 'foreground' in products:
         with rasterio.open(products['foreground']) as src:
             classes = Classes(_class_colors(src), {0: 'background', 1: 'foreground'})
-        text = 'Patches told apart by their first principal component.'
+        text = 'Patches separated by the sign of their first principal component.'
         layers.append(Layer('Foreground', products['foreground'], classes, 'Features', text))
     if 'segments' in products:
         with rasterio.open(products['segments']) as src:
             classes = Classes(_class_colors(src))
-        text = 'Clusters of patch tokens (k-means). Colours only tell them apart.'
+        text = 'Clusters of patch tokens (k-means). Colours have no meaning.'
         layers.append(Layer('Segments', products['segments'], classes, 'Features', text))
     if 'change' in products:
         layers.append(_change_layer(products['change']))
@@ -194,30 +195,30 @@ def product_layers(products: dict[str, Path]) -> list[Layer]:
 def _bands(
     path: Path, sensor: Sensor, wanted: Sequence[str], names: Sequence[str] | None
 ) -> dict[str, str]:
-    """Names of bands as rio-tiler calls them, by our names without the sensor."""
+    """Return the names of bands in rio-tiler's expressions, by band name without the sensor."""
     raster = SensorRaster.open(path, sensor, bands=names)
     raster.src.close()
     if missing := [name for name in wanted if sensor.channel(name) not in raster.bands]:
-        raise ValueError(f'{path}: no band {", ".join(missing)}, which its picture needs')
+        raise ValueError(f'{path}: no band {", ".join(missing)}, which the picture needs')
     return {name: f'b{raster.bands[sensor.channel(name)] + 1}' for name in wanted}
 
 
 def _stretched(path: Path, expression: str, fill: float | None) -> RGB:
-    """Stretch each channel from its 2nd to its 98th percentile."""
-    # Products of Sentinel-1 and -2 are 0 beyond the swath, tagged or not.
+    """Return a style that stretches each channel from its 2nd to its 98th percentile."""
+    # Products of Sentinel-1 and -2 are 0 outside the swath, with or without a nodata tag.
     style = RGB(expression, gamma=0.7, fill=fill)
     with rasterio.open(path) as src:
         image = reader.read(
             src,
             indexes=parse_expression(expression),
             max_size=_MOST_SIDE,
-            nodata=unsaid_nodata(src, style),
+            nodata=default_nodata(src, style),
         )
     values, hidden = evaluate(image, style)
     if hidden.all():
         raise ValueError(f'{path}: no pixel has data')
-    known = values.data[:, ~hidden].astype(np.float64)
-    return replace(style, ranges=tuple(value_range(channel, PICTURE) for channel in known))
+    channels = values.data[:, ~hidden].astype(np.float64)
+    return replace(style, ranges=tuple(value_range(channel, PICTURE) for channel in channels))
 
 
 def _attention_layers(path: Path, title: str) -> list[Layer]:
@@ -232,9 +233,9 @@ def _attention_layers(path: Path, title: str) -> list[Layer]:
     layers = []
     bands = [_group_and_name(title, name) for name in names]
     for i, (group, name) in enumerate(bands):
-        # Heads of one source share a scale, that they can be compared.
-        same = [k for k, band in enumerate(bands) if band[0] == group]
-        low, high = value_range(values[same], SCALE)
+        # Heads of one source share a scale, so that they can be compared.
+        together = [k for k, band in enumerate(bands) if band[0] == group]
+        low, high = value_range(values[together], SCALE)
         style = Scalar(low, high, i + 1, 'cividis', 'attention / uniform')
         layers.append(Layer(name, path, style, group, f'{unit[:1].upper()}{unit[1:]}.{model}'))
     return layers
@@ -246,18 +247,18 @@ def _change_layer(path: Path) -> Layer:
         shape = (1, *(max(1, round(side / shrink)) for side in src.shape))
         values = src.read(out_shape=shape, masked=True).astype(np.float64).filled(np.nan)
         tags = src.tags()
-    # From 0: a scene without change is dark all over.
+    # The scale starts at 0, so that a scene without change is dark.
     high = max(value_range(values, SCALE)[1], 1e-3)
     before, after = (tags.get(f'{which}_date', 'unknown') for which in ('before', 'after'))
     text = (
-        f'Before: {before}. After: {after}. Cosine distance of the embeddings: 0 where they point '
-        'the same way (no change), 1 where they have nothing in common, at most 2.'
+        f'Before: {before}. After: {after}. Cosine distance of the embeddings: 0 for the same '
+        'direction (no change), 1 for orthogonal vectors, at most 2.'
     )
     return Layer('Change', path, Scalar(0, high, 1, 'inferno', 'cosine distance'), 'Features', text)
 
 
 def _group_and_name(title: str, description: str) -> tuple[str, str]:
-    """'s1 block 11 head 0' is head 0 of Sentinel-1, block 11; 's1 rollout' its rollout."""
+    """Return the group and the name of a band of attention, such as 's1 block 11 head 0'."""
     key, _, rest = description.partition(' ')
     source = SENSORS[key].short_title if key in SENSORS else key.capitalize()
     if part := re.fullmatch(r'(.+) (mean|head \d+)', rest):
@@ -266,7 +267,7 @@ def _group_and_name(title: str, description: str) -> tuple[str, str]:
 
 
 def _class_colors(src: DatasetReader) -> dict[int, Colour]:
-    """Colours of the classes that occur: the file's own, or a palette's in turn."""
+    """Return the colours of the classes that occur, from the file or from a palette."""
     values: set[int] = set()
     for _, window in src.block_windows(1):
         values |= {*src.read(1, window=window, masked=True).compressed().tolist()}

@@ -1,7 +1,7 @@
-"""Smooth maps between a patch grid and Web Mercator, small enough to put into a page.
+"""Coordinate transforms between a patch grid and Web Mercator, in a compact form for a page.
 
-A browser has no projections. But over a scene, the map between the patch grid and Web Mercator is
-so smooth that its values at the nodes of a coarse mesh are enough: between them it is bilinear.
+A browser has no library of projections. Over a scene, the transform is so smooth that bilinear
+interpolation between the nodes of a coarse mesh is accurate enough.
 """
 
 from collections.abc import Callable
@@ -18,23 +18,26 @@ from geofm.maps.view.tiles import WEB_MERCATOR_CRS, WORLD, mercator_bounds
 
 Doubles = npt.NDArray[np.float64]
 
-#: Largest error of a mesh between its nodes, in patches.
+#: Maximum error of a mesh between its nodes, in patches.
 TOLERANCE = 0.01
+
+#: Maximum number of cells along a side of a mesh.
 _MOST_CELLS = 256
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """A map from the unit square to the plane: known at nodes, bilinear between.
+    """A map from the unit square to the plane, interpolated bilinearly between nodes.
 
     Attributes:
-        nodes: Values of shape (n, n, 2) at (s, t): t grows along the rows, s along the columns.
+        nodes: Values of shape (n, n, 2) at (s, t). t increases along the first axis, s along the
+            second.
     """
 
     nodes: Doubles
 
     def __call__(self, s: Doubles, t: Doubles) -> Doubles:
-        """Value at (s, t) in [0, 1]: shape (..., 2)."""
+        """Return the values at (s, t) in [0, 1], of shape (..., 2)."""
         cells = len(self.nodes) - 1
         i, j = (np.clip((v * cells).astype(int), 0, cells - 1) for v in (t, s))
         p, q = (t * cells - i)[..., None], (s * cells - j)[..., None]
@@ -44,18 +47,18 @@ class Mesh:
 
 
 def fit_mesh(function: Callable[[Doubles, Doubles], Doubles], tolerance: Doubles) -> Mesh:
-    """Sample a function as coarsely as the tolerance allows.
+    """Fit the coarsest mesh to a function that the tolerance allows.
 
     Args:
         function: Map from (s, t) in [0, 1] to values of shape (..., 2).
-        tolerance: Largest error of each of the two values, shape (2,).
+        tolerance: Maximum error of each of the two values, of shape (2,).
 
     Returns:
-        The mesh. Its error is checked in the middle of its cells and edges, where a smooth function
-        is farthest from bilinear.
+        The mesh. Its error is checked in the middle of its cells and edges, where the error of
+        bilinear interpolation of a smooth function is largest.
 
     Raises:
-        ValueError: If no mesh of 256 x 256 cells is enough: the function isn't smooth.
+        ValueError: If the function is not smooth enough for a mesh of 256 x 256 cells.
     """
     cells = 1
     mesh = Mesh(function(*_nodes(cells)))
@@ -76,15 +79,17 @@ def _nodes(cells: int) -> tuple[Doubles, Doubles]:
 
 @dataclass(frozen=True)
 class PatchMap:
-    """Where patches lie on a web map.
+    """Transforms between a patch grid and a web map.
 
-    World coordinates are Web Mercator scaled to the unit square: x to the east, y to the south.
+    World coordinates are Web Mercator scaled to the unit square, with x to the east and y to the
+    south.
 
     Attributes:
-        box: West, north, east and south of the grid in world coordinates; east is beyond 1 if the
+        box: West, north, east and south of the grid in world coordinates. East exceeds 1 if the
             grid crosses the antimeridian.
-        to_patch: From the box to fractional (row, column).
-        to_box: From (column / columns, row / rows) to the box, as (x, y) in [0, 1].
+        to_patch: Transform from (x, y) in the box, scaled to [0, 1], to fractional (row, column).
+        to_box: Transform from (column / columns, row / rows) to (x, y) in the box, scaled to
+            [0, 1].
     """
 
     box: tuple[float, float, float, float]
@@ -99,7 +104,7 @@ class PatchMap:
             grid: Grid of the patches, in any CRS and orientation.
 
         Returns:
-            The map, within a hundredth of a patch.
+            The transforms, accurate to a hundredth of a patch.
         """
         left, bottom, right, top = mercator_bounds(grid)
         origin = np.array([left, top])
@@ -128,7 +133,7 @@ class PatchMap:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """What the page reads, nodes row by row."""
+        """Return the data for the page, with nodes row by row."""
         return {
             'box': self.box,
             'toPatch': {'cells': len(self.to_patch.nodes) - 1, 'nodes': _flat(self.to_patch)},

@@ -1,4 +1,4 @@
-"""Writing the page: tiles, data and the files that show them."""
+"""Writing a page: tiles, data, and the static files of the page."""
 
 import base64
 import html
@@ -20,6 +20,7 @@ from geofm import __version__
 from geofm.atomic import atomic_folder
 from geofm.grid import Grid
 from geofm.lonlat import boundary, extents, near
+from geofm.maps.scene import CACHE_BYTES
 from geofm.maps.view.page.embedding import EmbeddingGrid
 from geofm.maps.view.page.layers import BACKDROP, Layer
 from geofm.maps.view.page.mesh import PatchMap
@@ -34,8 +35,7 @@ from geofm.maps.view.tiles import (
 )
 
 _MARK = '<meta name="generator" content="geofm'
-# GDAL's default, a share of the machine's memory, is more than tiles need.
-_CACHE_BYTES = 256 * 2**20
+
 _STATIC = ('page.css', 'vectors.js', 'similarity.js', 'classes.js', 'labelling.js', 'page.js')
 
 
@@ -48,40 +48,39 @@ def write_page(
     basemap: str | None = None,
     zooms: tuple[int, int] | None = None,
 ) -> Path:
-    """Write a page that shows layers on a map, and how similar patches are.
+    """Write a page that shows layers and the similarity of patches on a map.
 
-    The page is a folder that needs no network and no server: ``index.html`` opens from disk. It
-    holds Leaflet, a pyramid of tiles for each layer, and the vectors of patches as int8, from which
-    the browser computes cosine similarities.
+    The page is a folder that needs neither network nor server: ``index.html`` opens from disk. The
+    folder contains Leaflet, a pyramid of tiles for each layer, and the vectors of patches as int8,
+    from which the browser computes cosine similarities.
 
     Args:
-        output: Folder of the page. A page that is there already is replaced when the new one is
-            whole.
-        layers: What to show, in the order of the page. The first of the group
-            :data:`~geofm.maps.view.page.BACKDROP` is shown at first.
-        embedding: Embedding, or its raster; without it the page shows no similarity.
+        output: Folder of the page. An existing page is replaced when the new one is complete.
+        layers: Layers in the order of the page. The first of the group
+            :data:`~geofm.maps.view.page.BACKDROP` is the initial background.
+        embedding: Embedding, or its raster. Without it, the page shows no similarity.
         title: Title of the page.
-        basemap: URL template of map tiles on the Internet, with ``{z}``, ``{x}`` and ``{y}``, which
-            the page offers. It is off until the reader turns it on; mind its owner's terms.
+        basemap: URL template of online map tiles with ``{z}``, ``{x}`` and ``{y}``. It is loaded
+            only if the reader selects it. Respect its provider's terms of use.
         zooms: First and last zoom of all layers. Default: from each raster's pixel size.
 
     Returns:
         Path of ``index.html``.
 
     Raises:
-        ValueError: If there is nothing to show, the output is a folder that is no page, the base
-            map is no template, or a raster lies where Web Mercator does not reach.
+        ValueError: If there is nothing to show, if the output is a folder but not a page, if the
+            base map is not a template, or if a raster lies outside the latitudes of Web Mercator.
     """
     if not layers and embedding is None:
         raise ValueError('nothing to show: give layers, an embedding, or both')
     if output.exists() and not _is_page(output):
-        raise ValueError(f'{output} is there and is not a page of geofm: choose another folder')
+        raise ValueError(f'{output} exists and is not a page of geofm: choose another folder')
     if basemap is not None and not all(part in basemap for part in ('{z}', '{x}', '{y}')):
         raise ValueError(
-            f"basemap='{basemap}' is no address of tiles: it lacks {{z}}, {{x}} or {{y}}"
+            f"basemap='{basemap}' is not a URL template of tiles: it lacks {{z}}, {{x}} or {{y}}"
         )
     with (
-        rasterio.Env(GDAL_CACHEMAX=_CACHE_BYTES),
+        rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES),
         Progress() as progress,
         atomic_folder(output, replace=True) as folder,
     ):
@@ -124,7 +123,7 @@ def _is_page(folder: Path) -> bool:
 
 
 def _pyramids(layers: Sequence[Layer], zooms: tuple[int, int] | None) -> list[Pyramid]:
-    """Which tiles each layer needs; none goes beyond the finest that is interpolated."""
+    """Return the tiles of each layer. No zoom is finer than those of the interpolated layers."""
     grids = []
     for layer in layers:
         with rasterio.open(layer.raster) as src:
@@ -136,7 +135,7 @@ def _pyramids(layers: Sequence[Layer], zooms: tuple[int, int] | None) -> list[Py
 
 
 def _describe(layer: Layer, pyramid: Pyramid, written: set[Tile], path: str) -> dict[str, Any]:
-    """A layer as the page reads it. It is told what tiles are not there, and never asks for one."""
+    """Return the data of a layer for the page, with the missing tiles, which it never requests."""
     ranges = {}
     for z in range(pyramid.zooms[0], pyramid.zooms[1] + 1):
         ranges[z] = pyramid.ranges(z)
@@ -196,9 +195,9 @@ def _hex_colors(name: str) -> list[str]:
 
 
 def _bounds(layers: Sequence[Layer], embedding: EmbeddingGrid | None) -> list[list[float]]:
-    """South-west and north-east corner of all that is shown, in degrees.
+    """Return the south-west and north-east corners of all layers in degrees.
 
-    East is beyond 180 if the antimeridian is between them, as Leaflet has it.
+    East exceeds 180 across the antimeridian, as Leaflet expects.
     """
     grids = [embedding.grid] if embedding is not None else []
     for layer in layers:
@@ -216,7 +215,7 @@ def _slug(text: str) -> str:
 
 
 def _write_static(folder: Path, title: str, embedding: bool) -> None:
-    """Copy the page's own files and Leaflet's."""
+    """Write the page's own files and copy Leaflet's."""
     own = files('geofm.maps.view.page') / 'static'
     leaflet = files('xstatic.pkg.leaflet') / 'data'
     for name in _STATIC:

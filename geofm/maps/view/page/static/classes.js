@@ -1,11 +1,12 @@
-// Classes of patches from a few examples, and their file. No DOM in here.
+// Classification of patches from a few examples, and files of examples. This file uses no DOM.
 'use strict';
 
 const NO_CLASS = 255;
 const MOST_CLASSES = 250;
 const MOST_POINTS = 100000;
 
-// The nearest class mean by cosine similarity: a class is the mean of its examples' unit vectors.
+// Classifier by the nearest class mean in cosine similarity. A class mean is the mean of the unit
+// vectors of its examples.
 class Prototypes {
   constructor(patches) {
     this.patches = patches;
@@ -14,9 +15,9 @@ class Prototypes {
     this.found = new Uint8Array(patches.count);
   }
 
-  // Index of the nearest class of every patch, NO_CLASS without data, until the next call. classes:
-  // the examples of each. Scores of a class are kept until its examples change, so that a further
-  // example costs one pass over the vectors, however many classes there are.
+  // Returns the index of the nearest class of every patch, NO_CLASS without data, in an array that
+  // the next call overwrites. classes: the examples of each class. Scores of a class are kept until
+  // its examples change, so that a new example costs one pass over the vectors.
   classify(classes) {
     const { patches: { count, lengths, vectors }, best, found } = this;
     const scores = new Map();
@@ -26,7 +27,7 @@ class Prototypes {
       if (!examples.length) return;
       const sorted = Int32Array.from(examples).sort();
       const key = sorted.join();
-      // A vector's own length does not decide which class is nearest.
+      // Vectors need not be normalised: their length does not affect which class is nearest.
       const score = this.scores.get(key) ?? vectors.products(this.mean(sorted));
       scores.set(key, score);
       for (let patch = 0; patch < count; patch++) {
@@ -41,7 +42,7 @@ class Prototypes {
     return found;
   }
 
-  // Of length 1.
+  // The mean of the examples' unit vectors, scaled to length 1.
   mean(examples) {
     const { vectors, lengths } = this.patches;
     const sum = new Float64Array(vectors.dims);
@@ -56,7 +57,7 @@ class Prototypes {
 
 // ---- Files --------------------------------------------------------------------------------
 
-// Neighbours differ in hue and lightness, as those of geofm.legend do.
+// Consecutive colours differ in hue and lightness, as in geofm.legend.
 function paletteColor(index) {
   const hue = (0.58 + index * 0.61803398875) % 1;
   const lightness = [0.45, 0.62, 0.33][index % 3];
@@ -69,7 +70,8 @@ function paletteColor(index) {
   return `#${part(0)}${part(8)}${part(4)}`;
 }
 
-// Points in longitude and latitude. 'classes' keeps those without examples, and their order.
+// Points in longitude and latitude. 'classes' preserves the order of classes, and classes without
+// examples.
 function labelsToGeoJSON(classes, examples, lonlat) {
   return {
     type: 'FeatureCollection',
@@ -82,7 +84,8 @@ function labelsToGeoJSON(classes, examples, lonlat) {
   };
 }
 
-// What labelsToGeoJSON wrote, or any file of points with a property 'class'. Not trusted.
+// Reads a file of labelsToGeoJSON, or any file of points with a property 'class'. The file is not
+// trusted.
 function labelsFromGeoJSON(text, patchAt) {
   const fail = (why) => { throw new Error(why); };
   let file;
@@ -128,13 +131,13 @@ function labelsFromGeoJSON(text, patchAt) {
     }
     if (feature.properties?.class == null) {
       const others = Object.keys(feature.properties ?? {}).slice(0, 5).join(', ');
-      fail(`${where} has no property 'class'${others && `, but ${others}`}. Name the one that holds ` +
-        "the class 'class'.");
+      fail(`${where} has no property 'class'${others && `, but ${others}`}. Rename the property of ` +
+        "the class to 'class'.");
     }
     const index = add(feature.properties.class, feature.properties.color, where);
     const patch = patchAt(lon, lat);
     if (patch < 0) outside++;
-    // A patch has one class: the last one that the file gives it.
+    // A patch gets the class of its last point in the file.
     else if (at.delete(patch)) shared++;
     if (patch >= 0) at.set(patch, index);
   });
@@ -148,10 +151,10 @@ function labelsFromGeoJSON(text, patchAt) {
 
 const counted = (n, what) => `${n} ${what}${n === 1 ? '' : 's'}`;
 
-// Why a name cannot be that of a class; null if it can.
+// Why a name is invalid for a class; null if it is valid.
 function nameFault(name) {
   if (typeof name !== 'string' || !name.trim()) return 'a class needs a name.';
   if (name.length > 80) return 'the name of a class is longer than 80 characters.';
-  if (/\p{C}/u.test(name)) return 'the name of a class holds control characters.';
+  if (/\p{C}/u.test(name)) return 'the name of a class contains control characters.';
   return null;
 }

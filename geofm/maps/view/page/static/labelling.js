@@ -1,7 +1,8 @@
-// The panel of classes: examples at a click, undo, a file of labels, and labels that are kept.
+// The panel of classes: examples by click, undo, import and export, and storage in the browser.
 'use strict';
 
-// page: the map's functions that this needs. Returns what a click, a key and the legend do.
+// Creates the panel with the functions of the page that it needs. Returns the functions that the page
+// calls.
 function classPanel({ patches, element, latlng, world, say, layer, active, legend, title, pixel }) {
   const $ = (id) => document.getElementById(id);
   const prototypes = new Prototypes(patches);
@@ -11,8 +12,8 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
   const history = [];
   const MOST_UNDONE = 500;
   const named = (n) => ({ name: `Class ${n}`, color: paletteColor(n - 1) });
-  const anew = { classes: [named(1), named(2)], examples: [], chosen: 0 };
-  let state = anew;
+  const initial = { classes: [named(1), named(2)], examples: [], chosen: 0 };
+  let state = initial;
   let result = null;
   const painted = new Uint32Array(patches.count);
 
@@ -84,7 +85,7 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
 
   function rename(index, name) {
     const taken = state.classes.some((entry, i) => i !== index && entry.name === name);
-    const why = taken ? 'two classes cannot have one name.' : nameFault(name);
+    const why = taken ? 'two classes cannot have the same name.' : nameFault(name);
     if (why) {
       drawList();
       return message(`Not renamed: ${why}`, true);
@@ -93,10 +94,10 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
   }
 
   function clear() {
-    change(anew, 'All examples and classes removed.');
+    change(initial, 'All examples and classes removed.');
   }
 
-  // ---- What is seen -----------------------------------------------------------------------
+  // ---- Drawing ----------------------------------------------------------------------------
 
   function update() {
     const examples = state.classes.map(() => []);
@@ -120,7 +121,7 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
     legend();
   }
 
-  // Only what is new is drawn: there may be thousands.
+  // Only new markers are drawn, because there may be thousands.
   function drawMarks() {
     const wanted = new Map(state.examples.map(({ patch, index }) => [patch, state.classes[index].color]));
     for (const [patch, mark] of drawn) {
@@ -135,7 +136,7 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
     }
   }
 
-  // Rows stay as they are made, for a name is changed by a press on the button of another row.
+  // Rows are reused, not rebuilt: a click on another row's button first commits the edited name.
   function newRow(index) {
     const part = (tag, what, attributes, ...children) =>
       element(tag, { 'data-focus': `${what}${index}`, ...attributes }, ...children);
@@ -149,7 +150,7 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
     pick.addEventListener('change', () => choose(index));
     color.addEventListener('change', () => editClass(index, { color: color.value }));
     name.addEventListener('change', () => { message(''); rename(index, name.value.trim()); });
-    // Once it has a name, it needs examples.
+    // After naming a class, the next step is to click examples on the map.
     name.addEventListener('keydown', (event) => { if (event.key === 'Enter') $('map').focus(); });
     remove.addEventListener('click', () => removeClass(index));
     const label = element('label', { class: 'pick' }, pick, element('span', {}, String(index + 1)));
@@ -170,7 +171,7 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
       row.name.value = row.name.title = name;
       row.examples.value = counts[index];
       row.area.value = counts[index] && result?.found ? percent(result.shares[index]) : '';
-      row.pick.setAttribute('aria-label', `Click for ${name}`);
+      row.pick.setAttribute('aria-label', `Choose ${name}`);
       row.color.setAttribute('aria-label', `Colour of ${name}`);
       row.remove.setAttribute('aria-label', `Remove ${name}`);
     });
@@ -193,7 +194,7 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
 
   const percent = (share) => `${(100 * share).toFixed(0)} %`;
 
-  // While one labels, the panel is the legend.
+  // In Classify mode, the list of classes serves as the legend.
   function drawLegend() {
     if (!result?.found || active()) return [];
     return [element('ul', { class: 'classes' }, ...state.classes.flatMap(({ name, color }, i) =>
@@ -231,7 +232,8 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
     }
   }
 
-  // Labels are kept in the browser until they are cleared. Where it keeps nothing, it warns.
+  // Labels are stored in the browser until they are cleared. If they cannot be stored, the page warns
+  // before it is closed.
   const key = `geofm labels ${location.pathname}`;
   let timer = 0;
   let unkept = false;
@@ -254,7 +256,7 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
     }
   }
 
-  // Whether there are examples of an earlier visit.
+  // Restores the labels of an earlier visit. Returns whether there are any examples.
   function restore() {
     let kept;
     try {
@@ -266,7 +268,7 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
     state = { classes, examples, chosen: 0 };
     update();
     if (!examples.length) return false;
-    message([`Kept from your last visit: ${counted(examples.length, 'example')}.`, ...notes].join(' '));
+    message([`Restored from your last visit: ${counted(examples.length, 'example')}.`, ...notes].join(' '));
     return true;
   }
 

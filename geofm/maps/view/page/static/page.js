@@ -1,4 +1,4 @@
-// The page: a map, its layers, and the similarity of patches at a click.
+// The page: a map, its layers, and the similarity to a clicked patch.
 'use strict';
 
 (() => {
@@ -56,14 +56,14 @@
 
   // ---- Layers -----------------------------------------------------------------------------
 
-  // Tiles without data are not there: they are known, and not asked for.
+  // Tiles without data do not exist. They are listed in the data, and never requested.
   const Tiles = L.TileLayer.extend({
     getTileUrl(coords) {
       const { ranges, missing } = this.options.info;
       const z = this._getZoomForUrl();
       const [left, top, right, bottom] = ranges[z];
       const inside = coords.x >= left && coords.x <= right && coords.y >= top && coords.y <= bottom;
-      // Columns are counted on across the antimeridian; files are not.
+      // Column numbers continue across the antimeridian; those of files do not.
       const file = { x: coords.x % 2 ** z, y: coords.y };
       return inside && !missing.has(`${z}/${file.x}/${file.y}`)
         ? L.TileLayer.prototype.getTileUrl.call(this, file)
@@ -71,17 +71,17 @@
     },
   });
 
-  // A colour as the bytes of a canvas, all of it opaque.
+  // An opaque colour as the bytes of a canvas.
   function pixel(hex) {
     const [r, g, b] = [0, 2, 4].map((i) => parseInt(hex.slice(i, i + 2), 16));
     return ((255 << 24) | (b << 16) | (g << 8) | r) >>> 0;
   }
 
-  // What is put on one tile after the other.
+  // Buffer that every tile is drawn with.
   const tileImage = new ImageData(256, 256);
   const tilePixels = new Uint32Array(tileImage.data.buffer);
 
-  // Patches coloured by a value, drawn tile by tile at whatever zoom the map has.
+  // Patches coloured by a value, drawn tile by tile at any zoom.
   const PatchLayer = L.GridLayer.extend({
     initialize(options) {
       L.GridLayer.prototype.initialize.call(this, options);
@@ -104,7 +104,7 @@
       this.colors = colors;
       this.tiles.forEach((_, tile) => this.paint(tile));
     },
-    // The patch below each pixel: found once, for colours change with every click.
+    // The patch at each pixel, computed once per tile, because colours change with every click.
     patchesOf({ x, y, z }) {
       const side = 256 * 2 ** z;
       return Int32Array.from({ length: 256 * 256 }, (_, k) =>
@@ -128,7 +128,7 @@
     maxNativeZoom: info.zooms[1],
     maxZoom: map.getMaxZoom(),
     bounds: data.bounds,
-    // Wrapped, tiles beyond 180 degrees would count as outside of the bounds.
+    // With wrapping, tiles beyond 180 degrees would be outside the bounds.
     noWrap: true,
     className: info.smooth ? '' : 'squares',
   });
@@ -156,7 +156,7 @@
     ...(patches ? [
       { name: 'Similarity', group: '', layer: similarity },
       { name: 'Classes', group: '', layer: classified, description: 'Each patch has the class ' +
-        'whose examples resemble it most: nearest mean by cosine similarity of the embeddings.' },
+        'with the most similar mean embedding of its examples, by cosine similarity.' },
     ] : []),
     ...data.layers.filter((info) => info.group !== data.backdrop)
       .map((info) => ({ ...info, layer: tilesOf(info, 'shown') })),
@@ -209,7 +209,7 @@
 
   // ---- Legend -----------------------------------------------------------------------------
 
-  // As many digits as tell the ends of a scale apart.
+  // Formats numbers with enough digits to distinguish the ends of a scale.
   function scaleFormat(low, high) {
     const digits = Math.min(Math.max(2 - Math.floor(Math.log10(high - low || 1)), 0), 8);
     return (value) => value.toFixed(digits).replace('-', '−');
@@ -247,7 +247,7 @@
 
   // ---- Similarity -------------------------------------------------------------------------
 
-  // The first patch that is chosen is A, the next is B; from then on, B moves.
+  // The first chosen patch is A, the second is B. Further clicks move B.
   const chosen = { A: -1, B: -1 };
   const VIEWS = ['A', 'B', 'A − B'];
   let view = 'A';
@@ -343,7 +343,7 @@
 
   // ---- Classes ----------------------------------------------------------------------------
 
-  // What a click does: it compares patches, or labels them.
+  // Modes of a click: comparing patches, or labelling them.
   const MODES = { Compare: ['similarity', similarity, marks], Classify: ['classes', classified] };
   let mode = 'Compare';
   const classes = patches && classPanel({ patches, element, latlng, world, say, layer: classified,
@@ -396,7 +396,7 @@
     say([described(patch), ...known].join(', '));
   }
 
-  // The neighbour that lies farthest in a direction on screen: the grid need not be north-up.
+  // The neighbour that is farthest in a direction on the screen. The grid may be rotated.
   function step(patch, right, down, count) {
     const [x, y] = patches.centre(patch);
     const moves = [[0, 1], [0, -1], [1, 0], [-1, 0]].map(([rows, cols]) => {
@@ -446,10 +446,10 @@
   map.getContainer().setAttribute('aria-label', `Map of ${data.title}`);
   if (patches) {
     $('similarity').hidden = $('modes').hidden = $('help').hidden = false;
-    $('keys').textContent = 'On the map, arrow keys move a cursor from patch to patch, with Shift ' +
-      'by eight. Enter does what a click does, Escape clears what is compared, plus and minus ' +
-      'zoom. While classifying, digits choose a class, Delete removes the last example, and ' +
-      'Ctrl+Z undoes.';
+    $('keys').textContent = 'On the map, arrow keys move a cursor by one patch, with Shift by ' +
+      'eight. Enter acts like a click, Escape clears the comparison, plus and minus zoom. In ' +
+      'Classify mode, digits choose a class, Delete removes the last example, and Ctrl+Z undoes ' +
+      'the last change.';
     for (const name of Object.keys(MODES)) {
       const radio = element('input', { type: 'radio', name: 'mode', value: name });
       radio.checked = name === mode;
@@ -472,13 +472,13 @@
     if (data.embedding.kept < 0.9995) {
       const kept = (100 * data.embedding.kept).toFixed(1);
       $('similarity').append(element('p', { class: 'about' },
-        `Vectors were projected to ${data.embedding.dims} dimensions, which keep ${kept} % of ` +
+        `Vectors were projected to ${data.embedding.dims} dimensions, which preserve ${kept} % of ` +
         'their squared length.'));
     }
   }
   drawChoices();
   if (classes?.restore()) setMode('Classify');
   fit();
-  // For whoever opens the console.
+  // For tests and the browser's console.
   Object.assign(window.geofm, { map, patches, chosen, classes, painted: () => painted });
 })();

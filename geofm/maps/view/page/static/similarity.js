@@ -1,7 +1,7 @@
-// Where patches lie and how similar they are. No DOM in here.
+// Positions and similarities of patches. This file uses no DOM.
 'use strict';
 
-// A smooth map from the unit square to the plane: known at the nodes of a mesh, bilinear between.
+// A map from the unit square to the plane, interpolated bilinearly between the nodes of a mesh.
 class Mesh {
   constructor({ cells, nodes }) {
     this.cells = cells;
@@ -35,7 +35,7 @@ class Patches {
     this.toPatch = new Mesh(info.map.toPatch);
     this.toBox = new Mesh(info.map.toBox);
     this.vectors = new Vectors(info.base64, this.count, this.dims);
-    // The text is larger than the vectors, and of no more use.
+    // Frees the text, which is larger than the vectors and no longer needed.
     info.base64 = null;
     this.lengths = new Float64Array(this.count);
     for (let patch = 0; patch < this.count; patch++) {
@@ -43,9 +43,9 @@ class Patches {
     }
   }
 
-  // Index of the patch at a place, -1 outside the grid and where there is no data.
+  // Index of the patch at world coordinates; -1 outside the grid and where there is no data.
   at(x, y) {
-    // The world repeats: a scene across the antimeridian has its east beyond 1.
+    // The world repeats: the east of a scene across the antimeridian is beyond 1.
     const s = (x - this.west - Math.floor(x - this.west)) / (this.east - this.west);
     const t = (y - this.north) / (this.south - this.north);
     if (!(s >= 0 && s <= 1 && t >= 0 && t <= 1)) return -1;
@@ -106,7 +106,8 @@ class Patches {
   }
 }
 
-// From the 2nd percentile to the largest value: the few lowest would hide the differences.
+// Limits of a colour scale, from the 2nd percentile to the largest value. A few very low values would
+// otherwise hide differences.
 function limits(values) {
   const known = values.filter((v) => v === v).sort();
   return [known[Math.floor(0.02 * (known.length - 1))], known[known.length - 1]];

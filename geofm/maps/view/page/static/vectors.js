@@ -1,17 +1,17 @@
-// Rows of int8, and their dot products with float64 weights. No DOM in here.
+// Rows of int8, and their dot products with float64 weights. This file uses no DOM.
 'use strict';
 
 const PAGE_BYTES = 65536; // of WebAssembly
-const STEP = 8; // bytes of a row that a turn of the loop takes
+const STEP = 8; // bytes of a row per iteration of the loop
 
 class Vectors {
   // base64: count rows of dims bytes.
   constructor(base64, count, dims) {
     this.count = count;
     this.dims = dims;
-    // Rows are padded with zeros to whole steps of the loop.
+    // Rows are padded with zeros to a multiple of the step.
     this.stride = STEP * Math.ceil(dims / STEP);
-    // The weights lie at the start of the memory, the rows behind them.
+    // The memory starts with the weights, followed by the rows.
     this.start = 8 * this.stride;
     const size = this.start + count * this.stride;
     const { buffer, dot } = compiled(size) ?? interpreted(size);
@@ -28,13 +28,13 @@ class Vectors {
     return this.bytes.subarray(index * this.stride, index * this.stride + this.dims);
   }
 
-  // Product of two rows: an integer, and exact.
+  // Product of two rows: an exact integer.
   product(one, other) {
     this.weights.set(this.row(one));
     return this.dot(other);
   }
 
-  // Product of every row with weights of float64, or of int8.
+  // Product of every row with weights, float64 or int8.
   products(weights) {
     this.weights.set(weights);
     const products = new Float64Array(this.count);
@@ -42,7 +42,7 @@ class Vectors {
     return products;
   }
 
-  // Product of a row with the weights that are set.
+  // Product of a row with the current weights.
   dot(index) {
     const row = this.start + index * this.stride;
     return this.dotAt(row, row + this.stride);
@@ -57,7 +57,8 @@ function decode(base64) {
   return values;
 }
 
-// Memory, and a function of it: the product of the bytes from row to end with the weights at 0.
+// Returns the memory, and a function for the product of the bytes from row to end with the weights at
+// the start of the memory.
 function interpreted(size) {
   const buffer = new ArrayBuffer(size);
   const bytes = new Int8Array(buffer);
@@ -69,8 +70,8 @@ function interpreted(size) {
   } };
 }
 
-// The same in WebAssembly with SIMD; null where the browser has none. A page that is opened from disk
-// can fetch no file of code, so the few instructions are put together here.
+// The same in WebAssembly with SIMD; null if the browser does not support it. A page opened from disk
+// cannot fetch a file of code, so the module is assembled here.
 function compiled(size) {
   try {
     const memory = new WebAssembly.Memory({ initial: Math.ceil(size / PAGE_BYTES) });
@@ -82,11 +83,11 @@ function compiled(size) {
 }
 
 function dotModule() {
-  // Opcodes of the WebAssembly specification, by their names there.
+  // Opcodes of WebAssembly.
   const get = (local) => [0x20, local];
   const set = (local) => [0x21, local];
   const tee = (local) => [0x22, local];
-  // i32.const, whose number has a sign: the second highest bit of its last byte.
+  // i32.const with a signed LEB128 number: bit 6 of its last byte is the sign.
   const constant = (value) => [0x41, ...(value < 64 ? [value] : [value | 128, 0])];
   const simd = (code, ...immediates) => [0xfd, ...leb(code), ...immediates];
   const i32 = { add: 0x6a, lessThan: 0x49 };
@@ -100,7 +101,7 @@ function dotModule() {
   const lane = (index) => simd(0x21, index); // f64x2.extract_lane
   const [loop, again, end] = [[0x03, 0x40], [0x0d, 0], 0x0b]; // loop, br_if 0, end
 
-  // Parameters row and stop, locals weight (i32), even, odd, eight and four (v128), all 0 at first.
+  // Parameters row and stop; locals weight (i32), even, odd, eight and four (v128), initially 0.
   const [row, stop, weight, even, odd, eight, four] = [0, 1, 2, 3, 4, 5, 6];
   // sum += the lower two of four integers * the two weights at an offset
   const accumulate = (sum, integers, offset) => [...integers, ...toDouble, ...get(weight),
