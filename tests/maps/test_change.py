@@ -114,7 +114,7 @@ def test_change_is_a_layer_of_the_page(
     (layer,) = product_layers(products)
     assert (layer.group, layer.name) == ('Features', 'Change')
     # The description has both dates and explains the values.
-    for words in ('Before: 2019-05-01', 'After: 2021-05-03', '0 where', 'no change', '1 where'):
+    for words in ('Before: 2019-05-01', 'After: 2021-05-03', '0 for', 'no change', '1 for'):
         assert words in layer.description
     assert isinstance(layer.style, Scalar)
     assert (layer.style.low, layer.style.unit) == (0, 'cosine distance')

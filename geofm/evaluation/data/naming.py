@@ -96,7 +96,7 @@ SELECTIONS = (Subset, Windows)
 
 
 def innermost(
-    dataset: Any, wrappers: tuple[type, ...] = (*SELECTIONS, NamedBands, KnownChannels)
+    dataset: Any, wrappers: tuple[type[Any], ...] = (*SELECTIONS, NamedBands, KnownChannels)
 ) -> Any:
     """Return the data set inside subsets and wrappers.
 

@@ -26,10 +26,10 @@ from geofm.maps.make.survey import (
     return_memory,
     weights_sha256,
 )
-from geofm.maps.make.tables import ALONE, CACHE_BYTES, Part, TableRun, run_table, show_progress
+from geofm.maps.make.tables import ALONE, Part, TableRun, run_table, show_progress
 from geofm.maps.make.windows import Floats, Strip, Tiling
 from geofm.maps.make.writer import Encoding, patch_grid, write_patches
-from geofm.maps.scene import Imagery, Missing, Scene, TableScenes, option
+from geofm.maps.scene import CACHE_BYTES, Imagery, Missing, Scene, TableScenes, option
 from geofm.printing import warn
 from geofm.sensors import SENSORS
 from geofm.tasks import FineTuned, check_model, logits, without_sensors
