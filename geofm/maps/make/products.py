@@ -58,7 +58,6 @@ from geofm.transforms import InputStatistics
 #: Products of a scene.
 Product = Literal['attention', 'rollout', 'point', 'pca', 'segments', 'embedding']
 
-
 _UNIT = 'relative to uniform attention over the patches of a window'
 
 
