@@ -26,5 +26,5 @@ def test_data_without_labels_or_batches_are_an_error() -> None:
 
     with pytest.raises(ValueError, match="must have a 'label'"):
         extract_features(encoder, [{'image': torch.zeros(1)}], lambda batch: batch)
-    with pytest.raises(ValueError, match='no batch'):
+    with pytest.raises(ValueError, match='data loader is empty'):
         extract_features(encoder, [], lambda batch: batch)

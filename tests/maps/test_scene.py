@@ -194,7 +194,7 @@ def test_bands_may_be_named(tmp_path: Path) -> None:
     path = write(tmp_path / 's2.tif', pixels)
     with Scene(('B12', 'B11'), None, path, names={'s2': names}) as scene:
         np.testing.assert_array_equal(scene.read(0, 0, 16, 16)['image'], pixels[[11, 10]])
-    with pytest.raises(BandError, match=r's2\.tif: 12 bands, but named'):
+    with pytest.raises(BandError, match=r's2\.tif: 12 bands, but the names'):
         Scene(('B12',), None, path, names={'s2': names[:5]})
 
 
