@@ -353,7 +353,11 @@ def test_wrong_inputs(tmp_path: Path) -> None:
         ([path], Fitting(labels, block=0), 'must be positive, in km'),
         ([], Fitting(labels), 'no embeddings'),
         ([labels], Fitting(labels), r'points\.gpkg: not a table of embeddings'),
-        ([path, embedding(tmp_path, tokens(), 'c')], Fitting(labels, files={'x': path}), 'a single scene'),
+        (
+            [path, embedding(tmp_path, tokens(), 'c')],
+            Fitting(labels, files={'x': path}),
+            'a single scene',
+        ),
     ]
     for paths, fitting, message in cases:
         with pytest.raises(ValueError, match=message):
