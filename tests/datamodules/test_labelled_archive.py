@@ -195,7 +195,7 @@ def test_errors(folder: Path) -> None:
         archive(folder, fields(folder, 'crop'))
     with pytest.raises(LabelError, match='not numbers'):
         archive(folder, fields(folder), target='regression')
-    with pytest.raises(LabelError, match='none of the classes'):
+    with pytest.raises(LabelError, match='not among the classes'):
         archive(folder, masks(folder), classes=2)
     away = {'type': 'Point', 'coordinates': [-60, -10]}
     feature = {'type': 'Feature', 'properties': {'class': 'a'}, 'geometry': away}

@@ -254,7 +254,7 @@ def test_left_out_samples_are_counted_with_advice(tmp_path: Path) -> None:
     assert '2 places with s1 but without the reference sensor s2' in said
     assert '1 samples without s1 of the place' in said
     assert "(allow_missing=['s1'] keeps them)" in said
-    with pytest.warns(UserWarning, match='1 places with s2 but without s1'):
+    with pytest.warns(UserWarning, match='1 places with s2 but without the reference sensor s1'):
         other = RasterArchive(table, ('s1', 's2'), reference='s1', allow_missing=['s2'])
     assert len(other) == 3
 
@@ -267,7 +267,9 @@ def test_files_without_a_band_are_left_out(tmp_path: Path) -> None:
         {'path': 'b.tif', 'sensor': 's2', 'datetime': day(0), 'place': 'b', 'band': 'B02 B04'},
     ]
     table = table_of(tmp_path / 'table.csv', rows)
-    with pytest.warns(UserWarning, match='1 observations of s2 without some of the bands'):
+    with pytest.warns(
+        UserWarning, match='1 observations of s2 without some of the requested bands'
+    ):
         ds = RasterArchive(table, ('s2',), ['B04', 'B02'])
     with rasterio.open(tmp_path / 'b.tif') as src:
         want = src.read([2, 1]).astype(np.float32)

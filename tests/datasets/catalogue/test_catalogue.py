@@ -42,7 +42,9 @@ GRID = grid_at(32632, 500000, 5300000)
 
 @pytest.fixture
 def own_tree(tree: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(tree, tmp_path / 'crts'))
+    # Other tests may have written a catalogue to the shared tree.
+    ignore = shutil.ignore_patterns(CATALOGUE_NAME)
+    return Path(shutil.copytree(tree, tmp_path / 'crts', ignore=ignore))
 
 
 def write_dates(root: Path) -> None:

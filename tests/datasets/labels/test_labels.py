@@ -153,11 +153,11 @@ def errors(tmp_path: Path) -> dict[str, tuple[Path, dict[str, object], str]]:
     broken.write_text('{"type": ')
     mask = write_raster(tmp_path / 'mask.tif', np.full(GRID.shape, 300, np.uint16))
     return {
-        'unknown class': (names, {'legend': Legend.of(['a', 'b'])}, "'c': none of the classes"),
+        'unknown class': (names, {'legend': Legend.of(['a', 'b'])}, "'c': not among the classes"),
         'column': (names, {'column': 'kind'}, "no column 'kind': its columns are class, area"),
         'halves': (halves, {}, r'0\.5: class values must be integers'),
         'high': (high, {}, '255: class values must be integers from 0 to 254'),
-        'unknown number': (away, {'legend': Legend.of(2)}, '2, 3: none of the classes'),
+        'unknown number': (away, {'legend': Legend.of(2)}, '2, 3: not among the classes'),
         'off the grid': (away, {}, 'no label on the grid'),
         'no CRS': (plain, {}, 'no CRS'),
         'content': (fake, {}, r'not that of a \.gpkg file'),
