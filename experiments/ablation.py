@@ -1,8 +1,8 @@
 """Ablation of the optional extensions of DINOv2, on the generated sample data.
 
-Each row is the quickstart with one option, pretrained from the same seed for the same number of
-steps, and evaluated by 5-NN of land cover on ROIs that were not used for training: with both
-sensors, and with either one alone, where missing-sensor tokens replace the other.
+Each row is `quickstart_dinov2.yaml` with one option, pretrained from the same seed for the same
+number of steps, and evaluated by 5-NN of land cover on ROIs that were not used for training: with
+both sensors, and with either one alone, where missing-sensor tokens replace the other.
 
     geofm sample-data data/sample
     python experiments/ablation.py [--seeds 0 1]

@@ -18,12 +18,14 @@ from rich.console import Console
 from rich.table import Table
 from runs import (
     NEIGHBOURS,
+    few_label_accuracy,
     latest_checkpoint,
     patch_words,
     pooled_features,
     token_features,
 )
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from geofm.cli import main as geofm
 from geofm.datasets import SampleLandCover
@@ -34,11 +36,20 @@ from geofm.sensors import BANDS, SENSORS
 
 CONFIG = Path('configs/pretrain/quickstart.yaml')
 
-#: Feature of a ViT that is measured, of the trained one and of random weights.
-FEATURE = 'patches'
+#: Features of the pretrained ViT that are measured, side by side. Chosen on the validation ROIs.
+FEATURES = ('CLS', 'patches')
 
-#: Accuracy by row of the table.
-type Accuracies = dict[str, float]
+#: The same for random weights, whose CLS token is much worse than the mean of their patches.
+RANDOM_FEATURES = ('patches',)
+
+#: Labelled windows per class in the first column of the table.
+FEW = 5
+
+#: Columns of the table: which labels there are.
+COLUMNS = (f'{FEW} labels per class', 'all labels')
+
+#: Accuracy by row and column of the table.
+type Accuracies = dict[str, dict[str, float]]
 #: Features by name, and labels.
 type Features = tuple[dict[str, Tensor], Tensor]
 
@@ -66,27 +77,35 @@ def command(*words: str | Path) -> None:
 
 
 def measure(checkpoint: Path, data: Path, seed: int) -> Accuracies:
-    """Accuracy by k-NN on ROIs never seen: the model and its baselines, five rows."""
+    """Measure the model and its baselines by k-NN on unseen ROIs, with few labels and with all."""
     bank, test = SampleLandCover(data, 'train'), SampleLandCover(data, 'test')
     backbone = load_backbone(checkpoint).eval()
     torch.manual_seed(seed)
     random = create_backbone(read_hparams(checkpoint)).eval()
 
-    def accuracy(features: Callable[[SampleLandCover], Features]) -> float:
+    def accuracy(features: Callable[[SampleLandCover], Features]) -> dict[str, float]:
         (vectors, labels), (queries, truth) = features(bank), features(test)
-        return knn_accuracy(vectors[FEATURE], labels, queries[FEATURE], truth, NEIGHBOURS)
+        given = side_by_side(vectors), labels, side_by_side(queries), truth
+        values = few_label_accuracy(*given, FEW), knn_accuracy(*given, NEIGHBOURS)
+        return dict(zip(COLUMNS, values, strict=True))
 
-    def of_tokens(model: MultiSensorViT, *given: bool) -> float:
-        return accuracy(lambda part: token_features(model, part, given or None))
+    def of_tokens(model: MultiSensorViT, *given: bool) -> dict[str, float]:
+        names = RANDOM_FEATURES if model is random else FEATURES
 
-    def of_baseline(encoder: Encoder) -> float:
+        def features(part: SampleLandCover) -> Features:
+            found, labels = token_features(model, part, given or None)
+            return {name: found[name] for name in names}, labels
+
+        return accuracy(features)
+
+    def of_baseline(encoder: Encoder) -> dict[str, float]:
         return accuracy(lambda part: pooled_features(encoder, part, BANDS))
 
     alone = {
         SENSORS[key].short_title: of_tokens(backbone, *(other == key for other in backbone.sensors))
         for key in backbone.sensors
     }
-    better = max(alone, key=lambda title: alone[title])
+    better = max(alone, key=lambda title: alone[title][COLUMNS[0]])
     print(f'The better single sensor is {better}.')
     return {
         'pretrained, both sensors': of_tokens(backbone),
@@ -95,6 +114,11 @@ def measure(checkpoint: Path, data: Path, seed: int) -> Accuracies:
         'patch words': of_baseline(patch_words(bank, BANDS, seed)),
         'band mean and std': of_baseline(StatisticsEncoder()),
     }
+
+
+def side_by_side(vectors: dict[str, Tensor]) -> Tensor:
+    """Concatenate normalised features along their dimension."""
+    return torch.cat([normalize(vector, dim=1) for vector in vectors.values()], dim=1)
 
 
 def draw_ground(data: Path, output: Path) -> tuple[Path, dict[str, Path]]:
@@ -139,9 +163,9 @@ def run(config: Path, data: Path, output: Path, seed: int) -> Accuracies:
             '--stride=4',
             f'--figure={output / "maps.png"}',
         )
-    table = Table('features', '5-NN', title='Accuracy of land cover on ROIs never seen, %')
-    for name, value in found.items():
-        table.add_row(name, f'{100 * value:.1f}')
+    table = Table('features', *COLUMNS, title='5-NN accuracy of land cover on unseen ROIs, %')
+    for name, values in found.items():
+        table.add_row(name, *(f'{100 * value:.1f}' for value in values.values()))
     Console().print(table)
     print('The data are generated: no result on them is science.')
     print('Pictures:', ground, output / 'maps.png', sep='\n  ')

@@ -16,27 +16,38 @@ import tables
 RESULTS = Path(__file__).parent / 'results' / 'demo.json'
 
 
-def run(seeds: list[int], data: Path, output: Path) -> dict[str, list[float]]:
-    """Accuracy by row, one figure a seed; what has been run is not run again."""
-    accuracies: dict[str, list[float]] = {}
+#: Accuracy by row and column, one figure per seed.
+type Accuracies = dict[str, dict[str, list[float]]]
+
+
+def run(seeds: list[int], data: Path, output: Path) -> Accuracies:
+    """Run the demo with each seed, unless its scores are there already."""
+    accuracies: Accuracies = {}
     for seed in seeds:
         scores = output / f'seed_{seed}' / 'scores.json'
         if not scores.exists():
             scores.parent.mkdir(parents=True, exist_ok=True)
             found = demo.run(demo.CONFIG, data, scores.parent, seed)
             scores.write_text(json.dumps(found, indent=2) + '\n')
-        for row, value in json.loads(scores.read_text()).items():
-            accuracies.setdefault(row, []).append(value)
+        for row, values in json.loads(scores.read_text()).items():
+            columns = accuracies.setdefault(row, {})
+            for column, value in values.items():
+                columns.setdefault(column, []).append(value)
     return accuracies
 
 
-def table(accuracies: dict[str, list[float]]) -> str:
-    """Markdown table: mean over the seeds, and each one."""
-    lines = ['| features | 5-NN accuracy, % |', '|---|---:|']
-    for row, values in accuracies.items():
-        each = ', '.join(f'{100 * value:.1f}' for value in values)
-        lines.append(f'| {row} | **{100 * mean(values):.1f}** ({each}) |')
+def table(accuracies: Accuracies) -> str:
+    """Markdown table: mean over the seeds, and the value of each seed."""
+    lines = ['| features | ' + ' | '.join(demo.COLUMNS) + ' |', '|---|' + '---:|' * 2]
+    for row, columns in accuracies.items():
+        lines.append(f'| {row} | ' + ' | '.join(cell(columns[c]) for c in demo.COLUMNS) + ' |')
     return '\n'.join(lines)
+
+
+def cell(values: list[float]) -> str:
+    """Mean over the seeds in bold, and the value of each seed, in %."""
+    each = ', '.join(f'{100 * value:.1f}' for value in values)
+    return f'**{100 * mean(values):.1f}** ({each})'
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Compare fused backbones with those of one sensor, under clear and cloudy skies.
 
-Each row is the quickstart with another model, pretrained from the same seed on the same pairs for
-the same number of steps, and evaluated by land cover of windows of ROIs that were not used for
-training, grouped by the fraction that clouds hide from Sentinel-2. Each place is seen under several
-skies.
+Each row is `quickstart_dinov2.yaml` with another model, pretrained from the same seed on the same
+pairs for the same number of steps, and evaluated by land cover of windows of ROIs that were not
+used for training, grouped by the fraction that clouds hide from Sentinel-2. Each place is seen
+under several skies.
 
     geofm sample-data data/sample
     python experiments/fusion.py [--seeds 0 1] [--precision bf16-mixed]
@@ -84,7 +84,7 @@ RANDOM, WORDS, STATISTICS = 'random weights', 'patch words', 'band mean and std'
 
 
 def arguments(variant: str, data: Path, precision: str) -> list[str]:
-    """Return the arguments that turn the quickstart into a row of the table."""
+    """Return the arguments that turn `quickstart_dinov2.yaml` into a row of the table."""
     found = [f'{TASK}model=geofm_vit_tiny_patch16_{variant}', f'{DATA}paths={data}']
     found.append(f'--trainer.precision={precision}')
     if variant in SENSORS:

@@ -308,7 +308,7 @@ def cases(data: Path, checkpoint: Path, maps: Path, task: Path, table: Path) -> 
 def fit_arguments(data: Path, output: str) -> list[str]:
     """Return the arguments of a pretraining run that takes seconds."""
     model, loader = '--model.init_args.', '--data.init_args.'
-    config = CONFIGS / 'pretrain' / 'quickstart.yaml'
+    config = CONFIGS / 'pretrain' / 'quickstart_dinov2.yaml'
     checkpoints = {
         'class_path': 'lightning.pytorch.callbacks.ModelCheckpoint',
         'init_args': {

@@ -77,7 +77,7 @@ def arguments(data: Path, folder: Path, epochs: int) -> list[str]:
     }
     return [
         'fit',
-        f'--config={CONFIGS}/pretrain/quickstart.yaml',
+        f'--config={CONFIGS}/pretrain/quickstart_dinov2.yaml',
         f'--trainer.default_root_dir={folder}',
         f'--trainer.max_epochs={epochs}',
         f'--trainer.devices={RANKS}',

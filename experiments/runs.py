@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from geofm.datasets import SampleLandCover
+from geofm.evaluation import knn_accuracy
 from geofm.evaluation.backbones import PATCH_WORDS_NAME, BackboneConfig, Encoder, build_backbone
 from geofm.models import MultiSensorViT
 from geofm.sensors import band_indices
 from geofm.transforms import Normalize
 
-CONFIG = 'configs/pretrain/quickstart.yaml'
+CONFIG = 'configs/pretrain/quickstart_dinov2.yaml'
 NEIGHBOURS = 5
 
 #: Prefixes of the arguments of task and data module.
@@ -39,7 +40,7 @@ def latest_checkpoint(root: Path) -> Path:
 
 
 def pretrain(arguments: list[str], epochs: int, seed: int, output: Path) -> Path:
-    """Run the quickstart with other arguments unless it has been run."""
+    """Run `quickstart_dinov2.yaml` with other arguments unless it has been run."""
     if not (output / 'done').exists():
         command = ['fit', f'--config={CONFIG}', f'--seed_everything={seed}']
         command += [f'--trainer.default_root_dir={output}', f'--trainer.max_epochs={epochs}']
@@ -103,3 +104,29 @@ def token_features(
         labels.append(batch['label'])
     normalised = {k: torch.nn.functional.normalize(torch.cat(v), dim=1) for k, v in found.items()}
     return normalised, torch.cat(labels)
+
+
+def few_label_accuracy(
+    bank: Tensor, labels: Tensor, queries: Tensor, truth: Tensor, per_class: int, draws: int = 100
+) -> float:
+    """Mean k-NN accuracy when only a few windows per class have labels.
+
+    Args:
+        bank: Features of the windows to draw from, shape (N, D).
+        labels: Their labels, shape (N,).
+        queries: Features to classify, shape (M, D).
+        truth: Their labels, shape (M,).
+        per_class: Number of labelled windows per class.
+        draws: Number of random draws to average over; all features get the same draws.
+
+    Returns:
+        Accuracy in [0, 1].
+    """
+    generator = torch.Generator().manual_seed(0)
+    members = [(labels == label).nonzero().squeeze(1) for label in labels.unique()]
+    total = 0.0
+    for _ in range(draws):
+        drawn = [m[torch.randperm(len(m), generator=generator)[:per_class]] for m in members]
+        rows = torch.cat(drawn)
+        total += knn_accuracy(bank[rows], labels[rows], queries, truth, NEIGHBOURS)
+    return total / draws

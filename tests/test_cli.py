@@ -50,7 +50,7 @@ def fit(root: Path, sample: Path, *args: str) -> None:
     main(
         [
             'fit',
-            f'--config={ROOT}/configs/pretrain/quickstart.yaml',
+            f'--config={ROOT}/configs/pretrain/quickstart_dinov2.yaml',
             f'--trainer.default_root_dir={root}',
             f'--data.init_args.paths={sample}',
             '--trainer.accelerator=cpu',

@@ -19,7 +19,7 @@ from geofm.messages import CommandError, describe
 from geofm.suggestions import did_you_mean
 
 ROOT = Path(__file__).resolve().parents[1]
-PRETRAIN = ROOT / 'configs' / 'pretrain' / 'quickstart.yaml'
+PRETRAIN = ROOT / 'configs' / 'pretrain' / 'quickstart_dinov2.yaml'
 CLASSIFY = ROOT / 'configs' / 'finetune' / 'classification.yaml'
 SMALL = [
     '--trainer.accelerator=cpu',

@@ -1,6 +1,6 @@
 """Masked word prediction: pretraining for small data and small machines."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from typing import Any, cast
@@ -10,7 +10,7 @@ from lightly.utils.dist import world_size
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 from torchgeo.datasets.utils import Sample
 
 from geofm.device import to_device
@@ -19,6 +19,9 @@ from geofm.models import MaskedDecoder
 from geofm.sensors import sensor_channels
 from geofm.tasks.pretraining import PretrainingTask
 from geofm.transforms import N_GLOBAL, Crops
+
+#: Most epochs of the training data that are read to learn the words.
+_MOST_EPOCHS = 64
 
 
 class MaskedWords(PretrainingTask):
@@ -51,6 +54,8 @@ class MaskedWords(PretrainingTask):
         predicted: float = 0.375,
         decoder_depth: int = 1,
         cls_weight: float = 0.5,
+        predict_from_mean: bool = False,
+        shared_targets: bool = False,
         global_scale: tuple[float, float] = (1.0, 1.0),
         n_local: int = 0,
         lr: float = 4e-3,
@@ -74,6 +79,11 @@ class MaskedWords(PretrainingTask):
                 among those that the backbone does not see.
             decoder_depth: Number of blocks of the decoder.
             cls_weight: Weight of the loss of whole crops.
+            predict_from_mean: Whether to predict the words of a whole crop also from the mean of
+                its visible patch tokens. In short runs this mean learns much faster than CLS.
+            shared_targets: Whether both global crops predict the mean of their words. With two
+                dates per image (``n_dates: 2`` of the data module), the features then depend less
+                on season and clouds.
             global_scale: Range of the area of a global crop, as a fraction of the image.
             n_local: Number of local crops. The backbone sees all of their patches, and the words of
                 the global crops are predicted from their CLS tokens.
@@ -185,7 +195,7 @@ class MaskedWords(PretrainingTask):
         batches = []
         # Each loader draws a seed; fork, so that the random numbers of training stay the same.
         with torch.random.fork_rng(devices=[]):
-            for batch in islice(loader, count):
+            for batch in islice(_epochs(loader), count):
                 # This runs all hooks of the transfer, including normalisation.
                 moved = trainer.strategy.batch_to_device(batch, self.device)
                 kept = ('image', 'valid', 'present')
@@ -228,11 +238,12 @@ class MaskedWords(PretrainingTask):
         views = self.views(crops, torch.arange(visible.numel(), device=self.device))
         views[0] = replace(views[0], masks=None, visible=visible)
         tokens = self.model.forward_views(views)
-        cls, seen = tokens[0]
-        of_patches = self.heads['decoder'](
-            cls, seen.view(count, self._visible, -1), visible, wanted, self.multi_crop.grid
-        )
-        of_images = self.heads['of_image'](torch.cat([view.cls for view in tokens]))
+        cls, seen = tokens[0].cls, tokens[0].patches.view(count, self._visible, -1)
+        of_patches = self.heads['decoder'](cls, seen, visible, wanted, self.multi_crop.grid)
+        whole = [view.cls for view in tokens]
+        if self.hparams['predict_from_mean']:
+            whole.append(seen.mean(dim=1))
+        of_images = self.heads['of_image'](torch.cat(whole))
         losses = self._compare(crops, of_patches, of_images, wanted)
         return losses, {'features': cls.detach()}
 
@@ -241,6 +252,7 @@ class MaskedWords(PretrainingTask):
     ) -> dict[str, Tensor]:
         """Compute the losses of predictions, over the sensors that are present in the data."""
         assert crops.anchors is not None
+        hparams = self.hparams
         channels = sensor_channels(self.model.bands)
         found: dict[str, list[tuple[Tensor, Tensor]]] = {'patch': [], 'cls': []}
         shape = (len(channels), self.hparams['target_dim'])
@@ -261,9 +273,15 @@ class MaskedWords(PretrainingTask):
             found['patch'].append((distance, known))
             # A local crop predicts the mean of both global crops.
             of_both = target.image.view(N_GLOBAL, -1, shape[1]).mean(dim=0)
-            wanted_images = torch.cat([target.image, of_both.repeat(self.multi_crop.n_local, 1)])
+            of_crops = of_both.repeat(N_GLOBAL, 1) if hparams['shared_targets'] else target.image
             local = self._in_data(sensor, crops.local_present, len(crops.locals))
-            found['cls'].append((_distance(images, wanted_images), torch.cat([here, local])))
+            wanted_images = [of_crops, of_both.repeat(self.multi_crop.n_local, 1)]
+            present = [here, local]
+            if hparams['predict_from_mean']:
+                wanted_images.append(of_crops)
+                present.append(here)
+            distance = _distance(images, torch.cat(wanted_images))
+            found['cls'].append((distance, torch.cat(present)))
         return {name: _weighted_mean(of_sensors) for name, of_sensors in found.items()}
 
     def _in_data(self, sensor: str, present: Tensor | None, crops: int) -> Tensor:
@@ -271,6 +289,20 @@ class MaskedWords(PretrainingTask):
         if present is None:
             return torch.ones(crops, dtype=torch.bool, device=self.device)
         return self.model.of_all_sensors(present)[:, self.model.sensors.index(sensor)]
+
+
+def _epochs(loader: DataLoader[Sample]) -> Iterator[Sample]:
+    """Yield the batches of several epochs, for data with few samples per epoch.
+
+    Without a sampler that knows the epoch, only one: others may repeat the same samples.
+    """
+    sampler = loader.sampler
+    if not isinstance(sampler, DistributedSampler):
+        yield from loader
+        return
+    for epoch in range(_MOST_EPOCHS):
+        sampler.set_epoch(epoch)
+        yield from loader
 
 
 def _distance(prediction: Tensor, target: Tensor) -> Tensor:

@@ -27,7 +27,10 @@ def demo(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_model_that_learned_nothing_is_where_random_weights_are(
-    demo: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    demo: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rois = [('ROIs1868', 36), ('ROIs1868', 119)]
     write_sample_data(tmp_path / 'sample', rois, patches_per_roi=4, time_steps=1)
@@ -38,6 +41,7 @@ def test_a_model_that_learned_nothing_is_where_random_weights_are(
     hparams = {'model': name, 'in_channels': 15, 'bands': None, 'model_args': model_args}
     state = {f'model.{key}': value for key, value in model.state_dict().items()}
     torch.save({'state_dict': state, 'hyper_parameters': hparams}, tmp_path / 'a.ckpt')
+    monkeypatch.setattr(demo, 'RANDOM_FEATURES', demo.FEATURES)
     found = demo.measure(tmp_path / 'a.ckpt', tmp_path / 'sample', seed=5)
     assert list(found) == [
         'pretrained, both sensors',
@@ -48,5 +52,17 @@ def test_a_model_that_learned_nothing_is_where_random_weights_are(
     ]
     assert found['pretrained, both sensors'] == found['random weights']
     # By chance alone, one window in eight.
-    assert all(0.125 < accuracy <= 1 for accuracy in found.values())
+    values = [value for columns in found.values() for value in columns.values()]
+    assert all(0.125 < value <= 1 for value in values)
     assert 'better single sensor is Sentinel-' in capsys.readouterr().out
+
+
+def test_few_labels_are_drawn_per_class(demo: Any) -> None:
+    torch.manual_seed(0)
+    labels, truth = torch.arange(60) % 3, torch.arange(20) % 3
+    bank = torch.randn(60, 4) + labels[:, None]
+    queries = torch.randn(20, 4) + truth[:, None]
+    data = bank, labels, queries, truth
+    every = demo.knn_accuracy(*data, demo.NEIGHBOURS)
+    # With all labels, each draw is the whole bank in another order.
+    assert demo.few_label_accuracy(*data, per_class=100, draws=3) == pytest.approx(every)

@@ -17,7 +17,13 @@ from tests.pairs import RandomPairsDataModule
 from tests.tasks.test_dinov2 import SMALL, Record, batch, small_trainer
 
 ARGS = {k: v for k, v in SMALL.items() if not k.startswith(('proto', 'head', 'warmup', 'drop'))}
-WORDS = {'words': 16, 'target_dim': 4, 'global_scale': (0.5, 1.0), 'predicted': 0.5}
+WORDS = {
+    'words': 16,
+    'target_dim': 4,
+    'fit_images': 8,
+    'global_scale': (0.5, 1.0),
+    'predicted': 0.5,
+}
 
 
 def task(**kwargs: Any) -> MaskedWords:
@@ -68,9 +74,16 @@ def test_a_resumed_run_has_the_words_of_the_first(tmp_path: Path) -> None:
     assert rest.losses == whole.losses[-len(rest.losses) :]
 
 
-def test_the_losses_are_cosines_of_the_words_of_the_crop(tmp_path: Path) -> None:
+@pytest.mark.parametrize('shared', [False, True])
+@pytest.mark.parametrize('from_mean', [False, True])
+def test_the_losses_are_cosines_of_the_words_of_the_crop(shared: bool, from_mean: bool) -> None:
     """Losses are 0 if predictions equal the targets, and 2 if they are the opposite."""
-    method = task(photometry=False, global_scale=(1.0, 1.0))
+    method = task(
+        photometry=False,
+        global_scale=(1.0, 1.0),
+        shared_targets=shared,
+        predict_from_mean=from_mean,
+    )
     images = batch(8)
     channels = sensor_channels(method.model.bands)
     learn_words(method, images)
@@ -95,8 +108,12 @@ def test_the_losses_are_cosines_of_the_words_of_the_crop(tmp_path: Path) -> None
 
         def pool(module: Any, args: Any, out: Tensor, sign: float = sign) -> Tensor:
             images = truth(False)
-            local = images.view(2, 8, -1).mean(dim=0).repeat(2, 1)
-            return sign * torch.cat([images, local])
+            both = images.view(2, 8, -1).mean(dim=0).repeat(2, 1)
+            of_crops = both if shared else images
+            # CLS of the global crops, CLS of the two local crops, then the mean of patches.
+            rows = [of_crops, both] + ([of_crops] if from_mean else [])
+            assert len(args[0]) == sum(len(part) for part in rows)
+            return sign * torch.cat(rows)
 
         hooks = [
             method.heads['decoder'].register_forward_hook(decode),
