@@ -1,9 +1,9 @@
 """Outlines and extents in longitude and latitude, across the antimeridian and over the poles.
 
-If the corners of an outline across the antimeridian are treated as points in a plane, it goes the
-other way around the globe. Therefore outlines are *unrolled*: each corner is within 180 degrees of
-the previous one, and the westernmost is in [-180, 180), so that longitudes may exceed 180. In
-files, outlines are cut at 180 degrees, as RFC 7946 requires.
+If the corners of an outline across the antimeridian are treated as points in a plane, the outline
+extends around the rest of the globe. Therefore outlines are *unrolled*: each corner is within 180
+degrees of the previous one, and the westernmost is in [-180, 180), so that longitudes may exceed
+180. In files, outlines are cut at 180 degrees, as RFC 7946 requires.
 """
 
 import math

@@ -58,7 +58,7 @@ class OnlineKNN(Callback):
             datamodule: Labelled data, e.g. any classification data module of TorchGeo.
             every_n_epochs: Number of epochs between measurements. The last epoch is always
                 measured.
-            k: Numbers of neighbours; each gives a value.
+            k: Numbers of neighbours; a value is logged for each.
         """
         self.datamodule = datamodule
         self.every_n_epochs = every_n_epochs

@@ -1,4 +1,4 @@
-"""Data modules that normalise with the statistics that the weights in use were trained with."""
+"""Data modules that normalise with the statistics that a model was trained with."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -17,11 +17,12 @@ from geofm.transforms import InputStatistics, Normalize, statistics_of
 class NormalizingDataModule(BaseDataModule):
     """Data module that normalises images by band name.
 
-    For each band, the statistics are the first that exist of
+    For each band, the first of these statistics that exist are used:
 
     1. those given by the user,
-    2. those that the weights in use were trained with: of the backbone of the task, the file given
-       to the task as *weights*, or the checkpoint that is resumed or tested,
+    2. the statistics that the weights of the model were trained with. They are read from the
+       backbone of the task, from the file given to the task as *weights*, or from the checkpoint
+       that is resumed or tested,
     3. the built-in statistics of :mod:`geofm.sensors`.
 
     The statistics in use are part of the state of the data module, and therefore of checkpoints.

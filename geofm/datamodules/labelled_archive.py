@@ -71,8 +71,8 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             window_size: Height and width in pixels of the windows that each scene is divided into.
                 By default whole scenes are samples.
             statistics: YAML file with mean and standard deviation of each band, as written by
-                ``geofm stats``. By default those that the weights in use were trained with, or else
-                those of the sensors.
+                ``geofm stats``. By default, the statistics that the weights of the model were
+                trained with, or else those of the sensors.
             **kwargs: Further arguments of
                 :class:`~geofm.datasets.archive.labelled.LabelledArchive`.
 

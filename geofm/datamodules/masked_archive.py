@@ -1,4 +1,4 @@
-"""Data modules of a table of rasters with targets."""
+"""Data modules that read samples and their targets from a table of rasters."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,10 @@ from geofm.sensors import bands_of, check_bands
 class TargetArchiveDataModule(
     CheckedTargets, WatchedUnits, PlacesStay, NormalizingDataModule, NonGeoDataModule
 ):
-    """Table of rasters with targets. Batches are normalised on their device."""
+    """Data module of a table of rasters whose samples have targets.
+
+    Batches are normalised on their device.
+    """
 
     def __init__(
         self,
@@ -48,8 +51,8 @@ class TargetArchiveDataModule(
             window_size: Height and width in pixels of the windows that each scene is divided into.
                 By default whole scenes are samples.
             statistics: YAML file with mean and standard deviation of each band, as written by
-                ``geofm stats``. By default those that the weights in use were trained with, or else
-                those of the sensors.
+                ``geofm stats``. By default, the statistics that the weights of the model were
+                trained with, or else those of the sensors.
             **kwargs: Further arguments of *dataset_class*.
 
         Raises:
@@ -112,8 +115,8 @@ class MaskedArchiveDataModule(TargetArchiveDataModule):
             window_size: Height and width in pixels of the windows that each scene is divided into.
                 By default whole scenes are samples.
             statistics: YAML file with mean and standard deviation of each band, as written by
-                ``geofm stats``. By default those that the weights in use were trained with, or else
-                those of the sensors.
+                ``geofm stats``. By default, the statistics that the weights of the model were
+                trained with, or else those of the sensors.
             **kwargs: Further arguments of :class:`~geofm.datasets.archive.masked.MaskedArchive`.
 
         Raises:

@@ -55,12 +55,13 @@ class MatchedDataModule(ResumableDataModule):
             n_dates: Number of dates of a place that are combined in a training sample; None if each
                 date is a sample of its own.
             seed: Seed of the order of training samples and the positions of their windows; None for
-                that of Lightning's ``seed_everything``.
+                the seed of Lightning's ``seed_everything``.
             start_method: Start method of worker processes.
             timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
                 with an error that lists the files being read. 0 for no limit.
-            statistics: YAML file with mean and standard deviation of each band; None for those that
-                the weights in use were trained with, or else the built-in ones.
+            statistics: YAML file with mean and standard deviation of each band; None for the
+                statistics that the weights of the model were trained with, or else the built-in
+                ones.
             **kwargs: Further arguments of the data sets.
 
         Raises:

@@ -21,9 +21,9 @@ SPLITS = ('train', 'val', 'test', 'predict')
 class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
     """Wrapper of a TorchGeo data module, or of data sets, that matches bands by name.
 
-    Name the channels of the data, in their order. The model then gets the bands that it needs, in
-    its own order, in dB and DN, and normalised by band name. Only the reading of samples is taken
-    from the wrapped data module. Its normalisation and augmentations are not applied.
+    Give the names of the channels of the data, in their order. The model then gets the bands that
+    it needs, in its own order, in dB and DN, and normalised by band name. The wrapped data module
+    only reads samples. Its normalisation and augmentations are not applied.
 
     .. seealso:: :class:`geofm.datasets.NamedBands`
     """
@@ -55,23 +55,23 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
             datamodule: TorchGeo data module. Give either this or *train_dataset*.
             train_dataset: Data set for training.
             val_dataset: Data set for validation; none by default.
-            bands: Names of the bands for the model. By default those of the model if it is geofm's;
-                for other models, all bands of the data in canonical order.
+            bands: Names of the bands for the model. By default, the bands of the model if it is a
+                geofm model; for other models, all bands of the data in canonical order.
             scale: Factor that converts values to dB or DN, for all bands or by name, e.g. 10,000
                 for reflectance.
             s1_unit: Unit of Sentinel-1 in the data: 'dB', or linear 'power', which is converted to
                 dB.
             n_dates: Number of dates that are concatenated in the channels of 'image'.
-            mean: Mean of bands by name, in dB and DN. By default those that the weights in use were
-                trained with, or else those of :mod:`geofm.sensors`.
-            std: Standard deviation of bands by name, likewise.
-            batch_size: Number of samples in a batch (on each device); by default that of the data
-                module, or 64.
-            num_workers: Number of worker processes that read samples; by default that of the data
-                module, or 0.
+            mean: Mean of bands by name, in dB and DN. By default, the means that the weights of the
+                model were trained with, or else those of :mod:`geofm.sensors`.
+            std: Standard deviation of bands by name, with the same default.
+            batch_size: Number of samples in a batch (on each device); by default the batch size of
+                the data module, or 64.
+            num_workers: Number of worker processes that read samples; by default the number in the
+                data module, or 0.
             seed: Seed of the order of training samples and of random numbers in their reading; by
-                default that of Lightning's ``seed_everything``.
-            start_method: Start method of worker processes; by default that of Python.
+                default the seed of Lightning's ``seed_everything``.
+            start_method: Start method of worker processes. Default: Python's default.
             timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
                 with an error that lists the files being read. 0 for no limit.
 

@@ -1,4 +1,4 @@
-"""Shuffled order of an epoch, for any number of samples, without a list of them."""
+"""Shuffled order of the samples of an epoch, computed without storing a list of samples."""
 
 import math
 

@@ -104,15 +104,16 @@ class RasterArchiveDataModule(MatchedDataModule):
             batch_size: Number of samples in a batch (on each device).
             num_workers: Number of worker processes that read samples.
             seed: Seed of the order of training samples and the positions of their windows. By
-                default that of Lightning's ``seed_everything``.
-            start_method: Start method of worker processes; by default that of Python.
+                default, the seed of Lightning's ``seed_everything``.
+            start_method: Start method of worker processes. Default: Python's default.
             timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
                 with an error that lists the files being read. 0 for no limit.
             statistics: YAML file with mean and standard deviation of each band, as written by
                 ``geofm stats``; or 'compute', to compute them once from the training samples and
                 cache them beside the table. At most 10,000 samples are used, drawn at random, and
-                only a window of each if they are large, as stated in the file. By default those
-                that the weights in use were trained with, or else those of the sensors.
+                only a window of each if they are large, as stated in the file. By default, the
+                statistics that the weights of the model were trained with, or else those of the
+                sensors.
             on_error: What to do if a sample cannot be read: 'raise' an error, or 'skip' it. Skipped
                 samples are replaced by others, and reported at the end of each epoch.
 

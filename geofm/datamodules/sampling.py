@@ -45,8 +45,8 @@ class ResumableSampler(DistributedSampler[int]):
             dataset: Any map-style dataset.
             seed: Seed of the order.
             shuffle: Whether to shuffle.
-            num_replicas: Number of ranks; by default that of ``torch.distributed``, or 1.
-            rank: Rank of this process; by default that of ``torch.distributed``, or 0.
+            num_replicas: Number of ranks; by default taken from ``torch.distributed``, or 1.
+            rank: Rank of this process; by default taken from ``torch.distributed``, or 0.
 
         Raises:
             ValueError: If there are fewer samples than ranks, or *rank* is not less than

@@ -48,8 +48,8 @@ class SEN12MSCRDataModule(SEN12MSCRTSDataModule):
             n_dates: Number of pairs of a patch that are combined in a training sample. With 2 and
                 both skies, the model sees each place clear and cloudy.
             seed: Seed of the order of training samples and the positions of their windows. By
-                default that of Lightning's ``seed_everything``.
-            start_method: Start method of worker processes; by default that of Python.
+                default, the seed of Lightning's ``seed_everything``.
+            start_method: Start method of worker processes. Default: Python's default.
             timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
                 with an error that lists the files being read. 0 for no limit.
             on_error: What to do if a pair cannot be read: 'raise' an error, or 'skip' it. Skipped

@@ -51,13 +51,13 @@ class SEN12MSCRTSDataModule(MatchedDataModule):
                 pass over all patches. By default each pair is a sample of its own, as it always is
                 in validation, testing and prediction.
             seed: Seed of the order of training samples and the positions of their windows. By
-                default that of Lightning's ``seed_everything``.
-            start_method: Start method of worker processes; by default that of Python.
+                default, the seed of Lightning's ``seed_everything``.
+            start_method: Start method of worker processes. Default: Python's default.
             timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
                 with an error that lists the files being read. 0 for no limit.
             statistics: YAML file with mean and standard deviation of each band, as written by
-                ``geofm stats``. By default those that the weights in use were trained with, or else
-                those of SEN12MS-CR-TS.
+                ``geofm stats``. By default, the statistics that the weights of the model were
+                trained with, or else those of SEN12MS-CR-TS.
             **kwargs: Further arguments of :class:`~geofm.datasets.SEN12MSCRTS`.
 
         Raises:

@@ -43,13 +43,13 @@ class ShardsDataModule(ResumableDataModule):
             sensors: Keys of the sensors in the shards.
             batch_size: Number of samples in a batch (on each device).
             num_workers: Number of worker processes that read samples.
-            seed: Seed of the order of the training samples; by default that of Lightning's
+            seed: Seed of the order of the training samples; by default the seed of Lightning's
                 ``seed_everything``.
             start_method: How worker processes are started; by default as Python does, and by
                 forkserver where *root* is a URL.
             statistics: YAML file with mean and standard deviation of each band, as written by
-                ``geofm stats``. By default those that the weights in use were trained with, or else
-                those of the sensors.
+                ``geofm stats``. By default, the statistics that the weights of the model were
+                trained with, or else those of the sensors.
             storage_options: Options for the object storage, see
                 :class:`~geofm.datasets.shards.Shards`.
             timeout: Maximum time in seconds for workers to load a batch. After that, the run ends.

@@ -1,4 +1,4 @@
-"""Networks that take raw values per sensor, as deployed files compute them."""
+"""Networks for export, whose inputs are the raw values of each sensor."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,7 +27,7 @@ class RawImage(nn.Module):
         bands: Names of the channels of each sensor, in canonical order.
 
     Raises:
-        ValueError: If a sensor has the name of another input.
+        ValueError: If the key of a sensor is the name of another input, 'present' or 'dates'.
     """
 
     def __init__(self, bands: Sequence[str], statistics: InputStatistics | None) -> None:

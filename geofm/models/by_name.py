@@ -1,4 +1,4 @@
-"""Models that others build by name, and that take their arguments from the weights they load."""
+"""Models that other libraries build by name, and that adapt to the weights they load."""
 
 from collections.abc import Collection, Mapping, Sequence
 from functools import lru_cache
@@ -28,11 +28,11 @@ _SHAPE = ('embed_dim', 'patch_size')
 class BuiltByName(nn.Module):
     """Base of models that adapt to the architecture described in weights.
 
-    The state dict of a module around a model, e.g. a task, also has the model's architecture, see
-    :class:`geofm.models.architecture.Architecture`. If weights of another architecture are loaded
-    into a model that was built by name, it is rebuilt with that architecture. It raises an error
-    for weights of a model with another name, for an architecture that contradicts the arguments of
-    its caller, and for incomplete backbones.
+    The state dict of a module that contains a model, such as a task, also describes the model's
+    architecture, see :class:`geofm.models.architecture.Architecture`. If weights of another
+    architecture are loaded into a model that was built by name, it is rebuilt with that
+    architecture. It raises an error for weights of a model with another name, for an architecture
+    that contradicts the arguments of its caller, and for incomplete backbones.
 
     Attributes:
         request: Name and arguments with which the model was built; None if not built by name.
@@ -263,7 +263,7 @@ def _first_layer(model: str, channels: int) -> tuple[str, int] | None:
 
 
 def _is_backbone(weights: Mapping[str, Tensor]) -> bool:
-    """Return whether weights are those of a backbone, and not e.g. of adapters."""
+    """Return whether weights are those of a backbone, and not, for example, those of adapters."""
     return any(name.endswith('.pos_embed') for name in weights)
 
 

@@ -47,8 +47,8 @@ class ViewTokens(NamedTuple):
 class SensorTokens(SensorInputs):
     """ViTs of a model and the fusion of their tokens.
 
-    This base class has the computations of :class:`geofm.models.MultiSensorViT`, which builds the
-    modules and implements timm's interface.
+    This base class implements the computations of :class:`geofm.models.MultiSensorViT`. The
+    subclass builds the modules and implements timm's interface.
 
     Attributes:
         fusion: Module that fuses the sequences of several ViTs into one; None with one ViT.
@@ -428,7 +428,7 @@ def is_distributed() -> bool:
 
 
 class _KeepInGraph(torch.autograd.Function):
-    """Identity of tokens that gives further parameters a gradient of zero."""
+    """Identity function of tokens that gives additional parameters a gradient of zero."""
 
     @staticmethod
     def forward(ctx: Any, tokens: Tensor, *parameters: Tensor) -> Tensor:

@@ -124,7 +124,7 @@ def dates_of(rng: np.random.Generator, time_steps: int) -> list[Date]:
         time_steps: Number of dates, at most 30.
 
     Returns:
-        The dates, sorted by that of Sentinel-2.
+        The dates, sorted by the date of Sentinel-2.
     """
     spacing = 365 / time_steps
     days = (np.arange(time_steps) + 0.5 + rng.uniform(-0.25, 0.25, time_steps)) * spacing

@@ -123,8 +123,8 @@ class DINOv2(StudentTeacher):
                 are not finite, and for signals. A GPU idles during a check. Between checks, a step
                 that is not finite and all steps after it change nothing, and the batches since the
                 last check are kept on the device.
-            sensor_dropout: Probability that sensors are dropped from a crop of the student, which
-                so learns to work without them. The dropped sensors are a random subset, neither
+            sensor_dropout: Probability that sensors are dropped from a crop of the student, so that
+                it learns to work without them. The dropped sensors are a random subset, neither
                 empty nor all; of two sensors, one is dropped.
             one_sensor_masks: Fraction of the masked patches that are masked in one random sensor
                 only, so that they are predicted from the others.
@@ -137,11 +137,11 @@ class DINOv2(StudentTeacher):
             global_scale: Range of the area of a global crop, as a fraction of the image.
             local_scale: Range of the area of a local crop, as a fraction of the image.
             min_valid: Fraction of a crop that must have valid data.
-            photometry: Whether to augment the values of the crops, with own rules per sensor; or
-                the strengths for sensors that measure reflectance: ``gain``, ``band_gain``,
+            photometry: Whether to augment the values of the crops, with the rules of each sensor;
+                or the strengths for sensors that measure reflectance: ``gain``, ``band_gain``,
                 ``haze`` and ``probability`` of
-                :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of
-                the blur's standard deviation in pixels of a crop.
+                :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of the
+                blur's standard deviation in pixels of a crop.
             mask_probability: Fraction of the global crops in which patches are masked.
             mask_ratio: Lowest and highest fraction of masked patches in such a crop.
             prototypes: Number of prototypes of the DINO head.

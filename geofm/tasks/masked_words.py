@@ -294,7 +294,8 @@ class MaskedWords(PretrainingTask):
 def _epochs(loader: DataLoader[Sample]) -> Iterator[Sample]:
     """Yield the batches of several epochs, for data with few samples per epoch.
 
-    Without a sampler that knows the epoch, only one: others may repeat the same samples.
+    Only one epoch is read without a distributed sampler, because further epochs may repeat the same
+    samples.
     """
     sampler = loader.sampler
     if not isinstance(sampler, DistributedSampler):

@@ -1,4 +1,4 @@
-"""Base of all self-supervised pretraining tasks. A method adds one module on top of it."""
+"""Base class of all self-supervised pretraining tasks. A method is a subclass of it."""
 
 import math
 import warnings
@@ -187,7 +187,7 @@ class PretrainingTask(BaseTask):
                 that is not finite and all steps after it change nothing, and the batches since the
                 last check are kept on the device.
             sensor_dropout: Probability that sensors are dropped from a crop of the trained
-                backbone, which so learns to work without them. The dropped sensors are a random
+                backbone, so that it learns to work without them. The dropped sensors are a random
                 subset, neither empty nor all; of two sensors, one is dropped.
             one_sensor_masks: Fraction of the masked patches that are masked in one random sensor
                 only, so that they are predicted from the others.
@@ -197,11 +197,11 @@ class PretrainingTask(BaseTask):
             global_scale: Range of the area of a global crop, as a fraction of the image.
             local_scale: Range of the area of a local crop, as a fraction of the image.
             min_valid: Fraction of a crop that must have valid data.
-            photometry: Whether to augment the values of the crops, with own rules per sensor; or
-                the strengths for sensors that measure reflectance: ``gain``, ``band_gain``,
+            photometry: Whether to augment the values of the crops, with the rules of each sensor;
+                or the strengths for sensors that measure reflectance: ``gain``, ``band_gain``,
                 ``haze`` and ``probability`` of
-                :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of
-                the blur's standard deviation in pixels of a crop.
+                :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of the
+                blur's standard deviation in pixels of a crop.
             mask_probability: Fraction of the global crops in which patches are masked.
             mask_ratio: Lowest and highest fraction of masked patches in such a crop.
             lr: Peak learning rate; for a batch of 1024 if *scale_lr* is set.

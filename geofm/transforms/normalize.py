@@ -34,10 +34,10 @@ class Normalize(nn.Module):
 
         Args:
             bands: Names of the channels, in the order of the image.
-            mean: Mean of each band in the unit of its sensor, shape (C,). By default that of the
-                sensors, see :mod:`geofm.sensors`.
-            std: Standard deviation of each band in the unit of its sensor, shape (C,). By default
-                that of the sensors.
+            mean: Mean of each band in the unit of its sensor, shape (C,). By default, the mean
+                defined by the sensor, see :mod:`geofm.sensors`.
+            std: Standard deviation of each band in the unit of its sensor, shape (C,). By default,
+                the standard deviation defined by the sensor.
             clip: Maximum magnitude of normalised values, in standard deviations; None for no
                 limit.
 

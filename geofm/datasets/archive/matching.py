@@ -112,9 +112,10 @@ def match_windows(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Find the best observation of another sensor for each window.
 
-    It is the observation with the nearest date among those of the same place or, for observations
-    without a place, among those that cover enough of the window. If several have the same date
-    difference, the one that covers most is chosen, and otherwise the first.
+    The best observation is the one with the nearest date. Candidates are the observations of the
+    same place or, for observations without a place, those that cover enough of the window. If
+    several have the same date difference, the one that covers most of the window is chosen, and if
+    they cover the same, the first.
 
     Args:
         scenes: Observations of the reference sensor.
@@ -124,7 +125,7 @@ def match_windows(
 
     Returns:
         Index of the observation for each window, -1 where there is none; and the fraction of the
-        window that it covers.
+        window that the observation covers.
     """
     chosen = nearest_at_place(scenes, others, rule)[windows.scene]
     covered = np.zeros(len(chosen), np.float32)
@@ -158,9 +159,9 @@ def nearest_at_place(scenes: Frames, others: Frames, rule: Rule) -> npt.NDArray[
         rule: Rule by which they are matched.
 
     Returns:
-        Index of the observation for each scene, -1 where there is none. Of two that are equally
-        near, it is the earlier. If no observation with a date is near enough, it is one without a
-        date.
+        Index of the observation for each scene, -1 where there is none. If two observations are
+        equally near, the earlier one is chosen. If no observation with a date is near enough, an
+        observation without a date is chosen.
     """
     chosen = np.full(len(scenes.place), -1, np.int32)
     known = np.flatnonzero(others.place >= 0).astype(np.int32)

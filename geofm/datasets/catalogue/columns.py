@@ -162,7 +162,7 @@ def geometry_types(shapes: npt.NDArray[np.object_]) -> list[str]:
         shapes: Geometries.
 
     Returns:
-        Their names without duplicates; that of outlines if there is no geometry.
+        Their names without duplicates; the type of outlines if there is no geometry.
     """
     return sorted({shape.geom_type for shape in shapes}) or ['Polygon']
 

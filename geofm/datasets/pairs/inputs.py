@@ -48,7 +48,7 @@ class Listing:
 
         Args:
             rows: Indices of the requested files.
-            skipped: Receives those of them with problems, and files whose names cannot be parsed.
+            skipped: Receives the files with problems, and the files whose names cannot be parsed.
         """
         scenes = self.scenes
         wanted: npt.NDArray[np.bool_] = scenes.sensor < 0

@@ -29,9 +29,10 @@ def pair_scenes(
             with problems is left out, but not reported as a file without a partner.
         sensors: The required sensors, in the order of :data:`SENSOR_NUMBERS`. The last one is the
             reference. If there is only one, each of its files is a sample.
-        pairing: 'time_step' pairs S1 and S2 of the same time step. 'nearest' pairs each S2 with the
-            S1 of the same patch whose day is nearest, or the earlier of two; an S1 may be paired
-            with several S2. 'patch' pairs each S2 with the only S1 of its patch.
+        pairing: 'time_step' pairs S1 and S2 of the same time step. 'nearest' pairs each S2 file
+            with the S1 file of the same patch whose date is nearest, and with the earlier one if
+            two are equally near; an S1 may be paired with several S2. 'patch' pairs each S2 with
+            the only S1 of its patch.
         skipped: Receives files without a partner, and files that have sensor, place and time step
             in common.
 

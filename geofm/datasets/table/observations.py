@@ -184,7 +184,7 @@ def _check_bands(table: RasterTable, order: Ints, first: Ints, count: Ints) -> N
 
 
 def _clash(table: RasterTable, rows: list[int]) -> tuple[int, int, str | None] | None:
-    """Find two rows with the same band, and the band (None stands for all bands of a file)."""
+    """Find two rows with the same band, and the band (None means all bands of a file)."""
     owner: dict[str, int] = {}
     for i, row in enumerate(rows):
         names = table.bands_of(row)

@@ -85,7 +85,7 @@ def create_backbone(hparams: Mapping[str, Any], **kwargs: Any) -> MultiSensorViT
         The backbone, without a head.
 
     Raises:
-        TypeError: If the name is not that of a geofm model.
+        TypeError: If there is no geofm model of this name.
         ValueError: If an argument of the model is unknown or invalid.
     """
     try:

@@ -1,4 +1,4 @@
-"""Which model a file holds: :func:`read_model` reads the file once, and the result is handed on."""
+"""Which model a file holds: :func:`read_model` reads the file once, and the result is passed on."""
 
 import json
 import os

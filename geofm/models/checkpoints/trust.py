@@ -121,7 +121,7 @@ MODEL_ARGS: dict[str, Callable[[Any], bool]] = {
 
 
 def check_model_name(name: Any, known: Collection[str] | None = None) -> str:
-    """Check that a name is that of a registered model.
+    """Check that a name is the name of a registered model.
 
     Args:
         name: The name.

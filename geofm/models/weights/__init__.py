@@ -1,4 +1,4 @@
-"""Weights of other projects' ViTs in, and ours out."""
+"""Load the weights of other projects' ViTs into backbones, and export backbones."""
 
 from geofm.models.weights.adapters import (
     adapted_layers,
