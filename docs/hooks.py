@@ -1,4 +1,4 @@
-"""Pages of the documentation site that are made from the rest of the repository.
+"""Generate pages of the documentation site from the rest of the repository.
 
 MkDocs calls the functions named ``on_...``; griffe, which reads the docstrings, calls
 :class:`SphinxRoles`.
@@ -6,6 +6,7 @@ MkDocs calls the functions named ``on_...``; griffe, which reads the docstrings,
 
 import ast
 import io
+import json
 import os
 import re
 from contextlib import redirect_stdout, suppress
@@ -36,28 +37,28 @@ ROOT_PAGES = {
 
 
 class SphinxRoles(Extension):
-    """Docstrings with roles such as ``:class:`Name``` as Markdown."""
+    """Griffe extension that turns Sphinx roles such as ``:class:`Name``` into Markdown."""
 
     def on_object(self, *, obj: Any, **kwargs: Any) -> None:
         """Rewrite the docstring of an object.
 
         Args:
             obj: The object.
-            **kwargs: What else griffe passes.
+            **kwargs: Further arguments of griffe, ignored.
         """
         if obj.docstring is not None:
             obj.docstring.value = re.sub(r':\w+:`~?([^`]+)`', r'`\1`', obj.docstring.value)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages that are generated.
+    """Add the generated pages.
 
     Args:
-        files: Pages of the folder docs.
+        files: Files of the folder docs.
         config: The configuration.
 
     Returns:
-        All pages.
+        All files.
     """
     pages = {page: _of_root(source) for page, source in ROOT_PAGES.items()}
     pages['quickstart.md'] = _quick_start()
@@ -66,13 +67,15 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages['reference/configs.md'] = _configurations()
     for package in PACKAGES:
         pages[f'reference/{package}.md'] = _api(f'geofm.{package}')
+    for path in (ROOT / 'docs' / 'notebooks').glob('*.ipynb'):
+        pages[f'notebooks/{path.stem}.md'] = _notebook(path)
     for uri, content in pages.items():
         files.append(File.generated(config, uri, content=content))
     return files
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Point links to files outside of docs to the pages that are generated from them.
+    """Redirect links to files outside of docs to the generated pages.
 
     Args:
         markdown: Text of a page.
@@ -94,7 +97,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def _of_root(name: str) -> str:
-    """A page at the root of the repository, with links as from the folder docs."""
+    """Return a page at the root of the repository, with links relative to the folder docs."""
     text = (ROOT / name).read_text(encoding='utf-8').replace('](docs/', '](')
     for page, source in ROOT_PAGES.items():
         text = text.replace(f']({source})', f']({page})')
@@ -102,17 +105,17 @@ def _of_root(name: str) -> str:
 
 
 def _quick_start() -> str:
-    """The sections of README from the quick start up to the list of pages."""
+    """Return the sections of README from the quick start up to the list of pages."""
     text = _of_root('README.md')
     return text[text.index('## Quick start') + 1 : text.index('## Documentation')]
 
 
 def _results() -> str:
-    """All tables of results, and what made them."""
+    """Return all tables of results with the scripts that wrote them."""
     parts = [
         '# Results',
-        'The tables of `experiments/results`, and the scripts behind them. The how-to guides say '
-        'how to read them.',
+        'The tables of `experiments/results` and the scripts that wrote them. The how-to guides '
+        'explain them.',
     ]
     for path in sorted((ROOT / 'experiments' / 'results').glob('*.md')):
         text = path.read_text(encoding='utf-8')
@@ -128,20 +131,43 @@ def _results() -> str:
 
 
 def _first_line(script: Path) -> str:
-    """The first line of the docstring of a script."""
+    """Return the first line of the docstring of a script."""
     docstring = ast.get_docstring(ast.parse(script.read_text(encoding='utf-8'))) or ''
     return docstring.partition('\n')[0]
 
 
+def _notebook(path: Path) -> str:
+    """Return the text, code and outputs of a notebook as Markdown."""
+    parts = []
+    for cell in json.loads(path.read_text(encoding='utf-8'))['cells']:
+        source = ''.join(cell['source'])
+        if cell['cell_type'] == 'markdown':
+            parts.append(source.replace('.ipynb)', '.md)'))
+            continue
+        parts.append(f'```python\n{source}\n```')
+        for output in cell['outputs']:
+            data = {kind: ''.join(value) for kind, value in output.get('data', {}).items()}
+            if 'image/jpeg' in data:
+                parts.append(f'![](data:image/jpeg;base64,{"".join(data["image/jpeg"].split())})')
+            elif 'text/html' in data:
+                # A wide table scrolls by itself on a phone.
+                parts.append(f'<div style="overflow-x: auto">\n{data["text/html"]}\n</div>')
+            else:
+                text = ''.join(output.get('text', '')) or data['text/plain']
+                parts.append(f'```text\n{text.rstrip()}\n```')
+    parts.append(f'Download: [{path.name}]({path.name})')
+    return '\n\n'.join(parts)
+
+
 def _command_line() -> str:
-    """The help texts of all commands."""
+    """Return the help texts of all commands."""
     from geofm.cli import COMMANDS, LIGHTNING_COMMANDS, main
 
     def output(*args: str) -> str:
         text = io.StringIO()
         with redirect_stdout(text), suppress(SystemExit):
             main(args)
-        # jsonargparse writes a control character into its help.
+        # The help of jsonargparse contains a control character.
         shown = re.sub(r'[^\n -~]', '', text.getvalue()).strip()
         return f'```text\n{shown}\n```'
 
@@ -150,7 +176,7 @@ def _command_line() -> str:
     for name in COMMANDS:
         parts += [f'## geofm {name}', output(name, '--help')]
     others = ', '.join(f'`geofm {name}`' for name in LIGHTNING_COMMANDS if name != 'fit')
-    # The usage of LightningCLI takes a screen and names the program that runs.
+    # The usage of LightningCLI is very long and names the running program.
     _, _, options = output('fit', '--help').partition('\n\n')
     parts += [
         '## geofm fit',
@@ -161,7 +187,7 @@ def _command_line() -> str:
 
 
 def _configurations() -> str:
-    """The shipped configurations, folded."""
+    """Return the shipped configurations as collapsed blocks."""
     from geofm.commands.configs import description, shipped_names
 
     parts = [
@@ -182,7 +208,7 @@ def _configurations() -> str:
 
 
 def _api(package: str) -> str:
-    """The public names of a package."""
+    """Return the reference page of the public names of a package."""
     module = import_module(package)
     names = sorted(module.__all__, key=str.lower)
     summary = re.sub(r':\w+:`~?([^`]+)`', r'`\1`', module.__doc__ or '')
