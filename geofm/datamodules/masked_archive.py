@@ -75,7 +75,7 @@ class TargetArchiveDataModule(
         self.normalize_by_file(self.bands, statistics)
 
     def setup(self, stage: str) -> None:
-        """Make the data sets of a stage, and use the statistics of the weights in use.
+        """Make the data sets of a stage, and normalise with the statistics of the model's weights.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.

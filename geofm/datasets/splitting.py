@@ -143,7 +143,7 @@ def check_shares(val: float, test: float) -> None:
         test: Fraction for the test split.
 
     Raises:
-        ValueError: If one is not from 0 to 1.
+        ValueError: If a fraction is not from 0 to 1.
     """
     if not (0 <= val <= 1 and 0 <= test <= 1):
         raise ValueError(f'val and test must be fractions from 0 to 1, not {val} and {test}')

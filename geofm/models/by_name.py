@@ -217,9 +217,9 @@ class BuiltByName(nn.Module):
 def description(architecture: Architecture, names: Collection[str]) -> dict[str, Tensor]:
     """Return additional entries of a state dict, for loading it into a model built by name.
 
-    These are the architecture and, if needed, a marker: TorchGeo looks up the first layer of the
-    model that it built in the weights. If the backbone has no layer of that name, because its
-    sensors differ, an empty tensor takes its place.
+    These are the architecture and, if needed, a marker: TorchGeo reads from the weights the first
+    layer of the model that it built. If the backbone has no layer of that name, because its sensors
+    differ, an empty tensor takes its place.
 
     Args:
         architecture: The architecture of the backbone.

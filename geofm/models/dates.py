@@ -40,8 +40,8 @@ class DayOfYear(nn.Module):
     """Sinusoidal encoding of the day of the year.
 
     It projects the first harmonics of the annual cycle to the width of the tokens. Unlike the
-    sinusoids of positions in a sequence (Vaswani et al., 2017), they are periodic: 31 December is
-    next to 1 January.
+    sinusoids of positions in a sequence (Vaswani et al., 2017), the harmonics are periodic: 31
+    December is next to 1 January.
 
     Args:
         dim: Width of the tokens.

@@ -124,7 +124,7 @@ def attention_mask(present: Tensor, prefix: int, patches: int) -> Tensor:
 def group(present: Tensor) -> list[Group]:
     """Group crops by their sensors.
 
-    *present* is copied to the CPU, for which the host waits for a GPU.
+    *present* is copied to the CPU, so the host waits for the GPU.
 
     Args:
         present: Whether each sensor is present, bool of shape (B, S).

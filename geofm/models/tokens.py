@@ -199,8 +199,8 @@ class SensorTokens(SensorInputs):
 
         All crops run as one packed sequence. In the last block, the projection, the MLP and all
         later layers run for CLS and the selected patches only, unless the fusion needs every token.
-        In a joint ViT, the tokens of missing sensors are left out of the sequence, for which
-        *present* is copied from a GPU to the CPU.
+        In a joint ViT, the tokens of missing sensors are left out of the sequence. This copies
+        *present* from a GPU to the CPU.
 
         Args:
             views: Views with crops of one size each.

@@ -299,7 +299,7 @@ class PretrainingTask(BaseTask):
 
     @property
     def trained(self) -> nn.ModuleDict:
-        """Modules to optimise: ``backbone`` and heads. Gradients are clipped for each of them."""
+        """Modules to optimise: ``backbone`` and heads, whose gradients are clipped separately."""
         return self.with_distillation({'backbone': self.model, **self.heads})
 
     # -- networks and crops ---------------------------------------------------------------------

@@ -105,7 +105,7 @@ class StudentTeacher(PretrainingTask):
 
     @property
     def trained(self) -> nn.ModuleDict:
-        """The student: ``backbone`` and heads. Gradients are clipped for each of them."""
+        """The student: ``backbone`` and heads, whose gradients are clipped separately."""
         return self.with_distillation(dict(self.student.items()))
 
     def schedule_settings(self) -> dict[str, Any]:

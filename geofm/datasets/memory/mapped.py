@@ -25,7 +25,9 @@ _ARRAY, _PATHS = '.array', '.paths'
 
 
 def mapped(folder: Path, make: Callable[[], Values]) -> Values:
-    """Map values from a folder. The first process to ask creates them while the others wait.
+    """Map values from a folder.
+
+    The first process that calls this creates the values while the others wait.
 
     Args:
         folder: The folder. Its name must identify its content.

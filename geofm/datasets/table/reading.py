@@ -63,8 +63,8 @@ def read_observation(
         table: The table.
         rows: Rows of the observation, all of the same sensor.
         bands: Names of the channels to read, in this order. Default: all channels of the sensor.
-        grid: Grid to read on. Default: that of the file with the most pixels, or its pixels if it
-            is not georeferenced.
+        grid: Grid to read on. Default: the grid of the file with the most pixels, or the pixels of
+            that file if it is not georeferenced.
         window: Window of this grid in whole pixels, which may extend beyond it. Default: the whole
             grid.
 
