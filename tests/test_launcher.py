@@ -121,5 +121,5 @@ def test_a_lost_rank_ends_the_other(tmp_path: Path, number: int, message: str) -
         ),
     ],
 )
-def test_what_others_say_of_a_lost_rank_is_explained(said: str, message: str) -> None:
+def test_messages_about_a_lost_rank_are_explained(said: str, message: str) -> None:
     assert describe(RuntimeError(said)).startswith(message)
