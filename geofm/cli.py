@@ -1,4 +1,4 @@
-"""Command-line interface: Lightning's commands, such as ``geofm fit``, and our own."""
+"""Command-line interface: Lightning's commands, such as ``geofm fit``, and those of geofm."""
 
 import importlib
 import inspect

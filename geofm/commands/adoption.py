@@ -1,4 +1,4 @@
-"""Taking the model of a task from the checkpoint that it starts from."""
+"""Taking the model of a task from the initial checkpoint."""
 
 from pathlib import Path
 from pkgutil import resolve_name
@@ -20,7 +20,7 @@ _TIMM = 'tu-'
 
 
 def adopt_model(model: Any) -> None:
-    """Set the model in the configuration of a task to that of the checkpoint it starts from.
+    """Set the model in a task's configuration to the model of its initial checkpoint.
 
     TorchGeo's tasks build a model by name and then load ``weights``. If both the model and the
     weights are geofm's, the name is taken from the checkpoint.
@@ -70,7 +70,7 @@ def adopt_model(model: Any) -> None:
 
 
 def _pretrains(model: Any) -> bool:
-    """Return whether a configuration is that of a pretraining task."""
+    """Return whether a configuration describes a pretraining task."""
     found = resolve_name(str(model.get('class_path')))
     return isinstance(found, type) and issubclass(found, PretrainingTask)
 

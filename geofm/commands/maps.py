@@ -354,7 +354,7 @@ def search(
     top: int = 10,
     output: list[Path] | None = None,
 ) -> None:
-    """List the places whose embeddings are most similar to that of a place.
+    """List the places whose embeddings are most similar to the embedding of a given place.
 
     Args:
         embeddings: Table of embeddings (*_embedding.parquet) written by `geofm map`.

@@ -115,7 +115,7 @@ def _weights_class(model: str) -> Any:
 
 
 def _bands(name: str, theirs: Any) -> tuple[str, ...]:
-    """Return our names of bands: TorchGeo's B1 and B8a are our B01 and B8A.
+    """Return geofm's names of bands: TorchGeo's B1 and B8a are geofm's B01 and B8A.
 
     Weights of other sensors are refused, because Landsat's B1 is a different band.
     """

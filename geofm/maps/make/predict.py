@@ -157,7 +157,7 @@ class Predictor:
 
 
 def kept_of(task: FineTuned, products: Sequence[ClassProduct]) -> dict[str, tuple[str, ...]]:
-    """Return the rasters that are kept of each pixel.
+    """Return the bands of the rasters that are stored to make the products.
 
     Args:
         task: The task.

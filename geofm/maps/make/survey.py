@@ -378,7 +378,7 @@ def open_survey(
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Hash of a model's weights, by which maps can be told to be of the same model.
+    """Hash of a model's weights, equal for all maps of the same model.
 
     Args:
         model: The model.
