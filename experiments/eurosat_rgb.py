@@ -84,8 +84,8 @@ LONGER = replace(
 
 #: The benchmark of the first gives the baselines.
 METHODS = {
-    'masked words': WORDS,
     'masked words (longer)': LONGER_WORDS,
+    'masked words': WORDS,
     'MAE, then DINOv2': MAE_FIRST,
     'MAE, then DINOv2 (longer)': LONGER,
     'DINOv2': DINOV2,

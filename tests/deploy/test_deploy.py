@@ -260,7 +260,7 @@ def test_what_cannot_be_deployed_is_one_line(
     path = checkpoint(tmp_path, 's1', ['VH', 'VV'], depth=1)
     with pytest.raises(ValueError, match=r'a\.onnx: name it \.pt2'):
         export(path, tmp_path / 'a.onnx', 'pt2')
-    with pytest.raises(ValueError, match='takes neither sensor nor license'):
+    with pytest.raises(ValueError, match='takes neither --sensor nor --license'):
         export(path, tmp_path / 'a.onnx', 'onnx', license='mit')
     with kept_registry():
         register_sensor(replace(SLOPE, name='dates'))
