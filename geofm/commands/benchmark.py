@@ -68,7 +68,7 @@ def benchmark(
         missing_bands: Value of a band that the backbone needs and the data lack: its `mean` or
             `zero`. By default a missing band is an error.
         limit: Maximum number of samples of each split, drawn with the seed.
-        ignore_index: Class of maps that is ignored.
+        ignore_index: Mask value for "no label"; 255 by default.
         cache: Folder of cached features; null disables the cache.
         seed: Random seed.
         device: Device to compute on, e.g. cuda.

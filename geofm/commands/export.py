@@ -28,7 +28,7 @@ def export(
             folder in timm's hub format with a model card, which contains no paths. `onnx` and
             `pt2`: a program that maps raw values to the output and runs without geofm, for ONNX
             Runtime or torch.export.load.
-        sensor: For timm and dinov2: sensor whose ViT to write. May be left out if there is only
+        sensor: For timm and dinov2: sensor whose ViT is written. May be left out if there is only
             one ViT, as with early fusion.
         license: For hub: identifier of the licence in the model card, e.g. cc-by-4.0.
         half: For hub: write the weights in float16, at half the size.

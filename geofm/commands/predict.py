@@ -81,12 +81,12 @@ def predict(
         scene_bands: Band names of files that do not name their bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         table: Table of rasters written by `geofm index`. Every place and date is a scene.
-        split: Split of the table whose scenes to map.
+        split: Split of the table to map.
         split_by: How the scenes of the table are split, e.g. --split_by.by place; by default by its
             column `split`.
         split_window: `window_size` of the data module that the task was trained with, since a split
             by place depends on the number of windows.
-        place: Place of the table whose scenes to map, or several as [a,b]; all by default.
+        place: Place of the table to map, or several as [a,b]; by default all places.
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
             given, else the first sensor whose images change over time.
         reference: Raster or vector file with the true classes, or a band of the table, such as

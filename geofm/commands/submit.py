@@ -54,7 +54,7 @@ def submit(
         configs: Configuration files, as for `geofm fit --config`.
         nodes: Number of nodes.
         gpus: Number of GPUs per node, with one rank per GPU; 0 trains on CPUs.
-        tasks_per_node: Number of ranks per node without GPUs; 1 by default.
+        tasks_per_node: Number of ranks per node, for training on CPUs; 1 by default.
         cpus_per_task: Number of CPUs per rank, including its data loader workers.
         time: Time limit in the format of `sbatch`, e.g. 24:00:00; by default that of the partition.
         mem: Memory per node, e.g. 64G.

@@ -40,13 +40,13 @@ class Shuffle:
         self._base = np.uint64(math.isqrt(max(n - 1, 0)) + 1)
 
     def at(self, positions: Numbers) -> Numbers:
-        """Return the samples at positions of the epoch.
+        """Return the indices of the samples at the given positions of the epoch.
 
         Args:
             positions: Positions, 0 to n - 1, int64 (K,).
 
         Returns:
-            Numbers of samples, int64 (K,).
+            Indices of the samples, int64 (K,).
         """
         if self._listed is not None:
             return self._listed[positions]

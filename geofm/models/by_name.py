@@ -60,7 +60,7 @@ class BuiltByName(nn.Module):
     _reported_depth: int | None = None
 
     def remember(self, request: Request) -> None:
-        """Store the name and arguments with which the model was built, and let it adapt.
+        """Store how the model was built, and allow weights to change its architecture.
 
         Args:
             request: The name and the arguments.

@@ -238,7 +238,7 @@ class ArchiveTable(MatchTable):
     def places(self) -> npt.NDArray[np.int64]:
         """See :meth:`MatchTable.places`.
 
-        Samples without a place that are on the same pixels are one place.
+        Samples that have no place but lie on the same pixels share one place.
         """
         transform, epsg = self.transforms(slice(None)), self.epsg(slice(None))
         sizes = self.sizes(slice(None))

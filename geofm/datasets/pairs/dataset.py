@@ -274,8 +274,8 @@ class MatchedDataset(GeoDataset):
             * image: float32 (C, H, W), in the unit of each sensor, with the channels :attr:`bands`;
               0 in the channels of a missing sensor
             * valid: bool (H, W), True where all sensors that are present have data, by the rules of
-              :mod:`geofm.validity` and the masks of the files. Other values are meaningless and may
-              be NaN.
+              :mod:`geofm.validity` and the masks of the files. Where it is False, the values
+              of the image are meaningless and may be NaN.
             * dates: int64 (S,), days since 1970-01-01, one per sensor of the table of matches
             * present: bool (S,), whether the sample has each sensor of :attr:`sensors`; only if
               :attr:`allow_missing` is not empty
@@ -437,7 +437,7 @@ class MatchedDataset(GeoDataset):
         return self._disambiguate_slice(index)
 
     def _searched(self) -> TableSearch | FrameSearch:
-        """Return the search among all samples, which is created on first use."""
+        """Return the spatial search over all samples; it is created on first use."""
         if self._search is None:
             frame = self._frame if self._is_set else None
             self._search = (

@@ -125,7 +125,7 @@ def make_table(rows: Sequence[Mapping[str, Any]], source: str, root: Path) -> Ra
 
 
 def _paths(folder: Path) -> Iterator[tuple[str, str]]:
-    """Yield the files below a folder and in zip files, with their paths in a table.
+    """Yield each file below a folder, also inside zip files, with its path as written to the table.
 
     Folders and zip files that are products or stores are treated as files.
     """

@@ -144,7 +144,7 @@ class Adapter(nn.Module):
         return prepared
 
     def size_of(self, height: int, width: int) -> tuple[int, int]:
-        """Return the size of the backbone's input for images of a size.
+        """Return the input size of the backbone for images of a given size.
 
         Args:
             height: Height of an image in pixels.

@@ -311,7 +311,7 @@ def _mask_map(
     """Return the function of a data module that maps masks on the device.
 
     An example is the mapping of SEN12MS to the classes of DFC2020. Without a trainer, TorchGeo's
-    hook applies no augmentation, so that it does nothing else.
+    hook applies no augmentation, so it only maps the masks.
     """
     hook = 'on_after_batch_transfer'
     if datamodule is None or getattr(type(datamodule), hook) is getattr(BaseDataModule, hook):

@@ -102,10 +102,10 @@ def innermost(
 
     Args:
         dataset: A data set.
-        wrappers: Classes of the data sets to look into.
+        wrappers: Classes of subsets and wrappers.
 
     Returns:
-        The first data set that is none of these.
+        The first data set that is not an instance of *wrappers*.
     """
     while isinstance(dataset, wrappers):
         dataset = dataset.dataset

@@ -182,7 +182,7 @@ def kept_of(task: FineTuned, products: Sequence[ClassProduct]) -> dict[str, tupl
 
 @dataclass(frozen=True)
 class Prediction:
-    """A task with the products and options for any number of scenes.
+    """How to map scenes with a task: its products and options, the same for all scenes.
 
     Attributes:
         task: The task.

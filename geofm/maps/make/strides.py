@@ -110,7 +110,9 @@ class Stride:
         return Strip(np.where(any_valid(valid, self.pixels), cells, np.float32(np.nan)), valid)
 
     def _middle(self, valid: Mask) -> Mask:
-        """Return the valid pixels of the cells of patches, (rows, stride, columns, stride).
+        """Return which pixels are valid in the centre cell of each patch.
+
+        The cell has a side of one stride. The mask has shape (rows, stride, columns, stride).
 
         If the edges of a cell lie between pixels, partly covered pixels count as well.
         """

@@ -163,7 +163,7 @@ def run_table(
 
     Args:
         scenes: The scenes.
-        output: Folder of the scenes' folders.
+        output: Folder that contains the folders of the scenes.
         run: Function that makes the products of a scene in a folder, and returns the files by
             product.
         made_with: Function that returns everything that the products of a scene depend on, as data
@@ -239,7 +239,7 @@ def write_catalogue(scenes: TableScenes, files: Sequence[Mapping[str, Path]], fo
     Args:
         scenes: The scenes. Scenes without a date are left out, because STAC requires one.
         files: Files by product of each scene, in its folder.
-        folder: Folder of the scenes' folders.
+        folder: Folder that contains the folders of the scenes.
 
     Returns:
         The catalogue.

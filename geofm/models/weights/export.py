@@ -66,7 +66,7 @@ def export_backbone(
         output: File to write: ``.safetensors``, or ``.pth``, ``.pt`` or ``.ckpt`` for PyTorch. The
             metadata of safetensors name the channels.
         to: The format.
-        sensor: The sensor whose ViT to write, for timm and DINOv2. Default: the only ViT.
+        sensor: The sensor whose ViT is written, for timm and DINOv2. Default: the only ViT.
         licence: Identifier of the licence that a model card states, for ``hub``.
         half: Whether to write float16 weights, for ``hub``.
 
