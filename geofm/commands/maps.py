@@ -60,7 +60,7 @@ def map_(
         item: STAC item with local assets of the model's sensors, in place of rasters.
         output: Folder to write to.
         products: Any of [attention, rollout, point, pca, segments, embedding]; all by default.
-        block: Index of the transformer block whose attention to show; negative indices count from
+        block: Index of the transformer block whose attention is shown; negative indices count from
             the end.
         point: LON,LAT of the place whose attention the product 'point' shows.
         window: Side of a window in pixels, a multiple of the patch size.
@@ -174,7 +174,7 @@ def attention(
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
         s2: Sentinel-2 scene in DN. The products are on its grid.
         output: Folder to write to.
-        block: Index of the transformer block whose attention to show; negative indices count from
+        block: Index of the transformer block whose attention is shown; negative indices count from
             the end.
         point: LON,LAT of a place whose attention is mapped, too.
         window: Side of a window in pixels, a multiple of the patch size.

@@ -108,7 +108,7 @@ def observe_blocks(
 
     Args:
         blocks: Blocks of the ViT, each with an ``attn`` of timm.
-        block: Index of the block whose attention to record; None: none.
+        block: Index of the block whose attention is recorded; None: none.
         query: Index of the query token of each sample, see :func:`take_rows`. None: CLS.
         rollout: Whether to compute attention rollout over all blocks.
 

@@ -30,9 +30,10 @@ class BuiltByName(nn.Module):
 
     The state dict of a module that contains a model, such as a task, also describes the model's
     architecture, see :class:`geofm.models.architecture.Architecture`. If weights of another
-    architecture are loaded into a model that was built by name, it is rebuilt with that
-    architecture. It raises an error for weights of a model with another name, for an architecture
-    that contradicts the arguments of its caller, and for incomplete backbones.
+    architecture are loaded into a model that was built by name, the model is rebuilt with that
+    architecture. Loading raises an error for weights of a model with another name, for an
+    architecture that contradicts the arguments with which the model was built, and for incomplete
+    backbones.
 
     Attributes:
         request: Name and arguments with which the model was built; None if not built by name.

@@ -23,9 +23,9 @@ class View:
         dates: As in :meth:`MultiSensorViT.forward_features`.
         masks: As in :meth:`MultiSensorViT.forward_features`.
         present: As in :meth:`MultiSensorViT.forward_features`.
-        patches: Patches whose tokens to return in addition to CLS. Indices into the patches of all
-            crops, (B x N,), or into the visible patches, (B x V,); int64 of shape (M,). None: no
-            patches.
+        patches: Patches whose tokens are returned in addition to CLS. Indices into the patches of
+            all crops, (B x N,), or into the visible patches, (B x V,); int64 of shape (M,). None:
+            no patches.
         visible: Patches of each crop that the model sees, in all sensors. The other patches are
             left out of the sequence, as in MAE. Indices from 0 to N - 1, int64 of shape (B, V).
             None: all patches.

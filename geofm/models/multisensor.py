@@ -433,7 +433,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             x: As in :meth:`forward_features`.
             dates: As in :meth:`forward_features`.
             present: As in :meth:`forward_features`.
-            block: Index of the block whose attention to return; negative indices count from the
+            block: Index of the block whose attention is returned; negative indices count from the
                 end. None: no attention.
             query: Index of the query patch of each sample, row by row from 0, int64 of shape (B,).
                 None: the query is the CLS token.

@@ -107,7 +107,7 @@ class TimmViT(nn.Module):
             dates: Not used.
             present: Whether each of :attr:`sensors` is present, bool of shape (B, S). All must be
                 present.
-            block: Index of the block whose attention to return; negative indices count from the
+            block: Index of the block whose attention is returned; negative indices count from the
                 end. None: no attention.
             query: Index of the query patch of each sample, int64 of shape (B,). None: CLS.
             rollout: Whether to return attention rollout from CLS.

@@ -29,7 +29,7 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
 
     Args:
         seed: The seed.
-        device: Device whose generator to seed in addition to the CPU's.
+        device: Device whose generator is seeded in addition to the CPU's.
 
     Yields:
         None.

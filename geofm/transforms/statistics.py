@@ -131,7 +131,7 @@ class InputStatistics:
 
         Args:
             other: The other statistics, or None.
-            bands: Bands whose statistics to take from *self*.
+            bands: Bands whose statistics are taken from *self*.
 
         Returns:
             The combined statistics.

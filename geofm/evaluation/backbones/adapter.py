@@ -9,7 +9,7 @@ from torch.nn.functional import interpolate
 from geofm.sensors import BandError, check_channels, sensor_of
 from geofm.transforms import NO_STATISTICS, InputStatistics, Normalize
 
-#: What fills a band that the data lack: the mean of the band, or zero.
+#: Values for a band that the data lack: the mean of the band, or zero.
 Missing = Literal['mean', 'zero']
 
 
@@ -48,7 +48,7 @@ class Transformed(nn.Module):
 
 
 class Adapter(nn.Module):
-    """Prepares batches of the data for a backbone.
+    """Module that prepares batches of the data for a backbone.
 
     Bands are matched by name. Filled bands and resized images are reported in :attr:`lines`.
 
@@ -78,7 +78,7 @@ class Adapter(nn.Module):
                 deviation of each band.
             statistics: Mean and standard deviation by band, for bands that are not normalised by
                 the statistics of :mod:`geofm.sensors`.
-            missing: What fills a band that the data lack. None: a missing band is an error.
+            missing: Values for a band that the data lack. None: a missing band is an error.
             image_size: Side in pixels to which images are resized. None: they are not resized.
             multiple: Number that the sides of images must be a multiple of.
             clip: Maximum magnitude of values normalised by band. None: values are not clipped.
@@ -185,7 +185,7 @@ def _by_band(
 
 
 def absent_sensors(data_bands: Sequence[str], bands: Sequence[str]) -> tuple[str, ...]:
-    """Return the sensors of a backbone that the data have no band of.
+    """Return the sensors of a backbone for which the data have no bands.
 
     Args:
         data_bands: Channels of the data.

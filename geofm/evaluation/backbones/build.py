@@ -52,7 +52,7 @@ class BackboneConfig:
             models with random weights.
         image_size: Side in pixels to which images are resized. Default: images are not resized, or
             to the next multiple of the patch size.
-        missing_bands: What fills a band that the data lack: its mean or zero. Default: a missing
+        missing_bands: Values for a band that the data lack: its mean or zero. Default: a missing
             band is an error. A fused model needs no filling for a missing sensor.
         mean: Mean of bands in dB and DN that the model was trained with, if it differs from that of
             geofm.

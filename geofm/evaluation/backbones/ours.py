@@ -82,7 +82,7 @@ class OursBuilder:
     def build(self, data_bands: Sequence[str], random: bool) -> tuple[MultiSensorViT, list[str]]:
         """Build the backbone.
 
-        Sensors that the data have no band of are replaced by the model's missing-sensor tokens.
+        Sensors for which the data have no bands are replaced by the model's missing-sensor tokens.
 
         Args:
             data_bands: Bands of the data.

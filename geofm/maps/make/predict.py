@@ -55,7 +55,7 @@ class PredictOptions:
         window: Side of a window in pixels. The image size that the task was trained with is best.
         overlap: Minimum fraction of a window that overlaps with the next, in [0, 1).
         batch_size: Number of windows per forward pass.
-        missing_bands: What fills a band that a raster lacks: its 'mean' or 'zero'. None: a missing
+        missing_bands: Values for a band that a raster lacks: its 'mean' or 'zero'. None: a missing
             band is an error.
         simplify: Tolerance of the simplification of polygons in units of the scene's CRS.
         missing_sensors: Whether a scene may lack sensors that the task was fine-tuned with.
@@ -182,7 +182,7 @@ def kept_of(task: FineTuned, products: Sequence[ClassProduct]) -> dict[str, tupl
 
 @dataclass(frozen=True)
 class Prediction:
-    """How to map scenes with a task: its products and options, the same for all scenes.
+    """Task with the products and options that are used for any number of scenes.
 
     Attributes:
         task: The task.
@@ -450,7 +450,7 @@ def predict_table(
     Args:
         prediction: The prediction.
         scenes: The scenes.
-        output: Folder of the scenes' folders.
+        output: Folder that contains the folders of the scenes.
         part: Which of the scenes this process maps.
 
     Returns:

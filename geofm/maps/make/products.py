@@ -85,7 +85,7 @@ class Options:
         segments: Number of segments.
         seed: Seed of k-means.
         precision: Data type of the embeddings.
-        missing_bands: What fills a band of the model that a raster lacks: its 'mean' or 'zero'.
+        missing_bands: Values for a band of the model that a raster lacks: its 'mean' or 'zero'.
             None: a missing band is an error.
     """
 
@@ -220,7 +220,7 @@ def map_table(
     Args:
         model: The backbone.
         scenes: The scenes, which must have all sensors of the backbone.
-        output: Folder of the scenes' folders.
+        output: Folder that contains the folders of the scenes.
         products: Products to make.
         options: Options of the products.
         device: Device to run on. Default: the device of the model.

@@ -39,7 +39,7 @@ from geofm.units import (
     wrong_unit,
 )
 
-#: What fills a band that a raster lacks: the mean of the band, or zero.
+#: Values for a band that a raster lacks: the mean of the band, or zero.
 Missing = Literal['mean', 'zero']
 
 #: Size of GDAL's cache in bytes while a scene is read. GDAL's default, 5 % of the machine's memory,
@@ -430,7 +430,7 @@ class Scene:
         reference: Key of the sensor that has this grid.
         path: The raster that has this grid.
         stem: Short name of that raster, for the names of files.
-        missing: What fills a band that a raster lacks.
+        missing: Values for a band that a raster lacks.
         bands: Names of the channels.
         sensors: Keys of the sensors that :attr:`dates` has columns for.
         rasters: The open raster of each sensor that is present, by key.
@@ -461,7 +461,7 @@ class Scene:
                 metadata; unknown if neither has a date.
             names: Name of each band of a file, in the order of the file, by sensor. Default: the
                 descriptions of the file's bands; without any, all bands of the sensor in order.
-            missing: What fills a band that a raster lacks: its 'mean' or 'zero'. None: a missing
+            missing: Values for a band that a raster lacks: its 'mean' or 'zero'. None: a missing
                 band is an error.
             files: Rasters of any sensors by key, in the units of the sensors.
             reference: Key of the sensor whose grid is used. Default: Sentinel-2 if it is given,

@@ -46,7 +46,7 @@ class TableScene:
         grid: The grid of the reference sensor's raster.
         path: The reference sensor's raster.
         stem: Name of the scene.
-        missing: What fills a band that no raster of the table has.
+        missing: Values for a band that no raster of the table has.
         dates: Days of acquisition since 1970-01-01 per sensor of the archive, int64 (S,).
     """
 
