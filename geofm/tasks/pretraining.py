@@ -169,8 +169,8 @@ class PretrainingTask(BaseTask):
             weights: Weights to start from: a checkpoint of geofm, or pretrained weights of another
                 ViT, for a model with one sensor or by sensor key; see
                 :func:`geofm.models.load_backbone_weights`.
-            continue_from: Checkpoint of this task. Training starts from its backbone and heads, with
-                a new schedule, for example for a phase at a higher resolution.
+            continue_from: Checkpoint of this task. Training starts from its backbone and heads,
+                with a new schedule, for example for a phase at a higher resolution.
             teacher: Frozen, pretrained model whose features are learned in addition to the losses
                 of the method.
             in_channels: Number of input channels.
