@@ -16,3 +16,12 @@ def shared_data() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _autograd_before_fake_gpus() -> None:
+    """Start autograd while there is no GPU, not even one of FakeTensorMode (torch.export).
+
+    Otherwise it starts threads for that GPU, and tests that fork cannot run a backward pass.
+    """
+    torch.ones(1, requires_grad=True).backward()  # type: ignore[no-untyped-call]

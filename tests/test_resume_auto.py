@@ -84,7 +84,7 @@ def test_lightning_must_not_take_up_an_old_requeue(
     write(root / 'hpc_ckpt_1.ckpt', OTHER, age=10)
     refuse_requeue_of_another_run(root)
     monkeypatch.setattr(SLURMEnvironment, 'detect', lambda: True)
-    with pytest.raises(ValueError, match=f'hpc_ckpt_1.ckpt is of run {OTHER}, and this is a new'):
+    with pytest.raises(ValueError, match=f'hpc_ckpt_1.ckpt is of run {OTHER}, but this is a new'):
         refuse_requeue_of_another_run(root)
 
 
