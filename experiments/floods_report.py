@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +190,7 @@ def brief(cells: Sequence[Cell], floods: Floods) -> str:
 
     skies = ' / '.join(cells[0].scores['test'])
     parts = [
-        _markdown(f'{name}, {skies}', cells, lambda cell, score=score: of_skies(cell, score))
+        _markdown(f'{name}, {skies}', cells, partial(of_skies, score=score))
         for score, name in (('mean_iou', 'mIoU'), ('flood_iou', 'flood IoU'))
     ]
     more = (

@@ -259,7 +259,10 @@ def _read_scene(folder: Path, sensor: str) -> list[str]:
     for sensors in (('s1', 's2'), (sensor,)):
         paths = {key: folder / NAMES[key] for key in sensors}
         bands = [band for key in sensors for band in SENSORS[key].band_names]
-        with suppress(ValueError, RasterioError, FileNotFoundError), Scene(bands, **paths) as scene:
+        with (
+            suppress(ValueError, RasterioError, FileNotFoundError),
+            Scene(bands, files=paths) as scene,
+        ):
             sample = scene.read(0, 0, min(SIZE, scene.grid.height), min(SIZE, scene.grid.width))
             faults += _beyond(sample['image'].numpy(), sample['valid'].numpy(), tuple(bands))
     return faults

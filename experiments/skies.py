@@ -32,7 +32,7 @@ def cloud_masks(made: Mapping[str, Any], roi: Roi) -> dict[tuple[int, int], npt.
     shape = max(p.rows.stop for p in patches), max(p.cols.stop for p in patches)
     landscape = draw_landscape(randomness(made['seed'], roi, 0), shape)
     region = draw_region(randomness(made['seed'], roi, 1))
-    masks = {}
+    masks: dict[tuple[int, int], npt.NDArray[np.bool_]] = {}
     for step, date in enumerate(dates_of(randomness(made['seed'], roi, 2), made['time_steps'])):
         noise = randomness(made['seed'], roi, 4, step)
         _, cloudy = sentinel2(noise, landscape, region, date.s2, date.cover)

@@ -76,8 +76,15 @@ def enlarge(root: Path, rows: int, jitter: float = 0.0) -> None:
             c=table['c'] + patch,
         )
         names = (
-            SceneName(row.sensor, PairKey(row.season, row.roi, row.patch, step), row.date.date())
-            for row in part.itertuples()
+            SceneName(sensor, PairKey(season, roi, patch, step), date.date())
+            for sensor, season, roi, patch, date in zip(
+                part['sensor'],
+                part['season'],
+                part['roi'],
+                part['patch'],
+                part['date'],
+                strict=True,
+            )
         )
         parts.append(part.assign(path=[f'{name.folder}/{name.filename}' for name in names]))
     whole = pd.concat(parts, ignore_index=True).iloc[:rows].astype(table.dtypes.to_dict())

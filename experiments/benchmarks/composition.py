@@ -7,14 +7,16 @@ all crops run as one packed sequence, and stochastic depth skips dropped samples
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from lightly.loss import DINOLoss, IBOTPatchLoss, KoLeoLoss
 from lightly.models.modules import DINOv2ProjectionHead, MaskedVisionTransformerTIMM
 from lightly.models.utils import update_momentum
-from timm.layers import DropPath
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -34,7 +36,7 @@ class Encoders(nn.Module):
     def __init__(self, vit: dict[str, Any], channels: Sequence[int], drop_path: float) -> None:
         super().__init__()
         self.channels = list(channels)
-        self.vits = nn.ModuleList(
+        vits = nn.ModuleList(
             MaskedVisionTransformerTIMM(
                 timm.create_model(in_chans=n, num_classes=0, dynamic_img_size=True, **vit),
                 weight_initialization='skip',
@@ -42,6 +44,7 @@ class Encoders(nn.Module):
             )
             for n in channels
         )
+        self.vits = cast(Sequence[MaskedVisionTransformerTIMM], vits)
         for block in (block for vit in self.vits for block in vit.vit.blocks):
             block.drop_path1, block.drop_path2 = (
                 DropPath(drop_path) if drop_path else nn.Identity() for _ in range(2)
@@ -81,7 +84,7 @@ class Encoders(nn.Module):
         return None if masks is None else nn.functional.pad(masks, (self.prefix, 0))
 
 
-def _run_packed(block: nn.Module, groups: list[Tensor], drop_path: float) -> list[Tensor]:
+def _run_packed(block: Block, groups: list[Tensor], drop_path: float) -> list[Tensor]:
     """Run one block on groups of sequences (B, L, D) of different lengths.
 
     Each residual branch runs on a random subset of the sequences only, scaled so that its
@@ -113,8 +116,9 @@ def _unpack(packed: Tensor, groups: Sequence[Tensor]) -> list[Tensor]:
     return [part.unflatten(0, x.shape[:2]) for part, x in zip(parts, groups, strict=True)]
 
 
-def _attention(block: nn.Module, groups: Sequence[Tensor]) -> list[Tensor]:
+def _attention(block: Block, groups: Sequence[Tensor]) -> list[Tensor]:
     attention = block.attn
+    assert isinstance(attention, Attention)
     qkv = _unpack(attention.qkv(block.norm1(_pack(groups))), groups)
     mixed = []
     for x in qkv:
@@ -123,7 +127,7 @@ def _attention(block: nn.Module, groups: Sequence[Tensor]) -> list[Tensor]:
     return _unpack(block.ls1(attention.proj(_pack(mixed))), groups)
 
 
-def _mlp(block: nn.Module, groups: Sequence[Tensor]) -> list[Tensor]:
+def _mlp(block: Block, groups: Sequence[Tensor]) -> list[Tensor]:
     return _unpack(block.ls2(block.mlp(block.norm2(_pack(groups)))), groups)
 
 

@@ -215,7 +215,8 @@ def main() -> None:
     parser.add_argument('--measure', nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps(measure(*args.measure, args.scenes)))
+        kind, place = args.measure
+        print(json.dumps(measure(kind, place, args.scenes)))
         return
     from geofm.cli import main as geofm
 

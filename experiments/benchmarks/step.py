@@ -30,6 +30,7 @@ from torch.optim import AdamW
 from torch.utils.flop_counter import FlopCounterMode
 
 from geofm.models import MultiSensorViT
+from geofm.models.fusion import LinearFusion
 from geofm.models.packed_attention import choose_attention
 from geofm.models.registry import SIZES
 from geofm.sensors import SENSORS
@@ -169,7 +170,8 @@ def copy_weights(composition: Composition, task: DINOv2, sensors: Sequence[str])
             ours.encoders[key].load_state_dict(theirs.vits[i].vit.state_dict())
             with torch.no_grad():
                 ours.mask_token[i] = theirs.vits[i].mask_token.flatten()
-        if ours.fusion is not None:
+        if theirs.fusion is not None:
+            assert isinstance(ours.fusion, LinearFusion)
             ours.fusion.load_state_dict(theirs.fusion.state_dict())
     task.student['dino_head'].load_state_dict(composition.head.state_dict())
     task.teacher_heads['dino_head'].load_state_dict(composition.teacher_head.state_dict())
@@ -249,12 +251,12 @@ def _peak_memory(which: str, preset: dict[str, Any], drop_path: float, threads: 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     crops = make_crops(preset)
-    make = {
+    make: dict[str, Callable[[Crops, dict[str, Any], float], tuple[nn.Module, Any]]] = {
         OURS: step_of_ours,
         REFERENCE: step_of_composition,
         PACKED: partial(step_of_composition, kind=PackedComposition),
-    }[which]
-    _, step = make(crops, preset, drop_path)
+    }
+    _, step = make[which](crops, preset, drop_path)
     for _ in range(3):
         step()
     if preset['device'] == 'cuda':
@@ -278,9 +280,11 @@ def measure(preset: dict[str, Any], drop_path: float, threads: int) -> dict[str,
     for _ in track(range(preset['rounds']), description=f'Drop path {drop_path}'):
         peaks.append(gemm_peak(preset))
         for name, step in steps.items():
-            seconds[name].append(
-                _timed(lambda step=step, name=name: losses[name].append(step()), preset['device'])
-            )
+
+            def keep_loss(step: Any = step, losses: list[float] = losses[name]) -> None:
+                losses.append(step())
+
+            seconds[name].append(_timed(keep_loss, preset['device']))
     del steps
     means = {name: statistics.fmean(values) for name, values in losses.items()}
     if max(means.values()) > (1 + SAME_LOSS) * min(means.values()):
