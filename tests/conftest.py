@@ -24,4 +24,4 @@ def _autograd_before_fake_gpus() -> None:
 
     Otherwise it starts threads for that GPU, and tests that fork cannot run a backward pass.
     """
-    torch.ones(1, requires_grad=True).backward()  # type: ignore[no-untyped-call]
+    torch.ones(1, requires_grad=True).backward()
