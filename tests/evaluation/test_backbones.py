@@ -77,6 +77,17 @@ def test_a_checkpoint_gives_the_tokens_of_its_blocks(checkpoint: Path) -> None:
     assert torch.equal(side_by_side(found, (1,)), found[:, 1])
 
 
+def test_weights_of_the_package_are_built_by_name() -> None:
+    from geofm.models import load_backbone
+
+    backbone = build(RGB_BANDS, model='eurosat-rgb-nano')
+    assert (backbone.name, backbone.learned) == ('eurosat-rgb-nano', True)
+    model, image = load_backbone('eurosat-rgb-nano'), images(RGB_BANDS, 64)
+    with torch.inference_mode():
+        tokens = model.forward_features(backbone.adapter({'image': image})['image'])
+    torch.testing.assert_close(features(backbone, image)[:, 0], tokens[:, 0])
+
+
 def test_a_checkpoint_of_a_torchgeo_task_gives_its_backbone(tmp_path: Path) -> None:
     """A checkpoint of `torchgeo.tasks.Classification` with a geofm model."""
     name = 'geofm_vit_tiny_patch16_s2'

@@ -15,21 +15,22 @@ from geofm.models import (
     create_backbone,
     load_model,
 )
-from geofm.models.checkpoints import ModelFile, read_model
+from geofm.models.checkpoints import ModelFile, read_model, released
 from geofm.sensors import SENSORS, BandError, sensor_of
 from geofm.transforms import InputStatistics
 
 
 def is_ours(model: str) -> bool:
-    """Return whether a name is the name of a geofm model or of a file.
+    """Return whether a name is that of a geofm model, a file, or weights of the package.
 
     Args:
-        model: Name of a model, or a file.
+        model: Name of a model or of released weights, or a file.
 
     Returns:
         Whether it is one of these.
     """
-    return model in MODEL_NAMES or Path(model).suffix == '.ckpt' or Path(model).is_file()
+    is_file = Path(model).suffix == '.ckpt' or Path(model).is_file()
+    return is_file or model in MODEL_NAMES or model in released()
 
 
 class OursBuilder:

@@ -2,7 +2,13 @@
 
 from geofm.models.checkpoints.backbones import build_backbone
 from geofm.models.checkpoints.definitions import carry_sensors, take_up_sensors_of
-from geofm.models.checkpoints.files import HUB_WEIGHTS, METADATA, CheckpointError, write_safetensors
+from geofm.models.checkpoints.files import (
+    HUB_WEIGHTS,
+    METADATA,
+    CheckpointError,
+    released,
+    write_safetensors,
+)
 from geofm.models.checkpoints.hashing import hash_tensors
 from geofm.models.checkpoints.model_file import LOCAL_DIR, ModelFile, read_model
 from geofm.models.checkpoints.sharded import (
@@ -35,6 +41,7 @@ __all__ = (
     'read_model',
     'read_rest',
     'read_sharded',
+    'released',
     'take_up_sensors_of',
     'write_safetensors',
 )
