@@ -110,7 +110,7 @@ def main() -> None:
     off = 200 * (0.75 * 0.25 / len(test)) ** 0.5
     text = (
         f'{table(scores)}\n\n5-NN accuracy in %, made by `python experiments/ablation.py`; '
-        f'{len(options.seeds)} seed(s) of {sum(PHASES)} epochs, {len(test)} test windows: two '
+        f'{sum(PHASES)} epochs; seeds: {len(options.seeds)}, {len(test)} test windows: two '
         f'standard errors of a score are about {off:.0f} points; smaller differences are not '
         'significant.'
     )

@@ -91,7 +91,7 @@ def main() -> None:
     cases: dict[str, tuple[list[str], BackboneConfig]] = {
         'all 13 bands, as in the files': (whole, config),
         'all 13 bands, shuffled': ([FILES[i] for i in order], config),
-        'no B10, its mean in its place': (less, replace(config, missing_bands='mean')),
+        'B10 missing, replaced by its mean': (less, replace(config, missing_bands='mean')),
         'no B10, zero in its place': (less, replace(config, missing_bands='zero')),
     }
     reference, _ = predict(config, args.data, whole)

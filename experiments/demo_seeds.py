@@ -61,10 +61,10 @@ def main() -> None:
     RESULTS.write_text(json.dumps({'seeds': args.seeds, 'accuracy': accuracies}, indent=2) + '\n')
     caption = (
         '5-NN accuracy of land cover on unseen ROIs in %, with 5 labelled windows per class (mean '
-        f'of 100 draws) and with all 896; mean over {len(args.seeds)} seeds (each seed), made by '
-        '`python experiments/demo_seeds.py`. Settings and features were chosen on the validation '
-        'ROIs. Of random weights, the better feature is measured. Two standard errors are about 5 '
-        'points.'
+        f'of 100 draws) and with all 896 labelled windows; mean over {len(args.seeds)} seeds (each '
+        'seed), made by `python experiments/demo_seeds.py`. Settings and features were chosen on '
+        'the validation ROIs. Random weights are measured with the better of both features. Two '
+        'standard errors are about 5 points.'
     )
     text = f'{table(accuracies)}\n\n{caption}\n'
     RESULTS.with_suffix('.md').write_text(text)

@@ -248,8 +248,8 @@ def caption(about: Mapping[str, Mapping[str, int]], seeds: Sequence[int], precis
         for sky, n in about.items()
     )
     return (
-        f'Accuracy of land cover in %, made by `python experiments/fusion.py`; {len(seeds)} '
-        f'seed(s) of {EPOCHS} epochs, precision {precision}. {counts}. Windows of a place are '
+        f'Accuracy of land cover in %, made by `python experiments/fusion.py`; {EPOCHS} '
+        f'epochs; seeds: {len(seeds)}, precision {precision}. {counts}. Windows of a place are '
         'not independent, so the true errors are larger. Patch words and band statistics are a '
         'single vector, whose 5-NN accuracy is given under patches. The data are generated.'
     )

@@ -191,7 +191,8 @@ def table(results: dict[str, list[dict[str, Any]]]) -> str:
         A row for each label, then where the host waits.
     """
     lines = [
-        '| | waits for the GPU in each step | copied beside the batch | of it not pinned | batch |',
+        '| | waits for the GPU in each step | copied apart from the batch | of which not pinned '
+        '| batch |',
         '|---|---|---:|---:|---:|',
     ]
     places: dict[str, list[str]] = {}
