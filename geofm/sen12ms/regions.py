@@ -6,140 +6,67 @@ github.com/PatrickTUM/SEN12MS-CR-TS). Each ROI belongs to one split, so that tra
 are disjoint.
 """
 
+from itertools import groupby
+from operator import itemgetter
+
 #: A ROI: season folder and number, as in ``('ROIs2017', 32)``.
 type Roi = tuple[str, int]
 
-#: Numbers of the ROIs of each season.
-ROIS: dict[str, tuple[int, ...]] = {
-    'ROIs1158': (106,),
-    'ROIs1868': (17, 36, 56, 73, 85, 100, 114, 119, 121, 126, 127, 139, 142, 143),
-    'ROIs1970': (
-        20,
-        21,
-        35,
-        40,
-        57,
-        65,
-        71,
-        82,
-        83,
-        91,
-        112,
-        116,
-        119,
-        128,
-        132,
-        133,
-        135,
-        139,
-        142,
-        144,
-        149,
-    ),
-    'ROIs2017': (8, 22, 25, 32, 49, 61, 63, 69, 75, 103, 108, 115, 116, 117, 130, 140, 146),
-}
+
+def _rois(**numbers: tuple[int, ...]) -> frozenset[Roi]:
+    return frozenset((season, roi) for season, rois in numbers.items() for roi in rois)
+
 
 #: ROIs of the official val split of SEN12MS-CR-TS.
-VAL_ROIS: frozenset[Roi] = frozenset(
-    {('ROIs1868', 17), ('ROIs1868', 127), ('ROIs1970', 65), ('ROIs2017', 22), ('ROIs2017', 117)}
+VAL_ROIS = _rois(
+    ROIs1868=(17, 127),
+    ROIs1970=(65,),
+    ROIs2017=(22, 117),
 )
 
 #: ROIs of the official test split of SEN12MS-CR-TS.
-TEST_ROIS: frozenset[Roi] = frozenset(
-    {
-        ('ROIs1158', 106),
-        ('ROIs1868', 73),
-        ('ROIs1868', 100),
-        ('ROIs1868', 119),
-        ('ROIs1868', 142),
-        ('ROIs1970', 20),
-        ('ROIs1970', 132),
-        ('ROIs1970', 139),
-        ('ROIs2017', 32),
-        ('ROIs2017', 63),
-        ('ROIs2017', 103),
-        ('ROIs2017', 108),
-        ('ROIs2017', 140),
-    }
+TEST_ROIS = _rois(
+    ROIs1158=(106,),
+    ROIs1868=(73, 100, 119, 142),
+    ROIs1970=(20, 132, 139),
+    ROIs2017=(32, 63, 103, 108, 140),
 )
 
 # The published train list of asiaWest names ROIs1970/115 and ROIs1970/130, which do not exist.
 # ROIs2017/115 and ROIs2017/130 exist and are used instead.
 #: World region of every ROI, with the published spelling.
 REGIONS: dict[str, frozenset[Roi]] = {
-    'africa': frozenset(
-        {
-            ('ROIs1970', 21),
-            ('ROIs1970', 35),
-            ('ROIs1970', 40),
-            ('ROIs2017', 8),
-            ('ROIs2017', 22),
-            ('ROIs2017', 32),
-            ('ROIs2017', 61),
-            ('ROIs2017', 75),
-            ('ROIs2017', 140),
-        }
+    'africa': _rois(
+        ROIs1970=(21, 35, 40),
+        ROIs2017=(8, 22, 32, 61, 75, 140),
     ),
-    'america': frozenset(
-        {
-            ('ROIs1158', 106),
-            ('ROIs1868', 36),
-            ('ROIs1868', 85),
-            ('ROIs1970', 65),
-            ('ROIs1970', 82),
-            ('ROIs1970', 132),
-            ('ROIs1970', 142),
-            ('ROIs2017', 49),
-            ('ROIs2017', 116),
-        }
+    'america': _rois(
+        ROIs1158=(106,),
+        ROIs1868=(36, 85),
+        ROIs1970=(65, 82, 132, 142),
+        ROIs2017=(49, 116),
     ),
-    'asiaEast': frozenset(
-        {
-            ('ROIs1868', 73),
-            ('ROIs1868', 114),
-            ('ROIs1868', 119),
-            ('ROIs1868', 126),
-            ('ROIs1868', 143),
-            ('ROIs1970', 116),
-            ('ROIs1970', 135),
-            ('ROIs1970', 139),
-            ('ROIs2017', 25),
-            ('ROIs2017', 117),
-        }
+    'asiaEast': _rois(
+        ROIs1868=(73, 114, 119, 126, 143),
+        ROIs1970=(116, 135, 139),
+        ROIs2017=(25, 117),
     ),
-    'asiaWest': frozenset(
-        {
-            ('ROIs1868', 100),
-            ('ROIs1868', 127),
-            ('ROIs1970', 57),
-            ('ROIs1970', 83),
-            ('ROIs1970', 112),
-            ('ROIs2017', 69),
-            ('ROIs2017', 115),
-            ('ROIs2017', 130),
-        }
+    'asiaWest': _rois(
+        ROIs1868=(100, 127),
+        ROIs1970=(57, 83, 112),
+        ROIs2017=(69, 115, 130),
     ),
-    'europa': frozenset(
-        {
-            ('ROIs1868', 17),
-            ('ROIs1868', 56),
-            ('ROIs1868', 121),
-            ('ROIs1868', 139),
-            ('ROIs1868', 142),
-            ('ROIs1970', 20),
-            ('ROIs1970', 71),
-            ('ROIs1970', 91),
-            ('ROIs1970', 119),
-            ('ROIs1970', 128),
-            ('ROIs1970', 133),
-            ('ROIs1970', 144),
-            ('ROIs1970', 149),
-            ('ROIs2017', 63),
-            ('ROIs2017', 103),
-            ('ROIs2017', 108),
-            ('ROIs2017', 146),
-        }
+    'europa': _rois(
+        ROIs1868=(17, 56, 121, 139, 142),
+        ROIs1970=(20, 71, 91, 119, 128, 133, 144, 149),
+        ROIs2017=(63, 103, 108, 146),
     ),
+}
+
+#: Numbers of the ROIs of each season.
+ROIS: dict[str, tuple[int, ...]] = {
+    season: tuple(roi for _, roi in rois)
+    for season, rois in groupby(sorted(frozenset().union(*REGIONS.values())), itemgetter(0))
 }
 
 
@@ -173,35 +100,19 @@ def region_of(season: str, roi: int) -> str | None:
 
 
 #: ROIs of the official val split of SEN12MS-CR, by season and number.
-SEN12MSCR_VAL_ROIS: frozenset[Roi] = frozenset(
-    {
-        ('ROIs1158', 17),
-        ('ROIs1868', 17),
-        ('ROIs1868', 19),
-        ('ROIs1868', 80),
-        ('ROIs1868', 127),
-        ('ROIs1970', 65),
-        ('ROIs2017', 22),
-        ('ROIs2017', 84),
-        ('ROIs2017', 107),
-        ('ROIs2017', 130),
-    }
+SEN12MSCR_VAL_ROIS = _rois(
+    ROIs1158=(17,),
+    ROIs1868=(17, 19, 80, 127),
+    ROIs1970=(65,),
+    ROIs2017=(22, 84, 107, 130),
 )
 
 #: ROIs of the official test split of SEN12MS-CR.
-SEN12MSCR_TEST_ROIS: frozenset[Roi] = frozenset(
-    {
-        ('ROIs1158', 31),
-        ('ROIs1158', 44),
-        ('ROIs1158', 106),
-        ('ROIs1158', 123),
-        ('ROIs1158', 140),
-        ('ROIs1868', 73),
-        ('ROIs1868', 119),
-        ('ROIs1970', 139),
-        ('ROIs2017', 63),
-        ('ROIs2017', 108),
-    }
+SEN12MSCR_TEST_ROIS = _rois(
+    ROIs1158=(31, 44, 106, 123, 140),
+    ROIs1868=(73, 119),
+    ROIs1970=(139,),
+    ROIs2017=(63, 108),
 )
 
 
