@@ -38,14 +38,16 @@ def strips() -> list[Strip]:
     return [Strip(values, np.ones((40, 48), bool))]
 
 
-def tiles(folder: Path) -> None:
+def page(folder: Path) -> None:
     pytest.importorskip('rio_tiler', reason='map tiles need rio-tiler, of the extra "maps"')
-    from geofm.maps.view.tiles import Scalar, write_tiles
+    from geofm.maps.view.page import Layer, write_page
+    from geofm.maps.view.tiles import Scalar
 
     scene = folder.parent / 'scene.tif'
     if not scene.exists():
         write(scene, noise('s2', 16, 16))
-    write_tiles(scene, Scalar(0, 1), folder / 'tiles', (10, 10))
+    layers = [Layer('a', scene, Scalar(0, 1), 'Group')]
+    write_page(folder / 'page', layers, title='Page', zooms=(10, 10))
 
 
 def basis(folder: Path) -> None:
@@ -65,7 +67,7 @@ WRITERS: dict[str, Callable[[Path], object]] = {
     'embeddings': lambda folder: write_embeddings(folder / 'e.parquet', GRID.coarsen(8), strips()),
     'basis': basis,
     'figure': lambda folder: save_figure(Figure(), folder / 'figure'),
-    'tiles': tiles,
+    'page': page,
 }
 
 

@@ -208,6 +208,6 @@ def test_speckle_of_linear_power_is_multiplicative() -> None:
         register_sensor(Sensor('xb', 'X-band', (band,), 'backscatter', 'power', photometry=looks))
         torch.manual_seed(0)
         crops = torch.full((4, 1, 200, 200), (0.3 - 0.1) / 0.05)
-        power = Speckle(['xb.HH'], (8.0, 8.0), 1.0)(crops) * 0.05 + 0.1
+        power = Speckle(['xb.HH'], 'xb', (8.0, 8.0), 1.0)(crops) * 0.05 + 0.1
     assert power.mean() == pytest.approx(0.3, rel=0.01)
     assert power.var() == pytest.approx(0.3**2 / 8, rel=0.05)

@@ -6,7 +6,7 @@ draws spatial blocks instead of pixels.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -146,10 +146,8 @@ class Accuracy:
         table.add_column(self.unit, justify='right', no_wrap=True)
         for score in CLASS_SCORES:
             table.add_column(_TITLES[score], justify='right', no_wrap=True)
-        counts = self.confusion.sum(axis=1)
-        for (name, scores), count in zip(self.classes.items(), counts, strict=True):
-            cells = [escape(scores[score].lines()) for score in CLASS_SCORES]
-            table.add_row(escape(name), str(count), *cells)
+        for name, count, scores in self._rows():
+            table.add_row(escape(name), count, *(escape(score.lines()) for score in scores))
         return table
 
     def markdown(self, title: str = 'Accuracy') -> str:
@@ -166,9 +164,9 @@ class Accuracy:
         lines += ['', f'| Class | {self.unit} | ' + ' | '.join(_TITLES[s] for s in CLASS_SCORES)]
         lines[-1] += ' |'
         lines.append('|---|---' + '|---' * len(CLASS_SCORES) + '|')
-        for name, count, cells in self._lines():
+        for name, count, scores in self._rows():
             name = name.replace('|', r'\|')
-            lines.append(f'| {name} | {count} | {" | ".join(cells)} |')
+            lines.append(f'| {name} | {count} | {" | ".join(map(str, scores))} |')
         return '\n'.join([*lines, '', *self.notes, ''])
 
     def as_json(self) -> dict[str, Any]:
@@ -244,13 +242,11 @@ class Accuracy:
             self.figure(stem).savefig(part, dpi=150)
         return paths
 
-    def _lines(self) -> list[tuple[str, str, list[str]]]:
+    def _rows(self) -> Iterator[tuple[str, str, list[Estimate]]]:
         """Return the name, the count in the reference and the scores of each class."""
         counts = self.confusion.sum(axis=1)
-        return [
-            (name, str(count), [str(scores[score]) for score in CLASS_SCORES])
-            for (name, scores), count in zip(self.classes.items(), counts, strict=True)
-        ]
+        for (name, scores), count in zip(self.classes.items(), counts, strict=True):
+            yield name, str(count), [scores[score] for score in CLASS_SCORES]
 
 
 @dataclass
@@ -396,37 +392,6 @@ class Confusions:
                 f'({", ".join(f"{c.value} {c.name}" for c in self.legend.classes)})'
             )
         return indices
-
-
-def assess(
-    prediction: Labels,
-    reference: Labels,
-    legend: Legend,
-    block: int,
-    *,
-    bootstrap: int = 500,
-    seed: int = 0,
-) -> Accuracy:
-    """Compare a map of classes with a reference.
-
-    Args:
-        prediction: Classes (H, W), with :data:`~geofm.legend.NO_CLASS` where there is none.
-        reference: Classes (H, W), likewise.
-        legend: The classes.
-        block: Side of a spatial block in pixels.
-        bootstrap: Number of resamples of the blocks.
-        seed: Seed of the bootstrap.
-
-    Returns:
-        The accuracy over the pixels with a class in both.
-
-    Raises:
-        ValueError: If the shapes differ, if a value is not in the legend, or if no pixel has a
-            class in both.
-    """
-    confusions = Confusions(legend, block)
-    confusions.add(prediction, reference)
-    return confusions.accuracy(bootstrap=bootstrap, seed=seed)
 
 
 def _scores(counts: _Numbers) -> dict[str, _Numbers]:

@@ -6,38 +6,13 @@ from pathlib import Path
 import rasterio
 from rasterio.windows import Window
 
-from geofm.datasets.labels import LabelSource, open_labels
+from geofm.datasets.labels import LabelSource
 from geofm.evaluation.accuracy import Accuracy, Confusions
 from geofm.grid import Grid
 from geofm.legend import Legend, LegendError
 
 #: Number of rows of a map that are compared at once.
 _ROWS = 512
-
-
-def assess_map(
-    classes: Path, reference: Path, column: str | None = None, block: int = 64, seed: int = 0
-) -> Accuracy:
-    """Compare a map of classes with a reference, a few rows at a time.
-
-    Args:
-        classes: Raster of classes with a legend in its tags, as ``geofm predict`` writes it.
-        reference: Raster or features with the true classes, as
-            :func:`geofm.datasets.labels.read_labels` takes them. The names of its classes must be
-            those of the map.
-        column: Column of the features with the class.
-        block: Side of the spatial blocks of the intervals in pixels of the map.
-        seed: Seed of the intervals.
-
-    Returns:
-        The accuracy.
-
-    Raises:
-        ValueError: If the map has no legend, or if the reference cannot be used or has no label on
-            the map.
-    """
-    source = open_labels(reference, column=column, legend=legend_of(classes))
-    return assess_maps({classes: source}, str(reference), block, seed)
 
 
 def assess_maps(

@@ -139,9 +139,8 @@ class DINOv2(StudentTeacher):
             min_valid: Fraction of a crop that must have valid data.
             photometry: Whether to augment the values of the crops, with the rules of each sensor;
                 or the strengths for sensors that measure reflectance: ``gain``, ``band_gain``,
-                ``haze`` and ``probability`` of
-                :class:`geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of the
-                blur's standard deviation in pixels of a crop.
+                ``haze`` and ``probability`` of :class:`geofm.transforms.Photometry`, and ``blur``,
+                the range of the blur's standard deviation in pixels of a crop.
             mask_probability: Fraction of the global crops in which patches are masked.
             mask_ratio: Lowest and highest fraction of masked patches in such a crop.
             prototypes: Number of prototypes of the DINO head.

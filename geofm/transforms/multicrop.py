@@ -122,10 +122,10 @@ class MultiCrop(nn.Module):
             max_tries: Maximum number of draws of a crop. Then the draw with the largest fraction of
                 valid pixels is used.
             photometry: Whether to apply photometric changes (blur, gain, haze and speckle); or
-                overrides for sensors that measure reflectance: the arguments of
-                :class:`~geofm.transforms.photometry.ReflectanceGain`, and ``blur``, the range of
-                the standard deviation of the blur in pixels of a crop. Other sensors use the
-                photometry of their definition, see :class:`geofm.sensors.SensorPhotometry`.
+                overrides for sensors that measure reflectance: those of :class:`Photometry`, and
+                ``blur``, the range of the standard deviation of the blur in pixels of a crop. Other
+                sensors use the photometry of their definition, see
+                :class:`geofm.sensors.SensorPhotometry`.
             anchor_size: Side A of the anchors in pixels, for Gram anchoring or a frozen teacher,
                 which may have another patch size; None for no anchors.
 

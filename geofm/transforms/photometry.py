@@ -59,8 +59,10 @@ class Photometry(nn.Module):
 
         Args:
             bands: Names of the channels of the crops, in their order.
-            reflectance: Overrides for sensors that measure reflectance: ``gain``, ``band_gain``,
-                ``haze`` (the range of the offset) and ``probability``.
+            reflectance: Overrides for sensors that measure reflectance: the ranges ``gain`` (shared
+                by all bands of a crop: illumination, topography), ``band_gain`` (per band:
+                calibration, atmosphere) and ``haze`` (the reflectance added to all bands), and the
+                ``probability`` of changing a crop.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -71,7 +73,7 @@ class Photometry(nn.Module):
         self.gain = GainAndOffset(self.bands, by_sensor)
         self.speckle = nn.ModuleList(
             [
-                Speckle(self.bands, photometry.looks, photometry.speckle_probability, (key,))
+                Speckle(self.bands, key, photometry.looks, photometry.speckle_probability)
                 for key, photometry in by_sensor.items()
                 if photometry.looks is not None
             ]
@@ -231,74 +233,8 @@ class GainAndOffset(_Physical):
         return gain.expand(shape), (((gain - 1) * self.mean + offset) / self.std).expand(shape)
 
 
-class ReflectanceGain(GainAndOffset):
-    """Random brightness, contrast and haze of the crops of sensors that measure reflectance.
-
-    Reflectance r becomes ``g_b * r + h``, where g_b is a gain shared by all bands (illumination,
-    topography) times a small gain per band (calibration, atmosphere), and h is path radiance, such
-    as thin haze, which is the same in all bands.
-    """
-
-    def __init__(
-        self,
-        bands: Sequence[str],
-        gain: tuple[float, float] = (0.8, 1.2),
-        band_gain: tuple[float, float] = (0.95, 1.05),
-        haze: tuple[float, float] = (0.0, 0.03),
-        probability: float = 0.8,
-    ) -> None:
-        """Initialize a new ReflectanceGain instance.
-
-        Args:
-            bands: Names of the channels of the crops, in their order.
-            gain: Range of the gain shared by all bands of a crop.
-            band_gain: Range of the gain per band.
-            haze: Range of the reflectance added to all bands.
-            probability: Probability of changing a crop.
-
-        Raises:
-            BandError: If a band is unknown or given twice.
-        """
-        photometry = SensorPhotometry(gain, band_gain, haze, probability=probability)
-        super().__init__(bands, dict.fromkeys(_measuring('reflectance', bands), photometry))
-
-
-class BackscatterGain(GainAndOffset):
-    """Random gains of the crops of sensors that measure backscatter in dB.
-
-    A gain of backscattered power is an offset in dB. Most of it is shared by VV and VH (incidence
-    angle, soil moisture). A small gain per polarisation varies their ratio.
-    """
-
-    def __init__(
-        self,
-        bands: Sequence[str],
-        gain: tuple[float, float] = (-1.5, 1.5),
-        band_gain: tuple[float, float] = (-0.5, 0.5),
-        probability: float = 0.8,
-    ) -> None:
-        """Initialize a new BackscatterGain instance.
-
-        Args:
-            bands: Names of the channels of the crops, in their order.
-            gain: Range of the gain shared by both polarisations, in dB.
-            band_gain: Range of the gain per polarisation, in dB.
-            probability: Probability of changing a crop.
-
-        Raises:
-            BandError: If a band is unknown or given twice.
-        """
-        photometry = SensorPhotometry(offset=gain, band_offset=band_gain, probability=probability)
-        super().__init__(bands, dict.fromkeys(_measuring('backscatter', bands), photometry))
-
-
-def _measuring(quantity: str, bands: Sequence[str]) -> list[str]:
-    """Return the keys of the sensors of bands that measure a quantity."""
-    return [key for key in sensor_channels(bands) if SENSORS[key].quantity == quantity]
-
-
 class Speckle(_Physical):
-    """Random speckle in crops of backscatter.
+    """Random speckle in the channels of a sensor that measures backscatter.
 
     Speckle of L looks multiplies the power of each pixel by a Gamma(L) / L variate, with mean 1 and
     variance 1 / L (Goodman, JOSA 1976; Oliver and Quegan, *Understanding Synthetic Aperture Radar
@@ -310,17 +246,17 @@ class Speckle(_Physical):
     def __init__(
         self,
         bands: Sequence[str],
+        sensor: str,
         looks: tuple[float, float] = (4.0, 32.0),
         probability: float = 0.5,
-        sensors: Sequence[str] | None = None,
     ) -> None:
         """Initialize a new Speckle instance.
 
         Args:
             bands: Names of the channels of the crops, in their order.
+            sensor: Key of the sensor.
             looks: Range of the number of looks, drawn for each crop; at least 4.
             probability: Probability of changing a crop.
-            sensors: Keys of the sensors; by default all sensors that measure backscatter.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -329,10 +265,8 @@ class Speckle(_Physical):
         super().__init__(bands)
         if looks[0] < 4:
             raise ValueError(f'looks must be at least 4, got {looks}')
-        channels = sensor_channels(self.bands)
-        keys = _measuring('backscatter', self.bands) if sensors is None else sensors
-        self.channels = [i for key in keys for i in channels.get(key, [])]
-        self._in_decibel = {i: SENSORS[key].unit == 'dB' for key in channels for i in channels[key]}
+        self.channels = sensor_channels(self.bands).get(sensor, [])
+        self._in_decibel = SENSORS[sensor].unit == 'dB'
         self.looks = looks
         self.probability = probability
 
@@ -350,7 +284,7 @@ class Speckle(_Physical):
         chosen = to_device(chosen, crops.device)
         for channel in self.channels:
             noise = speckle_decibel(looks.expand(-1, 1, *crops.shape[-2:])).squeeze(1)
-            if self._in_decibel[channel]:
+            if self._in_decibel:
                 change = noise / self.std[channel]
             else:
                 power = crops[chosen, channel] + self.mean[channel] / self.std[channel]

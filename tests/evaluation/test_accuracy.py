@@ -11,10 +11,18 @@ import pytest
 from rich.console import Console
 from sklearn import metrics
 
-from geofm.evaluation.accuracy import Accuracy, Confusions, assess
+from geofm.evaluation.accuracy import Accuracy, Confusions, Labels
 from geofm.legend import NO_CLASS, Legend
 
 LEGEND = Legend.of({'water': 0, 'crop | $x$': 3, 'urban [red]': 7, 'snow': 9})
+
+
+def assess(
+    prediction: Labels, reference: Labels, legend: Legend, block: int, *, seed: int = 0
+) -> Accuracy:
+    confusions = Confusions(legend, block)
+    confusions.add(prediction, reference)
+    return confusions.accuracy(seed=seed)
 
 
 def maps(seed: int = 0, side: int = 64) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:

@@ -20,7 +20,8 @@ from torch import nn
 from torchgeo.tasks import Classification, PixelwiseRegression, Regression, SemanticSegmentation
 
 from geofm.cli import main
-from geofm.evaluation.map_accuracy import assess_map
+from geofm.datasets.labels import open_labels
+from geofm.evaluation.map_accuracy import assess_maps
 from geofm.legend import NO_CLASS, Legend
 from geofm.maps.make import survey
 from geofm.maps.make.predict import ClassProduct, PredictOptions, Predictor, predict_scene
@@ -391,6 +392,7 @@ def test_a_map_and_features(tmp_path: Path) -> None:
         crs='EPSG:32632',
     )
     frame.to_file(tmp_path / 'truth.gpkg')
-    found = assess_map(path, tmp_path / 'truth.gpkg', 'class', 50)
+    truth = open_labels(tmp_path / 'truth.gpkg', column='class', legend=legend)
+    found = assess_maps({path: truth}, 'truth', 50)
     matrix = [[590 * 20, 590 * 5, 0], [0, 590 * 15, 0], [0, 0, 0]]
     assert found.confusion.tolist() == matrix

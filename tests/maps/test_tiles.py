@@ -20,6 +20,7 @@ pytest.importorskip('rio_tiler', reason='map tiles need rio-tiler, of the extra 
 
 from rio_tiler.io import Reader
 
+from geofm.maps.view.page import Layer, write_page
 from geofm.maps.view.tiles import (
     RGB,
     WEB_MERCATOR,
@@ -28,7 +29,7 @@ from geofm.maps.view.tiles import (
     Scalar,
     Style,
     palette,
-    write_tiles,
+    render_tiles,
 )
 
 # PNG files are not georeferenced: their name determines their place.
@@ -46,6 +47,15 @@ GRIDS = {
     'degrees east': (DEGREES, Affine(9e-5, 0, 179.9965, 0, -9e-5, -16.5)),
     'degrees west': (DEGREES, Affine(9e-5, 0, -180.0035, 0, -9e-5, -16.5)),
 }
+
+
+def write_tiles(
+    raster: Path, style: Style, output: Path, zooms: tuple[int, int] | None = None
+) -> set[Tile]:
+    """Write a pyramid, and return the tiles that were written."""
+    with rasterio.open(raster) as src:
+        pyramid = Pyramid.cover(Grid.of(src), style.smooth, zooms)
+    return {tile for tile, written in render_tiles(raster, style, pyramid, output) if written}
 
 
 def read_png(path: Path) -> npt.NDArray[np.uint8]:
@@ -190,20 +200,28 @@ def test_a_folder_is_replaced_only_when_complete(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     raster = write(tmp_path / 'a.tif', np.ones((1, 64, 64), np.float32))
-    output = tmp_path / 'tiles'
-    before = write_tiles(raster, Scalar(0, 1), output, (15, 16))
-    after = write_tiles(raster, Scalar(0, 1), output, (14, 15))
-    assert {p.name for p in output.iterdir()} == {'14', '15'}
-    assert before != after
+    output = tmp_path / 'page'
+
+    def write_zooms(*zooms: int) -> None:
+        layer = Layer('a', raster, Scalar(0, 1), 'Group')
+        write_page(output, [layer], title='Page', zooms=(zooms[0], zooms[-1]))
+
+    def written() -> set[str]:
+        return {path.name for path in output.glob('tiles/*/*')}
+
+    write_zooms(15, 16)
+    assert written() == {'15', '16'}
+    write_zooms(14, 15)
+    assert written() == {'14', '15'}
 
     def fail(*args: object) -> None:
         raise OSError('disk full')
 
     monkeypatch.setattr(Scalar, 'paint', fail)
     with pytest.raises(OSError, match='disk full'):
-        write_tiles(raster, Scalar(0, 1), output, (15, 16))
-    assert {p.name for p in output.iterdir()} == {'14', '15'}
-    assert {p.name for p in tmp_path.iterdir()} == {'a.tif', 'tiles'}
+        write_zooms(15, 16)
+    assert written() == {'14', '15'}
+    assert {p.name for p in tmp_path.iterdir()} == {'a.tif', 'page'}
 
 
 def test_fill_is_no_data_only_where_all_bands_have_it(tmp_path: Path) -> None:

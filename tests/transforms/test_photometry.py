@@ -1,14 +1,21 @@
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
 
-from geofm.sensors import BANDS, SENTINEL1, SENTINEL2, BandError, band_statistics
+from geofm.sensors import (
+    BANDS,
+    SENTINEL1,
+    SENTINEL2,
+    BandError,
+    SensorPhotometry,
+    band_statistics,
+)
 from geofm.transforms import Normalize, Photometry
 from geofm.transforms.photometry import (
-    BackscatterGain,
+    GainAndOffset,
     ReflectanceArgs,
-    ReflectanceGain,
     Speckle,
     blur_sigma,
     speckle_decibel,
@@ -16,6 +23,28 @@ from geofm.transforms.photometry import (
 
 S1 = [BANDS.index(band) for band in SENTINEL1.band_names]
 S2 = [BANDS.index(band) for band in SENTINEL2.band_names]
+
+type Range = tuple[float, float]
+
+
+def reflectance_gain(
+    gain: Range = (0.8, 1.2),
+    band_gain: Range = (0.95, 1.05),
+    haze: Range = (0.0, 0.03),
+    probability: float = 1.0,
+) -> GainAndOffset:
+    changes = SensorPhotometry(gain, band_gain, haze, probability=probability)
+    return GainAndOffset(BANDS, {'s2': changes})
+
+
+def backscatter_gain(
+    gain: Range = (-1.5, 1.5),
+    band_gain: Range = (-0.5, 0.5),
+    probability: float = 1.0,
+    bands: Sequence[str] = BANDS,
+) -> GainAndOffset:
+    changes = SensorPhotometry(offset=gain, band_offset=band_gain, probability=probability)
+    return GainAndOffset(bands, {'s1': changes})
 
 
 def _changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
@@ -25,16 +54,16 @@ def _changed(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
 
 def test_each_transform_only_changes_its_own_sensor() -> None:
     torch.manual_seed(0)
-    gain, offset = ReflectanceGain(BANDS, probability=1.0)(50)
+    gain, offset = reflectance_gain()(50)
     assert (gain[:, S1] == 1).all()
     assert (offset[:, S1] == 0).all()
     assert (gain[:, S2] != 1).all()
-    gain, offset = BackscatterGain(BANDS, probability=1.0)(50)
+    gain, offset = backscatter_gain()(50)
     assert (gain == 1).all()
     assert (offset[:, S2] == 0).all()
     assert (offset[:, S1] != 0).all()
     crops = torch.randn(20, len(BANDS), 4, 4)
-    changed = _changed(crops, Speckle(BANDS, probability=1.0)(crops.clone()))
+    changed = _changed(crops, Speckle(BANDS, 's1', probability=1.0)(crops.clone()))
     assert changed[:, S1].all()
     assert not changed[:, S2].any()
 
@@ -42,10 +71,10 @@ def test_each_transform_only_changes_its_own_sensor() -> None:
 def test_probabilities() -> None:
     torch.manual_seed(0)
     n_crops = 2000
-    gain, _ = ReflectanceGain(BANDS, probability=0.8)(n_crops)
-    _, offset = BackscatterGain(BANDS, probability=0.3)(n_crops)
+    gain, _ = reflectance_gain(probability=0.8)(n_crops)
+    _, offset = backscatter_gain(probability=0.3)(n_crops)
     crops = torch.zeros(n_crops, len(BANDS), 1, 1)
-    speckled = Speckle(BANDS, probability=0.5)(crops)[:, S1] != 0
+    speckled = Speckle(BANDS, 's1', probability=0.5)(crops)[:, S1] != 0
     for hits, probability in (
         (gain[:, S2[0]] != 1, 0.8),
         (offset[:, S1[0]] != 0, 0.3),
@@ -59,7 +88,7 @@ def test_probabilities() -> None:
 def test_reflectance_gain_is_one_of_reflectance() -> None:
     torch.manual_seed(0)
     mean, std = band_statistics(BANDS)
-    gain, offset = ReflectanceGain(BANDS, haze=(0.0, 0.0), probability=1.0)(500)
+    gain, offset = reflectance_gain(haze=(0.0, 0.0))(500)
     reflectance = torch.tensor(0.25)
     normalised = (reflectance * 1e4 - mean) / std
     after = ((gain * normalised + offset) * std + mean)[:, S2] / 1e4
@@ -74,7 +103,7 @@ def test_reflectance_gain_is_one_of_reflectance() -> None:
 def test_haze_adds_the_same_reflectance_to_all_bands() -> None:
     _, std = band_statistics(BANDS)
     same = (1.0, 1.0)
-    gain, offset = ReflectanceGain(BANDS, same, same, haze=(0.02, 0.02), probability=1.0)(3)
+    gain, offset = reflectance_gain(same, same, haze=(0.02, 0.02))(3)
     assert (gain == 1).all()
     torch.testing.assert_close((offset * std)[:, S2], torch.full((3, len(S2)), 200.0))
 
@@ -103,8 +132,8 @@ def test_effects_are_in_raw_units_whatever_the_crops_were_normalised_with() -> N
     bright = changed(gain=1.1, haze=0.0) / raw
     torch.testing.assert_close(bright[:, [0, 2]], torch.full((40, 2, 8, 8), 1.1))
 
-    backscatter, speckle = BackscatterGain(bands, (1.5, 1.5), (0.0, 0.0), 1.0), Speckle(bands)
-    speckle.looks, speckle.probability = (4.0, 4.0), 1.0
+    backscatter = backscatter_gain((1.5, 1.5), (0.0, 0.0), bands=bands)
+    speckle = Speckle(bands, 's1', (4.0, 4.0), 1.0)
     for module in (backscatter, speckle):
         module.set_statistics(mean, std)
     offset = backscatter(2)[1] * std
@@ -122,7 +151,7 @@ def test_statistics_of_another_number_of_bands() -> None:
 def test_backscatter_gain_is_an_offset_in_decibel() -> None:
     torch.manual_seed(0)
     _, std = band_statistics(BANDS)
-    _, offset = BackscatterGain(BANDS, (-1.5, 1.5), (-0.5, 0.5), probability=1.0)(2000)
+    _, offset = backscatter_gain()(2000)
     decibel = (offset * std)[:, S1]
     assert 1.8 < decibel.abs().max() <= 2.0
     ratio = decibel[:, 0] - decibel[:, 1]
@@ -149,7 +178,9 @@ def test_speckle_has_the_moments_of_gamma_noise(looks: float) -> None:
 def test_speckle_is_in_decibel_of_each_band() -> None:
     torch.manual_seed(0)
     _, std = band_statistics(BANDS)
-    crops = Speckle(BANDS, looks=(4.0, 4.0), probability=1.0)(torch.zeros(4, len(BANDS), 90, 90))
+    crops = Speckle(BANDS, 's1', looks=(4.0, 4.0), probability=1.0)(
+        torch.zeros(4, len(BANDS), 90, 90)
+    )
     decibel = (crops * std.view(-1, 1, 1))[:, S1]
     expected = 10 / math.log(10) * torch.polygamma(1, torch.tensor(4.0)).sqrt()
     torch.testing.assert_close(decibel.std((0, 2, 3)), expected.expand(2), rtol=0.03, atol=0)
@@ -203,4 +234,4 @@ def test_blur_sigma_frequency_is_the_probability() -> None:
 
 def test_too_few_looks() -> None:
     with pytest.raises(ValueError, match='looks'):
-        Speckle(BANDS, looks=(3.0, 8.0))
+        Speckle(BANDS, 's1', looks=(3.0, 8.0))

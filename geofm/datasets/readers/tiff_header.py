@@ -4,8 +4,8 @@ Opening a file with GDAL takes about a millisecond, while parsing the first kilo
 file takes about ten microseconds. For a million files, that is a quarter of an hour compared to a
 minute. Only ordinary files are parsed here: classic TIFF (not BigTIFF), one image without a mask,
 only known tags with common values, bands without names, scale and offset, and an affine transform.
-For all other files :func:`parse_header` raises an error, and :func:`read_header` uses rasterio. The
-CRS is decoded by GDAL, once per set of geokeys.
+For all other files :func:`parse_header` raises an error, and callers use rasterio and
+:func:`header_of`. The CRS is decoded by GDAL, once per set of geokeys.
 
 The format is specified in TIFF 6.0 (Adobe, 1992) and OGC GeoTIFF 1.1 (OGC 19-008r4).
 """
@@ -17,7 +17,6 @@ import re
 import struct
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,6 @@ import numpy.typing as npt
 from rasterio.errors import RasterioError
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.transform import Affine
-
-from geofm.rasters import open_raster
 
 #: Number of bytes read first. The header of a SEN12MS-CR-TS file with its strip offsets has about 5
 #: kB.
@@ -120,29 +117,6 @@ class Header:
 #: Cached headers. The key is all bytes that determine a header except its transform, and whether it
 #: is measured.
 _SEEN: dict[tuple[tuple[bytes, ...], bool], Header] = {}
-
-
-def read_header(path: str | os.PathLike[str]) -> Header:
-    """Read the header of a raster.
-
-    Args:
-        path: Path of the file.
-
-    Returns:
-        The header.
-
-    Raises:
-        OSError: If the file cannot be read.
-        RasterioError: If its bands have different data types.
-        ValueError: If it is not a raster.
-    """
-    with Path(path).open('rb', buffering=0) as file:
-        try:
-            return parse_header(path, file.fileno())
-        except NotPlainError:
-            pass
-    with open_raster(path) as src:
-        return header_of(src)
 
 
 def parse_header(path: str | os.PathLike[str], descriptor: int, measure: bool = True) -> Header:

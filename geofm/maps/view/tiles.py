@@ -20,14 +20,12 @@ from rasterio.crs import CRS
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.io import DatasetReader
 from rasterio.warp import transform as transform_points
-from rich.progress import Progress
 from rio_tiler import reader
 from rio_tiler.expression import parse_expression
 from rio_tiler.models import ImageData
 from rio_tiler.utils import linear_rescale
 
 from geofm import lonlat
-from geofm.atomic import atomic_folder
 from geofm.grid import Grid
 
 # Tiles are not georeferenced: the page places them by their file names.
@@ -391,31 +389,3 @@ def _write_tile(image: ImageData, tile: Tile, folder: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(image.render(img_format='PNG'))
     return True
-
-
-def write_tiles(
-    raster: Path, style: Style, output: Path, zooms: tuple[int, int] | None = None
-) -> set[Tile]:
-    """Write an XYZ pyramid of PNG files, transparent where there is no data.
-
-    Args:
-        raster: A raster that GDAL can read.
-        style: Style of the raster.
-        output: Folder for ``<zoom>/<x>/<y>.png``. An existing folder is replaced when the new one
-            is complete.
-        zooms: First and last zoom. Default: from the raster's pixel size, see
-            :meth:`Pyramid.cover`.
-
-    Returns:
-        The tiles that were written. Tiles without data are not written.
-
-    Raises:
-        ValueError: If the raster has no CRS, or lies outside the latitudes of Web Mercator.
-    """
-    with rasterio.open(raster) as src:
-        pyramid = Pyramid.cover(Grid.of(src), style.smooth, zooms)
-    tiles = [*pyramid.tiles]
-    with Progress() as progress, atomic_folder(output, replace=True) as folder:
-        rendered = render_tiles(raster, style, pyramid, folder)
-        done = progress.track(rendered, len(tiles), description='Tiles')
-        return {tile for tile, written in done if written}
