@@ -1,3 +1,6 @@
+import multiprocessing
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,23 @@ def shared_data() -> Path:
     return path
 
 
+@pytest.fixture(scope='module')
+def module_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder that the tests of a module share, removed after the last of them."""
+    folder = tmp_path_factory.mktemp('module')
+    yield folder
+    shutil.rmtree(folder)
+
+
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _imported_once() -> None:
+    """Let all processes that a fork server starts share one import, which takes seconds."""
+    multiprocessing.set_forkserver_preload(['geofm.datasets'])
 
 
 @pytest.fixture(scope='session', autouse=True)

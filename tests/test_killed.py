@@ -78,30 +78,24 @@ def kill_all(root: Path) -> None:
         killed_before_rename(functools.partial(writer, root / name))
 
 
-@pytest.fixture(scope='module')
-def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Leftovers of killed writers, forked from a process without threads of GDAL."""
-    root = tmp_path_factory.mktemp('killed')
-    code = f'from tests.test_killed import Path, kill_all; kill_all(Path({str(root)!r}))'
+# One test: starting the process takes longest, and xdist may split a file.
+def test_killed_writers_leave_nothing_that_the_next_ones_do_not_remove(tmp_path: Path) -> None:
+    # Forked from a process without threads of GDAL.
+    code = f'from tests.test_killed import Path, kill_all; kill_all(Path({str(tmp_path)!r}))'
     subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[1])
-    return root
-
-
-@pytest.mark.parametrize('name', WRITERS)
-def test_a_killed_writer_leaves_nothing_that_the_next_one_does_not_remove(
-    killed: Path, tmp_path: Path, name: str
-) -> None:
-    folder, undisturbed = killed / name, tmp_path / 'undisturbed'
-    undisturbed.mkdir()
-    WRITERS[name](undisturbed)
-    # There is no file with the final name, but there are leftovers.
-    assert all(entry.name.startswith('.') for entry in folder.iterdir())
-    assert leftovers(folder)
-    WRITERS[name](folder)
-    files = [
-        sorted(str(p.relative_to(root)) for p in root.rglob('*')) for root in (folder, undisturbed)
-    ]
-    assert files[0] == files[1]
+    for name, writer in WRITERS.items():
+        folder, undisturbed = tmp_path / name, tmp_path / 'undisturbed' / name
+        undisturbed.mkdir(parents=True)
+        writer(undisturbed)
+        # There is no file with the final name, but there are leftovers.
+        assert all(entry.name.startswith('.') for entry in folder.iterdir()), name
+        assert leftovers(folder), name
+        writer(folder)
+        files = [
+            sorted(str(p.relative_to(root)) for p in root.rglob('*'))
+            for root in (folder, undisturbed)
+        ]
+        assert files[0] == files[1], name
 
 
 def test_a_killed_index_leaves_the_catalogue_before(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from geofm.sensors import DEFAULT_SENSORS, SENSORS
 from tests.docs_commands import ROOT, run, sections
 from tests.maps.scenes import UTM, noise, write
 
-SIDE = 240
+SIDE = 160
 #: The place in docs/maps.md.
 PLACE = (-0.78, 41.60)
 MODEL = {
@@ -33,7 +33,7 @@ def write_scene(folder: Path, names: Mapping[str, str], seed: int) -> None:
     """Write a scene around the place, with a field in the west and water in the east."""
     folder.mkdir(parents=True, exist_ok=True)
     easting, northing = Transformer.from_crs(4326, 32630, always_xy=True).transform(*PLACE)
-    transform = Affine(10, 0, round(easting) - 1200, 0, -10, round(northing) + 1200)
+    transform = Affine(10, 0, round(easting) - 5 * SIDE, 0, -10, round(northing) + 5 * SIDE)
     random = np.random.default_rng(seed)
     for sensor, name in names.items():
         pixels = noise(sensor, SIDE, SIDE) * random.uniform(0.95, 1.05, (SIDE, SIDE))
@@ -55,7 +55,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for year in (2019, 2021):
         write_scene(tmp_path / str(year), {second: f'{second}.tif'}, year)
     with rasterio.open(f'{second}.tif') as src:
-        rows, cols = np.mgrid[8:SIDE:32, 8:SIDE:32].reshape(2, -1)
+        rows, cols = np.mgrid[8:SIDE:24, 8:SIDE:24].reshape(2, -1)
         x, y = src.transform @ (cols, rows)
     names = np.where(cols < SIDE // 2, 'field', 'water')
     frame = gpd.GeoDataFrame({'class': names}, geometry=gpd.points_from_xy(x, y), crs=UTM.to_wkt())
