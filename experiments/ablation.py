@@ -12,6 +12,7 @@ runs are not repeated.
 """
 
 import argparse
+import re
 from pathlib import Path
 from statistics import mean
 
@@ -32,15 +33,15 @@ PHASES = (30, 10)
 #: Crops of the second phase: half as large again, as DINOv3 mixes.
 HIGH = [f'{TASK}global_size=96', f'{TASK}local_size=48']
 
-#: Arguments of each phase of a row.
+#: Arguments of each phase of a row, by the extensions that they add to DINOv2.
 ROWS: dict[str, list[list[str]]] = {
     'DINOv2': [[]],
-    'sensor dropout 0.3': [[f'{TASK}sensor_dropout=0.3']],
-    'cross-sensor masking 0.5': [[f'{TASK}one_sensor_masks=0.5']],
-    'two dates': [[f'{DATA}n_dates=2']],
-    'global crops: student S1, teacher S2': [[f'{TASK}global_sensors=[s1,s2]']],
-    'high-resolution phase': [[], HIGH],
-    'high-resolution phase, Gram anchoring': [
+    'sensor_dropout: 0.3': [[f'{TASK}sensor_dropout=0.3']],
+    'one_sensor_masks: 0.5': [[f'{TASK}one_sensor_masks=0.5']],
+    'n_dates: 2': [[f'{DATA}n_dates=2']],
+    'global_sensors: [s1, s2]': [[f'{TASK}global_sensors=[s1,s2]']],
+    'continue_from, larger crops': [[], HIGH],
+    'continue_from, larger crops, gram_weight: 2': [
         [],
         [*HIGH, f'{TASK}gram_weight=2', f'{TASK}gram_size=128'],
     ],
@@ -77,7 +78,7 @@ def table(scores: dict[str, list[dict[str, dict[str, float]]]]) -> str:
     """Return a Markdown table with the mean over the seeds and each seed."""
     columns = [(given, feature) for feature in ('CLS', 'patches') for given in GIVEN]
     lines = [
-        '| switch | ' + ' | '.join(f'{given}, {feature}' for given, feature in columns) + ' |',
+        '| extension | ' + ' | '.join(f'{given}, {feature}' for given, feature in columns) + ' |',
         '|---|' + '---:|' * len(columns),
     ]
     for row, seeds in scores.items():
@@ -88,6 +89,16 @@ def table(scores: dict[str, list[dict[str, dict[str, float]]]]) -> str:
             cells.append(f'{mean(values):.1f} ({each})' if len(values) > 1 else each)
         lines.append(f'| {row} | ' + ' | '.join(cells) + ' |')
     return '\n'.join(lines)
+
+
+def caption(seeds: int, windows: int) -> str:
+    """Return the text below the table, with two standard errors of an accuracy of 75 %."""
+    off = 200 * (0.75 * 0.25 / windows) ** 0.5
+    return (
+        f'5-NN accuracy in %, made by `python experiments/ablation.py`: {sum(PHASES)} epochs, '
+        f'{seeds} seed{"s" * (seeds > 1)}, {windows} test windows. Two standard errors of a score '
+        f'are about {off:.0f} points. Smaller differences are not significant.'
+    )
 
 
 def main() -> None:
@@ -103,17 +114,11 @@ def main() -> None:
     for name in track(options.rows, description='Rows'):
         phases = ROWS[name]
         for seed in options.seeds:
-            folder = options.output / name.replace(' ', '_').replace(':', '') / f'seed_{seed}'
+            folder = options.output / re.sub(r'\W+', '_', name) / f'seed_{seed}'
             data = [f'{DATA}paths={options.data}']
             checkpoint = run_row([[*phase, *data] for phase in phases], seed, folder)
             scores.setdefault(name, []).append(measure(checkpoint, train, test))
-    off = 200 * (0.75 * 0.25 / len(test)) ** 0.5
-    text = (
-        f'{table(scores)}\n\n5-NN accuracy in %, made by `python experiments/ablation.py`; '
-        f'{sum(PHASES)} epochs; seeds: {len(options.seeds)}, {len(test)} test windows: two '
-        f'standard errors of a score are about {off:.0f} points; smaller differences are not '
-        'significant.'
-    )
+    text = f'{table(scores)}\n\n{caption(len(options.seeds), len(test))}'
     print(text)
     if options.rows != list(ROWS):
         return  # Incomplete tables do not go into the docs.

@@ -106,10 +106,10 @@ def measure(checkpoint: Path, data: Path, seed: int) -> Accuracies:
         for key in backbone.sensors
     }
     better = max(alone, key=lambda title: alone[title][COLUMNS[0]])
-    print(f'The better single sensor is {better}.')
+    print(f'The best single sensor is {better}.')
     return {
         'pretrained, both sensors': of_tokens(backbone),
-        'pretrained, the better sensor alone': alone[better],
+        'pretrained, best single sensor': alone[better],
         'random weights': of_tokens(random),
         'patch words': of_baseline(patch_words(bank, BANDS, seed)),
         'band mean and std': of_baseline(StatisticsEncoder()),

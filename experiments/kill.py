@@ -1,4 +1,4 @@
-"""Kill every command at random moments, and check the files it leaves and the next run.
+"""Kill commands at random moments, and check the files they leave and the next run.
 
     python experiments/kill.py --kills 100 --work output/kill --temporary /dev/shm
 

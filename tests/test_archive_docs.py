@@ -25,11 +25,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('archives')
     shutil.copytree(ROOT / 'configs', folder / 'configs')
     blocks = [
-        block for block in re.findall(r'```yaml\n(.*?)```', PAGE, re.DOTALL) if 'slope' in block
+        block for block in re.findall(r'```yaml\n(.*?)```', PAGE, re.DOTALL) if 'canopy' in block
     ]
     sensors, layout = blocks
-    (folder / 'slope.yaml').write_text(sensors)
-    (folder / 'slope_layout.yaml').write_text(layout)
+    (folder / 'canopy.yaml').write_text(sensors)
+    (folder / 'canopy_layout.yaml').write_text(layout)
     rng = np.random.default_rng(0)
     for i in range(6):
         file = folder / 'pictures' / f'class_{i % 2}' / f'{i}.jpg'
@@ -53,15 +53,15 @@ def _check_section(title: str, place: Path) -> None:
     if title == 'Your own Sentinel-1/2 folder':
         assert list(place.glob('maps/*.tif'))
         _check_pixels(place)
-    if title == 'S1 + S2 + DEM':
+    if title == 'Three sensors in one transformer':
         backbone = load_backbone('joint.ckpt')
         assert backbone.sensors == ('s1', 's2', 'dem')
         assert list(place.glob('maps/joint/**/*.html'))
         assert list(place.glob('output/benchmark/archive/**/*.csv'))
     if title == 'Add a sensor':
-        assert list(place.glob('maps/slope/*.tif'))
-        assert list(place.glob('maps/slope/**/*.html'))
-        assert list(place.glob('output/benchmark/slope/**/*.csv'))
+        assert list(place.glob('maps/canopy/*.tif'))
+        assert list(place.glob('maps/canopy/**/*.html'))
+        assert list(place.glob('output/benchmark/canopy/**/*.csv'))
 
 
 def _check_pixels(place: Path) -> None:

@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         searches = {'faiss IndexFlatIP': flat, **searches}
     with threadpool_limits(options.threads):
         seconds = measure(searches, bank, queries, options.rounds)
-    text = ratio_table('search', 'seconds', seconds, next(iter(searches)))
+    text = ratio_table('search', 'seconds', seconds, next(iter(searches)), 'relative time')
     print(text)
     about = {
         'torch': torch.__version__,

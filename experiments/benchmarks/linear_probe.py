@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainings = {'loop': loop(options.classes), 'geofm, stacked': stacked(options.classes)}
     steps = options.images // BATCH_SIZE
     seconds = measure(trainings, features, labels, steps, options.rounds)
-    text = ratio_table('heads', 'seconds per epoch', seconds, 'loop')
+    text = ratio_table('heads', 'seconds per epoch', seconds, 'loop', 'relative time')
     print(text)
     about = {
         'torch': torch.__version__,

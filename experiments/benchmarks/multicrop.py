@@ -137,7 +137,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         'geofm, no photometry': geofm(photometry=False),
     }
     speeds = measure(pipelines, images, options.rounds)
-    text = ratio_table('pipeline', 'samples/s', speeds, 'torchvision, per sample', digits=0)
+    text = ratio_table(
+        'pipeline', 'samples/s', speeds, 'torchvision, per sample', 'speed-up', digits=0
+    )
     print(text)
     about = {
         'torch': torch.__version__,

@@ -101,7 +101,7 @@ def markdown(rows: int, rounds: list[list[dict[str, Any]]]) -> str:
     """Return the table of the results."""
     lines = [
         f'| {rows:,} rows, {len(rounds[0])} ranks | table made or mapped | set-up | epoch start '
-        '| PSS of the imports | PSS beyond the imports | of which not shared |',
+        '| PSS after imports | additional PSS | of that, private |',
         '|---|---:|---:|---:|---:|---:|---:|',
     ]
     for name, found in zip(('first start', 'later starts'), rounds, strict=True):

@@ -10,7 +10,12 @@ RESULTS = Path(__file__).parents[1] / 'results'
 
 
 def ratio_table(
-    what: str, unit: str, figures: dict[str, list[float]], baseline: str, digits: int = 2
+    what: str,
+    unit: str,
+    figures: dict[str, list[float]],
+    baseline: str,
+    ratio: str,
+    digits: int = 2,
 ) -> str:
     """Return a Markdown table of medians and of median ratios within a round.
 
@@ -19,12 +24,13 @@ def ratio_table(
         unit: Title of the figures' column.
         figures: One value per round, by row.
         baseline: Row that the others are divided by.
+        ratio: Title of the ratios' column, which says whether higher or lower is faster.
         digits: Decimals of the medians.
 
     Returns:
         The table.
     """
-    lines = [f'| {what} | {unit} | ratio | range of ratio |', '|---|---:|---:|---:|']
+    lines = [f'| {what} | {unit} | {ratio} | range |', '|---|---:|---:|---:|']
     for name, values in figures.items():
         ratios = [value / base for value, base in zip(values, figures[baseline], strict=True)]
         lines.append(

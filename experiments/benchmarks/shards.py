@@ -187,7 +187,7 @@ def check_same(files: Any, shards: Any) -> None:
 def markdown(rows: dict[str, dict[str, float]], latency: float, scenes: int) -> str:
     """Return the table of the results."""
     lines = [
-        '| | samples/s | opens or requests per sample | opens or requests/s | MB/s | ratio |',
+        '| | samples/s | opens or requests per sample | opens or requests/s | MB/s | speed-up |',
         '|---|---:|---:|---:|---:|---:|',
     ]
     for name, found in rows.items():

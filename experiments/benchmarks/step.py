@@ -40,7 +40,7 @@ from geofm.transforms import Crops, MultiCrop
 
 TEMPERATURE, MOMENTUM, CLIP = 0.05, 0.994, 3.0
 #: Names of the rows in tables.
-OURS, REFERENCE, PACKED = 'geofm', 'timm + lightly', "DINOv2's method, plainly"
+OURS, REFERENCE, PACKED = 'geofm', 'timm + lightly', "DINOv2's method, plain implementation"
 #: Largest difference between the mean losses of two rows over the timed steps, relative.
 SAME_LOSS = 0.05
 
@@ -307,7 +307,7 @@ def measure(preset: dict[str, Any], drop_path: float, threads: int) -> dict[str,
 def table(results: Sequence[dict[str, Any]], batch_size: int) -> str:
     """Return a Markdown table of medians and of median ratios within a round."""
     lines = [
-        '| drop path | step | s | images/s | ratio | range of ratio | of GEMM peak | peak memory '
+        '| drop path | step | s | images/s | speed-up | range | of GEMM peak | peak memory '
         '| mean loss |',
         '|---:|---|---:|---:|---:|---:|---:|---:|---:|',
     ]

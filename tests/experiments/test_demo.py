@@ -45,7 +45,7 @@ def test_a_model_that_learned_nothing_is_where_random_weights_are(
     found = demo.measure(tmp_path / 'a.ckpt', tmp_path / 'sample', seed=5)
     assert list(found) == [
         'pretrained, both sensors',
-        'pretrained, the better sensor alone',
+        'pretrained, best single sensor',
         'random weights',
         'patch words',
         'band mean and std',
@@ -54,7 +54,7 @@ def test_a_model_that_learned_nothing_is_where_random_weights_are(
     # By chance alone, one window in eight.
     values = [value for columns in found.values() for value in columns.values()]
     assert all(0.125 < value <= 1 for value in values)
-    assert 'better single sensor is Sentinel-' in capsys.readouterr().out
+    assert 'best single sensor is Sentinel-' in capsys.readouterr().out
 
 
 def test_few_labels_are_drawn_per_class(demo: Any) -> None:
