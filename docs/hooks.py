@@ -91,6 +91,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         exists = (ROOT / 'experiments' / 'results' / f'{match[1]}.md').exists()
         return f'](results.md#{match[1]})' if exists else '](results.md)'
 
+    markdown = markdown.replace('](../README.md#quick-start)', '](quickstart.md)')
     for name, source in ROOT_PAGES.items():
         markdown = markdown.replace(f'](../{source}', f']({name}')
     return re.sub(r'\]\(\.\./experiments/results/(\w+)\.md\)', link, markdown)

@@ -92,7 +92,7 @@ def main() -> None:
         'all 13 bands, as in the files': (whole, config),
         'all 13 bands, shuffled': ([FILES[i] for i in order], config),
         'B10 missing, replaced by its mean': (less, replace(config, missing_bands='mean')),
-        'no B10, zero in its place': (less, replace(config, missing_bands='zero')),
+        'B10 missing, replaced by zero': (less, replace(config, missing_bands='zero')),
     }
     reference, _ = predict(config, args.data, whole)
     rows = {}

@@ -141,7 +141,8 @@ def brief(runs: dict[str, list[Run]]) -> str:
         cells += [short(values[name]) for values in (of_pooled, of_linear)]
         lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
     caption = (
-        'Accuracy on the test cells, mean ± standard deviation over the seeds. The 5-NN features '
+        'Accuracy on the test cells (cells of one degree of latitude and longitude that were not '
+        'used for training), mean ± standard deviation over the seeds. The 5-NN features '
         'of networks are the CLS token and the mean of the patch tokens, concatenated, without '
         'whitening. All probes and the processors are in '
         '[experiments/results/eurosat_rgb.md](../experiments/results/eurosat_rgb.md).'
