@@ -200,8 +200,9 @@ def markdown(rows: dict[str, dict[str, float]], latency: float, scenes: int) -> 
             f'| {found["bytes"] / found["seconds"] / 1e6:.0f} | {ratio:.1f} x |'
         )
     note = (
-        f'\n{scenes - 1} samples of {WINDOW} x {WINDOW} pixels (after one that is not timed), one process; the server waits for '
-        f'{latency:g} ms before each answer. Samples are equal bit for bit.\n'
+        f'\n{scenes - 1} samples of {WINDOW} x {WINDOW} pixels (after one that is not timed), one '
+        f'process; the server waits for {latency:g} ms before each answer. Samples '
+        'are equal bit for bit.\n'
     )
     return '\n'.join(lines) + '\n' + note
 
