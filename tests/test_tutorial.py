@@ -8,11 +8,28 @@ import numpy as np
 import pytest
 import rasterio
 import timm
+import yaml
 
+from geofm.datasets import RasterArchive
 from geofm.legend import NO_CLASS
 from geofm.models import MultiSensorViT
 from geofm.sample import DEFAULT_ROIS
 from tests.docs_commands import ROOT, run, sections
+
+
+def places_of_training(run_folder: Path) -> set[str]:
+    """Places in the training split of a run, by its stored configuration."""
+    config = yaml.safe_load((run_folder / 'lightning_logs/version_0/config.yaml').read_text())
+    args = config['data']['init_args']
+    archive = RasterArchive(
+        Path(args['table']),
+        args['sensors'],
+        split_by=args['split'],
+        window_size=args['window_size'],
+    )
+    paths = [archive.matches.paths(i, 's2')[0] for i in range(len(archive))]
+    assert paths
+    return {Path(path).parent.name for path in paths}
 
 
 def test_the_tutorial_leads_from_scenes_to_a_validated_map(
@@ -34,6 +51,8 @@ def test_the_tutorial_leads_from_scenes_to_a_validated_map(
     # Two dates of the only place of the test split.
     assert len(maps) == 2
     (place,) = {path.parent.name.rpartition('_')[0] for path in maps}
+    assert place not in places_of_training(Path('output/archive'))
+    assert place not in places_of_training(Path('output/archive_segmentation'))
     for path in maps:
         scene = next(Path('data/scenes', place).glob('s2_*.tif'))
         with rasterio.open(path) as made, rasterio.open(scene) as given:
