@@ -307,8 +307,8 @@ def measure(preset: dict[str, Any], drop_path: float, threads: int) -> dict[str,
 def table(results: Sequence[dict[str, Any]], batch_size: int) -> str:
     """Return a Markdown table of medians and of median ratios within a round."""
     lines = [
-        '| drop path | step | s | images/s | speed-up | range | of GEMM peak | peak memory '
-        '| mean loss |',
+        '| drop path | step | s per step | images/s | speed-up | range | of GEMM peak '
+        '| peak memory | mean loss |',
         '|---:|---|---:|---:|---:|---:|---:|---:|---:|',
     ]
     for result in results:
