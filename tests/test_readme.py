@@ -24,7 +24,8 @@ SMALLER = {
         *('--model.init_args.global_size=32', '--model.init_args.local_size=16'),
         *('--model.init_args.n_local=1', '--model.init_args.prototypes=8'),
         *('--model.init_args.head_hidden_dim=8', '--model.init_args.head_bottleneck_dim=8'),
-        '--model.init_args.model_args.depth=1',
+        *('--model.init_args.model_args.depth=1', '--model.init_args.model_args.num_heads=2'),
+        '--model.init_args.model_args.embed_dim=48',
     ],
     'fit --config configs/finetune/': [
         *('--trainer.max_steps=1', '--trainer.limit_val_batches=1', '--trainer.accelerator=cpu'),
@@ -80,12 +81,12 @@ def test_the_workflow_runs(place: Path, capsys: pytest.CaptureFixture[str]) -> N
     for line in lines:
         run(line, place)
     backbone = load_backbone('last.ckpt')
-    # A base ViT with two registers, through a configuration that names a tiny one.
-    assert (backbone.embed_dim, backbone.num_reg_tokens) == (768, 2)
+    # The width and registers of pretraining, through a configuration that names a tiny ViT.
+    assert (backbone.embed_dim, backbone.num_reg_tokens) == (48, 2)
     (tuned,) = (place / 'output' / 'classification').rglob('*.ckpt')
     content = torch.load(tuned, weights_only=True)
     assert content['hyper_parameters']['model'] == 'geofm_vit_base_patch16_linear'
-    assert content['state_dict']['model.stand_in'].shape == (2, 2 + 2, 768)
+    assert content['state_dict']['model.stand_in'].shape == (2, 2 + 2, 48)
     assert load_backbone('weights.ckpt').num_reg_tokens == 2
     assert list(place.glob('maps/*.tif'))
     assert any((place / 'output' / 'benchmark').rglob('*.csv'))

@@ -30,24 +30,25 @@ SMALLER = [
     *('--trainer.num_sanity_val_steps=0', '--trainer.enable_progress_bar=false'),
     *('--trainer.accelerator=cpu', '--trainer.logger=false', '--data.init_args.batch_size=2'),
     '--data.init_args.window_size=64',
+    '--trainer.callbacks.init_args.save_top_k=0',
 ]
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """Smaller scenes of the sample data with their table, at the path of the configurations."""
-    folder = tmp_path_factory.mktemp('labels')
-    scenes = write_sample_scenes(folder / 'data' / 'scenes', 'scene', DEFAULT_ROIS[:6], 1, SIDE)
+    scenes = write_sample_scenes(
+        module_path / 'data' / 'scenes', 'scene', DEFAULT_ROIS[:6], 1, SIDE
+    )
     layout = ROOT / 'configs' / 'layouts' / 'scenes.yaml'
-    table = folder / 'data' / 'scenes.parquet'
+    table = module_path / 'data' / 'scenes.parquet'
     main(['index', str(scenes), '--layout', str(layout), '--output', str(table)])
-    return folder
+    return module_path
 
 
-def fit(name: str, folder: Path, *options: str) -> tuple[Path, dict[str, Any]]:
+def fit(name: str, root: Path, *options: str) -> tuple[Path, dict[str, Any]]:
     """Fine-tune with a configuration; return the checkpoint and the configuration of the data."""
     config = ROOT / 'configs' / 'finetune' / f'{name}.yaml'
-    root = folder / 'output' / name
     main(['fit', f'--config={config}', f'--trainer.default_root_dir={root}', *SMALLER, *options])
     (checkpoint,) = root.rglob('last.ckpt')
     data: dict[str, Any] = yaml.safe_load(config.read_text())['data']['init_args']
@@ -84,18 +85,18 @@ def one_pass(checkpoint: Path, data: dict[str, Any]) -> npt.NDArray[np.float32]:
     ('name', 'method'), [('archive_segmentation', None), ('archive_points', 'frozen')]
 )
 def test_labels_become_a_map(
-    name: str, method: str | None, folder: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, method: str | None, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From scratch, and from a pretraining checkpoint."""
     monkeypatch.chdir(folder)
     options = [] if method is None else [f'--adapt.method={method}']
     if method is not None:
-        pretrained = write_checkpoint(folder / 'last.ckpt', **reduced(CONFIGS['archive']))
+        pretrained = write_checkpoint(tmp_path / 'pretrained.ckpt', **reduced(CONFIGS['archive']))
         options += [f'--model.init_args.weights={pretrained}']
-    checkpoint, data = fit(name, folder, *options)
+    checkpoint, data = fit(name, tmp_path / 'output', *options)
     files = held_out(data)
     truth = files['s2'].parent / 'land_cover.tif'
-    output = folder / 'maps' / name
+    output = tmp_path / 'maps'
     command = ['predict', str(checkpoint), '--output', str(output), '--reference', str(truth)]
     command += [arg for key, file in files.items() for arg in ('--scene', f'{key}={file}')]
     main([*command, '--window', str(SIDE), '--block', '32'])
