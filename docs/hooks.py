@@ -177,13 +177,8 @@ def _command_line() -> str:
     for name in COMMANDS:
         parts += [f'## geofm {name}', output(name, '--help')]
     others = ', '.join(f'`geofm {name}`' for name in LIGHTNING_COMMANDS if name != 'fit')
-    # The usage of LightningCLI is very long and names the running program.
-    _, _, options = output('fit', '--help').partition('\n\n')
-    parts += [
-        '## geofm fit',
-        f'{others} take the same options, except `--resume`.',
-        f'```text\nusage: geofm fit --config FILE [OPTIONS]\n\n{options}',
-    ]
+    parts += ['## geofm fit', f'{others} take the same options, except `--resume`.']
+    parts.append(output('fit', '--help'))
     return '\n\n'.join(parts)
 
 

@@ -83,6 +83,9 @@ COMMANDS: dict[str, Command] = {
 _SWITCHED = (['true'], ['false'])
 _SWITCH = (str(bool), 'bool')
 
+#: Beginnings of the types of options with several values.
+_LISTS = ('list[', 'Sequence[')
+
 #: Options of ``geofm fit`` without a dot in their name.
 _FIT_OPTIONS = ('-c', '--config', '--sensors', '--seed_everything')
 
@@ -98,8 +101,9 @@ LIGHTNING_COMMANDS: dict[str, str] = {
 
 
 def _help() -> str:
-    lines = ['usage: geofm COMMAND [ARGUMENTS]   (geofm COMMAND --help lists them)', '']
-    lines += [geofm.__doc__ or '', '', 'Train, with Lightning:']
+    lines = ['usage: geofm COMMAND [ARGUMENTS]', '', geofm.__doc__ or '', '']
+    lines += ['`geofm COMMAND --help` lists the arguments of a command.', '']
+    lines += ['Train, with Lightning:']
     lines += [f'  {name:<12} {summary}' for name, summary in LIGHTNING_COMMANDS.items()]
     lines += ['', 'Other commands:']
     lines += [f'  {name:<12} {command.summary}' for name, command in COMMANDS.items()]
@@ -117,6 +121,16 @@ def _help() -> str:
     return '\n'.join(lines)
 
 
+def _config_help(name: str) -> str:
+    """Return the help of ``--config``, with which some names stand for a command of Lightning."""
+    if name not in LIGHTNING_COMMANDS:
+        return 'YAML file with options of this command.'
+    return (
+        f"Configuration of Lightning's {name}, which then runs instead of this command and takes "
+        'the options of `geofm fit`.'
+    )
+
+
 def _spell_out(args: list[str], function: Any) -> list[str]:
     """Convert options to the form that jsonargparse expects.
 
@@ -125,6 +139,7 @@ def _spell_out(args: list[str], function: Any) -> list[str]:
     ``--seeds=[0, 1]``, and the deprecated ``--KEY_bands`` becomes ``--scene_bands.KEY``.
     """
     kinds = {name: str(kind) for name, kind in inspect.get_annotations(function).items()}
+    kinds = {name: kind.removeprefix('collections.abc.') for name, kind in kinds.items()}
     spelt: list[str] = []
     skip = 0
     for i, arg in enumerate(args):
@@ -140,11 +155,10 @@ def _spell_out(args: list[str], function: Any) -> list[str]:
             if kinds.get(option[2:]) in _SWITCH and not equals and [following] not in _SWITCHED:
                 equals, value = '=', 'true'
             entry = _ENTRY.fullmatch(value if equals else following)
-            mapping = _mapping_for(option[2:], kinds)
-            if entry is not None and mapping is not None:
+            if entry is not None and 'dict[' in kinds.get(option[2:], ''):
                 skip = int(not equals)
-                option, equals, value = f'--{mapping}.{entry[1]}', '=', entry[2]
-            elif kinds.get(option[2:], '').startswith('list[') and not equals:
+                option, equals, value = f'{option}.{entry[1]}', '=', entry[2]
+            elif kinds.get(option[2:], '').startswith(_LISTS) and not equals:
                 values = list(itertools.takewhile(_is_value, args[i + 1 :]))
                 if values and values != ['null'] and not values[0].startswith('['):
                     skip = len(values)
@@ -160,7 +174,7 @@ def _is_value(arg: str) -> bool:
 
 def _listed(values: list[str], kind: str) -> str:
     """Join the values of a list in one argument."""
-    numbers = kind.startswith(('list[int', 'list[float'))
+    numbers = kind.partition('[')[2].startswith(('int', 'float'))
     return f'[{", ".join(values)}]' if numbers else json.dumps(values)
 
 
@@ -188,15 +202,6 @@ def _sensor_of_bands(name: str, kinds: dict[str, str]) -> str | None:
     return key if key in SENSORS else None
 
 
-def _mapping_for(name: str, kinds: dict[str, str]) -> str | None:
-    """Return the parameter that takes ``--name key=value``; None if there is none."""
-    # In `geofm page`, 'scene' is a name and 'scene_files' are the files.
-    for candidate in (name, f'{name}_files'):
-        if 'dict[' in kinds.get(candidate, ''):
-            return candidate
-    return None
-
-
 def _take_option(args: list[str], name: str) -> tuple[list[str], list[str]]:
     """Split arguments into those that do not belong to an option, and the values of the option."""
     left: list[str] = []
@@ -222,15 +227,18 @@ def _place_first(args: list[str], function: Any) -> list[str]:
     if first.default is first.empty:
         left, values = _take_option(args, option)
         return [*values, *left]
-    if args and not args[0].startswith('-'):
+    if args and not args[0].startswith('-') and str(first.annotation) not in _SWITCH:
         return [f'{option}={args[0]}', *args[1:]]
     return args
 
 
 def _run(name: str, args: list[str]) -> None:
     """Run one of our own commands."""
+    from argparse import SUPPRESS
+
     from jsonargparse import auto_cli
 
+    from geofm.commands.help import HelpFormatter, describe, usage
     from geofm.messages import Parser
 
     check_configs(args)
@@ -264,6 +272,10 @@ def _run(name: str, args: list[str]) -> None:
         as_positional=command.positional,
         prog=f'geofm {name}',
         parser_class=Parser,
+        formatter_class=HelpFormatter,
+        usage=usage(name, function, command.many),
+        description=describe(function),
+        config_help=SUPPRESS if command.passes_on else _config_help(name),
     )
 
 

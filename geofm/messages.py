@@ -420,6 +420,8 @@ def _other_message(parser: ArgumentParser, message: str, configs: Sequence[Path]
         name = match[1]
         bare = name.lstrip('-')
         return f"no option '{name}'{_similar_key(bare, _keys(parser), '--')}"
+    if match := re.match(r'the following arguments are required: (.*)', message):
+        return f'missing: {", ".join(_as_given(parser, key) for key in match[1].split(", "))}'
     if message.startswith('Problems parsing config'):
         reason = ' '.join(message.partition(': ')[2].split())
         broken = next((file for file in configs if not _is_yaml(file)), None)
@@ -431,6 +433,14 @@ def _other_message(parser: ArgumentParser, message: str, configs: Sequence[Path]
         empty = next((file for file in configs if not _is_mapping(file)), None)
         return f'{empty or "config"}: expected keys and values, e.g. "model: ..."'
     return _plain(message)
+
+
+def _as_given(parser: ArgumentParser, key: str) -> str:
+    """Return an argument as it is given: ``--option``, or ``NAME`` for one given by position."""
+    action = next((action for action in parser._actions if action.dest == key), None)
+    if action is None:
+        return key
+    return action.option_strings[0] if action.option_strings else key.upper()
 
 
 def _similar_key(name: str, known: Sequence[str], prefix: str = '') -> str:

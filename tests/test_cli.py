@@ -1,4 +1,5 @@
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,13 +120,69 @@ def test_a_checkpoint_is_given_by_position_or_as_an_option() -> None:
     benchmark = COMMANDS['benchmark'].load()
     assert _place_first(['a.ckpt', '--k=1'], benchmark) == ['--checkpoint=a.ckpt', '--k=1']
     assert _place_first(['--checkpoint', 'a'], benchmark) == ['--checkpoint', 'a']
+    # A switch is not given by position.
+    assert _place_first(['x'], COMMANDS['doctor'].load()) == ['x']
+
+
+def help_of(command: str, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit, match='0'):
+        main([command, '--help'])
+    return capsys.readouterr().out
 
 
 @pytest.mark.parametrize('command', COMMANDS)
-def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match='0'):
-        main([command, '--help'])
-    assert f'usage: geofm {command}' in capsys.readouterr().out
+def test_every_command_explains_itself(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Wide enough not to wrap lines.
+    monkeypatch.setenv('COLUMNS', '1000')
+    text = help_of(command, capsys)
+    assert text.startswith(f'usage: geofm {command} ')
+    for option in ('--sensors FILE', '--debug', '-h, --help'):
+        assert f'\n  {option}' in text
+    function = COMMANDS[command].load()
+    description = (inspect.getdoc(function) or '').partition('\n\nArgs:')[0]
+    assert ' '.join(description.split()) in ' '.join(text.split())
+    for name, parameter in inspect.signature(function).parameters.items():
+        by_position = COMMANDS[command].positional and parameter.default is parameter.empty
+        if by_position and parameter.kind is not parameter.KEYWORD_ONLY:
+            assert name.upper().removesuffix('S') in text.partition(' [OPTIONS]')[0]
+        else:
+            assert f'\n  --{name}' in text
+    assert not re.search(r'<class|type:|null, default|Optional\[|subclasses:|ITEM|true,false', text)
+
+
+def test_help_shows_options_as_they_are_typed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('COLUMNS', '1000')
+    texts = {name: help_of(name, capsys) for name in ('index', 'shard', 'classify', 'search')}
+    assert re.search(r'\n  --stac  +Read', texts['index'])
+    assert re.search(r'\n  --jobs INT  .*\(default: 8\)\n', texts['index'])
+    assert '\n  --edge {shift,drop} ' in texts['shard']
+    assert '\n  --split_by.KEY VALUE ' in texts['shard']
+    assert '\n  --bands BAND [BAND ...] ' in texts['shard']
+    assert 'usage: geofm classify EMBEDDING [EMBEDDING ...] [OPTIONS]\n' in texts['classify']
+    assert '\n  --scene KEY=PATH ' in texts['classify']
+    assert '\n  --scene_bands KEY=[VALUE,...] ' in texts['classify']
+    assert 'usage: geofm search EMBEDDINGS --at AT [OPTIONS]\n' in texts['search']
+    assert re.search(r'\n  --at AT  .*\(required\)\n', texts['search'])
+
+
+def test_help_says_that_config_selects_the_command_of_lightning(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    helps = {name: ' '.join(help_of(name, capsys).split()) for name in ('predict', 'map', 'submit')}
+    assert "--config FILE Configuration of Lightning's predict" in helps['predict']
+    assert '--config FILE YAML file with options of this command' in helps['map']
+    assert '--config FILE' not in helps['submit'].partition('positional')[2]
+
+
+def test_help_of_training(capsys: pytest.CaptureFixture[str]) -> None:
+    text = help_of('fit', capsys)
+    assert text.startswith('usage: geofm fit --config FILE [OPTIONS]\n')
+    for option in ('--debug', '--sensors', '--resume', '--adapt.method'):
+        assert option in text
 
 
 def test_unknown_command_is_refused() -> None:
@@ -269,6 +326,9 @@ def test_values_of_a_list_may_be_separate_arguments() -> None:
     assert _spell_out(args, submit) == wanted
     for given in (['--seeds', '[0, 1]'], ['--seeds', 'null'], ['--seeds=[0]']):
         assert _spell_out(given, submit) == given
+    benchmark, shard = (COMMANDS[name].load() for name in ('benchmark', 'shard'))
+    assert _spell_out(['--k', '5', '20'], benchmark) == ['--k=[5, 20]']
+    assert _spell_out(['--sensor_keys', 's1', 's2'], shard) == ['--sensor_keys=["s1", "s2"]']
 
 
 def test_the_deprecated_option_for_bands_of_a_sensor() -> None:

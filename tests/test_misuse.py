@@ -312,7 +312,7 @@ def test_a_truncated_checkpoint(task: Path) -> None:
         (['--window', 0], 'window=0 is not positive'),
         (['--window', 32 * 10**5], 'out of memory'),
         (['--device', 'gpu'], 'no such device'),
-        (['--block', 0, '--reference', 'truth.tif'], 'at least one pixel'),
+        (['--block_pixels', 0, '--reference', 'truth.tif'], 'at least one pixel'),
     ],
 )
 def test_options_out_of_range(

@@ -79,7 +79,7 @@ def main() -> None:
         for method in METHODS:
             command = [sys.executable, '-m', 'geofm', 'classify', str(embeddings)]
             command += ['--labels', str(labels), '--output', str(folder / method)]
-            command += ['--method', method, '--block', '4']
+            command += ['--method', method, '--block_km', '4']
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
             start = time.perf_counter()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -49,7 +49,7 @@ class Adapt(Callback):
       and in addition the adapters for resuming.
 
     Args:
-        method: 'full', 'frozen' or 'lora'; None: leave the task as it is.
+        method: 'full', 'frozen' or 'lora'. By default (null), the task is left as it is.
         layer_decay: Factor of the learning rate per block, for 'full'. With 1, all blocks have the
             same learning rate.
         rank: Rank of the adapters.

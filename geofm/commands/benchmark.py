@@ -48,27 +48,31 @@ def benchmark(
     """Compare backbones with baselines on labelled data.
 
     The baselines are the same architectures with random weights, and the mean and standard
-    deviation of every band. Bands are matched by name. Features are computed once and cached.
+    deviation of each band. Bands are matched by name. Features are computed once and cached.
 
     Args:
-        checkpoint: Checkpoint written by `geofm fit`, named 'pretrained' in the table. May be given
-            by position.
-        data: Labelled data: any data module with classes, multiple labels, class maps or maps of
-            continuous values.
-        backbones: Backbones to measure: checkpoints, model names of geofm or timm, weights of
-            TorchGeo, `rcf`. An entry may be a mapping with further options, see
-            `geofm.evaluation.BackboneConfig`.
-        output: Folder for scores.json, .csv, .md and .png, and maps.png.
-        task: Task to evaluate, if samples have both a label and a mask.
-        probes: Probes: `knn`, `knn_whitened`, `linear`, `logistic`; for maps `linear`, `dpt`,
-            `dpt_tuned`, `upernet`, `upernet_tuned`.
-        k: Numbers of neighbours.
+        checkpoint: Checkpoint written by `geofm fit`, an export of one, or the name of weights in
+            the package; named 'pretrained' in the table. Also accepted as a positional argument.
+        data: Class name of a data module of TorchGeo or geofm, for classification, multi-label
+            classification, segmentation or regression of maps. Its arguments are given as
+            --data.ARGUMENT VALUE, see --data.help CLASS.
+        backbones: Backbones to measure: checkpoints, model names of geofm or timm, names of
+            TorchGeo weights, `rcf` (random convolutional features) or `patch_words`. An entry may
+            be a mapping with further options, see --backbones.help.
+        output: Folder for scores.json, .csv, .md and .png, and maps.png. By default, the scores are
+            only printed.
+        task: Task to evaluate. Needed only if samples have both a label and a mask.
+        probes: Probes. For images any of `knn`, `knn_whitened`, `linear` and `logistic`, by default
+            all but `knn_whitened`; for segmentation
+            and regression any of `linear`, `dpt`, `dpt_tuned`, `upernet` and
+            `upernet_tuned`, by default `linear`.
+        k: Numbers of neighbours of k-NN.
         steps: Training steps of the linear probe.
-        epochs: Training epochs of DPT and UPerNet.
-        missing_bands: Value of a band that the backbone needs and the data lack: its `mean` or
-            `zero`. By default a missing band is an error.
-        limit: Maximum number of samples of each split, drawn with the seed.
-        ignore_index: Mask value for "no label"; 255 by default.
+        epochs: Training epochs of the probes `dpt`, `upernet` and their `_tuned` variants.
+        missing_bands: Value of a band that the backbone needs and the data lack: `mean` (of the
+            band) or `zero`. By default a missing band is an error.
+        limit: Maximum number of samples of each split, drawn at random with --seed; by default all.
+        ignore_index: Mask value of pixels without a label; 255 by default.
         cache: Folder of cached features; null disables the cache.
         seed: Random seed.
         device: Device to compute on, e.g. cuda.

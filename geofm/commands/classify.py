@@ -24,7 +24,7 @@ def classify(
     output: Path = Path('maps'),
     method: Literal['logistic', 'knn', 'ridge'] = 'logistic',
     column: str | None = None,
-    block: float = 1.0,
+    block_km: float = 1.0,
     head: Path | None = None,
     s1: Path | None = None,
     s2: Path | None = None,
@@ -36,20 +36,21 @@ def classify(
     """Map classes from embeddings and a few labels, without training a network.
 
     Args:
-        embeddings: Files written by `geofm embed`, *_embedding.parquet or .tif, one per scene.
-        labels: Points, polygons or a raster with a class. Samples are the patches that contain a
-            point, or whose centre lies in a polygon.
+        embeddings: Files written by `geofm embed` (*_embedding.parquet or .tif), one per scene.
+        labels: Vector file of points or polygons, or raster, with the classes. Training samples are
+            the patches that contain a point, or whose centre lies in a polygon.
         output: Folder to write to.
         method: Logistic regression or ridge regression on standardised embeddings, or k nearest
             neighbours by cosine similarity.
-        column: Column of the labels that contains the class; by default `class` or the only one.
-        block: Side of the spatial blocks of the cross-validation, in km.
-        head: head.safetensors of an earlier run, in place of labels.
-        s1: Sentinel-1 scene, for the baseline.
-        s2: Sentinel-2 scene, for the baseline.
-        scene: Rasters of any sensors by key, e.g. --scene s2=FILE, for the baseline of band
+        column: Column of the vector file that contains the class; by default `class`, or the only
+            column.
+        block_km: Side of the spatial blocks of the cross-validation, in km.
+        head: File head.safetensors of an earlier run, to use instead of --labels.
+        s1: Sentinel-1 scene, for the baseline of band statistics.
+        s2: Sentinel-2 scene, for the baseline of band statistics.
+        scene: Raster of a sensor, given by its key, e.g. --scene s2=FILE, for the baseline of band
             statistics.
-        scene_bands: Band names of files that do not name their bands, e.g.
+        scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the embeddings are on, as given to `geofm embed`.
         seed: Seed of the bootstrap intervals.
@@ -64,7 +65,7 @@ def classify(
     else:
         assert labels is not None
         fitting = Fitting(
-            labels, column, method, block, rasters, scene_bands, reference_sensor, seed
+            labels, column, method, block_km, rasters, scene_bands, reference_sensor, seed
         )
     command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
     made = classify_scenes(embeddings, output, fitting, command)

@@ -17,15 +17,14 @@ OPTIONS = ('-c', '--config', '--layout', '--sensors')
 def configs(name: str | None = None, copy: Path | None = None) -> None:
     """List or copy the configurations that are shipped with geofm.
 
-    The options ``--config``, ``--layout`` and ``--sensors`` of all commands also take the name of
-    a shipped file, for example ``--config pretrain/quickstart``. If a file of that name exists, it
-    is used.
+    The options --config, --layout and --sensors of all commands also take the name of a shipped
+    file, for example --config pretrain/quickstart. A file of that name on disk takes precedence.
 
     Args:
-        name: List or copy only this configuration, for example ``pretrain/quickstart``. May be
-            given by position.
-        copy: Folder to copy to. Each file keeps its relative path. Nothing is overwritten. Without
-            it, names and descriptions are listed.
+        name: Configuration to list or copy, for example pretrain/quickstart; by default all. Also
+            accepted as a positional argument.
+        copy: Folder to copy the files to, with their relative paths. No file is overwritten.
+            Without this option, names and descriptions are listed.
 
     Raises:
         UsageError: If no configuration has this name.

@@ -37,8 +37,9 @@ def sample_data(
     Args:
         dest: Folder to write to.
         seed: Seed of the landscape.
-        layout: Layout of the files: 'sen12mscrts' as in SEN12MS-CR-TS; 'scenes' and 'bands' have
-            one folder per place, with an elevation model, and one file per scene or per band.
+        layout: Layout of the files. `sen12mscrts`: as in SEN12MS-CR-TS. `scenes`: one folder per
+            place, with one file per scene and an elevation model. `bands`: the same, with one file
+            per band.
     """
     from geofm.sample import write_sample_data, write_sample_scenes
 
@@ -72,16 +73,17 @@ def index(
         root: Folder of the data; a STAC item, collection, item collection or stac-geoparquet file;
             or a table to scan.
         output: File of the catalogue or table. A catalogue is a GeoParquet file, by default beside
-            the data, or in the user's cache if the folder is read-only. A table ends in .parquet
-            or .csv; by default it is named after the root.
+            the data, or in the user's cache if the folder is read-only. A table is a .parquet or
+            .csv file; by default, the root with the suffix .parquet.
         jobs: Number of threads that read files.
-        clouds: Also estimate the cloud cover of each Sentinel-2 file with s2cloudless.
-        pairs_json: Also write the pairs of all splits, [[s1, s2], ...], to this file.
-        min_overlap: Smallest fraction, 0 to 1, of a Sentinel-2 patch that the Sentinel-1 file of
-            its pair must cover. Pairs with less overlap are listed and left out.
+        clouds: For a catalogue: also estimate the cloud cover of each Sentinel-2 file with
+            s2cloudless.
+        pairs_json: For a catalogue: file for the pairs of all splits, as [[s1, s2], ...].
+        min_overlap: For a catalogue: minimum overlap of a pair, as a fraction (0 to 1) of the
+            Sentinel-2 patch. Pairs with less overlap are listed and left out.
         layout: How file names encode sensor, place, date and band: a YAML file, or the name of a
             built-in layout (sen12mscrts, sen12mscr).
-        stac: Whether the root is STAC metadata.
+        stac: Read the root as STAC metadata.
     """
     if layout is not None or stac or (is_table(root) and root.is_file()):
         if clouds or pairs_json is not None:
@@ -115,7 +117,8 @@ def split(
         root: Folder of SEN12MS-CR-TS or SEN12MS-CR.
         dest: Folder to write; it must not exist.
         copy: Copy the files instead of linking to them.
-        val: Fraction of the ROIs for validation, 0 to 1.
+        val: Fraction of the ROIs for validation, 0 to 1. Without --val and --test, the official
+            lists are used.
         test: Fraction of the ROIs for testing, 0 to 1.
         seed: Seed of the random split.
     """

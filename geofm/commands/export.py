@@ -15,23 +15,22 @@ def export(
     license: str | None = None,  # noqa: A002
     half: bool = False,
 ) -> None:
-    """Write the backbone of a checkpoint in the format of another tool.
+    """Write the backbone of a checkpoint in another format, or as a program for other tools.
 
     Args:
-        checkpoint: Checkpoint written by `geofm fit`, or an export of one. For onnx and pt2, also
-            the checkpoint of a fine-tuned task.
-        output: File to write: .safetensors, or .pth, .pt or .ckpt for PyTorch. For hub, a folder;
-            for onnx and pt2, a file with that suffix.
+        checkpoint: Checkpoint written by `geofm fit`, or an export of one. For `onnx` and `pt2`,
+            also the checkpoint of a fine-tuned task.
+        output: File to write: .safetensors, or .pth, .pt or .ckpt for PyTorch. For `hub`, a folder;
+            for `onnx` and `pt2`, a file with that suffix.
         to: Format. `geofm`: the whole backbone with its configuration. `torchgeo`: the same, as
-            weights for TorchGeo's Classification and SemanticSegmentation. `timm` and `dinov2`:
-            the ViT of one sensor, for timm's VisionTransformer or the code of DINOv2. `hub`: a
-            folder in timm's hub format with a model card, which contains no paths. `onnx` and
-            `pt2`: a program that maps raw values to the output and runs without geofm, for ONNX
-            Runtime or torch.export.load.
-        sensor: For timm and dinov2: sensor whose ViT is written. May be left out if there is only
-            one ViT, as with early fusion.
-        license: For hub: identifier of the licence in the model card, e.g. cc-by-4.0.
-        half: For hub: write the weights in float16, at half the size.
+            weights for the tasks of TorchGeo. `timm` and `dinov2`: the ViT of one sensor, for
+            timm's VisionTransformer or the code of DINOv2. `hub`: a folder in timm's hub format
+            with a model card. `onnx` and `pt2`: a program for ONNX Runtime or torch.export.load
+            that takes raw values and runs without geofm.
+        sensor: For `timm` and `dinov2`: key of the sensor whose ViT is written. Needed only if
+            there are several ViTs.
+        license: For `hub`: identifier of the licence in the model card, e.g. cc-by-4.0.
+        half: For `hub`: write the weights in float16, at half the size.
     """
     if to == 'onnx' or to == 'pt2':
         if sensor is not None or license is not None or half:

@@ -38,6 +38,17 @@ from geofm.tasks import NO_STEPS, networks_on_meta
 _SHARDING = ('fsdp2', 'geofm.strategies.FullyShardedStrategy')
 
 
+_DEBUG = 'With --debug, the traceback of an error is printed.'
+
+#: Descriptions in the help texts.
+_DESCRIPTIONS = {
+    'fit': f'Pretrain or fine-tune a model. {_DEBUG}',
+    'validate': f'Evaluate a model on the validation split. {_DEBUG}',
+    'test': f'Evaluate a model on the test split. {_DEBUG}',
+    'predict': f'Predict on the prediction split. {_DEBUG}',
+}
+
+
 class TrainingParser(ShortErrors, LightningArgumentParser):
     """Lightning's parser with short error messages."""
 
@@ -101,7 +112,7 @@ class GeofmCLI(LightningCLI):
             '--sensors',
             type=str | list[str] | None,
             default=None,
-            help='YAML file or files that define further sensors',
+            help='YAML file, or list of files, that define further sensors',
         )
         parser.add_lightning_class_args(Adapt, 'adapt')
 
@@ -110,12 +121,14 @@ class GeofmCLI(LightningCLI):
         self, klass: type, subcommand: str, **kwargs: Any
     ) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = f'geofm {subcommand} --config FILE [OPTIONS]'
+        parser.description = _DESCRIPTIONS[subcommand]
         if subcommand == 'fit':
             parser.add_argument(
                 '--resume',
                 type=Literal['auto'] | None,
                 default=None,
-                help='auto: resume from the newest checkpoint of the run in default_root_dir, or '
+                help='`auto`: resume from the newest checkpoint of the run in default_root_dir, or '
                 'start a new run if there is none',
             )
         return parser

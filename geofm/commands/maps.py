@@ -54,37 +54,40 @@ def map_(
     command again.
 
     Args:
-        checkpoint: Checkpoint written by `geofm fit`; with --model, the weights of that model.
+        checkpoint: Checkpoint written by `geofm fit`, an export of one, or the name of weights in
+            the package; with --model, a file of weights of that model.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene in DN. The products are on its grid.
-        item: STAC item with local assets of the model's sensors, in place of rasters.
+        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid.
+        item: STAC item with local assets of the model's sensors, in place of --scene.
         output: Folder to write to.
-        products: Any of [attention, rollout, point, pca, segments, embedding]; all by default.
+        products: Any of attention, rollout, point, pca, segments and embedding. By default all that
+            the model supports; point only if --point is given.
         block: Index of the transformer block whose attention is shown; negative indices count from
             the end.
-        point: LON,LAT of the place whose attention the product 'point' shows.
+        point: LON,LAT in degrees: `point` is the attention of the patch there.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Smallest fraction of a window that overlaps with the next window, in [0, 1).
+        overlap: Minimum overlap of neighbouring windows, as a fraction of the window, in [0, 1).
         batch_size: Number of windows per forward pass.
-        stride: Distance between values in pixels of the scene, smaller than the patch size, e.g. 4.
-            Takes (patch size / stride)^2 times as long.
-        pixels: Interpolation of the products to the pixels of the scene. By default they have one
-            pixel per patch, or per stride.
-        components: Number of principal components.
-        basis: PCA basis of another scene (*_pca.safetensors), to get the same colours.
-        segments: Number of segments.
-        precision: Data type of the embeddings.
-        dates: Acquisition dates, e.g. --dates s1=YYYY-MM-DD --dates s2=YYYY-MM-DD; by default from
-            file names or metadata.
-        missing_bands: Value of a band that the model needs and a file lacks: its `mean` or `zero`.
-            By default a missing band is an error.
+        stride: Distance between neighbouring values of the products, in pixels of the scene; less
+            than the patch size, e.g. 4. It takes (patch size / stride)^2 times as long.
+        pixels: Interpolation of the products to the pixel grid of the scene. By default, the
+            products have one pixel per patch, or per stride.
+        components: Number of principal components, at least 3; the first three are drawn as
+            colours.
+        basis: PCA basis (*_pca.safetensors) of another scene, for the same colours in both.
+        segments: Number of clusters of the product `segments`.
+        precision: Data type of the embeddings. int8 has a scale per dimension.
+        dates: Acquisition date of a sensor, e.g. --dates s1=YYYY-MM-DD --dates s2=YYYY-MM-DD; by
+            default from file names or metadata.
+        missing_bands: Value of a band that the model needs and a file lacks: `mean` (of the band)
+            or `zero`. By default a missing band is an error.
         model: Name of the timm model that the weights in the checkpoint belong to.
-        bands: Band names of the model's input channels, e.g. [B04,B03,B02].
+        bands: With --model: band names of the model's input channels, e.g. B04 B03 B02.
         figure: File of a figure with the scene and its products side by side, written as PNG and
             PDF. {scene} in its name is replaced by the name of the scene.
         device: Device to compute on, e.g. cuda; the CPU by default.
-        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
-        scene_bands: Band names of files that do not name their bands, e.g.
+        scene: Raster of a sensor, given by its key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
             given, else the first sensor whose images change over time.
@@ -170,25 +173,26 @@ def attention(
     """Map the attention of a backbone, and draw it. `geofm map` has more options.
 
     Args:
-        checkpoint: Checkpoint written by `geofm fit`.
+        checkpoint: Checkpoint written by `geofm fit`, an export of one, or the name of weights in
+            the package.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene in DN. The products are on its grid.
+        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid.
         output: Folder to write to.
         block: Index of the transformer block whose attention is shown; negative indices count from
             the end.
-        point: LON,LAT of a place whose attention is mapped, too.
+        point: Also map the attention of the patch at LON,LAT, in degrees.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Smallest fraction of a window that overlaps with the next window, in [0, 1).
+        overlap: Minimum overlap of neighbouring windows, as a fraction of the window, in [0, 1).
         batch_size: Number of windows per forward pass.
-        stride: Distance between values in pixels of the scene, smaller than the patch size, e.g. 4.
-            Takes (patch size / stride)^2 times as long.
-        pixels: Interpolation of the products to the pixels of the scene. With null or --stride,
-            they have one pixel per patch or per stride.
-        missing_bands: Value of a band that the model needs and a file lacks: its `mean` or `zero`.
-            By default a missing band is an error.
+        stride: Distance between neighbouring values of the products, in pixels of the scene; less
+            than the patch size, e.g. 4. It takes (patch size / stride)^2 times as long.
+        pixels: Interpolation of the products to the pixel grid of the scene. With `null` or
+            --stride, the products have one pixel per patch or per stride.
+        missing_bands: Value of a band that the model needs and a file lacks: `mean` (of the band)
+            or `zero`. By default a missing band is an error.
         device: Device to compute on, e.g. cuda; the CPU by default.
-        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
-        scene_bands: Band names of files that do not name their bands, e.g.
+        scene: Raster of a sensor, given by its key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
             given, else the first sensor whose images change over time.
@@ -239,24 +243,26 @@ def pca(
     `geofm map` has more options.
 
     Args:
-        checkpoint: Checkpoint written by `geofm fit`.
+        checkpoint: Checkpoint written by `geofm fit`, an export of one, or the name of weights in
+            the package.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene in DN. The products are on its grid.
+        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid.
         output: Folder to write to.
-        components: Number of principal components.
-        basis: PCA basis of another scene (*_pca.safetensors), to get the same colours.
+        components: Number of principal components, at least 3; the first three are drawn as
+            colours.
+        basis: PCA basis (*_pca.safetensors) of another scene, for the same colours in both.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Smallest fraction of a window that overlaps with the next window, in [0, 1).
+        overlap: Minimum overlap of neighbouring windows, as a fraction of the window, in [0, 1).
         batch_size: Number of windows per forward pass.
-        stride: Distance between values in pixels of the scene, smaller than the patch size, e.g. 4.
-            Takes (patch size / stride)^2 times as long.
-        pixels: Interpolation of the products to the pixels of the scene. By default they have one
-            pixel per patch, or per stride.
-        missing_bands: Value of a band that the model needs and a file lacks: its `mean` or `zero`.
-            By default a missing band is an error.
+        stride: Distance between neighbouring values of the products, in pixels of the scene; less
+            than the patch size, e.g. 4. It takes (patch size / stride)^2 times as long.
+        pixels: Interpolation of the products to the pixel grid of the scene. By default, the
+            products have one pixel per patch, or per stride.
+        missing_bands: Value of a band that the model needs and a file lacks: `mean` (of the band)
+            or `zero`. By default a missing band is an error.
         device: Device to compute on, e.g. cuda; the CPU by default.
-        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
-        scene_bands: Band names of files that do not name their bands, e.g.
+        scene: Raster of a sensor, given by its key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
             given, else the first sensor whose images change over time.
@@ -306,26 +312,29 @@ def embed(
     `geofm map` has more options.
 
     Args:
-        checkpoint: Checkpoint written by `geofm fit`.
+        checkpoint: Checkpoint written by `geofm fit`, an export of one, or the name of weights in
+            the package.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene in DN. The products are on its grid.
+        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid.
         output: Folder to write to.
         precision: Data type of the embeddings. int8 has a scale per dimension.
         window: Side of a window in pixels, a multiple of the patch size.
-        overlap: Smallest fraction of a window that overlaps with the next window, in [0, 1).
+        overlap: Minimum overlap of neighbouring windows, as a fraction of the window, in [0, 1).
         batch_size: Number of windows per forward pass.
-        stride: Distance between values in pixels of the scene, smaller than the patch size, e.g. 4.
-            Takes (patch size / stride)^2 times as long.
-        missing_bands: Value of a band that the model needs and a file lacks: its `mean` or `zero`.
-            By default a missing band is an error.
+        stride: Distance between neighbouring values of the products, in pixels of the scene; less
+            than the patch size, e.g. 4. It takes (patch size / stride)^2 times as long.
+        missing_bands: Value of a band that the model needs and a file lacks: `mean` (of the band)
+            or `zero`. By default a missing band is an error.
         device: Device to compute on, e.g. cuda; the CPU by default.
-        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
-        scene_bands: Band names of files that do not name their bands, e.g.
+        scene: Raster of a sensor, given by its key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
             given, else the first sensor whose images change over time.
-        table: Table of rasters. Every place and date is a scene.
-        part: With --table: I/N to map only part I of N, see `geofm map`.
+        table: Table of rasters written by `geofm index`. Every place and date is a scene; its
+            products are written to a folder of its own in --output.
+        part: With --table: I/N to map only part I of N, counted from 0. By default from the
+            environment of torchrun, srun or a SLURM job array.
     """
     map_(
         checkpoint,
@@ -350,20 +359,19 @@ def embed(
 
 def search(
     embeddings: Path,
-    at: str | None = None,
+    *,
+    at: str,
     top: int = 10,
     output: list[Path] | None = None,
 ) -> None:
     """List the places whose embeddings are most similar to the embedding of a given place.
 
     Args:
-        embeddings: Table of embeddings (*_embedding.parquet) written by `geofm map`.
-        at: LON,LAT of the place, in degrees. Required.
+        embeddings: Table of embeddings (*_embedding.parquet) written by `geofm embed`.
+        at: LON,LAT of the place, in degrees.
         top: Number of places to list.
         output: Files to write: the places as .geojson or .gpkg, a map of them as .png or .pdf.
     """
-    if at is None:
-        raise UsageError('give the place to compare with as --at LON,LAT')
     result = search_embeddings(embeddings, _lonlat(at), top)
     _print_places(result)
     for path in output or ():
@@ -372,7 +380,7 @@ def search(
 
 
 def figure(
-    directory: Path,
+    folder: Path,
     s1: Path | None = None,
     s2: Path | None = None,
     output: Path | None = None,
@@ -384,14 +392,14 @@ def figure(
     """Draw a scene and its products side by side, with scale bar and north arrow.
 
     Args:
-        directory: Folder with products written by `geofm map`.
+        folder: Folder with products written by the map commands.
         s1: Sentinel-1 scene.
         s2: Sentinel-2 scene.
         output: File to write. Both a .png and a .pdf are written, whatever the suffix. By default
-            in the folder of the products.
+            SCENE_figure in the folder of the products.
         title: Title; by default the name of the scene.
-        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
-        scene_bands: Band names of files that do not name their bands, e.g.
+        scene: Raster of a sensor, given by its key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
             given, else the first sensor whose images change over time.
@@ -401,13 +409,13 @@ def figure(
     # used any of the rasters.
     stems = [_stem(path) for path in _by_grid(rasters, reference_sensor)]
     for stem in stems:
-        paths = {product: directory / f'{stem}_{product}.tif' for product in DRAWN}
+        paths = {product: folder / f'{stem}_{product}.tif' for product in DRAWN}
         if files := {product: path for product, path in paths.items() if path.exists()}:
             break
     else:
         names = ' or '.join(stems) or 'a scene'
-        raise ValueError(f'{directory}: no products of {names}; run `geofm map` first')
-    target = output or directory / f'{stem}_figure'
+        raise ValueError(f'{folder}: no products of {names}; run `geofm map` first')
+    target = output or folder / f'{stem}_figure'
     _draw(files, rasters, target, scene_bands, title, reference_sensor)
 
 

@@ -46,11 +46,11 @@ def predict(
     split: Split = 'all',
     split_by: SplitRule | None = None,
     split_window: int | None = None,
-    place: str | list[str] | None = None,
+    place: list[str] | None = None,
     reference_sensor: str | None = None,
     reference: Path | None = None,
     reference_column: str | None = None,
-    block: int = 64,
+    block_pixels: int = 64,
     part: str | None = None,
 ) -> None:
     """Map the classes, or the values of a regression, that a fine-tuned checkpoint predicts.
@@ -59,41 +59,41 @@ def predict(
     command again. With --config, this is Lightning's predict.
 
     Args:
-        checkpoint: Checkpoint of TorchGeo's Classification, SemanticSegmentation or
-            PixelwiseRegression, or of geofm's Mask2Former.
+        checkpoint: Checkpoint of a fine-tuned task: TorchGeo's Classification,
+            SemanticSegmentation or PixelwiseRegression, or geofm's Mask2Former.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene in DN. The products are on its grid.
-        output: Folder to write to; with --table, one folder per scene is made in it.
-        products: Any of classes, probabilities, entropy, polygons and picture; by default classes
-            and picture.
-        window: Side of a window in pixels, ideally the size that the task was trained with. A
+        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid.
+        output: Folder to write to; with --table, each scene has a folder of its own in it.
+        products: Any of classes, probabilities, entropy, polygons and picture. By default classes
+            and picture; probabilities if a pixel may have several classes.
+        window: Side of a window in pixels, preferably the size of the training images. A
             Classification predicts one class per window.
-        overlap: Smallest fraction of a window that overlaps with the next window, in [0, 1).
+        overlap: Minimum overlap of neighbouring windows, as a fraction of the window, in [0, 1).
         batch_size: Number of windows per forward pass.
         simplify: Tolerance for the simplification of polygons, in units of the scene's CRS.
         bands: Band names of the input channels, if the checkpoint does not contain them.
-        missing_bands: Value of a band that the model needs and a file lacks: its `mean` or `zero`.
-            By default a missing band is an error.
-        missing_sensors: Also predict scenes that lack sensors which the task was fine-tuned with,
-            if the backbone supports missing sensors.
+        missing_bands: Value of a band that the model needs and a file lacks: `mean` (of the band)
+            or `zero`. By default a missing band is an error.
+        missing_sensors: Also map scenes that lack sensors of the task, if its backbone supports
+            missing sensors.
         device: Device to compute on, e.g. cuda; the CPU by default.
-        scene: Scenes of any sensors by key, e.g. --scene s1=FILE --scene dem=FILE.
-        scene_bands: Band names of files that do not name their bands, e.g.
+        scene: Raster of a sensor, given by its key, e.g. --scene s1=FILE --scene dem=FILE.
+        scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         table: Table of rasters written by `geofm index`. Every place and date is a scene.
         split: Split of the table to map.
         split_by: How the scenes of the table are split, e.g. --split_by.by place; by default by its
             column `split`.
-        split_window: `window_size` of the data module that the task was trained with, since a split
-            by place depends on the number of windows.
-        place: Place of the table to map, or several as [a,b]; by default all places.
+        split_window: `window_size` of the data module that the task was trained with. Give it if
+            scenes are split by place, since that split depends on the number of windows.
+        place: Places of the table to map; by default all.
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
             given, else the first sensor whose images change over time.
         reference: Raster or vector file with the true classes, or a band of the table, such as
             landcover.class. The accuracy is printed and written.
-        reference_column: Column of the vector file that contains the class.
-        block: Side of the spatial blocks for the bootstrap intervals of the accuracy, in pixels of
-            the map.
+        reference_column: With a vector file as --reference: column that contains the class.
+        block_pixels: Side of the blocks of the spatial bootstrap, which gives the intervals of the
+            accuracy, in pixels of the map.
         part: With --table: I/N to map only part I of N, counted from 0. By default from the
             environment of torchrun, srun or a SLURM job array.
     """
@@ -109,8 +109,8 @@ def predict(
     )
     if reference is not None and (task.kind == 'regression' or 'classes' not in chosen):
         raise UsageError('--reference compares classes: add classes to --products')
-    if block < 1:
-        raise ValueError(f'--block {block}: a block must have at least one pixel')
+    if block_pixels < 1:
+        raise ValueError(f'--block_pixels {block_pixels}: a block must have at least one pixel')
     command = command_line()
     prediction = Prediction.prepare(task, chosen, options, own_device(device), command)
     if table is not None:
@@ -120,13 +120,13 @@ def predict(
             split=split,
             split_by=split_by,
             window_size=split_window,
-            places=[place] if isinstance(place, str) else place,
+            places=place,
             reference=reference_sensor,
             missing_bands=missing_bands,
             missing_sensors=missing_sensors,
         )
         _predict_table(
-            prediction, scenes, output, reference, reference_column, block, Part.of(part)
+            prediction, scenes, output, reference, reference_column, block_pixels, Part.of(part)
         )
         return
     labels = None
@@ -139,7 +139,7 @@ def predict(
         say(path)
     if labels is not None:
         classes = files['classes']
-        _assess({classes: labels}, str(reference), block, output, f'{classes.stem}_accuracy')
+        _assess({classes: labels}, str(reference), block_pixels, output, f'{classes.stem}_accuracy')
 
 
 def _predict_table(

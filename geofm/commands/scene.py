@@ -15,8 +15,8 @@ def scene(table: Path, place: str, output: Path | None = None, date: str | None 
     Args:
         table: Table of rasters written by `geofm index`.
         place: Name of the place, from the column 'place' of the table.
-        output: Folder to write to; by default named after the place.
-        date: Date as YYYY-MM-DD, to use the observation closest to it; by default the first.
+        output: Folder to write to; by default a new folder named after the place.
+        date: Use the observation closest to this date (YYYY-MM-DD); by default the earliest.
     """
     from geofm.datasets.archive import write_scene
     from geofm.datasets.table import open_table

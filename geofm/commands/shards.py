@@ -20,12 +20,12 @@ from geofm.printing import say
 
 def shard(
     table: Path,
-    destination: str,
+    dest: str,
     window_size: int | None = None,
-    of: Sequence[str] = (),
+    sensor_keys: Sequence[str] = (),
     bands: Sequence[str] | None = None,
     split_by: SplitRule | None = None,
-    reference: str | None = None,
+    reference_sensor: str | None = None,
     edge: Edge = 'shift',
     max_day_gap: int | None = None,
     min_overlap: float = MIN_OVERLAP,
@@ -39,19 +39,21 @@ def shard(
 
     Args:
         table: Table of rasters written by `geofm index`.
-        destination: Folder to write to, or a URL such as s3://bucket/folder.
+        dest: Folder to write to, or a URL such as s3://bucket/folder.
         window_size: Height and width in pixels of the windows that each scene is divided into; each
             window is a sample. By default whole scenes are samples.
-        of: Keys of the sensors; by default all sensors of the table.
+        sensor_keys: Keys of the sensors; by default all sensors of the table.
         bands: Names of the bands; by default all bands of the sensors.
-        split_by: How samples are split, e.g. --split_by.by place; by default by the column 'split'.
-        reference: Sensor whose grid the samples are on.
-        edge: How to treat the remainder at the edge of a scene: 'shift' the last window inwards, or
-            'drop' the remainder.
-        max_day_gap: Maximum number of days between an observation and that of the reference sensor.
-        min_overlap: Smallest fraction, 0 to 1, of a sample's area that each sensor must cover.
-        allow_missing: Sensors that may be missing in a sample.
-        num_workers: Number of processes that read files.
+        split_by: How samples are split, e.g. --split_by.by place; by default by the column `split`.
+        reference_sensor: Sensor whose grid the samples are on. By default Sentinel-2 if the table
+            has it, else the first sensor whose images change over time.
+        edge: Treatment of a remainder at the edge of a scene: `shift` the last window inwards, or
+            `drop` the remainder.
+        max_day_gap: Maximum number of days between an observation and that of the reference sensor;
+            by default there is no limit.
+        min_overlap: Minimum fraction (0 to 1) of the area of a sample that each sensor must cover.
+        allow_missing: Keys of sensors that may be missing in a sample; by default none.
+        num_workers: Number of processes that read files; with 0, the main process reads them.
         shard_mib: Size of a shard in MiB.
 
     Raises:
@@ -66,9 +68,9 @@ def shard(
         try:
             samples = RasterArchive(
                 archive,
-                of or archive.table.sensors,
+                sensor_keys or archive.table.sensors,
                 bands,
-                reference,
+                reference_sensor,
                 split,
                 split_by,
                 window_size,
@@ -81,7 +83,7 @@ def shard(
             empty = error
             continue
         written += 1
-        _write(samples, destination.rstrip('/'), num_workers, shard_mib * 2**20)
+        _write(samples, dest.rstrip('/'), num_workers, shard_mib * 2**20)
     if not written:
         raise empty
 

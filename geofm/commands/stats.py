@@ -29,15 +29,15 @@ def stats(
 ) -> None:
     """Compute the mean, standard deviation and percentiles of each band over the valid pixels.
 
-    Give the file to the argument 'statistics' of the data module.
+    The output is the value of the argument `statistics` of a data module.
 
     Args:
         root: Table of rasters (.parquet, .csv), or folder of SEN12MS-CR-TS or SEN12MS-CR.
         output: YAML file to write.
-        split: Split to read.
-        num_workers: Number of processes that read files.
+        split: Split whose samples are read.
+        num_workers: Number of processes that read files; with 0, the main process reads them.
         split_by: How the samples of a table are split, e.g. --split_by.by place; by default by its
-            column 'split'.
+            column `split`.
     """
     about: dict[str, Any] = {'root': str(root), 'split': split}
     if is_table(root):

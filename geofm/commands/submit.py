@@ -53,21 +53,22 @@ def submit(
     Args:
         configs: Configuration files, as for `geofm fit --config`.
         nodes: Number of nodes.
-        gpus: Number of GPUs per node, with one rank per GPU; 0 trains on CPUs.
-        tasks_per_node: Number of ranks per node, for training on CPUs; 1 by default.
+        gpus: Number of GPUs per node, with one rank per GPU. 0: train on CPUs.
+        tasks_per_node: Number of ranks per node when training on CPUs; 1 by default.
         cpus_per_task: Number of CPUs per rank, including its data loader workers.
         time: Time limit in the format of `sbatch`, e.g. 24:00:00; by default that of the partition.
         mem: Memory per node, e.g. 64G.
-        partition: Partition to run in.
-        account: Account to charge.
-        qos: Quality of service.
+        partition: SLURM partition; by default that of the cluster.
+        account: Account that the job is charged to.
+        qos: Quality of service (QOS) of the job.
         sbatch: Further options of `sbatch`, as KEY=VALUE, or KEY for options without a value.
-        seeds: Seeds of an array of runs. Each run has its own folder.
-        sweep: Values of options of `geofm fit`, as KEY=VALUE,VALUE: one run per combination.
-        requeues: Number of times that a failed job is requeued.
-        grace: Seconds before the time limit at which the ranks are told to save and end.
-        dry_run: Print the script and do not submit it.
-        fit: Options of `geofm fit`. They may also be given directly.
+        seeds: Seeds of a job array with one run per seed. Each run has a folder of its own.
+        sweep: Options of `geofm fit` with several values each, as KEY=VALUE,VALUE, for a job array
+            with one run per combination.
+        requeues: Maximum number of times that a failed job is requeued.
+        grace: Seconds before the time limit at which the ranks save a checkpoint and end.
+        dry_run: Print the job script and do not submit it.
+        fit: Options of `geofm fit` as a list. Usually they are given directly, as above.
     """
     if min(nodes - 1, gpus, requeues, grace) < 0:
         raise UsageError('--nodes must be 1 or more, and --gpus, --requeues and --grace 0 or more')

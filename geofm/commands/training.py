@@ -8,10 +8,11 @@ def replay(dump: Path, device: str = 'cpu', run: Path | None = None) -> None:
     """Repeat a training step whose loss or gradient was not finite.
 
     Args:
-        dump: File `nonfinite-step....pt` that the run wrote when it stopped.
-        device: Device to compute on, e.g. cuda. Rounding is only the same on the device of the run.
-        run: Configuration of the run. Needed only if it had a teacher, since a dump holds no
-            paths of files.
+        dump: File nonfinite-step*.pt that the run wrote when it stopped.
+        device: Device to compute on, e.g. cuda. Rounding is the same as in the run only on the same
+            type of device.
+        run: Configuration file of the run. Needed only for a run with a frozen `teacher`
+            (distillation), since a dump contains no paths of files.
     """
     from rich.console import Console
     from rich.table import Table

@@ -33,7 +33,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('shards')
     sample_table(folder / 'scenes', size=120, dates=2).write(folder / 'table.parquet')
     command = ['shard', str(folder / 'table.parquet'), str(folder / 'out'), '--window_size', '64']
-    command += ['--of', '[s1, s2, dem]', '--split_by.by', 'place', '--split_by.val', '0.2']
+    command += [
+        '--sensor_keys',
+        's1',
+        's2',
+        'dem',
+        '--split_by.by',
+        'place',
+        '--split_by.val',
+        '0.2',
+    ]
     main([*command, '--split_by.test', '0', '--shard_mib', '1'])
     return folder
 

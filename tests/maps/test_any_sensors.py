@@ -163,7 +163,7 @@ def test_commands_take_any_sensor(
     main(['pca', '--checkpoint=a.ckpt', *common, '--reference-sensor', 'hyper'])
     main(['embed', '--checkpoint=a.ckpt', *common])
     main(['figure', f'{tmp_path}/out', *given, '--sensors', str(hyper)])
-    main(['page', f'{tmp_path}/out', *given, f'--sensors={hyper}', '--scene', 'radar_2021-05-06'])
+    main(['page', f'{tmp_path}/out', *given, f'--sensors={hyper}', '--name', 'radar_2021-05-06'])
     out = tmp_path / 'out'
     for name in (
         'radar_2021-05-06_attention.png',

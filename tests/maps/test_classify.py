@@ -316,8 +316,8 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = [band.name for band in SENSORS[key].bands]
     raster = write(tmp_path / 'scene.tif', noise(key, *SCENE.shape), descriptions=names)
     out = tmp_path / 'out'
-    main(['classify', str(first), '--labels', str(labels), '--output', str(out), '--block', '0.3',
-          '--scene', f'{key}={raster}'])  # fmt: skip
+    main(['classify', str(first), '--labels', str(labels), '--output', str(out),
+          '--block_km', '0.3', '--scene', f'{key}={raster}'])  # fmt: skip
     printed = capsys.readouterr().out
     assert 'band statistics' in printed
     assert (out / 'classify_band_statistics.png').exists()

@@ -99,7 +99,7 @@ def test_labels_become_a_map(
     output = tmp_path / 'maps'
     command = ['predict', str(checkpoint), '--output', str(output), '--reference', str(truth)]
     command += [arg for key, file in files.items() for arg in ('--scene', f'{key}={file}')]
-    main([*command, '--window', str(SIDE), '--block', '32'])
+    main([*command, '--window', str(SIDE), '--block_pixels', '32'])
     with (
         rasterio.open(output / f'{files["s2"].stem}_classes.tif') as src,
         rasterio.open(files['s2']) as scene,

@@ -356,7 +356,17 @@ def test_accuracy_beside_the_map(scene: Path, tmp_path: Path) -> None:
     with rasterio.open(tmp_path / 'truth.tif', 'w', **profile) as dst:
         dst.write(truth, 1)
     command = ['predict', str(checkpoint), '--s2', str(scene), '--output', str(tmp_path / 'maps')]
-    main([*command, '--window', '96', '--reference', str(tmp_path / 'truth.tif'), '--block', '20'])
+    main(
+        [
+            *command,
+            '--window',
+            '96',
+            '--reference',
+            str(tmp_path / 'truth.tif'),
+            '--block_pixels',
+            '20',
+        ]
+    )
     with rasterio.open(tmp_path / 'maps' / 's2_20200101_classes.tif') as src:
         values = src.read(1)
     right = (values == 1)[values != NO_CLASS].mean()

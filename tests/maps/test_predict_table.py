@@ -123,7 +123,7 @@ def test_every_scene_is_mapped_once_despite_failures(
         assert src.tags()['s2_date'] == day
     # After the file is repaired, only its scene is mapped.
     victim.write_bytes(content)
-    predict(folder, '--reference', 'landcover.class', '--block', '48')
+    predict(folder, '--reference', 'landcover.class', '--block_pixels', '48')
     assert '6 of 6 scenes are mapped, 5 of them earlier' in capsys.readouterr().out
     after = states(folder)
     assert before.items() <= after.items()

@@ -225,7 +225,7 @@ def _notes(
     if not accuracy:
         notes.append(
             f'All labels lie in one block of {fitting.block:g} km, so cross-validation is not '
-            'possible; give a smaller --block, or labels that are further apart.'
+            'possible; give a smaller --block_km, or labels that are further apart.'
         )
     if not fitting.files:
         notes.append(
