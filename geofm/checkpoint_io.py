@@ -77,7 +77,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             The checkpoint.
 
         Raises:
-            ValueError: If the checkpoint has other objects.
+            ValueError: If the checkpoint contains other objects.
         """
         try:
             if (local := local_path(path)) is not None and is_sharded(local):

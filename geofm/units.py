@@ -183,8 +183,8 @@ class UnitWatch:
         """Check an image or a batch of images.
 
         Args:
-            image: Raw values, shape (..., C, H, W), channels as in *bands*. Pixels that are not
-                finite, fill, or below the limits of their sensor are ignored.
+            image: Raw values, shape (..., C, H, W), channels as in *bands*. Non-finite pixels,
+                fill pixels, and pixels below the limits of their sensor are ignored.
         """
         if self.is_done:
             return

@@ -11,7 +11,9 @@ from geofm.datasets import EuroSATRGB
 
 
 class EuroSATRGBDataModule(CheckedTargets, PlacesStay, NonGeoDataModule):
-    """EuroSAT RGB: patches of ten classes, as DN of B04, B03 and B02. No cell is in two splits.
+    """EuroSAT RGB: images of ten classes, as DN of B04, B03 and B02.
+
+    The splits do not share cells of one degree of latitude and longitude.
 
     .. seealso:: :class:`geofm.datasets.EuroSATRGB`
     """
@@ -24,7 +26,7 @@ class EuroSATRGBDataModule(CheckedTargets, PlacesStay, NonGeoDataModule):
         """Initialize a new EuroSATRGBDataModule instance.
 
         Args:
-            batch_size: Number of patches in a batch.
+            batch_size: Number of images in a batch.
             num_workers: Number of worker processes that read samples.
             **kwargs: Further arguments of :class:`geofm.datasets.EuroSATRGB`.
         """

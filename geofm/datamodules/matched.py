@@ -22,8 +22,8 @@ class MatchedDataModule(ResumableDataModule):
     """Data module of a :class:`~geofm.datasets.pairs.dataset.MatchedDataset`.
 
     Training samples are shuffled. Validation and testing use the samples of their splits in order,
-    prediction uses all samples. If the samples of a batch differ in size, smaller ones are padded,
-    and 'valid' is False in the padding. Images are normalised band by band on the device.
+    and prediction uses all samples. If the samples of a batch differ in size, smaller ones are
+    padded, and 'valid' is False in the padding. Images are normalised band by band on the device.
     """
 
     collate_fn = staticmethod(pad_and_stack)

@@ -135,13 +135,14 @@ class NamedBandsDataModule(CheckedTargets, ResumableDataModule):
             setattr(self, f'{split}_dataset', None if dataset is None else self._named(dataset))
 
     def match_bands(self, bands: Sequence[str]) -> None:
-        """Match the bands of a model that is not the module of the trainer.
+        """Match the bands to those of a model, for use without a trainer.
 
         Args:
             bands: Names of the bands of the model, in its order.
 
         Raises:
-            BandError: If other bands were requested, or one is missing in the data.
+            BandError: If *bands* of the constructor differ from those of the model, or one is
+                missing in the data.
         """
         self._model_bands = tuple(bands)
         self._name_bands(self._match())

@@ -207,7 +207,8 @@ class RasterArchiveDataModule(MatchedDataModule):
         for split in ('train', 'val'):
             if (samples := self._known.get(split)) is not None:
                 places = samples.matches.count_places()
-                rank_zero_info(f'{split}: {len(samples):,} samples of {places:,} places')
+                count = '1 place' if places == 1 else f'{places:,} places'
+                rank_zero_info(f'{split}: {len(samples):,} samples of {count}')
 
     def _archive(self) -> Archive:
         """Open the table, or make it if it does not exist."""

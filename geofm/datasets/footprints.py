@@ -77,7 +77,7 @@ def extents(points: npt.NDArray[np.float64], crs: pyproj.CRS) -> npt.NDArray[np.
 
     Returns:
         Left, bottom, right and top, shape (N, 4). For a file across the antimeridian, the right
-        longitude is beyond 180.
+        longitude exceeds 180.
     """
     if crs.is_geographic:
         return lonlat.extents(points)

@@ -42,8 +42,8 @@ class SEN12MSCRTS(MatchedDataset):
     the reverse, several files with the same sensor, place and time step (none of them is used),
     other names, and files with problems, see :class:`geofm.datasets.catalogue.inspection.Problem`.
 
-    Every folder has a catalogue of its files, see :mod:`geofm.datasets.catalogue`. It is in the
-    folder or, if this is read-only, in the user's cache. It is created when the folder is first
+    Every root folder has one catalogue of its files, see :mod:`geofm.datasets.catalogue`. It is in
+    the folder or, if this is read-only, in the user's cache. It is created when the folder is first
     opened, or by ``geofm index``. Files with a problem in the catalogue are left out. The catalogue
     of a small folder (see :data:`geofm.datasets.catalogue.catalogue.SMALL`) is updated each time
     the folder is opened. For a larger folder no file is opened, and a catalogue that is older than
@@ -53,7 +53,7 @@ class SEN12MSCRTS(MatchedDataset):
     all bands of its sensor, in the order of the data set. Files that lack a requested band are left
     out; hence Level-2A files, which have no B10, are read only if *bands* does not include it.
     Scale and offset of a file are applied. Values are in dB for S1 and in DN for S2. Files that are
-    clearly in another unit have a problem in the catalogue.
+    clearly in another unit are listed as problems in the catalogue, and left out.
 
     Every patch is read on the grid of its S2 file, so that S2 is never resampled. S1 is warped
     (bilinear, in dB) only if it is on another grid. Interpolating decibels instead of power

@@ -58,7 +58,7 @@ def official_splits(rois: Iterable[Roi]) -> dict[Roi, str]:
     """Return the official splits of ROIs.
 
     Args:
-        rois: ROIs of either data set.
+        rois: ROIs of SEN12MS-CR-TS or SEN12MS-CR.
 
     Returns:
         'train', 'val' or 'test' for each ROI.
@@ -70,8 +70,9 @@ def random_splits(rois: Iterable[Roi], val: float, test: float, seed: int) -> di
     """Draw splits at random.
 
     Args:
-        rois: ROIs of either data set. ROIs of the two data sets with the same season seed and
-            number are the same place, and get the same split.
+        rois: ROIs of SEN12MS-CR-TS or SEN12MS-CR. ROIs of both data sets with the same season,
+            such as ROIs1158 and ROIs1158_spring, and the same number are the same place, and get
+            the same split.
         val: Fraction of the ROIs for validation, 0 to 1, rounded to the nearest number of ROIs. If
             it is not 0, at least one ROI is used.
         test: Fraction for the test split.

@@ -45,7 +45,7 @@ def deploy(
     inputs in their metadata. The file is only kept if its outputs agree with those of PyTorch.
 
     Args:
-        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, an export of it, or a
+        checkpoint: Lightning checkpoint of a pretraining task, an export of it, or a
             checkpoint of a task that :func:`geofm.tasks.fine_tuned.load_fine_tuned` reads.
         output: File to write, with the suffix of the format.
         to: The format.

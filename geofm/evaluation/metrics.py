@@ -238,7 +238,7 @@ def regression_sums(predictions: Tensor, targets: Tensor) -> Tensor:
 
 
 def regression_metrics(sums: Tensor, seed: int = 0) -> list[Metric]:
-    """Compute metrics of maps of values.
+    """Compute the metrics of predicted maps of continuous values.
 
     Args:
         sums: Sums of :func:`regression_sums`.

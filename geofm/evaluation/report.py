@@ -159,7 +159,7 @@ def with_unit(metric: str) -> str:
         metric: The metric.
 
     Returns:
-        The name, with per cent for fractions.
+        The name, followed by ', %' if the metric is a fraction.
     """
     return metric if metric in NOT_FRACTIONS else f'{metric}, %'
 

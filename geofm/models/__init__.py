@@ -1,6 +1,6 @@
 """Backbones. Importing this package registers them with timm and segmentation-models-pytorch."""
 
-from geofm.models.attention import Observation
+from geofm.models.attention import TokensAndAttention
 from geofm.models.checkpoints.backbones import (
     create_backbone,
     load_backbone,
@@ -29,13 +29,13 @@ __all__ = (
     'CheckpointError',
     'MaskedDecoder',
     'MultiSensorViT',
-    'Observation',
     'PatchWords',
     'PyramidEncoder',
     'SensorTokens',
     'SimpleFeaturePyramid',
     'Source',
     'TimmViT',
+    'TokensAndAttention',
     'View',
     'ViewTokens',
     'choose_attention',

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 
 
-class Observation(NamedTuple):
-    """Tokens and attention of a forward pass.
+class TokensAndAttention(NamedTuple):
+    """Tokens and attention weights of a forward pass.
 
     Attributes:
-        tokens: Final tokens of shape (B, prefix + N, D), as from ``forward_features``.
-        attention: For each source of attention, the weights of one query token for the patches,
-            shape (B, heads, H/p, W/p). The softmax is over all tokens, so a map sums to 1 minus the
-            attention to CLS and registers.
+        tokens: Final tokens of shape (B, prefix + N, D), as returned by ``forward_features``.
+        attention: For each source of attention, the attention weights from one query token to the
+            patches, shape (B, heads, H/p, W/p). The softmax is over all tokens, so a map sums to 1
+            minus the attention to CLS and registers.
         rollout: For each sensor, attention rollout from CLS to the patches, shape (B, H/p, W/p).
     """
 
@@ -92,7 +92,7 @@ class ObservedAttention:
     """Recorded attention of one ViT.
 
     Attributes:
-        rows: Attention of the query token in one block, as from :func:`take_rows`.
+        rows: Attention of the query token in one block, as returned by :func:`take_rows`.
         product: Attention rollout, shape (B, L, L).
     """
 

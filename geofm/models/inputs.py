@@ -109,7 +109,7 @@ class SensorInputs(nn.Module):
 
         Args:
             present: Whether each sensor of the input is present, bool of shape (B, S'), with
-                columns in canonical order, as from data sets.
+                columns in canonical order, as in the samples of data sets.
 
         Returns:
             Presence of :attr:`sensors`, bool of shape (B, S). Sensors that are not in the input

@@ -11,7 +11,7 @@ from timm.models._features import feature_take_indices
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from geofm.models.attention import Observation, block_index, observe_blocks, take_rows
+from geofm.models.attention import TokensAndAttention, block_index, observe_blocks, take_rows
 from geofm.models.by_name import BuiltByName
 from geofm.models.dates import DayOfYear
 from geofm.models.fusion import FUSIONS, Fusion, FusionArgs, one_vit_per_sensor
@@ -426,7 +426,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
         block: int | None = None,
         query: Tensor | None = None,
         rollout: bool = False,
-    ) -> Observation:
+    ) -> TokensAndAttention:
         """Compute tokens and attention of a batch in one forward pass.
 
         Args:
@@ -479,7 +479,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
                 name = 'fusion' if len(seen_by_fusion) == 1 else f'fusion_{self.sensors[sequence]}'
                 rows = take_rows(weights, queries)[..., self.num_prefix_tokens :]
                 attention[name] = rows.unflatten(-1, grid)
-        return Observation(self._fuse(tokens), attention, rolled)
+        return TokensAndAttention(self._fuse(tokens), attention, rolled)
 
     def _rows(self, key: str, queries: Tensor | None, x: Tensor) -> Tensor | None:
         """Return the indices of query tokens. In a joint ViT, a patch has one per sensor."""
@@ -547,7 +547,7 @@ class MultiSensorViT(BuiltByName, SensorTokens):
             present: As in :meth:`forward_features`.
 
         Returns:
-            Maps as from :meth:`cls_attention`.
+            Maps as returned by :meth:`cls_attention`.
 
         Raises:
             IndexError: If there is no such block.

@@ -180,14 +180,14 @@ class PackedBlock(Block):
         self.sharded = True
 
     def forward_packed(self, groups: Groups, *crops: Tensor) -> tuple[Tensor, ...]:
-        """Run on all tokens.
+        """Run the block on the packed tokens of all crops.
 
         Args:
             groups: The groups of sequences.
-            crops: Tokens of the crops, as from :func:`lay_out`.
+            crops: Tokens of the crops, as returned by :func:`lay_out`.
 
         Returns:
-            Tensors of the same number and shapes.
+            One tensor per input, of the same shape.
         """
 
         def attention(x: Tensor, groups: Groups) -> Tensor:
@@ -200,12 +200,12 @@ class PackedBlock(Block):
         return _add_branch(attended, groups, mlp, self.drop_path2)
 
     def forward_wanted(self, groups: Groups, kept: Kept, *crops: Tensor) -> Tensor:
-        """Run on all tokens as keys and values, but compute the output of selected tokens only.
+        """Run the block with all tokens as keys and values, but output selected tokens only.
 
         Args:
             groups: The groups of sequences.
             kept: The selected tokens.
-            crops: Tokens of the crops, as from :func:`lay_out`.
+            crops: Tokens of the crops, as returned by :func:`lay_out`.
 
         Returns:
             The selected tokens, of shape (M, D).
@@ -248,10 +248,10 @@ def run_block(block: nn.Module, groups: Groups, *crops: Tensor) -> tuple[Tensor,
     Args:
         block: The block.
         groups: The groups of sequences.
-        crops: Tokens of the crops, as from :func:`lay_out`.
+        crops: Tokens of the crops, as returned by :func:`lay_out`.
 
     Returns:
-        Tensors of the same number and shapes.
+        One tensor per input, of the same shape.
     """
     if not is_plain(block):
         return _call_block(block, groups, crops)
@@ -269,7 +269,7 @@ def run_last_block(block: nn.Module, groups: Groups, kept: Kept, *crops: Tensor)
         block: The block.
         groups: The groups of sequences.
         kept: The selected tokens.
-        crops: Tokens of the crops, as from :func:`lay_out`.
+        crops: Tokens of the crops, as returned by :func:`lay_out`.
 
     Returns:
         The selected tokens, of shape (M, D).

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from geofm.models.architecture import KEY, Architecture
-from geofm.models.attention import Observation, block_index, observe_blocks
+from geofm.models.attention import TokensAndAttention, block_index, observe_blocks
 from geofm.models.checkpoints.backbones import build_backbone, check_fit
 from geofm.models.checkpoints.files import CheckpointError
 from geofm.models.checkpoints.model_file import ModelFile, read_model
@@ -99,7 +99,7 @@ class TimmViT(nn.Module):
         block: int | None = None,
         query: Tensor | None = None,
         rollout: bool = False,
-    ) -> Observation:
+    ) -> TokensAndAttention:
         """Compute tokens and attention of a batch in one forward pass.
 
         Args:
@@ -148,7 +148,7 @@ class TimmViT(nn.Module):
         def on_patches(weights: Tensor) -> Tensor:
             return weights[..., self.num_prefix_tokens :].unflatten(-1, grid)
 
-        return Observation(
+        return TokensAndAttention(
             tokens,
             {} if seen.rows is None else {source: on_patches(seen.rows)},
             {} if seen.product is None else {source: on_patches(seen.product[:, 0])},
@@ -177,7 +177,7 @@ def load_model(
     """Load a model for maps from any checkpoint.
 
     Args:
-        checkpoint: Checkpoint of :class:`geofm.tasks.DINOv2`, or of TorchGeo's ``Classification``,
+        checkpoint: Checkpoint of a pretraining task of geofm, or of TorchGeo's ``Classification``,
             ``SemanticSegmentation``, ``SimCLR``, ``MoCo`` or ``MAE`` with a geofm model or a ViT of
             timm; or, with *model*, a file of weights of that model, ``.pth`` or ``.safetensors``,
             in timm's format or as published by the authors (DINOv2, DINOv3).

@@ -270,7 +270,7 @@ def _multiple(task: nn.Module, backbone: MultiSensorViT | None) -> int:
 
 
 def check_model(task: FineTuned, side: int) -> None:
-    """Check that a task supports windows of a size.
+    """Check that a task supports windows of the given size.
 
     Args:
         task: The task.

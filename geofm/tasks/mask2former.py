@@ -22,7 +22,7 @@ _SEMANTIC: dict[str, Any] = {
 
 
 class Mask2Former(SemanticSegmentation):
-    """Task for semantic segmentation with Mask2Former of the library transformers.
+    """Task for semantic segmentation with the Mask2Former of Hugging Face Transformers.
 
     Each of a set of queries predicts class probabilities and a mask. The score of a class at a
     pixel is the sum of class probability times mask over all queries. The backbone is an encoder of

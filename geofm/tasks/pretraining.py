@@ -83,7 +83,8 @@ class PretrainingTask(BaseTask):
       ``def __init__(self, sharpness: float = 1.0, **kwargs: Any): super().__init__(**kwargs)``.
       Read hyperparameters from ``self.hparams``, where Lightning collects those of all classes.
       ``geofm fit`` can set the arguments of all signatures. To change a default, repeat the
-      argument in the signature; a value passed on by ``super().__init__`` has no effect there;
+      argument in the signature; a value passed on by ``super().__init__`` has no effect on
+      ``self.hparams``;
     * :meth:`build_heads`: the modules that are trained with the backbone;
     * :meth:`configure_losses`: sets :attr:`loss_weights`, the factor of each loss by name;
     * :meth:`compute_losses`: the losses of a batch. It makes crops with ``self.multi_crop(batch)``
@@ -94,7 +95,7 @@ class PretrainingTask(BaseTask):
     frozen ``teacher``.
 
     This class trains :attr:`model` itself. For methods with an EMA teacher, subclass
-    :class:`geofm.tasks.student_teacher.StudentTeacher`.
+    :class:`geofm.tasks.StudentTeacher`.
 
     Attributes:
         model: The backbone to keep after training.

@@ -25,7 +25,7 @@ def block_masks(
     divided into equal intervals, one per masked image, and the ratio of each image is drawn from
     its own interval, so that each batch covers the range evenly. Then blocks of tokens with an
     aspect ratio of 0.3 to 1 / 0.3 are masked until the ratio is reached, or ten blocks in a row do
-    not fit. The latter leaves the last token unmasked in about a tenth of the images.
+    not fit. In about a tenth of the images, the latter leaves one token too few masked.
 
     From Oquab et al., `DINOv2 <https://arxiv.org/abs/2304.07193>`_, after Zhou et al.,
     `iBOT <https://arxiv.org/abs/2111.07832>`_; blocks as in Bao et al.,

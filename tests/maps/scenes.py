@@ -14,7 +14,7 @@ from rasterio.transform import Affine
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from geofm.models.attention import Observation
+from geofm.models.attention import TokensAndAttention
 from geofm.sensors import SENSORS, sensor_channels
 
 UTM = CRS.from_epsg(32630)
@@ -89,7 +89,7 @@ class GroundModel(nn.Module):
         block: int | None = None,
         query: Tensor | None = None,
         rollout: bool = False,
-    ) -> Observation:
+    ) -> TokensAndAttention:
         self.calls.append(Call(tuple(x.shape), dates, present, block, query))
         patches = avg_pool2d(x, self.patch_size)
         count = patches.shape[-2] * patches.shape[-1]
@@ -101,7 +101,7 @@ class GroundModel(nn.Module):
             own = patches.flatten(2)[torch.arange(len(x)), :, query]
             maps = {key: maps[key] * own[:, c][:, : self.heads, None, None]
                     for key, c in channels.items()}  # fmt: skip
-        return Observation(
+        return TokensAndAttention(
             torch.cat([prefix, patches.flatten(2).mT], dim=1),
             {} if block is None else maps,
             {key: patches[:, c[0]] / count for key, c in channels.items()} if rollout else {},

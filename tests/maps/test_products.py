@@ -23,7 +23,7 @@ import geofm.models  # noqa: F401  registers the models
 from geofm.maps import Options, Product, map_scene
 from geofm.maps.make.embeddings import EmbeddingTable
 from geofm.maps.make.survey import weights_sha256
-from geofm.models.attention import Observation
+from geofm.models.attention import TokensAndAttention
 from geofm.models.timm_vit import TimmViT
 from geofm.sensors import BANDS, SENTINEL1, SENTINEL2, band_statistics
 from geofm.transforms import Normalize
@@ -223,7 +223,7 @@ def test_a_vit_without_cls_has_only_features(tmp_path: Path) -> None:
 class WindowModel(GroundModel):
     """Model whose attention rises from left to right in every window, for any input."""
 
-    def observe(self, x: Tensor, *args: Any, **kwargs: Any) -> Observation:
+    def observe(self, x: Tensor, *args: Any, **kwargs: Any) -> TokensAndAttention:
         seen = super().observe(x, *args, **kwargs)
         height, width = (side // self.patch_size for side in x.shape[-2:])
         logits = height * width * seen.attention['s2'] + torch.linspace(-0.5, 0.5, width)
@@ -481,7 +481,7 @@ class Interrupted(GroundModel):
         super().__init__(S2)
         self.most = calls
 
-    def observe(self, x: Tensor, *args: Any, **kwargs: Any) -> Observation:
+    def observe(self, x: Tensor, *args: Any, **kwargs: Any) -> TokensAndAttention:
         if len(self.calls) == self.most:
             raise RuntimeError('interrupted')
         return super().observe(x, *args, **kwargs)

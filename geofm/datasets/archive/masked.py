@@ -92,14 +92,14 @@ class TargetArchive(Dataset[Sample]):
         return len(self.archive)
 
     def read_image(self, index: SupportsIndex) -> Sample:
-        """Read a sample without a target.
+        """Read a sample before its target is computed from other files.
 
         Args:
             index: Index of the sample.
 
         Returns:
-            The sample, see :meth:`RasterArchive.read_pair`, with the sensors of 'image' only, and
-            with 'target', float32 (H, W), if it is a band of the table.
+            The sample, see :meth:`RasterArchive.read_pair`, with the sensors of 'image' only. It
+            contains 'target', float32 (H, W), only if the target is a band of the table.
         """
         sample = dict(self.archive[index])
         if self.mask is not None:

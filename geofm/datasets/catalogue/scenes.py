@@ -71,7 +71,7 @@ class Grids(NamedTuple):
 
 @dataclass(frozen=True)
 class Scenes:
-    """Facts about files, one array per fact.
+    """Table of the files of SEN12MS-CR-TS or SEN12MS-CR, with one array per column.
 
     Attributes:
         sources: Sources of the rows.
@@ -83,12 +83,12 @@ class Scenes:
         time_step: Number of the time step.
         day: Days since 1970-01-01; :data:`NO_DAY` if the name has no date.
         cloud_cover: Cloud-covered fraction, 0 to 1; NaN where unknown.
-        names: Index into :attr:`layouts`.
+        names: Index into :attr:`layouts`, the band names of the file.
         problem: Index into :attr:`problems`; -1 if the file can be used.
         seasons: Names of the seasons, sorted.
         problems: Reasons why files must not be used.
-        layouts: Band names that occur in files, separated by spaces; '' for files without band
-            names.
+        layouts: Each list of band names that occurs in a file, as one string separated by spaces;
+            '' for files without band names.
     """
 
     sources: Sequence[Source]
@@ -108,7 +108,7 @@ class Scenes:
 
     @classmethod
     def read(cls, sources: Sequence[Source]) -> 'Scenes':
-        """Read the facts of all files.
+        """Read the columns of all files.
 
         Args:
             sources: Sources of the rows.

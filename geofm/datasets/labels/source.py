@@ -49,7 +49,7 @@ class LabelSource(ABC):
             Class values (H, W), :data:`~geofm.legend.NO_CLASS` where there is no label.
 
         Raises:
-            LabelError: If a value is not that of a class.
+            LabelError: If a value does not belong to any class.
         """
 
     @abstractmethod

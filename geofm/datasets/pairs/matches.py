@@ -135,7 +135,7 @@ class MatchTable(ABC):
 
     @abstractmethod
     def starts(self) -> Rows:
-        """Return the index of the first match of each run of neighbouring matches."""
+        """Return the index of the first of each group of consecutive matches of a window."""
 
     @abstractmethod
     def places(self) -> npt.NDArray[np.int64]:

@@ -105,7 +105,7 @@ def statistics_backbone(
 
     Args:
         data_bands: Bands of the data.
-        statistics: Mean and standard deviation by band, given for the data.
+        statistics: Mean and standard deviation of each band, given by the user.
 
     Returns:
         The backbone.
@@ -126,7 +126,8 @@ def build_backbone(
     Args:
         config: The backbone to build.
         data_bands: Bands of the data.
-        statistics: Mean and standard deviation by band, given for the data.
+        statistics: Mean and standard deviation of each band, given by the user. They take
+            precedence over those of the checkpoint.
         seed: Seed of random weights.
         random: Whether the weights are left random, as the baseline of the architecture.
 

@@ -58,8 +58,8 @@ class LabelledData:
         ignore_index: Value of pixels that are ignored.
         says_nodata: Whether *ignore_index* was set by the user.
         classes: Names of the classes, if known.
-        statistics: Mean and standard deviation by band, given for the data. Empty: those of the
-            backbone.
+        statistics: Mean and standard deviation of each band, given by the user. They take
+            precedence over those of the backbone, which are used for other bands.
         notes: Notes on the data for the report.
         map_masks: Function of the data module that maps the masks of a batch.
     """

@@ -25,7 +25,7 @@ from torch.utils.data import default_collate
 from geofm.atomic import atomic_file
 from geofm.maps.make.windows import Floats, Mask, Position, Strip, Sums, Tile, Tiling, blend_row
 from geofm.maps.scene import Imagery
-from geofm.models import Observation
+from geofm.models import TokensAndAttention
 from geofm.models.checkpoints import hash_tensors
 from geofm.transforms import NO_STATISTICS, InputStatistics
 
@@ -112,7 +112,9 @@ class Observer:
         """
         return values
 
-    def observe(self, samples: Mapping[str, Tensor], query: int | None = None) -> Observation:
+    def observe(
+        self, samples: Mapping[str, Tensor], query: int | None = None
+    ) -> TokensAndAttention:
         """Run the model on windows.
 
         Args:
@@ -131,7 +133,7 @@ class Observer:
             inputs = self.normalize({key: v.to(self.device) for key, v in samples.items()})
             # The mean of a band is 0 after normalisation.
             inputs['image'][:, self.scene.at_mean] = 0
-            seen: Observation = self.model.observe(
+            seen: TokensAndAttention = self.model.observe(
                 inputs['image'],
                 inputs['dates'],
                 None if self._present is None else self._present.expand(size, -1),
@@ -149,7 +151,7 @@ class Observer:
             {key: value for key, value in maps.items() if key not in self._absent}
             for maps in (seen.attention, seen.rollout)
         )
-        return Observation(seen.tokens, attention, rollout)
+        return TokensAndAttention(seen.tokens, attention, rollout)
 
     def values(self, samples: Mapping[str, Tensor]) -> Floats:
         """Compute the values of the patches of windows, in the order of :meth:`layout`.

@@ -1,7 +1,8 @@
 """Overlapping windows over a scene, and blending the values of their patches.
 
 All positions are in patches of the model. The patch grid of every window is part of one patch grid
-of the scene, so blending never resamples. Only the rows of unfinished windows are held in memory.
+of the scene, so blending never resamples. Only the rows that later windows also cover are held in
+memory.
 """
 
 import math
@@ -168,7 +169,7 @@ class Strip(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Unfinished sums of the rows where a row of windows overlaps with the next.
+    """Partial sums of the rows of patches that the next row of windows also covers.
 
     Attributes:
         values: Weighted sums at the patches, of shape (C, rows, columns).
@@ -190,12 +191,12 @@ def blend_row(
         tiling: The windows.
         i: Index of the row of windows.
         tiles: Values of the windows of the row. Windows without valid pixels may be left out.
-        above: Unfinished sums of the row above; None for the first row.
+        above: Partial sums from the row of windows above; None for the first row.
         channels: Number of values per patch.
 
     Returns:
-        The rows of patches that no later window reaches, and the unfinished sums for the next row
-        of windows.
+        The rows of patches that no later window covers, and the partial sums for the next row of
+        windows.
     """
     rows, cols, p = tiling.rows, tiling.cols, tiling.patch_size
     values = np.zeros((channels, rows.size, cols.length), np.float32)

@@ -162,7 +162,7 @@ class SensorRaster:
 
     @property
     def bands(self) -> Mapping[str, int]:
-        """Index in the file, from 0, of each known band, by name."""
+        """Zero-based index in the file of each known band."""
         return self.reading.indices
 
     def sample(self) -> npt.NDArray[np.float32]:

@@ -217,17 +217,18 @@ class Pyramid:
         grid: Grid,
         smooth: bool = True,
         zooms: tuple[int, int] | None = None,
-        most: int | None = None,
+        max_zoom: int | None = None,
     ) -> Self:
         """Choose the zooms for a raster.
 
         Args:
             grid: Grid of the raster.
             smooth: Whether the raster is interpolated on the map. If so, the last zoom is the first
-                at which a map pixel is not larger than a pixel of the raster. Otherwise a map pixel
-                is not larger than an eighth of it, so that the edges of pixels are accurate.
+                at which a map pixel is not larger than a pixel of the raster. Otherwise it is the
+                first at which a map pixel is not larger than an eighth of a pixel of the raster, so
+                that the edges of pixels are accurate.
             zooms: First and last zoom. None: chosen by this rule.
-            most: Maximum zoom that the rule may choose.
+            max_zoom: Maximum zoom that the rule may choose. None: no limit.
 
         Returns:
             The pyramid. At its first zoom, the raster is at most as large as one tile.
@@ -241,7 +242,7 @@ class Pyramid:
             pixel = _pixel_on_map(grid) / (1 if smooth else _SHARPNESS)
             side = max(bounds[2] - bounds[0], bounds[3] - bounds[1])
             last = WEB_MERCATOR.zoom_for_res(pixel, zoom_level_strategy='upper')
-            last = last if most is None else min(last, most)
+            last = last if max_zoom is None else min(last, max_zoom)
             first = WEB_MERCATOR.zoom_for_res(side / TILE_SIZE, zoom_level_strategy='lower')
             zooms = min(first, last), last
         if not 0 <= zooms[0] <= zooms[1] <= WEB_MERCATOR.maxzoom:

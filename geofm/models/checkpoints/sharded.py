@@ -125,8 +125,8 @@ def load_shards(state: dict[str, Any], folder: Path) -> None:
         folder: A sharded checkpoint.
 
     Raises:
-        UnpicklingError: If the checkpoint has other objects than tensors and plain values.
-        ValueError: If it cannot be read, or lacks some of that state.
+        UnpicklingError: If the checkpoint contains objects other than tensors and plain values.
+        ValueError: If it cannot be read, or lacks an entry of *state*.
     """
     with _as_error(folder):
         _load_state_dict(state, storage_reader=_Reader(folder), planner=_Planner())
@@ -143,7 +143,7 @@ def read_sharded(folder: Path, optimizers: bool = False) -> dict[str, Any]:
         The content of the equivalent checkpoint in one file.
 
     Raises:
-        UnpicklingError: If the checkpoint has other objects than tensors and plain values.
+        UnpicklingError: If the checkpoint contains objects other than tensors and plain values.
         ValueError: If its shards cannot be read.
     """
     content = read_rest(folder)

@@ -141,8 +141,9 @@ class CrossAttentionFusion(nn.Module):
             tokens: One tensor per sensor, each of shape (B, L, D).
 
         Returns:
-            Weights of shape (B, heads, L, L) by index of each sensor except the query: query token,
-            then token of that sensor. The softmax is over the tokens of all these sensors.
+            A dictionary from the index of each sensor except the query sensor to the attention
+            weights from the query tokens (rows) to the tokens of that sensor (columns), of shape
+            (B, heads, L, L). The softmax is over the tokens of all these sensors.
         """
         query, context = self._split(tokens)
         *earlier, last = self._layers()

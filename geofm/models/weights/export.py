@@ -62,7 +62,7 @@ def export_backbone(
     PyTorch files, which cannot store them.
 
     Args:
-        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.
+        checkpoint: Lightning checkpoint of a pretraining task, or an export of it.
         output: File to write: ``.safetensors``, or ``.pth``, ``.pt`` or ``.ckpt`` for PyTorch. The
             metadata of safetensors name the channels.
         to: The format.
@@ -116,7 +116,7 @@ def export_torchgeo(checkpoint: str | os.PathLike[str], output: str | os.PathLik
     :func:`geofm.models.load_backbone` load the same file.
 
     Args:
-        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.
+        checkpoint: Lightning checkpoint of a pretraining task, or an export of it.
         output: File to write.
 
     Returns:

@@ -30,7 +30,8 @@ def export_hub(
     the checkpoint are not written, so the folder can be published.
 
     Args:
-        checkpoint: Lightning checkpoint of :class:`geofm.tasks.DINOv2`, or an export of it.
+        checkpoint: Lightning checkpoint of a pretraining task, such as
+            :class:`geofm.tasks.DINOv2`, or an export of it.
         output: Folder to write. It must not exist or must be empty.
         licence: Identifier of the licence, such as 'cc-by-4.0'; None: leave a placeholder.
         half: Whether to write the weights in float16, which halves the size. They are converted to

@@ -192,7 +192,7 @@ def to_dinov2(tensors: Mapping[str, Tensor], mask_token: Tensor) -> dict[str, Te
     """Convert a ViT's weights to DINOv2's layout.
 
     Args:
-        tensors: Weights in timm's layout, as from :func:`fold_positions`.
+        tensors: Weights in timm's layout, as returned by :func:`fold_positions`.
         mask_token: Mask token of shape (D,).
 
     Returns:

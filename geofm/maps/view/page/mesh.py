@@ -47,7 +47,7 @@ class Mesh:
 
 
 def fit_mesh(function: Callable[[Doubles, Doubles], Doubles], tolerance: Doubles) -> Mesh:
-    """Fit the coarsest mesh to a function that the tolerance allows.
+    """Fit the coarsest mesh that approximates a function within a tolerance.
 
     Args:
         function: Map from (s, t) in [0, 1] to values of shape (..., 2).
