@@ -1,4 +1,4 @@
-"""Strategy that shards weights and optimizer state over the ranks: ``--trainer.strategy fsdp2``."""
+"""Strategy that shards weights and optimiser state over the ranks: ``--trainer.strategy fsdp2``."""
 
 from contextlib import nullcontext
 from itertools import chain
@@ -27,7 +27,7 @@ from geofm.models.checkpoints import is_sharded, load_shards, read_rest
 class FullyShardedStrategy(ModelParallelStrategy):
     """Fully sharded data parallelism (FSDP2): each rank has a shard of all weights.
 
-    Gradients and the state of the optimizer are sharded as well. The task must shard itself in
+    Gradients and the state of the optimiser are sharded as well. The task must shard itself in
     ``configure_model``, as :class:`geofm.tasks.PretrainingTask` does. Every rank gets its own
     batches, as in DDP, and the results equal those of DDP up to rounding.
 
@@ -202,7 +202,7 @@ def _sharded(value: Tensor, like: Any) -> Tensor:
 
 
 def _sharded_state(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """Shard the state of an optimizer like its parameters."""
+    """Shard the state of an optimiser like its parameters."""
     numbers = chain.from_iterable(group['params'] for group in state['param_groups'])
     parameters = chain.from_iterable(group['params'] for group in optimizer.param_groups)
     of_number = dict(zip(numbers, parameters, strict=True))

@@ -59,7 +59,7 @@ def shapes_on_ground(
         points: Corners as returned by :func:`corners`.
         crs: CRS of the corners.
         cut: Whether to cut outlines in longitude and latitude at 180 degrees, as file formats
-            expect. Otherwise longitudes continue beyond 180.
+            expect. Otherwise longitudes continue above 180.
 
     Returns:
         Polygons, or MultiPolygons where an outline is cut, shape (N,); None where a corner is not

@@ -87,7 +87,7 @@ def drawing_order(bands: Sequence[str], reference: str | None = None) -> list[Se
 
     Args:
         bands: Names of the channels.
-        reference: Name of the sensor whose grid is used. Default: that of
+        reference: Key of the sensor whose grid is used. Default: that of
             :func:`geofm.sensors.reference_sensor`.
 
     Returns:

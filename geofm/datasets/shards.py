@@ -54,7 +54,7 @@ class Contents:
 
     Attributes:
         bands: Names of the channels of 'image'.
-        sensors: Names of the sensors, in the order of 'present'.
+        sensors: Keys of the sensors, in the order of 'present'.
     """
 
     bands: tuple[str, ...]

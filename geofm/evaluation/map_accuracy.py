@@ -25,8 +25,8 @@ def assess_maps(
     Args:
         sources: The reference of each map. All maps must have the same classes.
         reference: Name of the references in messages.
-        block: Side of the spatial blocks of the intervals in pixels of the maps.
-        seed: Seed of the intervals.
+        block: Side of the blocks of the spatial bootstrap, in pixels of the maps.
+        seed: Seed of the bootstrap.
 
     Returns:
         The accuracy.

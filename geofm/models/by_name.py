@@ -105,7 +105,7 @@ class BuiltByName(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """Load weights of this architecture or another one of the same name.
+        """Load weights of this architecture, or of another one with the same model name.
 
         Args:
             state_dict: Weights by name, of the backbone or of a task around it.

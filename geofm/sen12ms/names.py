@@ -41,7 +41,7 @@ class PairKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SceneName:
-    """Content of a file name of SEN12MS-CR-TS.
+    """Parsed file name of SEN12MS-CR-TS.
 
     Attributes:
         sensor: ``'s1'`` or ``'s2'``.

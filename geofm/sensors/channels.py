@@ -89,7 +89,7 @@ def bands_of(sensors: Sequence[str]) -> tuple[str, ...]:
         sensors: Keys of the sensors, in any order.
 
     Returns:
-        Names of their channels in canonical order.
+        Names of the bands, in canonical order.
 
     Raises:
         SensorError: If a sensor is unknown, or there is none.

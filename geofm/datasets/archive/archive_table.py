@@ -64,7 +64,7 @@ class ArchiveTable(MatchTable):
 
     Attributes:
         archive: The archive.
-        sensors: Names of the sensors of the columns of dates.
+        sensors: Keys of the sensors of the columns of dates.
         matched: Names of the matched sensors, in the order of the observations.
         reference: The sensor on whose grids samples are read, one of *matched*.
         window_size: Height and width of the windows in pixels; None for whole observations.
@@ -114,7 +114,7 @@ class ArchiveTable(MatchTable):
 
         Args:
             position: Index of the sample.
-            sensor: Name of the sensor.
+            sensor: Key of the sensor.
 
         Returns:
             Indices of the rows; None if the sensor is missing.

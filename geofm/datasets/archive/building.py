@@ -25,7 +25,7 @@ class Selection:
     """Definition of samples.
 
     Attributes:
-        sensors: Names of the sensors, in canonical order.
+        sensors: Keys of the sensors, in canonical order.
         reference: The sensor on whose grids samples are read.
         bands: Names of the channels.
         allow_missing: Sensors that may be missing in a sample.
@@ -203,7 +203,7 @@ def available_bands(table: RasterTable, key: str) -> tuple[str, ...]:
 
     Args:
         table: The table.
-        key: Name of the sensor.
+        key: Key of the sensor.
 
     Returns:
         Names of the channels in the order of the sensor: those that the table lists, or all if it

@@ -54,7 +54,7 @@ class RasterArchive(MatchedDataset):
 
     Attributes:
         table: The table.
-        sensors: Names of the sensors, in canonical order.
+        sensors: Keys of the sensors, in canonical order.
         reference: The sensor that gives the grid.
         bands: Names of the channels of 'image'.
         split: The split.
@@ -84,7 +84,7 @@ class RasterArchive(MatchedDataset):
         Args:
             table: A table of rasters, or its file, as written by ``geofm index``. A large table is
                 read once per machine, see :mod:`geofm.datasets.archive.mapping`.
-            sensors: Names of the sensors, in any order.
+            sensors: Keys of the sensors, in any order.
             bands: Names of the bands to return, in this order, with at least one per sensor.
                 Default: all bands of the sensors that the files of the table have.
             reference: The sensor on whose grid samples are read. Default: that of

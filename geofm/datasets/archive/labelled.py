@@ -70,7 +70,7 @@ class LabelledArchive(TargetArchive):
 
         Args:
             table: A table of rasters, or its file.
-            sensors: Names of the sensors of 'image'.
+            sensors: Keys of the sensors of 'image'.
             labels: Arguments of :func:`geofm.datasets.labels.open_labels`, e.g.
                 ``{'path': 'labels.gpkg', 'column': 'class'}``; or a band of the table, e.g.
                 ``'landcover.class'``.
@@ -184,8 +184,8 @@ class LabelledArchive(TargetArchive):
         """Return class weights that give rare classes the same total weight as frequent ones.
 
         Returns:
-            Weights, float32 (L,): number of samples (or pixels) / (number of classes * number of
-            those of the class), like 'balanced' in scikit-learn; 1 for classes that do not occur.
+            Weights, float32 (L,): n / (L * n_c) for n samples (or pixels), of which n_c have class
+            c, like 'balanced' in scikit-learn; 1 for classes that do not occur.
             For 'multilabel': number of samples without the class / number of those with it, for
             'pos_weight' of PyTorch's BCEWithLogitsLoss.
 

@@ -30,7 +30,7 @@ class TargetArchive(Dataset[Sample]):
 
     Attributes:
         archive: The dataset of the sensors, and of the target if it is a band of the table.
-        sensors: Names of the sensors of 'image', in canonical order.
+        sensors: Keys of the sensors of 'image', in canonical order.
         bands: Names of the channels of 'image'.
         mask: Name of the band that is the target; None if it is not a band of the table.
     """
@@ -50,7 +50,7 @@ class TargetArchive(Dataset[Sample]):
 
         Args:
             table: A table of rasters, or its file.
-            sensors: Names of the sensors of 'image'.
+            sensors: Keys of the sensors of 'image'.
             mask: Name of the band that is the target, e.g. ``'landcover.class'``, or None.
             bands: Names of the channels of 'image'. Default: all of the sensors.
             split: One of 'train', 'val', 'test' or 'all'.

@@ -114,7 +114,7 @@ def inspect(path: str | os.PathLike[str], sensor: str) -> Finding:
 
     Args:
         path: Path of the file.
-        sensor: Name of the sensor.
+        sensor: Key of the sensor.
 
     Returns:
         The finding. No error is raised, whatever the file contains.
@@ -146,7 +146,7 @@ def sample_values(path: str | os.PathLike[str], sensor: str) -> npt.NDArray[np.f
 
     Args:
         path: Path of the file.
-        sensor: Name of the sensor.
+        sensor: Key of the sensor.
 
     Returns:
         Values as selected by :func:`geofm.units.some_values`; none if the file cannot be read.

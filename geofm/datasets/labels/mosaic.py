@@ -17,7 +17,9 @@ from geofm.legend import NO_CLASS, Legend, LegendError, MapClass
 
 
 class MosaicLabels(LabelSource):
-    """Labels in several files, e.g. one raster per scene. Where they overlap, later files win.
+    """Labels in several files, e.g. one raster per scene.
+
+    Where files overlap, later ones take precedence.
 
     Attributes:
         path: The first file.

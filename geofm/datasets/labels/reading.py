@@ -55,7 +55,8 @@ def open_labels(
 
     Args:
         path: A raster, or features in a GeoPackage, GeoJSON, GeoParquet or shapefile; or several
-            files, or a pattern such as ``'masks/*.tif'``. Where they overlap, later ones win.
+            files, or a pattern such as ``'masks/*.tif'``. Where they overlap, later ones take
+            precedence.
         column: Column of the features with the class. Default: ``'class'``, or the only column.
         legend: The classes. Default: those of the file.
         all_touched: Whether polygons label all pixels that they touch, instead of those whose
@@ -89,8 +90,8 @@ def read_labels(
 ) -> LabelGrid:
     """Read labels on a grid.
 
-    Features are transformed to the CRS of the grid. Where they overlap, later ones win. A point
-    labels the pixel that contains it. Rasters are resampled by the nearest neighbour.
+    Features are transformed to the CRS of the grid. Where they overlap, later ones take precedence.
+    A point labels the pixel that contains it. Rasters are resampled by the nearest neighbour.
 
     Args:
         path: A raster, or features in a GeoPackage, GeoJSON, GeoParquet or shapefile.

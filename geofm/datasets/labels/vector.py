@@ -140,11 +140,11 @@ class VectorLabels(LabelSource):
         return column.to_numpy(np.float32)
 
     def classes_on(self, grid: Grid) -> npt.NDArray[np.uint8]:
-        """Return the classes on a grid. Where features overlap, the later one wins."""
+        """Return the classes on a grid. Where features overlap, the later one takes precedence."""
         return self._burn(grid, self.values, NO_CLASS)
 
     def numbers_on(self, grid: Grid) -> npt.NDArray[np.float32]:
-        """Return the numbers on a grid. Where features overlap, the later one wins."""
+        """Return the numbers on a grid. Where features overlap, the later one takes precedence."""
         return self._burn(grid, self.numbers, np.nan)
 
     def touching(self, grid: Grid) -> npt.NDArray[np.int64]:

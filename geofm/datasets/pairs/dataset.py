@@ -50,7 +50,7 @@ class MatchedDataset(GeoDataset):
 
     Attributes:
         matches: The table of matches, which subclasses set.
-        sensors: Names of the sensors, in canonical order.
+        sensors: Keys of the sensors, in canonical order.
         reference: The sensor on whose grid samples are read.
         bands: Names of the channels of 'image'.
         allow_missing: Sensors that may be missing in a sample. If there are any, samples have
@@ -233,8 +233,8 @@ class MatchedDataset(GeoDataset):
 
         Args:
             index: Index of the sample, or [xmin:xmax, ymin:ymax, tmin:tmax] in the CRS of the
-                dataset. For longitudes, xmax may be beyond 180 or less than xmin if the box crosses
-                the antimeridian.
+                dataset. For longitudes, xmax may exceed 180, or be less than xmin if the box
+                crosses the antimeridian.
 
         Returns:
             The sample, see :meth:`read_pair`.

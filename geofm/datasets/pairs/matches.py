@@ -37,7 +37,7 @@ class MatchTable(ABC):
     Matches of one place are adjacent in the table.
 
     Attributes:
-        sensors: Names of the sensors, in the order of :meth:`days`.
+        sensors: Keys of the sensors, in the order of :meth:`days`.
     """
 
     sensors: tuple[str, ...]
@@ -52,7 +52,7 @@ class MatchTable(ABC):
 
         Args:
             position: Index of the match.
-            sensor: Name of the sensor.
+            sensor: Key of the sensor.
 
         Returns:
             Their paths: several if there is one file per band, none if the sensor is missing.

@@ -183,7 +183,7 @@ def best_pair(search: Search, box: Box, start: pd.Timestamp, stop: pd.Timestamp)
 
     Args:
         search: The pairs.
-        box: Bounds of the query. If it crosses the antimeridian, longitudes may be beyond 180, or
+        box: Bounds of the query. If it crosses the antimeridian, longitudes may exceed 180, or
             left may be greater than right.
         start: Start of the query.
         stop: End of the query.

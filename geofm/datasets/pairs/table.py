@@ -81,7 +81,7 @@ class PairTable(MatchTable):
     """Table of pairs of files.
 
     Attributes:
-        sensors: Names of the sensors.
+        sensors: Keys of the sensors.
         reference: The sensor on whose grids pairs are read.
         seasons: Names of the seasons.
     """
@@ -98,13 +98,12 @@ class PairTable(MatchTable):
         """Initialize a new PairTable instance.
 
         Args:
-            records: The pairs, of type :func:`record_type`, in which those of one place are
-                adjacent.
+            records: The pairs, of type :func:`record_type`. Pairs of one place must be adjacent.
             paths: Paths of the files.
             seasons: Names of the seasons.
             period: First and last day of pairs without dates.
-            sensors: Names of the sensors, as many as *records* has files.
-            reference: The sensor on whose grids pairs are read. Default: the last one.
+            sensors: Keys of the sensors, one per file of a pair.
+            reference: The sensor on whose grid each pair is read. Default: the last one.
         """
         self._records = SharedArray(records)
         self._paths = paths
@@ -156,7 +155,7 @@ class PairTable(MatchTable):
 
         Args:
             position: Index of the pair.
-            sensor: Name of the sensor.
+            sensor: Key of the sensor.
 
         Returns:
             The path; None if the sensor is missing.

@@ -241,7 +241,7 @@ def layers_of(
             dimensions are treated as bands.
         lead: Indices into its first dimensions.
         sensor: Sensor, if known. The axis whose length is its number of bands is the band axis.
-        name: Address, for errors.
+        name: Address, for error messages.
         names: Names of its bands.
 
     Returns:
@@ -307,7 +307,7 @@ def choose(group: Group, name: str, sensor: Sensor | None, address: str) -> list
         group: The group.
         name: Name of an array; '' to choose automatically.
         sensor: The requested sensor.
-        address: Address, for errors.
+        address: Address, for error messages.
 
     Returns:
         Names of the arrays: the one named like the sensor or 'bands', or else those named like

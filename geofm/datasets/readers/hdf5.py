@@ -37,7 +37,7 @@ class Hdf5Reader:
 
         Args:
             address: Absolute path or address.
-            sensor: Name of the sensor to read.
+            sensor: Key of the sensor to read.
 
         Returns:
             The open raster.

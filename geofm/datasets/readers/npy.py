@@ -30,7 +30,7 @@ class NpyReader:
 
         Args:
             address: Absolute path.
-            sensor: Name of the sensor. The axis whose length is its number of bands is the band
+            sensor: Key of the sensor. The axis whose length is its number of bands is the band
                 axis. If that is ambiguous, it is the first axis, unless the last one is shorter.
 
         Returns:

@@ -15,7 +15,7 @@ def open_source(address: str, sensor: str | None = None) -> Source:
 
     Args:
         address: Absolute path or address.
-        sensor: Name of the sensor to read, for files with several sensors.
+        sensor: Key of the sensor to read, for files with several sensors.
 
     Returns:
         The open raster, which the caller must close.

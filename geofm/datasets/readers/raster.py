@@ -39,7 +39,7 @@ class RasterReader:
 
         Args:
             address: Absolute path or address.
-            sensor: Name of the sensor, whose resampling method is used if the raster must be
+            sensor: Key of the sensor, whose resampling method is used if the raster must be
                 warped.
 
         Returns:

@@ -84,7 +84,7 @@ class Reader(Protocol):
 
         Args:
             address: Absolute path or address.
-            sensor: Name of the sensor to read, for files with several sensors.
+            sensor: Key of the sensor to read, for files with several sensors.
 
         Returns:
             The open raster.

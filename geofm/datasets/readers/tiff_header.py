@@ -188,7 +188,7 @@ def read_window(
     """Read a window at once, if its rows are contiguous in the file.
 
     Args:
-        path: Path of the file, for errors.
+        path: Path of the file, for error messages.
         header: Its header.
         descriptor: Descriptor of the open file.
         window: First column, first row, width and height.

@@ -28,7 +28,7 @@ class ZarrReader:
         Args:
             address: The store, or ``ZARR:"store.zarr.zip":/array:3`` for index 3 of the first
                 dimension of an array.
-            sensor: Name of the sensor to read.
+            sensor: Key of the sensor to read.
 
         Returns:
             The open raster.

@@ -39,7 +39,7 @@ def text_codes(column: pa.ChunkedArray, name: str, source: str) -> Coded:
     Args:
         column: The column. Integers are converted to texts.
         name: Name of the column.
-        source: File of the table, for errors.
+        source: File of the table, for error messages.
 
     Returns:
         The texts without surrounding blanks. Empty texts are missing.
@@ -79,7 +79,7 @@ def as_text(column: pa.ChunkedArray, name: str, source: str) -> pa.ChunkedArray:
     Args:
         column: The column, of texts or integers.
         name: Name of the column.
-        source: File of the table, for errors.
+        source: File of the table, for error messages.
 
     Returns:
         Strings, or a dictionary of strings.
@@ -112,9 +112,9 @@ def parse_values(
     Args:
         column: The column.
         name: Name of the column.
-        source: File of the table, for errors.
+        source: File of the table, for error messages.
         parse: Function that converts a text, and raises ValueError if it is invalid.
-        expected: Description of a valid text, for errors.
+        expected: Description of a valid text, for error messages.
 
     Returns:
         Codes as in :class:`Coded`, and the values of these codes.
@@ -142,7 +142,7 @@ def numbers(column: pa.ChunkedArray, name: str, source: str) -> npt.NDArray[np.f
     Args:
         column: The column, of numbers or texts.
         name: Name of the column.
-        source: File of the table, for errors.
+        source: File of the table, for error messages.
 
     Returns:
         The numbers, float64 (N,); NaN where missing.
@@ -174,7 +174,7 @@ def integers(
     Args:
         column: The column, of numbers or texts.
         name: Name of the column.
-        source: File of the table, for errors.
+        source: File of the table, for error messages.
         lowest: Smallest number allowed.
         highest: Largest number allowed.
         missing: Value for rows without a number.
@@ -206,7 +206,7 @@ def times(column: pa.ChunkedArray, name: str, source: str) -> npt.NDArray[np.int
         column: The column, of timestamps, dates, or ISO 8601 texts. Times without a time zone are
             UTC.
         name: Name of the column.
-        source: File of the table, for errors.
+        source: File of the table, for error messages.
 
     Returns:
         Microseconds since 1970-01-01 UTC, int64 (N,); :data:`NO_TIME` where missing.

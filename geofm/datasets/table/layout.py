@@ -38,7 +38,7 @@ class Row(NamedTuple):
     """Parsed file name, a row of a table.
 
     Attributes:
-        sensor: Name of the sensor.
+        sensor: Key of the sensor.
         date: Date; None if the name has none.
         place: Name of the place.
         scene: Name of the scene, for rows without a place that belong together.
@@ -63,7 +63,7 @@ class Files:
     """Rule for the files of one sensor.
 
     Attributes:
-        sensor: Name of the sensor.
+        sensor: Key of the sensor.
         regex: Regular expression that must match the whole path below the root, or only the file
             name if it has no '/'. Its named groups are ``place``, ``date``, ``band``, ``split``,
             ``scene``, and others that are used in *place* and *date*.

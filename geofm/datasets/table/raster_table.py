@@ -47,7 +47,7 @@ class RasterTable(SharedFields):
         source: File of the table, for messages.
         root: Folder that paths are relative to.
         paths: Path or URL of each file, see :mod:`geofm.datasets.table.address`.
-        sensors: Names of the sensors.
+        sensors: Keys of the sensors.
         sensor: Index into *sensors*, int8.
         places: Names of the places.
         place: Index into *places*, int32; -1 where the row has no place.
@@ -72,8 +72,8 @@ class RasterTable(SharedFields):
         transform: Affine coefficients a to f, float64 (N, 6); NaN where missing.
         height: Number of rows, int32; 0 if not scanned.
         width: Number of columns, int32; 0 if not scanned.
-        bounds: West, south, east and north in degrees, float64 (N, 4); NaN where unknown. East is
-            beyond 180 for a raster across the antimeridian.
+        bounds: West, south, east and north in degrees, float64 (N, 4); NaN where unknown. East
+            exceeds 180 for a raster across the antimeridian.
         problems: Descriptions of problems.
         problem: Index into *problems*, int8; -1 for no problem.
     """

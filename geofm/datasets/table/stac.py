@@ -34,7 +34,7 @@ def index_stac(path: str | Path, sensor: str | None = None) -> Indexed:
     Args:
         path: JSON file of an item, of a collection or catalogue (with local items), or of an item
             collection; or a stac-geoparquet file.
-        sensor: Name of the sensor of all items. Default: determined from each item.
+        sensor: Key of the sensor of all items. Default: determined from each item.
 
     Returns:
         The table, and the number of items without a known sensor.

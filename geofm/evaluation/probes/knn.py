@@ -123,7 +123,8 @@ def knn_votes(
         bank_labels: Labels of the bank: classes from 0, int64 (N,), or 0 and 1, int64 (N, C).
         queries: Features to label, of shape (M, D).
         ks: Numbers of neighbours, each at most N.
-        temperature: A neighbour of similarity s has exp(s / temperature) votes. None: one vote.
+        temperature: A neighbour of similarity s has exp(s / temperature) votes. None: every
+            neighbour has one vote.
         classes: Number of classes C. None: one more than the highest label.
 
     Returns:
@@ -169,7 +170,8 @@ def knn_predict(
         bank_labels: Labels of the bank: classes from 0, int64 (N,), or 0 and 1, int64 (N, C).
         queries: Features to label, of shape (M, D).
         k: Number of neighbours, at most N.
-        temperature: A neighbour of similarity s has exp(s / temperature) votes. None: one vote.
+        temperature: A neighbour of similarity s has exp(s / temperature) votes. None: every
+            neighbour has one vote.
 
     Returns:
         Classes of the queries, int64 (M,), where the lowest of classes with equal votes wins. For

@@ -78,7 +78,8 @@ class RGB:
             values: Values of shape (3, H, W).
 
         Returns:
-            Red, green, blue and opacity, uint8 of shape (4, H, W). Masked values get any colour.
+            Red, green, blue and opacity, uint8 of shape (4, H, W). The colour of masked values
+            is arbitrary.
         """
         bands = zip(values.data, self.ranges, strict=True)
         rgb = np.stack([_to_byte(_position(band, *limits) ** self.gamma) for band, limits in bands])

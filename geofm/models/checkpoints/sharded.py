@@ -23,7 +23,7 @@ from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
-#: Files of a sharded checkpoint: its index; and all but the weights and the optimizers' state.
+#: Files of a sharded checkpoint: its index; and all but the weights and the optimisers' state.
 SHARDS_INDEX, SHARDS_REST = '.metadata', 'meta.pt'
 
 #: Classes and functions that an index may contain, by module.
@@ -137,7 +137,7 @@ def read_sharded(folder: Path, optimizers: bool = False) -> dict[str, Any]:
 
     Args:
         folder: A sharded checkpoint.
-        optimizers: Whether to read the state of optimizers as well.
+        optimizers: Whether to read the state of optimisers as well.
 
     Returns:
         The content of the equivalent checkpoint in one file.
@@ -162,7 +162,7 @@ def read_sharded(folder: Path, optimizers: bool = False) -> dict[str, Any]:
 
 
 def _numbered(state: dict[str, Any]) -> dict[str, Any]:
-    """Convert the state of an optimizer from names of parameters to PyTorch's numbers."""
+    """Convert the state of an optimiser from names of parameters to PyTorch's numbers."""
     names = [name for group in state['param_groups'] for name in group['params']]
     number = {name: i for i, name in enumerate(names)}
     return {
