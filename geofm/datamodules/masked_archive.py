@@ -46,7 +46,7 @@ class TargetArchiveDataModule(
             batch_size: Number of samples in a batch.
             num_workers: Number of worker processes that read samples.
             split: How samples are split: the fields of
-                :class:`~geofm.datasets.splitting.SplitRule`. By default by the column 'split' of
+                :class:`~geofm.datasets.SplitRule`. By default by the column 'split' of
                 the table.
             window_size: Height and width in pixels of the windows that each scene is divided into.
                 By default whole scenes are samples.
@@ -110,14 +110,14 @@ class MaskedArchiveDataModule(TargetArchiveDataModule):
             batch_size: Number of samples in a batch.
             num_workers: Number of worker processes that read samples.
             split: How samples are split: the fields of
-                :class:`~geofm.datasets.splitting.SplitRule`. By default by the column 'split' of
+                :class:`~geofm.datasets.SplitRule`. By default by the column 'split' of
                 the table.
             window_size: Height and width in pixels of the windows that each scene is divided into.
                 By default whole scenes are samples.
             statistics: YAML file with mean and standard deviation of each band, as written by
                 ``geofm stats``. By default, the statistics that the weights of the model were
                 trained with, or else those of the sensors.
-            **kwargs: Further arguments of :class:`~geofm.datasets.archive.masked.MaskedArchive`.
+            **kwargs: Further arguments of :class:`~geofm.datasets.archive.MaskedArchive`.
 
         Raises:
             BandError: If a band is unknown or given twice.

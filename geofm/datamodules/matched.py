@@ -19,7 +19,7 @@ AnySplit = Literal['train', 'val', 'test', 'all']
 
 
 class MatchedDataModule(ResumableDataModule):
-    """Data module of a :class:`~geofm.datasets.pairs.dataset.MatchedDataset`.
+    """Data module of a :class:`~geofm.datasets.pairs.MatchedDataset`.
 
     Training samples are shuffled. Validation and testing use the samples of their splits in order,
     and prediction uses all samples. If the samples of a batch differ in size, smaller ones are
@@ -144,7 +144,7 @@ class MatchedDataModule(ResumableDataModule):
         return self._ordered_loader(self._valid_attribute('predict_dataset'), self.batch_size)
 
     def plot(self, *args: Any, **kwargs: Any) -> Figure | None:
-        """Plot a sample, see :meth:`geofm.datasets.pairs.dataset.MatchedDataset.plot`.
+        """Plot a sample, see :meth:`geofm.datasets.pairs.MatchedDataset.plot`.
 
         Args:
             *args: Arguments passed to the dataset.

@@ -85,7 +85,7 @@ class RasterArchiveDataModule(MatchedDataModule):
             reference: Sensor whose grid the samples are on, see
                 :class:`~geofm.datasets.RasterArchive`.
             split: How samples are split: ``{'by': 'column' | 'place' | 'blocks', ...}``, the fields
-                of a :class:`~geofm.datasets.splitting.SplitRule`. By default by the column 'split'
+                of a :class:`~geofm.datasets.SplitRule`. By default by the column 'split'
                 of the table if there is one; otherwise all samples are for training.
             window_size: Height and width in pixels of the windows that each scene is divided into;
                 each window is a sample. By default whole scenes are samples.
@@ -316,7 +316,7 @@ def archive_statistics(
         sensors: Sensors of 'present'.
 
     Returns:
-        See :meth:`geofm.datasets.statistics.BandStatistics.result`.
+        See :meth:`geofm.datasets.BandStatistics.result`.
 
     Raises:
         ValueError: If there is no valid pixel of a sensor.

@@ -18,7 +18,7 @@ class ShardsDataModule(ResumableDataModule):
     The order of training samples is the same as for the archive from which the shards were made,
     on any number of ranks and workers. Training can be resumed within an epoch.
 
-    .. seealso:: :class:`geofm.datasets.shards.Shards`
+    .. seealso:: :class:`geofm.datasets.Shards`
     """
 
     collate_fn = staticmethod(pad_and_stack)
@@ -51,7 +51,7 @@ class ShardsDataModule(ResumableDataModule):
                 ``geofm stats``. By default, the statistics that the weights of the model were
                 trained with, or else those of the sensors.
             storage_options: Options for the object storage, see
-                :class:`~geofm.datasets.shards.Shards`.
+                :class:`~geofm.datasets.Shards`.
             timeout: Maximum time in seconds for workers to load a batch. After that, the run ends.
                 0 for no limit.
 

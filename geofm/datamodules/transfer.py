@@ -12,7 +12,7 @@ from geofm.device import copy_beside
 class PlacesStay(LightningDataModule):
     """Data module that keeps the float64 georeferences of batches on the host.
 
-    .. seealso:: :func:`geofm.datasets.transfer.stays_on_host`
+    .. seealso:: :func:`geofm.datasets.stays_on_host`
     """
 
     def transfer_batch_to_device(

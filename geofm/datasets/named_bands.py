@@ -142,7 +142,7 @@ class NamedBands(Dataset[Sample]):
 
         Returns:
             The files; an empty list if the wrapped data set does not list them, see
-            :func:`geofm.datasets.files.files_of`.
+            :func:`geofm.datasets.files_of`.
         """
         return files_of(self.dataset, index)
 

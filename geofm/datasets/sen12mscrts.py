@@ -67,7 +67,7 @@ class SEN12MSCRTS(MatchedDataset):
     * https://doi.org/10.1109/TGRS.2022.3146246
 
     The pairs are stored in arrays that worker processes share, see
-    :class:`geofm.datasets.pairs.table.PairTable`.
+    :class:`geofm.datasets.pairs.PairTable`.
 
     Attributes:
         skipped: The files left out, by reason.

@@ -28,7 +28,7 @@ class Pairs(Protocol):
 class RandomWindows(Dataset[Sample]):
     """One window of each patch, at a position that is drawn again each time.
 
-    Positions are drawn from PyTorch's global generator. :class:`~geofm.datasets.seeded.Seeded`
+    Positions are drawn from PyTorch's global generator. :class:`~geofm.datasets.Seeded`
     makes them depend only on seed, epoch and patch.
     """
 

@@ -46,7 +46,7 @@ def deploy(
 
     Args:
         checkpoint: Lightning checkpoint of a pretraining task, an export of it, or a
-            checkpoint of a task that :func:`geofm.tasks.fine_tuned.load_fine_tuned` reads.
+            checkpoint of a task that :func:`geofm.tasks.load_fine_tuned` reads.
         output: File to write, with the suffix of the format.
         to: The format.
 

@@ -30,7 +30,7 @@ class Targets(NamedTuple):
 class WordTargets(nn.Module):
     """Whitened patch words of one sensor, as targets of patches and images.
 
-    The words are those of :class:`geofm.models.patch_words.PatchWords`, after Coates and Ng. A
+    The words are those of :class:`geofm.models.PatchWords`, after Coates and Ng. A
     target is the mean code over an area, projected to the leading principal components and
     whitened, so that frequent words do not dominate. The areas are each patch of the model, the 3 x
     3 patches around it, and the whole image.

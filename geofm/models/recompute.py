@@ -7,7 +7,7 @@ from typing import Any, Literal
 #: ('attention'), or everything except attention and linear layers with a bias ('matmul').
 type Recompute = bool | Literal['attention', 'matmul']
 
-#: Operators of attention that :func:`geofm.models.packed_attention.choose_attention` may choose.
+#: Operators of attention that :func:`geofm.models.choose_attention` may choose.
 _ATTENTION = (
     'aten::_scaled_dot_product_flash_attention',
     'aten::_scaled_dot_product_efficient_attention',

@@ -172,7 +172,7 @@ class SensorTokens(SensorInputs):
             x: Normalised images of shape (B, C, H, W), with channels as in :attr:`bands`. H and W
                 must be multiples of the patch size.
             dates: Days since 1970-01-01 of the sensors of :attr:`date_sensors`, int64 of shape
-                (B, len(date_sensors)); :data:`geofm.models.dates.NO_DATE` where unknown.
+                (B, len(date_sensors)); :data:`geofm.models.NO_DATE` where unknown.
                 None: all are unknown.
             masks: True where a patch is masked, bool of shape (B, N); or of shape (B, S, N) with
                 one mask per sensor of :attr:`sensors`, which early fusion does not support.

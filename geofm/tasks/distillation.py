@@ -37,7 +37,7 @@ class Distillation(PretrainingTask):
             teacher: The model whose features the student learns.
             n_local: Number of local crops. Must be 0, because the teacher sees global crops only.
             mask_probability: Fraction of the student's crops in which patches are masked.
-            kwargs: Arguments of :class:`~geofm.tasks.pretraining.PretrainingTask`.
+            kwargs: Arguments of :class:`~geofm.tasks.PretrainingTask`.
 
         Raises:
             CheckpointError: If the teacher's file cannot be read or does not fit.

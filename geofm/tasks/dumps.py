@@ -40,7 +40,7 @@ def write_dump(
     values: Mapping[str, float],
     folder: Path,
 ) -> Path:
-    """Write a step to a file from which :func:`geofm.tasks.nonfinite.replay` can repeat it.
+    """Write a step to a file from which :func:`geofm.tasks.replay` can repeat it.
 
     All ranks of a sharded task must call this.
 

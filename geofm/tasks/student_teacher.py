@@ -40,7 +40,7 @@ class StudentTeacher(PretrainingTask):
     The student sees all crops, with masked patches in the global ones. The teacher sees the global
     crops without masks. After each optimiser step the teacher moves towards the student.
 
-    A subclass follows :class:`~geofm.tasks.pretraining.PretrainingTask` and defines
+    A subclass follows :class:`~geofm.tasks.PretrainingTask` and defines
     :meth:`build_heads` (called twice, for student and teacher), :meth:`apply_heads`, and
     ``compute_losses``, which calls :meth:`teacher_forward` (without gradients) and
     :meth:`student_forward`. If losses change state such as centres, it also extends
@@ -80,7 +80,7 @@ class StudentTeacher(PretrainingTask):
                 *global_size*. DINOv3 uses twice *global_size*.
             gram_refresh_steps: Optimiser steps after which the present teacher replaces the Gram
                 teacher. Default: the Gram teacher never changes.
-            kwargs: Arguments of :class:`~geofm.tasks.pretraining.PretrainingTask`.
+            kwargs: Arguments of :class:`~geofm.tasks.PretrainingTask`.
 
         Raises:
             ValueError: If an argument needs several sensors and the model has one.

@@ -91,7 +91,7 @@ class RasterArchive(MatchedDataset):
                 :func:`geofm.sensors.reference_sensor`.
             split: One of 'train', 'val', 'test' or 'all'.
             split_by: Rule by which samples are split, a
-                :class:`~geofm.datasets.splitting.SplitRule` or its fields. Default: by the column
+                :class:`~geofm.datasets.SplitRule` or its fields. Default: by the column
                 'split' of the table; if there is none, all samples are in 'train'.
             window_size: Height and width, in pixels, of the windows into which each observation of
                 the reference sensor is divided. Default: whole observations.

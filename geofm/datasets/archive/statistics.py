@@ -87,7 +87,7 @@ def table_statistics(
 
     Returns:
         For each band, ``unit``, ``mean``, ``std`` and ``percentiles``, see
-        :meth:`geofm.datasets.statistics.BandStatistics.result`; and the number of observations of
+        :meth:`geofm.datasets.BandStatistics.result`; and the number of observations of
         each sensor.
 
     Raises:

@@ -114,7 +114,7 @@ class Catalogue:
             return cls(root, file, from_arrow(stored.read(STORED)), state.folders)
 
     def source(self) -> Source:
-        """Return the rows as a source for :class:`~geofm.datasets.catalogue.scenes.Scenes`.
+        """Return the rows as a source for :class:`~geofm.datasets.catalogue.Scenes`.
 
         Returns:
             The source.

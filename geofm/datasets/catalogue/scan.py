@@ -186,7 +186,7 @@ def renew(
 
     Args:
         root: Folder of the files.
-        old: The table, see :class:`geofm.datasets.catalogue.catalogue.Catalogue`.
+        old: The table, see :class:`geofm.datasets.catalogue.Catalogue`.
         listing: The existing files, as returned by :func:`walk`.
         jobs: Number of threads.
 

@@ -34,7 +34,7 @@ class PairIntersection(IntersectionDataset):
         """Initialize a new PairIntersection instance.
 
         Args:
-            pairs: The pairs, a :class:`~geofm.datasets.pairs.dataset.MatchedDataset`.
+            pairs: The pairs, a :class:`~geofm.datasets.pairs.MatchedDataset`.
             other: The other dataset, a RasterDataset or VectorDataset.
             spatial_only: Whether to ignore dates.
             transforms: Applied to each sample after everything else.
@@ -60,7 +60,7 @@ class PairIntersection(IntersectionDataset):
 
         Returns:
             The sample of the pair, see
-            :meth:`geofm.datasets.pairs.dataset.MatchedDataset.read_pair`, with the entries of the
+            :meth:`geofm.datasets.pairs.MatchedDataset.read_pair`, with the entries of the
             other dataset. If both have an 'image', these are concatenated along the channels.
 
         Raises:

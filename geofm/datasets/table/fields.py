@@ -56,7 +56,7 @@ _MOST_CODES = {np.dtype(np.int8): 127, np.dtype(np.int16): 32767}
 
 
 def read_fields(path: Path) -> dict[str, Any]:
-    """Read the fields of a :class:`~geofm.datasets.table.raster_table.RasterTable`.
+    """Read the fields of a :class:`~geofm.datasets.table.RasterTable`.
 
     Args:
         path: The file.
@@ -84,7 +84,7 @@ def read_fields(path: Path) -> dict[str, Any]:
 
 
 def fields_of(columns: Columns, source: str, root: str) -> dict[str, Any]:
-    """Read the fields of a :class:`~geofm.datasets.table.raster_table.RasterTable` from columns.
+    """Read the fields of a :class:`~geofm.datasets.table.RasterTable` from columns.
 
     Args:
         columns: The columns.

@@ -384,7 +384,7 @@ def predict_scene(
     A regression has one product, ``values``, in float32.
 
     Args:
-        task: The task, of :func:`geofm.tasks.fine_tuned.load_fine_tuned`.
+        task: The task, of :func:`geofm.tasks.load_fine_tuned`.
         files: Raster of each sensor that the task needs, by key.
         output: Folder to write to.
         products: Products to make.

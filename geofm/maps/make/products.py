@@ -149,7 +149,7 @@ def map_scene(
     - ``embedding``: the patch tokens, as a raster with one band per dimension and as GeoParquet.
 
     Args:
-        model: A :class:`geofm.models.MultiSensorViT`, a :class:`geofm.models.timm_vit.TimmViT`, or
+        model: A :class:`geofm.models.MultiSensorViT`, a :class:`geofm.models.TimmViT`, or
             a module with their ``bands``, ``sensors``, ``patch_size``, ``depth``,
             ``num_prefix_tokens`` and ``observe``. It is put into evaluation mode.
         s1: Sentinel-1 raster of VV and VH in dB, or None.

@@ -76,7 +76,7 @@ class Observer:
     """Tokens and attention of a model for the windows of a scene.
 
     Args:
-        model: A :class:`geofm.models.MultiSensorViT`, a :class:`geofm.models.timm_vit.TimmViT`, or
+        model: A :class:`geofm.models.MultiSensorViT`, a :class:`geofm.models.TimmViT`, or
             a module with their ``bands``, ``sensors``, ``patch_size``, ``num_prefix_tokens``
             and ``observe``, in evaluation mode. If it has ``statistics``, the input is normalised
             by them.

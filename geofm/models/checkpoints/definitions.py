@@ -14,7 +14,7 @@ from geofm.sensors import SENSORS, register_sensors
 #: Name of the entry in a state dict that describes a backbone, JSON as bytes.
 ARCHITECTURE = 'architecture'
 
-#: Key of the definitions in that entry and in :data:`~geofm.models.checkpoints.files.METADATA`.
+#: Key of the definitions in that entry and in :data:`~geofm.models.checkpoints.METADATA`.
 DEFINITIONS = 'sensors'
 
 #: Largest number of sensors, and of bands of all sensors, that a file may define.

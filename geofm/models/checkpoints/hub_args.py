@@ -9,7 +9,7 @@ from geofm.transforms import InputStatistics
 #: Key of the definitions of the model's sensors.
 DEFINED = 'sensor_definitions'
 
-#: Key of an entry of :class:`~geofm.transforms.statistics.InputStatistics`.
+#: Key of an entry of :class:`~geofm.transforms.InputStatistics`.
 STATISTICS = 'input_statistics'
 
 #: Arguments of the input and the head, which are checked where they are used.

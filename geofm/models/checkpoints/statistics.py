@@ -8,7 +8,7 @@ from geofm.models.checkpoints.definitions import take_up_sensors_of
 from geofm.models.checkpoints.files import METADATA, CheckpointError
 from geofm.transforms import InputStatistics
 
-#: Key of the statistics in :data:`~geofm.models.checkpoints.files.METADATA` of a checkpoint, in the
+#: Key of the statistics in :data:`~geofm.models.checkpoints.METADATA` of a checkpoint, in the
 #: metadata of exported safetensors, and in the state of geofm's data modules.
 INPUT = 'input'
 
@@ -17,7 +17,7 @@ def find_statistics(content: Any, path: Path) -> InputStatistics | None:
     """Find the statistics of the input that the weights of a checkpoint were trained with.
 
     Pretraining tasks and ``geofm export`` store them under
-    :data:`~geofm.models.checkpoints.files.METADATA`. For other tasks they are in the state of the
+    :data:`~geofm.models.checkpoints.METADATA`. For other tasks they are in the state of the
     data module, which Lightning stores under the name of its class.
 
     Args:
@@ -47,7 +47,7 @@ def find_statistics(content: Any, path: Path) -> InputStatistics | None:
 
 
 def carry_statistics(statistics: InputStatistics | None) -> dict[str, Any]:
-    """Return the entry of :data:`~geofm.models.checkpoints.files.METADATA` with statistics.
+    """Return the entry of :data:`~geofm.models.checkpoints.METADATA` with statistics.
 
     Args:
         statistics: Statistics of the input; None: unknown.
