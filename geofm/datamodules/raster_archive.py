@@ -97,10 +97,10 @@ class RasterArchiveDataModule(MatchedDataModule):
                 'image' (k, C, H, W), see :class:`~geofm.datasets.MultiDate`. By default each date
                 is a sample of its own.
             max_day_gap: Maximum number of days between an observation and that of the reference
-                sensor.
+                sensor; by default there is no limit.
             min_overlap: Minimum fraction, 0 to 1, of the area of a sample that each sensor must
                 cover.
-            allow_missing: Sensors that may be missing in a sample.
+            allow_missing: Sensors that may be missing in a sample; by default none.
             batch_size: Number of samples in a batch (on each device).
             num_workers: Number of worker processes that read samples.
             seed: Seed of the order of training samples and the positions of their windows. By

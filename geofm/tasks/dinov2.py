@@ -18,7 +18,7 @@ from geofm.transforms import Crops, PhotometryArgs
 
 
 class DINOv2(StudentTeacher):
-    """DINOv2: self-distillation of crops, masked patches and a spread of features.
+    """DINOv2: self-distillation on crops and masked patches, with a loss that spreads features.
 
     A student sees all crops of an image, with masked patches in the global crops. An EMA teacher
     sees the global crops without masks. The losses are DINO on the CLS token, iBOT on the masked

@@ -27,11 +27,12 @@ _MOST_EPOCHS = 64
 class MaskedWords(PretrainingTask):
     """Task that predicts the patch words of masked patches and of whole crops.
 
-    The backbone sees a fraction of the patches of each global crop, with photometry. From its
-    tokens, a small decoder predicts the patch words of other patches and of their surroundings. A
-    linear layer predicts the words of the whole crop from CLS. The targets are computed from the
-    crop without photometry. The words are learned from the training images at the start of a run,
-    which takes seconds. There is no teacher, no queue and no collapse, so small batches work.
+    The backbone sees a fraction of the patches of each global crop, with photometric augmentation.
+    From its tokens, a small decoder predicts the patch words of other patches and of their
+    surroundings. A linear layer predicts the words of the whole crop from CLS. The targets are
+    computed from the crop without this augmentation. The words are learned from the training images
+    at the start of a run, which takes seconds. There is no teacher, no queue and no collapse, so
+    small batches work.
 
     Each sensor has its own words. With ``sensor_dropout``, the words of a missing sensor are
     predicted from the other sensors.

@@ -483,7 +483,8 @@ class PretrainingTask(BaseTask):
         """Build the multi-crop transform from the hyperparameters.
 
         Args:
-            anchor_size: Side in pixels of ``Crops.anchors``, the global crops without photometry.
+            anchor_size: Side in pixels of ``Crops.anchors``, the global crops without photometric
+                augmentation.
                 Default: none, or the size that a frozen teacher needs.
 
         Returns:
@@ -722,7 +723,7 @@ class PretrainingTask(BaseTask):
     # -- start, end and checkpoints of a run ----------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Set the statistics of photometry and teacher to those of the data module.
+        """Set the statistics of augmentation and teacher to those of the data module.
 
         Args:
             stage: Either 'fit', 'validate', 'test' or 'predict'.
@@ -743,7 +744,7 @@ class PretrainingTask(BaseTask):
             self.schedules = self._resumed = None
 
     def take_up_statistics(self) -> None:
-        """Tell photometry and frozen teacher how the data module normalises.
+        """Tell the augmentation and the frozen teacher how the data module normalises.
 
         Both convert images back to raw values.
 

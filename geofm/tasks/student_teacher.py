@@ -272,7 +272,7 @@ class StudentTeacher(PretrainingTask):
 
     @torch.no_grad()
     def gram_forward(self, crops: Crops) -> Tensor:
-        """Run the Gram teacher on the anchors: global crops of *gram_size* without photometry.
+        """Run the Gram teacher on the anchors: global crops of *gram_size*, not augmented.
 
         Args:
             crops: Crops of a batch of B images.

@@ -163,7 +163,7 @@ class FeatureDistillation(nn.Module):
     the student's CLS and patch features predict those of the teacher. The teacher's patches are
     resized to the student's grid. The losses are those of UNIC, see
     :class:`geofm.losses.FeatureLoss`. The teacher sees the student's global crops without masks
-    and photometry.
+    and photometric augmentation.
 
     Attributes:
         teacher: The frozen teacher.

@@ -124,7 +124,7 @@ class MultiCrop(nn.Module):
             photometry: Whether to apply photometric changes (blur, gain, haze and speckle); or
                 overrides for sensors that measure reflectance: those of :class:`Photometry`, and
                 ``blur``, the range of the standard deviation of the blur in pixels of a crop. Other
-                sensors use the photometry of their definition, see
+                sensors are augmented as their definition says, see
                 :class:`geofm.sensors.SensorPhotometry`.
             anchor_size: Side A of the anchors in pixels, for Gram anchoring or a frozen teacher,
                 which may have another patch size; None for no anchors.

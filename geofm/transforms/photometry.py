@@ -33,7 +33,7 @@ Affine = tuple[Tensor, Tensor]
 
 
 class ReflectanceArgs(TypedDict, total=False):
-    """Overrides of the photometry of sensors that measure reflectance."""
+    """Overrides of the photometric augmentation of sensors that measure reflectance."""
 
     gain: tuple[float, float]
     band_gain: tuple[float, float]
@@ -133,7 +133,7 @@ def _drawn(bands: Sequence[str]) -> list[str]:
 
 
 def _changed(key: str, changes: ReflectanceArgs) -> SensorPhotometry:
-    """Return the photometry of a sensor with the overrides of the user."""
+    """Return the augmentation of a sensor, with the overrides of the user."""
     sensor = SENSORS[key]
     if sensor.quantity != 'reflectance' or not changes:
         return sensor.photometry
@@ -185,7 +185,8 @@ class GainAndOffset(_Physical):
 
         Args:
             bands: Names of the channels of the crops, in their order.
-            sensors: Photometry of sensors by key, in the order in which random numbers are drawn.
+            sensors: Augmentation of each sensor by key, in the order in which random numbers are
+                drawn.
 
         Raises:
             BandError: If a band is unknown or given twice.
