@@ -272,7 +272,7 @@ def bootstrap_sums(values: Tensor, seed: int) -> Tensor:
         seed: Seed of the draws.
 
     Returns:
-        Sums of shape (rounds, K).
+        Sums of shape (R, K) for R resamples.
     """
     count = len(values)
     sums = values.new_empty(ROUNDS, values.shape[1])

@@ -211,7 +211,7 @@ class _PlaceIndex(NamedTuple):
             scenes: Observations of the reference sensor.
             wanted: Indices of the scenes to match.
             rule: Rule by which they are matched.
-            chosen: Receives the index of the observation for each scene.
+            chosen: Index of the observation of each scene; written in place.
         """
         others, known, keys, start, span = self
         places = scenes.place[wanted].astype(np.int64)
