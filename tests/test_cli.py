@@ -159,12 +159,12 @@ def test_help_shows_options_as_they_are_typed(
     texts = {name: help_of(name, capsys) for name in ('index', 'shard', 'classify', 'search')}
     assert re.search(r'\n  --stac  +Read', texts['index'])
     assert re.search(r'\n  --jobs INT  .*\(default: 8\)\n', texts['index'])
-    assert '\n  --edge {shift,drop} ' in texts['shard']
-    assert '\n  --split_by.KEY VALUE ' in texts['shard']
-    assert '\n  --bands BAND [BAND ...] ' in texts['shard']
+    assert '\n  --edge {shift,drop}' in texts['shard']
+    assert '\n  --split_by.KEY VALUE' in texts['shard']
+    assert '\n  --bands BAND [BAND ...]\n' in texts['shard']
     assert 'usage: geofm classify EMBEDDING [EMBEDDING ...] [OPTIONS]\n' in texts['classify']
-    assert '\n  --scene KEY=PATH ' in texts['classify']
-    assert '\n  --scene_bands KEY=[VALUE,...] ' in texts['classify']
+    assert '\n  --scene KEY=PATH' in texts['classify']
+    assert '\n  --scene_bands KEY=[VALUE,...]' in texts['classify']
     assert 'usage: geofm search EMBEDDINGS --at AT [OPTIONS]\n' in texts['search']
     assert re.search(r'\n  --at AT  .*\(required\)\n', texts['search'])
 
