@@ -19,7 +19,7 @@ from statistics import mean
 import tables
 from benchmarks.rounds import RESULTS, write_results
 from rich.progress import track
-from runs import DATA, NEIGHBOURS, TASK, pretrain, token_features
+from runs import DATA, DINOV2, NEIGHBOURS, TASK, pretrain, token_features
 from sklearn.neighbors import KNeighborsClassifier
 
 from geofm.datasets import SampleLandCover
@@ -51,11 +51,11 @@ ROWS: dict[str, list[list[str]]] = {
 def run_row(phases: list[list[str]], seed: int, output: Path) -> Path:
     """Run all phases of a row; all rows have the same total number of epochs."""
     if len(phases) == 1:
-        return pretrain(phases[0], sum(PHASES), seed, output / 'phase_1')
-    first = pretrain(phases[0], PHASES[0], seed, output / 'phase_1')
+        return pretrain(DINOV2, phases[0], sum(PHASES), seed, output / 'phase_1')
+    first = pretrain(DINOV2, phases[0], PHASES[0], seed, output / 'phase_1')
     # A short phase from a trained teacher.
     later = [f'{TASK}continue_from={first}', f'{TASK}warmup_epochs=1', f'{TASK}momentum=[0.99,1]']
-    return pretrain([*phases[1], *later], PHASES[1], seed, output / 'phase_2')
+    return pretrain(DINOV2, [*phases[1], *later], PHASES[1], seed, output / 'phase_2')
 
 
 def measure(

@@ -1,9 +1,9 @@
 """Compare fused backbones with those of one sensor, under clear and cloudy skies.
 
-Each row is `quickstart_dinov2.yaml` with another model, pretrained from the same seed on the same
-pairs for the same number of steps, and evaluated by land cover of windows of ROIs that were not
-used for training, grouped by the fraction that clouds hide from Sentinel-2. Each place is seen
-under several skies.
+Each row is `quickstart.yaml` with another model, pretrained from the same seed on the same pairs
+for the same number of steps, and evaluated by land cover of windows of ROIs that were not used for
+training, grouped by the fraction that clouds hide from Sentinel-2. Each place is seen under several
+skies. Models of both sensors are pretrained with sensor dropout.
 
     geofm sample-data data/sample
     python experiments/fusion.py [--seeds 0 1] [--precision bf16-mixed]
@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import tables
 import torch
 from benchmarks.rounds import RESULTS, write_results, write_text
@@ -29,6 +30,7 @@ from rich.progress import track
 from runs import (
     DATA,
     NEIGHBOURS,
+    QUICKSTART,
     TASK,
     patch_words,
     pooled_features,
@@ -48,13 +50,17 @@ from geofm.models import MultiSensorViT, create_backbone, load_backbone, read_hp
 from geofm.sensors import BANDS, SENSORS
 
 FIGURE = Path(__file__).parents[1] / 'docs' / 'images' / 'fusion.png'
-EPOCHS = 40
+EPOCHS = 240
+
+#: Probability that a fused backbone sees one sensor only in a crop of pretraining.
+SENSOR_DROPOUT = 0.5
 
 #: Backbones by the last part of their names.
 BACKBONES = {
     'S1 + S2, linear': 'linear',
     'S1 + S2, cross-attention': 'xattn',
     'S1 + S2, early': 'early',
+    'S1 + S2, joint': 'joint',
     'S2': 's2',
     'S1': 's1',
 }
@@ -67,9 +73,12 @@ SENSOR_BANDS = {'S1 + S2': BANDS, 'S2': SENSORS['s2'].band_names, 'S1': SENSORS[
 #: Features and probes.
 MEASURES = ('CLS, 5-NN', 'patches, 5-NN', 'logistic regression')
 
+#: Whether the class of each window is predicted, by measure.
+type Hits = dict[str, Tensor]
 #: Accuracy by sky and measure.
 type Scores = dict[str, dict[str, float]]
-#: Scores by kind of row and row, one of each seed.
+#: Hits or scores by kind of row and row, one of each seed.
+type HitTable = dict[str, dict[str, list[Hits]]]
 type Table = dict[str, dict[str, list[Scores]]]
 
 #: Text below the table of the documentation.
@@ -84,13 +93,15 @@ RANDOM, WORDS, STATISTICS = 'random weights', 'patch words', 'band mean and std'
 
 
 def arguments(variant: str, data: Path, precision: str) -> list[str]:
-    """Return the arguments that turn `quickstart_dinov2.yaml` into a row of the table."""
-    found = [f'{TASK}model=geofm_vit_tiny_patch16_{variant}', f'{DATA}paths={data}']
+    """Return the arguments that turn `quickstart.yaml` into a row of the table."""
+    found = [f'{TASK}model=geofm_vit_nano_patch16_{variant}', f'{DATA}paths={data}']
     found.append(f'--trainer.precision={precision}')
     if variant in SENSORS:
         bands = SENSORS[variant].band_names
         found.append(f'{TASK}in_channels={len(bands)}')
         found.append(f'{DATA}bands={json.dumps(bands)}')
+    else:
+        found.append(f'{TASK}sensor_dropout={SENSOR_DROPOUT}')
     return found
 
 
@@ -108,15 +119,12 @@ def predictions(
     return {**found, 'logistic regression': torch.from_numpy(predicted)}
 
 
-def by_sky(found: Mapping[str, Tensor], truth: Tensor, shares: npt.NDArray[np.float64]) -> Scores:
+def by_sky(hits: Hits, shares: npt.NDArray[np.float64]) -> Scores:
     """Return the accuracy of the windows under each sky."""
     scores: Scores = {}
     for sky, chosen in skies(shares).items():
         here = torch.from_numpy(chosen)
-        scores[sky] = {
-            measure: float((predicted == truth)[here].double().mean())
-            for measure, predicted in found.items()
-        }
+        scores[sky] = {measure: float(hit[here].double().mean()) for measure, hit in hits.items()}
     return scores
 
 
@@ -127,36 +135,42 @@ class Bench:
         self.bank = SampleLandCover(data, 'train')
         self.queries = [SampleLandCover(data, split) for split in ('val', 'test')]
         self.shares = np.concatenate([hidden_shares(data, part) for part in self.queries])
+        #: Number of the place of each test window, which is seen under several skies.
+        self.places = pd.factorize(
+            pd.Series(
+                [
+                    (*pair[:3], row, col)
+                    for part in self.queries
+                    for pair, row, col in zip(
+                        pairs_of(part), part.index['row'], part.index['col'], strict=True
+                    )
+                ]
+            )
+        )[0]
 
-    def measure(self, features: Any, *args: Any) -> Scores:
-        """Return scores of ``features(dataset)``, which returns vectors by name, and labels."""
+    def measure(self, features: Any) -> Hits:
+        """Return the hits of ``features(dataset)``, which returns vectors by name, and labels."""
         bank, labels = features(self.bank)
         parts = [features(part) for part in self.queries]
         queries = {name: torch.cat([vectors[name] for vectors, _ in parts]) for name in bank}
-        found = predictions(bank, labels, queries)
-        return by_sky(found, torch.cat([truth for _, truth in parts]), self.shares)
+        truth = torch.cat([labels for _, labels in parts])
+        predicted = predictions(bank, labels, queries)
+        return {measure: classes == truth for measure, classes in predicted.items()}
 
-    def tokens(self, backbone: MultiSensorViT, given: tuple[bool, ...] | None = None) -> Scores:
-        """Return the scores of the tokens of a backbone."""
+    def tokens(self, backbone: MultiSensorViT, given: tuple[bool, ...] | None = None) -> Hits:
+        """Return the hits of the tokens of a backbone."""
         return self.measure(lambda dataset: token_features(backbone.eval(), dataset, given))
 
-    def baseline(self, encoder: Encoder, bands: Sequence[str]) -> Scores:
-        """Return the scores of a baseline with a single vector."""
+    def baseline(self, encoder: Encoder, bands: Sequence[str]) -> Hits:
+        """Return the hits of a baseline with a single vector."""
         return self.measure(lambda dataset: pooled_features(encoder, dataset, bands))
 
     def about(self) -> dict[str, dict[str, int]]:
         """Return the number of windows and of their places under each sky."""
-        places = [
-            (*pair[:3], row, col)
-            for part in self.queries
-            for pair, row, col in zip(
-                pairs_of(part), part.index['row'], part.index['col'], strict=True
-            )
-        ]
         return {
             sky: {
                 'windows': int(chosen.sum()),
-                'places': len({places[i] for i in np.flatnonzero(chosen)}),
+                'places': len(np.unique(self.places[chosen])),
             }
             for sky, chosen in skies(self.shares).items()
         }
@@ -170,15 +184,15 @@ def random_backbone(checkpoint: Path, seed: int) -> MultiSensorViT:
 
 def measure_all(
     checkpoints: Mapping[str, Sequence[Path]], seeds: Sequence[int], bench: Bench
-) -> Table:
-    """Compute all rows of the table.
+) -> HitTable:
+    """Compute the hits of all rows of the table.
 
     Args:
         checkpoints: Of each backbone, one a seed.
         seeds: The seeds.
         bench: What they are measured on.
     """
-    found: Table = {PRETRAINED: {}, WITHOUT: {}, RANDOM: {}, WORDS: {}, STATISTICS: {}}
+    found: HitTable = {PRETRAINED: {}, WITHOUT: {}, RANDOM: {}, WORDS: {}, STATISTICS: {}}
     for name, paths in track(checkpoints.items(), description='Rows'):
         backbones = [load_backbone(path) for path in paths]
         found[PRETRAINED][name] = [bench.tokens(backbone) for backbone in backbones]
@@ -195,6 +209,74 @@ def measure_all(
         ]
         found[STATISTICS][name] = [bench.baseline(StatisticsEncoder(), bands)]
     return found
+
+
+def gains(
+    found: HitTable, shares: npt.NDArray[np.float64], places: npt.NDArray[np.intp]
+) -> dict[str, dict[str, dict[str, tuple[float, float]]]]:
+    """Return what a second sensor adds to the accuracy of the pretrained backbones.
+
+    A fused backbone is compared with the better backbone of one sensor, and a fused backbone that
+    is given one sensor with the backbone of this sensor, on the same windows. The hits are averaged
+    over the seeds. Errors are those of a mean over clusters, the windows of a place, and do not
+    include the variation between seeds.
+
+    Args:
+        found: Hits of all rows.
+        shares: Fraction of each window that clouds hide.
+        places: Number of the place of each window.
+
+    Returns:
+        Difference of the accuracies and two standard errors, by row, sky and measure.
+    """
+    single = found[PRETRAINED]
+    pairs = {name: ('S1', 'S2') for name in single if name not in ('S1', 'S2')}
+    pairs |= {name: ('S2',) if name.endswith('without S1') else ('S1',) for name in found[WITHOUT]}
+    rows = {**single, **found[WITHOUT]}
+    table: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}
+    for name, others in pairs.items():
+        for sky, chosen in skies(shares).items():
+            for measure in MEASURES:
+                ours, *theirs = (
+                    torch.stack([hits[measure].double() for hits in row])
+                    .mean(dim=0)
+                    .numpy()[chosen]
+                    for row in (rows[name], *(single[other] for other in others))
+                )
+                difference = ours - max(theirs, key=lambda accuracy: float(accuracy.mean()))
+                cell = float(difference.mean()), clustered_error(difference, places[chosen])
+                table.setdefault(name, {}).setdefault(sky, {})[measure] = cell
+    return table
+
+
+def clustered_error(values: npt.NDArray[np.float64], clusters: npt.NDArray[np.intp]) -> float:
+    """Return two standard errors of a mean of values that depend on each other in a cluster."""
+    sums = np.bincount(clusters, values - values.mean())
+    return float(2 * np.sqrt((sums**2).sum()) / len(values))
+
+
+def gains_markdown(table: Mapping[str, Mapping[str, Mapping[str, tuple[float, float]]]]) -> str:
+    """Return a Markdown table of :func:`gains`; losses beyond two standard errors are bold."""
+    columns = [(measure, sky) for measure in MEASURES for sky in SKIES]
+    lines = [
+        '| difference | ' + ' | '.join(f'{measure}: {sky}' for measure, sky in columns) + ' |',
+        '|---|' + '---:|' * len(columns),
+    ]
+    for name, row in table.items():
+        cells = []
+        for measure, sky in columns:
+            gain, error = row[sky][measure]
+            text = f'{100 * gain:+.1f} ± {100 * error:.1f}'
+            cells.append(f'**{text}**' if gain < -error else text)
+        lines.append(f'| {name} | ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines)
+
+
+GAINS_CAPTION = (
+    'Difference from the better backbone of one sensor (rows of both sensors) or from the backbone '
+    'that was pretrained on the given sensor alone (rows with a withheld sensor), in percentage '
+    'points, with two standard errors over places. Bold: a loss of more than two standard errors.'
+)
 
 
 def cell(values: Sequence[float]) -> str:
@@ -319,6 +401,7 @@ def main() -> None:
     checkpoints = {
         name: [
             pretrain(
+                QUICKSTART,
                 arguments(variant, options.data, options.precision),
                 EPOCHS,
                 seed,
@@ -329,8 +412,14 @@ def main() -> None:
         for name, variant in BACKBONES.items()
     }
     bench = Bench(options.data)
-    found, about = measure_all(checkpoints, options.seeds, bench), bench.about()
-    text = f'{markdown(found)}\n\n{caption(about, options.seeds, options.precision)}'
+    hits, about = measure_all(checkpoints, options.seeds, bench), bench.about()
+    found: Table = {
+        kind: {name: [by_sky(h, bench.shares) for h in each] for name, each in rows.items()}
+        for kind, rows in hits.items()
+    }
+    added = gains(hits, bench.shares, bench.places)
+    text = f'{markdown(found)}\n\n{caption(about, options.seeds, options.precision)}\n\n'
+    text += f'{gains_markdown(added)}\n\n{GAINS_CAPTION}'
     print(text)
     content = {
         'seeds': options.seeds,
@@ -339,6 +428,7 @@ def main() -> None:
         'neighbours': NEIGHBOURS,
         'skies': {sky: {'hidden': SKIES[sky], **counts} for sky, counts in about.items()},
         'accuracy': found,
+        'gain': added,
     }
     beside = FIGURE.with_name(f'.part.{FIGURE.name}')
     draw(found, about).savefig(beside, dpi=150)

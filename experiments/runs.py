@@ -19,7 +19,9 @@ from geofm.models import MultiSensorViT
 from geofm.sensors import band_indices
 from geofm.transforms import Normalize
 
-CONFIG = 'configs/pretrain/quickstart_dinov2.yaml'
+#: The configurations of the quick start, and of its version with DINOv2.
+QUICKSTART = 'configs/pretrain/quickstart.yaml'
+DINOV2 = 'configs/pretrain/quickstart_dinov2.yaml'
 NEIGHBOURS = 5
 
 #: Prefixes of the arguments of task and data module.
@@ -39,10 +41,21 @@ def latest_checkpoint(root: Path) -> Path:
     return runs[-1] / 'checkpoints' / 'last.ckpt'
 
 
-def pretrain(arguments: list[str], epochs: int, seed: int, output: Path) -> Path:
-    """Run `quickstart_dinov2.yaml` with other arguments unless it has been run."""
+def pretrain(config: str, arguments: list[str], epochs: int, seed: int, output: Path) -> Path:
+    """Run a configuration with other arguments unless it has been run.
+
+    Args:
+        config: Path of the configuration.
+        arguments: Arguments of `geofm fit`.
+        epochs: Number of epochs.
+        seed: Seed of the run.
+        output: Folder of the run.
+
+    Returns:
+        The last checkpoint.
+    """
     if not (output / 'done').exists():
-        command = ['fit', f'--config={CONFIG}', f'--seed_everything={seed}']
+        command = ['fit', f'--config={config}', f'--seed_everything={seed}']
         command += [f'--trainer.default_root_dir={output}', f'--trainer.max_epochs={epochs}']
         geofm(*command, '--trainer.limit_val_batches=0', *arguments)
         (output / 'done').touch()

@@ -55,7 +55,7 @@ def made_up(fusion: Any, seeds: int = 1) -> Any:
         return {name: [scores(measures) for _ in range(seeds)] for name in names}
 
     every = list(fusion.BACKBONES)
-    fused = [f'{name}, {less}' for name in every[:3] for less in fusion.WITHHELD]
+    fused = [f'{name}, {less}' for name in every[:4] for less in fusion.WITHHELD]
     return {
         fusion.PRETRAINED: rows(every, fusion.MEASURES, seeds),
         fusion.WITHOUT: rows(fused, fusion.MEASURES, seeds),
@@ -93,9 +93,8 @@ def test_every_window_is_under_one_sky(fusion: Any) -> None:
     chosen = np.stack(list(fusion.skies(shares).values()))
     assert chosen.argmax(axis=0).tolist() == [0, 0, 1, 1, 2, 2]
     assert (chosen.sum(axis=0) == 1).all()
-    truth = torch.tensor([1, 2, 3, 1, 2, 3])
-    found = {'CLS, 5-NN': torch.tensor([1, 0, 3, 1, 0, 0])}
-    assert fusion.by_sky(found, truth, shares) == {
+    hits = {'CLS, 5-NN': torch.tensor([True, False, True, True, False, False])}
+    assert fusion.by_sky(hits, shares) == {
         'clear': {'CLS, 5-NN': 0.5}, 'partly': {'CLS, 5-NN': 1.0}, 'overcast': {'CLS, 5-NN': 0.0}
     }  # fmt: skip
 
@@ -115,7 +114,7 @@ def test_the_table_has_every_row_and_its_floors(fusion: Any, seeds: int) -> None
     found = made_up(fusion, seeds)
     head, line, *rows = fusion.markdown(found).splitlines()
     assert head.count('|') == line.count('|') == 2 + 9
-    assert len(rows) == 5 + 6 + 5 + 3 + 3
+    assert len(rows) == 6 + 8 + 6 + 3 + 3
     cells = {row.split('|')[1].strip(): [c.strip() for c in row.split('|')[2:-1]] for row in rows}
     for kind, named in found.items():
         for name, each in named.items():
@@ -130,6 +129,39 @@ def test_the_table_has_every_row_and_its_floors(fusion: Any, seeds: int) -> None
                     values = [100 * scores[sky][measure] for scores in each]
                     assert float(shown.split()[0]) == pytest.approx(np.mean(values), abs=0.051)
                     assert ('(' in shown) == (len(each) == 2)
+
+
+def test_gains_compare_with_the_better_sensor_and_with_the_given_one(fusion: Any) -> None:
+    shares = np.array([0.0] * 6 + [0.3] * 3 + [0.9] * 3)
+    places = np.arange(12)
+
+    def row(hits: str) -> list[dict[str, torch.Tensor]]:
+        hit = torch.tensor([c == '1' for c in hits])
+        return [dict.fromkeys(fusion.MEASURES, hit)]
+
+    found = {
+        fusion.PRETRAINED: {
+            'S1 + S2, linear': row('111111' '110' '000'),
+            'S2': row('111000' '100' '000'),
+            'S1': row('110000' '110' '111'),
+        },
+        fusion.WITHOUT: {'S1 + S2, linear, without S1': row('100000' '111' '000')},
+    }  # fmt: skip
+    gains = fusion.gains(found, shares, places)
+    both, alone = gains['S1 + S2, linear'], gains['S1 + S2, linear, without S1']
+    for sky, gain in {'clear': 3 / 6, 'partly': 0.0, 'overcast': -1.0}.items():
+        assert both[sky]['CLS, 5-NN'][0] == pytest.approx(gain)
+    for sky, gain in {'clear': -2 / 6, 'partly': 2 / 3, 'overcast': 0.0}.items():
+        assert alone[sky]['CLS, 5-NN'][0] == pytest.approx(gain)
+    # Of independent windows, the error is that of a mean; of one place seen twice, it is larger.
+    differences = np.array([1.0, -1.0, 0.0, 0.0, 1.0, 0.0])
+    expected = 2 * differences.std() / 6**0.5
+    assert fusion.clustered_error(differences, np.arange(6)) == pytest.approx(expected)
+    twice = np.repeat(differences, 2)
+    assert fusion.clustered_error(twice, np.repeat(np.arange(6), 2)) == pytest.approx(expected)
+    text = fusion.gains_markdown(gains)
+    assert '| **-100.0 ± 0.0** |' in text
+    assert '+50.0 ± ' in text
 
 
 def test_the_caption_says_how_far_off_figures_may_be(fusion: Any) -> None:
@@ -167,8 +199,10 @@ def test_the_figure_shows_bars_over_their_floors(fusion: Any) -> None:
 @pytest.mark.parametrize('variant', ['early', 's1'])
 def test_a_row_is_the_quickstart_with_another_model(fusion: Any, variant: str) -> None:
     given = fusion.arguments(variant, Path('tree'), 'bf16-mixed')
-    assert f'--model.init_args.model=geofm_vit_tiny_patch16_{variant}' in given
+    assert f'--model.init_args.model=geofm_vit_nano_patch16_{variant}' in given
     assert '--trainer.precision=bf16-mixed' in given
+    # One sensor cannot be dropped.
+    assert any('sensor_dropout' in word for word in given) == (variant not in SENSORS)
     bands = [word.split('=', 1)[1] for word in given if 'bands=' in word]
     assert [tuple(json.loads(b)) for b in bands] == (
         [SENSORS[variant].band_names] if variant in SENSORS else []
