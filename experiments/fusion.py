@@ -83,9 +83,10 @@ type Table = dict[str, dict[str, list[Scores]]]
 
 #: Text below the table of the documentation.
 BRIEF_CAPTION = (
-    'Accuracy of land cover in %. Clear: clouds hide less than 5 % of the window; partly: 5 to '
-    '60 %; overcast: 60 % or more. Models with a withheld sensor, the CLS token and standard '
-    'errors are in [experiments/results/fusion.md](../experiments/results/fusion.md).'
+    'Accuracy of land cover in %, mean over {seeds} seeds. Clear: clouds hide less than 5 % of the '
+    'window; partly: 5 to 60 %; overcast: 60 % or more. Models with a withheld sensor, the CLS '
+    'token, each seed and standard errors are in '
+    '[experiments/results/fusion.md](../experiments/results/fusion.md).'
 )
 
 PRETRAINED, WITHOUT = 'pretrained', 'pretrained, one sensor withheld'
@@ -279,13 +280,17 @@ GAINS_CAPTION = (
 )
 
 
-def cell(values: Sequence[float]) -> str:
-    """Return the mean over the seeds and each seed."""
+def cell(values: Sequence[float], brief: bool = False) -> str:
+    """Return the mean over the seeds and, unless it is to be brief, each seed."""
     each = ', '.join(f'{100 * value:.1f}' for value in values)
-    return f'{100 * mean(values):.1f} ({each})' if len(values) > 1 else each
+    return (
+        f'{100 * mean(values):.1f} ({each})'
+        if len(values) > 1 and not brief
+        else f'{100 * mean(values):.1f}'
+    )
 
 
-def markdown(found: Table, measures: Sequence[str] = MEASURES) -> str:
+def markdown(found: Table, measures: Sequence[str] = MEASURES, *, brief: bool = False) -> str:
     """Return a Markdown table with one row per backbone and one column per measure and sky."""
     columns = [(measure, sky) for measure in measures for sky in SKIES]
     lines = [
@@ -295,7 +300,7 @@ def markdown(found: Table, measures: Sequence[str] = MEASURES) -> str:
     for kind, rows in found.items():
         for name, seeds in rows.items():
             cells = [
-                cell([s[sky][measure] for s in seeds]) if measure in seeds[0][sky] else '–'
+                cell([s[sky][measure] for s in seeds], brief) if measure in seeds[0][sky] else '–'
                 for measure, sky in columns
             ]
             lines.append(f'| {kind}: {name} | ' + ' | '.join(cells) + ' |')
@@ -303,13 +308,14 @@ def markdown(found: Table, measures: Sequence[str] = MEASURES) -> str:
 
 
 def brief(found: Table) -> str:
-    """Return the table of the documentation: fused and single sensors beside two baselines."""
+    """Return the table of the documentation: fused and single sensors beside three baselines."""
     rows = {
         PRETRAINED: found[PRETRAINED],
-        RANDOM: {'S1 + S2, linear': found[RANDOM]['S1 + S2, linear']},
+        RANDOM: {'S1 + S2, joint': found[RANDOM]['S1 + S2, joint']},
+        WORDS: {'S1 + S2': found[WORDS]['S1 + S2']},
         STATISTICS: {'S1 + S2': found[STATISTICS]['S1 + S2']},
     }
-    return markdown(rows, MEASURES[1:])
+    return markdown(rows, MEASURES[1:], brief=True)
 
 
 def two_errors(share: float, count: int) -> float:
@@ -386,7 +392,7 @@ def draw(found: Table, about: Mapping[str, Mapping[str, int]]) -> Figure:
         ax.grid(axis='y', alpha=0.3)
         ax.spines[['top', 'right']].set_visible(False)
     axes[0].set_ylabel('accuracy of land cover, %')
-    figure.legend(loc='outside lower center', ncols=len(names) + 3, frameon=False, fontsize=8)
+    figure.legend(loc='outside lower center', ncols=5, frameon=False, fontsize=8)
     return figure
 
 
@@ -434,7 +440,10 @@ def main() -> None:
     draw(found, about).savefig(beside, dpi=150)
     beside.replace(FIGURE)
     write_results(RESULTS, 'fusion', content, text)
-    write_text(RESULTS / 'fusion_brief.md', f'{brief(found)}\n\n{BRIEF_CAPTION}')
+    write_text(
+        RESULTS / 'fusion_brief.md',
+        f'{brief(found)}\n\n{BRIEF_CAPTION.format(seeds=len(options.seeds))}',
+    )
     tables.main()
 
 
