@@ -1,20 +1,17 @@
-"""Linear probe and fine-tuning for `experiments/floods.py`."""
+"""Linear probe and supervised U-Net of `experiments/floods.py`."""
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import timm
 import torch
 import yaml
 from flood_data import BANDS, LEGEND, SIDE, WINDOW, Floods, Pixels, Split
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from rich.progress import track
-from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch import Tensor
 from torchgeo.tasks import SemanticSegmentation
-from torchgeo.tasks.utils import extract_backbone
 
 from geofm.cli import main as geofm
 from geofm.datamodules import LabelledArchiveDataModule
@@ -37,52 +34,7 @@ class BlocksEncoder(ViTEncoder):
         )
 
 
-class LinearOnTokens(nn.Module):
-    """Linear layer on the patch tokens of a backbone, interpolated to the pixels."""
-
-    def __init__(self, backbone: nn.Module, classes: int) -> None:
-        """Initialize a new LinearOnTokens instance.
-
-        Args:
-            backbone: A geofm model.
-            classes: Number of classes.
-        """
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.Conv2d(backbone.embed_dim, classes, kernel_size=1)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits (B, K, H, W) of normalised images (B, C, H, W)."""
-        (tokens,) = self.backbone.forward_intermediates(  # type: ignore[operator]
-            x, indices=1, norm=True, intermediates_only=True
-        )
-        return interpolate(self.head(tokens), x.shape[-2:], mode='bilinear')
-
-
-class LinearSegmentation(SemanticSegmentation):
-    """TorchGeo's task with the linear probe of `geofm benchmark` as its decoder."""
-
-    def configure_models(self) -> None:
-        """Build the backbone by name and load its weights."""
-        backbone = timm.create_model(
-            self.hparams['backbone'], in_chans=self.hparams['in_channels'], num_classes=0
-        )
-        if isinstance(self.weights, str):
-            backbone.load_state_dict(extract_backbone(self.weights)[1])
-        self.model = LinearOnTokens(backbone, self.hparams['num_classes'])
-
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Return AdamW with a cosine learning rate schedule."""
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.hparams['lr'], weight_decay=0.05)
-        steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        return {
-            'optimizer': optimizer,
-            'lr_scheduler': {'scheduler': scheduler, 'interval': 'step'},
-        }
-
-
-def data_arguments(floods: Floods, sensors: Sequence[str], batch_size: int = 16) -> dict[str, Any]:
+def data_arguments(floods: Floods, sensors: Sequence[str]) -> dict[str, Any]:
     """Return the arguments of the data module of the labelled places."""
     return {
         'table': str(floods.table),
@@ -92,7 +44,7 @@ def data_arguments(floods: Floods, sensors: Sequence[str], batch_size: int = 16)
         'classes': {c.name: c.value for c in LEGEND.classes},
         'window_size': WINDOW,
         'split': {'by': 'column'},
-        'batch_size': batch_size,
+        'batch_size': 16,
     }
 
 
@@ -125,8 +77,8 @@ def linear_probe(
     """
     words = features == 'patch words'
     seen = [sensors] if words else [[sensor] for sensor in sensors]
-    parts = [_features(floods, checkpoint, keys, seed, features) for keys in seen]
-    data, found = parts[0]
+    parts = [_features(floods, checkpoint, tuple(keys), seed, features) for keys in seen]
+    data, found = parts[0][0], dict(parts[0][1])
     for split, first in found.items():
         others = [part[1][split] for part in parts[1:]]
         assert all(torch.equal(first.targets, other.targets) for other in others)
@@ -146,10 +98,12 @@ def linear_probe(
     }
 
 
+# The features of single sensors are used again for both.
+@lru_cache(maxsize=2)
 def _features(
     floods: Floods,
     checkpoint: Path,
-    sensors: Sequence[str],
+    sensors: tuple[str, ...],
     seed: int,
     features: Literal['pretrained', 'random', 'patch words'],
 ) -> tuple[LabelledData, dict[Split, Features]]:
@@ -175,30 +129,28 @@ def _features(
     return data, found
 
 
-def fine_tune(
+def u_net(
     floods: Floods,
-    checkpoint: Path,
     sensors: Sequence[str],
     seed: int,
     splits: Sequence[Split],
     output: Path,
-    settings: dict[str, Any],
+    epochs: int,
 ) -> dict[Split, Pixels]:
-    """`geofm fit` of :class:`LinearSegmentation`; the epoch is chosen on the validation places.
+    """`geofm fit` of TorchGeo's U-Net from scratch; the epoch is chosen on the validation places.
 
     Args:
         floods: The places.
-        checkpoint: Checkpoint of the backbone.
         sensors: Keys of the sensors that it sees.
-        seed: Seed of the head and of the order of samples.
+        seed: Seed of the weights and of the order of samples.
         splits: Splits to map.
         output: Folder of the run.
-        settings: 'adapt' (of `geofm fit`), 'lr', 'batch_size' and 'max_epochs'.
+        epochs: Number of epochs.
 
     Returns:
         Classes (N, H, W) of each split.
     """
-    arguments = data_arguments(floods, sensors, settings['batch_size'])
+    arguments = data_arguments(floods, sensors)
     best = {
         'dirpath': str(output),
         'filename': 'best',
@@ -210,8 +162,9 @@ def fine_tune(
         'seed_everything': seed,
         'trainer': {
             'default_root_dir': str(output),
-            'max_epochs': settings['max_epochs'],
+            'max_epochs': epochs,
             'accelerator': 'cpu',
+            'precision': 'bf16-mixed',
             'num_sanity_val_steps': 0,
             'log_every_n_steps': 10,
             'logger': {'class_path': 'CSVLogger', 'init_args': {'save_dir': str(output)}},
@@ -221,17 +174,16 @@ def fine_tune(
             ],
         },
         'model': {
-            'class_path': 'flood_heads.LinearSegmentation',
+            'class_path': 'torchgeo.tasks.SemanticSegmentation',
             'init_args': {
-                'backbone': extract_backbone(str(checkpoint))[0],
-                'weights': str(checkpoint),
+                'model': 'unet',
+                'backbone': 'resnet18',
                 'in_channels': len(arguments['bands']),
                 'num_classes': LEGEND.size,
                 'ignore_index': 255,
-                'lr': settings['lr'],
+                'lr': 1e-3,
             },
         },
-        'adapt': settings['adapt'],
         'data': {
             'class_path': 'geofm.datamodules.LabelledArchiveDataModule',
             'init_args': arguments,
@@ -241,17 +193,15 @@ def fine_tune(
     config = output / 'config.yaml'
     config.write_text(yaml.safe_dump(configuration))
     geofm(['fit', f'--config={config}', f'--sensors={floods.sensors}'])
-    return _predict(output / 'best.ckpt', checkpoint, arguments, splits)
+    return _predict(output / 'best.ckpt', arguments, splits)
 
 
 @torch.inference_mode()
 def _predict(
-    checkpoint: Path, backbone: Path, arguments: dict[str, Any], splits: Sequence[Split]
+    checkpoint: Path, arguments: dict[str, Any], splits: Sequence[Split]
 ) -> dict[Split, Pixels]:
-    """Map with a fine-tuned task; the checkpoint of the backbone defines the token width."""
-    task = LinearSegmentation.load_from_checkpoint(
-        checkpoint, weights=str(backbone), weights_only=True
-    ).eval()
+    """Map the places of the splits with a trained U-Net."""
+    task = SemanticSegmentation.load_from_checkpoint(checkpoint, weights_only=True).eval()
     datamodule = LabelledArchiveDataModule(**arguments)
     for stage in ('fit', 'test'):
         datamodule.setup(stage)
