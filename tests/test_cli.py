@@ -23,6 +23,7 @@ CONFIGS = sorted(
 
 #: Arguments for a small version of the same method.
 SMALL = [
+    '--model.init_args.model_args.depth=2',
     '--model.init_args.global_size=32',
     '--model.init_args.local_size=16',
     '--model.init_args.n_local=1',
@@ -33,18 +34,17 @@ SMALL = [
 
 
 @pytest.fixture(scope='module')
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('data') / 'sample'
+def sample(module_path: Path) -> Path:
+    path = module_path / 'sample'
     write_sample_data(path, patches_per_roi=1, time_steps=2, size=64)
     return path
 
 
 @pytest.fixture(scope='module')
-def checkpoint(sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(sample: Path, module_path: Path) -> Path:
     """A checkpoint written by `geofm fit`."""
-    root = tmp_path_factory.mktemp('fit')
-    fit(root, sample, '--trainer.max_steps=2')
-    return root / 'lightning_logs' / 'version_0' / 'checkpoints' / 'last.ckpt'
+    fit(module_path, sample, '--trainer.max_steps=2')
+    return module_path / 'lightning_logs' / 'version_0' / 'checkpoints' / 'last.ckpt'
 
 
 def fit(root: Path, sample: Path, *args: str) -> None:
@@ -220,8 +220,8 @@ def test_a_run_resumes_from_a_checkpoint(
 
 
 def test_each_sensor_starts_from_weights_named_in_yaml(sample: Path, tmp_path: Path) -> None:
-    vits = {'s1': timm_vit('vit_tiny_patch16_224', in_chans=2)}
-    vits['s2'] = timm_vit('vit_tiny_patch16_224', in_chans=3)
+    vits = {'s1': timm_vit('vit_tiny_patch16_224', in_chans=2, depth=2)}
+    vits['s2'] = timm_vit('vit_tiny_patch16_224', in_chans=3, depth=2)
     for key, vit in vits.items():
         torch.save(vit.state_dict(), tmp_path / f'{key}.pth')
     weights = {
@@ -313,6 +313,7 @@ def test_torchgeo_tasks_start_from_the_checkpoint(
             '--trainer.max_steps=1',
             '--trainer.limit_val_batches=1',
             '--trainer.enable_progress_bar=false',
+            *('--trainer.callbacks=ModelCheckpoint', '--trainer.callbacks.save_weights_only=true'),
         ]
     )
     assert list(tmp_path.rglob('*.ckpt'))
