@@ -5,19 +5,33 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
 
 from geofm.cli import main
 from geofm.datasets import write_sample_data
 from geofm.messages import CommandError
-from tests.cluster import ask, cluster, missing, restarts, start_again, wait_for
+from tests.cluster import (
+    Node,
+    ask,
+    cluster,
+    missing,
+    one_node_only,
+    restarts,
+    start_again,
+    wait_for,
+    wait_for_nodes,
+    wait_for_requeue,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,9 +62,12 @@ echo "start $start rank $SLURM_PROCID of $SLURM_NTASKS: $*"
 
 
 @pytest.fixture(scope='module')
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with cluster(tmp_path_factory.mktemp('slurm')):
-        yield
+def slurm() -> Iterator[list[Node]]:
+    """The nodes of the cluster; none if this machine is the only one."""
+    # In memory: SLURM drains a node whose disk is full, and then starts no job there.
+    folder = tempfile.TemporaryDirectory(dir='/dev/shm')
+    with folder as path, cluster(Path(path), nodes=1 if one_node_only() else 2) as nodes:
+        yield nodes
 
 
 @pytest.fixture(scope='module')
@@ -85,7 +102,7 @@ class Submit:
 
 
 @pytest.fixture(scope='module')
-def at_the_limit(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Submit, str]:
+def at_the_limit(slurm: object, tmp_path_factory: pytest.TempPathFactory) -> tuple[Submit, str]:
     """A job whose time limit is reached during the other tests."""
     submit = Submit(tmp_path_factory.mktemp('limit'))
     job = submit(
@@ -216,58 +233,131 @@ def test_a_job_array_has_one_run_per_seed_and_value(submit: Submit) -> None:
 
 
 @needs_slurm
-def test_training_resumes_after_a_rank_was_killed_and_stops_for_slurm(
-    at_the_limit: object, sample: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With the real Python: SLURM also signals the data loader workers."""
-    root = tmp_path / 'run'
-    main(
-        [
-            *('submit', f'{ROOT}/configs/pretrain/quickstart.yaml'),
-            *('--gpus', '0', '--tasks-per-node', '2', '--requeues', '1'),
+def test_a_failure_that_cannot_be_written_down_is_requeued_too(submit: Submit) -> None:
+    """As on a full disk. Its file is a folder here, because root could write to any file."""
+    job = submit(
+        f'mkdir -p {submit.folder}/run/slurm/$SLURM_JOB_ID.failures; exit 3', '--requeues', '1'
+    )
+    start_again(job)
+    assert restarts(wait_for(job, 'FAILED')) == 1
+    assert f'exit code 3: job {job} is requeued (1 of 1)' in submit.log(job)
+    assert f'exit code 3: job {job} has failed 2 times and ends' in submit.log(job)
+
+
+class StopAfter(Callback):
+    """Saves a checkpoint after a number of steps and ends the run."""
+
+    def __init__(self, steps: int, path: str) -> None:
+        self.steps, self.path = steps, path
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, *args: object
+    ) -> None:
+        if trainer.global_step == self.steps:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+class Training:
+    """A run with the real Python, of two ranks."""
+
+    def __init__(self, root: Path, sample: Path) -> None:
+        self.root, self.job = root, ''
+        self.settings = [
+            f'{ROOT}/configs/pretrain/quickstart_dinov2.yaml',
             *(f'--trainer.default_root_dir={root}', f'--data.init_args.paths={sample}'),
-            *(
-                '--trainer.max_epochs=10000',
-                '--trainer.logger=false',
-                '--data.init_args.num_workers=1',
-            ),
+            *('--trainer.max_epochs=10000', '--trainer.logger=false'),
             *('--trainer.callbacks=ModelCheckpoint', '--trainer.callbacks.every_n_train_steps=2'),
             *('--trainer.check_val_every_n_epoch=1', '--trainer.limit_val_batches=1', *SMALL),
         ]
-    )
-    found = re.search(r'^job (\d+): ', capsys.readouterr().out, re.MULTILINE)
-    assert found is not None
-    job = found[1]
 
-    def log() -> str:
-        return (root / 'slurm' / f'{job}.log').read_text()
+    def submit(self, nodes: int) -> None:
+        """Submit the run to one or two nodes, with workers: SLURM also signals these."""
+        tasks = ('--nodes', str(nodes), '--tasks-per-node', str(2 // nodes))
+        with redirect_stdout(StringIO()) as said:
+            main(
+                [
+                    *('submit', *self.settings, '--gpus', '0', *tasks, '--requeues', '1'),
+                    '--data.init_args.num_workers=1',
+                ]
+            )
+        found = re.search(r'^job (\d+): ', said.getvalue(), re.MULTILINE)
+        assert found is not None
+        self.job = found[1]
 
-    def step(path: Path) -> int:
-        return int(torch.load(path, weights_only=True)['global_step'])
+    def log(self) -> str:
+        return (self.root / 'slurm' / f'{self.job}.log').read_text()
 
-    def wait_for_checkpoint(after: int) -> int:
-        end = time.monotonic() + 300
+    def wait_for_checkpoint(self, after: int) -> int:
+        """Wait for a checkpoint with more steps, and return its steps."""
+        end = time.monotonic() + 600
         while time.monotonic() < end:
-            steps = [step(path) for path in (root / 'checkpoints').glob('[!.]*.ckpt')]
+            paths = (self.root / 'checkpoints').glob('[!.]*.ckpt')
+            steps = [load(path)['global_step'] for path in paths]
             if max(steps, default=0) > after:
-                return max(steps)
-            time.sleep(0.5)
-        raise TimeoutError(log())
+                return int(max(steps))
+            time.sleep(0.3)
+        raise TimeoutError(self.log())
 
-    first = wait_for_checkpoint(0)
+
+def load(path: Path) -> dict[str, Any]:
+    checkpoint: dict[str, Any] = torch.load(path, weights_only=True)
+    return checkpoint
+
+
+def lose_node(node: Node, job: str) -> int:
+    """Switch off a node of a job, wait for SLURM and switch it on; return the requeues."""
+    node.lose_power()
+    # SLURM would notice it after five minutes.
+    ask('scontrol', 'update', f'nodename={node.name}', 'state=down', 'reason=no power')
+    requeues = restarts(wait_for_requeue(job))
+    node.start()
+    wait_for_nodes(2)
+    return requeues
+
+
+def kill_rank(job: str) -> int:
+    """Kill a rank of a job on this machine and wait for SLURM; return the requeues."""
     processes = (line.split() for line in ask('scontrol', 'listpids', job).splitlines())
     os.kill(next(int(p[0]) for p in processes if p[-1] == '1'), signal.SIGKILL)
-    start_again(job)
-    later = wait_for_checkpoint(first + 2)
+    return restarts(wait_for_requeue(job))
+
+
+@needs_slurm
+def test_training_resumes_after_a_lost_node_and_stops_for_slurm(
+    at_the_limit: object, slurm: list[Node], sample: Path, tmp_path: Path
+) -> None:
+    """The weights are those of two ranks on one node that nothing has disturbed.
+
+    Where the cluster has one node only, it loses a rank.
+    """
+    run = Training(tmp_path / 'run', sample)
+    run.submit(nodes=len(slurm) or 1)
+    first = run.wait_for_checkpoint(0)
+    requeues = lose_node(slurm[1], run.job) if slurm else kill_rank(run.job)
+    start_again(run.job, requeues)
+    run.wait_for_checkpoint(first + 2)
     # SLURM does this before the time limit.
-    ask('scancel', '--batch', '--signal=USR1', job)
-    wait_for(job, 'PENDING Reason=BeginTime')
-    ask('scancel', job)
-    assert 'is requeued (1 of 1)\n' in log()
-    assert f'time limit: job {job} is requeued' in log()
-    assert f'resumes from {root}/checkpoints/' in log()
-    (requeue,) = root.glob('hpc_ckpt_*.ckpt')
-    assert step(requeue) > later
+    ask('scancel', '--batch', '--signal=USR1', run.job)
+    wait_for_requeue(run.job, requeues + 1)
+    ask('scancel', run.job)
+    assert ('DUE TO NODE FAILURE' if slurm else 'is requeued (1 of 1)\n') in run.log()
+    assert f'time limit: job {run.job} is requeued' in run.log()
+    assert f'resumes from {run.root}/checkpoints/' in run.log()
+    (path,) = run.root.glob('hpc_ckpt_*.ckpt')
+    saved = load(path)
+    undisturbed = Training(tmp_path / 'one', sample)
+    stop = {'steps': saved['global_step'], 'path': f'{tmp_path}/undisturbed.ckpt'}
+    callback = json.dumps({'class_path': f'{__name__}.StopAfter', 'init_args': stop})
+    main(
+        [
+            *('fit', '--config', *undisturbed.settings, '--trainer.accelerator=cpu'),
+            *('--trainer.devices=2', '--trainer.strategy=ddp_fork'),
+            f'--trainer.callbacks+={callback}',
+        ]
+    )
+    expected = load(tmp_path / 'undisturbed.ckpt')
+    torch.testing.assert_close(saved['state_dict'], expected['state_dict'], rtol=0, atol=0)
 
 
 @needs_slurm

@@ -30,14 +30,19 @@ if [[ $stop ]]; then
 fi
 
 # Unless the run has finished, the job requeues itself: always at the time limit, and a limited
-# number of times after failures. If a failure cannot be counted, as on a full disk, the job ends.
+# number of times after failures. If a failure cannot be written down, as on a full disk, the
+# restarts of the job are counted instead.
 if ((code == 0)); then
     exit 0
 elif [[ $stop ]]; then
     echo "geofm: time limit: job $SLURM_JOB_ID is requeued"
     scontrol requeue "$SLURM_JOB_ID"
-elif echo "$(date) exit code $code" >> "$failures"; then
-    count=$(wc -l < "$failures")
+else
+    if echo "$(date) exit code $code" >> "$failures"; then
+        count=$(wc -l < "$failures")
+    else
+        count=$((${SLURM_RESTART_COUNT:-0} + 1))
+    fi
     if ((count <= requeues)); then
         echo "geofm: exit code $code: job $SLURM_JOB_ID is requeued ($count of $requeues)"
         scontrol requeue "$SLURM_JOB_ID"
