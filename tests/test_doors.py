@@ -6,6 +6,8 @@ positions, feed-forward layers and fusion are those of the config.
 
 import functools
 import re
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,10 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
     return {'model': name, 'model_args': {**args, 'depth': 2}, **kept}
 
 
+#: One configuration of each reduced architecture; `in_channels` defaults to all bands.
+DISTINCT = {str({'in_channels': 15, **reduced(c)}): name for name, c in CONFIGS.items()}.values()
+
+
 def write_checkpoint(path: Path, **kwargs: Any) -> Path:
     """A checkpoint of the task with random weights that differ from any initialisation."""
     task = DINOv2(**HEADS, **kwargs)
@@ -53,11 +59,13 @@ def write_checkpoint(path: Path, **kwargs: Any) -> Path:
     return path
 
 
-@pytest.fixture(scope='module', params=CONFIGS)
-def checkpoint(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope='module', params=DISTINCT)
+def checkpoint(request: Any, module_path: Path) -> Iterator[Path]:
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp(request.param)
-    return write_checkpoint(folder / 'last.ckpt', **reduced(CONFIGS[request.param]))
+    folder = module_path / request.param
+    folder.mkdir()
+    yield write_checkpoint(folder / 'last.ckpt', **reduced(CONFIGS[request.param]))
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope='module')

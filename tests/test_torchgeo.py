@@ -1,5 +1,7 @@
 """Backbones in TorchGeo's tasks, by name and with the weights of a checkpoint."""
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +18,19 @@ from tests.tasks.test_dinov2 import small_trainer
 
 
 @pytest.fixture(scope='module', params=['linear', 'xattn', 'early'])
-def checkpoint(request: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+def checkpoint(request: Any, module_path: Path) -> Iterator[tuple[str, Path]]:
     """A checkpoint of `fit` with random weights that differ from any initialisation."""
     name = f'geofm_vit_nano_patch16_{request.param}'
     small: dict[str, Any] = {'prototypes': 16, 'head_hidden_dim': 8, 'head_bottleneck_dim': 8}
     task = DINOv2(name, global_size=32, local_size=16, n_local=1, **small)
     for parameter in task.model.parameters():
         nn.init.normal_(parameter, std=0.05)
-    folder = tmp_path_factory.mktemp(request.param)
-    trainer = small_trainer(folder, max_steps=1, limit_val_batches=0)
+    folder = module_path / request.param
+    trainer = small_trainer(folder, max_steps=1, limit_val_batches=0, enable_checkpointing=False)
     trainer.fit(task, datamodule=RandomPairsDataModule(batch_size=2, length=2))
-    path = folder / 'last.ckpt'
-    trainer.save_checkpoint(path)
-    return name, path
+    trainer.save_checkpoint(folder / 'last.ckpt', weights_only=True)
+    yield name, folder / 'last.ckpt'
+    shutil.rmtree(folder)
 
 
 def assert_loaded(model: nn.Module, path: Path) -> None:

@@ -33,16 +33,15 @@ def _encoder() -> Iterator[None]:
 
 
 @pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(module_path: Path) -> Path:
     """A checkpoint of `fit` with random weights that differ from any initialisation."""
-    folder = tmp_path_factory.mktemp('pretrained')
     task = small_task()
     for parameter in task.model.parameters():
         nn.init.normal_(parameter, std=0.05)
-    trainer = small_trainer(folder, max_steps=1, limit_val_batches=0)
+    trainer = small_trainer(module_path, max_steps=1, limit_val_batches=0)
     trainer.fit(task, datamodule=RandomPairsDataModule(batch_size=2, length=2))
-    trainer.save_checkpoint(folder / 'last.ckpt')
-    return folder / 'last.ckpt'
+    trainer.save_checkpoint(module_path / 'last.ckpt')
+    return module_path / 'last.ckpt'
 
 
 def assert_loaded(encoder: Any, path: Path) -> None:
@@ -180,6 +179,7 @@ def two_steps(config: str, root: Path, output: Path, extra: list[str]) -> int:
             *('fit', '--config', str(CONFIGS / config)),
             *('--trainer.max_steps=2', '--trainer.limit_val_batches=1'),
             *('--trainer.accelerator=cpu', '--trainer.enable_progress_bar=false'),
+            '--trainer.enable_checkpointing=false',
             *('--trainer.default_root_dir', str(output)),
             *('--trainer.callbacks+=tests.test_torchgeo_dense.Watch',),
             f'--model.init_args.backbone={ENCODER}',

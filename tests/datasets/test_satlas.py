@@ -83,6 +83,7 @@ def test_the_config_trains_two_steps(satlas: Path, tmp_path: Path) -> None:
             '--trainer.limit_val_batches=1',
             '--trainer.num_sanity_val_steps=0',
             '--trainer.enable_progress_bar=false',
+            *('--trainer.callbacks=ModelCheckpoint', '--trainer.callbacks.save_weights_only=true'),
             f'--trainer.default_root_dir={tmp_path / "run"}',
         ]
     )
