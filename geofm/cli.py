@@ -34,7 +34,7 @@ class Command:
 
     function: str
     summary: str
-    positional: bool = False
+    positional: bool = True
     many: bool = False
     passes_on: bool = False
 
@@ -45,36 +45,28 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    'sample-data': Command('data:sample_data', 'write a small generated data set', positional=True),
-    'index': Command('data:index', 'catalogue a data set and find bad files', positional=True),
-    'scene': Command('scene:scene', 'write the rasters of one place of a table', positional=True),
-    'shard': Command('shards:shard', 'write samples as shards for fast reading', positional=True),
-    'split': Command('data:split', 'split a data set by region of interest', positional=True),
-    'stats': Command('stats:stats', 'compute the statistics of each band', positional=True),
-    'map': Command('maps:map_', 'map the features of a scene', positional=True),
-    'attention': Command('maps:attention', 'map and draw attention', positional=True),
-    'pca': Command('maps:pca', 'map principal components of patch tokens', positional=True),
-    'embed': Command('maps:embed', 'write the embedding of every patch', positional=True),
-    'predict': Command(
-        'predict:predict', 'map classes with a fine-tuned checkpoint', positional=True
+    'sample-data': Command('data:sample_data', 'write a small generated data set'),
+    'index': Command('data:index', 'catalogue a data set and find bad files'),
+    'scene': Command('scene:scene', 'write the rasters of one place of a table'),
+    'shard': Command('shards:shard', 'write samples as shards for fast reading'),
+    'split': Command('data:split', 'split a data set by region of interest'),
+    'stats': Command('stats:stats', 'compute the statistics of each band'),
+    'map': Command('maps:map_', 'map the features of a scene'),
+    'attention': Command('maps:attention', 'map and draw attention'),
+    'pca': Command('maps:pca', 'map principal components of patch tokens'),
+    'embed': Command('maps:embed', 'write the embedding of every patch'),
+    'predict': Command('predict:predict', 'map classes with a fine-tuned checkpoint'),
+    'classify': Command('classify:classify', 'map classes from a few labels', many=True),
+    'search': Command('maps:search', 'list places similar to one place'),
+    'change': Command('change:change', 'map the change between two dates'),
+    'figure': Command('maps:figure', 'draw a scene and its products'),
+    'page': Command('page:page', 'make a web page to explore a scene'),
+    'benchmark': Command(
+        'benchmark:benchmark', 'compare backbones with baselines', positional=False
     ),
-    'classify': Command(
-        'classify:classify', 'map classes from a few labels', positional=True, many=True
-    ),
-    'search': Command('maps:search', 'list places similar to one place', positional=True),
-    'change': Command('change:change', 'map the change between two dates', positional=True),
-    'figure': Command('maps:figure', 'draw a scene and its products', positional=True),
-    'page': Command('page:page', 'make a web page to explore a scene', positional=True),
-    'benchmark': Command('benchmark:benchmark', 'compare backbones with baselines'),
-    'submit': Command(
-        'submit:submit', 'train under SLURM', positional=True, many=True, passes_on=True
-    ),
-    'replay': Command(
-        'training:replay', 'replay a training step that was not finite', positional=True
-    ),
-    'export': Command(
-        'export:export', 'write a backbone in the format of other tools', positional=True
-    ),
+    'submit': Command('submit:submit', 'train under SLURM', many=True, passes_on=True),
+    'replay': Command('training:replay', 'replay a training step that was not finite'),
+    'export': Command('export:export', 'write a backbone in the format of other tools'),
     'configs': Command('configs:configs', 'list or copy the shipped configurations'),
     'doctor': Command('doctor:doctor', 'check the installation and the hardware'),
 }

@@ -9,16 +9,10 @@ import numpy as np
 import numpy.typing as npt
 
 from geofm.printing import warn
-from geofm.sensors import SENSORS, SENTINEL2, Sensor, sensor_channels
+from geofm.sensors import SENSORS, Sensor, sensor_channels
 
 #: Value that reflectance rarely exceeds, and DN rarely fall below.
 _REFLECTANCE = 2.0
-
-#: Offset that processing baseline 04.00 of Sentinel-2 adds to every DN (since January 2022).
-BASELINE_OFFSET = SENTINEL2.baseline_offset
-
-#: DN of Sentinel-2 per unit of reflectance.
-DN_PER_REFLECTANCE = 1 / SENTINEL2.scale
 
 #: Lowest DN as a fraction of the offset of a processing baseline, since noise in dark water brings
 #: some DN slightly below the offset.

@@ -1,7 +1,7 @@
 """Match windows of the reference sensor with observations of other sensors."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +11,7 @@ from geofm.datasets.archive.windowing import Windows, shifted
 from geofm.datasets.catalogue.scenes import Grids
 from geofm.datasets.footprints import SEARCH_CRS, corners, shapes_on_ground
 from geofm.datasets.pairs.table import overlaps
+from geofm.datasets.table import RasterTable
 from geofm.datasets.table.columns import NO_TIME
 
 type Ints = npt.NDArray[np.integer[Any]]
@@ -44,7 +45,7 @@ class Frames:
     place: Ints
     time: npt.NDArray[np.int64]
     row: Ints
-    table: 'GridTable'
+    table: RasterTable
 
     @property
     def epsg(self) -> Ints:
@@ -71,26 +72,6 @@ class Frames:
             The selected observations.
         """
         return Frames(self.place[numbers], self.time[numbers], self.row[numbers], self.table)
-
-
-class GridTable(Protocol):
-    """Table of grids with a row per raster, such as :class:`~geofm.datasets.table.RasterTable`."""
-
-    @property
-    def epsg(self) -> Ints:
-        """EPSG codes, -1 where there is no CRS, (N,)."""
-
-    @property
-    def transform(self) -> npt.NDArray[np.float64]:
-        """Affine coefficients a to f, float64 (N, 6)."""
-
-    @property
-    def height(self) -> Ints:
-        """Numbers of rows, (N,)."""
-
-    @property
-    def width(self) -> Ints:
-        """Numbers of columns, (N,)."""
 
 
 class Rule(NamedTuple):

@@ -498,7 +498,3 @@ def _is_inside(window: Window, extent: Extent) -> bool:
         and 0 <= col < col + width <= extent.width
         and 0 <= row < row + height <= extent.height
     )
-
-
-#: Earlier name of the class, from when data sets had two sensors.
-PairDataset = MatchedDataset

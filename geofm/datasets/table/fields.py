@@ -52,7 +52,8 @@ OPTIONAL = (
 #: Suffixes of GeoParquet files.
 PARQUET = ('.parquet', '.geoparquet')
 
-_MOST_CODES = {np.dtype(np.int8): 127, np.dtype(np.int16): 32767}
+#: Most different values of a column whose codes are int8.
+_MOST_CODES = 127
 
 
 def read_fields(path: Path) -> dict[str, Any]:
@@ -138,9 +139,9 @@ class _Fields:
         band_lists, band = self._bands(sensors, sensor)
         places = self._codes('place')
         epsg, transform, shape = self._grids()
-        units, unit = self._few('unit', np.int8)
-        splits, split = self._few('split', np.int8)
-        problems, problem = self._few('problem', np.int8)
+        units, unit = self._few('unit')
+        splits, split = self._few('split')
+        problems, problem = self._few('problem')
         index = self._whole('index', 1, 32767, np.int16)
         self._check_index(index, band, band_lists)
         parts = self._is_part(band, band_lists, sensors, sensor) & (places.codes < 0)
@@ -300,15 +301,15 @@ class _Fields:
             return Coded(np.full(self._columns.rows, -1, np.int32), pa.array([], pa.string()))
         return text_codes(self._columns.column(name), name, self._source)
 
-    def _few(self, name: str, dtype: type[Any]) -> tuple[tuple[str, ...], npt.NDArray[Any]]:
+    def _few(self, name: str) -> tuple[tuple[str, ...], npt.NDArray[np.int8]]:
         """Read a column with few distinct texts."""
         codes, values = self._codes(name)
-        if len(values) > _MOST_CODES[np.dtype(dtype)]:
+        if len(values) > _MOST_CODES:
             raise TableError(
                 f"{self._source}: column '{name}' has {len(values):,} different values, but at "
-                f'most {_MOST_CODES[np.dtype(dtype)]} are possible'
+                f'most {_MOST_CODES} are possible'
             )
-        return tuple(values.to_pylist()), codes.astype(dtype)
+        return tuple(values.to_pylist()), codes.astype(np.int8)
 
     def _optional(self, name: str) -> npt.NDArray[np.float64] | None:
         """Read a column of numbers; None if there is no such column."""

@@ -26,9 +26,6 @@ from geofm.printing import printable
 from geofm.sensors import SENSORS
 from geofm.suggestions import did_you_mean
 
-#: Named groups with a fixed meaning in a regular expression. Others can be used in templates.
-GROUPS = ('place', 'date', 'band', 'split', 'scene')
-
 
 class LayoutError(ValueError):
     """A layout is invalid or does not match the files. The message says what to do."""

@@ -118,22 +118,6 @@ class Observations(SharedFields):
         return self.order[positions[at]]
 
 
-def main_row(table: RasterTable, rows: Ints) -> int:
-    """Return the row on whose grid an observation is read.
-
-    Args:
-        table: The table.
-        rows: Rows of the observation.
-
-    Returns:
-        The first row with the most pixels.
-    """
-    if len(rows) == 1:
-        return int(rows[0])
-    pixels = table.height[rows].astype(np.int64) * table.width[rows]
-    return int(rows[int(np.argmax(pixels))])
-
-
 def _scene_codes(table: RasterTable) -> npt.NDArray[np.int64]:
     """Number places, and scenes of rows without place; -1 where there is neither."""
     codes = table.place.astype(np.int64)

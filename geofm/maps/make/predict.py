@@ -17,15 +17,11 @@ from torch import Tensor
 
 from geofm import __version__
 from geofm.atomic import check_not_overwritten
+from geofm.datasets.memory import release_memory
 from geofm.legend import NO_CLASS
 from geofm.locking import locked_folder
 from geofm.maps.make.class_products import draw_classes, write_polygons
-from geofm.maps.make.survey import (
-    Survey,
-    open_survey,
-    return_memory,
-    weights_sha256,
-)
+from geofm.maps.make.survey import Survey, open_survey, weights_sha256
 from geofm.maps.make.tables import ALONE, Part, TableRun, run_table, show_progress
 from geofm.maps.make.windows import Floats, Strip, Tiling
 from geofm.maps.make.writer import Encoding, patch_grid, write_patches
@@ -506,7 +502,7 @@ def _write(
         said = {**tags, **(legend.tags() if kind == 'classes' else {})}
         strips = _cut(survey.strips(kind), patches, p, scale)
         write_patches(made[kind], scene.grid, p, bands, strips, said, encoding)
-        return_memory()
+        release_memory()
     if 'polygons' in products:
         write_polygons(made['classes'], made['polygons'], legend, prediction.options.simplify)
     if 'picture' in products:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils.data import default_collate
 
 from geofm import __version__
+from geofm.datasets.memory import release_memory
 from geofm.grid import Grid
 from geofm.locking import locked_folder
 from geofm.lonlat import pixel_in
@@ -24,14 +25,7 @@ from geofm.maps.make.embeddings import Precision, dimension_scales, write_embedd
 from geofm.maps.make.pca import PCABasis
 from geofm.maps.make.segments import Segmenter, segment_colors
 from geofm.maps.make.strides import ShiftedSurveys, Stride
-from geofm.maps.make.survey import (
-    Observer,
-    Wanted,
-    architecture,
-    open_survey,
-    return_memory,
-    weights_sha256,
-)
+from geofm.maps.make.survey import Observer, Wanted, architecture, open_survey, weights_sha256
 from geofm.maps.make.tables import ALONE, Part, TableRun, run_table
 from geofm.maps.make.windows import Strip, Tiling
 from geofm.maps.make.writer import (
@@ -419,7 +413,7 @@ class _Maker:
         files: dict[str, Path] = {}
         for product in products:
             files |= getattr(self, f'_make_{product}')()
-            return_memory()
+            release_memory()
         return files
 
     # -- attention ------------------------------------------------------------------------------
@@ -575,7 +569,7 @@ class _Maker:
         strips = self.survey.strips(kind)
         description = doing or f'Writing {kind}'
         yield from self.progress.track(strips, self.survey.count, description=description)
-        return_memory()
+        release_memory()
 
     @property
     def _cells(self) -> tuple[Grid, int]:

@@ -5,10 +5,8 @@ folder immediately, so that memory does not grow with the scene, and a run that 
 resumed.
 """
 
-import ctypes
 import json
 import shutil
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, batched, pairwise
@@ -23,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from geofm.atomic import atomic_file
+from geofm.datasets.memory import release_memory
 from geofm.maps.make.windows import Floats, Mask, Position, Strip, Sums, Tile, Tiling, blend_row
 from geofm.maps.scene import Imagery
 from geofm.models import TokensAndAttention
@@ -310,7 +309,9 @@ class Survey:
                 path = self.folder / f'windows_{i:05}_{columns[0]:05}.npz'
                 self._process(observer, i, columns, path)
                 batches.append(path)
-                return_memory()
+                # Blocks of GDAL's cache and tensors alternate in the heap of glibc: without this,
+                # it grows threefold over a large scene.
+                release_memory()
                 progress.advance(task, len(columns))
             strip, sums = blend_row(
                 self.tiling, i, _tiles(i, batches, self.tiling), above, channels
@@ -426,18 +427,6 @@ def _pack(valid: Mask) -> dict[str, npt.NDArray[np.generic]]:
 def _unpack(bits: npt.NDArray[np.uint8], shape: Iterable[int]) -> Mask:
     height, width = shape
     return np.unpackbits(bits, count=height * width).reshape(height, width).astype(bool)
-
-
-def return_memory() -> None:
-    """Return freed memory to the system.
-
-    Blocks of GDAL's cache and tensors alternate in the heap of glibc and fragment it: without this,
-    the heap grows threefold over a large scene.
-    """
-    if sys.platform == 'linux':
-        trim = getattr(ctypes.CDLL(None), 'malloc_trim', None)
-        if trim is not None:
-            trim(0)
 
 
 def _save(path: Path, **arrays: Any) -> None:
