@@ -1,6 +1,6 @@
 """DINOv2 task for self-supervised learning (SSL)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from geofm.losses import DINOLoss, EMACentering, GramLoss, IBOTLoss, SinkhornKnopp, at_least_float32
-from geofm.models import Source
 from geofm.tasks.student_teacher import StudentTeacher
-from geofm.tasks.teacher import Teacher
-from geofm.transforms import Crops, PhotometryArgs
+from geofm.transforms import Crops
 
 
 class DINOv2(StudentTeacher):
@@ -43,30 +41,6 @@ class DINOv2(StudentTeacher):
     def __init__(
         self,
         model: str = 'geofm_vit_small_patch16_linear',
-        weights: str | dict[str, str | Source] | None = None,
-        continue_from: str | None = None,
-        teacher: Teacher | None = None,
-        in_channels: int = 15,
-        bands: Sequence[str] | None = None,
-        model_args: dict[str, Any] | None = None,
-        drop_path_rate: float = 0.3,
-        grad_checkpointing: bool | Literal['attention', 'matmul'] = False,
-        compile_blocks: bool = False,
-        check_every_n_batches: int = 1,
-        # Several sensors
-        sensor_dropout: float = 0.0,
-        one_sensor_masks: float = 0.0,
-        global_sensors: tuple[str | list[str], str | list[str]] | None = None,
-        # Crops and masks
-        global_size: int = 224,
-        local_size: int = 96,
-        n_local: int = 8,
-        global_scale: tuple[float, float] = (0.32, 1.0),
-        local_scale: tuple[float, float] = (0.05, 0.32),
-        min_valid: float = 0.5,
-        photometry: bool | PhotometryArgs = True,
-        mask_probability: float = 0.5,
-        mask_ratio: tuple[float, float] = (0.1, 0.5),
         # Heads and losses
         prototypes: int = 65536,
         head_hidden_dim: int = 2048,
@@ -80,69 +54,16 @@ class DINOv2(StudentTeacher):
         ibot_weight: float = 1.0,
         koleo_weight: float = 0.1,
         koleo_gather: bool = False,
-        gram_weight: float = 0.0,
-        gram_size: int | None = None,
-        gram_refresh_steps: int | None = None,
-        # Optimisation
-        lr: float = 4e-3,
-        scale_lr: bool = True,
-        min_lr: float = 1e-6,
-        samples_per_epoch: int | None = None,
-        warmup_epochs: float = 10,
+        # Schedules
         freeze_last_layer_epochs: float = 1,
-        weight_decay: tuple[float, float] = (0.04, 0.4),
-        momentum: tuple[float, float] = (0.992, 1.0),
         teacher_temperature: tuple[float, float] = (0.04, 0.07),
         warmup_teacher_temperature_epochs: float = 30,
-        layer_decay: float = 0.9,
-        patch_embed_lr_mult: float = 0.2,
-        betas: tuple[float, float] = (0.9, 0.999),
-        clip_grad: float | None = 3.0,
+        **kwargs: Any,
     ) -> None:
         """Initialize the DINOv2 task.
 
         Args:
             model: Name of a geofm model, for ``timm.create_model``.
-            weights: Weights to start from: a checkpoint of geofm, or pretrained weights of another
-                ViT, for a model with one sensor or by sensor key; see
-                :func:`geofm.models.load_backbone_weights`.
-            continue_from: Checkpoint of this task whose student, teacher, heads and centres to
-                continue with, on a new schedule: for a phase at a higher resolution.
-            teacher: Frozen, pretrained model whose features are learned in addition to DINOv2's
-                losses.
-            in_channels: Number of input channels.
-            bands: Names of the input channels. Default: see
-                :class:`geofm.models.MultiSensorViT`.
-            model_args: Further arguments of the model.
-            drop_path_rate: Rate of stochastic depth in the student, equal for all blocks.
-            grad_checkpointing: Whether to recompute the blocks in the backward pass to save memory.
-                'attention' keeps the results of attention, 'matmul' those of attention and linear
-                layers.
-            compile_blocks: Whether to compile blocks and heads with ``torch.compile``.
-            check_every_n_batches: Number of batches between checks for losses and gradients that
-                are not finite, and for signals. A GPU idles during a check. Between checks, a step
-                that is not finite and all steps after it change nothing, and the batches since the
-                last check are kept on the device.
-            sensor_dropout: Probability that sensors are dropped from a crop of the student, so that
-                it learns to work without them. The dropped sensors are a random subset, neither
-                empty nor all; of two sensors, one is dropped.
-            one_sensor_masks: Fraction of the masked patches that are masked in one random sensor
-                only, so that they are predicted from the others.
-            global_sensors: Sensors of the global crops that the student sees, and those that the
-                teacher sees; each a key or a list of keys. The student then predicts the features
-                of the teacher's sensors from its own. Default: all sensors for both.
-            global_size: Side of the two global crops in pixels.
-            local_size: Side of the local crops in pixels.
-            n_local: Number of local crops.
-            global_scale: Range of the area of a global crop, as a fraction of the image.
-            local_scale: Range of the area of a local crop, as a fraction of the image.
-            min_valid: Fraction of a crop that must have valid data.
-            photometry: Whether to augment the values of the crops, with the rules of each sensor;
-                or the strengths for sensors that measure reflectance: ``gain``, ``band_gain``,
-                ``haze`` and ``probability`` of :class:`geofm.transforms.Photometry`, and ``blur``,
-                the range of the blur's standard deviation in pixels of a crop.
-            mask_probability: Fraction of the global crops in which patches are masked.
-            mask_ratio: Lowest and highest fraction of masked patches in such a crop.
             prototypes: Number of prototypes of the DINO head.
             head_hidden_dim: Width of the heads' hidden layers.
             head_bottleneck_dim: Width of the heads' bottleneck.
@@ -158,28 +79,13 @@ class DINOv2(StudentTeacher):
             koleo_gather: Whether KoLeo searches nearest neighbours among the crops of all ranks, so
                 that the loss does not depend on the number of ranks. Default: among the crops of
                 the own rank, as in DINOv2's code.
-            gram_weight: Weight of Gram anchoring to an earlier teacher. DINOv3 uses 2.
-            gram_size: Side in pixels of the global crops of the Gram teacher. Default:
-                *global_size*. DINOv3 uses twice *global_size*.
-            gram_refresh_steps: Optimiser steps after which the present teacher replaces the Gram
-                teacher. Default: the Gram teacher never changes.
-            lr: Peak learning rate; for a batch of 1024 if *scale_lr* is set.
-            scale_lr: Whether to multiply *lr* by sqrt(batch / 1024), with the batch over all ranks.
-            min_lr: Final learning rate.
-            samples_per_epoch: Number of samples over all ranks that count as an epoch in the
-                arguments below. Default: the length of the data. Required for streams of unknown
-                length; useful for runs with few passes over many data.
-            warmup_epochs: Epochs of linear warm-up of the learning rate.
             freeze_last_layer_epochs: Epochs in which the last layers of the heads are frozen.
-            weight_decay: Initial and final weight decay.
-            momentum: Initial and final momentum of the teacher.
             teacher_temperature: Initial and final temperature of the teacher.
             warmup_teacher_temperature_epochs: Epochs in which the temperature rises.
-            layer_decay: Factor of the learning rate per block, from the last to the first.
-            patch_embed_lr_mult: Factor of the learning rate of patch embeddings.
-            betas: Coefficients of AdamW.
-            clip_grad: Largest gradient norm of each sub-network (backbone, heads). The Trainer's
-                ``gradient_clip_val`` overrides it.
+            **kwargs: Further arguments of :class:`~geofm.tasks.student_teacher.StudentTeacher` and
+                :class:`~geofm.tasks.pretraining.PretrainingTask`: initial weights and frozen
+                teacher, model, crops and masks, sensors, the EMA teacher, Gram anchoring and
+                optimisation.
 
         Raises:
             TypeError: If *model* is not a geofm model.
@@ -187,9 +93,9 @@ class DINOv2(StudentTeacher):
             CheckpointError: If a checkpoint or the teacher cannot be read or does not fit.
             BandError: If bands are unknown or lack those of the teacher.
         """
-        # The other arguments reach the base class as hyperparameters. Lightning collects those of
-        # each __init__; the arguments of a subclass override those of its bases.
-        super().__init__(weights=weights, continue_from=continue_from, teacher=teacher)
+        # The arguments of this class reach its bases as hyperparameters. Lightning collects those
+        # of each __init__.
+        super().__init__(model=model, **kwargs)
 
     def build_heads(self) -> dict[str, nn.Module]:
         """Build the DINO head and, if *separate_ibot_head* is set, the iBOT head.
