@@ -216,7 +216,7 @@ def fake_gpu(attention: str = 'varlen') -> Iterator[FakeGPU]:
         'torch.cuda.get_device_capability': lambda *args: (9, 0),
         'torch.cuda.get_rng_state': lambda *args: torch.empty(0),
         'torch.cuda.set_rng_state': lambda *args: None,
-        'geofm.datamodules.transfer.copy_beside': lambda copy, device: copy(),
+        'geofm.datamodules.hooks.copy_beside': lambda copy, device: copy(),
     }
     if attention == 'xformers':
         patches['xformers.ops.fmha.common._built_with_cuda'] = True

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torchgeo.datamodules import NonGeoDataModule
 
-from geofm.datamodules.targets import CheckedTargets
-from geofm.datamodules.transfer import PlacesStay
+from geofm.datamodules.hooks import CheckedTargets, PlacesStay
 from geofm.datasets import EuroSATRGB
 
 

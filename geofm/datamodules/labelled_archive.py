@@ -39,12 +39,6 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
         ignore_index: int = IGNORE,
         class_weights: Literal['balanced'] | None = None,
         min_labelled: float = 0.0,
-        bands: Sequence[str] | None = None,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        split: dict[str, Any] | None = None,
-        window_size: int | None = None,
-        statistics: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Initialize a new LabelledArchiveDataModule instance.
@@ -62,19 +56,9 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             class_weights: 'balanced' weights the classes in the loss of the task ('ce' or 'bce') by
                 their inverse frequency in the training split.
             min_labelled: Minimum fraction of labelled pixels. Other samples are left out.
-            bands: Names of the channels of the images; by default all bands of the sensors.
-            batch_size: Number of samples in a batch.
-            num_workers: Number of worker processes that read samples.
-            split: How samples are split: the fields of
-                :class:`~geofm.datasets.SplitRule`. By default by the column 'split' of
-                the table.
-            window_size: Height and width in pixels of the windows that each scene is divided into.
-                By default whole scenes are samples.
-            statistics: YAML file with mean and standard deviation of each band, as written by
-                ``geofm stats``. By default, the statistics that the weights of the model were
-                trained with, or else those of the sensors.
             **kwargs: Further arguments of
-                :class:`~geofm.datasets.archive.LabelledArchive`.
+                :class:`~geofm.datamodules.masked_archive.TargetArchiveDataModule`, and of
+                :class:`~geofm.datasets.archive.labelled.LabelledArchive`.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -94,12 +78,6 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             LabelledArchive,
             table,
             sensors,
-            bands,
-            batch_size,
-            num_workers,
-            split,
-            window_size,
-            statistics,
             labels=labels,
             classes=classes,
             target=target,

@@ -11,7 +11,7 @@ from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets import NonGeoClassificationDataset
 from torchgeo.datasets.utils import Path
 
-from geofm.datamodules.transfer import PlacesStay
+from geofm.datamodules.hooks import PlacesStay
 from geofm.printing import warn
 from geofm.rasters import RASTER_ERRORS, open_raster
 from geofm.sensor_rasters import MOST_VALUES

@@ -7,9 +7,7 @@ from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets.utils import Path
 
 from geofm.datamodules.carried import NormalizingDataModule
-from geofm.datamodules.targets import CheckedTargets
-from geofm.datamodules.transfer import PlacesStay
-from geofm.datamodules.units import WatchedUnits
+from geofm.datamodules.hooks import CheckedTargets, PlacesStay, WatchedUnits
 from geofm.datasets import SampleLandCover
 from geofm.sensors import BANDS
 

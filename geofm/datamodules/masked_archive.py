@@ -7,9 +7,7 @@ from torchgeo.datamodules import NonGeoDataModule
 from torchgeo.datasets.utils import Path
 
 from geofm.datamodules.carried import NormalizingDataModule
-from geofm.datamodules.targets import CheckedTargets
-from geofm.datamodules.transfer import PlacesStay
-from geofm.datamodules.units import WatchedUnits
+from geofm.datamodules.hooks import CheckedTargets, PlacesStay, WatchedUnits
 from geofm.datasets import SplitRule
 from geofm.datasets.archive import MaskedArchive, TargetArchive
 from geofm.sensors import bands_of, check_bands
@@ -87,53 +85,19 @@ class TargetArchiveDataModule(
 class MaskedArchiveDataModule(TargetArchiveDataModule):
     """Table of rasters for segmentation, with a band of the table as the mask."""
 
-    def __init__(
-        self,
-        table: Path,
-        sensors: Sequence[str],
-        mask: str,
-        bands: Sequence[str] | None = None,
-        batch_size: int = 64,
-        num_workers: int = 0,
-        split: dict[str, Any] | None = None,
-        window_size: int | None = None,
-        statistics: str | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, table: Path, sensors: Sequence[str], mask: str, **kwargs: Any) -> None:
         """Initialize a new MaskedArchiveDataModule instance.
 
         Args:
             table: Table of rasters written by ``geofm index``.
             sensors: Keys of the sensors of the images.
             mask: Name of a band of the table with the classes, e.g. ``'landcover.class'``.
-            bands: Names of the channels of the images; by default all bands of the sensors.
-            batch_size: Number of samples in a batch.
-            num_workers: Number of worker processes that read samples.
-            split: How samples are split: the fields of
-                :class:`~geofm.datasets.SplitRule`. By default by the column 'split' of
-                the table.
-            window_size: Height and width in pixels of the windows that each scene is divided into.
-                By default whole scenes are samples.
-            statistics: YAML file with mean and standard deviation of each band, as written by
-                ``geofm stats``. By default, the statistics that the weights of the model were
-                trained with, or else those of the sensors.
-            **kwargs: Further arguments of :class:`~geofm.datasets.archive.MaskedArchive`.
+            **kwargs: Further arguments of :class:`TargetArchiveDataModule`, and of
+                :class:`~geofm.datasets.archive.masked.MaskedArchive`.
 
         Raises:
             BandError: If a band is unknown or given twice.
             SensorError: If a sensor is unknown.
             ValueError: If *statistics* cannot be read, or *split* is invalid.
         """
-        super().__init__(
-            MaskedArchive,
-            table,
-            sensors,
-            bands,
-            batch_size,
-            num_workers,
-            split,
-            window_size,
-            statistics,
-            mask=mask,
-            **kwargs,
-        )
+        super().__init__(MaskedArchive, table, sensors, mask=mask, **kwargs)

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from matplotlib.figure import Figure
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchgeo.datasets.utils import Sample
 
-from geofm.datamodules.resumable import ResumableDataModule, StartMethod
+from geofm.datamodules.resumable import TIMEOUT, ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
 from geofm.datasets import EmptySplitError, MultiDate, RandomWindows, pad_and_stack
 from geofm.datasets.pairs import MatchedDataset
@@ -35,12 +35,12 @@ class MatchedDataModule(ResumableDataModule):
         *,
         batch_size: int,
         num_workers: int,
-        patch_size: int | None,
-        n_dates: int | None,
-        seed: int | None,
-        start_method: StartMethod | None,
-        timeout: float,
-        statistics: str | None,
+        patch_size: int | None = None,
+        n_dates: int | None = None,
+        seed: int | None = None,
+        start_method: StartMethod | None = None,
+        timeout: float = TIMEOUT,
+        statistics: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Initialize a new MatchedDataModule instance.
@@ -51,17 +51,19 @@ class MatchedDataModule(ResumableDataModule):
             batch_size: Number of samples in a batch (on each device).
             num_workers: Number of worker processes that read samples.
             patch_size: Height and width in pixels of a window that is read at a random position of
-                each training sample; None for whole samples.
-            n_dates: Number of dates of a place that are combined in a training sample; None if each
-                date is a sample of its own.
-            seed: Seed of the order of training samples and the positions of their windows; None for
-                the seed of Lightning's ``seed_everything``.
-            start_method: Start method of worker processes.
+                each training sample. By default whole samples are read.
+            n_dates: Number of dates k of a place that are combined in a training sample, with
+                'image' (k, C, H, W), see :class:`~geofm.datasets.MultiDate`. An epoch is then a
+                pass over all places. By default each date is a sample of its own, as it always is
+                in validation, testing and prediction.
+            seed: Seed of the order of training samples and the positions of their windows. By
+                default, the seed of Lightning's ``seed_everything``.
+            start_method: Start method of worker processes. Default: Python's default.
             timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
                 with an error that lists the files being read. 0 for no limit.
-            statistics: YAML file with mean and standard deviation of each band; None for the
-                statistics that the weights of the model were trained with, or else the built-in
-                ones.
+            statistics: YAML file with mean and standard deviation of each band, as written by
+                ``geofm stats``. By default, the statistics that the weights of the model were
+                trained with, or else the built-in ones.
             **kwargs: Further arguments of the data sets.
 
         Raises:
@@ -106,42 +108,6 @@ class MatchedDataModule(ResumableDataModule):
             self.test_dataset = self._samples('test')
         if stage == 'predict':
             self.predict_dataset = self._samples('all')
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Make the data loader of shuffled training samples.
-
-        The last batch is dropped if it is incomplete, unless it is the only one.
-
-        Returns:
-            The data loader.
-        """
-        return self._training_loader(self._valid_attribute('train_dataset'), self.batch_size)
-
-    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """Make the data loader of validation samples.
-
-        Returns:
-            The data loader; an empty list if there is no validation split.
-        """
-        if self.val_dataset is None:
-            return []
-        return self._ordered_loader(self.val_dataset, self.batch_size)
-
-    def test_dataloader(self) -> DataLoader[Sample]:
-        """Make the data loader of test samples.
-
-        Returns:
-            The data loader.
-        """
-        return self._ordered_loader(self._valid_attribute('test_dataset'), self.batch_size)
-
-    def predict_dataloader(self) -> DataLoader[Sample]:
-        """Make the data loader of all samples.
-
-        Returns:
-            The data loader.
-        """
-        return self._ordered_loader(self._valid_attribute('predict_dataset'), self.batch_size)
 
     def plot(self, *args: Any, **kwargs: Any) -> Figure | None:
         """Plot a sample, see :meth:`geofm.datasets.pairs.MatchedDataset.plot`.

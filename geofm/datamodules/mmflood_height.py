@@ -9,7 +9,7 @@ from torchgeo.datasets import MMFlood
 from torchgeo.datasets.utils import GeoSlice, Sample
 from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler
 
-from geofm.datamodules.transfer import PlacesStay
+from geofm.datamodules.hooks import PlacesStay
 
 #: Median and standard deviation of the elevation in metres, from TorchGeo's statistics of MMFlood.
 MEDIAN, STD = (float(values[2]) for values in (MMFloodDataModule.median, MMFloodDataModule.std))

@@ -7,9 +7,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 from torchgeo.datamodules import BaseDataModule, GeoDataModule
 from torchgeo.datasets.utils import Sample
 
+from geofm.datamodules.hooks import CheckedTargets
 from geofm.datamodules.resumable import TIMEOUT, ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
-from geofm.datamodules.targets import CheckedTargets
 from geofm.datasets import NamedBands, S1Unit, pad_and_stack, wanted_bands
 from geofm.models import MultiSensorViT
 from geofm.sensors import BandError, check_bands

@@ -11,6 +11,7 @@ from torchgeo.datasets import stack_samples
 from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.carried import NormalizingDataModule
+from geofm.datamodules.hooks import PlacesStay, WatchedUnits
 from geofm.datamodules.narrow import Narrowing, widen
 from geofm.datamodules.sampling import (
     RecountBatches,
@@ -20,8 +21,6 @@ from geofm.datamodules.sampling import (
 )
 from geofm.datamodules.skipped import SkippedFiles, innermost
 from geofm.datamodules.stalled import Watched, WatchedLoader, ignore_sigusr1
-from geofm.datamodules.transfer import PlacesStay
-from geofm.datamodules.units import WatchedUnits
 from geofm.datasets import files_of
 from geofm.models.checkpoints import INPUT
 from geofm.transforms import Normalize
@@ -125,6 +124,42 @@ class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
         if trainer and trainer.testing:
             return self.test_dataset
         return self.predict_dataset if trainer and trainer.predicting else self.train_dataset
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Make the data loader of shuffled training samples.
+
+        The last batch is dropped if it is incomplete, unless it is the only one.
+
+        Returns:
+            The data loader.
+        """
+        return self._training_loader(self._valid_attribute('train_dataset'), self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
+        """Make the data loader of validation samples.
+
+        Returns:
+            The data loader; an empty list if there is no validation split.
+        """
+        if self.val_dataset is None:
+            return []
+        return self._ordered_loader(self.val_dataset, self.batch_size)
+
+    def test_dataloader(self) -> DataLoader[Sample]:
+        """Make the data loader of test samples.
+
+        Returns:
+            The data loader.
+        """
+        return self._ordered_loader(self._valid_attribute('test_dataset'), self.batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Sample]:
+        """Make the data loader of all samples.
+
+        Returns:
+            The data loader.
+        """
+        return self._ordered_loader(self._valid_attribute('predict_dataset'), self.batch_size)
 
     def _training_loader(self, dataset: Dataset[Sample], batch_size: int) -> DataLoader[Sample]:
         """Make a loader that shuffles samples, distributes them to ranks, and can be resumed.

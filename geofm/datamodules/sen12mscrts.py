@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from geofm.datamodules.matched import AnySplit, MatchedDataModule
-from geofm.datamodules.resumable import TIMEOUT, StartMethod
 from geofm.datasets import SEN12MSCRTS
 from geofm.sensors import BANDS
 
@@ -28,12 +27,6 @@ class SEN12MSCRTSDataModule(MatchedDataModule):
         num_workers: int = 0,
         bands: Sequence[str] = BANDS,
         regions: Sequence[str] | None = None,
-        patch_size: int | None = None,
-        n_dates: int | None = None,
-        seed: int | None = None,
-        start_method: StartMethod | None = None,
-        timeout: float = TIMEOUT,
-        statistics: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Initialize a new SEN12MSCRTSDataModule instance.
@@ -44,21 +37,8 @@ class SEN12MSCRTSDataModule(MatchedDataModule):
             num_workers: Number of worker processes that read samples.
             bands: Names of the bands, in the order of the channels.
             regions: World regions to use; all by default.
-            patch_size: Height and width in pixels of a window that is read at a random position of
-                each training pair. By default whole patches are read.
-            n_dates: Number of dates k of a patch that are combined in a training sample, with
-                'image' (k, C, H, W), see :class:`~geofm.datasets.MultiDate`. An epoch is then a
-                pass over all patches. By default each pair is a sample of its own, as it always is
-                in validation, testing and prediction.
-            seed: Seed of the order of training samples and the positions of their windows. By
-                default, the seed of Lightning's ``seed_everything``.
-            start_method: Start method of worker processes. Default: Python's default.
-            timeout: Maximum time in seconds for workers to load a batch. After that, the run ends
-                with an error that lists the files being read. 0 for no limit.
-            statistics: YAML file with mean and standard deviation of each band, as written by
-                ``geofm stats``. By default, the statistics that the weights of the model were
-                trained with, or else those of SEN12MS-CR-TS.
-            **kwargs: Further arguments of :class:`~geofm.datasets.SEN12MSCRTS`.
+            **kwargs: Further arguments of :class:`~geofm.datamodules.matched.MatchedDataModule`,
+                and of :class:`~geofm.datasets.SEN12MSCRTS`.
 
         Raises:
             BandError: If a band is unknown or given twice.
@@ -72,12 +52,6 @@ class SEN12MSCRTSDataModule(MatchedDataModule):
             bands,
             batch_size=batch_size,
             num_workers=num_workers,
-            patch_size=patch_size,
-            n_dates=n_dates,
-            seed=seed,
-            start_method=start_method,
-            timeout=timeout,
-            statistics=statistics,
             paths=paths,
             **kwargs,
         )

@@ -3,9 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.utils.data import DataLoader, Dataset
-from torchgeo.datasets.utils import Sample
-
 from geofm.datamodules.resumable import TIMEOUT, ResumableDataModule, StartMethod
 from geofm.datamodules.sampling import run_seed
 from geofm.datasets import ShardError, Shards, is_remote, pad_and_stack
@@ -99,28 +96,3 @@ class ShardsDataModule(ResumableDataModule):
             )
         self.normalize_by_file(shards.bands, self.statistics)
         return shards
-
-    def train_dataloader(self) -> DataLoader[Sample]:
-        """Make the data loader of shuffled training samples.
-
-        Returns:
-            The data loader.
-        """
-        return self._training_loader(self._valid_attribute('train_dataset'), self.batch_size)
-
-    def val_dataloader(self) -> DataLoader[Sample] | list[DataLoader[Sample]]:
-        """Make the data loader of validation samples.
-
-        Returns:
-            The data loader; an empty list if there is no validation split.
-        """
-        dataset: Dataset[Sample] | None = self.val_dataset
-        return [] if dataset is None else self._ordered_loader(dataset, self.batch_size)
-
-    def test_dataloader(self) -> DataLoader[Sample]:
-        """Make the data loader of test samples.
-
-        Returns:
-            The data loader.
-        """
-        return self._ordered_loader(self._valid_attribute('test_dataset'), self.batch_size)

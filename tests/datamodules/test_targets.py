@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from torchgeo.tasks import Classification
 
 from geofm.datamodules import NamedBandsDataModule
-from geofm.datamodules.targets import check_targets
+from geofm.datamodules.hooks import check_targets
 
 
 class Images(Dataset[dict[str, Tensor]]):

@@ -1,4 +1,4 @@
-"""Checking labels and masks against the task, before they are moved to the device."""
+"""Hooks on batches of data modules: checks of targets and units, and transfer to the device."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,6 +6,78 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
+
+from geofm.datamodules.narrow import widen
+from geofm.datasets import stays_on_host
+from geofm.device import copy_beside
+from geofm.transforms import Normalize
+from geofm.units import UnitWatch
+
+
+class PlacesStay(LightningDataModule):
+    """Data module that keeps the float64 georeferences of batches on the host.
+
+    .. seealso:: :func:`geofm.datasets.transfer.stays_on_host`
+    """
+
+    def transfer_batch_to_device(
+        self, batch: Any, device: torch.device, dataloader_idx: int
+    ) -> Any:
+        """Move a batch to the device, except for float64 tensors with georeferences.
+
+        Args:
+            batch: A batch.
+            device: The device.
+            dataloader_idx: Index of the data loader.
+
+        Returns:
+            The batch, with the same entries.
+        """
+        if not isinstance(batch, dict):
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+        stay = {key: value for key, value in batch.items() if stays_on_host(key, value)}
+        rest = {key: value for key, value in batch.items() if key not in stay}
+        move = super().transfer_batch_to_device
+        moved = copy_beside(lambda: move(rest, device, dataloader_idx), device)
+        return {key: stay.get(key, moved.get(key)) for key in batch}
+
+
+class WatchedUnits(LightningDataModule):
+    """Data module that warns, once per sensor, if values are in another unit than expected.
+
+    It checks the raw values of the first training batches, before normalisation.
+    """
+
+    _unit_watch: UnitWatch | None = None
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Check a batch on the CPU.
+
+        Args:
+            batch: A batch.
+            dataloader_idx: Index of its data loader.
+
+        Returns:
+            The batch.
+        """
+        batch = super().on_before_batch_transfer(batch, dataloader_idx)
+        normalize = getattr(self, 'aug', None)
+        if (
+            self.trainer is None
+            or not self.trainer.training
+            or not isinstance(normalize, Normalize)
+            or not isinstance(batch, dict)
+        ):
+            return batch
+        if self._unit_watch is None:
+            self._unit_watch = UnitWatch(normalize.bands, type(self).__name__)
+        if not self._unit_watch.is_done:
+            image = batch['image']
+            if isinstance(image, list):
+                image = widen(image, normalize.bands)
+            if image.shape[-3] == len(normalize.bands):
+                self._unit_watch.look(image.numpy())
+        return batch
 
 
 class CheckedTargets(LightningDataModule):
