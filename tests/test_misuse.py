@@ -19,7 +19,7 @@ from shapely.geometry import MultiPolygon, Point, box
 from torchgeo.tasks import SemanticSegmentation
 
 from geofm.cli import main
-from geofm.datasets.archive.blocks import Blocks
+from geofm.datasets.archive.splits import Blocks
 from geofm.datasets.labels import LabelError, open_labels
 from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend, LegendError

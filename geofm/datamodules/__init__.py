@@ -9,8 +9,7 @@ from geofm.datamodules.mmflood_height import MMFloodHeightDataModule
 from geofm.datamodules.named_bands import NamedBandsDataModule
 from geofm.datamodules.raster_archive import RasterArchiveDataModule
 from geofm.datamodules.sampling import run_seed
-from geofm.datamodules.sen12mscr import SEN12MSCRDataModule
-from geofm.datamodules.sen12mscrts import SEN12MSCRTSDataModule
+from geofm.datamodules.sen12mscrts import SEN12MSCRDataModule, SEN12MSCRTSDataModule
 from geofm.datamodules.shards import ShardsDataModule
 
 __all__ = (

@@ -1,7 +1,7 @@
 """Datasets in TorchGeo's style."""
 
 from geofm.datasets.archive.dataset import RasterArchive
-from geofm.datasets.collate import pad_and_stack
+from geofm.datasets.collate import pad_and_stack, stays_on_host, tensors_to
 from geofm.datasets.eurosat_rgb import EuroSATRGB
 from geofm.datasets.files import files_of
 from geofm.datasets.footprints import SEARCH_CRS
@@ -31,7 +31,6 @@ from geofm.datasets.statistics import (
     read_statistics,
     write_statistics,
 )
-from geofm.datasets.transfer import stays_on_host, tensors_to
 from geofm.datasets.windows import RandomWindows
 from geofm.sample import LAND_COVER, write_sample_data, write_sample_scenes
 

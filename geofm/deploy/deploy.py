@@ -66,7 +66,7 @@ def deploy(
     if to == 'onnx':
         from geofm.deploy.onnx_file import write_onnx as write
     else:
-        from geofm.deploy.pt2_file import write_pt2 as write
+        from geofm.deploy.program import write_pt2 as write
     network = load_network(checkpoint)
     # Leave the caller's random state unchanged.
     with torch.random.fork_rng(devices=[]):

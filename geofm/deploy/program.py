@@ -1,5 +1,6 @@
-"""Trace a network, and compare a written program with it."""
+"""Trace a network, write it as a ``torch.export`` program, and compare written programs with it."""
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from geofm.atomic import atomic_file
 from geofm.deploy.network import DATES, PRESENT, Network
 from geofm.models import NO_DATE, CheckpointError
-from geofm.models.checkpoints import one_line
+from geofm.models.checkpoints import METADATA, one_line
 
 #: Largest difference between a written file and PyTorch, see :func:`compare`.
 TOLERANCE = 1e-4
@@ -131,3 +133,28 @@ def _difference(wanted: Tensor, found: Tensor) -> float:
     if found.shape != wanted.shape or not found.isfinite().all():
         return float('inf')
     return float((found.detach() - wanted).abs().max() / wanted.abs().max().clamp_min(1))
+
+
+#: Name of the metadata among the extra files.
+EXTRA = f'{METADATA}.json'
+
+
+def write_pt2(network: Network, program: ExportedProgram, path: Path) -> float:
+    """Write a program, and compare its outputs with PyTorch.
+
+    Args:
+        network: The network.
+        program: The network, traced by :func:`~geofm.deploy.program.trace`.
+        path: The file.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        ValueError: If the difference is too large, or the program does not run at another size. No
+            file is written then.
+    """
+    with atomic_file(path) as part:
+        torch.export.save(program, part, extra_files={EXTRA: json.dumps(network.metadata())})
+        written = torch.export.load(part).module()
+        return compare(network, written, path)

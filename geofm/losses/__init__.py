@@ -1,9 +1,7 @@
 """Losses that lightly and TorchGeo do not provide."""
 
-from geofm.losses.centering import EMACentering, SinkhornKnopp
-from geofm.losses.distillation import DINOLoss, IBOTLoss
-from geofm.losses.features import FeatureLoss
-from geofm.losses.gram import GramLoss, resize_tokens
+from geofm.losses.distillation import DINOLoss, EMACentering, IBOTLoss, SinkhornKnopp
+from geofm.losses.features import FeatureLoss, GramLoss, resize_tokens
 from geofm.losses.precision import at_least_float32
 from geofm.losses.ranks import gathered, reduced
 from geofm.losses.word_targets import Targets, WordTargets

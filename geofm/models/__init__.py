@@ -13,9 +13,8 @@ from geofm.models.decoder import MaskedDecoder
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.packed_attention import choose_attention
 from geofm.models.patch_words import PatchWords
-from geofm.models.pyramid import SimpleFeaturePyramid
 from geofm.models.registry import MODEL_NAMES, VARIANTS
-from geofm.models.smp import PyramidEncoder, register_encoder
+from geofm.models.smp import PyramidEncoder, SimpleFeaturePyramid, register_encoder
 from geofm.models.timm_vit import TimmViT, has_cls_token, load_model
 from geofm.models.tokens import SensorTokens, View, ViewTokens
 from geofm.models.weights.export import export_backbone, export_torchgeo

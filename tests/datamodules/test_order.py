@@ -6,14 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from geofm.datamodules import order
-from geofm.datamodules.order import Shuffle
-from geofm.datamodules.sampling import ResumableSampler
+from geofm.datamodules import sampling
+from geofm.datamodules.sampling import ResumableSampler, Shuffle
 
 
 @pytest.fixture
 def unlisted(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(order, 'MOST_LISTED', 0)
+    monkeypatch.setattr(sampling, 'MOST_LISTED', 0)
 
 
 @pytest.mark.usefixtures('unlisted')

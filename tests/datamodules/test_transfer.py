@@ -12,7 +12,7 @@ from geofm.datamodules.eurosat_rgb import EuroSATRGBDataModule
 from geofm.datamodules.labelled_folder import LabelledFolderDataModule
 from geofm.datamodules.landcover import SampleLandCoverDataModule
 from geofm.datamodules.mmflood_height import MMFloodHeightDataModule
-from geofm.datasets.transfer import tensors_to
+from geofm.datasets.collate import tensors_to
 from geofm.sen12ms import PairKey
 from geofm.sensors import BANDS
 from tests.datasets.tree import grid_at, write_pair

@@ -23,8 +23,7 @@ from geofm.deploy import onnx_file
 from geofm.deploy.deploy import load_network
 from geofm.deploy.network import Network, RawImage
 from geofm.deploy.onnx_file import write_onnx
-from geofm.deploy.program import trace
-from geofm.deploy.pt2_file import EXTRA, write_pt2
+from geofm.deploy.program import EXTRA, trace, write_pt2
 from geofm.models import CheckpointError, MultiSensorViT, export_backbone, load_backbone
 from geofm.models.checkpoints.files import METADATA
 from geofm.models.dates import NO_DATE

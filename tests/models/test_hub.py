@@ -15,7 +15,7 @@ from geofm.models.checkpoints.files import METADATA, CheckpointError
 from geofm.models.checkpoints.model_file import ModelFile
 from geofm.models.dates import NO_DATE
 from geofm.models.multisensor import MultiSensorViT
-from geofm.models.weights.card import escape
+from geofm.models.weights.hub import escape
 from geofm.sensors import SENSORS
 from geofm.transforms.statistics import InputStatistics
 from tests.models.weights.vits import SMALL, randomise

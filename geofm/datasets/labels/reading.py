@@ -8,8 +8,7 @@ import geopandas as gpd
 import numpy as np
 import numpy.typing as npt
 
-from geofm.datasets.labels.mosaic import MosaicLabels, files_at
-from geofm.datasets.labels.raster import RasterLabels
+from geofm.datasets.labels.raster import MosaicLabels, RasterLabels, files_at
 from geofm.datasets.labels.source import LabelError, LabelSource
 from geofm.datasets.labels.vector import VECTOR_SUFFIXES, VectorLabels
 from geofm.grid import Grid

@@ -11,10 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from geofm.datasets.archive.archive_table import Archive, ArchiveTable
-from geofm.datasets.archive.blocks import Blocks, widened
 from geofm.datasets.archive.building import Selection, build_samples
 from geofm.datasets.archive.left_out import LeftOut
-from geofm.datasets.archive.splits import split_samples
+from geofm.datasets.archive.splits import Blocks, split_samples, widened
 from geofm.datasets.footprints import corners
 from geofm.datasets.splitting import SPLITS, SplitRule, draw_groups
 from tests.datasets.archive.tables import boxes_table
