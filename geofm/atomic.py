@@ -103,6 +103,20 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
         part.replace(path)
 
 
+def write_atomically(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file as :func:`atomic_file` does.
+
+    Args:
+        path: Final name.
+        text: The text.
+
+    Raises:
+        OSError: If the disk is full.
+    """
+    with atomic_file(path) as part:
+        part.write_text(text)
+
+
 @contextmanager
 def atomic_folder(path: str | os.PathLike[str], replace: bool = False) -> Iterator[Path]:
     """Write a folder under a temporary name and rename it when it is complete.

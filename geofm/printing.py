@@ -30,6 +30,19 @@ def printable(text: object, keep: str = '') -> str:
     )
 
 
+def one_line(error: BaseException) -> str:
+    """Return the message of an error on one line, shortened to 300 characters.
+
+    Args:
+        error: The error.
+
+    Returns:
+        The message, or the name of the error's class if it has no message.
+    """
+    text = ' '.join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f'{text[:300]} ...'
+
+
 def say(text: object) -> None:
     """Print a line, escaped by :func:`printable`.
 

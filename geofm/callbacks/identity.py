@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from geofm.atomic import atomic_file
+from geofm.atomic import write_atomically
 from geofm.checkpoint_io import AtomicCheckpointIO, local_path
 from geofm.models.checkpoints import SHARDS_REST, is_sharded
 
@@ -47,8 +47,9 @@ class RunIdentity(Callback):
         folder = local_path(trainer.default_root_dir)
         if folder is None or not trainer.is_global_zero:
             return
-        with atomic_file(folder / RUN_FILE) as part:
-            part.write_text(json.dumps({KEY: self.run, 'settings': self.settings}, indent=1))
+        write_atomically(
+            folder / RUN_FILE, json.dumps({KEY: self.run, 'settings': self.settings}, indent=1)
+        )
         remove_requeues(folder, self.run)
 
     def on_save_checkpoint(

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from geofm.atomic import atomic_file
+from geofm.atomic import write_atomically
 from geofm.datasets.catalogue import UNNAMED, Catalogue, Scenes, sample_values, update_catalogue
 from geofm.datasets.pairs import (
     Draft,
@@ -118,6 +118,5 @@ def _write_pairs(pairs: PairTable, file: Path) -> int:
         [str(Path(str(pairs.path(i, sensor))).absolute()) for sensor in DEFAULT_SENSORS]
         for i in range(len(pairs))
     ]
-    with atomic_file(file) as part:
-        part.write_text(json.dumps(listed, indent=0) + '\n')
+    write_atomically(file, json.dumps(listed, indent=0) + '\n')
     return len(listed)

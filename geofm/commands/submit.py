@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from geofm.atomic import atomic_file
+from geofm.atomic import write_atomically
 from geofm.checkpoint_io import local_path
 from geofm.commands.fit import FitSettings
 from geofm.commands.job_script import Job
@@ -186,8 +186,7 @@ def _submit(path: Path, script: str) -> str:
                     f'job {number} of this folder is still in the queue: wait, `scancel {number}`, '
                     'or give another --trainer.default_root_dir'
                 )
-        with atomic_file(path) as part:
-            part.write_text(script)
+        write_atomically(path, script)
         # The job ID may be followed by the name of the cluster.
         return _slurm('sbatch', '--parsable', str(path)).strip().partition(';')[0]
     except FileNotFoundError as error:

@@ -11,7 +11,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from geofm.atomic import atomic_file
+from geofm.atomic import write_atomically
 from geofm.sensors import BandError, check_bands, sensor_of
 from geofm.units import UnitWatch
 
@@ -138,8 +138,7 @@ def write_statistics(
         about: Description of the data, written before the statistics.
     """
     content = {**about, 'bands': {name: dict(values) for name, values in bands.items()}}
-    with atomic_file(file) as part:
-        part.write_text(yaml.safe_dump(content, sort_keys=False))
+    write_atomically(file, yaml.safe_dump(content, sort_keys=False))
 
 
 def read_statistics(file: str | os.PathLike[str], bands: Sequence[str]) -> tuple[Tensor, Tensor]:

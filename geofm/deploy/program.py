@@ -11,7 +11,8 @@ from torch.export import Dim, ExportedProgram
 from geofm.atomic import atomic_file
 from geofm.deploy.network import DATES, PRESENT, Network
 from geofm.models import NO_DATE, CheckpointError
-from geofm.models.checkpoints import METADATA, one_line
+from geofm.models.checkpoints import METADATA
+from geofm.printing import one_line
 
 #: Largest difference between a written file and PyTorch, see :func:`compare`.
 TOLERANCE = 1e-4

@@ -19,7 +19,7 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from geofm.atomic import atomic_file
+from geofm.atomic import atomic_file, write_atomically
 from geofm.legend import NO_CLASS, Legend
 
 #: Scores per class, in the order of the columns of tables.
@@ -234,10 +234,8 @@ class Accuracy:
             The files: ``.json``, ``.md`` and a picture of the confusion matrix, ``.png``.
         """
         paths = [folder / f'{stem}{suffix}' for suffix in ('.json', '.md', '.png')]
-        with atomic_file(paths[0]) as part:
-            part.write_text(json.dumps(self.as_json(), indent=1, ensure_ascii=False) + '\n')
-        with atomic_file(paths[1]) as part:
-            part.write_text(self.markdown(stem))
+        write_atomically(paths[0], json.dumps(self.as_json(), indent=1, ensure_ascii=False) + '\n')
+        write_atomically(paths[1], self.markdown(stem))
         with atomic_file(paths[2]) as part:
             self.figure(stem).savefig(part, dpi=150)
         return paths

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from geofm.atomic import atomic_file
+from geofm.atomic import write_atomically
 from geofm.evaluation.data import LabelledData
 from geofm.evaluation.metrics import NOT_FRACTIONS, PRIMARY, Metric, Prediction
 from geofm.printing import printable
@@ -257,8 +257,7 @@ def _csv(report: Report) -> str:
 
 
 def _write(path: Path, text: str) -> Path:
-    with atomic_file(path) as part:
-        part.write_text(text)
+    write_atomically(path, text)
     return path
 
 

@@ -16,9 +16,9 @@ from geofm.models.attention import TokensAndAttention, block_index, observe_bloc
 from geofm.models.checkpoints.backbones import build_backbone, check_fit
 from geofm.models.checkpoints.files import CheckpointError
 from geofm.models.checkpoints.model_file import ModelFile, read_model
-from geofm.models.checkpoints.trust import one_line
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.registry import MODEL_NAMES
+from geofm.printing import one_line
 from geofm.sensors import BandError, check_bands, check_channels, sensor_channels
 from geofm.transforms import InputStatistics
 

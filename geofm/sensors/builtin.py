@@ -4,34 +4,42 @@ from geofm.sensors.sensor import Band, Drawing, Histogram, Sensor, SensorPhotome
 
 _DN_TYPES = ('uint16', 'int16', 'uint32', 'int32')
 
-# Central wavelength in µm and ground sample distance in m of Sentinel-2A, common name, and aliases
-# in STAC catalogues and torchgeo-bench.
-_MSI = {
-    'B01': (0.443, 60.0, 'coastal', ('coastal_aerosol',)),
-    'B02': (0.493, 10.0, 'blue', ()),
-    'B03': (0.560, 10.0, 'green', ()),
-    'B04': (0.665, 10.0, 'red', ()),
-    'B05': (0.704, 20.0, 'rededge071', ('rededge1', 'red_edge_1')),
-    'B06': (0.741, 20.0, 'rededge075', ('rededge2', 'red_edge_2')),
-    'B07': (0.783, 20.0, 'rededge078', ('rededge3', 'red_edge_3')),
-    'B08': (0.833, 10.0, 'nir', ()),
-    'B8A': (0.865, 20.0, 'nir08', ('red_edge_4',)),
-    'B09': (0.945, 60.0, 'nir09', ('water_vapour',)),
-    'B10': (1.374, 60.0, 'cirrus', ('swir_cirrus',)),
-    'B11': (1.614, 20.0, 'swir16', ('swir_1',)),
-    'B12': (2.202, 20.0, 'swir22', ('swir_2',)),
-}
+# Bands of Sentinel-2: central wavelength in µm and ground sample distance in m of Sentinel-2A,
+# common name, and aliases in STAC catalogues and torchgeo-bench. Then mean and standard deviation
+# in DN of Level-1C (top-of-atmosphere reflectance x 10,000) in SEN12MS-CR-TS (Ebel et al., 2022);
+# and of Level-2A in TerraMesh, over 9 million samples worldwide, as published with TerraMind
+# (Jakubik et al., 2025). BigEarthNet v1, with clear images of European summers, has other means of
+# Level-2A (in the patches of the tests B02 411, B08 3,626) and smaller deviations.
+_MSI = (
+    ('B01', 0.443, 60.0, 'coastal', 'coastal_aerosol', (3036.0, 2323.0), (1390.5, 2106.8)),
+    ('B02', 0.493, 10.0, 'blue', '', (2842.0, 2350.0), (1503.3, 2141.1)),
+    ('B03', 0.560, 10.0, 'green', '', (2683.0, 2206.0), (1718.2, 2039.0)),
+    ('B04', 0.665, 10.0, 'red', '', (2866.0, 2378.0), (1853.9, 2134.1)),
+    ('B05', 0.704, 20.0, 'rededge071', 'rededge1 red_edge_1', (3013.0, 2328.0), (2199.1, 2085.3)),
+    ('B06', 0.741, 20.0, 'rededge075', 'rededge2 red_edge_2', (3429.0, 2206.0), (2780.0, 1889.9)),
+    ('B07', 0.783, 20.0, 'rededge078', 'rededge3 red_edge_3', (3684.0, 2217.0), (2987.0, 1820.3)),
+    ('B08', 0.833, 10.0, 'nir', '', (3556.0, 2145.0), (3083.2, 1871.9)),
+    ('B8A', 0.865, 20.0, 'nir08', 'red_edge_4', (3840.0, 2200.0), (3132.2, 1753.8)),
+    ('B09', 0.945, 60.0, 'nir09', 'water_vapour', (1689.0, 1551.0), (3163.0, 1797.4)),
+    ('B10', 1.374, 60.0, 'cirrus', 'swir_cirrus', (312.0, 694.0), None),
+    ('B11', 1.614, 20.0, 'swir16', 'swir_1', (2733.0, 1365.0), (2424.9, 1434.3)),
+    ('B12', 2.202, 20.0, 'swir22', 'swir_2', (2098.0, 1159.0), (1857.6, 1334.3)),
+)
 
 
-def _msi(name: str, mean: float, std: float) -> Band:
-    """Make a band of Sentinel-2. Files may write B1 for B01."""
-    wavelength, gsd, common_name, aliases = _MSI[name]
-    short = (f'B{name[2:]}',) if name.startswith('B0') else ()
-    return Band(name, mean, std, common_name, wavelength, gsd, (*short, *aliases))
+def _msi(level: int) -> tuple[Band, ...]:
+    """Make the bands of Sentinel-2 of a processing level. Files may write B1 for B01."""
+    bands = []
+    for name, wavelength, gsd, common_name, aliases, *statistics in _MSI:
+        if (known := statistics[level - 1]) is not None:
+            short = (f'B{name[2:]}',) if name.startswith('B0') else ()
+            bands.append(
+                Band(name, *known, common_name, wavelength, gsd, (*short, *aliases.split()))
+            )
+    return tuple(bands)
 
 
-# Means and standard deviations of SEN12MS-CR-TS (Ebel et al., 2022), S1 in dB, S2 in DN
-# (top-of-atmosphere reflectance x 10,000).
+# Means and standard deviations of SEN12MS-CR-TS in dB.
 SENTINEL1 = Sensor(
     's1',
     'Sentinel-1 GRD',
@@ -57,21 +65,7 @@ SENTINEL1 = Sensor(
 SENTINEL2 = Sensor(
     's2',
     'Sentinel-2 Level-1C',
-    (
-        _msi('B01', 3036.0, 2323.0),
-        _msi('B02', 2842.0, 2350.0),
-        _msi('B03', 2683.0, 2206.0),
-        _msi('B04', 2866.0, 2378.0),
-        _msi('B05', 3013.0, 2328.0),
-        _msi('B06', 3429.0, 2206.0),
-        _msi('B07', 3684.0, 2217.0),
-        _msi('B08', 3556.0, 2145.0),
-        _msi('B8A', 3840.0, 2200.0),
-        _msi('B09', 1689.0, 1551.0),
-        _msi('B10', 312.0, 694.0),
-        _msi('B11', 2733.0, 1365.0),
-        _msi('B12', 2098.0, 1159.0),
-    ),
+    _msi(1),
     'reflectance',
     'DN',
     scale=1e-4,
@@ -88,26 +82,10 @@ SENTINEL2 = Sensor(
     grid_priority=1,
 )
 
-# Means and standard deviations of S2L2A in TerraMesh, over 9 million samples worldwide, as
-# published with TerraMind (Jakubik et al., 2025). BigEarthNet v1, with clear images of European
-# summers, has other means (in the patches of the tests B02 411, B08 3,626) and smaller deviations.
 SENTINEL2_L2A = Sensor(
     's2l2a',
     'Sentinel-2 Level-2A',
-    (
-        _msi('B01', 1390.5, 2106.8),
-        _msi('B02', 1503.3, 2141.1),
-        _msi('B03', 1718.2, 2039.0),
-        _msi('B04', 1853.9, 2134.1),
-        _msi('B05', 2199.1, 2085.3),
-        _msi('B06', 2780.0, 1889.9),
-        _msi('B07', 2987.0, 1820.3),
-        _msi('B08', 3083.2, 1871.9),
-        _msi('B8A', 3132.2, 1753.8),
-        _msi('B09', 3163.0, 1797.4),
-        _msi('B11', 2424.9, 1434.3),
-        _msi('B12', 1857.6, 1334.3),
-    ),
+    _msi(2),
     'reflectance',
     'DN',
     scale=1e-4,

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from geofm.printing import one_line
 from geofm.sensors.builtin import BUILTIN, SENTINEL1, SENTINEL2
 from geofm.sensors.plain import SensorError
 from geofm.sensors.sensor import Band, Sensor
@@ -132,8 +133,7 @@ def load_sensors(path: str | os.PathLike[str]) -> tuple[str, ...]:
     try:
         definitions = yaml.safe_load(file.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        text = ' '.join(str(error).split())
-        raise SensorError(f'{file}: cannot be read as YAML: {text}') from error
+        raise SensorError(f'{file}: cannot be read as YAML: {one_line(error)}') from error
     return register_sensors(definitions, str(file))
 
 

@@ -19,10 +19,10 @@ from geofm.models.checkpoints import (
     ModelFile,
     check_model_name,
     check_weights,
-    one_line,
     read_model,
     take_up_sensors_of,
 )
+from geofm.printing import one_line
 from geofm.sensors import check_bands
 from geofm.tasks.mask2former import Mask2Former
 from geofm.transforms import NO_STATISTICS, InputStatistics

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from geofm.models.checkpoints import one_line
+from geofm.printing import one_line
 from geofm.tasks.dumps import class_path
 from geofm.tasks.parameters import AUTOCAST, gradient_norms
 from geofm.tasks.pretraining import PretrainingTask

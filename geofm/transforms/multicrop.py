@@ -180,7 +180,8 @@ class MultiCrop(nn.Module):
                 f'(B, dates, {len(self.bands)}, H, W)'
             )
         valid, dates, present = batch.get('valid'), batch.get('dates'), batch.get('present')
-        global_source, local_source = self._draw_sources(images)
+        # Global crops first, then local crops.
+        sources = self._draw_sources(images)
         several_dates = images.ndim == 5
         if several_dates:
             if present is not None and present.ndim == 2:
@@ -190,61 +191,51 @@ class MultiCrop(nn.Module):
             valid = None if valid is None else valid.flatten(0, 1)
             dates = None if dates is None else dates.flatten(0, 1)
         counts = None if valid is None else integral_image(valid)
-        global_boxes, global_share = self._draw_boxes(
-            images, counts, global_source, self.global_scale
-        )
-        local_boxes, local_share = self._draw_boxes(images, counts, local_source, self.local_scale)
-        global_flips = _draw_flips(len(global_boxes), images.device)
-        local_flips = _draw_flips(len(local_boxes), images.device)
+        scales = self.global_scale, self.local_scale
+        drawn = [self._draw_boxes(images, counts, *of) for of in zip(sources, scales, strict=True)]
+        boxes, shares = zip(*drawn, strict=True)
+        flips = [_draw_flips(len(part), images.device) for part in boxes]
         # One probability per crop, repeated for all images.
-        blur = torch.tensor(GLOBAL_BLUR_PROBABILITIES).repeat_interleave(
-            len(global_boxes) // N_GLOBAL
+        blur = (
+            torch.tensor(GLOBAL_BLUR_PROBABILITIES).repeat_interleave(len(boxes[0]) // N_GLOBAL),
+            torch.full((len(boxes[1]),), LOCAL_BLUR_PROBABILITY),
         )
-        global_crops = self._crop(
-            images,
-            global_boxes,
-            global_flips,
-            self.global_size,
-            blur,
-            # Crops in the order of the images do not need an index.
-            global_source if several_dates else None,
-        )
-        blur = torch.full((len(local_boxes),), LOCAL_BLUR_PROBABILITY)
-        local_crops = self._crop(
-            images,
-            local_boxes,
-            local_flips,
-            self.local_size,
-            blur,
-            local_source if several_dates else None,
-        )
+        # Crops in the order of the images do not need an index.
+        indices = sources if several_dates else (None, None)
+        sizes = self.global_size, self.local_size
+        crops = [
+            self._crop(images, *how) for how in zip(boxes, flips, sizes, blur, indices, strict=True)
+        ]
         anchors = anchors_valid = None
         if self.anchor_size is not None:
-            where = (global_boxes, global_flips, self.anchor_size)
-            source = global_source if several_dates else None
-            anchors = crop_and_resize(images, *where, source=source)
+            where = (boxes[0], flips[0], self.anchor_size)
+            anchors = crop_and_resize(images, *where, source=indices[0])
             if valid is not None:
-                known = crop_and_resize(valid[:, None].to(images.dtype), *where, source=source)
+                known = crop_and_resize(valid[:, None].to(images.dtype), *where, source=indices[0])
                 anchors_valid = known[:, 0] > 0.5
-        masks = block_masks(len(global_crops), self.grid, self.mask_probability, self.mask_ratio)
+        masks = block_masks(len(crops[0]), self.grid, self.mask_probability, self.mask_ratio)
         # On the CPU, since the host would have to wait for an accelerator.
         masked = masks.flatten().nonzero().squeeze(1)
+        dates, present = (
+            (None, None) if values is None else [values[source] for source in sources]
+            for values in (dates, present)
+        )
         return Crops(
-            globals=global_crops,
-            locals=local_crops,
+            globals=crops[0],
+            locals=crops[1],
             masks=to_device(masks, images.device),
             masked=to_device(masked, images.device),
             anchors=anchors,
-            global_dates=None if dates is None else dates[global_source],
-            local_dates=None if dates is None else dates[local_source],
-            global_present=None if present is None else present[global_source],
-            local_present=None if present is None else present[local_source],
-            global_boxes=global_boxes,
-            local_boxes=local_boxes,
-            global_flips=global_flips,
-            local_flips=local_flips,
-            global_valid_share=global_share,
-            local_valid_share=local_share,
+            global_dates=dates[0],
+            local_dates=dates[1],
+            global_present=present[0],
+            local_present=present[1],
+            global_boxes=boxes[0],
+            local_boxes=boxes[1],
+            global_flips=flips[0],
+            local_flips=flips[1],
+            global_valid_share=shares[0],
+            local_valid_share=shares[1],
             anchors_valid=anchors_valid,
         )
 

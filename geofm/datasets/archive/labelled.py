@@ -21,7 +21,6 @@ from geofm.datasets.labels import LabelError, LabelSource, open_labels
 from geofm.datasets.labels.source import check_values
 from geofm.datasets.pairs.dataset import EmptySplitError
 from geofm.datasets.plot import plot_pair
-from geofm.datasets.splitting import Split, SplitRule
 from geofm.datasets.table import RasterTable
 from geofm.grid import Grid
 from geofm.legend import NO_CLASS, Legend
@@ -60,10 +59,6 @@ class LabelledArchive(TargetArchive):
         target: Target = 'segmentation',
         ignore_index: int = IGNORE,
         min_labelled: float = 0.0,
-        bands: Sequence[str] | None = None,
-        split: Split = 'train',
-        split_by: SplitRule | Mapping[str, Any] | None = None,
-        reference: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Initialize a new LabelledArchive instance.
@@ -81,12 +76,8 @@ class LabelledArchive(TargetArchive):
             ignore_index: Value of 'mask' where there is no label, for 'segmentation'.
             min_labelled: Smallest labelled fraction of a sample, 0 to 1. Samples below it, or
                 without any labelled pixel, are left out.
-            bands: Names of the channels of 'image'. Default: all of the sensors.
-            split: One of 'train', 'val', 'test' or 'all'.
-            split_by: Rule by which samples are split, see :class:`~geofm.datasets.RasterArchive`.
-            reference: The sensor on whose grid samples are read. Default: the reference of
-                *sensors*.
-            **kwargs: Further arguments of :class:`~geofm.datasets.RasterArchive`.
+            **kwargs: Further arguments of :class:`~geofm.datasets.archive.masked.TargetArchive`,
+                and of :class:`~geofm.datasets.RasterArchive`.
 
         Raises:
             BandError: If a band is unknown, or the labels are a band of 'image'.
@@ -107,7 +98,7 @@ class LabelledArchive(TargetArchive):
         mask = labels if isinstance(labels, str) else None
         if mask is not None and legend is None and target != 'regression':
             raise LabelError(f"labels '{mask}' need the argument classes")
-        super().__init__(table, sensors, mask, bands, split, split_by, reference, **kwargs)
+        super().__init__(table, sensors, mask, **kwargs)
         self._legend = legend
         self._check_ignored()
         self.skipped = LeftOut()

@@ -43,7 +43,7 @@ from geofm.datasets.catalogue.scan import (
 )
 from geofm.datasets.catalogue.scenes import Source
 from geofm.locking import locked_name
-from geofm.printing import warn
+from geofm.printing import one_line, warn
 from geofm.sensors import SENTINEL2
 
 #: File name of a catalogue in the folder of the data.
@@ -212,9 +212,8 @@ def _naming_file(file: Path, root: Path | None) -> Iterator[None]:
         yield
     except Exception as error:
         # Damaged files raise about a dozen types of error.
-        reason = ' '.join(str(error).split())[:200] or type(error).__name__
         raise CatalogueError(
-            f'{file}: is not a catalogue, or is damaged ({reason}); {_advice(root)}'
+            f'{file}: is not a catalogue, or is damaged ({one_line(error)}); {_advice(root)}'
         ) from error
 
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from geofm.datasets.table.error import TableError, row_error
+from geofm.datasets.table.error import TableError, refuse_rows, row_error
 from geofm.printing import printable
 
 #: Time of a row without a time: NumPy's NaT as int64.
@@ -66,10 +66,7 @@ def text_codes(column: pa.ChunkedArray, name: str, source: str) -> Coded:
         codes = np.append(np.cumsum(used) - 1, -1)[codes]
         values = values.filter(pa.array(used))
     bad = pc.match_substring(values, '\0').to_numpy(zero_copy_only=False).astype(bool)
-    if bad.any():
-        raise row_error(
-            source, first_row(np.append(bad, False)[codes]), f'{name} contains a NUL character'
-        )
+    refuse_rows(source, np.append(bad, False)[codes], f'{name} contains a NUL character')
     return Coded(codes.astype(np.int32, copy=False), values)
 
 
@@ -189,13 +186,8 @@ def integers(
     missed = np.isnan(values)
     with np.errstate(invalid='ignore'):
         bad = ~missed & ~((values >= lowest) & (values <= highest) & (values == np.floor(values)))
-    if bad.any():
-        row = first_row(bad)
-        raise row_error(
-            source,
-            row,
-            f'{name} {values[row]:g} is not an integer from {lowest:,} to {highest:,}',
-        )
+    expected = f'an integer from {lowest:,} to {highest:,}'
+    refuse_rows(source, bad, f'{name} {{:g}} is not {expected}', values)
     return np.where(missed, missing, values).astype(np.int64)
 
 

@@ -34,9 +34,9 @@ from geofm.datasets.table.columns import (
     text_codes,
     times,
 )
-from geofm.datasets.table.error import TableError, row_error
+from geofm.datasets.table.error import TableError, refuse_rows, row_error
 from geofm.datasets.table.files import Columns, CsvColumns, ParquetColumns
-from geofm.printing import printable
+from geofm.printing import one_line, printable
 from geofm.sensors import SENSORS, Sensor
 from geofm.suggestions import did_you_mean
 
@@ -80,7 +80,9 @@ def read_fields(path: Path) -> dict[str, Any]:
         columns: Columns = CsvColumns(path) if kind == '.csv' else ParquetColumns(path)
     except (pa.ArrowException, ValueError, OSError) as error:
         what = 'CSV' if kind == '.csv' else 'Parquet'
-        raise TableError(f'{source}: cannot be read as {what}: {_one_line(error)}') from error
+        raise TableError(
+            f'{source}: cannot be read as {what}: {printable(one_line(error))}'
+        ) from error
     return fields_of(columns, source, os.path.abspath(path.parent))  # noqa: PTH100 - links stay
 
 
@@ -103,11 +105,7 @@ def fields_of(columns: Columns, source: str, root: str) -> dict[str, Any]:
     try:
         return _Fields(columns, source, root).read()
     except pa.ArrowException as error:
-        raise TableError(f'{source}: is damaged: {_one_line(error)}') from error
-
-
-def _one_line(error: Exception) -> str:
-    return printable(' '.join(str(error).split())[:200])
+        raise TableError(f'{source}: is damaged: {printable(one_line(error))}') from error
 
 
 def _check_names(columns: Columns, source: str) -> None:
@@ -178,10 +176,7 @@ class _Fields:
     def _sensors(self) -> tuple[list[Sensor], npt.NDArray[np.int8]]:
         """Return the sensors, and the index of the sensor of each row."""
         codes, keys = self._codes('sensor')
-        if (codes < 0).any():
-            raise row_error(
-                self._source, first_row(codes < 0), f'has no sensor; known are {", ".join(SENSORS)}'
-            )
+        refuse_rows(self._source, codes < 0, f'has no sensor; known are {", ".join(SENSORS)}')
         names = keys.to_pylist()
         for code, key in enumerate(names):
             if key not in SENSORS:
@@ -251,10 +246,8 @@ class _Fields:
     ) -> None:
         """Check that rows with an index have one band."""
         many = np.array([*(len(names) > 1 for names in band_lists), False])
-        if (bad := (index > 0) & many[band]).any():
-            raise row_error(
-                self._source, first_row(bad), 'an index needs one band; write a row per band'
-            )
+        bad = (index > 0) & many[band]
+        refuse_rows(self._source, bad, 'an index needs one band; write a row per band')
 
     def _is_part(
         self,
@@ -324,9 +317,7 @@ class _Fields:
         values = self._optional(name)
         if values is not None:
             bad = np.isinf(values) | (~np.isnan(values) & ~np.asarray(is_good(values)))
-            if bad.any():
-                row = first_row(bad)
-                raise row_error(self._source, row, f'{name} {values[row]:g} is not {expected}')
+            refuse_rows(self._source, bad, f'{name} {{:g}} is not {expected}', values)
         return values
 
     def _cloud_cover(self) -> npt.NDArray[np.float32] | None:
@@ -334,15 +325,8 @@ class _Fields:
         values = self._optional('cloud_cover')
         if values is None:
             return None
-        bad = (values < 0) | (values > 1)
-        if bad.any():
-            row = first_row(bad)
-            raise row_error(
-                self._source,
-                row,
-                f'cloud_cover {values[row]:g} is not a fraction from 0 to 1; divide percentages by '
-                '100',
-            )
+        wrong = 'cloud_cover {:g} is not a fraction from 0 to 1; divide percentages by 100'
+        refuse_rows(self._source, (values < 0) | (values > 1), wrong, values)
         return values.astype(np.float32)
 
     def _whole(self, name: str, lowest: int, highest: int, dtype: type[Any]) -> npt.NDArray[Any]:
@@ -371,12 +355,8 @@ class _Fields:
         shape = [self._whole(name, 0, 2**31 - 1, np.int32) for name in ('height', 'width')]
         shape = [np.maximum(size, 0) for size in shape]
         bad = (epsg >= 0) & (shape[0] > 0) & ~np.isfinite(transform).all(axis=1)
-        if bad.any():
-            raise row_error(
-                self._source,
-                first_row(bad),
-                'has a crs and a height but no transform; remove these columns to scan the file',
-            )
+        wrong = 'has a crs and a height but no transform; remove these columns to scan the file'
+        refuse_rows(self._source, bad, wrong)
         return epsg, transform, shape
 
     def _transform(self) -> npt.NDArray[np.float64]:

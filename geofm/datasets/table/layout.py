@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, Self
 
 import yaml
 
-from geofm.printing import printable
+from geofm.printing import one_line, printable
 from geofm.sensors import SENSORS
 from geofm.suggestions import did_you_mean
 
@@ -239,8 +239,8 @@ class Layout:
         except FileNotFoundError as error:
             raise LayoutError(f'{source}: no such file') from error
         except (OSError, ValueError, yaml.YAMLError) as error:
-            reason = ' '.join(str(error).split())[:200]
-            raise LayoutError(f'{source}: cannot be read as YAML: {printable(reason)}') from error
+            reason = printable(one_line(error))
+            raise LayoutError(f'{source}: cannot be read as YAML: {reason}') from error
         if not isinstance(content, dict) or not isinstance(content.get('files'), list):
             raise LayoutError(
                 f"{source}: a layout must have a list 'files' of entries with sensor and regex"

@@ -18,7 +18,7 @@ from geofm.datasets.readers.opening import open_source
 from geofm.datasets.readers.source import Source, as_dataset
 from geofm.datasets.readers.tiff_header import Header
 from geofm.datasets.table.address import file_of
-from geofm.datasets.table.error import row_error
+from geofm.datasets.table.error import refuse_rows, row_error
 from geofm.datasets.table.raster_table import RasterTable
 from geofm.datasets.table.reading import view_of
 from geofm.printing import printable
@@ -279,13 +279,12 @@ def check_places(table: RasterTable) -> None:
     good = table.problem < 0
     placed = np.isfinite(table.bounds).all(axis=1)
     lost = good & ~placed & (table.place < 0)
-    if lost.any():
-        raise row_error(
-            table.source,
-            int(np.argmax(lost)),
-            'has no CRS and no place, so that it cannot be matched with other sensors: fill '
-            'in place, or give the file a CRS',
-        )
+    refuse_rows(
+        table.source,
+        lost,
+        'has no CRS and no place, so that it cannot be matched with other sensors: fill in place, '
+        'or give the file a CRS',
+    )
     named = np.flatnonzero(good & (table.place >= 0))
     on_ground = np.zeros(len(table.places), bool)
     on_ground[table.place[named[placed[named]]]] = True

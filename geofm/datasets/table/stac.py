@@ -12,7 +12,7 @@ import pystac
 
 from geofm.datasets.table.error import TableError
 from geofm.datasets.table.indexing import Indexed, make_table
-from geofm.printing import printable
+from geofm.printing import one_line, printable
 from geofm.sensors import SENSORS, Sensor
 from geofm.stac_assets import (
     Scaling,
@@ -85,10 +85,8 @@ def _items(file: Path) -> Iterator[pystac.Item]:
             yield from cast(pystac.Catalog, found).get_items(recursive=True)
     except Exception as error:
         # pystac raises KeyError, TypeError and other errors for malformed content.
-        reason = ' '.join(str(error).split())[:200] or type(error).__name__
-        raise TableError(
-            f'{printable(file)}: cannot be read as STAC: {printable(reason)}'
-        ) from error
+        reason = printable(one_line(error))
+        raise TableError(f'{printable(file)}: cannot be read as STAC: {reason}') from error
 
 
 def _parquet_rows(file: Path) -> Iterator[dict[str, Any]]:

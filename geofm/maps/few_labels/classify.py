@@ -12,7 +12,7 @@ import numpy.typing as npt
 from rich.progress import Progress
 
 from geofm import __version__, lonlat
-from geofm.atomic import atomic_file, check_not_overwritten
+from geofm.atomic import atomic_file, check_not_overwritten, write_atomically
 from geofm.datasets.labels import LabelSource, open_labels
 from geofm.evaluation import Accuracy
 from geofm.legend import NO_CLASS
@@ -258,8 +258,7 @@ def _save(output: Path, head: Head, report: Classified, fitting: Fitting) -> Cla
         'notes': list(report.notes),
         'accuracy': {name: value.as_json() for name, value in report.accuracy.items()},
     }
-    with atomic_file(files[1]) as part:
-        part.write_text(json.dumps(entry, indent=1, ensure_ascii=False) + '\n')
+    write_atomically(files[1], json.dumps(entry, indent=1, ensure_ascii=False) + '\n')
     for name, value in report.accuracy.items():
         path = output / f'classify_{name.replace(" ", "_")}.png'
         with atomic_file(path) as part:

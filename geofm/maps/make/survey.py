@@ -20,7 +20,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
-from geofm.atomic import atomic_file
+from geofm.atomic import atomic_file, write_atomically
 from geofm.datasets.memory import release_memory
 from geofm.maps.make.windows import Floats, Mask, Position, Strip, Sums, Tile, Tiling, blend_row
 from geofm.maps.scene import Imagery
@@ -375,8 +375,7 @@ def open_survey(
     if not path.exists() or path.read_text() != text:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        with atomic_file(path) as part:
-            part.write_text(text)
+        write_atomically(path, text)
     return Survey(folder, tiling, layout)
 
 

@@ -18,7 +18,7 @@ import shapely
 from pystac.extensions.projection import ProjectionExtension
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from geofm.atomic import atomic_file
+from geofm.atomic import write_atomically
 from geofm.datasets import SEARCH_CRS
 from geofm.locking import locked_folder
 from geofm.maps.scene import CACHE_BYTES, Imagery, TableScenes
@@ -295,5 +295,4 @@ def _item(scene: Imagery, products: Mapping[str, Path]) -> pystac.Item | None:
 
 def _write_json(file: Path, content: Mapping[str, Any]) -> None:
     """Write JSON."""
-    with atomic_file(file) as part:
-        part.write_text(json.dumps(content, indent=1) + '\n')
+    write_atomically(file, json.dumps(content, indent=1) + '\n')

@@ -19,7 +19,7 @@ from geofm.models.checkpoints.sharded import (
     read_sharded,
 )
 from geofm.models.checkpoints.statistics import INPUT, carry_statistics
-from geofm.models.checkpoints.trust import check_model_name, check_weights, one_line
+from geofm.models.checkpoints.trust import check_model_name, check_weights
 
 __all__ = (
     'HUB_WEIGHTS',
@@ -37,7 +37,6 @@ __all__ = (
     'hash_tensors',
     'is_sharded',
     'load_shards',
-    'one_line',
     'read_model',
     'read_rest',
     'read_sharded',

@@ -16,10 +16,10 @@ from geofm.models.checkpoints.trust import (
     check_model_args,
     check_model_name,
     check_weights,
-    one_line,
 )
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.registry import MODEL_NAMES
+from geofm.printing import one_line
 
 
 def load_strictly(backbone: nn.Module, weights: Mapping[str, Tensor], checkpoint: Path) -> None:

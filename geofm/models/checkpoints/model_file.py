@@ -21,9 +21,9 @@ from geofm.models.checkpoints.trust import (
     check_model_args,
     check_model_name,
     check_weights,
-    one_line,
 )
 from geofm.models.registry import MODEL_NAMES
+from geofm.printing import one_line
 from geofm.sensors import check_bands
 from geofm.transforms import InputStatistics
 

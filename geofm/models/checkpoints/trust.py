@@ -234,19 +234,6 @@ def refuse_nonfinite(model: nn.Module, state_dict: Mapping[str, Any], prefix: st
             )
 
 
-def one_line(error: BaseException) -> str:
-    """Return the message of an error on one line, shortened to 300 characters.
-
-    Args:
-        error: The error.
-
-    Returns:
-        The message, or the name of the error's class if it has no message.
-    """
-    text = ' '.join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f'{text[:300]} ...'
-
-
 def _short(value: Any) -> str:
     """Format a value from a file for a message: printable, on one line, and short."""
     if isinstance(value, float) and not math.isfinite(value):

@@ -11,8 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from geofm.models.checkpoints.files import CheckpointError
-from geofm.models.checkpoints.trust import one_line
 from geofm.models.weights.layouts import architecture, fold_positions
+from geofm.printing import one_line
 from geofm.sensors import (
     DEFAULT_SENSORS,
     RGB_BANDS,

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from geofm.models.checkpoints.files import CheckpointError
-from geofm.models.checkpoints.trust import one_line
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.fit import load_into
 from geofm.models.weights.layouts import find_vit
 from geofm.models.weights.one_sensor import vit_weights
+from geofm.printing import one_line
 
 
 def fit_backbone(
