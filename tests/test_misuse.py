@@ -28,9 +28,10 @@ from geofm.lonlat import turns
 from geofm.maps.few_labels.heads import Head
 from geofm.maps.few_labels.samples import samples_on
 from geofm.maps.make.class_products import draw_classes
-from geofm.maps.make.predict import PredictOptions, predict_scene
+from geofm.maps.make.predict import PredictOptions
 from geofm.models import CheckpointError
 from geofm.models.checkpoints.files import read_file
+from tests.maps.predicting import predict_scene
 from tests.maps.scenes import write
 from tests.maps.test_classify import embedding, points, tokens
 from tests.maps.test_predict import BANDS, NAMES, per_pixel

@@ -18,8 +18,7 @@ from geofm.models.smp import PyramidEncoder, SimpleFeaturePyramid, register_enco
 from geofm.models.timm_vit import TimmViT, has_cls_token, load_model
 from geofm.models.tokens import SensorTokens, View, ViewTokens
 from geofm.models.weights.export import export_backbone, export_torchgeo
-from geofm.models.weights.load import load_backbone_weights
-from geofm.models.weights.sources import Source
+from geofm.models.weights.load import Source, load_backbone_weights
 
 __all__ = (
     'MODEL_NAMES',

@@ -49,9 +49,7 @@ class Distillation(PretrainingTask):
             raise ValueError(
                 f'n_local is {n_local}, but the teacher sees no local crops: set n_local to 0'
             )
-        super().__init__(
-            teacher=teacher, n_local=n_local, mask_probability=mask_probability, **kwargs
-        )
+        super().__init__(teacher=teacher, **kwargs)
 
     def configure_losses(self) -> None:
         """Set no losses: those of the teacher come from :meth:`distill`."""

@@ -106,18 +106,7 @@ class MaskedWords(PretrainingTask):
                 f'visible={visible:g} and predicted={predicted:g} must be positive fractions of '
                 'the patches that sum to at most 1'
             )
-        super().__init__(
-            global_scale=global_scale,
-            n_local=n_local,
-            lr=lr,
-            warmup_epochs=warmup_epochs,
-            weight_decay=weight_decay,
-            betas=betas,
-            layer_decay=layer_decay,
-            patch_embed_lr_mult=patch_embed_lr_mult,
-            drop_path_rate=drop_path_rate,
-            **kwargs,
-        )
+        super().__init__(**kwargs)
 
     # -- networks and targets -------------------------------------------------------------------
 

@@ -2,11 +2,10 @@
 
 from geofm.transforms.masks import block_masks
 from geofm.transforms.multicrop import N_GLOBAL, Crops, MultiCrop
-from geofm.transforms.normalize import Normalize
 from geofm.transforms.photometry import Photometry, PhotometryArgs
 from geofm.transforms.picture import PICTURE_WHITE, Picture, Standardize
 from geofm.transforms.resample import crop_and_resize
-from geofm.transforms.statistics import NO_STATISTICS, InputStatistics, statistics_of
+from geofm.transforms.statistics import NO_STATISTICS, InputStatistics, Normalize, statistics_of
 
 __all__ = (
     'NO_STATISTICS',

@@ -24,11 +24,12 @@ from geofm.datasets.labels import open_labels
 from geofm.evaluation.map_accuracy import assess_maps
 from geofm.legend import NO_CLASS, Legend
 from geofm.maps.make import survey
-from geofm.maps.make.predict import ClassProduct, PredictOptions, Predictor, predict_scene
+from geofm.maps.make.predict import ClassProduct, PredictOptions, Predictor
 from geofm.maps.make.windows import Axis
 from geofm.models import CheckpointError
 from geofm.tasks.fine_tuned import FineTuned, load_fine_tuned
 from geofm.transforms.statistics import InputStatistics
+from tests.maps.predicting import predict_scene
 
 BANDS = ('B04', 'B03', 'B02')
 STATISTICS = InputStatistics(dict.fromkeys(BANDS, 1000.0), dict.fromkeys(BANDS, 500.0), None)

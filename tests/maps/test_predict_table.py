@@ -22,11 +22,12 @@ from geofm.datasets import LAND_COVER, write_sample_scenes
 from geofm.datasets.splitting import SplitRule
 from geofm.datasets.table import RasterTable
 from geofm.legend import NO_CLASS, Legend
-from geofm.maps.make.predict import PredictOptions, predict_scene
+from geofm.maps.make.predict import PredictOptions
 from geofm.maps.scene import TableScenes
 from geofm.sample import DEFAULT_ROIS
 from geofm.sensors import bands_of, load_sensors
 from geofm.tasks.fine_tuned import load_fine_tuned, logits, without_sensors
+from tests.maps.predicting import predict_scene
 from tests.maps.test_predict import save
 from tests.registry import kept_registry
 

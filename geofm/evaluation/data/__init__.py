@@ -6,9 +6,11 @@ from geofm.evaluation.data.labelled import (
     LabelledData,
     Split,
     Task,
+    class_labels,
+    class_mask,
     labelled_data,
+    number_of_classes,
 )
-from geofm.evaluation.data.labels import class_labels, class_mask, number_of_classes
 from geofm.evaluation.data.naming import innermost
 from geofm.evaluation.data.paired import PairedDataModule
 

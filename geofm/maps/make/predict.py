@@ -203,7 +203,7 @@ class Prediction:
         products: Sequence[ClassProduct],
         options: PredictOptions | None = None,
         device: torch.device | str | None = None,
-        command: str = 'geofm.maps.predict_scene',
+        command: str = 'geofm.maps.predict_files',
     ) -> Self:
         """Check the products and options, and move the task to a device.
 
@@ -350,17 +350,12 @@ class Prediction:
         return open_survey(folder, tiling, predictor.kept, manifest)
 
 
-def predict_scene(
-    task: FineTuned,
+def predict_files(
+    prediction: Prediction,
     files: Mapping[str, Path],
     output: Path,
-    products: Sequence[ClassProduct] = ('classes', 'picture'),
-    options: PredictOptions | None = None,
-    *,
     reference: str | None = None,
     names: Mapping[str, Sequence[str]] | None = None,
-    device: torch.device | str | None = None,
-    command: str = 'geofm.maps.predict_scene',
 ) -> dict[str, Path]:
     """Map the predictions of a fine-tuned task for a scene of any size.
 
@@ -378,37 +373,6 @@ def predict_scene(
     - ``picture``: PNG of the classes with a legend.
 
     A regression has one product, ``values``, in float32.
-
-    Args:
-        task: The task, of :func:`geofm.tasks.load_fine_tuned`.
-        files: Raster of each sensor that the task needs, by key.
-        output: Folder to write to.
-        products: Products to make.
-        options: How the scene is predicted.
-        reference: Sensor whose grid is used. Default: as for :func:`geofm.maps.map_scene`.
-        names: Names of the bands of a file by sensor, for files without band descriptions.
-        device: Device to run on. Default: the device of the task.
-        command: Command to write to the tags of the files.
-
-    Returns:
-        The files by product.
-
-    Raises:
-        ValueError: If a product is unknown, if the raster of a sensor is missing or cannot be used,
-            or if the task does not take windows of this size.
-    """
-    prediction = Prediction.prepare(task, products, options, device, command)
-    return predict_files(prediction, files, output, reference, names)
-
-
-def predict_files(
-    prediction: Prediction,
-    files: Mapping[str, Path],
-    output: Path,
-    reference: str | None = None,
-    names: Mapping[str, Sequence[str]] | None = None,
-) -> dict[str, Path]:
-    """Apply a prediction to one scene, see :func:`predict_scene`.
 
     Args:
         prediction: The prediction.

@@ -6,10 +6,10 @@ from geofm.models.checkpoints.files import (
     HUB_WEIGHTS,
     METADATA,
     CheckpointError,
+    hash_tensors,
     released,
     write_safetensors,
 )
-from geofm.models.checkpoints.hashing import hash_tensors
 from geofm.models.checkpoints.model_file import LOCAL_DIR, ModelFile, read_model
 from geofm.models.checkpoints.sharded import (
     SHARDS_REST,

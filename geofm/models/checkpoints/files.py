@@ -1,6 +1,7 @@
 """Read files of weights in any format, and write them atomically."""
 
 import errno
+import hashlib
 import json
 import re
 import warnings
@@ -192,3 +193,20 @@ def check_suffix(path: Path) -> None:
             f'{path}: the suffix must be .safetensors, or one of {", ".join(TORCH_SUFFIXES)} for '
             'PyTorch'
         )
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Hash the names, types, shapes and values of tensors.
+
+    Args:
+        tensors: Tensors by name, in any order.
+
+    Returns:
+        SHA-256 in hexadecimal.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f'{name} {tensor.dtype} {tuple(tensor.shape)}'.encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

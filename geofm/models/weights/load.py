@@ -1,18 +1,240 @@
 """Load pretrained weights into a backbone: a geofm checkpoint, or a ViT per sensor."""
 
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
+from torch import Tensor
 
 from geofm.models.checkpoints.backbones import check_fit, describe_backbone
-from geofm.models.checkpoints.files import CheckpointError
+from geofm.models.checkpoints.definitions import take_up_sensors_of
+from geofm.models.checkpoints.files import METADATA, CheckpointError
 from geofm.models.checkpoints.model_file import Checkpoint, ModelFile, read_model
+from geofm.models.checkpoints.trust import check_weights
+from geofm.models.fusion import SINGLE
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.weights.fit import load_into
-from geofm.models.weights.own import files, fit_backbone
-from geofm.models.weights.sources import Source, is_torchgeo, read_encoder
+from geofm.models.weights.layouts import find_vit
+from geofm.models.weights.one_sensor import vit_weights
+from geofm.printing import one_line
 from geofm.sensors import BandError
+from geofm.transforms import InputStatistics
+
+
+class Source(TypedDict):
+    """File of weights and the bands of its channels.
+
+    Attributes:
+        path: The file, or a name of weights in TorchGeo, e.g.
+            ``ViTSmall16_Weights.SENTINEL2_ALL_DINO``.
+        bands: Names of the channels, in their order.
+    """
+
+    path: str
+    bands: NotRequired[list[str]]
+
+
+class EncoderWeights(NamedTuple):
+    """Weights of a ViT.
+
+    Attributes:
+        tensors: Weights in timm's layout.
+        bands: Names of the channels, if known.
+        mask_token: Mask token of shape (D,), if any.
+        left: Names of unused parts of a geofm checkpoint.
+        grid: Grid of the positions, if known.
+        statistics: Statistics that normalised the input, if known.
+    """
+
+    tensors: dict[str, Tensor]
+    bands: Sequence[str] | None = None
+    mask_token: Tensor | None = None
+    left: tuple[str, ...] = ()
+    grid: tuple[int, int] | None = None
+    statistics: InputStatistics | None = None
+
+
+def is_torchgeo(path: str) -> bool:
+    """Return whether a source is the name of weights in TorchGeo.
+
+    Args:
+        path: A file, or such a name.
+
+    Returns:
+        True if it has the form of a name, and there is no such file.
+    """
+    return bool(re.fullmatch(r'\w+_Weights\.\w+', path)) and not Path(path).exists()
+
+
+def read_encoder(path: str | ModelFile, sensor: str) -> EncoderWeights:
+    """Read the ViT of one sensor.
+
+    Args:
+        path: A file, or the name of weights in TorchGeo.
+        sensor: Key of the sensor, which selects the encoder in a geofm checkpoint.
+
+    Returns:
+        The weights.
+
+    Raises:
+        CheckpointError: If there are no such weights, or they cannot be read or are not those of a
+            supported ViT.
+    """
+    if isinstance(path, str) and is_torchgeo(path):
+        return _from_torchgeo(path)
+    file = read_model(path)
+    if file.pretrained is not None:
+        return _from_checkpoint(file.pretrained, sensor)
+    tensors = check_weights(find_vit(file.content), file.path)
+    take_up_sensors_of(file.content, file.path)
+    metadata = file.content.get(METADATA)
+    bands = metadata.get('bands') if isinstance(metadata, Mapping) else None
+    if not _are_names(bands):
+        raise CheckpointError('damaged: the bands in its metadata are not a list of names')
+    found = _with_mask_token(tensors, bands)
+    return found._replace(statistics=file.statistics)
+
+
+def _are_names(bands: Any) -> bool:
+    return bands is None or (isinstance(bands, list) and all(isinstance(b, str) for b in bands))
+
+
+def _with_mask_token(tensors: dict[str, Tensor], bands: Sequence[str] | None) -> EncoderWeights:
+    mask_token = tensors.pop('mask_token', None)
+    return EncoderWeights(tensors, bands, None if mask_token is None else mask_token.flatten())
+
+
+def _from_torchgeo(name: str) -> EncoderWeights:
+    from torchgeo.models import get_weight
+
+    try:
+        weight: Any = get_weight(name)
+    except ValueError as error:
+        raise CheckpointError('no such file, and no such weights in TorchGeo') from error
+    if 'SENTINEL' not in weight.name:
+        raise CheckpointError(
+            "weights of another sensor: only TorchGeo's Sentinel-1 and Sentinel-2 weights fit"
+        )
+    state = weight.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    return _with_mask_token(find_vit(state), weight.meta['bands'])
+
+
+def _from_checkpoint(checkpoint: Checkpoint, sensor: str) -> EncoderWeights:
+    model = describe_backbone(checkpoint)
+    check_fit(model.state_dict(), checkpoint.weights, checkpoint.path)
+    if sensor == SINGLE and len(model.encoder_bands) == 1:
+        (sensor,) = model.encoder_bands
+    if sensor not in model.encoder_bands:
+        raise CheckpointError(f'its model has encoders for {list(model.encoder_bands)} only')
+    key = model.encoder_of(sensor)
+    encoder: Any = model.encoders[key]
+    others = {key.split('.')[0] for key in checkpoint.weights if not key.startswith('encoders.')}
+    return EncoderWeights(
+        find_vit(vit_weights(model, checkpoint.weights, sensor)),
+        model.encoder_bands[sensor],
+        checkpoint.weights['mask_token'][list(model.encoders).index(key)].float(),
+        tuple(sorted(others - {'mask_token', 'sensor_embed'})),
+        encoder.patch_embed.grid_size,
+        checkpoint.statistics,
+    )
+
+
+def fit_backbone(
+    backbone: MultiSensorViT, source: MultiSensorViT, weights: Mapping[str, Tensor]
+) -> list[str]:
+    """Load the weights of a backbone into one that may differ in properties that can be fitted.
+
+    Bands, patch size, image size and registers of each encoder are fitted as for any ViT, see
+    :func:`geofm.models.weights.fit.load_into`. Sensors, fusion and attention heads must be equal.
+
+    Args:
+        backbone: The backbone to load into; changed in place. Its head keeps its weights.
+        source: Backbone with the architecture of the weights, on any device.
+        weights: The weights.
+
+    Returns:
+        A note for each change; empty if all weights fit as they are.
+
+    Raises:
+        CheckpointError: If the backbones differ in other properties.
+    """
+    _check_build(source, backbone)
+    own = {key: value for key, value in backbone.state_dict().items() if key[:5] != 'head.'}
+    weights = {key: value for key, value in weights.items() if key[:5] != 'head.'}
+    same = source.encoder_bands == backbone.encoder_bands and own.keys() == weights.keys()
+    if same and all(own[key].shape == weights[key].shape for key in own):
+        backbone.load_state_dict(weights, strict=False)
+        return []
+    notes: list[str] = []
+    for key, name in backbone.patch_embed_names.items():
+        encoder: Any = backbone.encoders[backbone.encoder_of(key)]
+        of_source: Any = source.encoders[source.encoder_of(key)]
+        found = load_into(
+            encoder,
+            find_vit(vit_weights(source, weights, key, fold=False)),
+            backbone.encoder_bands[key],
+            source.encoder_bands[key],
+            of_source.patch_embed.grid_size,
+            into=name.split('.', 2)[2],
+        )
+        notes += [f'encoder of {key}: {note}' for note in found]
+    rest = {key: value for key, value in weights.items() if not key.startswith('encoders.')}
+    if 'stand_in' in rest and rest['stand_in'].shape != own['stand_in'].shape:
+        rest['stand_in'] = _fit_missing_tokens(rest['stand_in'], own['stand_in'])
+    try:
+        backbone.load_state_dict(rest, strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f'its weights do not fit: {one_line(error)}') from error
+    return notes
+
+
+def _fit_missing_tokens(theirs: Tensor, own: Tensor) -> Tensor:
+    """Fit missing-sensor tokens to another number of registers: use those of CLS and patch."""
+    fitted = own.clone()
+    with torch.no_grad():
+        fitted[:, 0], fitted[:, -1] = theirs[:, 0].to(own), theirs[:, -1].to(own)
+    return fitted
+
+
+def _check_build(theirs: MultiSensorViT, ours: MultiSensorViT) -> None:
+    """Check properties that cannot be fitted."""
+    for name, describe in (
+        ('encoders', lambda model: list(model.encoder_bands)),
+        ('ViTs', lambda model: list(model.encoders)),
+        ('fusion', _fusion),
+        ('attention heads', _heads),
+    ):
+        there, here = describe(theirs), describe(ours)
+        if there != here:
+            raise CheckpointError(
+                f'its model has {name} {there}, but yours has {here}. Make them equal, or load '
+                f'encoders only: weights: {files(ours)}, or one of them'
+            )
+
+
+def _heads(model: MultiSensorViT) -> list[int]:
+    encoders: list[Any] = list(model.encoders.values())
+    return [encoder.blocks[0].attn.num_heads for encoder in encoders]
+
+
+def _fusion(model: MultiSensorViT) -> str:
+    return 'none' if model.fusion is None else model.fusion.describe(model.sensors)
+
+
+def files(model: MultiSensorViT) -> str:
+    """Describe how to give a file per encoder of a model, for messages.
+
+    Args:
+        model: The model.
+
+    Returns:
+        A text such as ``{a: FILE, b: FILE}``.
+    """
+    return '{' + ', '.join(f'{key}: FILE' for key in model.encoder_bands) + '}'
+
 
 #: Weights to load: for the whole backbone, or by sensor.
 Weights = str | os.PathLike[str] | Mapping[str, str | os.PathLike[str] | Source]
