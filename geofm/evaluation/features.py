@@ -26,7 +26,6 @@ from geofm.sensors import added_sensors
 _CODE = (
     'sensors',
     'datasets/named_bands.py',
-    'transforms/normalize.py',
     'transforms/picture.py',
     'transforms/statistics.py',
     'models',

@@ -270,7 +270,7 @@ def labelled_data(
 
     Args:
         datamodule: A data module of TorchGeo or geofm whose samples have a 'label' or a 'mask'. Its
-            channels must be listed in :mod:`geofm.evaluation.data.naming`, or named by
+            channels must be listed in :mod:`geofm.evaluation.data.sources`, or named by
             :class:`geofm.datamodules.NamedBandsDataModule`.
         task: What is predicted. None: the label of the samples if they have one, otherwise the
             mask.
