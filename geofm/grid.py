@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine
 from rasterio.vrt import WarpedVRT
+from rasterio.warp import reproject
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
@@ -218,6 +219,35 @@ def read_on_grid(
         valid &= (pixels != np.float32(src.nodata)).all(axis=0)
     mask = own_mask(src, range(src.count), window)
     return pixels, valid if mask is None else valid & mask
+
+
+def warp_values(
+    values: npt.NDArray[np.float32], grid: Grid, resampling: Resampling, **place: Any
+) -> npt.NDArray[np.float32]:
+    """Warp values onto a grid. Pixels without data do not influence their neighbours.
+
+    Args:
+        values: Values, of shape (C, H, W); NaN where there is no data.
+        grid: The grid.
+        resampling: Resampling method.
+        **place: Location of the values, for :func:`rasterio.warp.reproject`: ``src_crs``, and
+            ``src_transform`` or ``gcps``.
+
+    Returns:
+        Values on the grid, of shape (C, H', W'); NaN where there is no data.
+    """
+    warped = np.full((len(values), *grid.shape), np.nan, np.float32)
+    reproject(
+        values,
+        warped,
+        **place,
+        src_nodata=np.nan,
+        dst_transform=grid.transform,
+        dst_crs=grid.crs,
+        dst_nodata=np.nan,
+        resampling=resampling,
+    )
+    return warped
 
 
 def own_mask(

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from rasterio.enums import Resampling
 from rasterio.io import DatasetReader
-from rasterio.warp import reproject, transform
+from rasterio.warp import transform
 from rasterio.windows import Window
 
-from geofm.grid import Grid, alpha_band, own_mask
+from geofm.grid import Grid, alpha_band, own_mask, warp_values
 from geofm.sensors import BandError, Sensor, band_indices, check_bands
 from geofm.validity import Bools, mark_beyond_limits, mark_nodata
 
@@ -191,16 +191,9 @@ class SensorBands:
             # Before warping, since it would affect neighbouring pixels.
             values[:, ~valid] = np.nan
             part = own.crop(window.row_off, window.col_off, window.height, window.width)
-            reproject(
-                values,
-                warped,
-                src_transform=part.transform,
-                src_crs=own.crs,
-                src_nodata=np.nan,
-                dst_transform=grid.transform,
-                dst_crs=grid.crs,
-                dst_nodata=np.nan,
-                resampling=Resampling[self.sensor.resampling],
+            method = Resampling[self.sensor.resampling]
+            warped = warp_values(
+                values, grid, method, src_transform=part.transform, src_crs=own.crs
             )
         return warped, np.isfinite(warped).all(axis=0)
 

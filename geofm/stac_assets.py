@@ -126,20 +126,20 @@ def without_baseline_offset(
         properties: Properties of the item.
 
     Returns:
-        The scaling, with offset 0 if a property ``...:boa_offset_applied`` states that the offset
-        has been subtracted already.
+        The scaling, with the offset of the sensor if a property ``...:boa_offset_applied`` states
+        that the offset has been subtracted already.
     """
     if not sensor.baseline_offset:
         return scaling
     scale = sensor.scale if scaling.scale is None else scaling.scale
     if any(v is True for k, v in properties.items() if k.endswith('boa_offset_applied')):
-        return scaling._replace(scale=scale, offset=0.0)
-    if scaling.offset is None and (processing_baseline(item_id, properties) or 0) >= 4:
+        return scaling._replace(scale=scale, offset=sensor.offset)
+    if scaling.offset is None and (_processing_baseline(item_id, properties) or 0) >= 4:
         return scaling._replace(scale=scale, offset=-sensor.baseline_offset * scale)
     return scaling
 
 
-def processing_baseline(item_id: str, properties: Mapping[str, Any]) -> float | None:
+def _processing_baseline(item_id: str, properties: Mapping[str, Any]) -> float | None:
     """Return the processing baseline of a Sentinel-2 item.
 
     Args:

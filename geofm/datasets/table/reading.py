@@ -12,14 +12,13 @@ import numpy.typing as npt
 from rasterio.crs import CRS
 from rasterio.enums import Resampling
 from rasterio.transform import Affine
-from rasterio.warp import reproject
 from rasterio.windows import Window
 
 from geofm.datasets.pairs.reading import BrokenFileError
 from geofm.datasets.readers.opening import open_source
 from geofm.datasets.readers.source import Source, SourceView, as_dataset, grid_of
 from geofm.datasets.table.raster_table import RasterTable
-from geofm.grid import Grid, alpha_band, own_mask
+from geofm.grid import Grid, alpha_band, own_mask, warp_values
 from geofm.rasters import RASTER_ERRORS
 from geofm.sensor_rasters import MOST_VALUES, REACH, SensorBands, covering_window
 from geofm.sensors import BandError, Sensor
@@ -265,16 +264,9 @@ def _read_group(
     # Mask before warping, or invalid values would affect neighbouring pixels.
     values[:, ~good] = np.nan
     part = own.crop(window.row_off, window.col_off, window.height, window.width)
-    grids = {
-        'src_transform': part.transform,
-        'src_crs': part.crs,
-        'dst_transform': target.transform,
-        'dst_crs': target.crs,
-    }
-    method = Resampling[sensor.resampling]
-    reproject(values, image, src_nodata=np.nan, dst_nodata=np.nan, resampling=method, **grids)
-    seen = np.zeros(target.shape, np.uint8)
-    reproject(some.astype(np.uint8), seen, resampling=Resampling.nearest, **grids)
+    place = {'src_transform': part.transform, 'src_crs': part.crs}
+    image = warp_values(values, target, Resampling[sensor.resampling], **place)
+    (seen,) = warp_values(some[None].astype(np.float32), target, Resampling.nearest, **place)
     return image, np.isfinite(image).all(axis=0), seen > 0
 
 

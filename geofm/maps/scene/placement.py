@@ -15,11 +15,11 @@ from rasterio.enums import Resampling
 from rasterio.errors import CRSError
 from rasterio.io import DatasetReader
 from rasterio.transform import Affine, GCPTransformer
-from rasterio.warp import calculate_default_transform, reproject
+from rasterio.warp import calculate_default_transform
 from rasterio.warp import transform as transform_points
 from rasterio.windows import Window
 
-from geofm.grid import Grid
+from geofm.grid import Grid, warp_values
 from geofm.printing import warn
 
 #: Points along each side of a grid that are transformed to find the window that it needs.
@@ -153,18 +153,7 @@ class Placement:
         else:
             gcps = [GroundControlPoint(p.row - row, p.col - col, p.x, p.y, p.z) for p in self.gcps]
             place = {'gcps': gcps, 'src_crs': self.gcp_crs, 'SRC_METHOD': 'GCP_TPS'}
-        warped = np.full((len(values), *grid.shape), np.nan, np.float32)
-        reproject(
-            values,
-            warped,
-            **place,
-            src_nodata=np.nan,
-            dst_transform=grid.transform,
-            dst_crs=grid.crs,
-            dst_nodata=np.nan,
-            resampling=resampling,
-        )
-        return warped
+        return warp_values(values, grid, resampling, **place)
 
 
 def _own_grid(src: DatasetReader) -> Grid:

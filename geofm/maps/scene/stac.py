@@ -35,8 +35,8 @@ from geofm.stac_assets import (
     NO_DATA_ROLES,
     PICTURES,
     Scaling,
-    processing_baseline,
     scaling_of,
+    without_baseline_offset,
 )
 
 #: Names of data types in a virtual raster.
@@ -274,34 +274,6 @@ def _local(asset: Mapping[str, Any], item: Path) -> Path:
     return path.resolve()
 
 
-# -- scale and offset ---------------------------------------------------------------------------
-
-
-def _without_offset(
-    scaling: Scaling, own: Scaling, item: Mapping[str, Any], sensor: Sensor
-) -> Scaling:
-    """Return the scale and offset of a band in DN.
-
-    The item's are used if it has any, otherwise the file's, otherwise those of the baseline.
-    """
-    properties = item['properties']
-    flags = [value for key, value in properties.items() if key.endswith('boa_offset_applied')]
-    scale = scaling.scale if scaling.scale is not None else own.scale
-    offset = scaling.offset if scaling.offset is not None else own.offset
-    if True in flags:
-        # Written explicitly, so that readers of the virtual raster need not guess.
-        scale = sensor.scale if scale is None else scale
-        offset = sensor.offset
-    elif (
-        offset is None
-        and sensor.baseline_offset
-        and (processing_baseline(str(item.get('id')), properties) or 0) >= 4
-    ):
-        scale = sensor.scale if scale is None else scale
-        offset = -sensor.baseline_offset * scale
-    return scaling._replace(scale=scale, offset=offset)
-
-
 # -- files --------------------------------------------------------------------------------------
 
 
@@ -369,7 +341,14 @@ def _open_layer(source: _Source, item: Mapping[str, Any]) -> _Layer:
         scaling = source.scaling
         sensor = sensor_of(source.band)
         if sensor.unit == 'DN':
-            scaling = _without_offset(scaling, own, item, sensor)
+            # The item's scale and offset are used if it has any, otherwise the file's, otherwise
+            # those of the baseline.
+            scaling = scaling._replace(
+                scale=own.scale if scaling.scale is None else scaling.scale,
+                offset=own.offset if scaling.offset is None else scaling.offset,
+            )
+            name, properties = str(item.get('id')), item['properties']
+            scaling = without_baseline_offset(scaling, sensor, name, properties)
         elif scaling.scale is None and scaling.offset is None:
             scaling = scaling._replace(scale=own.scale, offset=own.offset)
         scaling = scaling._replace(unit=scaling.unit or src.units[index])
