@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -98,6 +98,17 @@ class Backbone:
     lines: list[str] = field(default_factory=list)
 
 
+class _Asked(NamedTuple):
+    """Arguments of :func:`build_backbone`, and the weights of the backbone."""
+
+    config: BackboneConfig
+    weights: Path | ModelFile | None
+    data_bands: Sequence[str]
+    statistics: Mapping[str, tuple[float, float]]
+    seed: int
+    random: bool
+
+
 def statistics_backbone(
     data_bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]
 ) -> Backbone:
@@ -145,15 +156,14 @@ def build_backbone(
         config = _of_task(config, weights, statistics)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
+        asked = _Asked(config, weights, data_bands, statistics, seed, random)
         if config.model == RCF_NAME:
-            return _rcf(config, data_bands, statistics, seed)
+            return _rcf(asked)
         if config.model == PATCH_WORDS_NAME:
-            return _patch_words(config, data_bands, statistics)
+            return _patch_words(asked)
         if is_ours(config.model):
-            return _ours(config, weights, data_bands, statistics, seed, random)
-        if is_torchgeo(config.model):
-            return _torchgeo(config, data_bands, random)
-        return _timm(config, weights, data_bands, statistics, random)
+            return _ours(asked)
+        return _torchgeo(asked) if is_torchgeo(config.model) else _timm(asked)
 
 
 def _of_task(
@@ -218,48 +228,34 @@ def _statistics_lines(
     return [f'{title}: normalised by the statistics that its weights were trained with']
 
 
-def _rcf(
-    config: BackboneConfig,
-    data_bands: Sequence[str],
-    statistics: Mapping[str, tuple[float, float]],
-    seed: int,
-) -> Backbone:
-    adapter = _plain_adapter(config, data_bands, statistics)
+def _rcf(asked: _Asked) -> Backbone:
+    adapter = _plain_adapter(asked)
     # RCF takes seed 0 for no seed.
-    args = {'features': 512, **(config.model_args or {})}
-    model = RCF(len(adapter.bands), seed=seed + 1, **args)
-    return Backbone(config.name or 'RCF', PooledEncoder(model), adapter)
+    args = {'features': 512, **(asked.config.model_args or {})}
+    model = RCF(len(adapter.bands), seed=asked.seed + 1, **args)
+    return Backbone(asked.config.name or 'RCF', PooledEncoder(model), adapter)
 
 
-def _patch_words(
-    config: BackboneConfig, data_bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]
-) -> Backbone:
-    adapter = _plain_adapter(config, data_bands, statistics)
-    words = PatchWords(len(adapter.bands), **(config.model_args or {}))
-    return Backbone(config.name or 'patch words', PatchWordsEncoder(words), adapter)
+def _patch_words(asked: _Asked) -> Backbone:
+    adapter = _plain_adapter(asked)
+    words = PatchWords(len(adapter.bands), **(asked.config.model_args or {}))
+    return Backbone(asked.config.name or 'patch words', PatchWordsEncoder(words), adapter)
 
 
-def _plain_adapter(
-    config: BackboneConfig, data_bands: Sequence[str], statistics: Mapping[str, tuple[float, float]]
-) -> Adapter:
+def _plain_adapter(asked: _Asked) -> Adapter:
     """Return an adapter to the bands of the configuration or of the data, normalised by band."""
+    config = asked.config
     return Adapter(
-        data_bands,
-        config.bands or list(data_bands),
-        statistics=_statistics(config, statistics),
+        asked.data_bands,
+        config.bands or list(asked.data_bands),
+        statistics=_statistics(config, asked.statistics),
         missing=config.missing_bands,
         image_size=config.image_size,
     )
 
 
-def _ours(
-    config: BackboneConfig,
-    weights: Path | ModelFile | None,
-    data_bands: Sequence[str],
-    statistics: Mapping[str, tuple[float, float]],
-    seed: int,
-    random: bool,
-) -> Backbone:
+def _ours(asked: _Asked) -> Backbone:
+    config, weights, data_bands, statistics, seed, random = asked
     builder = OursBuilder(config.model, weights, config.bands, config.model_args or {})
     # Loading a checkpoint draws random numbers, but random weights must depend only on the seed.
     torch.manual_seed(seed)
@@ -288,7 +284,8 @@ def _ours(
     )
 
 
-def _torchgeo(config: BackboneConfig, data_bands: Sequence[str], random: bool) -> Backbone:
+def _torchgeo(asked: _Asked) -> Backbone:
+    config, _, data_bands, _, _, random = asked
     builder = TorchGeoBuilder(config.model, config.weights, config.model_args or {})
     model, size = builder.build(random)
     bands = config.bands or list(builder.bands)
@@ -307,13 +304,8 @@ def _torchgeo(config: BackboneConfig, data_bands: Sequence[str], random: bool) -
     )
 
 
-def _timm(
-    config: BackboneConfig,
-    weights: Path | ModelFile | None,
-    data_bands: Sequence[str],
-    statistics: Mapping[str, tuple[float, float]],
-    random: bool,
-) -> Backbone:
+def _timm(asked: _Asked) -> Backbone:
+    config, weights, data_bands, statistics, _, random = asked
     if not timm.is_model(config.model):
         raise ValueError(
             f"'{config.model}' is not a model: give an existing checkpoint, the name of a geofm or "
