@@ -203,7 +203,7 @@ class Prediction:
         products: Sequence[ClassProduct],
         options: PredictOptions | None = None,
         device: torch.device | str | None = None,
-        command: str = 'geofm.maps.predict_files',
+        command: str = 'geofm.maps.make.predict_files',
     ) -> Self:
         """Check the products and options, and move the task to a device.
 
