@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchgeo.datasets.utils import Sample
 
 from geofm.losses import DINOLoss, EMACentering, GramLoss, IBOTLoss, SinkhornKnopp, at_least_float32
+from geofm.models import Source
 from geofm.tasks.student_teacher import StudentTeacher
 from geofm.transforms import Crops
 
@@ -41,6 +42,7 @@ class DINOv2(StudentTeacher):
     def __init__(
         self,
         model: str = 'geofm_vit_small_patch16_linear',
+        weights: str | dict[str, str | Source] | None = None,
         # Heads and losses
         prototypes: int = 65536,
         head_hidden_dim: int = 2048,
@@ -64,6 +66,9 @@ class DINOv2(StudentTeacher):
 
         Args:
             model: Name of a geofm model, for ``timm.create_model``.
+            weights: Weights to start from: a checkpoint of geofm, or pretrained weights of another
+                ViT, for a model with one sensor or by sensor key; see
+                :func:`geofm.models.load_backbone_weights`.
             prototypes: Number of prototypes of the DINO head.
             head_hidden_dim: Width of the heads' hidden layers.
             head_bottleneck_dim: Width of the heads' bottleneck.
@@ -83,9 +88,8 @@ class DINOv2(StudentTeacher):
             teacher_temperature: Initial and final temperature of the teacher.
             warmup_teacher_temperature_epochs: Epochs in which the temperature rises.
             **kwargs: Further arguments of :class:`~geofm.tasks.student_teacher.StudentTeacher` and
-                :class:`~geofm.tasks.pretraining.PretrainingTask`: initial weights and frozen
-                teacher, model, crops and masks, sensors, the EMA teacher, Gram anchoring and
-                optimisation.
+                :class:`~geofm.tasks.pretraining.PretrainingTask`: the frozen teacher, the model,
+                crops and masks, sensors, the EMA teacher, Gram anchoring and optimisation.
 
         Raises:
             TypeError: If *model* is not a geofm model.
@@ -95,7 +99,7 @@ class DINOv2(StudentTeacher):
         """
         # The arguments of this class reach its bases as hyperparameters. Lightning collects those
         # of each __init__.
-        super().__init__(model=model, **kwargs)
+        super().__init__(model=model, weights=weights, **kwargs)
 
     def build_heads(self) -> dict[str, nn.Module]:
         """Build the DINO head and, if *separate_ibot_head* is set, the iBOT head.
