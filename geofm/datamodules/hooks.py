@@ -17,7 +17,7 @@ from geofm.units import UnitWatch
 class PlacesStay(LightningDataModule):
     """Data module that keeps the float64 georeferences of batches on the host.
 
-    .. seealso:: :func:`geofm.datasets.collate.stays_on_host`
+    .. seealso:: :func:`geofm.datasets.stays_on_host`
     """
 
     def transfer_batch_to_device(

@@ -58,7 +58,7 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             min_labelled: Minimum fraction of labelled pixels. Other samples are left out.
             **kwargs: Further arguments of
                 :class:`~geofm.datamodules.masked_archive.TargetArchiveDataModule`, and of
-                :class:`~geofm.datasets.archive.labelled.LabelledArchive`.
+                :class:`~geofm.datasets.archive.LabelledArchive`.
 
         Raises:
             BandError: If a band is unknown or given twice.

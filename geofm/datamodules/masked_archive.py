@@ -93,7 +93,7 @@ class MaskedArchiveDataModule(TargetArchiveDataModule):
             sensors: Keys of the sensors of the images.
             mask: Name of a band of the table with the classes, e.g. ``'landcover.class'``.
             **kwargs: Further arguments of :class:`TargetArchiveDataModule`, and of
-                :class:`~geofm.datasets.archive.masked.MaskedArchive`.
+                :class:`~geofm.datasets.archive.MaskedArchive`.
 
         Raises:
             BandError: If a band is unknown or given twice.

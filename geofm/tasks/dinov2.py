@@ -87,8 +87,8 @@ class DINOv2(StudentTeacher):
             freeze_last_layer_epochs: Epochs in which the last layers of the heads are frozen.
             teacher_temperature: Initial and final temperature of the teacher.
             warmup_teacher_temperature_epochs: Epochs in which the temperature rises.
-            **kwargs: Further arguments of :class:`~geofm.tasks.student_teacher.StudentTeacher` and
-                :class:`~geofm.tasks.pretraining.PretrainingTask`: the frozen teacher, the model,
+            **kwargs: Further arguments of :class:`~geofm.tasks.StudentTeacher` and
+                :class:`~geofm.tasks.PretrainingTask`: the frozen teacher, the model,
                 crops and masks, sensors, the EMA teacher, Gram anchoring and optimisation.
 
         Raises:

@@ -59,7 +59,7 @@ class Blocks:
         """Find the blocks that boxes intersect.
 
         Args:
-            boxes: West, south, east and north in degrees, shape (N, 4); east may be beyond 180.
+            boxes: West, south, east and north in degrees, shape (N, 4); east may exceed 180.
 
         Returns:
             Codes of blocks, and the index of the first code of each box. Each box has at least one.

@@ -130,7 +130,9 @@ def _color_table(src: DatasetReader) -> dict[int, tuple[int, int, int]]:
 
 
 class MosaicLabels(LabelSource):
-    """Labels in several files, e.g. one raster per scene. Where they overlap, later files win.
+    """Labels in several files, e.g. one raster per scene.
+
+    Where files overlap, later ones take precedence.
 
     Attributes:
         path: The first file.

@@ -45,7 +45,7 @@ class RasterReader:
 
         Args:
             address: Absolute path or address.
-            sensor: Name of the sensor, whose resampling method is used if the raster must be
+            sensor: Key of the sensor, whose resampling method is used if the raster must be
                 warped.
 
         Returns:
@@ -100,7 +100,7 @@ class NpyReader:
 
         Args:
             address: Absolute path.
-            sensor: Name of the sensor. The axis whose length is its number of bands is the band
+            sensor: Key of the sensor. The axis whose length is its number of bands is the band
                 axis. If that is ambiguous, it is the first axis, unless the last one is shorter.
 
         Returns:

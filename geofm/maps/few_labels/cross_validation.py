@@ -38,7 +38,7 @@ def blocks_of(
 
     Returns:
         Code of the block that contains the centre of each patch (N, 1), see
-        :class:`geofm.datasets.archive.splits.Blocks`.
+        :class:`geofm.datasets.archive.Blocks`.
     """
     places = grid.transform @ (cols + 0.5, rows + 0.5)
     lon, lat = lonlat.transform_to_lonlat(grid, *places).T
