@@ -1,7 +1,7 @@
 """Generate pages of the documentation site from the rest of the repository.
 
 MkDocs calls the functions named ``on_...``; griffe, which reads the docstrings, calls
-:class:`SphinxRoles`.
+:class:`Docstrings`.
 """
 
 import ast
@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 #: Packages whose ``__all__`` is the public API.
 PACKAGES = (
     *('callbacks', 'datamodules', 'datasets', 'deploy', 'evaluation', 'losses', 'maps', 'models'),
-    *('sensors', 'tasks', 'transforms'),
+    *('models.fusion', 'sensors', 'tasks', 'transforms'),
 )
 
 #: Pages that are files at the root of the repository.
@@ -36,8 +36,11 @@ ROOT_PAGES = {
 }
 
 
-class SphinxRoles(Extension):
-    """Griffe extension that turns Sphinx roles such as ``:class:`Name``` into Markdown."""
+class Docstrings(Extension):
+    """Griffe extension that turns Sphinx roles such as ``:class:`Name``` into Markdown.
+
+    It also removes the first line of constructors, whose docstrings are part of their class.
+    """
 
     def on_object(self, *, obj: Any, **kwargs: Any) -> None:
         """Rewrite the docstring of an object.
@@ -47,7 +50,8 @@ class SphinxRoles(Extension):
             **kwargs: Further arguments of griffe, ignored.
         """
         if obj.docstring is not None:
-            obj.docstring.value = re.sub(r':\w+:`~?([^`]+)`', r'`\1`', obj.docstring.value)
+            text = re.sub(r'^Initialize a new \w+ instance\.\s*', '', obj.docstring.value)
+            obj.docstring.value = re.sub(r':\w+:`~?([^`]+)`', r'`\1`', text)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -151,8 +155,10 @@ def _notebook(path: Path) -> str:
             if 'image/jpeg' in data:
                 parts.append(f'![](data:image/jpeg;base64,{"".join(data["image/jpeg"].split())})')
             elif 'text/html' in data:
-                # A wide table scrolls by itself on a phone.
-                parts.append(f'<div style="overflow-x: auto">\n{data["text/html"]}\n</div>')
+                # The theme styles tables without a class.
+                table = re.sub(r'(?s)<style.*?</style>', '', data['text/html'])
+                table = re.sub(r'<table[^>]*>', '<table>', table)
+                parts.append(re.sub(r'\n\s*', '\n', table))
             else:
                 text = ''.join(output.get('text', '')) or data['text/plain']
                 parts.append(f'```text\n{text.rstrip()}\n```')

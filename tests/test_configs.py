@@ -80,7 +80,7 @@ DINOV2_LONG: dict[str, Any] = {
     'local_size': 98,
 }
 
-#: Multimodal runs of an earlier project.
+#: The same with the crops and masks of a fork of DINOv2 for two sensors.
 MULTIMODAL: dict[str, Any] = {
     **DINOV2_DEFAULT,
     'global_size': 192,
