@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import shutil
 import signal
@@ -121,9 +122,14 @@ def test_a_url_is_left_to_lightning() -> None:
 
 
 @pytest.fixture(scope='module')
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('data') / 'sample'
+def sample(module_path: Path) -> Path:
+    """Data, and a small model beside them."""
+    path = module_path / 'sample'
     write_sample_data(path, patches_per_roi=1, time_steps=1, size=64)
+    model: dict[str, Any] = {'architecture': 'geofm_vit_nano_patch16_linear', 'pretrained_cfg': {}}
+    path.with_name('model').mkdir()
+    model['model_args'] = {'depth': 1, 'embed_dim': 32, 'num_heads': 2}
+    (path.with_name('model') / 'config.json').write_text(json.dumps(model))
     return path
 
 
@@ -135,7 +141,7 @@ def fit(sample: Path, root: Path, *args: str) -> None:
             f'--data.init_args.paths={sample}',
             '--data.init_args.batch_size=4',
             '--data.init_args.window=16',
-            '--model.init_args.model=geofm_vit_nano_patch16_linear',
+            f'--model.init_args.model=local-dir:{sample.with_name("model")}',
             f'--trainer.default_root_dir={root}',
             '--trainer.accelerator=cpu',
             '--trainer.enable_progress_bar=false',
