@@ -7,6 +7,7 @@ one, before it.
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import yaml
 from flood_data import BANDS, WINDOW, Floods
 from runs import latest_checkpoint
@@ -44,6 +45,16 @@ def pretrain(floods: Floods, output: Path, seed: int) -> Path:
     geofm(['fit', f'--config={config}', f'--sensors={floods.sensors}'])
     done.write_text(text)
     return latest_checkpoint(output)
+
+
+def training_minutes(checkpoint: Path) -> float:
+    """Return the minutes that the training of a checkpoint took.
+
+    Args:
+        checkpoint: Checkpoint of :func:`pretrain`.
+    """
+    metrics = pd.read_csv(checkpoint.parents[1] / 'metrics.csv')
+    return float(metrics['time/training_minutes'].dropna().iloc[-1])
 
 
 def configuration(floods: Floods, output: Path, seed: int) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import tables
 from benchmarks.rounds import RESULTS, write_results, write_text
-from flood_backbone import BATCH, EPOCHS, SHAPE, pretrain
+from flood_backbone import BATCH, EPOCHS, SHAPE, pretrain, training_minutes
 from flood_data import BOTH, SENSOR_SETS, Floods, Pixels, Split, prepare
 from flood_heads import linear_probe, u_net
 from flood_pixels import pixel_baseline
@@ -197,7 +197,12 @@ def main() -> None:
     draw(floods, both, options.picture)
     about = {
         'seeds': options.seeds,
-        'pretraining': {'shape': SHAPE, 'epochs': EPOCHS, 'batch': BATCH},
+        'pretraining': {
+            'shape': SHAPE,
+            'epochs': EPOCHS,
+            'batch': BATCH,
+            'minutes': [round(training_minutes(path), 1) for path in checkpoints.values()],
+        },
         'settings': {name: method.settings for name, method in METHODS.items()},
         'cells': [entry.entry() for entry in cells],
     }

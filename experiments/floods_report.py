@@ -203,16 +203,18 @@ def brief(cells: Sequence[Cell], floods: Floods) -> str:
 def _caption(cells: Sequence[Cell], floods: Floods) -> str:
     counts = {sky: int(chosen.sum()) for sky, chosen in skies_of(floods, 'test').items()}
     seeds = len(cells[0].seeds)
-    runs = ', '.join(f'{first}-{last}' for first, last in RUNS['test'])
+    groups = ', '.join(f'{first}-{last}' for first, last in RUNS['test'])
+    minutes = [m for cell in cells if cell.method.startswith('U-Net') for m in cell.minutes]
     return (
         f'Mean of the IoU of flood and no flood (mIoU) and IoU of flood over the pixels of '
-        f'{counts["all"]} test places in {len(RUNS["test"])} runs ({runs}), '
-        f'made by `python experiments/floods.py`; {seeds} seed{"s" * (seeds > 1)}'
+        f'{counts["all"]} test places in {len(RUNS["test"])} groups of consecutive numbers '
+        f'({groups}), made by `python experiments/floods.py`; {seeds} seed{"s" * (seeds > 1)}'
         f'{", pooled" * (seeds > 1)}. Cloudy: {counts["cloudy"]} places where all three bands of '
         f'the optical image exceed {BRIGHT} of 255 in more than {CLOUDY:.0%} of the pixels; clear: '
-        f'the other {counts["clear"]}. Masks averaged over each patch and '
-        f'interpolated like a linear head have a mIoU of '
-        f'{ceiling(floods.masks("test"), PATCH):.3f}.'
+        f'the other {counts["clear"]}. Upper bound at the resolution of the patches: '
+        f'{ceiling(floods.masks("test"), PATCH):.3f} mIoU (the masks, averaged over each patch and '
+        f'interpolated like the output of a linear head).'
+        + (f' The U-Net took {np.mean(minutes):.1f} CPU minutes per seed.' if minutes else '')
     )
 
 
@@ -233,7 +235,7 @@ def _markdown(title: str, cells: Sequence[Cell], text: Callable[[Cell], str]) ->
 
 
 def draw(floods: Floods, maps: Mapping[str, Pixels], path: Path) -> None:
-    """Draw, for each run of the test split, the place with the median flooded fraction.
+    """Draw, for each group of the test split, the place with the median flooded fraction.
 
     Args:
         floods: The places.
