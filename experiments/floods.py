@@ -91,7 +91,8 @@ METHODS = {
     'patch words, linear': Method(_probe, {'features': 'patch words', 'steps': 2000}),
     'random weights, linear': Method(_probe, {'features': 'random', 'steps': 2000}),
     'frozen, linear': Method(_probe, {'features': 'pretrained', 'steps': 2000}),
-    'U-Net, supervised': Method(_u_net, {'epochs': 15}, pretrained=False),
+    # As long as pretraining.
+    'U-Net, supervised': Method(_u_net, {'epochs': 2}, pretrained=False),
 }
 
 

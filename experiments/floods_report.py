@@ -202,14 +202,16 @@ def brief(cells: Sequence[Cell], floods: Floods) -> str:
 
 def _caption(cells: Sequence[Cell], floods: Floods) -> str:
     counts = {sky: int(chosen.sum()) for sky, chosen in skies_of(floods, 'test').items()}
-    seeds = len(cells[0].seeds)
+    seeds = max(len(cell.seeds) for cell in cells)
+    fewer = {c.method: len(c.seeds) for c in cells if len(c.seeds) < seeds}
+    except_for = ''.join(f', {method}: {count}' for method, count in fewer.items())
     groups = ', '.join(f'{first}-{last}' for first, last in RUNS['test'])
     minutes = [m for cell in cells if cell.method.startswith('U-Net') for m in cell.minutes]
     return (
         f'Mean of the IoU of flood and no flood (mIoU) and IoU of flood over the pixels of '
         f'{counts["all"]} test places in {len(RUNS["test"])} groups of consecutive numbers '
         f'({groups}), made by `python experiments/floods.py`; {seeds} seed{"s" * (seeds > 1)}'
-        f'{", pooled" * (seeds > 1)}. Cloudy: {counts["cloudy"]} places where all three bands of '
+        f'{", pooled" * (seeds > 1)}{except_for}. Cloudy: {counts["cloudy"]} places where all three bands of '
         f'the optical image exceed {BRIGHT} of 255 in more than {CLOUDY:.0%} of the pixels; clear: '
         f'the other {counts["clear"]}. Upper bound at the resolution of the patches: '
         f'{ceiling(floods.masks("test"), PATCH):.3f} mIoU (the masks, averaged over each patch and '
