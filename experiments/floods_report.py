@@ -213,7 +213,8 @@ def _caption(cells: Sequence[Cell], floods: Floods) -> str:
         f'({groups}), made by `python experiments/floods.py`; {seeds} seed{"s" * (seeds > 1)}'
         f'{", pooled" * (seeds > 1)}{except_for}. Cloudy: {counts["cloudy"]} places where all '
         f'three bands of the optical image exceed {BRIGHT} of 255 in more than {CLOUDY:.0%} of the '
-        f'pixels; clear: the other {counts["clear"]}. Upper bound at the resolution of the patches: '
+        f'pixels; clear: the other {counts["clear"]}. '
+        'Upper bound at the resolution of the patches: '
         f'{ceiling(floods.masks("test"), PATCH):.3f} mIoU (the masks, averaged over each patch and '
         f'interpolated like the output of a linear head).'
         + (f' The U-Net took {np.mean(minutes):.1f} CPU minutes per seed.' if minutes else '')
