@@ -1,4 +1,3 @@
-import multiprocessing
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,12 +26,6 @@ def module_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
-
-
-@pytest.fixture(scope='session', autouse=True)
-def _imported_once() -> None:
-    """Let all processes that a fork server starts share one import, which takes seconds."""
-    multiprocessing.set_forkserver_preload(['geofm.datasets'])
 
 
 @pytest.fixture(scope='session', autouse=True)
