@@ -31,8 +31,8 @@ SMALL = [
 
 
 @pytest.fixture(scope='module')
-def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('data') / 'sample'
+def sample(module_path: Path) -> Path:
+    path = module_path / 'sample'
     write_sample_data(path, patches_per_roi=1, time_steps=1, size=64)
     return path
 
@@ -167,6 +167,7 @@ def test_errors_of_fit_at_run_time(
     small = ['--data.init_args.batch_size=4', '--data.init_args.window=16']
     if config == PRETRAIN:
         small = ['--model.init_args.global_size=32', '--model.init_args.prototypes=16']
+        small += ['--model.init_args.model_args.depth=1']
     paths = f'--data.init_args.paths={sample}'
     code, said = error_of(capsys, 'fit', f'--config={config}', paths, *SMALL, *small, *args)
     assert code == 1
