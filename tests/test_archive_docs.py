@@ -20,22 +20,21 @@ PAGE = (ROOT / 'docs' / 'archives.md').read_text()
 
 
 @pytest.fixture(scope='module')
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def place(module_path: Path) -> Path:
     """A folder with the configurations, and the definitions that the page shows."""
-    folder = tmp_path_factory.mktemp('archives')
-    shutil.copytree(ROOT / 'configs', folder / 'configs')
+    shutil.copytree(ROOT / 'configs', module_path / 'configs')
     blocks = [
         block for block in re.findall(r'```yaml\n(.*?)```', PAGE, re.DOTALL) if 'canopy' in block
     ]
     sensors, layout = blocks
-    (folder / 'canopy.yaml').write_text(sensors)
-    (folder / 'canopy_layout.yaml').write_text(layout)
+    (module_path / 'canopy.yaml').write_text(sensors)
+    (module_path / 'canopy_layout.yaml').write_text(layout)
     rng = np.random.default_rng(0)
     for i in range(6):
-        file = folder / 'pictures' / f'class_{i % 2}' / f'{i}.jpg'
+        file = module_path / 'pictures' / f'class_{i % 2}' / f'{i}.jpg'
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (64, 80, 3), np.uint8)).save(file)
-    return folder
+    return module_path
 
 
 # A single test, since later sections use the results of earlier ones, and xdist may split a file.

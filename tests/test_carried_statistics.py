@@ -68,9 +68,9 @@ def pretrain(folder: Path, **kwargs: Any) -> Path:
 
 
 @pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(module_path: Path) -> Path:
     """A checkpoint of a run with its own statistics."""
-    return pretrain(tmp_path_factory.mktemp('run'), mean=MEAN, std=STD)
+    return pretrain(module_path, mean=MEAN, std=STD)
 
 
 def as_trained(statistics: InputStatistics | None) -> None:

@@ -46,10 +46,9 @@ TASKS: dict[str, Callable[[str], Any]] = {
 
 
 @pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(module_path: Path) -> Path:
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp('flagship')
-    return write_checkpoint(folder / 'last.ckpt', **reduced(CONFIG))
+    return write_checkpoint(module_path / 'last.ckpt', **reduced(CONFIG))
 
 
 @pytest.fixture(scope='module')

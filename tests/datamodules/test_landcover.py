@@ -22,9 +22,9 @@ SIZE = 64
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(module_path: Path) -> Path:
     """One region per split."""
-    path = tmp_path_factory.mktemp('sample') / 'data'
+    path = module_path / 'data'
     return write_sample_data(path, ROIS, time_steps=2, size=SIZE).path
 
 

@@ -35,18 +35,17 @@ CONFIGS = Path(__file__).resolve().parents[2] / 'configs' / 'pretrain'
 
 
 @pytest.fixture(scope='module')
-def eurosat(tmp_path_factory: pytest.TempPathFactory) -> str:
+def eurosat(module_path: Path) -> str:
     """Four images for training and two for validation, in the layout of TorchGeo's EuroSAT."""
-    root = tmp_path_factory.mktemp('eurosat')
     rng = np.random.default_rng(0)
     grid = Grid(CRS.from_epsg(32632), Affine(10, 0, 0, 0, -10, 0), 64, 64)
     names = [f'Forest_{i}' for i in range(6)]
     for name in names:
         pixels = rng.integers(500, 5000, (13, 64, 64), dtype='uint16')
-        write_raster(root / EuroSAT.base_dir / 'Forest' / f'{name}.tif', pixels, grid)
+        write_raster(module_path / EuroSAT.base_dir / 'Forest' / f'{name}.tif', pixels, grid)
     for split, part in (('train', names[:4]), ('val', names[4:]), ('test', names[4:])):
-        (root / f'eurosat-{split}.txt').write_text('\n'.join(f'{name}.jpg' for name in part))
-    return str(root)
+        (module_path / f'eurosat-{split}.txt').write_text('\n'.join(f'{name}.jpg' for name in part))
+    return str(module_path)
 
 
 @pytest.fixture

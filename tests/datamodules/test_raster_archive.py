@@ -32,13 +32,12 @@ SPLIT = {'by': 'place', 'val': 0.2, 'test': 0.2}
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def root(module_path: Path) -> Path:
     """Scenes of 240 px with one file per band, and a layout beside them."""
-    root = tmp_path_factory.mktemp('archive')
     files: SceneFiles = 'band'
-    write_sample_scenes(root / 'scenes', files, dates=2, size=240)
-    (root / 'layout.yaml').write_text(yaml.safe_dump(LAYOUT))
-    return root
+    write_sample_scenes(module_path / 'scenes', files, dates=2, size=240)
+    (module_path / 'layout.yaml').write_text(yaml.safe_dump(LAYOUT))
+    return module_path
 
 
 def module(folder: Path, **kwargs: Any) -> RasterArchiveDataModule:

@@ -10,14 +10,13 @@ from tests.tasks.test_dinov2 import small_task, small_trainer
 
 
 @pytest.fixture(scope='module')
-def tree(tmp_path_factory: pytest.TempPathFactory) -> str:
-    root = tmp_path_factory.mktemp('cr')
+def tree(module_path: Path) -> str:
     for roi in (36, 19):
         for patch in range(4):
             grid = grid_at(32632, 500_000 + 1000 * roi + 160 * patch, 5_300_000)
             kinds = ('s1', 's2', 's2_cloudy')
-            write_patch(root, 'ROIs1868_summer', roi, patch, grid, kinds)
-    return str(root)
+            write_patch(module_path, 'ROIs1868_summer', roi, patch, grid, kinds)
+    return str(module_path)
 
 
 def test_samples_with_clear_and_cloudy_skies(tree: str) -> None:

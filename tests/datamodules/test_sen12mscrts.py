@@ -29,15 +29,16 @@ TRAIN = 5
 
 
 @pytest.fixture(scope='module')
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tree(module_path: Path) -> Path:
     """Five training pairs of 32 pixels, one of val of 32, two of test of 24 and 32."""
-    root = tmp_path_factory.mktemp('crts')
     for patch in range(TRAIN):
-        write_pair(root, PairKey('ROIs1868', 36, patch, 0), grid_at(4326, 7 + patch / 100, 47.5))
-    write_pair(root, PairKey('ROIs2017', 22, 0, 0), grid_at(32632, 600000, 5300000))
-    write_pair(root, PairKey('ROIs2017', 32, 0, 0), grid_at(32632, 500000, 5300000, size=24))
-    write_pair(root, PairKey('ROIs2017', 32, 1, 0), grid_at(32632, 501000, 5300000))
-    return root
+        write_pair(
+            module_path, PairKey('ROIs1868', 36, patch, 0), grid_at(4326, 7 + patch / 100, 47.5)
+        )
+    write_pair(module_path, PairKey('ROIs2017', 22, 0, 0), grid_at(32632, 600000, 5300000))
+    write_pair(module_path, PairKey('ROIs2017', 32, 0, 0), grid_at(32632, 500000, 5300000, size=24))
+    write_pair(module_path, PairKey('ROIs2017', 32, 1, 0), grid_at(32632, 501000, 5300000))
+    return module_path
 
 
 class Spy(LightningModule):

@@ -27,14 +27,13 @@ LATITUDE = -16.5
 
 
 @pytest.fixture(scope='module')
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> SEN12MSCRTS:
-    root = tmp_path_factory.mktemp('fiji')
+def dataset(module_path: Path) -> SEN12MSCRTS:
     for number, (epsg, x) in enumerate(PLACES.values()):
         y = LATITUDE if epsg == 4326 else 8_173_373.0
         # Each pair is in another ROI of the training split.
         key = PairKey('ROIs1868', (36, 56, 85, 114)[number], 0, 0)
-        write_pair(root, key, grid_at(epsg, x, y), date(2018, 2, 28), date(2018, 2, 24))
-    return SEN12MSCRTS(root, split='all')
+        write_pair(module_path, key, grid_at(epsg, x, y), date(2018, 2, 28), date(2018, 2, 24))
+    return SEN12MSCRTS(module_path, split='all')
 
 
 def roi(dataset: SEN12MSCRTS, number: int) -> str:

@@ -31,8 +31,8 @@ type Array = npt.NDArray[Any]
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sample_data(tmp_path_factory.mktemp('sample') / 'data', size=64).path
+def root(module_path: Path) -> Path:
+    return write_sample_data(module_path / 'data', size=64).path
 
 
 @pytest.fixture

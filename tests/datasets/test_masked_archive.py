@@ -21,17 +21,16 @@ ROIS: list[Roi] = [('ROIs1868', 36), ('ROIs1970', 57), ('ROIs1868', 121)]
 
 
 @pytest.fixture(scope='module')
-def table(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def table(module_path: Path) -> Iterator[Path]:
     """Scenes of three places with elevation and land cover."""
-    folder = tmp_path_factory.mktemp('archive')
-    root = write_sample_scenes(folder / 'scenes', 'scene', ROIS, dates=1, size=96)
+    root = write_sample_scenes(module_path / 'scenes', 'scene', ROIS, dates=1, size=96)
     keys = {'s1': 's1', 's2': 's2', 'de': 'dem', 'la': 'landcover'}
     rows = []
     for path in sorted(root.rglob('*.tif')):
         day = path.stem[3:] if path.stem.startswith(('s1_', 's2_')) else ''
         split = ('train', 'val', 'test')[sorted(root.glob('*/')).index(path.parent)]
         rows.append(f'{path},{keys[path.name[:2]]},{day},{path.parent.name},{split}')
-    file = folder / 'table.csv'
+    file = module_path / 'table.csv'
     file.write_text('\n'.join(['path,sensor,datetime,place,split', *rows]) + '\n')
     with kept_registry():
         register_sensor(

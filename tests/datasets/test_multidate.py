@@ -11,14 +11,13 @@ from tests.datasets.tree import SIZE, grid_at, write_pair
 
 
 @pytest.fixture(scope='module')
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> SEN12MSCRTS:
+def pairs(module_path: Path) -> SEN12MSCRTS:
     """Three patches with 4, 1 and 2 dates. The dates of the last one are on two grids."""
-    root = tmp_path_factory.mktemp('crts')
 
     def write(patch: int, time_step: int, x: float) -> None:
         day = date(2018, 1, 1) + timedelta(days=10 * time_step)
         key = PairKey('ROIs1868', 36, patch, time_step)
-        write_pair(root, key, grid_at(4326, x, 47.5), day, day + timedelta(days=2))
+        write_pair(module_path, key, grid_at(4326, x, 47.5), day, day + timedelta(days=2))
 
     for time_step in range(4):
         # Rounding as in real files.
@@ -26,7 +25,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> SEN12MSCRTS:
     write(1, 0, 7.1)
     write(2, 0, 7.2)
     write(2, 1, 7.2 + PIXEL_SIZE / 2)
-    return SEN12MSCRTS(root)
+    return SEN12MSCRTS(module_path)
 
 
 def test_a_sample_is_a_place(pairs: SEN12MSCRTS) -> None:

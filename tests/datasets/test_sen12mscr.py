@@ -40,9 +40,8 @@ def write_patch(
 
 
 @pytest.fixture(scope='module')
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tree(module_path: Path) -> Path:
     """Patches that overlap by half in ROIs of all splits, in two UTM zones."""
-    root = tmp_path_factory.mktemp('cr')
     every = ('s1', 's2', 's2_cloudy')
     rois = [
         ('ROIs1868_summer', 36, 32632, 500_000),
@@ -53,17 +52,23 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for season, roi, epsg, x in rois:
         for patch in range(3):
             grid = grid_at(epsg, x + patch * STRIDE, 5_300_000)
-            write_patch(root, season, roi, patch, grid, every)
+            write_patch(module_path, season, roi, patch, grid, every)
     # One patch with a clear S2 only, one without S2, one without S1.
-    write_patch(root, 'ROIs1868_summer', 36, 7, grid_at(32632, 510_000, 5_300_000), every[:2])
-    write_patch(root, 'ROIs1868_summer', 36, 8, grid_at(32632, 511_000, 5_300_000), every[:1])
-    write_patch(root, 'ROIs1868_summer', 36, 9, grid_at(32632, 512_000, 5_300_000), every[1:])
+    write_patch(
+        module_path, 'ROIs1868_summer', 36, 7, grid_at(32632, 510_000, 5_300_000), every[:2]
+    )
+    write_patch(
+        module_path, 'ROIs1868_summer', 36, 8, grid_at(32632, 511_000, 5_300_000), every[:1]
+    )
+    write_patch(
+        module_path, 'ROIs1868_summer', 36, 9, grid_at(32632, 512_000, 5_300_000), every[1:]
+    )
     # The land-cover maps of SEN12MS may be in the same folder.
     grid = grid_at(32632, 500_000, 5_300_000)
     land_cover = np.ones((4, grid.height, grid.width), dtype='uint16')
     name = 'ROIs1868_summer_lc_36_p0.tif'
-    write_raster(root / 'ROIs1868_summer_lc' / 'lc_36' / name, land_cover, grid)
-    return root
+    write_raster(module_path / 'ROIs1868_summer_lc' / 'lc_36' / name, land_cover, grid)
+    return module_path
 
 
 names = st.builds(

@@ -31,11 +31,11 @@ FEW = ProbeSettings(k=(1, 5), steps=20, epochs=1, progress=False)
 
 
 @pytest.fixture(scope='module')
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(module_path: Path) -> Path:
     # Another seed than the baseline, whose weights would otherwise be equal.
     torch.manual_seed(7)
     model = MultiSensorViT(**TINY)
-    path = tmp_path_factory.mktemp('checkpoint') / 'last.ckpt'
+    path = module_path / 'last.ckpt'
     hparams = {'model': NAME, 'in_channels': 15, 'bands': list(BANDS), 'model_args': TINY}
     state = {f'model.{key}': value for key, value in model.state_dict().items()}
     torch.save({'state_dict': state, 'hyper_parameters': hparams}, path)

@@ -75,12 +75,11 @@ def raw(bands: Sequence[str], images: int = 3, size: int = 32) -> Tensor:
 
 
 @pytest.fixture(scope='module')
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+def checkpoints(module_path: Path) -> Callable[..., str]:
     """Function that makes pretrained checkpoints."""
-    folder = tmp_path_factory.mktemp('bench')
 
     def make(model: str = SMALL['model'], bands: tuple[str, ...] = BANDS, depth: int = 2) -> str:
-        path = folder / f'{model}_{len(bands)}_{depth}.ckpt'
+        path = module_path / f'{model}_{len(bands)}_{depth}.ckpt'
         if not path.exists():
             torch.manual_seed(1)
             model_args = {**SMALL['model_args'], 'depth': depth}

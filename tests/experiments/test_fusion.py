@@ -30,8 +30,8 @@ def fusion(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture(scope='module')
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp('fusion') / 'sample'
+def data(module_path: Path) -> Path:
+    root = module_path / 'sample'
     rois = [('ROIs1868', 119), ('ROIs1970', 132)]
     write_sample_data(root, rois, patches_per_roi=2, time_steps=4, size=128, seed=3)
     return root

@@ -41,12 +41,11 @@ def work(rank: int, folder: str) -> None:
 
 
 @pytest.fixture(scope='module')
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Tensor]]:
+def found(module_path: Path) -> list[dict[str, Tensor]]:
     if not dist.is_gloo_available() or not hasattr(os, 'fork'):
         pytest.skip('needs gloo and fork')
-    folder: Path = tmp_path_factory.mktemp('ranks')
-    start_processes(work, (str(folder),), nprocs=2, start_method='fork')
-    return [torch.load(folder / f'{rank}.pt') for rank in range(2)]
+    start_processes(work, (str(module_path),), nprocs=2, start_method='fork')
+    return [torch.load(module_path / f'{rank}.pt') for rank in range(2)]
 
 
 def sinkhorn(logits: np.ndarray, iterations: int = 3) -> np.ndarray:

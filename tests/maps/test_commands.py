@@ -16,11 +16,10 @@ from .scenes import noise, write
 
 
 @pytest.fixture(scope='module')
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(module_path: Path) -> Path:
     """A scene, and checkpoints of a small model and of a timm ViT."""
-    folder = tmp_path_factory.mktemp('scene')
-    write(folder / 's1_2018-02-28.tif', noise('s1', 64, 96))
-    write(folder / 's2_2018-02-24.tif', noise('s2', 64, 96))
+    write(module_path / 's1_2018-02-28.tif', noise('s1', 64, 96))
+    write(module_path / 's2_2018-02-24.tif', noise('s2', 64, 96))
     model_args: dict[str, Any] = {'depth': 2, 'embed_dim': 48, 'num_heads': 3}
     model = timm.create_model('geofm_vit_tiny_patch16_linear', in_chans=15, **model_args)
     hparams = {
@@ -30,10 +29,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         'model_args': model_args,
     }
     state = {f'model.{key}': value for key, value in model.state_dict().items()}
-    torch.save({'state_dict': state, 'hyper_parameters': hparams}, folder / 'a.ckpt')
+    torch.save({'state_dict': state, 'hyper_parameters': hparams}, module_path / 'a.ckpt')
     vit = timm.create_model('vit_tiny_patch16_224', num_classes=0)
-    torch.save(vit.state_dict(), folder / 'vit.pth')
-    return folder
+    torch.save(vit.state_dict(), module_path / 'vit.pth')
+    return module_path
 
 
 @pytest.fixture

@@ -37,9 +37,9 @@ NAMES = ['water', 'forest', 'town']
 
 
 @pytest.fixture(scope='module')
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def scene(module_path: Path) -> Path:
     """A scene of 150 x 117 px whose upper left corner has no data."""
-    path = tmp_path_factory.mktemp('scene') / 's2_20200101.tif'
+    path = module_path / 's2_20200101.tif'
     rng = np.random.default_rng(0)
     coarse = rng.integers(200, 3000, (3, 15, 12)).repeat(10, 1).repeat(10, 2)
     values = (coarse + rng.integers(0, 200, coarse.shape))[:, :150, :117].astype(np.uint16)

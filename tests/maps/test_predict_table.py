@@ -39,17 +39,16 @@ SIDE = 96
 
 
 @pytest.fixture(scope='module')
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def source(module_path: Path) -> Path:
     """Scenes of three places and two dates, their table, and a checkpoint of random weights."""
-    folder = tmp_path_factory.mktemp('table')
-    write_sample_scenes(folder / 'scenes', 'scene', DEFAULT_ROIS[:3], 2, SIDE)
+    write_sample_scenes(module_path / 'scenes', 'scene', DEFAULT_ROIS[:3], 2, SIDE)
     torch.manual_seed(0)
     task = SemanticSegmentation(
         'segformer', 'geofm_vit_nano_patch16_linear', in_channels=15, num_classes=8
     )
     legend = Legend.of([c.name for c in LAND_COVER]).entry()
-    save(task, folder / 'task.ckpt', {'geofm_legend': legend, 'input': None})
-    return folder
+    save(task, module_path / 'task.ckpt', {'geofm_legend': legend, 'input': None})
+    return module_path
 
 
 @pytest.fixture(autouse=True)

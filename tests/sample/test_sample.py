@@ -30,8 +30,8 @@ type Array = npt.NDArray[Any]
 
 
 @pytest.fixture(scope='module')
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp('sample') / 'data'
+def root(module_path: Path) -> Path:
+    path = module_path / 'data'
     summary = write_sample_data(path, size=SIZE)
     assert (summary.patches, summary.pairs) == (14 * 4, 14 * 4 * 4)
     return path

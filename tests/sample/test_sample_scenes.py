@@ -14,13 +14,13 @@ ROIS = (('ROIs1868', 36), ('ROIs2017', 25))
 
 
 @pytest.fixture(scope='module')
-def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sample_scenes(tmp_path_factory.mktemp('a') / 'scenes', 'scene', ROIS, 2, 96)
+def scenes(module_path: Path) -> Path:
+    return write_sample_scenes(module_path / 'scenes', 'scene', ROIS, 2, 96)
 
 
 @pytest.fixture(scope='module')
-def bands(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_sample_scenes(tmp_path_factory.mktemp('a') / 'bands', 'band', ROIS, 2, 96)
+def bands(module_path: Path) -> Path:
+    return write_sample_scenes(module_path / 'bands', 'band', ROIS, 2, 96)
 
 
 def test_each_place_has_both_sensors_elevation_and_land_cover(scenes: Path) -> None:

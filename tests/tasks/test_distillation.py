@@ -61,12 +61,12 @@ STUDENT: dict[str, Any] = {
 
 
 @pytest.fixture(scope='module')
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+def teacher(module_path: Path) -> Teacher:
     """A checkpoint for red, green and blue, with its own statistics."""
     torch.manual_seed(0)
     hparams = {'model': MODEL, 'in_channels': 3, 'bands': list(RGB_BANDS), 'model_args': WIDE}
     task_model = timm.create_model(MODEL, in_chans=3, bands=RGB_BANDS, num_classes=0, **WIDE)
-    path = tmp_path_factory.mktemp('teacher') / 'rgb.ckpt'
+    path = module_path / 'rgb.ckpt'
     weights = {f'model.{key}': value for key, value in task_model.state_dict().items()}
     metadata = carry_statistics(STATISTICS)
     torch.save({'hyper_parameters': hparams, 'state_dict': weights, METADATA: metadata}, path)
@@ -74,11 +74,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
 
 
 @pytest.fixture(scope='module')
-def dinov3(tmp_path_factory: pytest.TempPathFactory) -> Teacher:
+def dinov3(module_path: Path) -> Teacher:
     """A ViT in DINOv3's layout, with rotary positions and random weights."""
     torch.manual_seed(0)
     vit = timm.create_model('vit_small_patch16_dinov3', num_classes=0, **DINOV3)
-    path = tmp_path_factory.mktemp('teacher') / 'dinov3.pth'
+    path = module_path / 'dinov3.pth'
     torch.save(vit.state_dict(), path)
     return Teacher('vit_small_patch16_dinov3', str(path), white=10_000, model_args=DINOV3)
 

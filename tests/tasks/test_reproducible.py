@@ -18,12 +18,11 @@ PAIRS, BATCH = 14, 2
 
 
 @pytest.fixture(scope='module')
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp('crts')
+def tree(module_path: Path) -> Path:
     for patch in range(PAIRS):
         key = PairKey('ROIs1868', 36, patch, 0)
-        write_pair(root, key, grid_at(4326, 7 + patch / 100, 47.5, size=48))
-    return root
+        write_pair(module_path, key, grid_at(4326, 7 + patch / 100, 47.5, size=48))
+    return module_path
 
 
 class StopAt(Callback):

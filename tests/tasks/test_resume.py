@@ -96,11 +96,10 @@ def fit(path: Path, data: Any, *callbacks: Callback, epochs: int = 4, **kwargs: 
 
 
 @pytest.fixture(scope='module')
-def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def half(module_path: Path) -> Path:
     """Run two of four epochs with batches of 4."""
-    path: Path = tmp_path_factory.mktemp('half')
-    fit(path, RandomPairsDataModule(4, LENGTH), Halfway(path / 'half.ckpt'))
-    return path / 'half.ckpt'
+    fit(module_path, RandomPairsDataModule(4, LENGTH), Halfway(module_path / 'half.ckpt'))
+    return module_path / 'half.ckpt'
 
 
 @pytest.mark.parametrize(

@@ -121,11 +121,11 @@ class Run(Callback):
 
 
 @pytest.fixture(scope='module')
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(module_path: Path) -> Run:
     torch.manual_seed(0)
     watched = Run()
     trainer = small_trainer(
-        tmp_path_factory.mktemp('run'),
+        module_path,
         max_epochs=EPOCHS,
         callbacks=[watched],
         limit_val_batches=0,

@@ -25,9 +25,9 @@ NAT = np.iinfo(np.int64).min
 
 
 @pytest.fixture(scope='module')
-def table(tmp_path_factory: pytest.TempPathFactory) -> RasterTable:
+def table(module_path: Path) -> RasterTable:
     """Six places of 240 px, two dates, and elevation with pixels of 30 m."""
-    return sample_table(tmp_path_factory.mktemp('archive') / 'scenes', size=240, dates=2)
+    return sample_table(module_path / 'scenes', size=240, dates=2)
 
 
 def pixels_of(path: str, window: Window) -> torch.Tensor:

@@ -44,9 +44,9 @@ def image() -> Tensor:
 
 
 @pytest.fixture(scope='module')
-def made(tmp_path_factory: pytest.TempPathFactory, image: Tensor) -> tuple[Path, Tensor]:
+def made(module_path: Path, image: Tensor) -> tuple[Path, Tensor]:
     """Make a checkpoint of a model with a sensor that is not registered, and its tokens."""
-    path = tmp_path_factory.mktemp('planet') / 'planet.ckpt'
+    path = module_path / 'planet.ckpt'
     torch.manual_seed(0)
     with kept_registry():
         register_sensor(PLANET)
