@@ -185,7 +185,7 @@ def test_zooms_follow_the_pixel_size() -> None:
     assert 2048 * 10 / (156_543.03 / 2**first * np.cos(np.radians(37.9))) <= 256
     patches = grid.coarsen(16)
     assert Pyramid.cover(patches, smooth=False).zooms == (first, last - 1)
-    assert Pyramid.cover(patches, smooth=False, most=10).zooms[1] == 10
+    assert Pyramid.cover(patches, smooth=False, max_zoom=10).zooms[1] == 10
     assert Pyramid.cover(grid, zooms=(3, 5)).zooms == (3, 5)
     with pytest.raises(ValueError, match='zooms'):
         Pyramid.cover(grid, zooms=(5, 3))

@@ -208,7 +208,13 @@ def test_defaults_are_those_of_dinov2s_default_config() -> None:
         'global_scale': (0.32, 1.0),
         'local_scale': (0.05, 0.32),
     }
-    parameters = inspect.signature(DINOv2.__init__).parameters
+    # Arguments that a class passes on to its base have the defaults of the base.
+    parameters = {
+        name: parameter
+        for base in reversed(DINOv2.__mro__)
+        if '__init__' in vars(base) and base.__module__.startswith('geofm')
+        for name, parameter in inspect.signature(base.__init__).parameters.items()
+    }
     assert {name: parameters[name].default for name in published} == published
     # What no argument of the task sets: layer scale, and momentum of the centres.
     task = small_task(model_args={k: v for k, v in SMALL['model_args'].items() if k[:4] != 'init'})
