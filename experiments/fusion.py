@@ -231,7 +231,9 @@ def gains(
         Difference of the accuracies and two standard errors, by row, sky and measure.
     """
     single = found[PRETRAINED]
-    pairs = {name: ('S1', 'S2') for name in single if name not in ('S1', 'S2')}
+    pairs: dict[str, tuple[str, ...]] = {
+        name: ('S1', 'S2') for name in single if name not in ('S1', 'S2')
+    }
     pairs |= {name: ('S2',) if name.endswith('without S1') else ('S1',) for name in found[WITHOUT]}
     rows = {**single, **found[WITHOUT]}
     table: dict[str, dict[str, dict[str, tuple[float, float]]]] = {}

@@ -1,6 +1,6 @@
 """Matching and windows, compared with brute force."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from geofm.datasets.archive.matching import DAY, Frames, Rule, match_windows
 from geofm.datasets.archive.windowing import Windows, window_grid
-from geofm.datasets.table import NO_TIME
+from geofm.datasets.table import NO_TIME, RasterTable
 
 
 class Grids(NamedTuple):
-    """Table of grids."""
+    """The columns of a table that matching reads."""
 
     epsg: Any
     transform: Any
@@ -31,10 +31,13 @@ def frames(rows: list[tuple[int, int | None, int, int, int]]) -> Frames:
         np.array([NO_TIME if day is None else day * DAY + DAY // 3 for day in days], np.int64),
         # Rows of a table may be in any order.
         np.arange(len(place))[::-1],
-        Grids(
-            np.full(len(place), 32631),
-            np.array(transform, float)[::-1],
-            *[np.array(size)[::-1]] * 2,
+        cast(
+            RasterTable,
+            Grids(
+                np.full(len(place), 32631),
+                np.array(transform, float)[::-1],
+                *[np.array(size)[::-1]] * 2,
+            ),
         ),
     )
 
