@@ -197,9 +197,27 @@ def attention(
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
             given, else the first sensor whose images change over time.
     """
-    products: list[Product] = ['attention'] if point is None else ['attention', 'point']
-    pixels = None if stride is not None and pixels == 'nearest' else pixels
-    map_(**locals(), figure=output / '{scene}_attention')
+    products: list[Product] = ['attention']
+    map_(
+        checkpoint,
+        s1,
+        s2,
+        output=output,
+        figure=output / '{scene}_attention',
+        products=products if point is None else [*products, 'point'],
+        block=block,
+        point=point,
+        window=window,
+        overlap=overlap,
+        batch_size=batch_size,
+        stride=stride,
+        pixels=None if stride is not None and pixels == 'nearest' else pixels,
+        missing_bands=missing_bands,
+        scene=scene,
+        scene_bands=scene_bands,
+        reference_sensor=reference_sensor,
+        device=device,
+    )
 
 
 def pca(
@@ -249,7 +267,26 @@ def pca(
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
             given, else the first sensor whose images change over time.
     """
-    map_(**locals(), products=['pca'], figure=output / '{scene}_pca')
+    map_(
+        checkpoint,
+        s1,
+        s2,
+        output=output,
+        figure=output / '{scene}_pca',
+        products=['pca'],
+        components=components,
+        basis=basis,
+        window=window,
+        overlap=overlap,
+        batch_size=batch_size,
+        stride=stride,
+        pixels=pixels,
+        missing_bands=missing_bands,
+        scene=scene,
+        scene_bands=scene_bands,
+        reference_sensor=reference_sensor,
+        device=device,
+    )
 
 
 def embed(
@@ -299,7 +336,25 @@ def embed(
         part: With --table: I/N to map only part I of N, counted from 0. By default from the
             environment of torchrun, srun or a SLURM job array.
     """
-    map_(**locals(), products=['embedding'])
+    map_(
+        checkpoint,
+        s1,
+        s2,
+        output=output,
+        products=['embedding'],
+        precision=precision,
+        window=window,
+        overlap=overlap,
+        batch_size=batch_size,
+        stride=stride,
+        missing_bands=missing_bands,
+        scene=scene,
+        scene_bands=scene_bands,
+        reference_sensor=reference_sensor,
+        table=table,
+        part=part,
+        device=device,
+    )
 
 
 def search(
