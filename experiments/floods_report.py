@@ -204,7 +204,7 @@ def _caption(cells: Sequence[Cell], floods: Floods) -> str:
     counts = {sky: int(chosen.sum()) for sky, chosen in skies_of(floods, 'test').items()}
     seeds = max(len(cell.seeds) for cell in cells)
     fewer = {c.method: len(c.seeds) for c in cells if len(c.seeds) < seeds}
-    except_for = ''.join(f', {method}: {count}' for method, count in fewer.items())
+    except_for = ''.join(f' ({method}: {count})' for method, count in fewer.items())
     groups = ', '.join(f'{first}-{last}' for first, last in RUNS['test'])
     minutes = [m for cell in cells if cell.method.startswith('U-Net') for m in cell.minutes]
     return (
