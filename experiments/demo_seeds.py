@@ -57,7 +57,7 @@ def caption(seeds: int) -> str:
         f'of 100 draws) and with all 896 labelled windows: mean over {seeds} seeds (individual '
         'seeds in parentheses), made by `python experiments/demo_seeds.py`. The features of the '
         'pretrained backbone are the CLS token and the mean of the patch tokens, side by side. For '
-        'random weights, they are the mean of the patch tokens alone, which is better there. '
+        'random weights, they are the mean of the patch tokens alone, which scores higher. '
         'Settings and features were chosen on the validation ROIs. The best single sensor is the '
         'one with the higher accuracy on the test ROIs with 5 labels per class, which favours this '
         'row. Two standard errors are about 5 points.'

@@ -57,7 +57,7 @@ COMMANDS: dict[str, Command] = {
     'embed': Command('maps:embed', 'write the embedding of every patch'),
     'predict': Command('predict:predict', 'map classes with a fine-tuned checkpoint'),
     'classify': Command('classify:classify', 'map classes from a few labels', many=True),
-    'search': Command('maps:search', 'list places similar to one place'),
+    'search': Command('maps:search', 'list patches similar to the patch at a point'),
     'change': Command('change:change', 'map the change between two dates'),
     'figure': Command('maps:figure', 'draw a scene and its products'),
     'page': Command('page:page', 'make a web page to explore a scene'),

@@ -183,6 +183,7 @@ def test_help_of_training(capsys: pytest.CaptureFixture[str]) -> None:
     assert text.startswith('usage: geofm fit --config FILE [OPTIONS]\n')
     for option in ('--debug', '--sensors', '--resume', '--adapt.method'):
         assert option in text
+    assert '<class' not in text
 
 
 def test_unknown_command_is_refused() -> None:

@@ -81,8 +81,8 @@ def index(
         pairs_json: For a catalogue: file for the pairs of all splits, as [[s1, s2], ...].
         min_overlap: For a catalogue: minimum overlap of a pair, as a fraction (0 to 1) of the
             Sentinel-2 patch. Pairs with less overlap are listed and left out.
-        layout: How file names encode sensor, place, date and band: a YAML file, or the name of a
-            built-in layout (sen12mscrts, sen12mscr).
+        layout: How file names encode sensor, place, date and band: a YAML file, the name of a
+            shipped layout such as layouts/scenes (see `geofm configs`), sen12mscrts or sen12mscr.
         stac: Read the root as STAC metadata.
     """
     if layout is not None or stac or (is_table(root) and root.is_file()):

@@ -123,6 +123,8 @@ class GeofmCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.usage = f'geofm {subcommand} --config FILE [OPTIONS]'
         parser.description = _DESCRIPTIONS[subcommand]
+        # By default, the tuple of the two base classes.
+        parser.groups['lr_scheduler'].title = 'Base classes of all learning rate schedulers'
         if subcommand == 'fit':
             parser.add_argument(
                 '--resume',

@@ -57,7 +57,8 @@ def map_(
         checkpoint: Checkpoint written by `geofm fit`, an export of one, or the name of weights in
             the package; with --model, a file of weights of that model.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid.
+        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid, unless
+            --reference_sensor is given.
         item: STAC item with local assets of the model's sensors, in place of --scene.
         output: Folder to write to.
         products: Any of attention, rollout, point, pca, segments and embedding. By default all that
@@ -176,7 +177,8 @@ def attention(
         checkpoint: Checkpoint written by `geofm fit`, an export of one, or the name of weights in
             the package.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid.
+        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid, unless
+            --reference_sensor is given.
         output: Folder to write to.
         block: Index of the transformer block whose attention is shown; negative indices count from
             the end.
@@ -246,7 +248,8 @@ def pca(
         checkpoint: Checkpoint written by `geofm fit`, an export of one, or the name of weights in
             the package.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid.
+        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid, unless
+            --reference_sensor is given.
         output: Folder to write to.
         components: Number of principal components, at least 3; the first three are drawn as
             colours.
@@ -315,7 +318,8 @@ def embed(
         checkpoint: Checkpoint written by `geofm fit`, an export of one, or the name of weights in
             the package.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid.
+        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid, unless
+            --reference_sensor is given.
         output: Folder to write to.
         precision: Data type of the embeddings. int8 has a scale per dimension.
         window: Side of a window in pixels, a multiple of the patch size.
@@ -364,13 +368,13 @@ def search(
     top: int = 10,
     output: list[Path] | None = None,
 ) -> None:
-    """List the places whose embeddings are most similar to the embedding of a given place.
+    """List the patches whose embeddings are most similar to that of the patch at a given point.
 
     Args:
         embeddings: Table of embeddings (*_embedding.parquet) written by `geofm embed`.
-        at: LON,LAT of the place, in degrees.
-        top: Number of places to list.
-        output: Files to write: the places as .geojson or .gpkg, a map of them as .png or .pdf.
+        at: LON,LAT of the point, in degrees.
+        top: Number of patches to list.
+        output: Files to write: the patches as .geojson or .gpkg, a map of them as .png or .pdf.
     """
     result = search_embeddings(embeddings, _lonlat(at), top)
     _print_places(result)
@@ -456,7 +460,7 @@ def _lonlat(text: str) -> tuple[float, float]:
     try:
         lon, lat = (float(part) for part in text.split(','))
     except ValueError as error:
-        raise UsageError(f"'{text}' is not a place: give LON,LAT in degrees") from error
+        raise UsageError(f"'{text}' is not a point: give LON,LAT in degrees") from error
     if not (-180 <= lon <= 180 and -90 <= lat <= 90):
         raise UsageError(f"'{text}' is not on Earth: give LON,LAT in degrees")
     return lon, lat

@@ -62,7 +62,8 @@ def predict(
         checkpoint: Checkpoint of a fine-tuned task: TorchGeo's Classification,
             SemanticSegmentation or PixelwiseRegression, or geofm's Mask2Former.
         s1: Sentinel-1 scene: VV and VH in dB, on any grid.
-        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid.
+        s2: Sentinel-2 scene in digital numbers (DN). The products are on its grid, unless
+            --reference_sensor is given.
         output: Folder to write to; with --table, each scene has a folder of its own in it.
         products: Any of classes, probabilities, entropy, polygons and picture. By default classes
             and picture; probabilities if a pixel may have several classes.

@@ -216,8 +216,8 @@ class MaskedWords(PretrainingTask):
 
         Returns:
             The losses ``patch`` and ``cls``: 1 minus the cosine similarity of prediction and
-            target, averaged over patches (crops) and their sensors; and the CLS features of the
-            global crops.
+            target, averaged over sensors and over patches (``patch``) or crops (``cls``); and the
+            CLS features of the global crops.
         """
         crops = self.multi_crop(batch)
         count, patches = crops.masks.shape

@@ -19,7 +19,7 @@ class Normalize(nn.Module):
 
     Clipping is important for Sentinel-1: scenes contain outliers (ships, layover, thermal noise)
     that are tens of standard deviations from the mean and would dominate a loss. The default of 5
-    standard deviations keeps reflectances of Sentinel-2 up to about 1.3.
+    standard deviations keeps reflectances of Sentinel-2 up to about 1.4 in most bands (B01 to B8A).
     """
 
     mean: Tensor

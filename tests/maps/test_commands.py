@@ -123,7 +123,7 @@ def test_errors_are_one_line(folder: Path, scene: list[str], tmp_path: Path) -> 
     for args, message in (
         (['map', f'{folder}/gone.ckpt', *scene, out], 'geofm map: .*gone.ckpt: no such file'),
         (['map', f'{folder}/a.ckpt', *scene, out, '--block=7'], 'block 7: the model has 2 blocks'),
-        (['map', f'{folder}/a.ckpt', *scene, out, '--point=1'], "'1' is not a place"),
+        (['map', f'{folder}/a.ckpt', *scene, out, '--point=1'], "'1' is not a point"),
         (['map', f'{folder}/a.ckpt', *scene, out, '--point=1,95'], 'not on Earth'),
         (['search', f'{tmp_path}/a.parquet'], 'geofm search: missing: --at$'),
         (['figure', str(tmp_path), *scene], 'no products of'),

@@ -12,7 +12,7 @@ class FailureLog:
 
     The list is a file with one line per failure. A line is appended in one write, which is atomic,
     so that the count is exact without a lock, for forked and spawned workers. The file is deleted
-    together with the list in the process that created it.
+    when the process that created it deletes this object.
     """
 
     def __init__(self) -> None:

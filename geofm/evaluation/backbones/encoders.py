@@ -145,7 +145,7 @@ class ViTEncoder(Encoder):
 
 
 class PooledEncoder(Encoder):
-    """Encoder of other models: their pooled features, and the last feature map if timm returns it.
+    """Encoder of models other than ViTs: pooled features, and the last feature map if timm has it.
 
     Args:
         model: The model without its head, in evaluation mode.

@@ -1,8 +1,8 @@
 """Maps finer than the patches of a model, by interleaving patch grids shifted by a stride.
 
 The model is run on the scene once per shift of its patch grid. The value of a patch is assigned to
-a cell in its middle, whose side is the stride. The cells of all shifts together form a regular
-grid.
+a cell in its middle, whose side is the stride. The cells of all shifts together form
+a regular grid: they are the pixels of the map.
 """
 
 import math
@@ -27,7 +27,7 @@ class Stride:
 
     Attributes:
         patch_size: Side of a patch in pixels.
-        pixels: Side of a cell in pixels.
+        pixels: The stride: side of a cell in pixels of the scene.
     """
 
     patch_size: int
@@ -39,7 +39,7 @@ class Stride:
 
         Args:
             patch_size: Side of a patch in pixels.
-            pixels: Side of a cell in pixels. None: the patch size.
+            pixels: The stride. None: the patch size.
 
         Returns:
             The stride.
@@ -126,7 +126,7 @@ class Stride:
 
 @dataclass(frozen=True)
 class ShiftedSurveys:
-    """Surveys of a scene on all shifts of the patch grid.
+    """Values of the patches of a scene (:class:`Survey`) for all shifts of the patch grid.
 
     Attributes:
         stride: The shifts.

@@ -36,8 +36,8 @@ class SceneModel(Protocol):
 
     Attributes:
         scene: The scene.
-        blended: Number of values per patch that are averaged over overlapping windows. None: the
-            number of values that are kept.
+        blended: Number of values per patch that are averaged over overlapping windows. None: as
+            many as are stored, so that :meth:`finish` does not change their number.
     """
 
     @property

@@ -53,7 +53,8 @@ def export_backbone(
       model with joint fusion, its tokens are those of the model with that sensor alone.
     * ``dinov2``: one sensor's ViT as in DINOv2's own ``dinov2_vit*_pretrain.pth``. Build DINOv2's
       model with ``interpolate_antialias=True`` and ``interpolate_offset=0.0``, which interpolates
-      positions as geofm does. With its defaults, tokens differ at other sizes than the stored one.
+      positions as geofm does. With DINOv2's defaults, tokens differ at every image size
+      except the one that positions are stored for.
     * ``hub``: a folder in timm's hub format with a model card, for
       ``timm.create_model('local-dir:FOLDER', pretrained=True)`` and
       :func:`geofm.models.load_backbone`.

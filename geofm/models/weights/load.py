@@ -225,7 +225,7 @@ def _fusion(model: MultiSensorViT) -> str:
 
 
 def files(model: MultiSensorViT) -> str:
-    """Describe how to give a file per encoder of a model, for messages.
+    """Return the form in which to give one file per encoder of a model, for error messages.
 
     Args:
         model: The model.
