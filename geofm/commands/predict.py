@@ -66,7 +66,8 @@ def predict(
             --reference_sensor is given.
         output: Folder to write to; with --table, each scene has a folder of its own in it.
         products: Any of classes, probabilities, entropy, polygons and picture. By default classes
-            and picture; probabilities if a pixel may have several classes.
+            and picture; probabilities if a pixel may have several classes. A regression has a
+            single product, its values.
         window: Side of a window in pixels, preferably the size of the training images. A
             Classification predicts one class per window.
         overlap: Minimum overlap of neighbouring windows, as a fraction of the window, in [0, 1).

@@ -420,7 +420,8 @@ class PretrainingTask(BaseTask):
         """Load the frozen teacher, if there is one.
 
         Args:
-            image_size: Side of ``Crops.anchors`` in pixels, if other losses determine it.
+            image_size: Side in pixels of ``Crops.anchors``, the global crops without photometric
+                augmentation, if another loss needs a certain size. None: the teacher chooses it.
 
         Returns:
             The module; None without a teacher.

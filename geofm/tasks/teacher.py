@@ -144,7 +144,8 @@ class FrozenTeacher(nn.Module):
 
         Args:
             images: Normalised images with the student's bands, of shape (N, C, H, W).
-            dates: Dates per sensor of the model, int64 of shape (N, S), if it supports dates.
+            dates: Dates, int64 of shape (N, T), with a column for each of the model's
+                ``date_sensors``, if it supports dates.
 
         Returns:
             CLS features (N, D), or the mean of the patches for a model without CLS; and patch
