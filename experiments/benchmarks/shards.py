@@ -3,7 +3,8 @@
 Generated scenes of Sentinel-1 (float32) and Sentinel-2 (13 bands, uint16), 512 x 512 pixels, as
 cloud-optimised GeoTIFFs with blocks of 256 x 256 pixels and deflate. A sample is a window of 256 x
 256 pixels of both sensors: exactly one block of each file, which is the best case for files. Each
-scene is read once, in random order, by one process, so that no data are reused between samples.
+scene is read once, in random order, by one process, so that no data are reused between samples. The
+samples are read as the data modules of geofm do: by a DataLoader, in batches of 16.
 
 * disk: from a local disk, with the files in the page cache;
 * http: from a server on 127.0.0.1 that serves byte ranges and waits --latency_ms before it answers
@@ -34,6 +35,9 @@ import numpy as np
 
 #: Side of a scene, of a window, and of a block, in pixels.
 SCENE, WINDOW = 512, 256
+
+#: Samples in a batch.
+BATCH = 16
 
 
 def write_scenes(root: Path, count: int) -> None:
@@ -126,8 +130,7 @@ class Handler(BaseHTTPRequestHandler):
 
 def open_dataset(kind: str, root: str) -> Any:
     """Open the plain files or the shards."""
-    from geofm.datasets import RasterArchive
-    from geofm.datasets.shards import Shards
+    from geofm.datasets import RasterArchive, Shards
 
     if kind == 'files':
         return RasterArchive(root, ['s1', 's2'], window_size=WINDOW)
@@ -136,6 +139,10 @@ def open_dataset(kind: str, root: str) -> Any:
 
 def measure(kind: str, root: str, scenes: int) -> dict[str, float]:
     """Read one random window per scene, in random order, in this process."""
+    from torch.utils.data import DataLoader
+
+    from geofm.datasets import Seeded
+
     dataset = open_dataset(kind, root)
     rng = np.random.default_rng(1)
     per_scene = len(dataset) // scenes
@@ -144,9 +151,10 @@ def measure(kind: str, root: str, scenes: int) -> dict[str, float]:
     dataset[int(numbers[0])]
     if (address := os.environ.get('GEOFM_BENCHMARK_SERVER')) is not None:
         statistics(address)
+    order = numbers[1:].tolist()
     start = time.perf_counter()
-    for number in numbers[1:].tolist():
-        dataset[number]
+    for _ in DataLoader(Seeded(dataset), BATCH, sampler=order, collate_fn=list):
+        pass
     seconds = time.perf_counter() - start
     found = {'samples': scenes - 1, 'seconds': seconds}
     return {**found, **(statistics(address) if address is not None else {})}
@@ -201,8 +209,8 @@ def markdown(rows: dict[str, dict[str, float]], latency: float, scenes: int) -> 
         )
     note = (
         f'\n{scenes - 1} samples of {WINDOW} x {WINDOW} pixels (after one that is not timed), one '
-        f'process; the server waits for {latency:g} ms before each answer. Samples '
-        'are equal bit for bit.\n'
+        f'process, batches of {BATCH}; the server waits for {latency:g} ms before each answer. '
+        'Samples are equal bit for bit.\n'
     )
     return '\n'.join(lines) + '\n' + note
 

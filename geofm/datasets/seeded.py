@@ -1,7 +1,7 @@
 """Random numbers that depend only on seed, epoch and sample."""
 
 import random
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, SupportsIndex
 
@@ -93,6 +93,20 @@ class Seeded(Dataset[Sample]):
         visit = index if isinstance(index, Visit) else Visit(number)
         with _seeded(visit.seed, visit.epoch, number):
             return self.dataset[visit]
+
+    def __getitems__(self, indices: Sequence[SupportsIndex]) -> list[Sample]:
+        """Read the samples of a batch. A DataLoader calls this for batches.
+
+        Args:
+            indices: Indices of the samples.
+
+        Returns:
+            The samples.
+        """
+        read_ahead = getattr(self.dataset, 'read_ahead', None)
+        if read_ahead is not None:
+            read_ahead(indices)
+        return [self[index] for index in indices]
 
 
 @contextmanager

@@ -6,7 +6,9 @@ sample of an archive takes a request per file, with one file per sensor or even 
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, SupportsIndex
@@ -34,6 +36,8 @@ _PIXELS = 'image.'
 #: Size of a shard in bytes, unless a sample is larger.
 SHARD_BYTES = 64 * 2**20
 
+#: Number of requests of a process to a server at the same time.
+_REQUESTS = 8
 
 #: File that lists the shards of a folder.
 INDEX = 'index.json'
@@ -203,15 +207,41 @@ class Shards(Dataset[Sample]):
         """
         return [Path(file) for file in _about(self._bytes(index))['files']]
 
-    def _bytes(self, index: SupportsIndex) -> bytes:
-        """Return the bytes of a sample."""
+    def read_ahead(self, indices: Sequence[SupportsIndex]) -> None:
+        """Request the samples of a batch from a server at the same time.
+
+        :class:`~geofm.datasets.Seeded` calls this before it reads a batch, so that the latency of
+        the server is paid once per batch and not once per sample. Local files are not affected.
+
+        Args:
+            indices: Indices of the samples.
+
+        Raises:
+            IndexError: If there is no such sample.
+        """
+        self._opened().read_ahead([self._position(index) for index in indices])
+
+    def _position(self, index: SupportsIndex) -> int:
+        """Return an index that is not negative."""
         position = index.__index__()
         if not -len(self) <= position < len(self):
             raise IndexError(f'sample {position} of {len(self)}: out of range')
+        return position % len(self)
+
+    def _opened(self) -> '_Reader':
+        """Return the reader of this process."""
         if self._reader is None or self._reader[0] != os.getpid():
-            self._reader = os.getpid(), _Reader(self.root, self.storage_options)
+            try:
+                self._reader = os.getpid(), _Reader(self.root, self.storage_options)
+            except RuntimeError as error:
+                raise ShardError(f'{self.root} cannot be read ({error})') from error
+        return self._reader[1]
+
+    def _bytes(self, index: SupportsIndex) -> bytes:
+        """Return the bytes of a sample."""
+        position, reader = self._position(index), self._opened()
         try:
-            return self._reader[1].read(position % len(self))
+            return reader.read(position)
         except Exception as error:
             raise ShardError(f'{self.root}: sample {position} cannot be read ({error})') from error
 
@@ -287,18 +317,33 @@ class _Reader:
             if Path(name).name != name:
                 raise ShardError(f'{root}: {INDEX} names {name!r}, which is not in the folder')
         self._offsets: dict[int, np.ndarray] = {}
+        self._locks = [threading.Lock() for _ in self._names]
+        self._threads = ThreadPoolExecutor(_REQUESTS) if is_remote(root) else None
+        self._ahead: dict[int, Future[bytes]] = {}
 
     def __len__(self) -> int:
         return int(self._ends[-1])
 
+    def read_ahead(self, indices: Iterable[int]) -> None:
+        """Start to read samples in threads; those of the last call are dropped."""
+        if self._threads is not None:
+            for waiting in self._ahead.values():
+                waiting.cancel()
+            self._ahead = {i: self._threads.submit(self._read, i) for i in indices}
+
     def read(self, index: int) -> bytes:
         """Read the bytes of a sample by its index."""
+        ahead = self._ahead.pop(index, None)
+        return self._read(index) if ahead is None else ahead.result()
+
+    def _read(self, index: int) -> bytes:
         number = int(np.searchsorted(self._ends, index, side='right'))
         first = int(self._ends[number - 1]) if number else 0
         count = int(self._ends[number]) - first
-        if number not in self._offsets:
-            header = self._range(number, _UINT32, _UINT32 * (2 + count))
-            self._offsets[number] = np.frombuffer(header, '<u4').astype(np.int64)
+        with self._locks[number]:
+            if number not in self._offsets:
+                header = self._range(number, _UINT32, _UINT32 * (2 + count))
+                self._offsets[number] = np.frombuffer(header, '<u4').astype(np.int64)
         start, end = self._offsets[number][index - first : index - first + 2].tolist()
         # litdata writes the number of bytes before the bytes.
         return self._range(number, start + _UINT32, end)

@@ -18,7 +18,7 @@ from torchgeo.datasets.utils import Sample
 
 from geofm.cli import main
 from geofm.datamodules import RasterArchiveDataModule, ShardsDataModule
-from geofm.datasets import RasterArchive
+from geofm.datasets import RasterArchive, Seeded
 from geofm.datasets.shards import Contents, ShardError, Shards, pack, unpack, write_shards
 from tests.datasets.archive.tables import sample_table
 
@@ -96,9 +96,12 @@ class Ranges(SimpleHTTPRequestHandler):
     """Server of the files of a folder and their ranges that counts the requests."""
 
     requests: ClassVar[list[str]] = []
+    #: Requests are answered when so many of them wait.
+    together = threading.Barrier(1)
 
     def do_GET(self) -> None:
         self.requests.append(self.path)
+        self.together.wait(60)
         content = Path(self.translate_path(self.path)).read_bytes()
         size = len(content)
         if asked := self.headers.get('Range'):
@@ -137,6 +140,15 @@ def test_one_request_per_sample_of_a_server(folder: Path) -> None:
     loader, expected = data.val_dataloader(), Shards(str(folder / 'out' / 'val'))
     assert isinstance(loader, DataLoader)
     check_same(next(iter(loader)), data.collate_fn([expected[i] for i in range(8)]))
+    # The server answers no request of a batch before it has received all of them.
+    Ranges.together = threading.Barrier(4)
+    Ranges.requests.clear()
+    order = [5, 1, 6, 2]
+    batch = next(iter(DataLoader(Seeded(shards), 4, sampler=order, collate_fn=list)))
+    Ranges.together = threading.Barrier(1)
+    assert len(Ranges.requests) == 4
+    for sample, i in zip(batch, order, strict=True):
+        check_same(sample, local[i])
     forked = multiprocessing.get_context('fork').Pool(1)
     with forked, pytest.raises(ShardError, match='by forkserver or spawn'):
         forked.apply(shards.__getitem__, (0,))
