@@ -72,7 +72,8 @@ lowest: install
 # Every link and every docstring's name is checked.
 docs: install
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[docs]'
-	$(BIN)/mkdocs build --strict --quiet
+	@# The notice of Material for MkDocs about its end of life is not about these pages.
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest build site *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
