@@ -30,6 +30,20 @@ def printable(text: object, keep: str = '') -> str:
     )
 
 
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Write a number of things.
+
+    Args:
+        number: The number.
+        noun: What is counted, in the singular.
+        plural: The plural, unless it is the noun and an *s*.
+
+    Returns:
+        E.g. ``1 file`` or ``2,000 files``.
+    """
+    return f'{number:,} {noun if number == 1 else plural or noun + "s"}'
+
+
 def one_line(error: BaseException) -> str:
     """Return the message of an error on one line, shortened to 300 characters.
 

@@ -16,6 +16,7 @@ from rasterio.warp import transform
 from rasterio.windows import Window
 
 from geofm.grid import Grid, alpha_band, own_mask, warp_values
+from geofm.printing import counted
 from geofm.sensors import BandError, Sensor, band_indices, check_bands
 from geofm.validity import Bools, mark_beyond_limits, mark_nodata
 
@@ -340,8 +341,8 @@ def name_bands(
         given = check_bands([sensor.find_band(band) or band for band in bands])
         if len(given) != len(data) or not set(given) <= set(sensor.band_names):
             raise BandError(
-                f'{src.name}: {len(data)} bands, but the names {list(given)}: give one of '
-                f'{", ".join(sensor.band_names)} for each, in the order of the file'
+                f'{src.name}: {counted(len(data), "band")}, but the names {list(given)}: give one '
+                f'of {", ".join(sensor.band_names)} for each, in the order of the file'
             )
         return dict(zip(given, data, strict=True))
     named = [(band_name(_description(src, i), sensor), i) for i in data]
@@ -355,7 +356,7 @@ def name_bands(
         return found
     if len(data) != len(sensor.bands):
         raise BandError(
-            f'{src.name}: {len(data)} bands without names, but {sensor.title} has '
+            f'{src.name}: {counted(len(data), "band")} without names, but {sensor.title} has '
             f'{len(sensor.bands)}: {", ".join(sensor.band_names)}. Give a file with these in this '
             f'order, or set the band descriptions, or name the bands'
         )

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from geofm.cli import main
-from geofm.printing import printable
+from geofm.printing import counted, printable
 
 EVIL = '\x1b[31mred\x1b]0;title\x07 [/b] [bold]x[/] \u202egnp \x9b2J'
 
@@ -14,6 +14,17 @@ def test_characters_without_a_glyph_are_escaped() -> None:
     assert printable('a\x1b[2J\nb') == r'a\x1b[2J\nb'
     assert printable('a\nb', keep='\n') == 'a\nb'
     assert printable('\udcff\u2028\u202e') == r'\udcff\u2028\u202e'
+
+
+def test_a_noun_agrees_with_its_number() -> None:
+    assert [counted(n, 'file') for n in (0, 1, 2, 2000)] == [
+        '0 files',
+        '1 file',
+        '2 files',
+        '2,000 files',
+    ]
+    assert counted(1, 'patch', 'patches') == '1 patch'
+    assert counted(3, 'patch', 'patches') == '3 patches'
 
 
 def test_file_names_with_escape_sequences_are_escaped_by_index(

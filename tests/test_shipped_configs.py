@@ -22,8 +22,13 @@ def test_every_configuration_of_the_repository_is_shipped() -> None:
 
 def test_they_are_listed_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     main(['configs'])
-    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == list(shipped_names())
+    lines = [line.partition(' ') for line in capsys.readouterr().out.splitlines()]
+    listed = {name: text.strip() for name, _, text in lines}
+    assert list(listed) == list(shipped_names())
+    # One sentence, whole although it contains the full stops of an abbreviation.
+    assert listed['pretrain/images'] == (
+        'Pretrain on RGB pictures in folders (JPEG or PNG, e.g. ImageNet): one sensor, no CRS'
+    )
     main(['configs', '--copy', str(tmp_path / 'configs')])
     copied = {p.relative_to(tmp_path / 'configs') for p in (tmp_path / 'configs').rglob('*.*')}
     assert copied == {path.relative_to(SHIPPED) for path in shipped_names().values()}

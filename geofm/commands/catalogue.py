@@ -19,7 +19,7 @@ from geofm.datasets.pairs import (
     check_overlap,
     pair_scenes,
 )
-from geofm.printing import printable, say
+from geofm.printing import counted, printable, say
 from geofm.sensors import DEFAULT_SENSORS, SENSORS
 from geofm.units import warn_of_unit, wrong_unit
 
@@ -50,7 +50,7 @@ def index_catalogue(
     """
     check_overlap(min_overlap)
     catalogue = update_catalogue(root, output, jobs, clouds)
-    say(f'{catalogue.file}: {len(catalogue.table)} files')
+    say(f'{catalogue.file}: {counted(len(catalogue.table), "file")}')
     _print_problems(catalogue)
     if not catalogue.table['problem'].isna().any():
         raise ValueError(f'{root}: no usable scene of SEN12MS-CR-TS or SEN12MS-CR')
@@ -62,7 +62,7 @@ def index_catalogue(
     if said := pairs.partial_overlap():
         say(said)
     if pairs_json is not None:
-        say(f'{pairs_json}: {_write_pairs(pairs, pairs_json)} pairs')
+        say(f'{pairs_json}: {counted(_write_pairs(pairs, pairs_json), "pair")}')
 
 
 def _print_problems(catalogue: Catalogue) -> None:

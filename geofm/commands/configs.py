@@ -1,10 +1,11 @@
 """The command that lists and copies the configurations that are shipped with the package."""
 
+import re
 import shutil
 from pathlib import Path
 
 from geofm.atomic import atomic_file
-from geofm.printing import say
+from geofm.printing import counted, say
 from geofm.suggestions import did_you_mean
 
 #: Folder of the shipped configurations: a link to ``configs`` in a clone, a folder in a wheel.
@@ -53,7 +54,7 @@ def configs(name: str | None = None, copy: Path | None = None) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(target) as part:
             shutil.copyfile(path, part)
-    say(f'{len(targets)} files in {copy}')
+    say(f'{counted(len(targets), "file")} in {copy}')
 
 
 def shipped_names() -> dict[str, Path]:
@@ -142,4 +143,5 @@ def description(path: Path) -> str:
         if not line.startswith('#') or line == '#':
             break
         comment.append(line.removeprefix('#').strip())
-    return ' '.join(comment).split('. ')[0].removesuffix('.')
+    # The full stop of an abbreviation ends no sentence.
+    return re.split(r'(?<!\be\.g)(?<!\bi\.e)\. ', ' '.join(comment))[0].removesuffix('.')

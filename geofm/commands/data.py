@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from geofm.messages import UsageError
-from geofm.printing import say
+from geofm.printing import counted, say
 
 #: Suffixes of tables of rasters.
 _TABLES = ('.csv', '.parquet', '.geoparquet')
@@ -126,6 +126,6 @@ def split(
 
     fractions = None if val is None and test is None else (val or 0.0, test or 0.0)
     for name, files in split_tree(root, dest, copy, fractions, seed).items():
-        say(f'{dest / name}: {files} files')
+        say(f'{dest / name}: {counted(files, "file")}')
     if fractions is not None:
         print("These are not the official splits: open each folder with split='all'.")

@@ -15,7 +15,7 @@ from geofm.datasets import (
 )
 from geofm.datasets.archive import Edge, Split, open_archive
 from geofm.datasets.pairs import MIN_OVERLAP
-from geofm.printing import say
+from geofm.printing import counted, say
 
 
 def shard(
@@ -102,5 +102,6 @@ def _write(samples: RasterArchive, destination: str, num_workers: int, shard_byt
             upload_shards(folder, target)
         size = sum(file.stat().st_size for file in folder.iterdir())
     if errors:
-        say(f'left out: {len(errors)} samples that cannot be read, e.g. {errors[0]}')
-    say(f'{target}: {len(samples) - len(errors):,} samples, {size / 1e6:,.1f} MB')
+        say(f'left out: {counted(len(errors), "unreadable sample")}, e.g. {errors[0]}')
+    written = counted(len(samples) - len(errors), 'sample')
+    say(f'{target}: {written}, {size / 1e6:,.1f} MB')

@@ -16,7 +16,7 @@ from geofm.datasets.table import (
     index_stac,
     scan_table,
 )
-from geofm.printing import say
+from geofm.printing import counted, say
 from geofm.sensors import SENSORS
 
 
@@ -43,14 +43,14 @@ def index_table(root: Path, output: Path | None, layout: str | None, stac: bool,
         table = RasterTable.read(root)
     scan = scan_table(table, jobs, again=not stac and layout is None)
     for problem, rows, example in count_problems(scan.table):
-        say(f'left out: {rows} rows: {problem}, e.g. {example}')
+        say(f'left out: {counted(rows, "row")}: {problem}, e.g. {example}')
         message = scan.messages.get(problem, '')
         if message and problem not in message:
             say(f'  {message}')
     for key, (files, example) in scan.unnamed.items():
         order = ' '.join(SENSORS[key].band_names)
         say(
-            f'{key}: {files} files do not name their bands and are assumed to have {order}, in '
+            f'{key}: {counted(files, "file")} without names of bands, assumed to have {order}, in '
             f'this order, e.g. {example}'
         )
     if not (scan.table.problem < 0).any():
@@ -59,18 +59,19 @@ def index_table(root: Path, output: Path | None, layout: str | None, stac: bool,
     _summarise(scan.table, Observations.of(scan.table))
     file = output or root.with_suffix('.parquet')
     scan.table.write(file)
-    say(f'{file}: {len(scan.table)} rows')
+    say(f'{file}: {counted(len(scan.table), "row")}')
 
 
 def _report(indexed: Indexed) -> RasterTable:
     """Print the files that were left out because of their names."""
     if indexed.unmatched:
         say(
-            f'left out: {indexed.unmatched} files match no regex of the layout, '
+            f'left out: {counted(indexed.unmatched, "file")} that no regex of the layout matches, '
             f'e.g. {indexed.example}'
         )
     if indexed.unknown_bands:
-        say(f'left out: {indexed.unknown_bands} files of other bands, e.g. {indexed.band_example}')
+        files = counted(indexed.unknown_bands, 'file')
+        say(f'left out: {files} of other bands, e.g. {indexed.band_example}')
     return indexed.table
 
 
@@ -80,13 +81,13 @@ def _summarise(table: RasterTable, observations: Observations) -> None:
         own = observations.sensor == number
         if not own.any():
             continue
-        files = int(observations.count[own].sum())
+        rows = counted(int(observations.count[own].sum()), 'row')
         times = observations.time[own & (observations.time != NO_TIME)]
         first, last = (_day(int(t)) for t in (times.min(), times.max())) if len(times) else ('', '')
         dates = f'{first} to {last}' if len(times) else 'no date'
         named = observations.place[own & (observations.place >= 0)]
-        places = f', {len(np.unique(named))} places' if len(named) else ''
-        say(f'{key}: {int(own.sum())} observations in {files} rows{places}, {dates}')
+        places = f', {counted(len(np.unique(named)), "place")}' if len(named) else ''
+        say(f'{key}: {counted(int(own.sum()), "observation")} in {rows}{places}, {dates}')
 
 
 def _day(time: int) -> str:

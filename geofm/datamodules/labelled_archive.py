@@ -11,20 +11,18 @@ from torchgeo.datasets.utils import Path
 from geofm.datamodules.masked_archive import TargetArchiveDataModule
 from geofm.datasets.archive import IGNORE, LabelledArchive, Target
 from geofm.legend import LEGEND_TAG, Legend
-from geofm.printing import warn
+from geofm.printing import counted, warn
 
 
 class LabelledArchiveDataModule(TargetArchiveDataModule):
     """Table of rasters with user-defined labels, for TorchGeo's tasks.
 
-    ============ ==========================================================================
-    target       task
-    ============ ==========================================================================
-    segmentation SemanticSegmentation with ``num_classes`` and ``ignore_index``
-    regression   PixelwiseRegression; losses and metrics ignore pixels without a label
-    multilabel   Classification with ``task: multilabel``, ``loss: bce`` and ``num_labels``
-    majority     Classification with ``num_classes``
-    ============ ==========================================================================
+    Each target has its task:
+
+    * 'segmentation': SemanticSegmentation with ``num_classes`` and ``ignore_index``
+    * 'regression': PixelwiseRegression; losses and metrics ignore pixels without a label
+    * 'multilabel': Classification with ``task: multilabel``, ``loss: bce`` and ``num_labels``
+    * 'majority': Classification with ``num_classes``
 
     The classes are part of the state of the data module, and therefore of checkpoints.
     """
@@ -112,7 +110,7 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             self.train_batch_size = min(size, len(self.train_dataset))  # type: ignore[arg-type]
             for split, dataset in (('train', self.train_dataset), ('val', self.val_dataset)):
                 if isinstance(dataset, LabelledArchive):
-                    rank_zero_info(f'{split}: {len(dataset):,} windows with labels')
+                    rank_zero_info(f'{split}: {counted(len(dataset), "window")} with labels')
         task = self.trainer.lightning_module if self.trainer and self.trainer.model else None
         if task is None:
             return
@@ -159,7 +157,8 @@ class LabelledArchiveDataModule(TargetArchiveDataModule):
             found = dataset.balanced_weights()
             if len(found) > len(weights):
                 raise ValueError(
-                    f'{len(found)} classes, but the task has {len(weights)} outputs: set '
+                    f'{counted(len(found), "class", "classes")}, but the task has '
+                    f'{counted(len(weights), "output")}: set '
                     f'{"num_labels" if multilabel else "num_classes"} to {len(found)}'
                 )
             weights[: len(found)] = found

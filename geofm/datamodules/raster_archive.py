@@ -31,7 +31,7 @@ from geofm.datasets.archive import Archive, Edge, open_archive
 from geofm.datasets.memory import release_memory
 from geofm.datasets.pairs import MIN_OVERLAP, OnError
 from geofm.datasets.table import file_of, index_folder, open_table
-from geofm.printing import warn
+from geofm.printing import counted, warn
 from geofm.sensors import SENSORS, bands_of, canonical_order, check_bands, sensor_channels
 
 #: Maximum number of samples whose files are checked for changes before cached statistics are used.
@@ -207,8 +207,8 @@ class RasterArchiveDataModule(MatchedDataModule):
         for split in ('train', 'val'):
             if (samples := self._known.get(split)) is not None:
                 places = samples.matches.count_places()
-                count = '1 place' if places == 1 else f'{places:,} places'
-                rank_zero_info(f'{split}: {len(samples):,} samples of {count}')
+                count = counted(len(samples), 'sample')
+                rank_zero_info(f'{split}: {count} of {counted(places, "place")}')
 
     def _archive(self) -> Archive:
         """Open the table, or make it if it does not exist."""
@@ -223,8 +223,8 @@ class RasterArchiveDataModule(MatchedDataModule):
         indexed = index_folder(self.root, find_layout(self.layout))
         if indexed.unmatched:
             warn(
-                f'{self.root}: {indexed.unmatched} files do not match {self.layout} and are left '
-                f'out (first: {indexed.example})'
+                f'{self.root}: left out {counted(indexed.unmatched, "file")} without a match in '
+                f'{self.layout} (first: {indexed.example})'
             )
         table = open_table(indexed.table)
         self._table = Archive.of(table)

@@ -14,6 +14,7 @@ from torchgeo.datasets.utils import Sample
 
 from geofm.datamodules.stalled import WatchedLoader
 from geofm.datasets import Visit
+from geofm.printing import counted
 
 #: Maximum number of samples of data sets that are shuffled with a list of samples.
 MOST_LISTED = 2**20
@@ -123,7 +124,7 @@ class ResumableSampler(DistributedSampler[int]):
         if rank is None:
             rank = dist.get_rank() if together else 0
         if len(dataset) < num_replicas:
-            raise ValueError(f'{len(dataset)} samples are too few for {num_replicas} ranks')
+            raise ValueError(f'{counted(len(dataset), "sample")} for {num_replicas} ranks: too few')
         # PyTorch requires a Dataset, but only uses its length.
         any_dataset: Any = dataset
         super().__init__(any_dataset, num_replicas, rank, shuffle, seed, drop_last=True)

@@ -12,7 +12,7 @@ from geofm.atomic import atomic_file
 from geofm.deploy.network import DATES, PRESENT, Network
 from geofm.models import NO_DATE, CheckpointError
 from geofm.models.checkpoints import METADATA
-from geofm.printing import one_line
+from geofm.printing import counted, one_line
 
 #: Largest difference between a written file and PyTorch, see :func:`compare`.
 TOLERANCE = 1e-4
@@ -117,8 +117,8 @@ def compare(
             # Runtimes may raise anything for operations that only work at the traced size.
             height, width = rows * network.smallest, columns * network.smallest
             raise ValueError(
-                f'{path}: not written, because the traced network does not run on {batch} images '
-                f'of {height} x {width} px: {one_line(error)}'
+                f'{path}: not written, because the traced network does not run on '
+                f'{counted(batch, "image")} of {height} x {width} px: {one_line(error)}'
             ) from error
         largest = max(largest, *(_difference(wanted[name], found[name]) for name in wanted))
     if largest > TOLERANCE:

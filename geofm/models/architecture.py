@@ -22,6 +22,7 @@ from geofm.models.checkpoints.definitions import (
 )
 from geofm.models.checkpoints.files import CheckpointError
 from geofm.models.checkpoints.trust import check_model_args
+from geofm.printing import counted
 from geofm.sensors import SENSORS, BandError, check_bands, sensor_channels
 
 #: Name of the entry in the state dict, a JSON string as bytes.
@@ -209,7 +210,8 @@ class Request:
             return own
         raise BandError(
             f'the bands of the {channels} channels (in_chans) are unknown, and the weights have '
-            f'{len(there.bands)} bands: {list(there.bands)}. Name the bands with bands=[...]'
+            f'{counted(len(there.bands), "band")}: {list(there.bands)}. Name the bands '
+            'with bands=[...]'
         )
 
 

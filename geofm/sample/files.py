@@ -11,6 +11,7 @@ import numpy.typing as npt
 import rasterio
 
 from geofm.grid import Grid
+from geofm.printing import counted
 from geofm.sample.classes import LAND_COVER
 
 #: Name of the file with the parameters of the data and the size of each file.
@@ -41,8 +42,8 @@ def read_same_data(dest: Path, wanted: dict[str, Any]) -> dict[str, Any]:
         raise ValueError(f'{dest}: holds other sample data ({other}); {advice}')
     if broken := [name for name, size in files.items() if _size(dest / name) != size]:
         raise ValueError(
-            f'{dest}: sample data with {len(broken)} files missing or changed, e.g. {broken[0]}; '
-            f'{advice}'
+            f'{dest}: sample data with {counted(len(broken), "file")} missing or changed, e.g. '
+            f'{broken[0]}; {advice}'
         )
     return {**found, 'files': files}
 

@@ -16,6 +16,7 @@ from torchgeo.datasets.utils import Sample
 from geofm.device import to_device
 from geofm.losses import Targets, WordTargets, at_least_float32
 from geofm.models import MaskedDecoder
+from geofm.printing import counted
 from geofm.sensors import sensor_channels
 from geofm.tasks.pretraining import PretrainingTask
 from geofm.transforms import N_GLOBAL, Crops
@@ -173,8 +174,8 @@ class MaskedWords(PretrainingTask):
                 for value in target.state_dict().values():
                     torch.distributed.broadcast(value, 0)
         rank_zero_info(
-            f'{self.hparams["words"]} patch words per sensor, learned from '
-            f'{sum(len(batch["image"]) for batch in batches):,} images'
+            f'{counted(self.hparams["words"], "patch word")} per sensor, learned from '
+            f'{counted(sum(len(batch["image"]) for batch in batches), "image")}'
         )
 
     def _training_images(self) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from geofm.printing import warn
+from geofm.printing import counted, warn
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -128,13 +128,13 @@ def dinov2_schedules(
         wanted = round(epochs * steps_per_epoch)
         if wanted > steps:
             warn(
-                f'{name}={epochs:g} are {wanted} steps, but the run has only {steps}, to which it '
-                'is cut. Set a smaller value, or set samples_per_epoch'
+                f'{name}={epochs:g} are {counted(wanted, "step")}, but the run has only {steps}, '
+                'to which it is cut. Set a smaller value, or set samples_per_epoch'
             )
         elif wanted == steps > 0:
             warn(
-                f'{name}={epochs:g} are {wanted} steps, which is the whole run. Set a smaller '
-                'value, or set samples_per_epoch'
+                f'{name}={epochs:g} are {counted(wanted, "step")}, which is the whole run. Set a '
+                'smaller value, or set samples_per_epoch'
             )
         return min(wanted, steps)
 

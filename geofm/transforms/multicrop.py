@@ -9,6 +9,7 @@ from kornia.augmentation.random_generator import ResizedCropGenerator
 from torch import Tensor, nn
 
 from geofm.device import to_device
+from geofm.printing import counted
 from geofm.sensors import SENSORS, BandError, Range, check_bands, sensor_channels
 from geofm.transforms.masks import block_masks
 from geofm.transforms.photometry import Photometry, PhotometryArgs, blur_sigma
@@ -175,8 +176,8 @@ class MultiCrop(nn.Module):
         images: Tensor = batch['image']
         if images.ndim not in (4, 5) or images.shape[-3] != len(self.bands):
             raise BandError(
-                f'image of shape {tuple(images.shape)} given for {len(self.bands)} bands '
-                f'{list(self.bands)}: expected (B, {len(self.bands)}, H, W), or '
+                f'image of shape {tuple(images.shape)} given for {counted(len(self.bands), "band")}'
+                f' {list(self.bands)}: expected (B, {len(self.bands)}, H, W), or '
                 f'(B, dates, {len(self.bands)}, H, W)'
             )
         valid, dates, present = batch.get('valid'), batch.get('dates'), batch.get('present')

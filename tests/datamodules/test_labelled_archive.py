@@ -100,7 +100,7 @@ def test_raster_labels_are_read_without_resampling(folder: Path) -> None:
 def test_polygons_are_rasterised_like_rasterio_does(folder: Path) -> None:
     frame = gpd.read_file(folder / 'fields.gpkg')
     for all_touched in (False, True):
-        with pytest.warns(UserWarning, match='of 12 samples .* without a label'):
+        with pytest.warns(UserWarning, match='samples? without a label, of 12 in split'):
             dataset = archive(folder, fields(folder, all_touched=all_touched))
         assert 0 < len(dataset) < 12
         assert dataset.legend == Legend.of(['field', 'lake'])

@@ -138,7 +138,7 @@ def test_cached_statistics_are_invalidated_by_changes(
 def test_fitting_logs_the_number_of_samples(root: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level('INFO'):
         module(root).setup('fit')
-    counts = [re.findall(r'(\w+): (\d+) samples of (\d+) places?', m) for m in caplog.messages]
+    counts = [re.findall(r'(\w+): (\d+) samples? of (\d+) places?', m) for m in caplog.messages]
     said = [count for found in counts for count in found]
     assert [name for name, _, _ in said] == ['train', 'val']
     assert all(int(samples) == 8 * int(places) for _, samples, places in said)

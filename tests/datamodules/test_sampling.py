@@ -186,7 +186,7 @@ def test_a_new_epoch_starts_at_its_start() -> None:
 
 
 def test_too_few_samples_for_the_ranks() -> None:
-    with pytest.raises(ValueError, match='2 samples are too few for 3 ranks'):
+    with pytest.raises(ValueError, match='2 samples for 3 ranks: too few'):
         ResumableSampler(Numbers(2), num_replicas=3, rank=0)
 
 

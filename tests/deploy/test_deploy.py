@@ -309,6 +309,6 @@ def test_a_network_that_is_not_traced_for_all_sizes_is_refused(tmp_path: Path) -
     network = OfOneSize(branches=False)
     inputs = {'s1': torch.zeros(2, 2, 64, 96)}
     program = torch.export.export(network, (inputs,))
-    with pytest.raises(ValueError, match=r'a\.pt2: not written, .* does not run on 1 images of 32'):
+    with pytest.raises(ValueError, match=r'a\.pt2: not written, .* does not run on 1 image of 32'):
         write_pt2(network, program, tmp_path / 'a.pt2')
     assert not list(tmp_path.iterdir())

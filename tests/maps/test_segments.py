@@ -56,7 +56,7 @@ def test_unsuitable_numbers_are_an_error() -> None:
     tokens, _ = _blobs((20,))
     with pytest.raises(ValueError, match='segments=1 is not between 2 and 255'):
         Segmenter(lambda: _strips(tokens), 1, 20)
-    with pytest.raises(ValueError, match='segments=30, but there are 20 patches'):
+    with pytest.raises(ValueError, match='segments=30, but the scene has 20 patches'):
         Segmenter(lambda: _strips(tokens), 30, 20)
 
 

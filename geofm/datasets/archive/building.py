@@ -114,7 +114,7 @@ def _note_problems(table: RasterTable, left_out: LeftOut) -> None:
     for code, problem in enumerate(table.problems):
         bad = np.flatnonzero(table.problem == code)
         if len(bad):
-            left_out.add(f'files with a problem ({problem})', len(bad), table.path(int(bad[0])))
+            left_out.add(f'file with a problem ({problem})', len(bad), table.path(int(bad[0])))
 
 
 def _note_lone_places(
@@ -135,7 +135,7 @@ def _note_lone_places(
         lone = numbers[~shown[place[numbers]]]
         if len(lone):
             left_out.add(
-                f'places with {key} but without the reference sensor {selection.reference} '
+                f'place with {key} but without the reference sensor {selection.reference} '
                 '(choose another one with reference=...)',
                 len(np.unique(place[lone])),
                 archive.table.path(int(archive.main.array[lone[0]])),
@@ -167,7 +167,7 @@ def _observations_of(
     lacks = ~_has_bands(archive, numbers, selection.bands, key)
     if lacks.any():
         example = table.path(int(main[np.flatnonzero(lacks)[0]]))
-        reason = f'observations of {key} without some of the requested bands'
+        reason = f'observation of {key} without some of the requested bands'
         left_out.add(reason, int(lacks.sum()), example)
     return numbers[~lacks]
 
@@ -266,7 +266,7 @@ def _complete(
                 f' within {selection.max_day_gap} days' if selection.max_day_gap is not None else ''
             )
             reason = (
-                f'samples without {key} of the place{days} that covers '
+                f'sample without {key} of the place{days} that covers '
                 f'{selection.min_overlap:.0%} or more (allow_missing=[{key!r}] keeps them)'
             )
             left_out.add(reason, len(gone), archive.table.path(int(main[gone[0]])))

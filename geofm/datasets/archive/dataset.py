@@ -279,8 +279,8 @@ def _note_crossing(samples: ArchiveTable, codes: Any, rule: SplitRule, left_out:
     gone = np.flatnonzero(codes < 0)
     if len(gone):
         reasons = {
-            'blocks': 'samples that extend into a block of another split',
-            'column': 'samples without a split in the table',
+            'blocks': 'sample extending into a block of another split',
+            'column': 'sample without a split in the table',
         }
         paths = samples.paths(int(gone[0]), samples.reference)
         left_out.add(reasons[rule.by], len(gone), paths[0])

@@ -251,7 +251,7 @@ class LabelledArchive(TargetArchive):
         gone = np.flatnonzero(~kept)
         if len(gone):
             enough = f'labels on {self.min_labelled:.0%}' if self.min_labelled else 'a label'
-            reason = f"of {samples} samples of split='{self.archive.split}' without {enough}"
+            reason = f"sample without {enough}, of {samples} in split '{self.archive.split}'"
             self.skipped.add(reason, len(gone), str(self.files_of(int(gone[0]))[0]))
         if not kept.any():
             raise EmptySplitError(

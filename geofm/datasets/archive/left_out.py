@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from geofm.printing import warn
+from geofm.printing import counted, warn
 
 
 @dataclass
@@ -21,8 +21,8 @@ class LeftOut:
         """Record what is left out.
 
         Args:
-            reason: What is left out and why, e.g. 'samples without ...'. It is printed after the
-                number.
+            reason: What is left out and why, starting with the noun that is counted, in the
+                singular: 'sample without ...'.
             count: The number. If it is 0, nothing is recorded.
             example: The first file.
         """
@@ -36,10 +36,11 @@ class LeftOut:
 
     def __str__(self) -> str:
         """Return count and first example of each reason."""
-        return '; '.join(
-            f'{count} {reason} (first: {self.examples[reason]})'
-            for reason, count in self.counts.items()
-        )
+        said = []
+        for reason, count in self.counts.items():
+            noun, _, why = reason.partition(' ')
+            said.append(f'{counted(count, noun)} {why} (first: {self.examples[reason]})')
+        return '; '.join(said)
 
     def warn(self) -> None:
         """Warn about what is left out, if there is anything."""

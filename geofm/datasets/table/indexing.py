@@ -17,6 +17,7 @@ from geofm.datasets.table.fields import REQUIRED, fields_of
 from geofm.datasets.table.files import MemoryColumns
 from geofm.datasets.table.layout import Files, Layout, Row, UnknownBandError
 from geofm.datasets.table.raster_table import RasterTable
+from geofm.printing import counted
 from geofm.sensors import SENSORS
 
 #: Suffixes of folders that are products or stores, which layouts treat as files.
@@ -92,7 +93,7 @@ def index_folder(root: str | Path, layout: Layout) -> Indexed:
             values += _expand(str(folder / path), name, kind, row)
     if not values:
         # An example helps to correct a regular expression.
-        looked = f'{unmatched} files, e.g. {example}' if unmatched else 'no files'
+        looked = f'{counted(unmatched, "file")}, e.g. {example}' if unmatched else 'no files'
         raise TableError(f'{folder}: no file matches {layout.source} ({looked})')
     return Indexed(
         make_table(values, layout.source, folder), unmatched, example, unknown, band_example

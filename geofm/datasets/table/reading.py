@@ -19,6 +19,7 @@ from geofm.datasets.readers.opening import open_source
 from geofm.datasets.readers.source import Source, SourceView, as_dataset, grid_of
 from geofm.datasets.table.raster_table import RasterTable
 from geofm.grid import Grid, alpha_band, own_mask, warp_values
+from geofm.printing import counted
 from geofm.rasters import RASTER_ERRORS
 from geofm.sensor_rasters import MOST_VALUES, REACH, SensorBands, covering_window
 from geofm.sensors import BandError, Sensor
@@ -180,15 +181,16 @@ def view_of(table: RasterTable, row: int, source: Source) -> Source:
     if table.index[row] > 0:
         if table.index[row] > source.count:
             raise BandError(
-                f'{source.name}: {source.count} bands, but the table has index {table.index[row]}'
+                f'{source.name}: {counted(source.count, "band")}, but the table has index '
+                f'{table.index[row]}'
             )
         chosen = [int(table.index[row]) - 1]
     elif names is not None:
         if len(names) != len(chosen):
             raise BandError(
-                f'{source.name}: has {len(chosen)} bands, but the table names {len(names)}: '
-                f"{' '.join(names)}; name each band in the order of the file, or '-' if it is "
-                'not used'
+                f'{source.name}: has {counted(len(chosen), "band")}, but the table names '
+                f"{len(names)}: {' '.join(names)}; name each band in the order of the file, or '-' "
+                'if it is not used'
             )
         chosen = [i for i, name in zip(chosen, names, strict=True) if name != '-']
     scale, offset, nodata = (

@@ -21,7 +21,7 @@ from geofm.datasets.table.address import file_of
 from geofm.datasets.table.error import refuse_rows, row_error
 from geofm.datasets.table.raster_table import RasterTable
 from geofm.datasets.table.reading import view_of
-from geofm.printing import printable
+from geofm.printing import counted, printable
 from geofm.rasters import RASTER_ERRORS
 from geofm.sensor_rasters import SensorBands, UnitError
 from geofm.sensors import BandError
@@ -257,8 +257,8 @@ def open_table(table: RasterTable | str | Path, jobs: int = JOBS) -> RasterTable
                 raise row_error(
                     read.source,
                     row,
-                    f'no such file: {read.path(row)} ({len(gone)} rows in total); correct the path '
-                    f'(paths are relative to {read.root}) or remove the row',
+                    f'no such file: {read.path(row)} ({counted(len(gone), "row")} in total); '
+                    f'correct the path (paths are relative to {read.root}) or remove the row',
                 )
     check_places(read)
     return read

@@ -12,7 +12,7 @@ import pystac
 
 from geofm.datasets.table.error import TableError
 from geofm.datasets.table.indexing import Indexed, make_table
-from geofm.printing import one_line, printable
+from geofm.printing import counted, one_line, printable
 from geofm.sensors import SENSORS, Sensor
 from geofm.stac_assets import (
     Scaling,
@@ -57,8 +57,8 @@ def index_stac(path: str | Path, sensor: str | None = None) -> Indexed:
             others, example = others + 1, example or item.id
     if not rows:
         raise TableError(
-            f'{printable(file)}: no item has a band of a known sensor ({others} items, e.g. '
-            f'{printable(example)}); known are {", ".join(SENSORS)}'
+            f'{printable(file)}: no item has a band of a known sensor ({counted(others, "item")}, '
+            f'e.g. {printable(example)}); known are {", ".join(SENSORS)}'
         )
     return Indexed(make_table(rows, printable(file), file.parent), others, example, 0, '')
 

@@ -21,7 +21,7 @@ from geofm.datasets import tensors_to
 from geofm.evaluation.backbones import Adapter, Backbone
 from geofm.evaluation.data import LabelledData, Split
 from geofm.evaluation.metrics import Prediction
-from geofm.printing import printable
+from geofm.printing import counted, printable
 
 #: Learning rates of AdamW with a frozen and with a fine-tuned backbone.
 _LR = 1e-3
@@ -130,7 +130,7 @@ def decoder_probe(
     if data.task == 'regression':
         maps = maps * spread + center
     resized = [line for line in adapter.lines if line not in backbone.adapter.lines]
-    return Prediction(decoder.name, '', maps, '; '.join([f'{epochs} epochs', *resized]))
+    return Prediction(decoder.name, '', maps, '; '.join([counted(epochs, 'epoch'), *resized]))
 
 
 def _lone_image(decoder: Decoder, backbone: Backbone, data: LabelledData) -> bool:

@@ -24,6 +24,7 @@ from geofm.maps.make.class_products import draw_classes
 from geofm.maps.make.embedding_files import Embeddings
 from geofm.maps.make.windows import Floats, Strip
 from geofm.maps.make.writer import Encoding, write_pixels
+from geofm.printing import counted
 
 #: Rasters that are written for each scene.
 _PRODUCTS = ('classes', 'class_probability', 'uncertainty')
@@ -237,7 +238,10 @@ def _notes(
             f'{outside.sum()} of {len(outside)} points lie on no patch with data and are left out.'
         )
     if conflicts := sum(found.conflicts for found in samples):
-        notes.append(f'{conflicts} patches have points of several classes; the majority is used.')
+        notes.append(
+            f'{counted(conflicts, "patch", "patches")} with points of several classes: the '
+            'majority is used.'
+        )
     if absent := [name for name, count in counts.items() if not count]:
         notes.append(f'Classes without a label on a scene are not mapped: {", ".join(absent)}.')
     return tuple(notes)

@@ -10,6 +10,7 @@ from geofm.maps.make.embeddings import unit_vectors
 from geofm.maps.make.pca import known_tokens
 from geofm.maps.make.windows import Floats, Strip
 from geofm.maps.make.writer import Colors
+from geofm.printing import counted
 
 #: Maximum number of segments: values 0 to 254 of uint8, and 255 for nodata.
 MOST_SEGMENTS = 255
@@ -50,7 +51,8 @@ class Segmenter:
         step = max(1, patches // _SAMPLE)
         sample = np.concatenate([_directions(known_tokens(strip)[::step]) for strip in strips()])
         if len(sample) < segments:
-            raise ValueError(f'segments={segments}, but there are {len(sample)} patches with data')
+            known = counted(len(sample), 'patch', 'patches')
+            raise ValueError(f'segments={segments}, but the scene has {known} with data')
         self._kmeans = MiniBatchKMeans(segments, random_state=seed, n_init=3).fit(sample)
         sizes = np.bincount(self._kmeans.labels_, minlength=segments)
         self._rank = np.argsort(np.argsort(-sizes, kind='stable'), kind='stable')

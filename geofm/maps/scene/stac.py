@@ -19,7 +19,7 @@ from geofm.atomic import atomic_file
 from geofm.grid import ALIGNMENT_TOLERANCE, Grid, own_mask
 from geofm.maps.scene.placement import Placement
 from geofm.maps.scene.scene import SensorRaster
-from geofm.printing import warn
+from geofm.printing import counted, warn
 from geofm.rasters import open_raster
 from geofm.sensor_rasters import band_name
 from geofm.sensors import (
@@ -331,7 +331,7 @@ def _open_layer(source: _Source, item: Mapping[str, Any]) -> _Layer:
     with open_raster(source.path) as src:
         if source.number > src.count:
             raise ValueError(
-                f'{source.path}: {src.count} bands, but the item says that band '
+                f'{source.path}: {counted(src.count, "band")}, but the item says that band '
                 f'{source.number} is {source.band}'
             )
         index = source.number - 1

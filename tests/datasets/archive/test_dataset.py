@@ -126,7 +126,7 @@ def write_places(root: Path, rows: list[tuple[str, str, str]], **kwargs: Any) ->
 def test_missing_sensors_are_left_out_or_marked(tmp_path: Path) -> None:
     rows = [('a', 's2', day(0)), ('a', 'dem', ''), ('b', 's2', day(0)), ('b', 's1', day(9))]
     table = write_places(tmp_path, rows, dtype='float32')
-    with pytest.warns(UserWarning, match=r'1 samples without dem of the place.*2\.tif'):
+    with pytest.warns(UserWarning, match=r'1 sample without dem of the place.*2\.tif'):
         assert len(RasterArchive(table, ('s2', 'dem'))) == 1
     with pytest.raises(EmptySplitError, match='no sample with all sensors'):
         RasterArchive(table, ('s1', 's2', 'dem'))
@@ -252,9 +252,9 @@ def test_left_out_samples_are_counted_with_advice(tmp_path: Path) -> None:
     assert len(ds) == ds.matches.count_places() == 1
     said = str(caught[0].message)
     assert '2 places with s1 but without the reference sensor s2' in said
-    assert '1 samples without s1 of the place' in said
+    assert '1 sample without s1 of the place' in said
     assert "(allow_missing=['s1'] keeps them)" in said
-    with pytest.warns(UserWarning, match='1 places with s2 but without the reference sensor s1'):
+    with pytest.warns(UserWarning, match='1 place with s2 but without the reference sensor s1'):
         other = RasterArchive(table, ('s1', 's2'), reference='s1', allow_missing=['s2'])
     assert len(other) == 3
 
@@ -267,9 +267,7 @@ def test_files_without_a_band_are_left_out(tmp_path: Path) -> None:
         {'path': 'b.tif', 'sensor': 's2', 'datetime': day(0), 'place': 'b', 'band': 'B02 B04'},
     ]
     table = table_of(tmp_path / 'table.csv', rows)
-    with pytest.warns(
-        UserWarning, match='1 observations of s2 without some of the requested bands'
-    ):
+    with pytest.warns(UserWarning, match='1 observation of s2 without some of the requested bands'):
         ds = RasterArchive(table, ('s2',), ['B04', 'B02'])
     with rasterio.open(tmp_path / 'b.tif') as src:
         want = src.read([2, 1]).astype(np.float32)

@@ -161,10 +161,10 @@ def test_index_writes_a_scanned_table(tmp_path: Path, capsys: pytest.CaptureFixt
     output = tmp_path / 'table.parquet'
     main(['index', str(root), '--layout', str(tmp_path / 'layout.yaml'), '--output', str(output)])
     said = capsys.readouterr().out
-    assert 'left out: 1 files match no regex of the layout, e.g. README' in said
-    assert 'left out: 1 rows: bands are not those of the sensor or the table, e.g.' in said
-    assert 'do not name their bands' not in said
-    assert 's2: 1 observations in 2 rows, 1 places, 2018-01-03 to 2018-01-03' in said
+    assert 'left out: 1 file that no regex of the layout matches, e.g. README' in said
+    assert 'left out: 1 row: bands are not those of the sensor or the table, e.g.' in said
+    assert 'without names of bands' not in said
+    assert 's2: 1 observation in 2 rows, 1 place, 2018-01-03 to 2018-01-03' in said
     table = RasterTable.read(output)
     assert table.is_scanned
     values, _ = read_observation(table, Observations.of(table).rows(0), ['B02'])
@@ -182,7 +182,7 @@ def test_index_reports_the_assumed_order_of_bands(
     )
     main(['index', str(tmp_path / 'data'), '--layout', str(tmp_path / 'layout.yaml')])
     said = capsys.readouterr().out
-    assert f's2: 1 files do not name their bands and are assumed to have {" ".join(names)}' in said
+    assert f's2: 1 file without names of bands, assumed to have {" ".join(names)}' in said
     assert 'a_20180103.tif' in said
 
 
@@ -280,4 +280,4 @@ def test_sen12mscr_is_indexed_and_measured(
     main(['stats', str(root), '--output', str(tmp_path / 'statistics.yaml')])
     assert (tmp_path / 'statistics.yaml').is_file()
     main(['index', str(root), '--layout', 'sen12mscr', '--output', str(tmp_path / 't.csv')])
-    assert 's2: 1 observations in 1 rows, 1 places, no date' in capsys.readouterr().out
+    assert 's2: 1 observation in 1 row, 1 place, no date' in capsys.readouterr().out
