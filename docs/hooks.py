@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+from collections.abc import Iterable
 from contextlib import redirect_stdout, suppress
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,14 @@ PACKAGES = (
     *('models.fusion', 'sensors', 'tasks', 'transforms'),
 )
 
+#: Modules of which these names are public.
+MODULES = {
+    'checkpoint_io': ('AtomicCheckpointIO',),
+    'datasets.labels': ('read_labels', 'read_points'),
+    'grid': ('Grid',),
+    'strategies': ('FullyShardedStrategy',),
+}
+
 #: Pages that are files at the root of the repository.
 ROOT_PAGES = {
     'contributing.md': 'CONTRIBUTING.md',
@@ -37,7 +46,7 @@ ROOT_PAGES = {
 
 
 class Docstrings(Extension):
-    """Griffe extension that turns Sphinx roles such as ``:class:`Name``` into Markdown.
+    """Griffe extension that turns reStructuredText, such as ``:class:`Name```, into Markdown.
 
     It also removes the first line of constructors, whose docstrings are part of their class.
     """
@@ -51,7 +60,15 @@ class Docstrings(Extension):
         """
         if obj.docstring is not None:
             text = re.sub(r'^Initialize a new \w+ instance\.\s*', '', obj.docstring.value)
-            obj.docstring.value = re.sub(r':\w+:`~?([^`]+)`', r'`\1`', text)
+            obj.docstring.value = _markdown(text)
+
+
+def _markdown(text: str) -> str:
+    """Convert the reStructuredText that docstrings contain: roles, links and literal blocks."""
+    text = re.sub(r':\w+:`~?([^`]+)`', r'`\1`', text)
+    text = re.sub(r'`([^`<]+?)\s+<(https?://[^>]+)>`__?', r'[\1](\2)', text)
+    text = re.sub(r'\.\. seealso:: (.+)', r'See also \1.', text)
+    return re.sub(r'::$', ':', text, flags=re.MULTILINE)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -70,7 +87,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     pages['reference/cli.md'] = _command_line()
     pages['reference/configs.md'] = _configurations()
     for package in PACKAGES:
-        pages[f'reference/{package}.md'] = _api(f'geofm.{package}')
+        names = import_module(f'geofm.{package}').__all__
+        pages[f'reference/{package}.md'] = _api(f'geofm.{package}', names)
+    for module, names in MODULES.items():
+        pages[f'reference/{module}.md'] = _api(f'geofm.{module}', names)
     for path in (ROOT / 'docs' / 'notebooks').glob('*.ipynb'):
         pages[f'notebooks/{path.stem}.md'] = _notebook(path)
     for uri, content in pages.items():
@@ -101,6 +121,31 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return re.sub(r'\]\(\.\./experiments/results/(\w+)\.md\)', link, markdown)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Make the text of a page fit narrow screens.
+
+    Options and numbers with a unit are kept on one line. A picture is a link to its file, which can
+    be enlarged.
+
+    Args:
+        html: Content of a page.
+        page: The page.
+        config: The configuration.
+        files: All pages.
+
+    Returns:
+        The content to show.
+    """
+    parts = re.split(r'(?s)(<pre.*?</pre>)', html)
+    for i, part in enumerate(parts[::2]):
+        part = re.sub(r'(?<=[>\s])--[\w.-]+', r'<span class="whole">\g<0></span>', part)
+        part = re.sub(r'(?<=\d) (?=%)', '\N{NO-BREAK SPACE}', part)
+        parts[2 * i] = re.sub(
+            r'<img [^>]*src="([^":]+)"[^>]*>', r'<a href="\1" title="Enlarge">\g<0></a>', part
+        )
+    return ''.join(parts)
+
+
 def _of_root(name: str) -> str:
     """Return a page at the root of the repository, with links relative to the folder docs."""
     text = (ROOT / name).read_text(encoding='utf-8').replace('](docs/', '](')
@@ -123,6 +168,9 @@ def _results() -> str:
         'explain them.',
     ]
     for path in sorted((ROOT / 'experiments' / 'results').glob('*.md')):
+        # An excerpt of another table, for a how-to guide.
+        if path.stem.endswith('_brief'):
+            continue
         text = path.read_text(encoding='utf-8')
         parts.append(f'## `{path.stem}` {{ #{path.stem} }}')
         scripts = (f'experiments/{path.stem}.py', f'experiments/benchmarks/{path.stem}.py')
@@ -209,10 +257,8 @@ def _configurations() -> str:
     return '\n\n'.join(parts)
 
 
-def _api(package: str) -> str:
-    """Return the reference page of the public names of a package."""
-    module = import_module(package)
-    names = sorted(module.__all__, key=str.lower)
-    summary = re.sub(r':\w+:`~?([^`]+)`', r'`\1`', module.__doc__ or '')
-    directives = (f'::: {package}.{name}' for name in names)
+def _api(package: str, names: Iterable[str]) -> str:
+    """Return the reference page of the public names of a package or module."""
+    summary = _markdown(import_module(package).__doc__ or '')
+    directives = (f'::: {package}.{name}' for name in sorted(names, key=str.lower))
     return '\n\n'.join([f'# {package}', summary, *directives])

@@ -165,7 +165,7 @@ def map_scene(
         command: Command to write to the tags of the files.
 
     Returns:
-        The files ``<scene>_<product>.<suffix>`` by product: the products above,
+        The files ``<scene>_<product>.<suffix>`` by product. Products are those above,
         'pca_components', 'pca_basis', 'foreground' and 'embedding_table'.
 
     Raises:
