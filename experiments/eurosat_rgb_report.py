@@ -15,6 +15,9 @@ CURVES = {
     'CLS and mean of patches': 'knn_cls_and_mean_of_patches/top1_k5',
 }
 
+#: Features whose curves are drawn: those that every method has.
+PICTURED = ('CLS token', 'mean of patches')
+
 #: Features of networks that the brief table shows.
 FEATURE = 'CLS and mean of patches'
 
@@ -66,33 +69,33 @@ def table(minutes: dict[str, list[float]], accuracy: dict[str, dict[str, list[fl
 
 
 def draw(runs: dict[str, list[Run]], path: Path) -> None:
-    """Draw the accuracy on the validation cells over epochs and minutes, beside the baselines."""
-    figure = Figure(figsize=(10, 12), layout='constrained')
-    axes = figure.subplots(len(CURVES), 2, sharey='row', sharex='col')
+    """Draw the accuracy on the validation cells over time, beside the baselines.
+
+    The figure is narrow, so that it can be read on a phone.
+    """
+    figure = Figure(figsize=(5, 8), layout='constrained')
+    axes = figure.subplots(len(PICTURED), 1, sharex=True)
     floors = [run.validation_floors for run in chain(*runs.values()) if run.validation_floors]
-    for row, kind in zip(axes, CURVES, strict=True):
-        for ax, against in zip(row, ('epoch', 'minutes'), strict=True):
-            for number, (method, seeds) in enumerate(runs.items()):
-                for i, run in enumerate(seeds):
-                    points = [point for point in run.curve if kind in point]
-                    x = [point[against] for point in points]
-                    y = [100 * point[kind] for point in points]
-                    label = method if i == 0 else None
-                    ax.plot(x, y, marker='.', color=f'C{number}', lw=1.2, alpha=0.8, label=label)
-            styles = {'random weights': '--', 'band mean and std': ':'} if floors else {}
-            for name, style in styles.items():
-                values = [floor[name].get(kind, floor[name].get('', 0.0)) for floor in floors]
-                label = f'{name} (baseline)'
-                ax.axhline(100 * mean(values), color='0.3', ls=style, lw=1.2, label=label)
-            ax.grid(alpha=0.3)
-        row[0].set_ylabel(f'5-NN of the {kind}, %')
-    axes[-1, 0].set_xlabel('epochs')
-    axes[-1, 1].set_xlabel('minutes of training')
-    lines, names = axes[0, 1].get_legend_handles_labels()
-    figure.legend(lines, names, loc='outside lower center', ncols=3, fontsize='small')
-    figure.suptitle('EuroSAT RGB, accuracy on the validation cells', fontsize='medium')
+    for ax, kind in zip(axes, PICTURED, strict=True):
+        for number, (method, seeds) in enumerate(runs.items()):
+            for i, run in enumerate(seeds):
+                points = [point for point in run.curve if kind in point]
+                x = [point['minutes'] for point in points]
+                y = [100 * point[kind] for point in points]
+                label = method if i == 0 else None
+                ax.plot(x, y, marker='.', color=f'C{number}', lw=1.2, alpha=0.8, label=label)
+        styles = {'random weights': '--', 'band mean and std': ':'} if floors else {}
+        for name, style in styles.items():
+            values = [floor[name].get(kind, floor[name].get('', 0.0)) for floor in floors]
+            ax.axhline(100 * mean(values), color='0.3', ls=style, lw=1.2, label=name)
+        ax.grid(alpha=0.3)
+        ax.set_title(kind, fontsize='large')
+        ax.set_ylabel('5-NN accuracy, %')
+    axes[-1].set_xlabel('minutes of training')
+    lines, names = axes[0].get_legend_handles_labels()
+    figure.legend(lines, names, loc='outside lower center', ncols=2, frameon=False)
     beside = path.with_name(f'.{path.stem}.part.png')
-    figure.savefig(beside, dpi=100)
+    figure.savefig(beside, dpi=200)
     beside.replace(path)
 
 

@@ -9,7 +9,7 @@ skies. Models of both sensors are pretrained with sensor dropout.
     python experiments/fusion.py [--seeds 0 1] [--precision bf16-mixed]
 
 writes `experiments/results/fusion.json` and `fusion.md` and `docs/images/fusion.png`, and fills the
-tables of docs. Finished runs are not repeated.
+tables of docs. Finished runs are not repeated. `--only-picture` draws the results again.
 """
 
 import argparse
@@ -72,6 +72,8 @@ SENSOR_BANDS = {'S1 + S2': BANDS, 'S2': SENSORS['s2'].band_names, 'S1': SENSORS[
 
 #: Features and probes.
 MEASURES = ('CLS, 5-NN', 'patches, 5-NN', 'logistic regression')
+#: Measures of the brief table and of the figure.
+PICTURED = MEASURES[1:]
 
 #: Whether the class of each window is predicted, by measure.
 type Hits = dict[str, Tensor]
@@ -317,7 +319,7 @@ def brief(found: Table) -> str:
         WORDS: {'S1 + S2': found[WORDS]['S1 + S2']},
         STATISTICS: {'S1 + S2': found[STATISTICS]['S1 + S2']},
     }
-    return markdown(rows, MEASURES[1:], brief=True)
+    return markdown(rows, PICTURED, brief=True)
 
 
 def two_errors(share: float, count: int) -> float:
@@ -346,12 +348,16 @@ def caption(about: Mapping[str, Mapping[str, int]], seeds: Sequence[int], precis
 
 
 def draw(found: Table, about: Mapping[str, Mapping[str, int]]) -> Figure:
-    """Draw bars for each backbone and sky; dashed: random weights, dotted: baselines."""
-    figure = Figure(figsize=(11, 3.9), layout='constrained')
-    axes = figure.subplots(1, len(MEASURES), sharey=True)
+    """Draw bars for each backbone and sky; dashed: random weights, dotted: baselines.
+
+    The measures are those of the brief table. The figure is narrow, so that it can be read on a
+    phone.
+    """
+    figure = Figure(figsize=(5, 7.6), layout='constrained')
+    axes = figure.subplots(len(PICTURED), 1, sharey=True)
     names = list(found[PRETRAINED])
     width = 0.8 / len(names)
-    for ax, measure in zip(axes, MEASURES, strict=True):
+    for ax, measure in zip(axes, PICTURED, strict=True):
         for x, sky in enumerate(SKIES):
             for i, name in enumerate(names):
                 left = x - 0.4 + i * width
@@ -384,18 +390,25 @@ def draw(found: Table, about: Mapping[str, Mapping[str, int]]) -> Figure:
                         color=color,
                         ls=':',
                         lw=1.5,
-                        label=f'{kind}, S1 + S2' if x == 0 and ax is axes[1] else None,
+                        label=f'{kind}, S1 + S2' if x == 0 and ax is axes[0] else None,
                     )
-        ax.set_title(measure, fontsize='medium')
+        ax.set_title(measure, fontsize='large')
         ax.set_xticks(
             range(len(SKIES)), [f'{sky}\n{about[sky]["windows"]} windows' for sky in SKIES]
         )
         ax.set_ylim(0, 100)
         ax.grid(axis='y', alpha=0.3)
         ax.spines[['top', 'right']].set_visible(False)
-    axes[0].set_ylabel('accuracy of land cover, %')
-    figure.legend(loc='outside lower center', ncols=5, frameon=False, fontsize=8)
+        ax.set_ylabel('accuracy, %')
+    figure.legend(loc='outside lower center', ncols=2, frameon=False, columnspacing=1)
     return figure
+
+
+def write_picture(found: Table, about: Mapping[str, Mapping[str, int]]) -> None:
+    """Write the figure of the documentation."""
+    beside = FIGURE.with_name(f'.part.{FIGURE.name}')
+    draw(found, about).savefig(beside, dpi=200)
+    beside.replace(FIGURE)
 
 
 def main() -> None:
@@ -405,7 +418,12 @@ def main() -> None:
     parser.add_argument('--seeds', type=int, nargs='+', default=[0])
     parser.add_argument('--output', type=Path, default=Path('output/fusion'))
     parser.add_argument('--precision', default='32-true', help="the trainer's: e.g. bf16-mixed")
+    parser.add_argument('--only-picture', action='store_true', help='of the results file')
     options = parser.parse_args()
+    if options.only_picture:
+        content = json.loads((RESULTS / 'fusion.json').read_text(encoding='utf-8'))
+        write_picture(content['accuracy'], content['skies'])
+        return
     checkpoints = {
         name: [
             pretrain(
@@ -438,9 +456,7 @@ def main() -> None:
         'accuracy': found,
         'gain': added,
     }
-    beside = FIGURE.with_name(f'.part.{FIGURE.name}')
-    draw(found, about).savefig(beside, dpi=150)
-    beside.replace(FIGURE)
+    write_picture(found, about)
     write_results(RESULTS, 'fusion', content, text)
     write_text(
         RESULTS / 'fusion_brief.md',

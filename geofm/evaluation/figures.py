@@ -34,7 +34,8 @@ def plot_scores(report: Report) -> Figure:
     }
     probes = list(dict.fromkeys(probe for cells in rows.values() for probe in cells))
     bars = [(name, probe) for name, cells in rows.items() for probe in probes if probe in cells]
-    figure = Figure(figsize=(8, 1.2 + 0.28 * len(bars) + 0.12 * len(rows)), layout='constrained')
+    # Narrow, so that the text can be read on a phone.
+    figure = Figure(figsize=(5.5, 1.2 + 0.28 * len(bars) + 0.12 * len(rows)), layout='constrained')
     ax = figure.add_subplot()
     percent = 1 if metric in NOT_FRACTIONS else 100
     colors = colormaps['tab10'].colors  # type: ignore[attr-defined]
@@ -59,7 +60,9 @@ def plot_scores(report: Report) -> Figure:
     figure.suptitle(report.title, fontsize='medium')
     ax.grid(axis='x', alpha=0.3)
     ax.spines[['top', 'right']].set_visible(False)
-    figure.legend(loc='outside lower center', ncols=min(4, len(probes)), frameon=False)
+    figure.legend(
+        loc='outside lower center', ncols=min(4, len(probes)), frameon=False, columnspacing=1
+    )
     return figure
 
 
