@@ -185,7 +185,10 @@ class Browser:
         return x, y
 
     def click(self, latlng: tuple[float, float]) -> None:
-        x, y = self.point(latlng)
+        self.mouse(*self.point(latlng))
+
+    def mouse(self, x: float, y: float) -> None:
+        """Press and release the button of the mouse at a pixel of the window."""
         for kind in ('mouseMoved', 'mousePressed', 'mouseReleased'):
             self.driver.execute_cdp_cmd(
                 'Input.dispatchMouseEvent',

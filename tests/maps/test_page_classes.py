@@ -149,6 +149,47 @@ def test_undo_delete_and_digits(opened: tuple[Browser, Made]) -> None:
     assert browser.text('#spoken').endswith(f', {browser.run(names)[found]}')
 
 
+@pytest.mark.parametrize('size', [(390, 844), (1200, 800)])
+def test_a_click_that_ends_the_editing_of_a_name_selects(
+    opened: tuple[Browser, Made], size: tuple[int, int]
+) -> None:
+    """The message about the name must not move the list between press and release."""
+    browser, made = opened
+    browser.open(made.index.as_uri(), *size)
+    browser.choose('Click to', 'Classify')
+    chosen = 'return geofm.classes.state().chosen'
+    names = 'return geofm.classes.state().classes.map((c) => c.name)'
+    message = 'return document.getElementById("class-message").textContent'
+
+    def edit(index: int, name: str) -> None:
+        field = browser.driver.find_element('css selector', f'[data-focus=name{index}]')
+        field.click()
+        browser.run('arguments[0].select()', field)
+        field.send_keys(name)
+
+    def click_number(index: int) -> None:
+        x, y = browser.run(
+            'const b = document.querySelector(`#class-list li:nth-child(${arguments[0]}) .pick`)'
+            '.getBoundingClientRect(); return [b.left + b.width / 2, b.top + b.height / 2];',
+            index + 1,
+        )
+        browser.mouse(x, y)
+
+    # A message appears, as the name is taken.
+    edit(0, 'Class 2')
+    click_number(1)
+    assert browser.run(chosen) == 1
+    browser.wait('document.getElementById("class-message").textContent.includes("Not renamed")')
+    assert browser.run(names) == ['Class 1', 'Class 2']
+    # It disappears, as the next name is free.
+    edit(1, 'Wald')
+    assert 'Not renamed' in browser.run(message)
+    click_number(0)
+    assert browser.run(chosen) == 0
+    browser.wait('document.getElementById("class-message").hidden')
+    assert browser.run(names) == ['Class 1', 'Wald']
+
+
 @pytest.mark.parametrize('opened', ['utm', 'fiji'], indirect=True)
 def test_labels_are_exported_and_imported(opened: tuple[Browser, Made], tmp_path: Path) -> None:
     browser, made = opened

@@ -185,11 +185,30 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
         : 'Choose a class, then click where the map is wrong.';
   }
 
+  // The message is above the list. It waits until a press is over: if it moved the list between press
+  // and release, the click that also ends the editing of a name would miss its target.
+  let pressed = false;
+  let shown = ['', false];
+
   function message(text, fault = false) {
-    $('class-message').textContent = text;
-    $('class-message').hidden = !text;
-    $('class-message').classList.toggle('fault', fault);
-    if (text) $('class-message').scrollIntoView({ block: 'nearest' });
+    shown = [text, fault];
+    if (!pressed) showMessage();
+  }
+
+  function showMessage() {
+    const [text, fault] = shown;
+    const place = $('class-message');
+    if (place.textContent === text && place.hidden === !text) return;
+    place.textContent = text;
+    place.hidden = !text;
+    place.classList.toggle('fault', fault);
+    if (text) place.scrollIntoView({ block: 'nearest' });
+  }
+
+  function released() {
+    pressed = false;
+    // After the click.
+    setTimeout(showMessage);
   }
 
   const percent = (share) => `${(100 * share).toFixed(0)} %`;
@@ -274,7 +293,7 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
 
   // ---- Keys -------------------------------------------------------------------------------
 
-  function pressed(event) {
+  function keyPressed(event) {
     if (!active() || event.altKey || event.target.matches('[type=text], [type=file]')) return;
     if ((event.ctrlKey || event.metaKey) && !event.shiftKey && event.key.toLowerCase() === 'z') undo();
     else if (event.ctrlKey || event.metaKey) return;
@@ -284,7 +303,10 @@ function classPanel({ patches, element, latlng, world, say, layer, active, legen
     event.preventDefault();
   }
 
-  document.addEventListener('keydown', pressed);
+  document.addEventListener('keydown', keyPressed);
+  addEventListener('pointerdown', () => { pressed = true; }, true);
+  addEventListener('pointerup', released, true);
+  addEventListener('pointercancel', released, true);
   addEventListener('pagehide', keep);
   addEventListener('beforeunload', (event) => { if (unkept) event.preventDefault(); });
   $('class-add').addEventListener('click', addClass);
