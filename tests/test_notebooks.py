@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,27 @@ def test_the_stored_outputs_are_small_and_whole(path: Path) -> None:
     text = path.read_text()
     assert len(text) < 200_000
     assert not re.search(r'/(home|root|tmp|usr)/', text)
+    # Neither progress bars nor control sequences.
+    assert not re.search(r'━|\x1b|\\u001b|\\r', text)
     outputs = [output for cell in code_cells(path) for output in cell['outputs']]
     assert all(output['output_type'] != 'error' for output in outputs)
     assert any('image/jpeg' in output.get('data', {}) for output in outputs)
+
+
+def test_stored_outputs_are_what_a_reader_of_the_terminal_sees() -> None:
+    script = runpy.run_path(str(ROOT / 'experiments' / 'notebooks.py'))
+    stream = {'output_type': 'stream', 'name': 'stdout'}
+    bar = '\r\x1b[2KScenes \x1b[91m━━━\x1b[0m  50%\r\x1b[2KScenes ━━━ 100%\r\n'
+    result = {'output_type': 'execute_result', 'data': {'text/plain': '3'}}
+    outputs = [
+        {**stream, 'text': '\x1b[?25l'},
+        {**stream, 'text': [bar, '\x1b[?25hdata/']},
+        {**stream, 'text': 'scenes\r\n ───\r\n'},
+        result,
+    ]
+    assert script['cleaned'](outputs) == [
+        {**stream, 'text': ['data/scenes\n', ' ───\n']},
+        result,
+    ]
+    # Output of a progress bar alone is left out.
+    assert script['cleaned']([{**stream, 'text': bar}]) == []
