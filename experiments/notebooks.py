@@ -53,6 +53,8 @@ def execute(path: Path) -> dict[str, Any]:
     """Run a notebook in an empty folder and return it with its outputs."""
     # Commands of the notebook are those of this environment.
     environment = {**os.environ, 'COLUMNS': '80'}
+    # Of tqdm, which misses widgets.
+    environment['PYTHONWARNINGS'] = 'ignore:IProgress not found'
     environment['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
     command = [sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', str(path)]
     command.append('--ExecutePreprocessor.record_timing=False')
@@ -63,8 +65,8 @@ def execute(path: Path) -> dict[str, Any]:
         command[command.index(str(path))] = copy.name
         subprocess.run([*command, '--output', 'executed'], cwd=folder, env=environment, check=True)
         text = (Path(folder) / 'executed.ipynb').read_text(encoding='utf-8')
-        if folder in text:
-            raise ValueError(f'{path.name}: an output names the temporary folder')
+        if named := [place for place in (folder, sys.prefix, sys.base_prefix) if place in text]:
+            raise ValueError(f'{path.name}: an output names {named[0]}')
     return dict(json.loads(text))
 
 
