@@ -123,6 +123,7 @@ class GeofmCLI(LightningCLI):
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         parser.usage = f'geofm {subcommand} --config FILE [OPTIONS]'
         parser.description = _DESCRIPTIONS[subcommand]
+        assert parser.groups is not None
         # By default, the tuple of the two base classes.
         parser.groups['lr_scheduler'].title = 'Base classes of all learning rate schedulers'
         if subcommand == 'fit':
