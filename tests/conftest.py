@@ -1,5 +1,8 @@
+import multiprocessing
 import shutil
 from collections.abc import Iterator
+from multiprocessing import forkserver as server
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -21,6 +24,19 @@ def module_path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp('module')
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(scope='session')
+def forkserver() -> ForkServerContext:
+    """Context of new processes, which pickle their arguments and start with geofm imported.
+
+    They are forked from a process that has only imported it: importing takes seconds, and the
+    process of the tests has threads, e.g. of GDAL and autograd.
+    """
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['geofm.tasks', 'geofm.maps'])
+    server.ensure_running()
+    return context
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,7 @@ import time
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import pytest
@@ -101,10 +102,9 @@ def lose(number: int, folder: Path) -> int | None:
 
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
-def test_a_lost_rank_ends_the_other(tmp_path: Path) -> None:
+def test_a_lost_rank_ends_the_other(tmp_path: Path, forkserver: ForkServerContext) -> None:
     # Forked from a new process: after other tests, a forked one may fail in the backward pass.
-    spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(1, mp_context=forkserver) as pool:
         for number, message in LOST.items():
             folder = tmp_path / number.name
             folder.mkdir()

@@ -1,10 +1,10 @@
 """What a training step does to a GPU, counted on a fake one."""
 
 import importlib
-import multiprocessing
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,9 @@ BENCHMARKS = Path(__file__).parents[2] / 'experiments' / 'benchmarks'
 
 
 @pytest.fixture(scope='module')
-def elsewhere() -> Iterator[ProcessPoolExecutor]:
+def elsewhere(forkserver: ForkServerContext) -> Iterator[ProcessPoolExecutor]:
     """A process of its own: once PyTorch has seen a GPU, tests cannot fork and go backward."""
-    spawn = multiprocessing.get_context('spawn')
-    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(1, mp_context=forkserver) as pool:
         yield pool
 
 

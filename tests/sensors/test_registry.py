@@ -1,8 +1,6 @@
-import pickle
 import re
-import subprocess
-import sys
 from contextlib import suppress
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -192,14 +190,14 @@ def test_any_value_of_a_field_is_valid_or_a_sensor_error(field: str, value: Any)
         assert isinstance(Sensor.from_dict({**RGB.to_dict(), field: value}), Sensor)
 
 
-def test_a_spawned_worker_knows_the_added_sensors(planet: Sensor) -> None:
+def title_of_planet(dataset: Seeded | None) -> str | None:
+    return SENSORS['planet'].title if 'planet' in SENSORS else None
+
+
+def test_a_new_worker_knows_the_added_sensors(
+    planet: Sensor, forkserver: ForkServerContext
+) -> None:
     dataset: Any = TensorDataset(torch.zeros(1))
-    carried = pickle.dumps(Seeded(dataset))
-    script = (
-        'import pickle, sys; pickle.load(sys.stdin.buffer); '
-        "from geofm.sensors import SENSORS; print(SENSORS['planet'].title)"
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', script], input=carried, capture_output=True, check=True
-    )
-    assert done.stdout.decode().strip() == 'PlanetScope'
+    with forkserver.Pool(1) as pool:
+        assert pool.apply(title_of_planet, (None,)) is None
+        assert pool.apply(title_of_planet, (Seeded(dataset),)) == 'PlanetScope'
