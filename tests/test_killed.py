@@ -4,6 +4,7 @@ import functools
 import subprocess
 import sys
 from collections.abc import Callable
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 import numpy as np
@@ -78,11 +79,14 @@ def kill_all(root: Path) -> None:
         killed_before_rename(functools.partial(writer, root / name))
 
 
-# One test: starting the process takes longest, and xdist may split a file.
-def test_killed_writers_leave_nothing_that_the_next_ones_do_not_remove(tmp_path: Path) -> None:
+def test_killed_writers_leave_nothing_that_the_next_ones_do_not_remove(
+    tmp_path: Path, forkserver: ForkServerContext
+) -> None:
     # Forked from a process without threads of GDAL.
-    code = f'from tests.test_killed import Path, kill_all; kill_all(Path({str(tmp_path)!r}))'
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[1])
+    process = forkserver.Process(target=kill_all, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     for name, writer in WRITERS.items():
         folder, undisturbed = tmp_path / name, tmp_path / 'undisturbed' / name
         undisturbed.mkdir(parents=True)

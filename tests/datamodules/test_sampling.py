@@ -239,10 +239,9 @@ def epochs(loader: Any, n: int = 2) -> Iterator[tuple[int, list[int], list[float
             yield epoch, batch['number'].tolist(), batch['drawn'].flatten().tolist()
 
 
-@pytest.mark.parametrize(('start_method', 'num_workers'), [('fork', 2), ('spawn', 1)])
-def test_workers_give_the_samples_of_a_single_process(
-    start_method: StartMethod, num_workers: int
-) -> None:
+@pytest.mark.parametrize('start_method', ['fork', 'forkserver'])
+@pytest.mark.usefixtures('forkserver')
+def test_workers_give_the_samples_of_a_single_process(start_method: StartMethod) -> None:
     def loaded(**kwargs: Any) -> list[Any]:
         datamodule = NumbersDataModule(seed=4, batch_size=6, **kwargs)
         datamodule.setup('fit')
@@ -250,7 +249,7 @@ def test_workers_give_the_samples_of_a_single_process(
 
     alone = loaded()
     # Persistent workers keep their copy of the data set in the second epoch.
-    assert loaded(num_workers=num_workers, start_method=start_method) == alone
+    assert loaded(num_workers=2, start_method=start_method) == alone
     assert {epoch for epoch, _, _ in alone} == {0, 1}
     assert alone[0] != alone[4]
 
@@ -327,14 +326,19 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize(('hook', 'epoch', 'batch', 'done'), POINTS)
-@pytest.mark.parametrize('early_setup', [False, True])
-def test_a_resumed_run_sees_the_samples_of_an_uninterrupted_run(
-    tmp_path: Path, hook: str, epoch: int, batch: int, done: tuple[int, int], early_setup: bool
-) -> None:
-    whole = Recorder(early_setup)
-    make_trainer(tmp_path).fit(whole, NumbersDataModule(seed=1))
+@pytest.fixture(scope='module', params=[False, True])
+def whole(module_path: Path, request: pytest.FixtureRequest) -> Recorder:
+    """An uninterrupted run, with and without *early_setup*."""
+    recorder = Recorder(request.param)
+    make_trainer(module_path).fit(recorder, NumbersDataModule(seed=1))
+    return recorder
 
+
+@pytest.mark.parametrize(('hook', 'epoch', 'batch', 'done'), POINTS)
+def test_a_resumed_run_sees_the_samples_of_an_uninterrupted_run(
+    tmp_path: Path, hook: str, epoch: int, batch: int, done: tuple[int, int], whole: Recorder
+) -> None:
+    early_setup = whole.early_setup
     checkpoint = tmp_path / 'half.ckpt'
     save = Save(checkpoint, hook, epoch, batch)
     make_trainer(tmp_path, callbacks=[save]).fit(Recorder(early_setup), NumbersDataModule(seed=1))

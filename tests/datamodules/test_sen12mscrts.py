@@ -201,10 +201,9 @@ def test_windows_only_depend_on_seed_epoch_and_pair(
     assert len(set(rows)) > 3
 
 
-@pytest.mark.parametrize(('start_method', 'num_workers'), [('fork', 2), ('spawn', 1)])
-def test_torchgeo_samplers_with_workers(
-    tree: Path, start_method: StartMethod, num_workers: int
-) -> None:
+@pytest.mark.parametrize('start_method', ['fork', 'forkserver'])
+@pytest.mark.usefixtures('forkserver')
+def test_torchgeo_samplers_with_workers(tree: Path, start_method: StartMethod) -> None:
     pairs = SEN12MSCRTS(tree, 'test')
     torch.manual_seed(0)
     queries = [
@@ -217,7 +216,7 @@ def test_torchgeo_samplers_with_workers(
         return list(loader)
 
     alone = load()
-    together = load(num_workers=num_workers, multiprocessing_context=start_method)
+    together = load(num_workers=2, multiprocessing_context=start_method)
     assert len(alone) == len(together) > 4
     for one, other in zip(alone, together, strict=True):
         assert torch.equal(one['image'], other['image'])

@@ -1,8 +1,8 @@
 """Predictions for scenes: placement, windows, and interrupted runs."""
 
+import functools
 import json
-import subprocess
-import sys
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -29,6 +29,7 @@ from geofm.maps.make.windows import Axis
 from geofm.models import CheckpointError
 from geofm.tasks.fine_tuned import FineTuned, load_fine_tuned
 from geofm.transforms.statistics import InputStatistics
+from tests.killing import kill_at_random
 from tests.maps.predicting import predict_scene
 
 BANDS = ('B04', 'B03', 'B02')
@@ -236,16 +237,16 @@ def predict_in_small_windows(scene: Path, output: Path) -> dict[str, Path]:
     return predict_scene(per_pixel(), {'s2': scene}, output, ['classes', 'probabilities'], options)
 
 
-def test_a_run_killed_five_times_resumes_with_the_same_bytes(scene: Path, tmp_path: Path) -> None:
+def test_a_run_killed_five_times_resumes_with_the_same_bytes(
+    scene: Path, tmp_path: Path, forkserver: ForkServerContext
+) -> None:
     # Forked from a process in which GDAL has started no threads.
-    code = f"""
-from pathlib import Path
-from tests.killing import kill_at_random
-from tests.maps.test_predict import predict_in_small_windows
-scene, folder = Path({str(scene)!r}), Path({str(tmp_path / 'killed')!r})
-kill_at_random(lambda output: predict_in_small_windows(scene, output), folder, 5, seed=0)
-"""
-    subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[2])
+    predict = functools.partial(predict_in_small_windows, scene)
+    args = (predict, tmp_path / 'killed', 5, 0)
+    process = forkserver.Process(target=kill_at_random, args=args)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
     assert list((tmp_path / 'killed').glob('.*.work'))
     for path in predict_in_small_windows(scene, tmp_path / 'killed').values():
         assert path.read_bytes() == (tmp_path / 'undisturbed' / path.name).read_bytes()

@@ -1,10 +1,9 @@
 import math
 import os
 import signal
-import subprocess
-import sys
 import tracemalloc
 from collections.abc import Mapping
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, get_args
 
@@ -533,27 +532,25 @@ def test_a_work_folder_of_other_settings_is_not_used(tmp_path: Path) -> None:
     assert windows(GroundModel(S2)) == 36
 
 
-_KILLED = """
-import os, signal, sys
-from pathlib import Path
-from geofm.maps import Options, map_scene
-from tests.maps.scenes import GroundModel
-from geofm.sensors import SENTINEL2
 class Killed(GroundModel):
-    def observe(self, *args, **kwargs):
+    """Model that kills its process at the tenth batch."""
+
+    def observe(self, *args: Any, **kwargs: Any) -> Any:
         if len(self.calls) == 10:
             os.kill(os.getpid(), signal.SIGKILL)
         return super().observe(*args, **kwargs)
-map_scene(Killed(SENTINEL2.band_names), None, Path(sys.argv[1]), Path(sys.argv[2]), ['attention'],
-          Options(window=32, batch_size=2))
-"""
 
 
-def test_a_killed_run_resumes(tmp_path: Path) -> None:
+def map_until_killed(path: Path, out: Path) -> None:
+    map_scene(Killed(S2), None, path, out, ['attention'], Options(window=32, batch_size=2))
+
+
+def test_a_killed_run_resumes(tmp_path: Path, forkserver: ForkServerContext) -> None:
     path, out = write(tmp_path / 's2.tif', noise('s2', 160, 80)), tmp_path / 'out'
-    root = Path(__file__).resolve().parents[2]
-    run = subprocess.run([sys.executable, '-c', _KILLED, path, out], cwd=root, check=False)
-    assert run.returncode == -signal.SIGKILL
+    process = forkserver.Process(target=map_until_killed, args=(path, out))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     model, options = GroundModel(S2), Options(window=32, batch_size=2)
     files = map_scene(model, None, path, out, ['attention'], options)
     assert sum(call.shape[0] for call in model.calls[1:]) == 36 - 18

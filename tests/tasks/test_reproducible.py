@@ -50,8 +50,15 @@ def run(
     return record.losses, task
 
 
-def test_two_runs_are_equal_to_the_bit(tree: Path, tmp_path: Path) -> None:
-    first, one = run(tree, tmp_path / 'a')
+@pytest.fixture(scope='module')
+def unbroken(tree: Path, module_path: Path) -> tuple[list[float], DINOv2]:
+    return run(tree, module_path / 'unbroken')
+
+
+def test_two_runs_are_equal_to_the_bit(
+    tree: Path, tmp_path: Path, unbroken: tuple[list[float], DINOv2]
+) -> None:
+    first, one = unbroken
     # Who else draws from the process's generator, or how many workers read, changes nothing.
     torch.rand(7)
     second, two = run(tree, tmp_path / 'b', workers=2)
@@ -65,10 +72,10 @@ def test_two_runs_are_equal_to_the_bit(tree: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize('step', [4, 7, 9])
 def test_resumed_run_equals_an_unbroken_one_to_the_bit(
-    tree: Path, tmp_path: Path, step: int
+    tree: Path, tmp_path: Path, step: int, unbroken: tuple[list[float], DINOv2]
 ) -> None:
     """Interrupt a run within an epoch, at its end, and within the next."""
-    whole, task = run(tree, tmp_path / 'whole')
+    whole, task = unbroken
     checkpoint = tmp_path / 'half.ckpt'
     before, _ = run(tree, tmp_path / 'half', callbacks=[StopAt(step, checkpoint)])
     assert before[:step] == whole[:step]

@@ -146,11 +146,19 @@ def test_a_run_is_resumed_after_the_last_batch_of_an_epoch_and_again(tmp_path: P
     assert rest.lrs == whole.lrs[16:]
 
 
+@pytest.fixture(scope='module')
+def middle(module_path: Path) -> tuple[Watch, Path]:
+    """A run that was stopped within its second epoch, and its checkpoint."""
+    checkpoint = module_path / 'middle.ckpt'
+    return fit(module_path, ResumablePairs(4), StopAt(9, checkpoint), epochs=3), checkpoint
+
+
 @pytest.mark.parametrize('size', [4, 6, 8, 2])
-def test_an_epoch_goes_on_in_batches_of_another_size(tmp_path: Path, size: int) -> None:
+def test_an_epoch_goes_on_in_batches_of_another_size(
+    tmp_path: Path, middle: tuple[Watch, Path], size: int
+) -> None:
     """Every sample is seen once in the resumed epoch and in the following ones."""
-    checkpoint = tmp_path / 'middle.ckpt'
-    before = fit(tmp_path, ResumablePairs(4), StopAt(9, checkpoint), epochs=3)
+    before, checkpoint = middle
     seen = [n for epoch, batch in before.samples if epoch == 1 for n in batch]
     assert len(seen) == 12
     after = fit(tmp_path, ResumablePairs(size), epochs=3, ckpt_path=checkpoint, weights_only=True)

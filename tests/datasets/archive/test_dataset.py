@@ -1,6 +1,7 @@
 """Samples of generated archives."""
 
 import pickle
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -103,10 +104,10 @@ def test_dates_of_a_place(table: RasterTable) -> None:
     assert one['dates'][1] != two['dates'][1]
 
 
-def test_spawned_workers_read_the_same(table: RasterTable) -> None:
+def test_workers_read_the_same(table: RasterTable, forkserver: ForkServerContext) -> None:
     ds = RasterArchive(table, SENSORS_HERE, window_size=120)
     assert ds.index is not None
-    loader = DataLoader(ds, batch_size=4, num_workers=1, multiprocessing_context='spawn')
+    loader = DataLoader(ds, batch_size=4, num_workers=1, multiprocessing_context=forkserver)
     batch = next(iter(loader))
     assert torch.equal(batch['image'], torch.stack([ds[i]['image'] for i in range(4)]))
     again = pickle.loads(pickle.dumps(ds))

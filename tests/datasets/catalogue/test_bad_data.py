@@ -271,7 +271,8 @@ def test_with_on_error_skip_another_pair_is_drawn_and_counted(broken_later: Path
         ds.read_pair(1, Window(0, 0, 99, 99))
 
 
-@pytest.mark.parametrize('method', ['fork', 'spawn'])
+@pytest.mark.parametrize('method', ['fork', 'forkserver'])
+@pytest.mark.usefixtures('forkserver')
 def test_failures_are_counted_across_processes(broken_later: Path, method: str) -> None:
     ds = SEN12MSCRTS(broken_later, on_error='skip')
     truncate(Path(ds.index['s2'].iloc[1]))

@@ -1,6 +1,7 @@
 import copy
 import multiprocessing
 import pickle
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +30,13 @@ def look(shared: SharedArray, queue: 'multiprocessing.Queue[tuple[bool, float]]'
     queue.put((is_in_shared_memory(shared.array), float(shared.array['x'].sum())))
 
 
-def test_spawned_processes_share_it() -> None:
+def test_new_processes_share_it(forkserver: ForkServerContext) -> None:
     array = np.zeros(100_000, [('x', float, 3), ('y', np.int32)])
     array['x'] = 0.5
     shared = SharedArray(array)
     assert not is_in_shared_memory(shared.array)
-    context = multiprocessing.get_context('spawn')
-    queue: multiprocessing.Queue[tuple[bool, float]] = context.Queue()
-    process = context.Process(target=look, args=(shared, queue))
+    queue: multiprocessing.Queue[tuple[bool, float]] = forkserver.Queue()
+    process = forkserver.Process(target=look, args=(shared, queue))
     process.start()
     assert queue.get(timeout=60) == (True, 150_000.0)
     process.join()
@@ -83,11 +83,13 @@ class Watched(Dataset[tuple[bool, bool, int]]):
         return shared, self.pairs._frame is None, int(self.pairs[index]['index'])
 
 
-def test_workers_get_no_index_and_no_copy_of_the_pairs(tree: Path) -> None:
+def test_workers_get_no_index_and_no_copy_of_the_pairs(
+    tree: Path, forkserver: ForkServerContext
+) -> None:
     ds = SEN12MSCRTS(tree, 'all')
     assert len(ds.index) == 11
     loader = DataLoader(
-        Watched(ds), batch_size=None, num_workers=1, multiprocessing_context='spawn'
+        Watched(ds), batch_size=None, num_workers=1, multiprocessing_context=forkserver
     )
     assert [tuple(map(int, item)) for item in loader] == [(1, 1, 0), (1, 1, 1)]
     for other in (copy.deepcopy(ds), pickle.loads(pickle.dumps(ds))):

@@ -13,10 +13,10 @@ def note(log: FailureLog, worker: int, count: int) -> None:
         log.add(f'/data/{worker}/{i}.tif')
 
 
-# A spawned worker takes seconds to start.
-@pytest.mark.parametrize(('method', 'count'), [('fork', 2), ('spawn', 1)])
-def test_no_failure_is_lost_across_processes(method: str, count: int) -> None:
-    log = FailureLog()
+@pytest.mark.parametrize('method', ['fork', 'forkserver'])
+@pytest.mark.usefixtures('forkserver')
+def test_no_failure_is_lost_across_processes(method: str) -> None:
+    count, log = 2, FailureLog()
     context: Any = multiprocessing.get_context(method)
     workers = [context.Process(target=note, args=(log, i, 300)) for i in range(count)]
     for worker in workers:
