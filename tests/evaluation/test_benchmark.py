@@ -27,6 +27,8 @@ from geofm.sensors import BANDS
 from tests.evaluation.labelled import TINY, noise_data
 
 NAME = 'geofm_vit_tiny_patch16_linear'
+#: The smallest model that has the width and depth of its name.
+NAMED = 'geofm_vit_nano_patch16_linear'
 FEW = ProbeSettings(k=(1, 5), steps=20, epochs=1, progress=False)
 
 
@@ -99,7 +101,7 @@ def test_torchgeo_decoders_use_the_backbone(task: Task, checkpoint: Path) -> Non
     """The backbone must have the width and depth of its name; others are left out with a note."""
     data = noise_data(task, length=8)
     settings = ProbeSettings(('dpt', 'dpt_tuned', 'upernet'), epochs=1, progress=False)
-    named = BackboneConfig(NAME, name='named', model_args={'init_values': 1.0})
+    named = BackboneConfig(NAMED, name='named', model_args={'init_values': 1.0})
     report = run(data, named, checkpoint, settings=settings)
     probes = {(s.backbone, s.probe) for s in report.scores}
     assert {('named', 'dpt, frozen'), ('named', 'dpt, tuned')} <= probes
@@ -115,7 +117,7 @@ def test_torchgeo_decoders_use_the_backbone(task: Task, checkpoint: Path) -> Non
 def test_upernet_leaves_out_a_last_batch_of_one_image() -> None:
     """Batch normalisation of its pyramid pooling needs more than one pixel."""
     settings = ProbeSettings(('upernet',), epochs=1, progress=False)
-    named = BackboneConfig(NAME, name='named', model_args={'init_values': 1.0})
+    named = BackboneConfig(NAMED, name='named', model_args={'init_values': 1.0})
     report = run(noise_data('segmentation', length=9), named, settings=settings)
     assert ('named', 'upernet, frozen') in {(s.backbone, s.probe) for s in report.scores}
     alone = run(noise_data('segmentation', length=1), named, settings=settings)
@@ -125,10 +127,10 @@ def test_upernet_leaves_out_a_last_batch_of_one_image() -> None:
 def test_dpt_takes_odd_grids_and_patch_sizes_of_powers_of_two() -> None:
     settings = ProbeSettings(('dpt',), epochs=1, progress=False)
     odd = noise_data('segmentation', length=4, size=48)
-    named = BackboneConfig(NAME, name='named', model_args={'init_values': 1.0})
+    named = BackboneConfig(NAMED, name='named', model_args={'init_values': 1.0})
     report = run(odd, named, settings=settings)
     assert ('named', 'dpt, frozen') in {(s.backbone, s.probe) for s in report.scores}
-    name = NAME.replace('patch16', 'patch14')
+    name = NAMED.replace('patch16', 'patch14')
     other = BackboneConfig(name, name='other', model_args={'init_values': 1.0})
     notes = '\n'.join(run(odd, other, settings=settings).notes)
     assert 'DPT needs a patch size that is a power of two, such as 8 or 16 px, not 14' in notes

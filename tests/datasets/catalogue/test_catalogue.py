@@ -1,12 +1,13 @@
 import json
+import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 import warnings
 from datetime import date
+from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
@@ -270,38 +271,38 @@ def test_bad_arguments(tmp_path: Path) -> None:
     assert update_catalogue(tmp_path).table.empty
 
 
-def test_a_killed_process_leaves_a_whole_catalogue(own_tree: Path) -> None:
+def start_writers(root: Path, connection: Connection) -> None:
+    """Start a process that writes all the time, whenever one is asked for and none is left."""
+    while connection.recv():
+        writer = os.fork()
+        while writer == 0:
+            catalogue = update_catalogue(root)
+            catalogue.table['mtime'] += 1
+            catalogue.write()
+        connection.send(writer)
+        # The next one needs its lock.
+        os.waitpid(writer, 0)
+
+
+def test_a_killed_process_leaves_a_whole_catalogue(
+    own_tree: Path, forkserver: ForkServerContext
+) -> None:
     """Kill a process that writes all the time at ten random moments."""
     update_catalogue(own_tree)
-    code = (
-        'import os, signal, sys; from pathlib import Path\n'
-        'from geofm.datasets.catalogue.catalogue import update_catalogue\n'
-        'signal.signal(signal.SIGCHLD, signal.SIG_IGN); root = Path(sys.argv[1])\n'
-        'for line in sys.stdin:\n'
-        '    writer = os.fork()\n'
-        '    while writer == 0:\n'
-        '        c = update_catalogue(root); c.table["mtime"] += 1; c.write()\n'
-        '    print(writer, flush=True)\n'
-    )
     rng = np.random.default_rng()
-    process = subprocess.Popen(
-        [sys.executable, '-c', code, str(own_tree)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        bufsize=1,
-    )
-    assert process.stdin is not None
-    assert process.stdout is not None
+    ours, theirs = multiprocessing.Pipe()
+    process = forkserver.Process(target=start_writers, args=(own_tree, theirs))
+    process.start()
     for _ in range(10):
-        print(file=process.stdin)
-        writer = int(process.stdout.readline())
+        ours.send(True)
+        writer = ours.recv()
         time.sleep(rng.uniform(0, 0.3))
         os.kill(writer, signal.SIGKILL)
         table = Catalogue.read(beside(own_tree), own_tree).table
         assert len(table) == 22
         assert table['problem'].isna().all()
-    process.communicate()
+    ours.send(False)
+    process.join()
     update_catalogue(own_tree).write()
     assert list(own_tree.glob('.*.part*')) == []
 
