@@ -56,6 +56,7 @@ def plot_scores(report: Report) -> Figure:
         place += 0.5
     ax.set_yticks(ticks, labels)
     ax.invert_yaxis()
+    ax.margins(y=0.01)
     ax.set_xlabel(with_unit(metric))
     figure.suptitle(report.title, fontsize='medium')
     ax.grid(axis='x', alpha=0.3)
