@@ -81,6 +81,11 @@ LONGER = replace(
     start=replace(MAE, arguments=('--trainer.max_epochs=35',)),
     arguments=('--trainer.max_epochs=18',),
 )
+SUPERVISED = Method(
+    (Path('configs/finetune/eurosat_rgb_supervised.yaml'),),
+    validates=True,
+    arguments=('--trainer.max_epochs=32',),
+)
 
 #: The benchmark of the first gives the baselines.
 METHODS = {
@@ -88,10 +93,11 @@ METHODS = {
     'masked words': WORDS,
     'MAE, then DINOv2': MAE_FIRST,
     'MAE, then DINOv2 (longer)': LONGER,
+    'DINOv2 (longer)': replace(DINOV2, arguments=('--trainer.max_epochs=16',)),
     'DINOv2': DINOV2,
     'SimCLR': Method((PRETRAIN / 'eurosat_rgb_simclr.yaml',)),
     'MAE': MAE,
-    'supervised': Method((Path('configs/finetune/eurosat_rgb_supervised.yaml'),), validates=True),
+    'supervised': SUPERVISED,
 }
 
 
