@@ -121,12 +121,20 @@ def read_data(index: Path) -> dict[str, Any]:
 
 
 class Browser:
-    """Chromium without network."""
+    """Chromium without network, which is started again if it stops responding."""
 
-    def __init__(self, profile: Path) -> None:
+    def __init__(self, folder: Path) -> None:
+        """Start it; *folder* is for its profiles."""
+        self.folder = folder
+        self.starts = 0
+        self.start()
+
+    def start(self) -> None:
+        """Start it with a new profile."""
         from selenium import webdriver
         from selenium.webdriver.chrome.service import Service
 
+        self.starts += 1
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which('chromium') or ''
         for argument in (
@@ -139,14 +147,28 @@ class Browser:
             '--disable-component-update',
             '--disable-sync',
             '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
-            f'--user-data-dir={profile}',
+            f'--user-data-dir={self.folder / str(self.starts)}',
         ):
             options.add_argument(argument)
         options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
         self.driver = webdriver.Chrome(options, Service(shutil.which('chromedriver')))
+        self.driver.set_page_load_timeout(20)
 
     def open(self, url: str, width: int = 1200, height: int = 800, keep: bool = False) -> None:
         """Open a page, with empty storage unless *keep* is true."""
+        from selenium.common.exceptions import TimeoutException
+
+        try:
+            self._load(url, width, height, keep)
+        except TimeoutException:
+            # Seen beside other tests: for minutes, Chromium loads nothing, not even local files.
+            self.driver.quit()
+            self.start()
+            self._load(url, width, height, keep)
+        self.wait('document.querySelectorAll("#map img.leaflet-tile").length > 0')
+        self.settle()
+
+    def _load(self, url: str, width: int, height: int, keep: bool) -> None:
         self.driver.get('about:blank')
         if not keep:
             self.driver.execute_cdp_cmd(
@@ -157,8 +179,6 @@ class Browser:
             {'width': width, 'height': height, 'deviceScaleFactor': 1, 'mobile': False},
         )
         self.driver.get(url)
-        self.wait('document.querySelectorAll("#map img.leaflet-tile").length > 0')
-        self.settle()
 
     def run(self, script: str, *args: object) -> Any:
         return self.driver.execute_script(script, *args)
