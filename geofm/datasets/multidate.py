@@ -59,7 +59,7 @@ class MultiDate(Dataset[Sample]):
 
     @property
     def index(self) -> gpd.GeoDataFrame:
-        """One row per place: the first of its pairs in the index of the pairs."""
+        """Table with one row per place: that of its first pair."""
         return self.dataset.index.iloc[self._order.array[self._starts.array[:-1]]]
 
     def shape_of(self, index: SupportsIndex) -> tuple[int, int]:

@@ -154,7 +154,7 @@ class Request:
         return Architecture(self.name, bands, own, used) if bands else None
 
     def differences(self, there: Architecture) -> dict[str, Any]:
-        """Find the arguments in which an architecture differs from this request.
+        """Find the arguments in which an architecture differs from the defaults of this request.
 
         Args:
             there: The architecture.
@@ -163,8 +163,8 @@ class Request:
             The differing arguments of the architecture by name.
 
         Raises:
-            CheckpointError: If the names differ, if the model does not have an argument, or if the
-                caller asked for another value.
+            CheckpointError: If the names differ, if the model does not have an argument, or if it
+                differs in an argument that the caller gave.
         """
         if there.model != self.name:
             raise CheckpointError(

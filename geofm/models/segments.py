@@ -168,18 +168,18 @@ def take_group(tokens: Tensor, prefix: int, sensors: int, part: Group) -> Tensor
 def wanted_rows(
     kept: Kept, groups: Sequence[Group], present: Tensor, prefix: int, patches: int
 ) -> Kept:
-    """Find the tokens of all sensors from which selected averaged tokens are computed.
+    """Find the tokens that selected tokens, which are means over the sensors, are computed from.
 
     Args:
-        kept: Selected tokens of the averaged sequences: the CLS token of each crop, then patches.
-        groups: The groups of the crops. Indices of sequences count through all groups.
+        kept: Selected tokens after averaging: the CLS token of each crop, then M patch tokens.
+        groups: The groups of the crops. The returned indices number the crops in their order.
         present: Whether each sensor is present, bool of shape (B, S).
         prefix: Number P of prefix tokens.
         patches: Number N of patches of each sensor.
 
     Returns:
-        B + M S tokens: CLS of each crop, then for each of M patches the tokens of all sensors. CLS
-        stands in for the token of a missing sensor.
+        B + M S tokens: CLS of each crop, then for each of the M patches the tokens of all sensors.
+        CLS stands in for the token of a missing sensor.
     """
     order = torch.cat([part.crops for part in groups])
     position = torch.empty_like(order).index_copy_(

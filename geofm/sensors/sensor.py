@@ -219,7 +219,7 @@ class Sensor:
         photometry: Photometric augmentation.
         resampling: Resampling method for warping, one of :data:`RESAMPLING`.
         histogram: Bins for percentiles.
-        drawing: Picture for display.
+        drawing: How to draw the sensor: channels, title and colour map.
         static: Whether the sensor does not change with time, so that all dates match.
         qualified: Whether names of channels have the sensor in front, e.g. ``'landsat.B02'``. Only
             False for Sentinel-1 and Sentinel-2 Level-1C, whose bands have the same names as in

@@ -64,7 +64,7 @@ class ArchiveTable(MatchTable):
 
     Attributes:
         archive: The archive.
-        sensors: Keys of the sensors of the columns of dates.
+        sensors: Keys of the sensors whose dates a sample has, in the order of its dates.
         matched: Names of the matched sensors, in the order of the observations.
         reference: The sensor on whose grids samples are read, one of *matched*.
         window_size: Height and width of the windows in pixels; None for whole observations.

@@ -140,7 +140,7 @@ class ShiftedSurveys:
 
     @property
     def layout(self) -> Mapping[str, tuple[str, ...]]:
-        """Descriptions of the values of a cell, by kind."""
+        """Names of the values of a cell, by kind: the keys that :meth:`strips` accepts."""
         return self.surveys[0].layout
 
     @property

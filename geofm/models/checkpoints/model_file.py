@@ -179,7 +179,9 @@ class ModelFile:
 
     @cached_property
     def weights(self) -> dict[str, Tensor]:
-        """Weights of one model under its own names: of a task's backbone, or all in the file.
+        """Weights under the names of the model's parameters.
+
+        In a checkpoint of a TorchGeo task, those of the backbone; otherwise all in the file.
 
         Raises:
             CheckpointError: If the file holds no weights, or a weight is not finite.
