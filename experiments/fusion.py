@@ -86,7 +86,8 @@ type Table = dict[str, dict[str, list[Scores]]]
 #: Text below the table of the documentation.
 BRIEF_CAPTION = (
     'Accuracy of land cover in %, mean over {seeds} seeds. Clear: clouds hide less than 5 % of the '
-    'window; partly: 5 to 60 %; overcast: 60 % or more. Models with a withheld sensor, the CLS '
+    'window; partly: 5 to 60 %; overcast: 60 % or more. Patches: the mean of the patch tokens; for '
+    'patch words and band statistics, their only feature. Models with a withheld sensor, the CLS '
     'token, each seed and standard errors are in '
     '[experiments/results/fusion.md](../experiments/results/fusion.md).'
 )
