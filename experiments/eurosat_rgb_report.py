@@ -7,6 +7,8 @@ from statistics import mean, stdev
 
 from matplotlib.figure import Figure
 
+from geofm.atomic import atomic_file
+
 #: Metrics of the curve, by what the picture calls them.
 CURVES = {
     'CLS token': 'knn/top1_k5',
@@ -94,9 +96,8 @@ def draw(runs: dict[str, list[Run]], path: Path) -> None:
     axes[-1].set_xlabel('minutes of training')
     lines, names = axes[0].get_legend_handles_labels()
     figure.legend(lines, names, loc='outside lower center', ncols=2, frameon=False)
-    beside = path.with_name(f'.{path.stem}.part.png')
-    figure.savefig(beside, dpi=200)
-    beside.replace(path)
+    with atomic_file(path) as part:
+        figure.savefig(part, dpi=200)
 
 
 def report(runs: dict[str, list[Run]], precision: str) -> str:

@@ -43,6 +43,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from geofm.atomic import atomic_file
 from geofm.datasets import SampleLandCover
 from geofm.evaluation import knn_predict
 from geofm.evaluation.backbones import Encoder, StatisticsEncoder
@@ -407,9 +408,8 @@ def draw(found: Table, about: Mapping[str, Mapping[str, int]]) -> Figure:
 
 def write_picture(found: Table, about: Mapping[str, Mapping[str, int]]) -> None:
     """Write the figure of the documentation."""
-    beside = FIGURE.with_name(f'.part.{FIGURE.name}')
-    draw(found, about).savefig(beside, dpi=200)
-    beside.replace(FIGURE)
+    with atomic_file(FIGURE) as part:
+        draw(found, about).savefig(part, dpi=200)
 
 
 def main() -> None:

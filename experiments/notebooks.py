@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -56,14 +57,12 @@ def execute(path: Path) -> dict[str, Any]:
     # Of tqdm, which misses widgets.
     environment['PYTHONWARNINGS'] = 'ignore:IProgress not found'
     environment['PATH'] = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    command = [sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', str(path)]
-    command.append('--ExecutePreprocessor.record_timing=False')
+    command = [sys.executable, '-m', 'nbconvert', '--to', 'notebook', '--execute', path.name]
+    command += ['--ExecutePreprocessor.record_timing=False', '--output', 'executed']
     with tempfile.TemporaryDirectory() as folder:
         # The folder of a notebook is its working directory.
-        copy = Path(folder) / path.name
-        copy.write_bytes(path.read_bytes())
-        command[command.index(str(path))] = copy.name
-        subprocess.run([*command, '--output', 'executed'], cwd=folder, env=environment, check=True)
+        shutil.copy(path, folder)
+        subprocess.run(command, cwd=folder, env=environment, check=True)
         text = (Path(folder) / 'executed.ipynb').read_text(encoding='utf-8')
         if named := [place for place in (folder, sys.prefix, sys.base_prefix) if place in text]:
             raise ValueError(f'{path.name}: an output names {named[0]}')
