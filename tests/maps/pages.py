@@ -123,18 +123,16 @@ def read_data(index: Path) -> dict[str, Any]:
 class Browser:
     """Chromium without network, which is started again if it stops responding."""
 
-    def __init__(self, folder: Path) -> None:
-        """Start it; *folder* is for its profiles."""
-        self.folder = folder
-        self.starts = 0
+    def __init__(self, profile: Path) -> None:
+        """Start it; *profile* is the folder that it stores data in."""
+        self.profile = profile
         self.start()
 
     def start(self) -> None:
-        """Start it with a new profile."""
+        """Start it with what it has stored."""
         from selenium import webdriver
         from selenium.webdriver.chrome.service import Service
 
-        self.starts += 1
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which('chromium') or ''
         for argument in (
@@ -147,7 +145,7 @@ class Browser:
             '--disable-component-update',
             '--disable-sync',
             '--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1',
-            f'--user-data-dir={self.folder / str(self.starts)}',
+            f'--user-data-dir={self.profile}',
         ):
             options.add_argument(argument)
         options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
