@@ -55,7 +55,8 @@ def benchmark(
             the package; named 'pretrained' in the table. Also accepted as a positional argument.
         data: Class name of a data module of TorchGeo or geofm, for classification, multi-label
             classification, segmentation or regression of maps. Its arguments are given as
-            --data.ARGUMENT VALUE, see --data.help CLASS.
+            --data.ARGUMENT VALUE, and arguments that it passes on to its dataset, such as root, as
+            --data.dict_kwargs.ARGUMENT VALUE. See --data.help CLASS.
         backbones: Backbones to measure: checkpoints, model names of geofm or timm, names of
             TorchGeo weights, `rcf` (random convolutional features) or `patch_words`. An entry may
             be a mapping with further options, see --backbones.help.

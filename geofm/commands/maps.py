@@ -91,7 +91,7 @@ def map_(
         scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
-            given, else the first sensor whose images change over time.
+            given, else the first sensor in geofm's own order whose images change over time.
         table: Table of rasters written by `geofm index`. Every place and date is a scene; its
             products are written to a folder of its own in --output.
         part: With --table: I/N to map only part I of N, counted from 0. By default from the
@@ -197,7 +197,7 @@ def attention(
         scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
-            given, else the first sensor whose images change over time.
+            given, else the first sensor in geofm's own order whose images change over time.
     """
     products: list[Product] = ['attention']
     map_(
@@ -268,7 +268,7 @@ def pca(
         scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
-            given, else the first sensor whose images change over time.
+            given, else the first sensor in geofm's own order whose images change over time.
     """
     map_(
         checkpoint,
@@ -334,7 +334,7 @@ def embed(
         scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
-            given, else the first sensor whose images change over time.
+            given, else the first sensor in geofm's own order whose images change over time.
         table: Table of rasters written by `geofm index`. Every place and date is a scene; its
             products are written to a folder of its own in --output.
         part: With --table: I/N to map only part I of N, counted from 0. By default from the
@@ -406,7 +406,7 @@ def figure(
         scene_bands: Band names of a raster that does not name its bands, e.g.
             --scene_bands landsat=[B02,B03,B04].
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
-            given, else the first sensor whose images change over time.
+            given, else the first sensor in geofm's own order whose images change over time.
     """
     rasters = files_by_sensor(s1, s2, scene)
     # Products are named after the raster of the reference sensor; a model of one sensor may have

@@ -90,7 +90,7 @@ def predict(
             scenes are split by place, since that split depends on the number of windows.
         place: Places of the table to map; by default all.
         reference_sensor: Sensor whose grid the products are on. By default Sentinel-2 if it is
-            given, else the first sensor whose images change over time.
+            given, else the first sensor in geofm's own order whose images change over time.
         reference: Raster or vector file with the true classes, or a band of the table, such as
             landcover.class. The accuracy is printed and written.
         reference_column: With a vector file as --reference: column that contains the class.

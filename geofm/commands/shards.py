@@ -46,7 +46,7 @@ def shard(
         bands: Names of the bands; by default all bands of the sensors.
         split_by: How samples are split, e.g. --split_by.by place; by default by the column `split`.
         reference_sensor: Sensor whose grid the samples are on. By default Sentinel-2 if the table
-            has it, else the first sensor whose images change over time.
+            has it, else the first sensor in geofm's own order whose images change over time.
         edge: Treatment of a remainder at the edge of a scene: `shift` the last window inwards, or
             `drop` the remainder.
         max_day_gap: Maximum number of days between an observation and that of the reference sensor;

@@ -70,8 +70,8 @@ def random_splits(rois: Iterable[Roi], val: float, test: float, seed: int) -> di
     """Draw splits at random.
 
     Args:
-        rois: ROIs of SEN12MS-CR-TS or SEN12MS-CR. ROIs of both data sets with the same season,
-            such as ROIs1158 and ROIs1158_spring, and the same number are the same place, and get
+        rois: ROIs of SEN12MS-CR-TS or SEN12MS-CR. An ROI of each data set with the same
+            season, such as ROIs1158 and ROIs1158_spring, and the same number are one place and get
             the same split.
         val: Fraction of the ROIs for validation, 0 to 1, rounded to the nearest number of ROIs. If
             it is not 0, at least one ROI is used.

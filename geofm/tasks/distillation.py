@@ -16,7 +16,7 @@ class Distillation(PretrainingTask):
 
     The teacher sees the bands that it was trained on, such as red, green and blue. The student sees
     these and any other bands of any sensors. :attr:`model` is the student's backbone. With
-    ``sensor_dropout`` the student also learns the teacher's features from each sensor alone.
+    ``sensor_dropout`` the student also learns the teacher's features from subsets of its sensors.
 
     To combine these losses with a self-supervised method, give that task a ``teacher`` instead.
 

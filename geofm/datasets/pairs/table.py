@@ -330,7 +330,7 @@ def number_grids(
     transform: npt.NDArray[np.float64],
     *others: npt.NDArray[np.integer[Any]],
 ) -> npt.NDArray[np.int64]:
-    """Number matches by their place and grid.
+    """Number the places and grids of matches: equal place and grid, equal number.
 
     Args:
         place: Number of the place of each match, from 0 in order of first occurrence.

@@ -34,16 +34,16 @@ def dense_probe(
 ) -> Prediction:
     """Train DINOv2's linear head, a linear layer on patch tokens, and predict the test split.
 
-    The head is trained on the fractions of the classes in each patch, or on the mean of its values.
-    Up to a constant, this is the cross-entropy or squared error over the pixels of a head whose
-    output is constant within a patch. Predictions are interpolated bilinearly to the pixels. The
-    learning rate is chosen on the pixels of the validation split.
+    The head is trained on the fractions of the classes in each patch, or on the mean of the values
+    in each patch. If the output of a head is constant within each patch, this loss equals its
+    cross-entropy or squared error over the pixels, up to a constant. Predictions are interpolated
+    bilinearly to the pixels. The learning rate is chosen on the pixels of the validation split.
 
     Args:
         splits: Features (N, D, h, w) and maps (N, H, W) of the splits.
         task: 'segmentation' or 'regression'.
         classes: Number of classes; 1 for regression.
-        ignore_index: Value of pixels that are ignored.
+        ignore_index: Class of pixels that are ignored. For regression, NaN is ignored instead.
         steps: Number of steps.
         seed: Seed of the batches.
         learning_rates: Learning rates for a batch size of 256.
@@ -101,7 +101,7 @@ def patch_targets(
         grid: Numbers of rows h and columns w of patches.
         task: 'segmentation' or 'regression'.
         classes: Number of classes C; 1 for regression.
-        ignore_index: Value of pixels that are ignored.
+        ignore_index: Class of pixels that are ignored. For regression, NaN is ignored instead.
 
     Returns:
         Fractions of the classes, or the mean of the values, of shape (N h w, C), and the fraction

@@ -118,8 +118,8 @@ class Observer:
 
         Args:
             samples: Collated samples of :meth:`Scene.read`.
-            query: Index of the patch whose attention is returned, row by row. None: attention of
-                the CLS token.
+            query: Index of the patch, counted row by row, whose attention is returned. None:
+                attention of the CLS token.
 
         Returns:
             Tokens and attention, without the attention to missing sensors.
