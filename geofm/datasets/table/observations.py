@@ -24,7 +24,7 @@ class Observations(SharedFields):
     Attributes:
         order: Indices of the rows, in which those of a group are adjacent, int32 (M,).
         first: Index into *order* of the first row of each group, int32 (K,).
-        count: Number of rows of each group, int16 (K,).
+        count: Number of rows of each group, int32 (K,).
         sensor: Index into the sensors of the table, int8 (K,).
         place: Index into the places of the table, int32 (K,); -1 if the row has no place.
         time: Microseconds since 1970-01-01 UTC, int64 (K,).

@@ -56,8 +56,8 @@ def read_observation(
 ) -> tuple[Image, Bools]:
     """Read bands of an observation.
 
-    Files on the requested grid are read without resampling. Other files are warped by the
-    resampling method of the sensor, without invalid pixels.
+    Files on the requested grid are read without resampling. Other files are warped with the
+    resampling method of the sensor; invalid pixels do not contribute to valid ones.
 
     Args:
         table: The table.

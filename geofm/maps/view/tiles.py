@@ -345,8 +345,8 @@ def evaluate(
 ) -> tuple[np.ma.MaskedArray[Any, Any], npt.NDArray[np.bool_]]:
     """Return the values that a style draws, (C, H, W), and where they are hidden, (H, W).
 
-    A pixel is hidden if all bands are nodata, because a dark pixel may be 0 in one band, or if any
-    band is NaN.
+    A pixel is hidden if any band is NaN or if all bands are nodata. A single band with nodata is
+    not enough, because a dark pixel may be 0 in one band.
     """
     values = image.apply_expression(style.expression).array
     finite = np.isfinite(values.data).all(axis=0)
