@@ -118,10 +118,10 @@ def report(runs: dict[str, list[Run]], precision: str) -> str:
         for device, names in devices.items()
     )
     caption = (
-        'Accuracy on the test cells, mean ± standard deviation over the seeds (each of them), '
-        'where there are several, made by `python experiments/eurosat_rgb.py`. Minutes are those '
-        f'of training, precision {precision}, on: {where}. The linear probe chooses its '
-        'tokens on the validation cells.'
+        'Accuracy on the test cells, mean ± standard deviation over the seeds where there are '
+        'several (individual seeds in parentheses), made by `python experiments/eurosat_rgb.py`. '
+        f'Minutes are those of training, precision {precision}, on: {where}. The linear probe '
+        'chooses its tokens on the validation cells.'
     )
     return f'{table(minutes, {row: accuracy[row] for row in order})}\n\n{caption}'
 

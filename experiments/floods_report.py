@@ -204,14 +204,14 @@ def _caption(cells: Sequence[Cell], floods: Floods) -> str:
     counts = {sky: int(chosen.sum()) for sky, chosen in skies_of(floods, 'test').items()}
     seeds = max(len(cell.seeds) for cell in cells)
     fewer = {c.method: len(c.seeds) for c in cells if len(c.seeds) < seeds}
-    except_for = ''.join(f' ({method}: {count})' for method, count in fewer.items())
+    except_for = ''.join(f', except for *{method}* ({count})' for method, count in fewer.items())
     groups = ', '.join(f'{first}-{last}' for first, last in RUNS['test'])
     minutes = [m for cell in cells if cell.method.startswith('U-Net') for m in cell.minutes]
     return (
         f'Mean of the IoU of flood and no flood (mIoU) and IoU of flood over the pixels of '
         f'{counts["all"]} test places in {len(RUNS["test"])} groups of consecutive numbers '
         f'({groups}), made by `python experiments/floods.py`; {seeds} seed{"s" * (seeds > 1)}'
-        f'{", confusion matrices added up" * (seeds > 1)}{except_for}. '
+        f'{except_for}{"; the confusion matrices of the seeds are added up" * (seeds > 1)}. '
         f'Cloudy: {counts["cloudy"]} places where all three bands of the optical image exceed '
         f'{BRIGHT} of 255 in more than {CLOUDY:.0%} of the pixels; '
         f'clear: the other {counts["clear"]}. Upper bound at the resolution of the patches: '

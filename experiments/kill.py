@@ -497,9 +497,9 @@ def main() -> None:
     by_name = {case.name: case for file in files for case in pickle.loads(file.read_bytes())}
     found = [by_name[case.name] for case in found]
     settings = (
-        f'{sum(case.kills for case in found)} kills at random moments (seed {args.seed}), half of '
-        'them with the temporary folder on another file system than the output. Made by '
-        '`python experiments/kill.py`.'
+        f'{sum(case.kills for case in found)} kills (seed {args.seed}): half at a random moment, '
+        'half soon after the command has started to write a file; half of all with the temporary '
+        'folder on another file system than the output. Made by `python experiments/kill.py`.'
     )
     if not args.commands:
         with atomic_file(RESULTS / 'kill.md') as part:

@@ -82,11 +82,11 @@ _NETWORK = {
 
 @dataclass(frozen=True)
 class Address:
-    """Location of a raster: a file, or a part of a file.
+    """Location of a raster: a file, a part of a file, or a URL.
 
     Attributes:
         name: Name that GDAL opens.
-        file: The file on disk that contains the raster.
+        file: The file on disk that contains the raster; for a URL, a path made of the URL.
         stem: Short name of the raster without suffix, used for the names of derived files.
         is_virtual: Whether the name is that of a GDAL virtual raster.
     """

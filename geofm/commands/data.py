@@ -110,8 +110,9 @@ def split(
     """Write the folders train, val and test with links to the files of a data set.
 
     Files are split by region of interest (ROI), so that no area is in two splits. The official
-    lists are used unless a fraction is given; then ROIs are drawn at random. Open the folders of a
-    random split with split='all', since the splits of the data set are the official ones.
+    lists are used unless a fraction is given; then ROIs are drawn at random. In Python, open
+    each folder of a random split with `SEN12MSCRTS(FOLDER, split='all')` (or `SEN12MSCR`), because
+    the other values of `split` select by the official lists.
 
     Args:
         root: Folder of SEN12MS-CR-TS or SEN12MS-CR.

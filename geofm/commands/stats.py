@@ -29,7 +29,7 @@ def stats(
 ) -> None:
     """Compute the mean, standard deviation and percentiles of each band over the valid pixels.
 
-    The output is the value of the argument `statistics` of a data module.
+    Give the file to a data module as its argument `statistics`.
 
     Args:
         root: Table of rasters (.parquet, .csv), or folder of SEN12MS-CR-TS or SEN12MS-CR.

@@ -1,4 +1,4 @@
-"""Record files that could not be read, in all processes."""
+"""Record which files could not be read, across all processes of a machine."""
 
 import os
 import tempfile
