@@ -319,7 +319,7 @@ def coverage(scenes: Frames, windows: Windows, others: Frames) -> npt.NDArray[np
         others: One observation per window.
 
     Returns:
-        Fractions from 0 to 1. They are 1 where neither is georeferenced.
+        Fractions from 0 to 1. They are 1 unless both are georeferenced.
     """
     covered = np.ones(len(windows.scene), np.float32)
     frames = scenes.take(windows.scene)

@@ -1,7 +1,7 @@
 """The catalogue of the files below a folder: what they show, and what is wrong with them.
 
-A catalogue is a GeoParquet file with one row per file. Reading it takes about a second, where
-opening a million files would take an hour. :func:`update_catalogue` creates and updates it.
+A catalogue is a GeoParquet file with one row per file. Reading it takes about a second, whereas
+scanning a million files takes minutes. :func:`update_catalogue` creates and updates it.
 """
 
 import hashlib
