@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+import shapely
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 from torchgeo.datasets import EuroSAT, stack_samples
@@ -43,10 +44,16 @@ def test_a_sample_of_pairs_knows_its_files(tree: Path) -> None:
 
 def test_samplers_keep_it(tree: Path) -> None:
     ds = SEN12MSCRTS(tree)
-    sampler = GriddedPatchSampler(ds, size=16, stride=300)
-    for batch in DataLoader(ds, sampler=sampler, collate_fn=stack_samples):
-        (number,) = batch['index'].tolist()
-        assert ds[number]['crs'] == batch['crs'][0]
+    crs = set()
+    for lon, lat in ((12, 47.5), (26, -27.1)):
+        # The grid of a box of all ROIs would be large.
+        roi = shapely.Point(lon, lat).buffer(0.1)
+        sampler = GriddedPatchSampler(ds, size=16, stride=32, roi=roi)
+        for batch in DataLoader(ds, sampler=sampler, collate_fn=stack_samples):
+            (number,) = batch['index'].tolist()
+            assert ds[number]['crs'] == batch['crs'][0]
+            crs.add(int(batch['crs'][0]))
+    assert crs == {4326, 32735}
 
 
 def test_dates_of_a_place(tree: Path) -> None:

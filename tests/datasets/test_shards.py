@@ -120,6 +120,7 @@ class Ranges(SimpleHTTPRequestHandler):
         """Print nothing."""
 
 
+@pytest.mark.usefixtures('forkserver')
 def test_one_request_per_sample_of_a_server(folder: Path) -> None:
     pytest.importorskip('obstore', reason="needs the extra 'geofm[shards]'")
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Ranges, directory=str(folder / 'out')))
