@@ -54,6 +54,7 @@ def fit(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        num_sanity_val_steps=0,
         callbacks=list(callbacks),
         **{'max_epochs': 1, **kwargs},
     )

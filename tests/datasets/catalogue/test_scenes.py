@@ -2,6 +2,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,11 +16,13 @@ keys = st.tuples(st.sampled_from(['ROIs2017', 'ROIs1158', 'ROIs1868']), numbers,
 
 
 def source(rows: list[dict[str, Any]]) -> Source:
-    table = empty_table().reindex(range(len(rows)))
-    for name in COLUMNS:
-        table[name] = [row.get(name) for row in rows]
-    filled = table.fillna({n: -1 for n, kind in COLUMNS.items() if kind is np.int32})
-    facts = facts_to_arrow(filled.fillna({'size': 0, 'mtime': 0, 'gaps': False}).astype(COLUMNS))
+    blank: dict[str, Any] = {n: -1 for n, kind in COLUMNS.items() if kind is np.int32}
+    blank |= {'size': 0, 'mtime': 0, 'gaps': False}
+    columns = {
+        name: pd.Series([row.get(name, blank.get(name)) for row in rows], dtype=kind)
+        for name, kind in COLUMNS.items()
+    }
+    facts = facts_to_arrow(pd.DataFrame(columns))
     return Source('/data', lambda columns: iter(facts.select(columns).to_batches(3)))
 
 
