@@ -58,8 +58,8 @@ def bands_in(name: str, asset: Mapping[str, Any], sensor: Sensor) -> list[str | 
         sensor: The sensor.
 
     Returns:
-        Name of each band in the order of the file, None for bands that are not of the sensor; an
-        empty list if none is.
+        Name of each band in the order of the file, or None for a band of another sensor. The list
+        is empty if the asset has no band of the sensor.
     """
     described: Sequence[Any] = asset.get('eo:bands') or asset.get('bands') or []
     names = [_band(entry, sensor) for entry in described]

@@ -69,8 +69,8 @@ class PatchWords(nn.Module):
             seed: Seed for drawing patches and the initial words.
 
         Raises:
-            ValueError: If the images are smaller than a patch, or have fewer patches without nodata
-                pixels than there are words.
+            ValueError: If the images are smaller than a patch, or if fewer patches without nodata
+                pixels are drawn from them than there are words.
         """
         generator = torch.Generator().manual_seed(seed)
         each = -(-_PATCHES // max(1, images))
