@@ -379,7 +379,10 @@ def _explain(
                 name = match['name']
                 known = _keys(parser) if class_path is None else _parameters(class_path)
                 of = '' if class_path is None else f' of {class_path}'
-                return f"no option '{name}'{of}{_similar_key(name, known)}", name
+                similar = _similar_key(name, known)
+                if not similar and class_path is not None and _passes_on(class_path):
+                    similar = f'; its further arguments are given as dict_kwargs.{name}'
+                return f"no option '{name}'{of}{similar}", name
         if match := _NO_PATH.search(text):
             return f"no class '{match['name']}'{_similar_class(match['name'])}", match['name']
         if _NO_CLASS.search(text):
@@ -500,13 +503,26 @@ def _shortest_path(cls: type) -> str:
 
 def _parameters(class_path: str) -> list[str]:
     """Return the parameters of a class and its bases, to which it may pass further arguments."""
+    cls = _class_of(class_path)
+    return [] if cls is None else _parameters_of(cls)
+
+
+def _passes_on(class_path: str) -> bool:
+    """Return whether a class takes any argument, e.g. to pass it on to a data set."""
+    cls: Any = _class_of(class_path)
+    with suppress(TypeError, ValueError):
+        return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
+    return False
+
+
+def _class_of(class_path: str) -> type | None:
     module, _, name = class_path.rpartition('.')
     try:
         cls: Any = getattr(import_module(module), name) if module else None
     except Exception:
-        return []
+        return None
     cls = cls or next((c for c in _classes() if c.__name__ == name), None)
-    return _parameters_of(cls) if inspect.isclass(cls) else []
+    return cls if inspect.isclass(cls) else None
 
 
 def _parameters_of(cls: type) -> list[str]:

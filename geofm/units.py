@@ -50,6 +50,7 @@ class WrongUnit(StrEnum):
         'products since January 2022'
     )
     FRACTION = 'look like fractions of 1, not 8-bit brightness: multiply them by 255'
+    BEYOND = 'are beyond the range of the sensor: check the scale that they are multiplied by'
 
     def advice(self, sensor: Sensor) -> str:
         """Return the message, with the scale and offset of a sensor.
@@ -91,13 +92,17 @@ def wrong_unit(values: npt.NDArray[Any], sensor: Sensor) -> WrongUnit | None:
         return WrongUnit.DECIBEL if median < _LEAST_POWER else None
     if sensor.quantity == 'image':
         is_fraction = 0 < high <= 1 and bool((values != np.round(values)).any())
-        return WrongUnit.FRACTION if is_fraction else None
+        return WrongUnit.FRACTION if is_fraction else _beyond(median, sensor)
     if sensor.quantity != 'reflectance' or sensor.unit != 'DN':
-        return None
+        return _beyond(median, sensor)
     if high <= _REFLECTANCE and median < _REFLECTANCE:
         return WrongUnit.REFLECTANCE
     has_offset = sensor.baseline_offset > 0 and low >= _DARKEST * sensor.baseline_offset
-    return WrongUnit.OFFSET if has_offset else None
+    return _beyond(median, sensor) or (WrongUnit.OFFSET if has_offset else None)
+
+
+def _beyond(median: float, sensor: Sensor) -> WrongUnit | None:
+    return WrongUnit.BEYOND if median > sensor.limits[1] else None
 
 
 def some_values(image: npt.NDArray[Any], sensor: Sensor) -> npt.NDArray[np.float32]:

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 from rasterio.transform import from_origin
 
 from geofm.cli import main
-from geofm.models import load_backbone
+from geofm.models import create_backbone, load_backbone
 from geofm.models.fusion import FUSIONS
 from tests.registry import kept_registry
 from tests.tasks.test_dinov2 import SMALL
@@ -94,6 +94,10 @@ def test_a_fusion_is_one_module(examples: Path, monkeypatch: pytest.MonkeyPatch)
     ]
     fused = model.fusion.projection((tokens[0] + tokens[1]) / 2)
     torch.testing.assert_close(model.forward_features(images), fused)
+    # Checkpoints may name it, too.
+    args = {'fusion': 'mean', **small}
+    described = {'model': name, 'in_channels': 15, 'bands': None, 'model_args': args}
+    assert type(create_backbone(described).fusion).__name__ == 'MeanFusion'
 
 
 def test_a_benchmark_set_is_one_file(examples: Path, capsys: pytest.CaptureFixture[str]) -> None:

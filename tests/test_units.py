@@ -22,6 +22,7 @@ DAMAGE = np.array([3e38, -5.0, 1e-3])
         (DN, SENTINEL2, None),
         (DN / 1e4, SENTINEL2, 'reflectance'),
         (DN + 1000, SENTINEL2, 'baseline'),
+        (DN * 1e4, SENTINEL2, 'beyond the range'),
         (DN[:0], SENTINEL2, None),
     ],
 )

@@ -111,7 +111,7 @@ def run_of(checkpoint: Path) -> str | None:
 
 
 def requeue_checkpoints(folder: Path) -> list[Path]:
-    """List the checkpoints that were saved when SLURM requeued a job.
+    """List the checkpoints ``hpc_ckpt_*.ckpt``, which are saved after a signal.
 
     Args:
         folder: Folder of a run.

@@ -28,8 +28,8 @@ def newest_checkpoint(
     """Find the newest checkpoint of the run in a folder.
 
     Args:
-        root: Folder of the run, with ``geofm_run.json`` and the ``hpc_ckpt_*.ckpt`` that Lightning
-            writes under SLURM.
+        root: Folder of the run, with ``geofm_run.json`` and the ``hpc_ckpt_*.ckpt`` that are
+            saved after a signal.
         folders: Folders of other checkpoints of the run.
         settings: Settings that identify the experiment, as plain JSON data.
 

@@ -1,4 +1,4 @@
-"""Conversion of reflectance to 8-bit-like brightness, for models trained on photographs."""
+"""Conversion of DN to brightness from 0 to 1, and standardisation, for models of photographs."""
 
 from collections.abc import Sequence
 

@@ -14,6 +14,7 @@ from torchgeo.samplers import GriddedPatchSampler, RandomPatchSampler
 from geofm.datamodules import NamedBandsDataModule
 from geofm.evaluation import BackboneConfig, ProbeSettings, labelled_data, run_benchmark
 from geofm.sensors import BandError
+from geofm.units import UnitWarning
 from tests.evaluation.labelled import TINY
 
 
@@ -58,6 +59,15 @@ def test_unknown_channels_must_be_named() -> None:
     assert data.bands == ('B02', 'B03')
     raw = module.splits['test'][3]['image']
     torch.testing.assert_close(data.splits['test'][3]['image'], 10_000 * raw[[1, 0]])
+
+
+def test_units_are_checked() -> None:
+    # The values of the module are reflectances.
+    module = Module(train=Images(label=LABELS), test=Images(label=LABELS))
+    with pytest.warns(UnitWarning, match='look like reflectance, not DN'):
+        labelled_data(NamedBandsDataModule(['B03', 'B02'], module))
+    with pytest.warns(UnitWarning, match='beyond the range of the sensor: check the scale'):
+        labelled_data(NamedBandsDataModule(['B03', 'B02'], module, scale=1e8))
 
 
 def test_missing_splits_are_derived_from_the_others() -> None:

@@ -9,6 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from geofm.models import MODEL_NAMES, MultiSensorViT
+from geofm.models.fusion import FUSIONS
 from geofm.models.registry import PATCH_SIZES, SIZES, VARIANTS
 from geofm.sensors import SENSORS
 
@@ -30,7 +31,8 @@ def on_meta(name: str, **kwargs: Any) -> nn.Module:
 
 
 def test_every_name_is_there() -> None:
-    assert len(MODEL_NAMES) == len(SIZES) * len(PATCH_SIZES) * len(VARIANTS) == 6 * 3 * 6
+    assert len(VARIANTS) == 2 + len(FUSIONS)
+    assert len(MODEL_NAMES) == len(SIZES) * len(PATCH_SIZES) * len(VARIANTS) == 18 * len(VARIANTS)
     for name in MODEL_NAMES:
         assert timm.is_model(name)
         assert timm.get_pretrained_cfg(name).input_size[1:] == (224, 224)  # type: ignore[union-attr]

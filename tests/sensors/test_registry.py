@@ -33,6 +33,7 @@ from geofm.sensors import (
     sensor,
     sensor_channels,
 )
+from geofm.sensors.builtin import BUILTIN
 
 PLANET = """
 planet:
@@ -56,7 +57,7 @@ def planet(tmp_path: Path) -> Sensor:
 
 
 def test_order_is_that_of_registration(planet: Sensor) -> None:
-    assert list(SENSORS) == ['s1', 's2', 's2l2a', 'landsat', 'dem', 'rgb', 'planet']
+    assert list(SENSORS) == [*(sensor.name for sensor in BUILTIN), 'planet']
     assert canonical_order(['planet', 'dem', 's1', 'dem']) == ('s1', 'dem', 'planet')
 
 
@@ -99,7 +100,7 @@ def test_a_picture_may_show_the_difference_of_two_bands() -> None:
     assert SENTINEL1.drawing.bands == ('VV', 'VH')
 
 
-@pytest.mark.parametrize('key', ['s1', 's2', 's2l2a', 'landsat', 'dem', 'rgb'])
+@pytest.mark.parametrize('key', [sensor.name for sensor in BUILTIN])
 def test_definitions_survive_yaml(key: str) -> None:
     plain = yaml.safe_load(yaml.safe_dump(SENSORS[key].to_dict()))
     assert Sensor.from_dict(plain) == SENSORS[key]

@@ -27,8 +27,8 @@ class SceneFiles(NamedTuple):
     """Result of :func:`write_scene`.
 
     Attributes:
-        files: GeoTIFF of each sensor, by its name.
-        dates: Date of each sensor with a date, as YYYY-MM-DD.
+        files: GeoTIFF of each sensor, by the key of the sensor.
+        dates: Date of each sensor with a date, by its key, as YYYY-MM-DD.
     """
 
     files: dict[str, Path]

@@ -73,8 +73,8 @@ def read_product(path: str | Path, sensor: Sensor) -> Product:
 
     Raises:
         FileNotFoundError: If there is no such product.
-        ValueError: If the product has no file of a band of the sensor, or its metadata cannot be
-            read.
+        ValueError: If the product has no file of any band of the sensor, or the zip file or the
+            metadata cannot be read.
     """
     file = Path(path)
     if not file.exists():

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,7 +26,8 @@ from geofm.evaluation.data.naming import (
 )
 from geofm.evaluation.data.paired import PairedDataModule
 from geofm.models.checkpoints import hash_tensors
-from geofm.sensors import band_statistics
+from geofm.sensors import band_statistics, sensor_of
+from geofm.units import UnitWatch
 
 #: Maximum value of a class in a mask. Higher values are probably nodata values.
 HIGHEST_CLASS = 255
@@ -34,6 +35,9 @@ HIGHEST_CLASS = 255
 #: Distance of the highest value from the others above which it is probably not a class, if it is
 #: also more than 4 times the largest distance between the others.
 _ISOLATED = 32
+
+#: Number of images whose units are checked.
+_CHECKED = 16
 
 
 def class_labels(label: Tensor, source: str) -> Tensor:
@@ -298,11 +302,13 @@ def labelled_data(
     splits = {split: named(dataset, title) for split, dataset in splits.items()}
     if limit is not None:
         splits = {split: _limited(dataset, limit, seed) for split, dataset in splits.items()}
+    bands = tuple(innermost(splits['train'], SELECTIONS).bands)
+    _check_units(splits['train'], bands, title)
     sample = splits['train'][0]
     return LabelledData(
         name=title.replace('DataModule', ''),
         task=_task(sample, task, title),
-        bands=tuple(innermost(splits['train'], SELECTIONS).bands),
+        bands=bands,
         splits=splits,
         batch_size=datamodule.batch_size or 64,
         num_workers=datamodule.num_workers,
@@ -314,6 +320,17 @@ def labelled_data(
         notes=notes,
         map_masks=_mask_map(sources[0]),
     )
+
+
+def _check_units(dataset: Dataset[Any], bands: Sequence[str], title: str) -> None:
+    """Warn if the first images are in other units than those of their sensors."""
+    # NamedBands checks backscatter itself: the advice depends on its arguments.
+    channels = [i for i, band in enumerate(bands) if sensor_of(band).unit != 'dB']
+    if not channels:
+        return
+    watch = UnitWatch([bands[i] for i in channels], title)
+    for number in range(min(len(dataset), _CHECKED)):  # type: ignore[arg-type]
+        watch.look(dataset[number]['image'][..., channels, :, :].numpy())
 
 
 def _sources(datamodule: BaseDataModule) -> list[BaseDataModule]:
