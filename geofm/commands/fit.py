@@ -88,6 +88,7 @@ class GeofmCLI(LightningCLI):
         Args:
             args: The subcommand and its arguments.
         """
+        self._requested = args[0] if args else None
         super().__init__(
             model_class=torchgeo.tasks.BaseTask,
             datamodule_class=torchgeo.datamodules.BaseDataModule,
@@ -100,6 +101,18 @@ class GeofmCLI(LightningCLI):
             parser_kwargs={'version': geofm.__version__},
             args=list(args),
         )
+
+    @override
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Return the subcommands and the arguments that they skip.
+
+        Returns:
+            Only the requested subcommand, because a parser takes long to build; all of them if it
+            is unknown.
+        """
+        every = super().subcommands()
+        requested = {name: skip for name, skip in every.items() if name == self._requested}
+        return requested or every
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:

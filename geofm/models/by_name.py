@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from geofm.models.architecture import KEY, Architecture, Request, is_marker, misfits, unwrap
 from geofm.models.checkpoints.files import CheckpointError
+from geofm.models.shapes import shapes_only
 from geofm.sensors import BandError, sensor_channels
 
 #: Attributes that a model keeps when it is rebuilt.
@@ -178,9 +179,10 @@ class BuiltByName(nn.Module):
                     f"for '{self.request.name}' with its defaults: use unet, upernet or segformer"
                 )
             # First on the meta device, to check that the weights match their description.
-            with torch.device('meta'):
+            with shapes_only():
                 described = self._build(there, bands)
-                theirs = self._build(there, there.bands)
+                same = bands == there.bands
+                theirs = described if same else self._build(there, there.bands)
             _check_bands(described, theirs)
             self._check(described, weights)
         if differing or bands != self.bands:
@@ -255,7 +257,7 @@ def marker_name(model: BuiltByName) -> str | None:
 def _first_layer(model: str, channels: int) -> tuple[str, int] | None:
     """Return name and input channels of the first weight of a model that is built by name."""
     try:
-        with torch.device('meta'):
+        with shapes_only():
             built: Any = timm.create_model(model, in_chans=channels, depth=1)
     except BandError:
         return None

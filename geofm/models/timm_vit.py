@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from geofm.models.architecture import KEY, Architecture
@@ -18,6 +17,7 @@ from geofm.models.checkpoints.files import CheckpointError
 from geofm.models.checkpoints.model_file import ModelFile, read_model
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.registry import MODEL_NAMES
+from geofm.models.shapes import shapes_only
 from geofm.printing import one_line
 from geofm.sensors import BandError, check_bands, check_channels, sensor_channels
 from geofm.transforms import InputStatistics
@@ -226,7 +226,7 @@ def _create(
         args['bands'] = bands
     try:
         # First on the meta device: a damaged file may describe a model too large for any machine.
-        with torch.device('meta'):
+        with shapes_only():
             shapes = _build(name, args)
         own = shapes.state_dict()
         if not ours and weights.keys() != own.keys():

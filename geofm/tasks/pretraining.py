@@ -32,6 +32,7 @@ from geofm.models import (
     read_task_weights,
 )
 from geofm.models.checkpoints import METADATA, carry_statistics, read_model
+from geofm.models.shapes import shapes_only
 from geofm.sensors import BandError, band_indices, bands_of, sensor_channels
 from geofm.tasks.dumps import Step, write_dump
 from geofm.tasks.finite import FiniteGuard, SeenBatch
@@ -320,7 +321,7 @@ class PretrainingTask(BaseTask):
         Returns:
             The meta device if the task is built on it; otherwise the default device.
         """
-        return torch.device('meta') if self._empty else nullcontext()
+        return shapes_only() if self._empty else nullcontext()
 
     def configure_model(self) -> None:
         """Shard backbones and heads over the ranks, if the strategy is ``fsdp2``.

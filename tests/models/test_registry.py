@@ -11,6 +11,7 @@ from torch import nn
 from geofm.models import MODEL_NAMES, MultiSensorViT
 from geofm.models.fusion import FUSIONS
 from geofm.models.registry import PATCH_SIZES, SIZES, VARIANTS
+from geofm.models.shapes import shapes_only
 from geofm.sensors import SENSORS
 
 #: Parameters in millions, of DINOv2's model card; ViT-Ti of DeiT's paper.
@@ -26,7 +27,7 @@ def count(model: nn.Module) -> int:
 
 
 def on_meta(name: str, **kwargs: Any) -> nn.Module:
-    with torch.device('meta'):
+    with shapes_only():
         return timm.create_model(name, num_classes=0, **kwargs)
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import torch
 from torch import Tensor, nn
 
 from geofm.models.architecture import KEY
@@ -19,6 +18,7 @@ from geofm.models.checkpoints.trust import (
 )
 from geofm.models.multisensor import MultiSensorViT
 from geofm.models.registry import MODEL_NAMES
+from geofm.models.shapes import shapes_only
 from geofm.printing import one_line
 
 
@@ -137,7 +137,7 @@ def describe_backbone(checkpoint: Checkpoint) -> MultiSensorViT:
         CheckpointError: If its hyperparameters describe no model.
     """
     try:
-        with torch.device('meta'):
+        with shapes_only():
             return create_backbone(checkpoint.hparams)
     except Exception as error:
         # Parts of the model may raise anything for arguments that contradict each other.
