@@ -15,7 +15,7 @@ from torch import nn
 
 from geofm.cli import main
 from geofm.datasets import write_sample_data
-from geofm.models.shapes import shapes_only
+from geofm.models import shapes_only
 from geofm.tasks import DINOv2
 from tests.stand_ins import write_sen12mscr
 

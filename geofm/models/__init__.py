@@ -14,6 +14,7 @@ from geofm.models.multisensor import MultiSensorViT
 from geofm.models.packed_attention import choose_attention
 from geofm.models.patch_words import PatchWords
 from geofm.models.registry import MODEL_NAMES, VARIANTS
+from geofm.models.shapes import shapes_only
 from geofm.models.smp import PyramidEncoder, SimpleFeaturePyramid, register_encoder
 from geofm.models.timm_vit import TimmViT, has_cls_token, load_model
 from geofm.models.tokens import SensorTokens, View, ViewTokens
@@ -47,4 +48,5 @@ __all__ = (
     'read_hparams',
     'read_task_weights',
     'register_encoder',
+    'shapes_only',
 )

@@ -30,9 +30,9 @@ from geofm.models import (
     create_backbone,
     load_backbone_weights,
     read_task_weights,
+    shapes_only,
 )
 from geofm.models.checkpoints import METADATA, carry_statistics, read_model
-from geofm.models.shapes import shapes_only
 from geofm.sensors import BandError, band_indices, bands_of, sensor_channels
 from geofm.tasks.dumps import Step, write_dump
 from geofm.tasks.finite import FiniteGuard, SeenBatch
