@@ -36,7 +36,7 @@ def roi_of(path: str | os.PathLike[str]) -> Roi | None:
     """Return the ROI of a file from its name.
 
     Args:
-        path: Path of a scene or land-cover map of either data set.
+        path: Path of a scene or land-cover map of SEN12MS-CR-TS or SEN12MS-CR.
 
     Returns:
         Season (as in the name) and number; None for other names.

@@ -51,7 +51,8 @@ def join(parts: Sequence[Tensor], prefix: int) -> Tensor:
     """Join the sequences of several sensors into one.
 
     Args:
-        parts: Tokens of each sensor, of shape (B, P + N, D), with equal prefix tokens.
+        parts: Tokens of each sensor, of shape (B, P + N, D). The prefix tokens are the same for all
+            sensors; those of the first are kept.
         prefix: Number P of prefix tokens.
 
     Returns:

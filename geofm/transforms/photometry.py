@@ -203,7 +203,7 @@ class GainAndOffset(_Physical):
 
         Returns:
             Gain and offset of normalised values, shape (N, C) each, on the CPU; 1 and 0 for
-            channels of other sensors and crops that are not changed.
+            channels of sensors without gain and offset, and for crops that are not changed.
         """
         shape = (n_crops, len(self.bands))
         gain, offset = torch.ones(shape), torch.zeros(shape)

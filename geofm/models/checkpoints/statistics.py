@@ -47,12 +47,12 @@ def find_statistics(content: Any, path: Path) -> InputStatistics | None:
 
 
 def carry_statistics(statistics: InputStatistics | None) -> dict[str, Any]:
-    """Return the entry of :data:`~geofm.models.checkpoints.METADATA` with statistics.
+    """Return what a checkpoint stores about the statistics of the input.
 
     Args:
         statistics: Statistics of the input; None: unknown.
 
     Returns:
-        An entry for :func:`find_statistics`; empty if they are unknown.
+        The statistics under their key, for :func:`find_statistics`; empty if they are unknown.
     """
     return {} if statistics is None else {INPUT: statistics.entry()}
