@@ -22,7 +22,7 @@ NO_DATA = 0.5
 def stretch(
     channels: npt.NDArray[np.float32], valid: npt.NDArray[np.bool_]
 ) -> npt.NDArray[np.float32]:
-    """Stretch channels between percentiles to brightness.
+    """Convert channels to brightness, from the 2nd to the 98th percentile of the valid pixels.
 
     Args:
         channels: Values, shape (K, H, W), with K = 3 for a colour image.

@@ -70,9 +70,9 @@ def random_splits(rois: Iterable[Roi], val: float, test: float, seed: int) -> di
     """Draw splits at random.
 
     Args:
-        rois: ROIs of SEN12MS-CR-TS or SEN12MS-CR. An ROI of each data set with the same
-            season, such as ROIs1158 and ROIs1158_spring, and the same number are one place and get
-            the same split.
+        rois: ROIs of SEN12MS-CR-TS or SEN12MS-CR. Two ROIs, one of each data set, are
+            one place and get the same split if they have the same season (such as ROIs1158 and
+            ROIs1158_spring) and the same number.
         val: Fraction of the ROIs for validation, 0 to 1, rounded to the nearest number of ROIs. If
             it is not 0, at least one ROI is used.
         test: Fraction for the test split.

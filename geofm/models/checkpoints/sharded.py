@@ -2,8 +2,8 @@
 
 Lightning's ``ModelParallelStrategy`` writes them with ``torch.distributed.checkpoint``. That module
 unpickles the index and all values other than tensors, so a malicious checkpoint can run code. Here
-the index may only have the classes of an index, other values must be plain, and no file outside of
-the folder is read.
+the index may only contain objects of the classes that PyTorch itself writes into an index, other
+values must be plain, and no file outside of the folder is read.
 """
 
 import pickle

@@ -64,8 +64,9 @@ class Fusion(Protocol):
             tokens: One tensor per ViT, each of shape (B, L, D).
 
         Returns:
-            Weights of shape (B, heads, L, L) by index of each key sequence: fused token, then token
-            of that sequence. Empty if the fusion has no attention.
+            A mapping from the index in *tokens* of each sequence that is attended to, to weights of
+            shape (B, heads, L, L). The last two dimensions are the fused token and the token of
+            that sequence. Empty if the fusion has no attention.
         """
 
     def describe(self, sensors: Sequence[str]) -> str:
