@@ -1,6 +1,6 @@
 """Run the notebooks of the documentation and store their outputs.
 
-    pip install nbconvert ipykernel
+    pip install --constraint .ci/constraints.txt --group notebooks
     python experiments/notebooks.py [pretrain few_labels ...]
 
 runs notebooks of `docs/notebooks` in a temporary folder and writes them back. Progress bars and
