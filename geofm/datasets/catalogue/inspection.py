@@ -181,8 +181,9 @@ def _inspect_plain(
         numbers = np.moveaxis(read_rows(descriptor, header, strip), -1, 0)
         valid = np.ones(numbers.shape[1:], bool)
         inspection.add(numbers, bands.convert(numbers, valid, header.nodata), valid)
-    if inspection.problem is None:
-        return inspection.finding()
+    finding = inspection.finding()
+    if finding.problem is None:
+        return finding
     # A few rows are not enough to reject a file.
     with open_raster(path) as src:
         return inspect_bands(src, header, bands, all_rows=True)
@@ -252,8 +253,9 @@ def inspect_bands(
         for fraction in _ROWS:
             row = Window(0, int(fraction * src.height), src.width, 1)
             inspection.add(*bands.numbers_and_values(src, row))
-        if inspection.problem is None:
-            return inspection.finding()
+        finding = inspection.finding()
+        if finding.problem is None:
+            return finding
     # A few rows are not enough to reject a file.
     inspection = _Inspection(bands, header)
     for window in _windows(src):
