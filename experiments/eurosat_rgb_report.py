@@ -148,8 +148,8 @@ def brief(runs: dict[str, list[Run]]) -> str:
         'Accuracy on the test cells (cells of one degree of latitude and longitude that were not '
         'used for training), mean ± standard deviation over the seeds. The 5-NN features '
         'of networks are the CLS token and the mean of the patch tokens, concatenated, without '
-        'whitening. *MAE, then DINOv2* begins with fewer epochs of MAE (25; longer: 35) than *MAE* '
-        'has (60), and its minutes include both stages. All probes and the processors are in '
+        'whitening. *MAE, then DINOv2* begins with fewer epochs of MAE than *MAE* has, and its '
+        'minutes include both stages. All probes and the processors are in '
         '[experiments/results/eurosat_rgb.md](../experiments/results/eurosat_rgb.md).'
     )
     return '\n'.join(lines) + f'\n\n{caption}'

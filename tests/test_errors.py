@@ -111,6 +111,7 @@ def test_a_file_that_is_not_a_configuration(
         (['fit', f'--config={PRETRAIN}', '--trainer.max_epochs=x'], "fit: .*epochs: .*not 'x'"),
         (['fit', f'--config={PRETRAIN}', '--trainr.max_epochs=1'], "mean '--trainer.max_epochs'"),
         (['fit', f'--config={PRETRAIN}', '--data.init_args.path=x'], "did you mean 'paths'"),
+        (['benchmark', '--data=EuroSATDataModule', '--data.root=a'], r'given as dict_kwargs\.root'),
         (['fitt'], "no command 'fitt'; did you mean 'fit'"),
         (['export', 'a', 'b', '--sensr=s1'], "no option '--sensr'; did you mean '--sensor'"),
         (['export', 'a', 'b', '--to=tim'], "expected one of 'geofm', .*did you mean 'timm'"),
