@@ -81,28 +81,30 @@ def wrong_unit(values: npt.NDArray[Any], sensor: Sensor) -> WrongUnit | None:
     """
     if values.size == 0:
         return None
-    # Percentiles and not extremes, since a few pixels may be damaged or noisy.
-    lowest, low, median, high = (float(v) for v in np.percentile(values, (1, 5, 50, 99)))
+    # Fractions and not extremes, since a few pixels may be damaged or noisy.
     if sensor.unit == 'dB':
         # After noise correction, power may be slightly negative.
-        if lowest < _LEAST_POWER or median <= 0:
+        if _fraction(values <= 0) >= 0.5 or _fraction(values < _LEAST_POWER) > 0.01:
             return None
-        return WrongUnit.RAW if high > sensor.limits[1] else WrongUnit.POWER
+        return WrongUnit.RAW if _fraction(values > sensor.limits[1]) > 0.01 else WrongUnit.POWER
     if sensor.unit == 'power':
-        return WrongUnit.DECIBEL if median < _LEAST_POWER else None
+        return WrongUnit.DECIBEL if _fraction(values < _LEAST_POWER) > 0.5 else None
     if sensor.quantity == 'image':
-        is_fraction = 0 < high <= 1 and bool((values != np.round(values)).any())
-        return WrongUnit.FRACTION if is_fraction else _beyond(median, sensor)
-    if sensor.quantity != 'reflectance' or sensor.unit != 'DN':
-        return _beyond(median, sensor)
-    if high <= _REFLECTANCE and median < _REFLECTANCE:
+        is_fraction = _fraction(values > 0) > 0.01 and _fraction(values > 1) <= 0.01
+        if is_fraction and (values != np.round(values)).any():
+            return WrongUnit.FRACTION
+    is_dn = sensor.quantity == 'reflectance' and sensor.unit == 'DN'
+    if is_dn and _fraction(values >= _REFLECTANCE) <= 0.01:
         return WrongUnit.REFLECTANCE
-    has_offset = sensor.baseline_offset > 0 and low >= _DARKEST * sensor.baseline_offset
-    return _beyond(median, sensor) or (WrongUnit.OFFSET if has_offset else None)
+    if _fraction(values > sensor.limits[1]) > 0.5:
+        return WrongUnit.BEYOND
+    darkest = _DARKEST * sensor.baseline_offset if is_dn else 0.0
+    return WrongUnit.OFFSET if darkest > 0 and _fraction(values < darkest) <= 0.05 else None
 
 
-def _beyond(median: float, sensor: Sensor) -> WrongUnit | None:
-    return WrongUnit.BEYOND if median > sensor.limits[1] else None
+def _fraction(where: npt.NDArray[np.bool_]) -> float:
+    """Return the fraction of True, which takes a fraction of the time of a percentile."""
+    return np.count_nonzero(where) / where.size
 
 
 def some_values(image: npt.NDArray[Any], sensor: Sensor) -> npt.NDArray[np.float32]:
@@ -124,8 +126,9 @@ def some_values(image: npt.NDArray[Any], sensor: Sensor) -> npt.NDArray[np.float
     if sensor.fills_zero:
         known &= (pixels != 0).any(axis=0)
     known &= (pixels >= sensor.limits[0]).all(axis=0)
-    found: npt.NDArray[np.float32] = pixels[:, known].ravel()
-    return found
+    # Indexing costs more than the rest.
+    found: npt.NDArray[np.float32] = pixels if known.all() else pixels[:, known]
+    return found.ravel()
 
 
 def warn_of_unit(values: npt.NDArray[Any], sensor: Sensor, source: str) -> bool:

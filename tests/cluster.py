@@ -88,7 +88,7 @@ def ask(*command: str) -> str:
     return _run(*command).stdout
 
 
-def wait_for(job: str, state: str, requeued: int = 0, seconds: float = 60) -> str:
+def wait_for(job: str, state: str, requeued: int = 0, seconds: float = 180) -> str:
     """Wait until a job has a state.
 
     Args:
@@ -218,9 +218,9 @@ def wait_for_nodes(nodes: int) -> None:
     """Wait until a number of nodes are idle.
 
     Raises:
-        TimeoutError: If it takes longer than 30 s. Says what the daemons have printed.
+        TimeoutError: If it takes longer than 120 s. Says what the daemons have printed.
     """
-    end = time.monotonic() + 30
+    end = time.monotonic() + 120
     query = ['sinfo', '--noheader', '--Node', '--format=%T', '--states=idle']
     while _run(*query, check=False).stdout.split() != ['idle'] * nodes:
         if time.monotonic() > end:

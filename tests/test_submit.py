@@ -103,11 +103,25 @@ class Submit:
 
 @pytest.fixture(scope='module')
 def at_the_limit(slurm: object, tmp_path_factory: pytest.TempPathFactory) -> tuple[Submit, str]:
-    """A job whose time limit is reached during the other tests."""
-    submit = Submit(tmp_path_factory.mktemp('limit'))
+    """A job whose time limit is reached during the other tests.
+
+    As in training, a rank ends after all have saved: SLURM kills the others when one ends.
+    """
+    folder = tmp_path_factory.mktemp('limit')
+    submit = Submit(folder)
     job = submit(
-        "trap 'echo saved; exit 138' USR1\n((start > 0)) && exit 0\nwhile true; do sleep 0.5; done",
-        *('--tasks-per-node=2', '--time=1', '--grace=10', '--requeues=0'),
+        f"""\
+((start > 0)) && exit 0
+end() {{
+    echo saved
+    touch {folder}/$SLURM_PROCID.saved
+    until [[ -e {folder}/0.saved && -e {folder}/1.saved ]]; do sleep 0.1; done
+    exit 138
+}}
+trap end USR1
+while true; do sleep 0.5; done
+""",
+        *('--tasks-per-node=2', '--time=1', '--grace=20', '--requeues=0'),
     )
     return submit, job
 

@@ -171,16 +171,18 @@ def _inspect_plain(
     if problem is not None:
         return Finding(header, problem)
     bands = SensorBands(sensor, dict(zip(sensor.band_names, range(header.bands), strict=True)))
-    if header.strips is None or header.rows_per_strip * header.width * header.bands > _AT_ONCE:
+    rows = [int(fraction * header.height) for fraction in _ROWS]
+    strips = sorted({row // header.rows_per_strip for row in rows}) if header.strips else []
+    values = len(strips) * header.rows_per_strip * header.width * header.bands
+    if not 0 < values <= _AT_ONCE:
         with open_raster(path) as src:
             return inspect_bands(src, header, bands)
-    rows = [int(fraction * header.height) for fraction in _ROWS]
-    strips = sorted({row // header.rows_per_strip for row in rows})
+    pixels = np.concatenate([read_rows(descriptor, header, strip) for strip in strips])
+    # Reductions over bands are several times faster if each band is contiguous.
+    numbers = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+    valid = np.ones(numbers.shape[1:], bool)
     inspection = _Inspection(bands, header)
-    for strip in strips:
-        numbers = np.moveaxis(read_rows(descriptor, header, strip), -1, 0)
-        valid = np.ones(numbers.shape[1:], bool)
-        inspection.add(numbers, bands.convert(numbers, valid, header.nodata), valid)
+    inspection.add(numbers, bands.convert(numbers, valid, header.nodata), valid)
     finding = inspection.finding()
     if finding.problem is None:
         return finding
