@@ -86,7 +86,8 @@ class Address:
 
     Attributes:
         name: Name that GDAL opens.
-        file: The file on disk that contains the raster; for a URL, a path made of the URL.
+        file: The file on disk that contains the raster; for a URL, the URL without its query as a
+            path, which does not exist on disk.
         stem: Short name of the raster without suffix, used for the names of derived files.
         is_virtual: Whether the name is that of a GDAL virtual raster.
     """

@@ -146,7 +146,7 @@ class BackboneNetwork(Network):
         return {'features': model.forward_head(tokens), 'patches': patches}
 
     def metadata(self) -> dict[str, Any]:
-        """Return the description of the network, including its architecture."""
+        """Return the description of the network, with the name of its model if known."""
         architecture = self.model.architecture
         said = {} if architecture is None else {'model': architecture.model}
         return {**said, **super().metadata()}

@@ -61,8 +61,8 @@ def trace(network: Network, checkpoint: Path) -> ExportedProgram:
 def random_inputs(network: Network, batch: int, rows: int, columns: int) -> dict[str, Tensor]:
     """Generate random inputs in the range of real ones.
 
-    In the first sample, the first of several sensors is missing and a date is unknown. In the last
-    sample, a pixel is nodata.
+    In the first sample, the first sensor is missing if the network has the input 'present', and a
+    date is unknown if it has the input 'dates'. In the last sample, a pixel is nodata.
 
     Args:
         network: The network.

@@ -109,6 +109,8 @@ def _is_part(grid: Grid, extent: Extent, of: Grid) -> bool:
 def check_not_empty(path: str, sensor: Sensor, place: Place) -> None:
     """Raise an error if a file has no valid pixel at the location of a sample.
 
+    A file whose grid does not contain that of the sample is not checked, since it may just miss it.
+
     Args:
         path: The file.
         sensor: Sensor of the file.
@@ -122,7 +124,6 @@ def check_not_empty(path: str, sensor: Sensor, place: Place) -> None:
     assert grid is not None
     with open_raster(path) as src:
         if grid.window_in(Grid.of(src)) is None:
-            # A file on another grid may just miss the sample.
             return
     image = np.empty((0, *grid.shape), np.float32)
     valid = np.ones(grid.shape, bool)

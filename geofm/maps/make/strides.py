@@ -156,7 +156,7 @@ class ShiftedSurveys:
         )
 
     def strips(self, kind: str) -> Iterator[Strip]:
-        """Read the values of the cells of one kind, see :meth:`Survey.strips`.
+        """Read the values of one kind for all cells, see :meth:`Survey.strips`.
 
         Args:
             kind: A key of the layout.

@@ -208,7 +208,7 @@ class Observer:
         return layout
 
     def where(self, source: str) -> str:
-        """Return the name of a source of attention and of its layer."""
+        """Return the label of an attention map, such as 's1 block 5' or 'fusion last layer'."""
         block = (self.wanted.block or 0) % self.model.depth
         return f'{source} last layer' if source.startswith('fusion') else f'{source} block {block}'
 

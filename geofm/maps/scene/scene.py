@@ -410,7 +410,7 @@ class Imagery(Protocol):
         """Identify the files, as plain data for JSON."""
 
     def tags(self) -> dict[str, str]:
-        """Return the name and the date of the files of each sensor."""
+        """Return the name of the first file and the date of each sensor, for tags of products."""
 
     @property
     def days(self) -> Mapping[str, np.datetime64]:
