@@ -46,8 +46,15 @@ def reduced(config: dict[str, Any]) -> dict[str, Any]:
     return {'model': name, 'model_args': {**args, 'depth': 2}, **kept}
 
 
-#: One configuration of each reduced architecture; `in_channels` defaults to all bands.
-DISTINCT = {str({'in_channels': 15, **reduced(c)}): name for name, c in CONFIGS.items()}.values()
+def architecture(config: dict[str, Any]) -> str:
+    """Return what configurations of the same reduced architecture have in common."""
+    # `in_channels` defaults to all bands.
+    args = {'in_channels': 15, **reduced(config), 'global_size': None, 'local_size': None}
+    return str(sorted({**args, 'model_args': sorted(args['model_args'].items())}.items()))
+
+
+#: One configuration of each reduced architecture.
+DISTINCT = {architecture(c): name for name, c in CONFIGS.items()}.values()
 
 
 def write_checkpoint(path: Path, **kwargs: Any) -> Path:

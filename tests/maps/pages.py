@@ -150,16 +150,17 @@ class Browser:
             options.add_argument(argument)
         options.set_capability('goog:loggingPrefs', {'browser': 'ALL'})
         self.driver = webdriver.Chrome(options, Service(shutil.which('chromedriver')))
-        self.driver.set_page_load_timeout(20)
+        self.driver.set_page_load_timeout(60)
 
     def open(self, url: str, width: int = 1200, height: int = 800, keep: bool = False) -> None:
         """Open a page, with empty storage unless *keep* is true."""
         from selenium.common.exceptions import TimeoutException
 
         try:
+            # Seen beside other tests: for minutes, Chromium loads nothing, not even local files.
+            self.driver.set_page_load_timeout(8)
             self._load(url, width, height, keep)
         except TimeoutException:
-            # Seen beside other tests: for minutes, Chromium loads nothing, not even local files.
             self.driver.quit()
             self.start()
             self._load(url, width, height, keep)
@@ -182,7 +183,7 @@ class Browser:
         return self.driver.execute_script(script, *args)
 
     def wait(self, condition: str) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not self.run(f'return {condition}'):
             assert time.monotonic() < deadline, f'{condition} did not come true'
             time.sleep(0.02)
