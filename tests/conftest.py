@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import shutil
 from collections.abc import Iterator
@@ -7,6 +8,32 @@ from pathlib import Path
 
 import pytest
 import torch
+
+#: Files that take longest or mostly wait, for SLURM or a browser. They are run first, so that no
+#: process is left with one of them at the end.
+FIRST = (
+    'test_submit.py',
+    'test_page_classes.py',
+    'test_deploy.py',
+    'tasks/test_ranks.py',
+    'test_doors.py',
+    'test_page_browser.py',
+    'test_archive_docs.py',
+    'test_benchmark.py',
+    'test_adapt.py',
+    'tasks/test_processes.py',
+    'test_products.py',
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the files that take longest first."""
+
+    def place(item: pytest.Item) -> int:
+        path = item.path.as_posix()
+        return next((i for i, name in enumerate(FIRST) if path.endswith(f'/{name}')), len(FIRST))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope='session')
@@ -37,6 +64,13 @@ def forkserver() -> ForkServerContext:
     context.set_forkserver_preload(['geofm.tasks', 'geofm.maps'])
     server.ensure_running()
     return context
+
+
+@pytest.fixture(scope='session', autouse=True)
+def _freeze_imports() -> None:
+    """Exclude the objects of imported modules from garbage collection, to save time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
