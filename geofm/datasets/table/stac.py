@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlparse
 
 import pyarrow.parquet as pq
 import pystac
+from pystac.stac_io import DefaultStacIO
 
 from geofm.datasets.table.error import TableError
 from geofm.datasets.table.indexing import Indexed, make_table
@@ -32,15 +33,16 @@ def index_stac(path: str | Path, sensor: str | None = None) -> Indexed:
     The bands of an item form a scene. Relative paths are resolved against the file of the item.
 
     Args:
-        path: JSON file of an item, of a collection or catalogue (with local items), or of an item
-            collection; or a stac-geoparquet file.
+        path: JSON file of an item, of a collection or catalogue (whose items are local files), or
+            of an item collection; or a stac-geoparquet file.
         sensor: Key of the sensor of all items. Default: determined from each item.
 
     Returns:
         The table, and the number of items without a known sensor.
 
     Raises:
-        TableError: If the file is not STAC, an item is malformed, or no item has a known band.
+        TableError: If the file is not STAC, an item is malformed, a link of a catalogue is a URL,
+            or no item has a known band.
     """
     file = Path(path)
     if not file.is_file():
@@ -63,6 +65,16 @@ def index_stac(path: str | Path, sensor: str | None = None) -> Indexed:
     return Indexed(make_table(rows, printable(file), file.parent), others, example, 0, '')
 
 
+class _LocalFiles(DefaultStacIO):
+    """Reader of linked STAC files that refuses URLs: a file must not cause network access."""
+
+    def read_text_from_href(self, href: str) -> str:
+        """Read a local file."""
+        if urlparse(href).scheme not in ('', 'file'):
+            raise TableError(f'it links to {href}: only local files are read, so download it first')
+        return super().read_text_from_href(href)
+
+
 def _items(file: Path) -> Iterator[pystac.Item]:
     """Yield the items of a file."""
     try:
@@ -78,14 +90,18 @@ def _items(file: Path) -> Iterator[pystac.Item]:
                 item.set_self_href(str(file))
                 yield item
             return
-        found = pystac.read_file(str(file.resolve()))
+        found = pystac.read_file(str(file.resolve()), stac_io=_LocalFiles())
         if isinstance(found, pystac.Item):
             yield found
         else:
-            yield from cast(pystac.Catalog, found).get_items(recursive=True)
+            catalog = cast(pystac.Catalog, found)
+            # The root of a published catalogue may be a URL.
+            catalog.set_root(catalog)
+            yield from catalog.get_items(recursive=True)
     except Exception as error:
         # pystac raises KeyError, TypeError and other errors for malformed content.
-        reason = printable(one_line(error))
+        cause = error.__cause__ if isinstance(error.__cause__, TableError) else error
+        reason = printable(one_line(cause))
         raise TableError(f'{printable(file)}: cannot be read as STAC: {reason}') from error
 
 

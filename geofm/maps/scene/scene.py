@@ -570,9 +570,9 @@ class Scene:
 
     @property
     def dates(self) -> Tensor:
-        """Days of acquisition since 1970-01-01, int64 (S,); the smallest int64 where unknown.
+        """Days of acquisition since 1970-01-01, int64 (T,); the smallest int64 where unknown.
 
-        The columns are those of :func:`geofm.sensors.date_columns`.
+        There is one per sensor of :func:`geofm.sensors.date_columns`.
         """
         nat = np.datetime64('NaT', 'D')
         columns = date_columns(self.sensors)

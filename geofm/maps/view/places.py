@@ -56,7 +56,7 @@ class SearchResult:
         return draw_map(self.similarity, self.table.grid, title, 'cosine similarity', marks)
 
     def save(self, path: Path) -> None:
-        """Write the places as GeoJSON or GeoPackage, or the picture as PNG or PDF.
+        """Write the places as GeoJSON or GeoPackage, or the figure of :meth:`plot` as PNG or PDF.
 
         Args:
             path: File to write. Its suffix determines the format.

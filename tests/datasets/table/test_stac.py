@@ -1,5 +1,6 @@
 import datetime
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,29 @@ def test_the_offset_of_newer_baselines_is_removed_once(tmp_path: Path) -> None:
         table = index_stac(tmp_path / 'item.json').table
         found = None if table.offset is None else float(table.offset[0])
         assert found == pytest.approx(offset)
+
+
+@pytest.mark.parametrize('relation', ['item', 'child', 'root', 'parent', 'self'])
+def test_links_to_urls_are_not_followed(
+    tmp_path: Path, relation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[Any] = []
+    monkeypatch.setattr(socket.socket, 'connect', lambda _, address: requests.append(address))
+    catalog = pystac.Catalog('c', 'c')
+    catalog.add_item(item())
+    catalog.normalize_and_save(str(tmp_path), pystac.CatalogType.SELF_CONTAINED)
+    path = tmp_path / 'catalog.json'
+    content = json.loads(path.read_text())
+    links = [link for link in content['links'] if link['rel'] != relation]
+    url = 'http://127.0.0.1:9/catalog.json'
+    content['links'] = [*links, {'rel': relation, 'href': url, 'type': 'application/json'}]
+    path.write_text(json.dumps(content))
+    if relation in ('item', 'child'):
+        with pytest.raises(TableError, match=f'links to {url}: only local files are read'):
+            index_stac(path)
+    else:
+        assert len(index_stac(path).table)
+    assert not requests
 
 
 def test_collections_of_items_are_read(tmp_path: Path) -> None:
