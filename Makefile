@@ -39,7 +39,9 @@ install: $(STAMP)
 $(STAMP): pyproject.toml .ci/constraints.txt
 	@python="$$($(FIND_PYTHON))" && echo "using $$python" && "$$python" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade --constraint .ci/constraints.txt pip
-	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[bench,lora,maps,mask2former,onnx,shards,xformers]' --group dev
+	$(BIN)/python -m pip install --quiet --no-compile --constraint .ci/constraints.txt --editable '.[bench,lora,maps,mask2former,onnx,shards,xformers]' --group dev
+	@# Unlike pip, compileall uses all cores. Some packages contain files that do not compile.
+	@$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 	@touch $@
 
 demo: install
@@ -54,9 +56,10 @@ types: install
 	$(BIN)/mypy
 
 # One thread per process, and one process more than cores, since some tests wait. Tests of one file
-# run in one process, so that they share fixtures.
+# run in one process, so that they share fixtures. Compiled files are kept for the many processes that
+# tests start.
 check: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) \
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) \
 	  --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # mypy runs on one core: beside the tests it costs least.

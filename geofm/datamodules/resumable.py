@@ -35,15 +35,16 @@ TIMEOUT = 600.0
 class ResumableDataModule(WatchedUnits, PlacesStay, NormalizingDataModule):
     """Data module with reproducible data loaders that can be resumed within an epoch.
 
-    The order of training samples and the random numbers in their reading depend on the seed, the
-    epoch and the sample, but not on the number of workers. Each rank trains on different samples. A
-    run that is resumed within an epoch continues with the next batch. In validation, testing and
-    prediction, samples are read in order, with the same random numbers each time.
+    The order of training samples depends on the seed and the epoch. The random numbers that are
+    used to read a sample depend on the seed, the epoch and the sample. Neither depends on the
+    number of workers. Each rank trains on different samples. A run that is resumed within an epoch
+    continues with the next batch. In validation, testing and prediction, samples are read in order,
+    with the same random numbers each time.
 
     Attributes:
         images_as_integers: Whether images of training batches are transferred to the device as
             integers if this is exact, see :class:`geofm.datamodules.narrow.Narrowing`. The task
-            gets the same batches. None: unless the device is the CPU.
+            gets the same batches. None means True, unless the device is the CPU.
         train_loader: The training data loader in use.
     """
 

@@ -220,7 +220,9 @@ def _header_problem(header: Header, size: int) -> Problem | None:
 
 
 def is_on_earth(transform: tuple[float, ...]) -> bool:
-    """Check that a transform is invertible and within the coordinates of any CRS on Earth.
+    """Check that a transform is given, is invertible and leads to coordinates of a CRS on Earth.
+
+    The identity counts as not given, because GDAL reports it for files without a transform.
 
     Args:
         transform: Affine coefficients a to f.

@@ -65,8 +65,9 @@ class Scan(NamedTuple):
     Attributes:
         table: The table.
         messages: First message about each problem that occurred.
-        unnamed: For each sensor with files that do not name their bands, so that the band order of
-            the sensor is assumed, the number of these files and the first of them.
+        unnamed: By sensor with several bands, the number of files whose bands are named neither in
+            the file nor in the table, and the first of them. They are assumed to have the band
+            order of the sensor.
     """
 
     table: RasterTable

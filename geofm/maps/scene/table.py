@@ -130,7 +130,8 @@ class TableScene:
         """Identify the files of the scene without reading their pixels.
 
         Returns:
-            Rows of the table by sensor, with the size and modification time of local files.
+            Rows of the table by sensor, with the size and modification time of local files; and
+            under the key 'bands', the names of the bands that are read.
         """
         table = self._archive.table
         described: dict[str, Any] = {}
