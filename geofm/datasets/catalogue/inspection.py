@@ -1,6 +1,7 @@
 """Check whether a file is a valid image of its sensor."""
 
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -47,6 +48,10 @@ _LEFT_OVER = 64
 #: Fill values are one or a few. A file is considered damaged if more distinct values than this are
 #: outside the limits of the sensor, in more than this fraction of the pixels.
 _MOST_FILLS, _MOST_BEYOND = 8, 0.01
+
+#: Lock for computations of a few microseconds each. Otherwise threads spend most of their time
+#: passing on Python's global lock, which NumPy releases in each of them.
+_COMPUTING = threading.Lock()
 
 #: Value for the band names of a file that does not name its bands.
 UNNAMED = ''
@@ -178,12 +183,13 @@ def _inspect_plain(
         with open_raster(path) as src:
             return inspect_bands(src, header, bands)
     pixels = np.concatenate([read_rows(descriptor, header, strip) for strip in strips])
-    # Reductions over bands are several times faster if each band is contiguous.
-    numbers = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
-    valid = np.ones(numbers.shape[1:], bool)
-    inspection = _Inspection(bands, header)
-    inspection.add(numbers, bands.convert(numbers, valid, header.nodata), valid)
-    finding = inspection.finding()
+    with _COMPUTING:
+        # Reductions over bands are several times faster if each band is contiguous.
+        numbers = np.ascontiguousarray(np.moveaxis(pixels, -1, 0))
+        valid = np.ones(numbers.shape[1:], bool)
+        inspection = _Inspection(bands, header)
+        inspection.add(numbers, bands.convert(numbers, valid, header.nodata), valid)
+        finding = inspection.finding()
     if finding.problem is None:
         return finding
     # A few rows are not enough to reject a file.
