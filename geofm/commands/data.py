@@ -65,9 +65,9 @@ def index(
     table of rasters, which the data set RasterArchive reads. Each file is opened once.
 
     Otherwise the root is a folder of SEN12MS-CR-TS or SEN12MS-CR. The header and some rows of each
-    file are read once. When the command runs again, it reads only files that are new or changed,
-    and removes files that no longer exist from the catalogue. Data sets use the catalogue that
-    lies beside the data.
+    file are read once, and the whole file if these rows look wrong. When the command runs again, it
+    reads only files that are new or changed, and removes files that no longer exist from the
+    catalogue. Data sets use the catalogue that lies beside the data.
 
     Args:
         root: Folder of the data; a STAC item, collection, item collection or stac-geoparquet file;

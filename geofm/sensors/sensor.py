@@ -196,7 +196,7 @@ _BY_QUANTITY: Any = None
 class Sensor:
     """A sensor, or a product derived from a sensor, with its bands.
 
-    Fields from *limits* on have defaults that depend on *quantity* and *unit*.
+    Most fields from *limits* on have defaults that depend on *quantity* and *unit*.
 
     Attributes:
         name: Key of the sensor, e.g. ``'s1'``: lower-case letters, digits and underscores.

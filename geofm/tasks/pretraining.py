@@ -75,8 +75,9 @@ class PretrainingTask(BaseTask):
 
     It builds the backbone and the crops from hyperparameters and implements everything except the
     losses: schedules by the number of samples, AdamW with layer-wise learning rates, clipping,
-    resuming, stopping, checkpoints, logs and predictions. ``geofm export``, ``geofm replay``, the
-    map commands, ``OnlineKNN`` and ``CollapseWatch`` work with every subclass.
+    resuming, stopping, checkpoints, logs and predictions. ``geofm export``, the map commands,
+    ``OnlineKNN`` and ``CollapseWatch`` work with every subclass, and ``geofm replay`` with those in
+    :mod:`geofm.tasks`; for others, import the class and call :func:`geofm.tasks.replay`.
 
     A method is a subclass that defines
 
@@ -273,7 +274,7 @@ class PretrainingTask(BaseTask):
         """Build the modules that are trained with the backbone.
 
         Returns:
-            New modules by name. None of their submodules may be named ``model``.
+            New modules by name. No name of a module or submodule may end with ``model``.
         """
         return {}
 

@@ -212,7 +212,8 @@ class FeatureDistillation(nn.Module):
         """Compute the losses of the global crops of B images.
 
         Args:
-            crops: Crops with anchors of :attr:`image_size`.
+            crops: Crops whose ``anchors``, the global crops that the teacher sees, have sides of
+                :attr:`image_size` pixels.
             cls: CLS features of the student, of shape (2B, D).
             patches: Patch features of the student, of shape (2B, N, D).
             present: Whether each sensor of the student is present, bool of shape (2B, S). Crops

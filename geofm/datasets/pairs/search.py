@@ -131,7 +131,7 @@ class TableSearch:
 
 
 class FrameSearch:
-    """Search in an index that was assigned by the user and may have any outlines."""
+    """Search in a GeoDataFrame that the user has set as ``dataset.index``, with any geometries."""
 
     def __init__(self, frame: gpd.GeoDataFrame) -> None:
         """Initialize a new FrameSearch instance.

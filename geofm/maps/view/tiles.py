@@ -332,7 +332,10 @@ def _longitudes_of(src: DatasetReader) -> dict[str, CRS]:
 
 
 def default_nodata(src: DatasetReader, style: Style) -> float | None:
-    """Return the nodata value of a raster without a nodata tag: the style's fill, or NaN."""
+    """Return the nodata value to assume for a raster that states none, or None.
+
+    It is the fill of the style, or NaN for floating-point values.
+    """
     if src.nodata is not None:
         return None
     fill = style.fill if isinstance(style, RGB) else None

@@ -37,7 +37,8 @@ def take_up_sensors(definitions: Any, source: str) -> None:
     """Register the sensors that a file defines.
 
     Args:
-        definitions: Value of the entry of :func:`carry_sensors`; not trusted. None: do nothing.
+        definitions: Definitions by key, as read from a file with those of :func:`carry_sensors`;
+            not trusted. None: do nothing.
         source: Name of the file in messages.
 
     Raises:
