@@ -59,7 +59,8 @@ types: install
 # run in one process, so that they share fixtures. Compiled files are kept for the many processes that
 # tests start.
 check: install
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $$(($$(getconf _NPROCESSORS_ONLN) + 1)) \
+	cores="$$(nproc 2>/dev/null || getconf _NPROCESSORS_ONLN)" && \
+	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses "$$((cores + 1))" \
 	  --dist loadfile --no-loadscope-reorder $(TESTS)
 
 # mypy runs on one core: beside the tests it costs least.
