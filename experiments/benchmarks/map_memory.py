@@ -2,8 +2,8 @@
 
 A scene of the size of a Sentinel-2 tile is generated on disk, and `geofm map` makes all products of
 it with a tiny model, in a process of its own. The peak is the largest sum of resident memory of
-that process and its children, sampled ten times a second, or what the kernel itself noted if that
-is more.
+that process and its children, sampled ten times a second, or the peak of the process as recorded by
+Linux if that is more.
 
     python experiments/benchmarks/map_memory.py --side 10980 --smaller 2745
 """
@@ -12,7 +12,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -23,12 +22,13 @@ import numpy as np
 import rasterio
 import timm
 import torch
+from predict_memory import peak_bytes
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
 import geofm.models  # noqa: F401  registers the models
 from geofm.maps import Options, map_scene
-from geofm.sensors import SENSORS
+from geofm.sensors import DEFAULT_SENSORS, SENSORS
 
 MODEL, LAYERS = 'geofm_vit_tiny_patch16_linear', 2
 TILE = 512
@@ -97,7 +97,7 @@ def measure(side: int, threads: int) -> dict[str, float]:
     """Return peak memory and time of mapping a scene with the given side."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as name:
         folder = Path(name)
-        scenes = {key: folder / f'{key}_2018-02-24.tif' for key in SENSORS}
+        scenes = {key: folder / f'{key}_2018-02-24.tif' for key in DEFAULT_SENSORS}
         for key, path in scenes.items():
             write_scene(path, key, side)
         start = time.perf_counter()
@@ -105,15 +105,14 @@ def measure(side: int, threads: int) -> dict[str, float]:
         process = subprocess.Popen(command)
         peak = 0
         while process.poll() is None:
-            peak = max(peak, resident_bytes(process.pid))
+            peak = max(peak, resident_bytes(process.pid), peak_bytes(process.pid))
             time.sleep(0.1)
         seconds = time.perf_counter() - start
         if process.returncode:
             raise SystemExit(f'the run of {side} px failed: {process.returncode}')
-        noted = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
         return {
             'side': side,
-            'peak_mib': max(peak, noted) / 2**20,
+            'peak_mib': peak / 2**20,
             'seconds': seconds,
             'products_mib': sum(p.stat().st_size for p in (folder / 'maps').iterdir()) / 2**20,
         }
@@ -129,10 +128,9 @@ def main() -> None:
     parser.add_argument('--map', type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.map is not None:
-        s1, s2 = (args.map / f'{key}_2018-02-24.tif' for key in SENSORS)
+        s1, s2 = (args.map / f'{key}_2018-02-24.tif' for key in DEFAULT_SENSORS)
         map_all(s1, s2, args.map / 'maps', args.threads)
         return
-    # From small to large: what the kernel notes of children is the largest of all so far.
     rows = [measure(side, args.threads) for side in sorted((args.smaller, args.side))]
     args.output.mkdir(parents=True, exist_ok=True)
     result = {
