@@ -22,7 +22,6 @@ import numpy as np
 import rasterio
 import timm
 import torch
-from predict_memory import peak_bytes
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
@@ -77,6 +76,21 @@ def map_all(s1: Path, s2: Path, output: Path, threads: int) -> None:
     torch.manual_seed(0)
     model = timm.create_model(MODEL, in_chans=15, depth=LAYERS)
     map_scene(model, s1, s2, output, options=Options(precision='int8'))
+
+
+def peak_bytes(pid: int) -> int:
+    """Return the peak resident memory of a process, as Linux records it.
+
+    Not what the kernel notes of a child that has ended (ru_maxrss): that begins with the memory of
+    the process which started it, and this one has written a scene.
+    """
+    try:
+        lines = Path(f'/proc/{pid}/status').read_text().splitlines()
+    except OSError:
+        return 0  # it ended meanwhile
+    return max(
+        (1024 * int(line.split()[1]) for line in lines if line.startswith('VmHWM')), default=0
+    )
 
 
 def resident_bytes(pid: int) -> int:

@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import rasterio
 import torch
-from map_memory import write_scene
+from map_memory import peak_bytes, write_scene
 from torchgeo.tasks import SemanticSegmentation
 
 import geofm.models  # noqa: F401  registers the models
@@ -56,21 +56,6 @@ def rows_of_windows(side: int) -> int:
     """Return the number of rows of windows of a scene."""
     step = int(WINDOW * (1 - OVERLAP))
     return -(-(side - WINDOW) // step) + 1
-
-
-def peak_bytes(pid: int) -> int:
-    """Return the peak resident memory of a process, as Linux records it.
-
-    Not what the kernel notes of a child that has ended (ru_maxrss): that begins with the memory of
-    the process which started it, and this one has written a scene.
-    """
-    try:
-        lines = Path(f'/proc/{pid}/status').read_text().splitlines()
-    except OSError:
-        return 0  # it ended meanwhile
-    return max(
-        (1024 * int(line.split()[1]) for line in lines if line.startswith('VmHWM')), default=0
-    )
 
 
 class Run:
