@@ -87,7 +87,7 @@ def date_in_2018(day: int) -> datetime.date:
 def write_raster(
     path: Path, image: npt.NDArray[Any], grid: Grid, names: Sequence[str] | None = None
 ) -> None:
-    """Write an uncompressed, pixel-interleaved GeoTIFF without nodata, as SEN12MS-CR-TS has.
+    """Write an uncompressed, pixel-interleaved GeoTIFF without a nodata value, as in SEN12MS-CR-TS.
 
     Args:
         path: The file. Its folder is created if necessary.

@@ -93,10 +93,11 @@ def match_windows(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Find the best observation of another sensor for each window.
 
-    The best observation is the one with the nearest date. Candidates are the observations of the
-    same place or, for observations without a place, those that cover enough of the window. If
-    several have the same date difference, the one that covers most of the window is chosen, and if
-    they cover the same, the first.
+    Observations of the same place are matched first: the one with the nearest date is chosen, see
+    :func:`nearest_at_place`, and a window that it does not cover enough has no match. Otherwise,
+    candidates are the observations without a place (or all, if the scene has none) that cover
+    enough of the window. Of these, the one with the nearest date is chosen; if several are equally
+    near, the one that covers most of the window, and if they cover the same, the first.
 
     Args:
         scenes: Observations of the reference sensor.

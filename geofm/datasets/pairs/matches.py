@@ -135,7 +135,7 @@ class MatchTable(ABC):
 
     @abstractmethod
     def starts(self) -> Rows:
-        """Return the index of the first of each group of consecutive matches of a window."""
+        """Return where each run of rows with the same window begins: indices of first matches."""
 
     @abstractmethod
     def places(self) -> npt.NDArray[np.int64]:

@@ -168,9 +168,10 @@ def view_of(table: RasterTable, row: int, source: Source) -> Source:
         source: The open file.
 
     Returns:
-        The bands of the file, without alpha bands and bands that the row marks as unused ('-'), or
-        only the band at the index of the row if it has one. Scale, offset, unit and nodata value of
-        the row replace those of the file.
+        The bands of the file, without those that the row marks as unused ('-'), or only the band at
+        the index of the row if it has one. An alpha band of the file is kept as the last band,
+        because it is the mask of the others. Scale, offset, unit and nodata value of the row
+        replace those of the file.
 
     Raises:
         BandError: If the number of bands of the file does not match the row.
