@@ -109,7 +109,8 @@ def _is_part(grid: Grid, extent: Extent, of: Grid) -> bool:
 def check_not_empty(path: str, sensor: Sensor, place: Place) -> None:
     """Raise an error if a file has no valid pixel at the location of a sample.
 
-    A file whose grid does not contain that of the sample is not checked, since it may just miss it.
+    A file whose grid does not contain that of the sample is not checked, since the sample may lie
+    outside of the file.
 
     Args:
         path: The file.

@@ -40,7 +40,7 @@ class Encoding:
 
     Attributes:
         dtype: Data type. Older versions of GDAL read 'float16' as float32.
-        nodata: Number of pixels without data.
+        nodata: Value that is stored for pixels without data.
         scales: Scale of each band: a value is the number times the scale. None: no scales.
         colors: Colour of each class, for a raster of classes.
         rgb: Whether the three bands are red, green and blue.
