@@ -104,7 +104,8 @@ class Grid:
             factor: Side of a block in pixels.
 
         Returns:
-            A grid with the same origin (the outer corner of the first pixel), without incomplete blocks.
+            A grid with the same origin (the outer corner of the first pixel), without incomplete
+            blocks.
         """
         return replace(
             self,

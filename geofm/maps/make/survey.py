@@ -46,7 +46,7 @@ class SceneModel(Protocol):
 
     @property
     def blended(self) -> int | None:
-        """Number of values per patch averaged over overlapping windows; None: all stored ones."""
+        """Number of values per patch that are blended over windows; None: all that are stored."""
 
     def values(self, samples: Mapping[str, Tensor]) -> Floats:
         """Return the values of the patches of windows, of shape (windows, C, rows, columns)."""
