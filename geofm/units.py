@@ -103,7 +103,7 @@ def wrong_unit(values: npt.NDArray[Any], sensor: Sensor) -> WrongUnit | None:
 
 
 def _fraction(where: npt.NDArray[np.bool_]) -> float:
-    """Return the fraction of True, which takes a fraction of the time of a percentile."""
+    """Return the fraction of values that are True. Counting is faster than a percentile."""
     return np.count_nonzero(where) / where.size
 
 
